@@ -1,8 +1,8 @@
 """Frames, axes and units: the one convention of this bundle.
 
-Array axes are i, j, k; the centre of voxel (i, j, k) lies at ``affine @ (i, j, k, 1)``, in millimetres, RAS
-(x grows to the patient's right, y to the front, z to the head): the frame of NIfTI and MONAI. DICOM, ITK and LUNA16 use LPS, which
-is RAS with x and y negated. Names carry frame and unit (``centre_lps_mm``), or nothing is a position.
+Array axes are i, j, k; the centre of voxel (i, j, k) lies at ``affine @ (i, j, k, 1)``, in millimetres, RAS: x grows
+to the patient's right, y to the front, z to the head, as in NIfTI and MONAI. DICOM, ITK and LUNA16 use LPS, which is
+RAS with x and y negated. Names carry frame and unit (``centre_lps_mm``), or nothing is a position.
 """
 
 from __future__ import annotations

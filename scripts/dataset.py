@@ -1,0 +1,197 @@
+"""Training data: preprocessed scans kept on disk, and an endless, reproducible stream of crops from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from torch.utils.data import Dataset, Sampler
+
+from .transforms.crops import crop_by_affine
+from .transforms.insertion import PARENCHYMA_HU, size_weight
+from .transforms.nodules import NODULE
+
+logger = logging.getLogger(__name__)
+
+
+def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
+    """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
+
+    Relative ``image`` and ``mask`` paths start at their datalist's folder. A datalist without the section adds nothing.
+
+    Raises:
+        FileNotFoundError: a datalist is missing.
+    """
+    items: list[dict[str, Any]] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"datalist {path}: expected a JSON file, found none; make one with python -m scripts.prepare"
+            )
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        for item in content.get(section, []):
+            item = dict(item)
+            for key in ("image", "mask"):
+                if key in item:
+                    item[key] = str(Path(path).parent / item[key])
+            items.append(item)
+    return items
+
+
+class CachedScans(Dataset):
+    """Scans as the preprocessing leaves them, each computed once and then read from disk as memory maps.
+
+    An entry is a folder of plain arrays (``image.npy`` int16 HU, ``lung.npy`` and ``mask.npy`` uint8, ``nodule.npy``,
+    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a rename, so
+    an interrupted run leaves no half entry.
+
+    Args:
+        data: datalist items.
+        preprocessing: gives ``image`` ``[1, I, J, K]``, ``lung_distance_mm``, ``nodule``, ``label`` and, when the item
+            has one, ``mask``.
+        cache_dir: where entries live.
+        settings: text that changes whenever the preprocessing's result does.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        cache_dir: str,
+        settings: str,
+    ) -> None:
+        self.data = list(data)
+        self.preprocessing = preprocessing
+        self.cache_dir = Path(cache_dir)
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def _folder(self, item: Mapping[str, Any]) -> Path:
+        files = [Path(item[key]) for key in ("image", "mask") if key in item]
+        stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        text = json.dumps([self.settings, stamps, item.get("box"), item.get("label")], sort_keys=True)
+        return self.cache_dir / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def _compute(self, item: Mapping[str, Any], folder: Path) -> None:
+        logger.info("preprocessing %s", item["image"])
+        ready = self.preprocessing(item)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        image = np.asarray(ready["image"][0])
+        np.save(partial / "image.npy", np.clip(np.round(image), -32768, 32767).astype(np.int16))
+        np.save(partial / "nodule.npy", np.asarray(ready["nodule"], dtype=np.float32))
+        np.save(partial / "label.npy", np.asarray(ready["label"], dtype=np.int64))
+        np.save(partial / "lung.npy", _lungs_on_grid(ready["lung_distance_mm"], ready["image"]))
+        if "mask" in ready:
+            np.save(partial / "mask.npy", np.asarray(ready["mask"][0]).astype(np.uint8))
+        if folder.exists():  # another process was faster
+            shutil.rmtree(partial)
+        else:
+            partial.rename(folder)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``image``, ``lung`` and, when present, ``mask`` ``[I, J, K]`` as memory maps; ``nodule`` ``[N, 4]``; ``label``."""
+        folder = self._folder(self.data[index])
+        if not folder.exists():
+            self._compute(self.data[index], folder)
+        names = ["image", "lung", "nodule", "label"] + (["mask"] if (folder / "mask.npy").exists() else [])
+        mapped = {"image": "r", "lung": "r", "mask": "r"}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode=mapped.get(name)) for name in names}  # type: ignore[arg-type]
+
+
+class CropDataset(Dataset):
+    """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
+
+    A crop lies around a nodule (drawn by size, :func:`..transforms.insertion.size_weight`) or around a random piece
+    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often it is drawn.
+
+    Args:
+        scans: where crops are cut from.
+        transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
+        seed: of the stream.
+        nodule_share: share of crops around a listed nodule.
+    """
+
+    def __init__(self, scans: CachedScans, transform: Compose, *, seed: int, nodule_share: float) -> None:
+        if len(scans) == 0:
+            raise ValueError("training list: expected at least one scan, got none; check the datalists")
+        self.scans, self.transform, self.seed = scans, transform, seed
+        self.nodules: list[tuple[int, npt.NDArray[np.float32]]] = []
+        for number in range(len(scans)):
+            item = scans[number]
+            rows = np.asarray(item["nodule"])[np.asarray(item["label"]) == NODULE]
+            self.nodules += [(number, row) for row in rows]
+        scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
+        self._scan_chances = scan_weights / scan_weights.sum()
+        weights = np.array([scan_weights[n] * size_weight(float(row[3])) for n, row in self.nodules])
+        self._nodule_chances = weights / max(weights.sum(), 1e-9)
+        self.nodule_share = nodule_share if self.nodules else 0.0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, index])
+        if rng.random() < self.nodule_share:
+            scan, row = self.nodules[int(rng.choice(len(self.nodules), p=self._nodule_chances))]
+            item = self.scans[scan]
+            item["centre"] = row[:3]
+        else:
+            item = self.scans[int(rng.choice(len(self.scans), p=self._scan_chances))]
+            item["centre"] = _parenchyma_voxel(item, rng)
+        item["has_mask"] = "mask" in item or not (np.asarray(item["label"]) == NODULE).any()
+        self.transform.set_random_state(int(rng.integers(2**31)))
+        return dict(self.transform(item))
+
+
+def _lungs_on_grid(distance_mm: MetaTensor, image: MetaTensor) -> npt.NDArray[np.uint8]:
+    """The closed lungs, found on a coarse grid, on the grid of the image: 1 inside."""
+    to_coarse = np.linalg.inv(np.asarray(distance_mm.affine)) @ np.asarray(image.affine)
+    size = (image.shape[1], image.shape[2], image.shape[3])
+    return (crop_by_affine(distance_mm[0].numpy(), to_coarse, size, order=1) < 1.0).astype(np.uint8)
+
+
+def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A random voxel of aerated lung; after 200 draws any voxel."""
+    image_hu, lung = item["image"], item["lung"]
+    for _ in range(200):
+        voxel = rng.integers(0, image_hu.shape)
+        i, j, k = (slice(max(v - 2, 0), v + 3) for v in voxel)
+        if lung[tuple(voxel)] and PARENCHYMA_HU[0] < image_hu[i, j, k].mean() < PARENCHYMA_HU[1]:
+            break
+    return voxel
+
+
+class EpochSampler(Sampler[int]):
+    """Consecutive numbers of an endless stream, ``length`` per epoch; ranks take turns.
+
+    Call :meth:`set_epoch` with the 1-based epoch before it starts, so that a resumed run goes on where it stopped.
+
+    Args:
+        length: crops per epoch and rank.
+        rank, ranks: this process among all.
+    """
+
+    def __init__(self, length: int, rank: int = 0, ranks: int = 1) -> None:
+        self.length, self.rank, self.ranks = length, rank, ranks
+        self.epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        first = (self.epoch - 1) * self.length * self.ranks
+        return iter(range(first + self.rank, first + self.length * self.ranks, self.ranks))

@@ -1,0 +1,51 @@
+"""How the network is applied: numeric precision, and windows over a whole lung box."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
+    """The number type to compute in.
+
+    ``auto`` takes bfloat16 where the processor multiplies it natively (CUDA from Ampere on; x86 with AVX512-BF16
+    or AMX) and float32 elsewhere.
+
+    Raises:
+        ValueError: unknown name, or float16 on a CPU.
+    """
+    kind = torch.device(device).type
+    if precision == "auto":
+        if kind == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        able = torch.cpu.get_capabilities() if kind == "cpu" else {}
+        native = any(able.get(name, False) for name in ("avx512_bf16", "amx_tile"))
+        return torch.bfloat16 if native else torch.float32
+    if precision not in PRECISIONS or (precision == "float16" and kind == "cpu"):
+        usable = [name for name in PRECISIONS if name != "float16" or kind != "cpu"]
+        raise ValueError(f"precision: expected one of {['auto', *usable]} on {kind}, got {precision!r}")
+    return PRECISIONS[precision]
+
+
+class PrecisionInferer(Inferer):
+    """Call another inferer under autocast; predictions come back in float32.
+
+    Args:
+        inferer: how to apply the network.
+        precision: see :func:`choose_precision`.
+    """
+
+    def __init__(self, inferer: Inferer, precision: str) -> None:
+        super().__init__()
+        self.inferer, self.precision = inferer, precision
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = choose_precision(self.precision, inputs.device)
+        with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return self.inferer(inputs, network, *args, **kwargs).float()

@@ -1,0 +1,170 @@
+"""Datalist from the development data: whole lungs as hosts, LIDC nodules as donors for insertion.
+
+The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
+``nodules.csv``) and ``luna16/`` (``annotations.csv``, ``annotations_excluded.csv``).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ..geometry import apply_affine, spacing_mm, swap_lps_ras
+from ..transforms.crops import crop_by_affine
+from ..transforms.insertion import InsertNodulesd
+from ..transforms.lungs import find_lungs
+from ..transforms.nodules import IGNORED, NODULE
+
+logger = logging.getLogger(__name__)
+
+EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
+HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
+HELD_OUT_SCAN = "TCGA-DE-A4MA"  # never trained on; receives held-out donors for validation
+HELD_OUT_SHARE = 0.1  # of the donors' patients
+VALIDATION_COPIES, VALIDATION_NODULES = 3, 12  # held-out scan with this many insertions, this many times
+
+SERIES_UIDS = {
+    "LIDC-IDRI-0001": "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192",
+    "LIDC-IDRI-0002": "1.3.6.1.4.1.14519.5.2.1.6279.6001.619372068417051974713149104919",
+}
+
+# Masses in scans that nobody has read for nodules, seen by eye: centre LPS mm, diameter mm. Never background.
+UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
+    "C3N-00247": [(-81.2, -190.2, -193.0, 28.0)],
+    "CMB-CRC-MSB-01068": [(95.2, -2.0, -108.5, 24.0), (46.2, 22.0, -72.5, 16.0)],
+}
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of the development data, found none; check --data_dir")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _is_held_out(patient: str) -> bool:
+    """Split patients by a hash of their ID, so that the split never depends on order or on what else is there."""
+    return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_SHARE
+
+
+def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Donors for training and for validation, split by patient."""
+    folder = data_dir / "lidc_nodules"
+    donors: dict[str, list[dict[str, Any]]] = {"donors": [], "validation_donors": []}
+    for row in _read_csv(folder / "nodules.csv"):
+        patient = row["name"].split("_")[0]
+        donors["validation_donors" if _is_held_out(patient) else "donors"].append(
+            {
+                "name": row["name"],
+                "image": str((folder / "image" / f"{row['name']}.nii.gz").resolve()),
+                "mask": str((folder / "mask" / f"{row['name']}.nii.gz").resolve()),
+                "diameter_mm": float(row["diameter_mm"]),
+            }
+        )
+    return donors
+
+
+def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
+    """Boxes (LPS mm) and labels of a host: its LUNA16 nodules; excluded and unread findings as ignored."""
+    uid = SERIES_UIDS.get(name)
+    nodules, others = [], [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
+    for file, rows in (("annotations.csv", nodules), ("annotations_excluded.csv", others)):
+        for row in _read_csv(data_dir / "luna16" / file):
+            if row["seriesuid"] == uid:
+                diameter = float(row["diameter_mm"])
+                position = [float(row[f"coord{axis}"]) for axis in "XYZ"]
+                rows.append([*position, diameter if diameter > 0 else EXCLUDED_MM])
+    others = [o for o in others if all(np.linalg.norm(np.subtract(o[:3], n[:3])) > n[3] / 2 for n in nodules)]
+    boxes = [[*row[:3], row[3], row[3], row[3]] for row in nodules + others]
+    return boxes, [NODULE] * len(nodules) + [IGNORED] * len(others)
+
+
+def _host_mask(name: str, boxes: list[list[float]], image: Any, data_dir: Path, output: Path) -> str | None:
+    """Write the masks of a host's own nodules on its grid; ``None`` when no mask is known for any of them."""
+    mask = np.zeros(image.shape, dtype=np.uint8)
+    for file in sorted((data_dir / "lidc_nodules" / "mask").glob(f"{name}_*.nii.gz")):
+        patch = nibabel.load(file)
+        to_patch = np.linalg.inv(patch.affine) @ image.affine
+        part = np.asarray(patch.dataobj).astype(np.float32)
+        inside = ndimage.affine_transform(part, to_patch[:3, :3], to_patch[:3, 3], image.shape, order=1) > 0.5
+        centre = swap_lps_ras(apply_affine(image.affine, np.argwhere(inside).mean(0)))
+        nearest = int(np.argmin([np.linalg.norm(centre - np.array(b[:3])) for b in boxes]))
+        mask[inside] = nearest + 1
+    if not mask.any():
+        return None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), output)
+    return str(output.resolve())
+
+
+def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output: Path, seed: int) -> dict[str, Any]:
+    """A copy of a scan with held-out donors inserted, written as image, mask and datalist item."""
+    image = nibabel.load(item["image"])
+    hu = np.asarray(image.dataobj).astype(np.float32)
+    lungs = find_lungs(torch.from_numpy(hu), spacing_mm(image.affine))
+    closed = crop_by_affine(lungs.distance_mm, np.diag([*(1.0 / lungs.step), 1.0]), hu.shape, order=1) < 1.0
+    data = {
+        "image": hu[None],
+        "lung": closed[None],
+        "nodule": np.zeros((0, 4), dtype=np.float32),
+        "label": np.zeros(0, dtype=np.int64),
+    }
+    for turn in range(VALIDATION_NODULES):
+        insert = InsertNodulesd(donors, prob=1.0, most=1, scale=(1.0, 1.0))
+        insert.set_random_state(seed * 1000 + turn)
+        data = insert(data)
+    output.mkdir(parents=True, exist_ok=True)
+    name = f"{item['name']}-inserted-{seed}"
+    for key, dtype in (("image", np.int16), ("mask", np.uint8)):
+        nibabel.save(nibabel.Nifti1Image(data[key][0].round().astype(dtype), image.affine), output / f"{name}-{key}.nii.gz")
+    rows = data["nodule"].astype(float)
+    centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
+    boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
+    files = {key: str((output / f"{name}-{key}.nii.gz").resolve()) for key in ("image", "mask")}
+    return {"name": name, **files, "box": boxes, "label": [NODULE] * len(boxes)}
+
+
+def make_development_datalist(data_dir: str, output_dir: str) -> str:
+    """Write ``<output_dir>/datalist.json`` with the sections training, validation, donors and validation_donors.
+
+    Args:
+        data_dir: the development data, see this module's docstring.
+        output_dir: gets the datalist, host masks, and the validation scans with their insertions.
+
+    Returns:
+        The datalist's path.
+
+    Raises:
+        FileNotFoundError: a part of the data is missing.
+    """
+    source, output = Path(data_dir), Path(output_dir)
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source)}
+    for path in sorted((source / "scans_1mm").glob("*.nii.gz")):
+        name = path.name.removesuffix(".nii.gz")
+        item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
+        if name == HELD_OUT_SCAN:
+            logger.info("inserting %d held-out nodules into %s", VALIDATION_COPIES * VALIDATION_NODULES, name)
+            lists["validation"] += [
+                _with_insertions(item, lists["validation_donors"], output / "validation", seed)
+                for seed in range(VALIDATION_COPIES)
+            ]
+            continue
+        item["box"], item["label"] = _findings(name, source)
+        mask = _host_mask(name, item["box"], nibabel.load(path), source, output / "masks" / path.name)
+        lists["training"].append({**item, "mask": mask} if mask else item)
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / ".datalist.json.partial"
+    partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")
+    os.replace(partial, output / "datalist.json")
+    logger.info("%s: %s", output / "datalist.json", {key: len(value) for key, value in lists.items()})
+    return str(output / "datalist.json")

@@ -1,0 +1,71 @@
+"""What the network should say in each cell, given the nodules of a crop.
+
+Source: LWNet. The cells nearest a nodule's centre are positive, the other cells of any nodule are ignored, the rest
+is background. Deviation: cells are those of the output stride instead of voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+POSITIVE, BACKGROUND, IGNORE = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class CellTargets:
+    """Targets of a batch on the output grid.
+
+    Attributes:
+        state: ``[B, I, J, K]`` int8: :data:`POSITIVE`, :data:`BACKGROUND` or :data:`IGNORE`.
+        offset_mm: ``[B, 3, I, J, K]``, from the cell's centre to the nearest nodule's; meaningful where positive.
+        log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm; meaningful where positive.
+    """
+
+    state: Tensor
+    offset_mm: Tensor
+    log_diameter: Tensor
+
+
+def cell_positions(shape: tuple[int, int, int], stride: int, device: torch.device) -> Tensor:
+    """Centres of the output cells in voxels of the input: ``[3, I, J, K]``. Cell c covers voxels c·s … c·s + s − 1."""
+    axes = [torch.arange(n, device=device, dtype=torch.float32) * stride + (stride - 1) / 2.0 for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def cell_targets(
+    nodule: Tensor, is_nodule: Tensor, is_there: Tensor, shape: tuple[int, int, int], *, stride: int, positives: int
+) -> CellTargets:
+    """Assign cells to nodules.
+
+    Args:
+        nodule: ``[B, N, 4]`` (i, j, k in voxels of the input, 1 mm each; diameter in mm).
+        is_nodule: ``[B, N]`` bool, rows to find.
+        is_there: ``[B, N]`` bool, rows that exist (nodules and ignored findings).
+        shape: the output grid ``(I, J, K)``.
+        stride: voxels per cell.
+        positives: number of cells nearest each centre that are positive.
+
+    Returns:
+        The targets; without any row everything is background.
+    """
+    cells = cell_positions(shape, stride, nodule.device)
+    apart = nodule[:, :, :3, None, None, None] - cells  # [B, N, 3, I, J, K]
+    squared = apart.square().sum(2)  # [B, N, I, J, K]
+    far = torch.finfo(squared.dtype).max
+    squared = torch.where(is_there[..., None, None, None], squared, far)
+    reach = (nodule[:, :, 3] / 2.0 + stride / 2.0).square()[..., None, None, None]
+    ignored = (squared <= reach).any(1)
+    counted = torch.where(is_nodule[..., None, None, None], squared, far)
+    nearest_distance, nearest = counted.min(1)
+    limit = counted.flatten(2).kthvalue(positives, dim=2).values  # the positives-th nearest cell of each nodule
+    within = counted <= limit[..., None, None, None]
+    owned = torch.gather(within, 1, nearest[:, None])[:, 0]  # a cell is positive only for its nearest nodule
+    positive = owned & (nearest_distance < far)
+    state = torch.where(positive, POSITIVE, torch.where(ignored, IGNORE, BACKGROUND)).to(torch.int8)
+    index = nearest[:, None, None].expand(-1, 1, 3, *shape)
+    offset = torch.gather(apart, 1, index)[:, 0]
+    diameter = torch.gather(nodule[:, :, 3], 1, nearest.flatten(1)).reshape(nearest.shape)
+    return CellTargets(state, offset, diameter.clamp_min(1.0).log())

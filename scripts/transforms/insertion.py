@@ -1,0 +1,140 @@
+"""Nodule insertion: real nodules, cut out with their masks, blended into the lungs of other scans.
+
+A donor is a small CT patch with the mask of one nodule. It is turned, flipped and scaled at random, resampled to the
+crop's grid in one step, and blended in with a soft edge at a place where the host is lung parenchyma. Where the host
+has a large soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from monai.transforms import RandomizableTransform
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from ..geometry import FloatArray, spacing_mm, sphere_diameter_mm
+from .crops import crop_by_affine
+from .nodules import NODULE
+
+PARENCHYMA_HU = (-960.0, -650.0)  # local mean of aerated lung: neither trachea nor tissue
+SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
+LOCAL_SIGMA_VOXEL = 2.0  # of those local means
+EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
+GAP_VOXEL = 3.0  # kept between nodules
+
+Mask = npt.NDArray[np.bool_]
+
+
+def size_weight(diameter_mm: float) -> float:
+    """How often a nodule is drawn, by size: LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm)."""
+    return 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
+
+
+class InsertNodulesd(RandomizableTransform):
+    """Insert up to ``most`` donors into a crop of 1 mm voxels.
+
+    Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (made when absent),
+    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``; inserted nodules are appended as rows.
+    Where ``lung`` ``[1, I, J, K]`` is there, only places inside it are used. A crop without a free piece of
+    parenchyma stays as it is.
+
+    Args:
+        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing.
+        prob: share of crops that receive nodules.
+        most: largest number per crop.
+        scale: range of the random zoom of a donor.
+    """
+
+    def __init__(self, donors: Sequence[Mapping[str, Any]], *, prob: float, most: int, scale: tuple[float, float]):
+        super().__init__(prob=prob)
+        self.donors = list(donors)
+        self.most, self.scale = most, scale
+        weights = np.array([size_weight(float(d["diameter_mm"])) for d in self.donors])
+        self._chances = weights / weights.sum() if len(weights) else weights
+        self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
+
+    def _patch(self, number: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]:
+        """A donor's HU, mask and spacing, kept once read; one empty voxel is added on every side of the mask."""
+        if number not in self._patches:
+            donor = self.donors[number]
+            image, mask = nibabel.load(donor["image"]), nibabel.load(donor["mask"])
+            hu = np.pad(np.asarray(image.dataobj).astype(np.int16), 1, mode="edge")
+            inside = np.pad(np.asarray(mask.dataobj).astype(np.uint8), 1)
+            self._patches[number] = hu, inside, spacing_mm(image.affine)
+        return self._patches[number]
+
+    def _draw_donor(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """A donor on a 1 mm cube after a random turn, flip and zoom: HU and soft mask, centred; at most ``shape``."""
+        hu, inside, mm = self._patch(int(self.R.choice(len(self.donors), p=self._chances)))
+        zoom = float(self.R.uniform(*self.scale))
+        turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
+        turn = turn * self.R.choice([-1.0, 1.0], 3)
+        where = np.argwhere(inside)
+        reach_mm = np.linalg.norm((where - where.mean(0)) * mm, axis=1).max() * zoom
+        edge = int(min(2 * np.ceil(reach_mm + 3.0) + 1, *shape))
+        to_source = np.eye(4)
+        to_source[:3, :3] = (turn / zoom) / mm[:, None]
+        to_source[:3, 3] = where.mean(0) - to_source[:3, :3] @ np.full(3, (edge - 1) / 2.0)
+        size = (edge, edge, edge)
+        soft = crop_by_affine(inside, to_source, size, order=1)
+        return crop_by_affine(hu, to_source, size, order=1), soft
+
+    def _site(self, host: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
+        """A random host voxel that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
+        for _ in range(50):
+            site = np.array([self.R.randint(2, n - 2) for n in host.shape])
+            if not host[tuple(site)]:
+                continue
+            apart = np.linalg.norm(occupied[:, :3] - site, axis=1) - occupied[:, 3] / 2.0 - radius
+            if apart.min(initial=np.inf) > GAP_VOXEL:
+                return site.astype(np.float64)
+        return None
+
+    def _insert(self, item: dict[Hashable, Any], smooth_hu: npt.NDArray[np.float32], host: Mask) -> None:
+        """Insert one donor into the crop of ``item``, in place (its arrays are this call's own)."""
+        image, mask = item["image"][0], item["mask"][0]
+        hu, soft = self._draw_donor(image.shape)
+        radius = sphere_diameter_mm(float((soft > 0.5).sum())) / 2.0
+        site = self._site(host, item["nodule"], radius)
+        if site is None:
+            return
+        half = hu.shape[0] // 2
+        low = site.astype(int) - half
+        here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
+        there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
+        massive = smooth_hu[here] > SOLID_HU
+        inside = (soft[there] > 0.5) & ~massive & (mask[here] == 0)
+        volume = int(inside.sum())
+        if volume < 8:  # less than 2 mm across is no nodule any more
+            return
+        alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
+        alpha = np.where(massive, 0.0, alpha)
+        image[here] += alpha * (hu[there] - image[here])
+        number = len(item["label"]) + 1
+        mask[here][inside] = number
+        centre = np.argwhere(inside).mean(0) + [s.start for s in here]
+        row = np.array([[*centre, sphere_diameter_mm(volume)]], dtype=np.float32)
+        item["nodule"] = np.concatenate([item["nodule"], row])
+        item["label"] = np.append(item["label"], NODULE)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        item["image"] = np.array(item["image"], dtype=np.float32)
+        item["mask"] = np.array(item.get("mask", np.zeros(item["image"].shape)), dtype=np.uint8)
+        item["nodule"] = np.asarray(item["nodule"], dtype=np.float32).reshape(-1, 4)
+        self.randomize(None)
+        if self._do_transform and self.donors:
+            smooth_hu = ndimage.gaussian_filter(item["image"][0], LOCAL_SIGMA_VOXEL)
+            host = (smooth_hu > PARENCHYMA_HU[0]) & (smooth_hu < PARENCHYMA_HU[1])
+            if "lung" in item:
+                host &= item["lung"][0] > 0
+            for _ in range(int(self.R.randint(1, self.most + 1))):
+                self._insert(item, smooth_hu, host)
+        return item
+
+
