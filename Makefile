@@ -1,0 +1,79 @@
+# make demo    find the nodules of a synthetic chest CT, or of your own: make demo INPUT=/some/folder
+# make test    what every change has to pass
+#
+# Works with GNU make 3.81 (macOS) and later. The first run makes .venv; later runs use it as it is, offline.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUTPUT ?= outputs/demo
+
+# The recipes read these from the environment and quote them there: folders may have spaces in their names.
+export INPUT
+export OUTPUT
+export THRESHOLD
+
+PY      = $(VENV)/bin/python
+RUNTIME = $(VENV)/.runtime
+DEV     = $(VENV)/.dev
+CHECK   = import sys; sys.exit(sys.version_info < (3, 11))
+TOO_OLD = Python 3.11 or newer is needed, "$(PYTHON)" is not. Name another one: make PYTHON=python3.12 ...
+
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo                  make a synthetic chest CT and find its nodules'
+	@echo 'make demo INPUT=path       the same on your own: DICOM folder, .mhd, .nii.gz, folder of scans, datalist'
+	@echo '          OUTPUT=path      where the results go (default: outputs/demo)'
+	@echo '          THRESHOLD=0.5    smallest probability that is reported'
+	@echo 'make test                  lint, types and all tests'
+	@echo 'make lint                  ruff and mypy only'
+	@echo 'make format                rewrite the code in the house format'
+	@echo 'make clean                 remove caches and .venv (results stay)'
+
+# A number as folder name would reach the program as a number: every path is passed absolute.
+# The synthetic scan is made once; its marker is written last, so that an interrupted run starts over.
+demo: $(RUNTIME)
+	@set -e; \
+	absolute() { case "$$1" in /*) printf '%s' "$$1" ;; *) printf '%s' "$$PWD/$$1" ;; esac; }; \
+	output=$$(absolute "$$OUTPUT"); \
+	if [ -n "$$INPUT" ]; then input=$$(absolute "$$INPUT"); else \
+	  input="$$output/input"; \
+	  if [ ! -d "$$input" ] || [ ! -e "$$output/input.complete" ]; then \
+	    rm -rf "$$input"; \
+	    (set -x; "$(PY)" -m scripts.prepare phantom --output_dir "$$input" --scans 1 --seed 7 --format dicom); \
+	    touch "$$output/input.complete"; \
+	  fi; \
+	fi; \
+	set -x; \
+	"$(PY)" -m monai.bundle run inference --config_file configs/inference.json \
+	  --input "$$input" --output_dir "$$output" $${THRESHOLD:+--threshold "$$THRESHOLD"}
+
+test: lint
+	$(PY) -m pytest
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(DEV)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
+	find scripts tests -type d -name __pycache__ -exec rm -rf {} +
+
+# An environment that is half made or too old is made again; pip asks its index only for what is missing.
+$(RUNTIME): requirements.txt
+	@"$(PY)" -c '$(CHECK); import pip' 2>/dev/null || { \
+	  "$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo '$(TOO_OLD)' >&2; exit 1; }; \
+	  echo 'Making $(VENV): PyTorch and MONAI, 1 to 5 GB, a few minutes, only this once.'; \
+	  "$(PYTHON)" -m venv --clear "$(VENV)"; }
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch "$@"
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch "$@"
