@@ -1,0 +1,133 @@
+"""Thin adapters between our data and MONAI's stock engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+
+from .dataset import EpochSampler
+from .findings import Detection
+from .geometry import apply_affine
+from .losses import NoduleLoss
+from .metrics import ScanTruth
+from .transforms.nodules import NODULE, PADDING
+
+logger = logging.getLogger(__name__)
+
+TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
+
+
+def prepare_training_batch(
+    batch: Mapping[str, Any], device: torch.device, non_blocking: bool, **_: Any
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Split a batch of crops into the network's input and the loss's target, on the device."""
+    target = {key: batch[key].to(device, non_blocking=non_blocking) for key in TARGET_KEYS}
+    return batch["image"].to(device, non_blocking=non_blocking), target
+
+
+def detections_and_truth(output: Sequence[Mapping[str, Any]]) -> list[tuple[list[Detection], ScanTruth]]:
+    """What the metric compares, for each scan of a validation batch (``candidates``, ``nodule``, ``label``)."""
+    pairs = []
+    for item in output:
+        label = np.asarray(item["label"])
+        rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
+        centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
+        pairs.append((item["candidates"], ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE)))
+    return pairs
+
+
+class EpochHandler:
+    """Tell the sampler which epoch begins, also after a resume.
+
+    Args:
+        sampler: see :class:`.dataset.EpochSampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
+
+
+class GradientClip:
+    """Clip the gradients' norm after each backward pass.
+
+    Args:
+        network: whose gradients.
+        max_norm: largest L2 norm.
+    """
+
+    def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
+        self.network, self.max_norm = network, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        def clip(_: Engine) -> None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
+
+
+class LossParts:
+    """Log the mean of each part of the loss.
+
+    Args:
+        loss: see :class:`.losses.NoduleLoss`.
+        interval: iterations between two lines.
+    """
+
+    def __init__(self, loss: NoduleLoss, interval: int) -> None:
+        self.loss, self.interval = loss, interval
+        self._sums: dict[str, float] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._report)
+
+    def _add(self, _: Engine) -> None:
+        for name, value in self.loss.parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _report(self, engine: Engine) -> None:
+        means = ", ".join(f"{name} {value / self.interval:.4f}" for name, value in self._sums.items())
+        logger.info("iteration %d: %s", engine.state.iteration, means)
+        self._sums.clear()
+
+
+class TrainingState:
+    """Write the state of a training after each epoch, and go on from it when it is there.
+
+    Args:
+        path: the checkpoint; written to a temporary name, then renamed.
+        objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
+        self.path, self.objects = Path(path), dict(objects)
+
+    def attach(self, engine: Engine) -> None:
+        if self.path.exists():
+            self._restore(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        state: dict[str, Any] = {name: thing.state_dict() for name, thing in self.objects.items()}
+        state["progress"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def _restore(self, engine: Engine) -> None:
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, thing in self.objects.items():
+            thing.load_state_dict(state[name])
+        engine.state.epoch, engine.state.iteration = state["progress"]["epoch"], state["progress"]["iteration"]
+        logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
