@@ -1,0 +1,227 @@
+"""Nodules and candidates as JSON, CSV and text. The column names of LUNA16 (LPS mm) live here and nowhere else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from ..findings import Detection, Nodule, ScanResult
+from ..geometry import spacing_mm, swap_lps_ras
+from .files import OutputError, checked_name, writable_folder, write_bytes
+
+SCHEMA_VERSION = "1.0.0"
+DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
+
+LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
+NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
+MEASUREMENTS = ("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu")
+
+# A micrometre: far below a voxel, and enough digits to tell two candidates apart.
+_MM_DECIMALS = 3
+# What float32 carries, so that rounding never makes two candidates tie on the FROC curve.
+_PROBABILITY_DIGITS = 9
+
+
+class NodulesJson:
+    """Write ``nodules.json``: every nodule with its measurements, the scan's geometry, model and settings."""
+
+    filename = "nodules.json"
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        """Write into ``folder``; a scan without nodules has an empty list.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        text = json.dumps(scan_record(result), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_bytes(folder / self.filename, (text + "\n").encode())
+
+
+class NodulesCsv:
+    """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter and measurements."""
+
+    filename = "nodules.csv"
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        """Write into ``folder``; a scan without nodules gives the header alone, a missing measurement an empty cell.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        rows = [
+            [
+                *_luna16_row(result.name, nodule.detection),
+                nodule.label,
+                _rounded(nodule.detection.diameter_mm),
+                *("" if value is None else value for value in _measurement_record(nodule).values()),
+            ]
+            for nodule in result.nodules
+        ]
+        return write_bytes(folder / self.filename, _csv_text([[*NODULE_COLUMNS, *MEASUREMENTS], *rows]).encode())
+
+
+class PredictionTable:
+    """The table of a whole run, from which FROC curves are drawn: every candidate of every scan.
+
+    Args:
+        path: the CSV file. It is created at once with its header and replaces the table of a former run.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        writable_folder(self.path.parent)
+        write_bytes(self.path, _csv_text([LUNA16_COLUMNS]).encode())
+        self._names: set[str] = set()
+
+    def append(self, result: ScanResult) -> None:
+        """Add the scan's candidates in one write; none adds no row.
+
+        Raises:
+            ValueError: a scan of that name is already in the table.
+            OutputError: the rows cannot be written; the table is cut back to the scans before.
+        """
+        if result.name in self._names:
+            raise ValueError(f"{self.path}: expected unique scan names in a run, got {result.name!r} again. Rename it.")
+        rows = [_luna16_row(checked_name(result.name), candidate) for candidate in result.candidates]
+        length = -1
+        try:
+            with self.path.open("ab") as file:
+                length = file.tell()
+                file.write(_csv_text(rows).encode())
+        except OSError as error:
+            if length >= 0:
+                os.truncate(self.path, length)
+            raise OutputError(
+                f"{self.path}: expected room for {len(rows)} rows, got: {error.strerror}. "
+                "Free disk space or choose another output_dir."
+            ) from error
+        self._names.add(result.name)
+
+
+def scan_record(result: ScanResult) -> dict[str, Any]:
+    """Everything ``nodules.json`` says, as plain values: no NaN, no path, ``None`` for what does not exist."""
+    affine = np.asarray(result.affine_ras, dtype=np.float64)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "disclaimer": DISCLAIMER,
+        "name": result.name,
+        "source": source_name(result.source),
+        "bundle": result.model,
+        "settings": result.settings,
+        "scan": {
+            "facts": result.facts,
+            "shape": result.image_hu.shape,
+            "spacing_mm": [round(value, 6) for value in spacing_mm(affine).tolist()],
+            "affine_ras": affine,
+        },
+        "search": {
+            "lungs_found": result.lungs_found,
+            "candidates_outside_lungs": result.outside_lungs,
+            "candidates": len(result.candidates),
+        },
+        "notes": result.notes,
+        "nodules": [nodule_record(nodule) for nodule in result.nodules],
+    }
+    return _plain(record)
+
+
+def nodule_record(nodule: Nodule) -> dict[str, Any]:
+    """One nodule as rounded plain values; mm in LPS, RAS and voxel (i, j, k) of the scan's own grid."""
+    detection = nodule.detection
+    return {
+        "label": int(nodule.label),
+        "centre_lps_mm": [_rounded(value) for value in detection.centre_lps_mm],
+        "centre_ras_mm": [_rounded(value) for value in detection.centre_ras_mm],
+        "centre_voxel": [_rounded(value) for value in nodule.centre_voxel],
+        "diameter_mm": _rounded(detection.diameter_mm),
+        "probability": _rounded_probability(detection.probability),
+        **_measurement_record(nodule),
+    }
+
+
+def source_name(source: str) -> str:
+    """The last part of a path of any system: folders above it may tell who the patient is."""
+    path = PureWindowsPath(source) if "\\" in source else PurePath(source)
+    return path.name
+
+
+def summary_table(results: Iterable[ScanResult]) -> str:
+    """The nodules of a run as aligned text for a terminal; positions in LPS mm.
+
+    Returns:
+        One heading line per scan, one line per nodule below it; the empty string for no scan.
+    """
+    lines: list[str] = []
+    for result in results:
+        count = len(result.nodules)
+        lines += ["", f"{result.name}: {count or 'no'} nodule{'' if count == 1 else 's'}"]
+        if count:
+            lines.append(f"  {'label':>5}  {'probability':>11}  {'centre LPS mm':^26}  {'diameter mm':>11}  volume mm³")
+        lines += [_summary_line(nodule) for nodule in result.nodules]
+    return "\n".join(lines[1:])
+
+
+def _summary_line(nodule: Nodule) -> str:
+    detection = nodule.detection
+    x, y, z = detection.centre_lps_mm
+    volume = "-" if nodule.measurement is None else f"{nodule.measurement.volume_mm3:.0f}"
+    return (
+        f"  {nodule.label:>5}  {detection.probability:>11.3f}  {x:>8.1f} {y:>8.1f} {z:>8.1f}"
+        f"  {detection.diameter_mm:>11.1f}  {volume:>10}"
+    )
+
+
+def _luna16_row(name: str, detection: Detection) -> list[str | float | None]:
+    centre_lps_mm = swap_lps_ras(detection.centre_ras_mm).tolist()
+    return [name, *(_rounded(value) for value in centre_lps_mm), _rounded_probability(detection.probability)]
+
+
+def _measurement_record(nodule: Nodule) -> dict[str, float | None]:
+    measurement = nodule.measurement
+    return {
+        name: None if measurement is None else _rounded(getattr(measurement, name), 2 if name != "mean_hu" else 1)
+        for name in MEASUREMENTS
+    }
+
+
+def _rounded(value: float, decimals: int = _MM_DECIMALS) -> float | None:
+    """``None`` for NaN and infinity, which JSON does not know; never ``-0.0``."""
+    return round(float(value), decimals) + 0.0 if math.isfinite(value) else None
+
+
+def _rounded_probability(probability: float) -> float:
+    return float(f"{probability:.{_PROBABILITY_DIGITS}g}")
+
+
+def _csv_text(rows: Iterable[Iterable[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """Turn what a record may hold (NumPy values, tuples, paths) into what strict JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return source_name(str(os.fspath(value)))
+    return str(value)

@@ -1,0 +1,648 @@
+"""The reports say what the result holds: strict, complete, on the scan's own grid, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import gzip
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.findings import Detection, Measurement, Nodule, ScanResult
+from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.reports import (
+    HtmlReport,
+    MaskNifti,
+    NodulesCsv,
+    NodulesJson,
+    OutputError,
+    PredictionTable,
+    ResultWriter,
+    summary_table,
+)
+from scripts.reports.page import AxialSlices, shown_probability, summary_sentence
+from scripts.reports.pictures import AXIAL, CORONAL, SAGITTAL, Window, close_ups, overview_position_mm, overviews
+from scripts.reports.tables import scan_record, source_name
+
+LUNG = Window(-600.0, 1500.0)
+# An anisotropic grid that is no cube, in the orientation of most DICOM series (LPS axes).
+AFFINE_RAS = np.array([[-0.8, 0, 0, 30], [0, -0.9, 0, 25], [0, 0, 2.0, -40], [0, 0, 0, 1.0]])
+SHAPE = (70, 60, 40)
+SHEAR = np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def world_mm(shape: tuple[int, ...], affine_ras: np.ndarray) -> np.ndarray:
+    """RAS position of every voxel, ``[I, J, K, 3]``."""
+    return apply_affine(affine_ras, np.moveaxis(np.indices(shape), 0, -1))
+
+
+def make_result(
+    spheres: tuple[tuple[tuple[float, float, float], float], ...] = (
+        ((8.0, -5.0, 1.0), 10.0),
+        ((-12.0, 9.0, 14.0), 6.0),
+    ),
+    *,
+    affine_ras: np.ndarray = AFFINE_RAS,
+    shape: tuple[int, ...] = SHAPE,
+    name: str = "scan_1",
+) -> ScanResult:
+    """Air-filled scan with a smooth gradient and one dense sphere (centre RAS mm, diameter mm) per nodule."""
+    world = world_mm(shape, affine_ras)
+    image_hu = -900.0 + 2.0 * world[..., 0] + world[..., 1]
+    mask = np.zeros(shape, np.uint16)
+    nodules = []
+    for label, (centre_ras_mm, diameter_mm) in enumerate(spheres, start=1):
+        distance_mm = np.linalg.norm(world - centre_ras_mm, axis=-1)
+        inside = distance_mm <= diameter_mm / 2
+        image_hu[inside] = 40.0
+        mask[inside] = label
+        volume_mm3 = float(inside.sum()) * voxel_volume_mm3(affine_ras)
+        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0) if inside.any() else None
+        i, j, k = apply_affine(np.linalg.inv(affine_ras), centre_ras_mm).tolist()
+        nodules.append(Nodule(label, Detection(centre_ras_mm, diameter_mm, 0.95 / label), (i, j, k), measurement))
+    return ScanResult(
+        name=name,
+        source="/ward/Jane Doe/scan_1.nii.gz",
+        image_hu=np.rint(image_hu).astype(np.int16),
+        affine_ras=affine_ras,
+        mask=mask,
+        nodules=tuple(nodules),
+        candidates=(*(nodule.detection for nodule in nodules), Detection((1.0, 2.0, 3.0), 4.0, 0.0123456789)),
+        outside_lungs=2,
+        lungs_found=True,
+        facts={"Modality": "CT"},
+        notes=("Slices are thick.",),
+        model={"name": "compact", "version": "0.1.0"},
+        settings={
+            "threshold": 0.5,
+            "window": np.float32(2.5),
+            "weights": Path("/secret/model.pt"),
+            "bad": float("nan"),
+        },
+    )
+
+
+def without_nodules(result: ScanResult) -> ScanResult:
+    return dataclasses.replace(result, nodules=(), candidates=(), mask=np.zeros_like(result.mask))
+
+
+def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> ScanResult:
+    """The same scan with its array axes permuted, then flipped; every voxel keeps its world position."""
+    to_old = np.zeros((4, 4))
+    to_old[3, 3] = 1.0
+    for new_axis, (old_axis, flip) in enumerate(zip(order, flips, strict=True)):
+        to_old[old_axis, new_axis] = -1.0 if flip else 1.0
+        to_old[old_axis, 3] = result.image_hu.shape[old_axis] - 1 if flip else 0.0
+    axes = tuple(axis for axis, flip in enumerate(flips) if flip)
+    affine_ras = result.affine_ras @ to_old
+    nodules = tuple(
+        dataclasses.replace(nodule, centre_voxel=tuple(apply_affine(np.linalg.inv(to_old), nodule.centre_voxel)))
+        for nodule in result.nodules
+    )
+    return dataclasses.replace(
+        result,
+        image_hu=np.flip(result.image_hu.transpose(order), axes),
+        mask=np.flip(result.mask.transpose(order), axes),
+        affine_ras=affine_ras,
+        nodules=nodules,
+    )
+
+
+def strict_json(path: Path) -> dict:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+class TestNodulesJson:
+    def test_every_field_of_a_hand_made_nodule(self, tmp_path: Path) -> None:
+        result = make_result()
+        record = strict_json(NodulesJson()(result, tmp_path))
+        assert record["nodules"][0] == {
+            "label": 1,
+            "centre_lps_mm": [-8.0, 5.0, 1.0],
+            "centre_ras_mm": [8.0, -5.0, 1.0],
+            "centre_voxel": [27.5, 33.333, 20.5],
+            "diameter_mm": 10.0,
+            "probability": 0.95,
+            "volume_mm3": round(int((result.mask == 1).sum()) * 0.8 * 0.9 * 2.0, 2),
+            "effective_diameter_mm": 10.0,
+            "long_axis_mm": 10.0,
+            "short_axis_mm": 9.0,
+            "mean_hu": 40.0,
+        }
+        assert record["scan"] == {
+            "facts": {"Modality": "CT"},
+            "shape": [70, 60, 40],
+            "spacing_mm": [0.8, 0.9, 2.0],
+            "affine_ras": AFFINE_RAS.tolist(),
+        }
+        assert record["search"] == {"lungs_found": True, "candidates_outside_lungs": 2, "candidates": 3}
+        assert record["schema_version"] == "1.0.0"
+        assert record["bundle"] == {"name": "compact", "version": "0.1.0"}
+        assert record["notes"] == ["Slices are thick."]
+        assert "not for diagnosis" in record["disclaimer"]
+
+    def test_no_path_and_no_nan_leave_the_machine(self, tmp_path: Path) -> None:
+        path = NodulesJson()(make_result(), tmp_path)
+        assert "Jane" not in path.read_text()
+        assert "secret" not in path.read_text()
+        assert strict_json(path)["settings"] == {"threshold": 0.5, "window": 2.5, "weights": "model.pt", "bad": None}
+
+    def test_missing_measurements_are_null(self) -> None:
+        record = scan_record(make_result((((8.0, -5.0, 1.9), 0.01),)))["nodules"][0]
+        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu")] == [None, None, None]
+
+    def test_no_nodule_is_an_empty_list(self, tmp_path: Path) -> None:
+        assert strict_json(NodulesJson()(without_nodules(make_result()), tmp_path))["nodules"] == []
+
+    @pytest.mark.parametrize(
+        ("source", "name"),
+        [("/a/b.nii.gz", "b.nii.gz"), ("/a/b/", "b"), (r"C:\patients\Doe\scan.mhd", "scan.mhd"), ("c.mha", "c.mha")],
+    )
+    def test_source_is_a_name_without_folders(self, source: str, name: str) -> None:
+        assert source_name(source) == name
+
+
+class TestTables:
+    def test_csv_starts_with_luna16_columns(self, tmp_path: Path) -> None:
+        rows = list(csv.reader(NodulesCsv()(make_result(), tmp_path).read_text().splitlines()))
+        assert rows[0][:7] == ["seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"]
+        assert rows[1][:7] == ["scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"]
+        assert rows[2][:7] == ["scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"]
+        assert {len(row) for row in rows} == {12}
+
+    def test_csv_without_nodules_is_the_header(self, tmp_path: Path) -> None:
+        assert len(NodulesCsv()(without_nodules(make_result()), tmp_path).read_text().splitlines()) == 1
+
+    def test_csv_missing_measurement_is_an_empty_cell(self, tmp_path: Path) -> None:
+        rows = list(
+            csv.DictReader(NodulesCsv()(make_result((((8.0, -5.0, 1.9), 0.01),)), tmp_path).read_text().splitlines())
+        )
+        assert rows[0]["volume_mm3"] == ""
+        assert rows[0]["diameter_mm"] == "0.01"
+
+    def test_predictions_hold_every_candidate_of_every_scan(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "run" / "predictions.csv")
+        assert table.path.read_text() == "seriesuid,coordX,coordY,coordZ,probability\n"
+        table.append(make_result(name="a"))
+        table.append(without_nodules(make_result(name="b")))
+        table.append(make_result(name="c"))
+        rows = list(csv.DictReader(table.path.read_text().splitlines()))
+        assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
+        assert rows[2] == {
+            "seriesuid": "a",
+            "coordX": "-1.0",
+            "coordY": "-2.0",
+            "coordZ": "3.0",
+            "probability": "0.0123456789",
+        }
+
+    def test_rounding_keeps_what_float32_tells_apart(self, tmp_path: Path) -> None:
+        one = np.float32(0.9999)
+        probabilities = [float(one), float(np.nextafter(one, np.float32(1)))]
+        candidates = tuple(Detection((0.0, 0.0, 0.0), 5.0, probability) for probability in probabilities)
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(dataclasses.replace(make_result(), candidates=candidates))
+        read = [row["probability"] for row in csv.DictReader(table.path.read_text().splitlines())]
+        assert [np.float32(text) for text in read] == probabilities
+        assert "-0.0" not in table.path.read_text()
+
+    def test_a_scan_enters_the_table_once(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(make_result())
+        with pytest.raises(ValueError, match=r"unique scan names.*'scan_1'"):
+            table.append(make_result())
+        assert len(table.path.read_text().splitlines()) == 4
+
+    def test_a_full_disk_leaves_whole_scans_only(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(make_result(name="a"))
+        before = table.path.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"predictions\.csv.*room for 3 rows"):
+                table.append(make_result(name="b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert table.path.read_bytes() == before
+        table.append(make_result(name="b"))
+        assert len(table.path.read_text().splitlines()) == 7
+
+    def test_a_new_run_starts_a_new_table(self, tmp_path: Path) -> None:
+        PredictionTable(tmp_path / "predictions.csv").append(make_result())
+        assert len(PredictionTable(tmp_path / "predictions.csv").path.read_text().splitlines()) == 1
+
+    def test_terminal_table_is_aligned(self) -> None:
+        lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
+        assert lines[0] == "scan_1: 2 nodules"
+        assert lines[2].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
+        assert len({len(line) for line in lines[1:4]}) == 1
+        assert lines[-1] == "empty: no nodules"
+        assert summary_table([]) == ""
+
+
+class TestMask:
+    @pytest.mark.parametrize("turn", [np.eye(4), np.diag([-1.0, 1, 1, 1]), np.eye(4)[[2, 0, 1, 3]]])
+    def test_geometry_and_labels_survive(self, tmp_path: Path, turn: np.ndarray) -> None:
+        result = make_result()
+        result = dataclasses.replace(result, affine_ras=turn @ result.affine_ras)
+        image = nib.load(MaskNifti()(result, tmp_path))
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(np.asarray(image.dataobj), result.mask)
+        for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+            assert code == 1
+            np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
+        np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
+        assert image.header.get_xyzt_units()[0] == "mm"
+
+    def test_sheared_grid_has_a_sform_only(self, tmp_path: Path) -> None:
+        result = make_result(affine_ras=AFFINE_RAS @ SHEAR)
+        image = nib.load(MaskNifti()(result, tmp_path))
+        np.testing.assert_allclose(image.affine, result.affine_ras, atol=1e-4)
+        assert int(image.header["sform_code"]) == 1
+        assert int(image.header["qform_code"]) == 0
+        np.testing.assert_allclose(image.header.get_zooms(), spacing_mm(result.affine_ras), atol=1e-6)
+
+    @pytest.mark.parametrize(("labels", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
+    def test_wide_enough_for_every_label(self, tmp_path: Path, labels: int, dtype: type) -> None:
+        mask = np.zeros(SHAPE, np.uint16)
+        mask.flat[:labels] = np.arange(1, labels + 1)
+        image = nib.load(MaskNifti()(dataclasses.replace(make_result(), mask=mask), tmp_path))
+        assert image.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asarray(image.dataobj), mask)
+
+    def test_same_result_same_bytes(self, tmp_path: Path) -> None:
+        content = MaskNifti()(make_result(), tmp_path).read_bytes()
+        assert MaskNifti()(make_result(), tmp_path).read_bytes() == content
+        assert len(gzip.decompress(content)) == 352 + 70 * 60 * 40
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("order", "flips"),
+        [
+            *((order, (False, True, True)) for order in itertools.permutations(range(3))),
+            ((0, 1, 2), (True, False, False)),
+            ((2, 0, 1), (True, True, True)),
+        ],
+    )
+    @pytest.mark.parametrize("affine_ras", [AFFINE_RAS, AFFINE_RAS @ SHEAR], ids=["straight", "sheared"])
+    def test_storage_order_changes_nothing(
+        self, affine_ras: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+    ) -> None:
+        result = make_result(affine_ras=affine_ras)
+        stored = stored_as(result, order, flips)
+        for nodule, same in zip(result.nodules, stored.nodules, strict=True):
+            for picture, other in zip(
+                close_ups(result, nodule, LUNG, 30), close_ups(stored, same, LUNG, 30), strict=True
+            ):
+                assert np.abs(picture.grey.astype(int) - other.grey).max() <= 1
+                assert _outline_box(picture.outline) == pytest.approx(_outline_box(other.outline), abs=0.02)
+        for picture, other in zip(overviews(result), overviews(stored), strict=True):
+            assert np.abs(picture.grey.astype(int) - other.grey).max() <= 1
+
+    @pytest.mark.parametrize("towards", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["right", "front", "head"])
+    def test_radiological_display(self, towards: tuple[int, int, int]) -> None:
+        """A bright ball 12 mm to the right, front or head lies at the left, top or both of the pictures."""
+        ball_ras_mm = 12.0 * np.array(towards)
+        result = make_result((((0.0, 0.0, 0.0), 4.0), (tuple(ball_ras_mm), 8.0)), affine_ras=_centred_affine())
+        for picture in close_ups(result, result.nodules[0], Window(-600, 200), 40):
+            view = picture.view
+            expected_mm = [20 - ball_ras_mm[view.column_axis], 20 - ball_ras_mm[view.row_axis]]
+            if expected_mm == [20, 20]:
+                continue
+            rows, columns = np.nonzero(picture.grey > 200)
+            far = np.hypot(rows - 39.5, columns - 39.5) > 10
+            seen_mm = (np.array([columns[far].mean(), rows[far].mean()]) + 0.5) * 0.5
+            np.testing.assert_allclose(seen_mm, expected_mm, atol=0.3)
+            assert _outline_box(picture.other_outlines)[:2] == pytest.approx(np.array(expected_mm) - 4, abs=0.6)
+
+    def test_outline_has_the_nodules_size_and_place(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 20.0),), affine_ras=_centred_affine())
+        for picture in close_ups(result, result.nodules[0], LUNG, 60):
+            assert _outline_box(picture.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
+            assert picture.outline.endswith("Z")
+
+    def test_field_of_view_grows_with_the_nodule(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 50.0),), affine_ras=_centred_affine())
+        for picture in close_ups(result, result.nodules[0], LUNG, 60):
+            assert picture.width_mm == 150
+            assert picture.grey.shape == (200, 200)
+            assert len(picture.data_uri) < 60_000
+
+    def test_nodule_at_the_border_keeps_black_outside(self) -> None:
+        corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
+        result = make_result(((corner_ras_mm, 12.0),))
+        axial = close_ups(result, result.nodules[0], Window(-1000, 4000), 30)[0]
+        assert axial.grey.shape == (72, 72)
+        assert (axial.grey[:35] == 0).all()
+        assert (axial.grey[:, :35] == 0).all()
+        assert (axial.grey[37:, 37:] > 0).all()
+        assert axial.outline
+
+    def test_centre_outside_the_grid_gives_black(self) -> None:
+        result = make_result((((500.0, 0.0, 0.0), 5.0),))
+        for picture in close_ups(result, result.nodules[0], LUNG, 30):
+            assert not picture.grey.any()
+            assert picture.outline == ""
+
+    @pytest.mark.parametrize("slices", [1, 3])
+    def test_slab_is_seen_as_thick_as_it_is(self, slices: int) -> None:
+        affine_ras = AFFINE_RAS.copy()
+        affine_ras[:3, 3] = [-0.8 * -34.5, 0.9 * 29.5, -(slices - 1)]
+        result = make_result((((0.0, 0.0, 0.0), 8.0),), affine_ras=affine_ras, shape=(70, 60, slices))
+        _, coronal, _ = close_ups(result, result.nodules[0], Window(-1000, 4000), 30)
+        assert (coronal.grey[:, 30] > 0).sum() * 0.5 == 2.0 * slices
+        (overview,) = overviews(result)
+        assert overview.view is AXIAL
+        assert overview.width_mm == pytest.approx(max(70 * 0.8, 80.0))
+
+    def test_overview_places_marks_where_the_nodule_is(self) -> None:
+        result = make_result((((-10.0, 8.0, 20.0), 14.0),), affine_ras=_centred_affine(), shape=(80, 80, 80))
+        assert [picture.view for picture in overviews(result)] == [CORONAL, SAGITTAL]
+        for picture in overviews(result):
+            pixel_mm = picture.width_mm / picture.grey.shape[1]
+            brightest = picture.grey.astype(int) > 230
+            rows, columns = np.nonzero(brightest)
+            seen_mm = (np.array([columns.mean(), rows.mean()]) + 0.5) * pixel_mm
+            placed_mm = overview_position_mm(result, picture.view, result.nodules[0].detection.centre_ras_mm)
+            np.testing.assert_allclose(seen_mm, placed_mm, atol=1.0)
+
+    def test_window_by_hand(self) -> None:
+        assert LUNG.grey([-1350, -600, 150, 3000, -32768]).tolist() == [0, 128, 255, 255, 0]
+        with pytest.raises(ValueError, match="wider than 0 HU"):
+            Window(-600, 0)
+
+
+def _centred_affine() -> np.ndarray:
+    """1 mm, LPS axes, RAS origin at voxel (35, 30, 20)."""
+    return np.array([[-1.0, 0, 0, 35], [0, -1, 0, 30], [0, 0, 1, -20], [0, 0, 0, 1]])
+
+
+def _outline_box(path: str) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of an SVG path, mm."""
+    points = np.array(re.findall(r"-?\d+\.\d+", path), dtype=float).reshape(-1, 2)
+    left, top = points.min(axis=0).tolist()
+    right, bottom = points.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
+class _Page(HTMLParser):
+    """Collects images, addresses and unclosed tags."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "link", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.addresses: list[str] = []
+        self.identifiers: list[str] = []
+        self.tags: set[str] = set()
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.addresses += [values[name] or "" for name in ("href", "src", "action", "data", "srcset") if name in values]
+        self.identifiers += [values["id"] or ""] if "id" in values else []
+        if tag == "img":
+            self.images.append(values)
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+class TestPage:
+    def test_parses_and_every_picture_has_a_text(self) -> None:
+        page = _Page(HtmlReport().render(make_result()))
+        assert len(page.images) == 2 + 2 * 3
+        assert all(image["alt"] for image in page.images)
+        assert len(set(page.identifiers)) == len(page.identifiers)
+
+    def test_asks_nothing_of_the_network(self) -> None:
+        text = HtmlReport().render(make_result())
+        page = _Page(text)
+        assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+        assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.identifiers)
+        assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/png;base64,[^\"]+", "", text))
+        assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+
+    def test_says_what_it_is_and_what_was_found(self) -> None:
+        words = _Page(HtmlReport(date="2026-01-02").render(make_result())).words
+        for expected in (
+            "Academic research, not a medical device, not for diagnosis; no finding does not mean no nodule.",
+            "2 possible nodules reach the operating threshold of 0.5; the most probable measures 10.0 mm across",
+            "−8.0, 5.0, 1.0",
+            "Slices are thick.",
+            "2 candidates were dropped outside the lungs.",
+            "2026-01-02",
+            "compact",
+            "counted from 0 to 39 along the scan's own array axis k; slice 0 is nearest the feet",
+        ):
+            assert expected in words
+        assert "Jane" not in words
+
+    def test_nodules_are_sorted_by_probability(self) -> None:
+        result = make_result()
+        result = dataclasses.replace(result, nodules=result.nodules[::-1])
+        text = HtmlReport().render(result)
+        assert text.index('id="nodule-1"') < text.index('id="nodule-2"')
+
+    @pytest.mark.parametrize("field", ["facts", "notes", "model", "settings", "source"])
+    def test_what_comes_from_files_is_escaped(self, field: str) -> None:
+        evil = "<script>alert(1)<b>&\"'"
+        values = {"notes": (evil,), "source": evil.replace("/", "")}
+        result = dataclasses.replace(make_result(), **{field: values.get(field, {evil: evil})})
+        text = HtmlReport().render(result)
+        assert "<script" not in text
+        assert "<b>" not in text
+        assert "&lt;script&gt;alert(1)&lt;b&gt;&amp;" in text
+
+    def test_no_nodules_is_said(self) -> None:
+        page = _Page(HtmlReport().render(without_nodules(make_result())))
+        assert "No nodule reached the operating threshold of 0.5. This does not mean that there is none." in page.words
+        assert len(page.images) == 2
+        assert "no nodule marked" in (page.images[0]["alt"] or "")
+
+    def test_unfound_lungs_are_said(self) -> None:
+        words = _Page(HtmlReport().render(dataclasses.replace(make_result(), lungs_found=False))).words
+        assert "No closed lung was found" in words
+
+    def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
+        text = HtmlReport().render(make_result((((8.0, -5.0, 1.9), 0.01),)))
+        assert text.count('class="outline guess"') == 3
+        assert "<dd>–</dd>" in text
+
+    def test_constant_image_has_a_page(self) -> None:
+        result = without_nodules(make_result())
+        _Page(HtmlReport().render(dataclasses.replace(result, image_hu=np.full(SHAPE, -1024, np.int16))))
+
+    @pytest.mark.parametrize(
+        ("order", "flips", "axis", "number", "first"),
+        [
+            ((0, 1, 2), (False, False, False), "k", 20, "feet"),
+            ((0, 1, 2), (False, False, True), "k", 19, "head"),
+            ((2, 0, 1), (True, False, False), "i", 19, "head"),
+        ],
+    )
+    def test_slices_are_counted_on_the_scans_own_grid(
+        self, order: tuple[int, int, int], flips: tuple[bool, bool, bool], axis: str, number: int, first: str
+    ) -> None:
+        result = stored_as(make_result((((8.0, -5.0, 0.4), 10.0),)), order, flips)
+        slices = AxialSlices.of(result)
+        assert (slices.axis_name, slices.number(result.nodules[0]), slices.first) == (axis, number, first)
+        assert slices.count == 40
+
+    @pytest.mark.parametrize(
+        ("probability", "shown"), [(0.9999, "> 0.99"), (0.994, "0.99"), (0.5, "0.50"), (0.001, "< 0.01")]
+    )
+    def test_probability_never_claims_certainty(self, probability: float, shown: str) -> None:
+        assert shown_probability(probability) == shown
+
+    def test_one_nodule_is_singular(self) -> None:
+        sentence = summary_sentence(make_result((((0.0, 0.0, 0.0), 8.0),)))
+        assert sentence.startswith("One possible nodule reaches the operating threshold of 0.5; it measures 8.0 mm")
+
+
+class _Fails:
+    """A writer that leaves a piece behind and then meets ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        (folder / "piece.txt").write_text("half")
+        raise self.error
+
+
+class TestResultWriter:
+    def test_writes_one_folder_per_scan_and_the_table(self, tmp_path: Path) -> None:
+        writers = [NodulesJson(), NodulesCsv(), MaskNifti(), HtmlReport()]
+        write = ResultWriter(tmp_path / "out", writers, PredictionTable(tmp_path / "out" / "predictions.csv"))
+        folder = write(make_result())
+        assert folder == tmp_path / "out" / "scan_1"
+        assert _names(folder) == ["mask.nii.gz", "nodules.csv", "nodules.json", "report.html"]
+        assert _names(tmp_path / "out") == ["predictions.csv", "scan_1"]
+        assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
+
+    def test_a_new_result_replaces_the_former_one(self, tmp_path: Path) -> None:
+        ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])(make_result())
+        (tmp_path / "scan_1" / ".DS_Store").touch()
+        ResultWriter(tmp_path, [NodulesJson()])(without_nodules(make_result()))
+        assert _names(tmp_path / "scan_1") == ["nodules.json"]
+        assert strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"] == []
+        assert _names(tmp_path) == ["scan_1"]
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("broken")])
+    def test_a_failing_writer_leaves_the_former_result(self, tmp_path: Path, error: Exception) -> None:
+        before = ResultWriter(tmp_path, [NodulesJson()])(make_result()) / "nodules.json"
+        content = before.read_bytes()
+        table = PredictionTable(tmp_path / "predictions.csv")
+        write = ResultWriter(tmp_path, [NodulesJson(), _Fails(error)], table)
+        expected = OutputError if isinstance(error, OSError) else RuntimeError
+        with pytest.raises(expected, match=r"scan_1.*No space left on device|broken"):
+            write(without_nodules(make_result()))
+        assert before.read_bytes() == content
+        assert _names(tmp_path) == ["predictions.csv", "scan_1"]
+        assert len(table.path.read_text().splitlines()) == 1
+
+    def test_an_interrupted_swap_is_undone_by_the_next_run(self, tmp_path: Path) -> None:
+        ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        (tmp_path / "scan_1").rename(tmp_path / ".scan_1.former")
+        (tmp_path / ".scan_1.partial").mkdir()
+        with pytest.raises(RuntimeError):
+            ResultWriter(tmp_path, [_Fails(RuntimeError("broken"))])(make_result())
+        assert _names(tmp_path) == ["scan_1"]
+        assert _names(tmp_path / "scan_1") == ["nodules.json"]
+
+    def test_a_failing_second_rename_puts_the_former_result_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write(make_result())
+        rename = Path.rename
+
+        def refuse_partial(self: Path, target: Path) -> Path:
+            if self.name.endswith(".partial"):
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", refuse_partial)
+        with pytest.raises(OutputError, match="Input/output error"):
+            write(without_nodules(make_result()))
+        assert _names(tmp_path) == ["scan_1"]
+        assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+
+    def test_somebodys_files_are_never_deleted(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "thesis.docx").write_text("years of work")
+        with pytest.raises(OutputError, match=r"scan_1.*thesis\.docx.*choose another output_dir"):
+            ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert _names(tmp_path / "scan_1") == ["thesis.docx"]
+        assert _names(tmp_path) == ["scan_1"]
+
+    def test_a_file_of_that_name_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").write_text("mine")
+        with pytest.raises(OutputError, match="got a file"):
+            ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert (tmp_path / "scan_1").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a b", "ä", "a\n", ".hidden", "C:\\x", "a\x00"])
+    def test_unsafe_names_are_refused(self, tmp_path: Path, name: str) -> None:
+        write = ResultWriter(tmp_path / "out", [NodulesJson()], PredictionTable(tmp_path / "predictions.csv"))
+        with pytest.raises(ValueError, match="Expected a scan name of letters"):
+            write(make_result(name=name))
+        assert _names(tmp_path / "out") == []
+
+    @pytest.mark.parametrize("name", ["1.3.6.1.4.1.14519.5.2.1", "scan_1-a.B"])
+    def test_uids_and_stems_are_names(self, tmp_path: Path, name: str) -> None:
+        assert ResultWriter(tmp_path, [NodulesJson()])(make_result(name=name)).name == name
+
+    def test_unwritable_output_is_refused_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"file.*expected a folder that can be written to.*output_dir"):
+            ResultWriter(tmp_path / "file" / "out", [NodulesJson()])
+        with pytest.raises(OutputError, match="file"):
+            PredictionTable(tmp_path / "file" / "predictions.csv")
+
+    def test_writers_are_needed_and_do_not_share_a_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="at least one writer"):
+            ResultWriter(tmp_path, [])
+        with pytest.raises(ValueError, match="one writer per file"):
+            ResultWriter(tmp_path, [NodulesJson(), NodulesJson()])(make_result())
+        assert _names(tmp_path) == []
+
+    def test_the_result_is_not_changed(self, tmp_path: Path) -> None:
+        result = make_result()
+        for array in (result.image_hu, result.mask, result.affine_ras):
+            array.setflags(write=False)
+        ResultWriter(tmp_path, [NodulesJson(), NodulesCsv(), MaskNifti(), HtmlReport()])(result)
+        assert swap_lps_ras(result.nodules[0].detection.centre_ras_mm).tolist() == [-8.0, 5.0, 1.0]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
