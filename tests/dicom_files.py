@@ -1,0 +1,93 @@
+"""Small DICOM series for the tests, written with pydicom from an array and an affine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
+SERIES_UID = "1.2.826.0.1.3680043.8.498.2"
+RESCALE_INTERCEPT = -4096
+
+Change = Callable[[Dataset, int], Any]
+
+
+def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.NDArray) -> Dataset:
+    """One CT slice.
+
+    Args:
+        pixels: ``[I, J]`` HU.
+        position_mm: centre of the first pixel, LPS.
+        axes_mm: ``[3, 2]``: step along i and along j, LPS.
+    """
+    spacing = np.linalg.norm(axes_mm, axis=0)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY_UID, SERIES_UID
+    dataset.PatientName, dataset.PatientID = "Secret^Name", "SECRET-ID"
+    dataset.Modality = "CT"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.Manufacturer, dataset.KVP, dataset.ConvolutionKernel = "Maker", "120", "SOFT"
+    dataset.ImagePositionPatient = [f"{x:.8g}" for x in np.asarray(position_mm)]
+    dataset.ImageOrientationPatient = [f"{x:.8f}" for x in (axes_mm / spacing).T.ravel()]
+    dataset.PixelSpacing = [f"{spacing[1]:.8g}", f"{spacing[0]:.8g}"]
+    dataset.Columns, dataset.Rows = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, RESCALE_INTERCEPT
+    dataset.PixelData = (pixels.T.astype(np.int32) - RESCALE_INTERCEPT).astype("<u2").tobytes()
+    return dataset
+
+
+def save(dataset: Dataset, path: Path) -> Path:
+    """Write a dataset with the file meta information that fits it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_series(
+    folder: Path,
+    image_hu: npt.NDArray,
+    affine_lps: npt.NDArray,
+    *,
+    change: Change | None = None,
+    series_uid: str = SERIES_UID,
+    syntax: UID = ExplicitVRLittleEndian,
+) -> list[Path]:
+    """Write ``[I, J, K]`` HU as one file per slice, named in an order that is not that of the positions.
+
+    Args:
+        folder: where to.
+        image_hu: the volume.
+        affine_lps: ``[4, 4]`` voxel to LPS mm; its third column may be tilted.
+        change: called with each dataset and its k before it is written; returning ``False`` leaves the slice out.
+        series_uid: SeriesInstanceUID.
+        syntax: transfer syntax; pydicom compresses.
+
+    Returns:
+        The files, by k.
+    """
+    paths = []
+    for k in range(image_hu.shape[2]):
+        dataset = make_dataset(image_hu[:, :, k], affine_lps[:3, 3] + k * affine_lps[:3, 2], affine_lps[:3, :2])
+        dataset.SeriesInstanceUID = series_uid
+        dataset.InstanceNumber = 7  # the same for all, so that nothing can lean on it
+        if change is not None and change(dataset, k) is False:
+            continue
+        if syntax.is_encapsulated:
+            dataset.compress(syntax, generate_instance_uid=False)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        paths.append(save(dataset, folder / f"{(k * 37 + 11) % 101:03d}_{series_uid[-1]}.dcm"))
+    return paths
