@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.transforms import Transform
 
 from .dataset import EpochSampler
-from .findings import Detection
 from .geometry import apply_affine
 from .losses import NoduleLoss
 from .metrics import ScanTruth
@@ -32,15 +32,19 @@ def prepare_training_batch(
     return batch["image"].to(device, non_blocking=non_blocking), target
 
 
-def detections_and_truth(output: Sequence[Mapping[str, Any]]) -> list[tuple[list[Detection], ScanTruth]]:
-    """What the metric compares, for each scan of a validation batch (``candidates``, ``nodule``, ``label``)."""
-    pairs = []
-    for item in output:
+class PairWithTruthd(Transform):
+    """Put what the metric compares, ``(candidates, truth)``, in the place of the maps (``pred``).
+
+    Reads ``candidates``, ``nodule``, ``label`` and the affine of ``image``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
         label = np.asarray(item["label"])
         rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
         centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
-        pairs.append((item["candidates"], ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE)))
-    return pairs
+        item["pred"] = item["candidates"], ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE)
+        return item
 
 
 class EpochHandler:

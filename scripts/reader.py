@@ -22,9 +22,9 @@ from monai.data import ImageReader
 from .dicom_series import looks_like_dicom, read_series
 from .discovery import find_scans, is_image_file
 from .geometry import FloatArray, apply_affine, swap_lps_ras_affine
-from .scan import ScanError, Volume, make_volume, quiet_itk, scan_error_in
+from .scan import ScanError, Volume, make_volume, quiet_itk
 
-__all__ = ["ScanError", "ScanReader", "Volume", "find_scans", "read_scan", "scan_error_in"]
+__all__ = ["ScanError", "ScanReader", "Volume", "find_scans", "read_scan"]
 
 FORM_DISAGREEMENT_MM = 1.0  # between a NIfTI file's sform and qform before it is worth a note
 HEADER_BYTES = 65536  # of a MetaImage or NRRD file: their text headers are far shorter

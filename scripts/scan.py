@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from .errors import UserError
 from .geometry import FloatArray, spacing_mm
 
 AIR_HU = (-1200, -400)  # lung and air; emphysema ends near -1000, the rest is room for noise
@@ -29,15 +30,8 @@ TILT_NOTE_DEGREES = 0.5  # less moves the top of a 300 mm scan by under 3 mm, an
 _HU_LIMITS = (-32768, 32767)  # int16
 
 
-class ScanError(ValueError):
-    """A scan that must be refused; one clear message for the user, complete without a traceback."""
-
-
-def scan_error_in(error: BaseException | None) -> ScanError | None:
-    """Find the :class:`ScanError` behind an exception (MONAI wraps what a transform raises), or ``None``."""
-    while error is not None and not isinstance(error, ScanError):
-        error = error.__cause__ or error.__context__
-    return error
+class ScanError(UserError, ValueError):
+    """A scan that must be refused."""
 
 
 @dataclass(frozen=True)

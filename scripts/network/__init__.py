@@ -1,5 +1,6 @@
-"""The networks: blocks, deformable attention, and one builder per preset."""
+"""The networks: blocks, deformable attention, one builder per preset, and weights."""
 
+from .checkpoint import CheckpointError, load_weights, ready_network
 from .compact import CompactNet, compact
 
-__all__ = ["CompactNet", "compact"]
+__all__ = ["CheckpointError", "CompactNet", "compact", "load_weights", "ready_network"]

@@ -10,13 +10,15 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import UserError
+
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
 
 # What file browsers leave behind; such files never keep a former result from being replaced.
 _BROWSER_LITTER = frozenset({"Thumbs.db", "desktop.ini"})
 
 
-class OutputError(OSError):
+class OutputError(UserError, OSError):
     """A result cannot be written; the message names the path, what was expected, what arrived and what to do."""
 
 

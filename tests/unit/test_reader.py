@@ -33,7 +33,8 @@ from pydicom.uid import (
 
 from scripts import scan as scan_module
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
-from scripts.reader import ScanError, ScanReader, find_scans, read_scan, scan_error_in
+from scripts.errors import user_error_in
+from scripts.reader import ScanError, ScanReader, find_scans, read_scan
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
 
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
@@ -839,10 +840,10 @@ def test_refused_scan_is_not_read_by_another_reader_of_monai(tmp_path: Path) -> 
     (entry,) = find_scans(write_image(tmp_path / "scan.nii", chest() + 2000))
     with pytest.raises(RuntimeError) as caught:
         load([entry])[0]
-    error = scan_error_in(caught.value)
+    error = user_error_in(caught.value)
     assert error is not None
     assert "lung or air" in str(error)
-    assert scan_error_in(ValueError("other")) is None
+    assert user_error_in(ValueError("other")) is None
 
 
 def test_reader_knows_its_files(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Errors that are the user's to mend: complete in one line, no traceback needed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+class UserError(Exception):
+    """Base of all errors whose message says what was expected, what arrived and what to do."""
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """Find the :class:`UserError` behind an exception (MONAI wraps what components raise), or ``None``."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def show_user_errors_plainly() -> None:
+    """From now on an uncaught :class:`UserError` ends the program with its message alone; others as before.
+
+    A global setting of the process: called from the graphs' ``initialize``, never at import.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        known = user_error_in(error)
+        if known is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"error: {known}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,191 @@
+"""One inference run over many scans: which scans there are, what is written, what failed, how it ends.
+
+A scan that cannot be read or written is named in one line and the others go on; the run then ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+from monai.transforms import Transform
+from torch.utils.data import IterableDataset
+
+from .errors import UserError, user_error_in
+from .findings import ScanResult
+from .reader import find_scans
+from .reports import ResultWriter, summary_table
+
+logger = logging.getLogger(__name__)
+
+
+class OverrideError(UserError, ValueError):
+    """A command-line override that names nothing in the configuration."""
+
+
+class RunLog:
+    """What became of each scan of a run."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}
+        self.failures: dict[str, str] = {}
+
+    def finished(self, result: ScanResult, folder: Path) -> None:
+        self.folders[result.name] = folder
+        logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Keep the message; an error that is not the user's is logged with its traceback."""
+        known = user_error_in(error)
+        self.failures[name] = str(known or f"{type(error).__name__}: {error}")
+        logger.error("%s: %s", name, self.failures[name], exc_info=None if known else error)
+
+    def close(self) -> None:
+        """Say how the run went.
+
+        Raises:
+            SystemExit: code 1, when a scan failed or there was none.
+        """
+        for name, message in self.failures.items():
+            print(f"error: {name}: {message}", file=sys.stderr)
+        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused")
+        if self.failures or not self.folders:
+            raise SystemExit(1)
+
+
+class ScanStream(IterableDataset):
+    """The scans below an input, one after the other, preprocessed; a refused scan is logged and left out.
+
+    Args:
+        source: what :func:`.reader.find_scans` takes: file, folder or datalist.
+        series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
+        transform: preprocessing of one item.
+        log: where failures go.
+    """
+
+    def __init__(self, source: str, series: str, transform: Callable[[Any], Any], log: RunLog) -> None:
+        self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            items = find_scans(self.source, series=self.series)
+        except UserError as error:
+            self.log.failed(self.source, error)
+            return
+        for number, item in enumerate(items, start=1):
+            logger.info("scan %d of %d: %s", number, len(items), item["name"])
+            try:
+                ready = self.transform(item)
+            except Exception as error:
+                self.log.failed(item["name"], error)
+            else:
+                yield ready
+
+
+class WriteResultd(Transform):
+    """Make a :class:`.findings.ScanResult` of an item and write it; a failure is logged and the run goes on.
+
+    Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts`` and ``notes`` in its meta),
+    ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``.
+
+    Args:
+        writer: writes all files of a scan.
+        log: told about each scan.
+        model: facts about bundle and weights, shown in the reports.
+        settings: of this run, shown in the reports.
+    """
+
+    def __init__(
+        self, writer: ResultWriter, log: RunLog, model: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> None:
+        self.writer, self.log = writer, log
+        self.model, self.settings = dict(model), dict(settings)
+
+    def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
+        """The record of one scan."""
+        scan = item["scan"]
+        notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
+        found = bool(item["lungs_found"])
+        if not found:
+            notes.append("No closed lungs were found in this volume; the whole volume was searched.")
+        return ScanResult(
+            name=str(item["name"]),
+            source=str(item["source"]),
+            image_hu=np.asarray(scan.as_tensor()[0]),
+            affine_ras=np.asarray(scan.affine, dtype=np.float64),
+            mask=item["mask"],
+            nodules=tuple(item["nodules"]),
+            candidates=tuple(item["candidates"]),
+            outside_lungs=int(item["outside_lungs"]),
+            lungs_found=found,
+            facts={str(k): str(v) for k, v in scan.meta["facts"].items()},
+            notes=tuple(dict.fromkeys(notes)),
+            model=self.model,
+            settings=self.settings,
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        try:
+            result = self.result(item)
+            self.log.finished(replace(result), self.writer(result))
+        except Exception as error:
+            self.log.failed(str(item["name"]), error)
+        return {"name": item["name"]}
+
+
+def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:
+    """Name and version of the bundle, and which weights: for the reports."""
+    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    weights = Path(checkpoint)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.is_file() else "none"
+    return {"name": metadata["name"], "version": metadata["version"], "weights": f"{weights.name} (sha256 {digest})"}
+
+
+def check_overrides(arguments: Sequence[str] | None = None) -> None:
+    """Refuse an override on the command line of ``monai.bundle run`` that names nothing in its configuration.
+
+    MONAI adds such a name to the configuration, where nothing reads it.
+
+    Args:
+        arguments: the command line; default this process's. Without ``--config_file`` nothing is checked.
+
+    Raises:
+        OverrideError: unknown names, each with the closest known one.
+    """
+    own = {n for n, p in inspect.signature(monai.bundle.run).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    given = _options(sys.argv[1:] if arguments is None else arguments)
+    if "config_file" not in given:
+        return
+    parser = ConfigParser(ConfigParser.load_config_files(DefaultParseValue(given["config_file"])))
+    unknown = [name for name in given if name not in own and name.replace("#", "::") not in parser]
+    if unknown:
+        known = [str(name) for name in parser.get() if not str(name).startswith("_")]
+        hints = [f"--{n} (did you mean {', '.join(difflib.get_close_matches(n, known, 2)) or '…'}?)" for n in unknown]
+        raise OverrideError(
+            f"expected overrides that exist in {given['config_file']}, got {'; '.join(hints)}. "
+            f"Top-level names: {', '.join(known)}."
+        )
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` of a command line; a value may begin with a single dash."""
+    options: dict[str, str] = {}
+    for position, word in enumerate(arguments):
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            options[name.replace("-", "_")] = value if equals else following
+    return options

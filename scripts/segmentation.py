@@ -1,0 +1,157 @@
+"""From mask logits to one outline per nodule on the scan's own grid.
+
+Logits are read (trilinear) at the centres of the scan's voxels in a box around each detection, cut at a threshold,
+and the piece at the detection's centre is kept. Stronger detections come first and keep what they hold; a detection
+whose centre lies inside a stronger one's outline is the same nodule and joins it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.transforms import Transform
+from scipy import ndimage
+from torch import Tensor
+
+from .decoding import MASK_LOGITS
+from .findings import Detection, Nodule
+from .geometry import FloatArray, apply_affine, box_around, spacing_mm
+from .measurements import measure
+from .network.blocks import depth_to_space
+
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+
+def logits_at(
+    mask_logits: Tensor, affine: FloatArray, points_ras_mm: FloatArray, stride: int
+) -> npt.NDArray[np.float32]:
+    """Read mask logits at world positions, trilinearly; beyond the maps the border's value holds.
+
+    Only the cells around the points are turned from depth to space.
+
+    Args:
+        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³.
+        affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
+        points_ras_mm: ``[..., 3]``.
+        stride: input voxels per cell.
+
+    Returns:
+        ``[...]``.
+    """
+    voxels = apply_affine(np.linalg.inv(affine), points_ras_mm)
+    shape = np.array(mask_logits.shape[1:])
+    flat = voxels.reshape(-1, 3)
+    low = np.clip(np.floor(flat.min(0) / stride).astype(int) - 1, 0, shape - 1)
+    high = np.clip(np.ceil(flat.max(0) / stride).astype(int) + 2, low + 1, shape)
+    part = mask_logits[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    fine = depth_to_space(part[None].float().cpu(), stride)[0, 0].numpy()
+    where = np.moveaxis(voxels - low * stride, -1, 0)
+    return np.asarray(ndimage.map_coordinates(fine, where, order=1, mode="nearest"))
+
+
+def _voxel_positions(box: Box, affine: FloatArray) -> FloatArray:
+    """World positions of the voxels of a box: ``[I, J, K, 3]``, mm."""
+    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+    return apply_affine(affine, grid)
+
+
+def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
+    """The connected piece at a fractional voxel, or the nearest one within ``reach`` voxels (per axis); maybe none."""
+    labels, count = ndimage.label(inside)
+    if count == 0:
+        return np.zeros_like(inside)
+    voxels = np.argwhere(labels)
+    apart = np.linalg.norm((voxels - centre) / np.maximum(reach, 1.0), axis=1)
+    nearest = int(apart.argmin())
+    if apart[nearest] > 1.0:
+        return np.zeros_like(inside)
+    return np.asarray(labels == labels[tuple(voxels[nearest])])
+
+
+def outline_nodules(
+    detections: Sequence[Detection],
+    mask_logits: Tensor,
+    affine: FloatArray,
+    scan_hu: npt.NDArray[np.int16],
+    scan_affine: FloatArray,
+    *,
+    stride: int,
+    mask_threshold: float,
+    margin_mm: float,
+) -> tuple[list[Nodule], npt.NDArray[np.uint16]]:
+    """Outline and measure detections.
+
+    Args:
+        detections: by falling probability.
+        mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
+        affine: of the network's input, voxel to RAS mm.
+        scan_hu: ``[I, J, K]``, the scan's own grid.
+        scan_affine: of that grid, voxel to RAS mm.
+        stride: input voxels per cell.
+        mask_threshold: probability above which a voxel belongs to the nodule.
+        margin_mm: how far beyond its diameter a nodule may reach.
+
+    Returns:
+        Nodules labelled 1, 2, …, and the instance mask on the scan's grid.
+    """
+    cut = float(np.log(mask_threshold / (1.0 - mask_threshold)))
+    instances = np.zeros(scan_hu.shape, dtype=np.uint16)
+    from_world = np.linalg.inv(scan_affine)
+    mm = spacing_mm(scan_affine)
+    nodules: list[Nodule] = []
+    for detection in detections:
+        centre = apply_affine(from_world, detection.centre_ras_mm)
+        nearest = np.clip(np.round(centre).astype(int), 0, np.array(scan_hu.shape) - 1)
+        if instances[tuple(nearest)]:
+            continue
+        box = box_around(
+            scan_affine, scan_hu.shape, detection.centre_ras_mm, detection.diameter_mm / 2.0 + margin_mm
+        )
+        logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), stride)
+        start = np.array([s.start for s in box])
+        free = (logits > cut) & (instances[box] == 0)
+        inside = piece_at(free, centre - start, detection.diameter_mm / 2.0 / mm)
+        label = len(nodules) + 1
+        instances[box][inside] = label
+        i, j, k = centre.tolist()
+        nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
+    return nodules, instances
+
+
+class OutlineNodulesd(Transform):
+    """Graph component around :func:`outline_nodules`.
+
+    Reads ``candidates``, ``pred``, the affine of ``image`` and ``scan`` (``[1, I, J, K]``, HU); writes ``nodules`` and
+    ``mask`` ``[I, J, K]``. Candidates below ``threshold`` are left out.
+
+    Args:
+        threshold: smallest probability of a reported nodule.
+        stride, mask_threshold, margin_mm: see :func:`outline_nodules`.
+    """
+
+    def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
+        for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
+            if not 0.0 < value < 1.0:
+                raise ValueError(f"{name}: expected a probability between 0 and 1, got {value}")
+        self.threshold, self.stride = threshold, stride
+        self.mask_threshold, self.margin_mm = mask_threshold, margin_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        scan = item["scan"]
+        item["nodules"], item["mask"] = outline_nodules(
+            [c for c in item["candidates"] if c.probability >= self.threshold],
+            torch.as_tensor(item["pred"])[MASK_LOGITS],
+            np.asarray(item["image"].affine, dtype=np.float64),
+            np.asarray(scan.as_tensor()[0]),
+            np.asarray(scan.affine, dtype=np.float64),
+            stride=self.stride,
+            mask_threshold=self.mask_threshold,
+            margin_mm=self.margin_mm,
+        )
+        return item
