@@ -1,0 +1,1 @@
+"""Data preparation: commands that make datalists (``python -m scripts.prepare``)."""
