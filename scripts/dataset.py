@@ -116,7 +116,7 @@ class CropDataset(Dataset):
     """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
 
     A crop lies around a nodule (drawn by size, :func:`..transforms.insertion.size_weight`) or around a random piece
-    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often it is drawn.
+    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn.
 
     Args:
         scans: where crops are cut from.
@@ -136,7 +136,7 @@ class CropDataset(Dataset):
             self.nodules += [(number, row) for row in rows]
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
         self._scan_chances = scan_weights / scan_weights.sum()
-        weights = np.array([scan_weights[n] * size_weight(float(row[3])) for n, row in self.nodules])
+        weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
         self._nodule_chances = weights / max(weights.sum(), 1e-9)
         self.nodule_share = nodule_share if self.nodules else 0.0
 

@@ -11,6 +11,7 @@ import fire
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {
+    "development": "development:make_development_datalist",
     "phantom": "phantom_command:phantom",
     "phantom_picture": "phantom_command:phantom_picture",
 }
