@@ -154,23 +154,24 @@ def test_jitter_moves_the_middle_by_its_share_at_most() -> None:
 
 
 def test_nodules_outside_are_ignored_when_they_reach_in_and_leave_when_not() -> None:
-    rows = np.array(
-        [[30, 20, 20, 6], [26, 20, 20, 6], [20, 20, 20, 5], [20, 14.5, 20, 1], [15.9, 24, 24, 1]], np.float32
-    )
+    far, reaching, inside = [30, 20, 20, 6], [26, 20, 20, 6], [20, 20, 20, 5]
+    just_outside, far_too = [[15.9, 24, 24, 1], [24, 16, 24.2, 1]], [20, 14.5, 20, 1]
+    rows = np.array([far, reaching, inside, far_too, *just_outside], dtype=np.float32)
     mask = np.zeros((41, 41, 41), dtype=np.uint8)
     mask[27:34, 20, 20] = 1
     mask[23:27, 20, 20] = 2
     mask[18:23, 20, 20] = 3
     mask[16, 24, 24] = 5
-    label = np.array([NODULE, NODULE, NODULE, NODULE, NODULE])
+    label = np.full(6, NODULE)
     item = {"image": np.zeros((41, 41, 41)), "mask": mask, "nodule": rows, "label": label, "centre": (20, 20, 20)}
     out = _plain(9)(item)  # voxels 16 to 24
-    np.testing.assert_allclose(out["nodule"], [[10, 4, 4, 6], [4, 4, 4, 5], [-0.1, 8, 8, 1]], atol=1e-5)
-    assert out["label"].tolist() == [IGNORED, NODULE, IGNORED]
+    expected = [[10, 4, 4, 6], [4, 4, 4, 5], [-0.1, 8, 8, 1], [8, 0, 8.2, 1]]
+    np.testing.assert_allclose(out["nodule"], expected, atol=1e-5)
+    assert out["label"].tolist() == [IGNORED, NODULE, IGNORED, IGNORED]
     assert out["mask"][0, :, 4, 4].tolist() == [0, 0, 2, 2, 2, 2, 2, 1, 1]
     assert out["mask"][0, 0, 8, 8] == 3
     assert (out["mask"] > 0).sum() == 8
-    assert label.tolist() == [NODULE] * 5
+    assert label.tolist() == [NODULE] * 6
 
 
 def test_beyond_the_border_the_edge_is_repeated() -> None:
