@@ -133,13 +133,16 @@ class CropDataset(Dataset):
     """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
 
     A crop lies around a nodule (drawn by size, :func:`..transforms.insertion.size_weight`) or around a random piece
-    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn.
+    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn for the latter.
 
     Args:
         scans: where crops are cut from.
         transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
         seed: of the stream.
         nodule_share: share of crops around a listed nodule.
+
+    Raises:
+        ValueError: no scan, or none with a weight.
     """
 
     def __init__(self, scans: CachedScans, transform: Compose, *, seed: int, nodule_share: float) -> None:
@@ -152,6 +155,11 @@ class CropDataset(Dataset):
             rows = np.asarray(item["nodule"])[np.asarray(item["label"]) == NODULE]
             self.nodules += [(number, row) for row in rows]
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
+        if scan_weights.min() < 0 or scan_weights.max() == 0:
+            raise ValueError(
+                f"training list: expected weights from 0, one of them above 0, got {sorted(set(scan_weights.tolist()))}; "
+                "correct the datalists"
+            )
         self._scan_chances = scan_weights / scan_weights.sum()
         weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
         self._nodule_chances = weights / max(weights.sum(), 1e-9)
