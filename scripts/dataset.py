@@ -157,8 +157,8 @@ class CropDataset(Dataset):
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
         if scan_weights.min() < 0 or scan_weights.max() == 0:
             raise ValueError(
-                f"training list: expected weights from 0, one of them above 0, got {sorted(set(scan_weights.tolist()))}; "
-                "correct the datalists"
+                "training list: expected weights from 0, one of them above 0, got "
+                f"{sorted(set(scan_weights.tolist()))}; correct the datalists"
             )
         self._scan_chances = scan_weights / scan_weights.sum()
         weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
