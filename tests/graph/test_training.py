@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,17 @@ def test_an_unknown_override_is_refused(option: str, tmp_path: Path) -> None:
     assert result.returncode != 0
     assert option in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_evaluation_writes_its_readings(small_data: Path, tmp_path: Path) -> None:
+    configs = str([str(ROOT / "configs" / name) for name in ("train.json", "evaluate.json")])
+    paths = ("--dataset_dir", str(small_data), "--output_dir", str(tmp_path))
+    result = command("evaluating", "--config_file", configs, *paths)
+    assert result.returncode == 0, result.stdout + result.stderr
+    content = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8"))
+    truth = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"]
+    assert content["scans"] == len(truth)
+    assert content["nodules"] == sum(len(item["box"]) for item in truth)
+    readings = list(content["sensitivity_at_false_positives_per_scan"].values())
+    assert readings == sorted(readings)
+    assert content["cpm"] == pytest.approx(sum(readings) / 7, abs=1e-3)
