@@ -42,7 +42,7 @@ demo: $(RUNTIME)
 	output=$$(absolute "$$OUTPUT"); \
 	if [ -n "$$INPUT" ]; then input=$$(absolute "$$INPUT"); else \
 	  made="$$output/input"; input="$$made/images"; \
-	  if [ ! -d "$$input" ] || [ ! -e "$$output/input.complete" ]; then \
+	  if [ ! -d "$$made" ] || [ ! -e "$$output/input.complete" ]; then \
 	    rm -rf "$$made"; \
 	    (set -x; "$(PY)" -m scripts.prepare phantom --output_dir "$$made" --scans 1 --seed 7 --format dicom); \
 	    touch "$$output/input.complete"; \
