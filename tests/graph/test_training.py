@@ -12,7 +12,18 @@ import torch
 from scripts.network import compact
 from tests.bundle import ROOT, command
 
-QUICK = ("--epoch_length", "2", "--batch_size", "2", "--num_workers", "0", "--val_interval", "1", "--precision", "float32")
+QUICK = [
+    "--epoch_length",
+    "2",
+    "--batch_size",
+    "2",
+    "--num_workers",
+    "0",
+    "--val_interval",
+    "1",
+    "--precision",
+    "float32",
+]
 
 
 def _train(data: Path, output: Path, *more: str) -> Any:

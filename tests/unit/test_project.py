@@ -229,7 +229,14 @@ def test_demo_makes_a_scan_once_and_searches_it(venv: Path, tmp_path: Path) -> N
     phantom, first, second = calls(venv)
     made = ["--output_dir", f"{output}/input", "--scans", "1", "--seed", "7", "--format", "dicom"]
     assert phantom == ["-m", "scripts.prepare", "phantom", *made]
-    searched = ["--config_file", "configs/inference.json", "--input", f"{output}/input/images", "--output_dir", str(output)]
+    searched = [
+        "--config_file",
+        "configs/inference.json",
+        "--input",
+        f"{output}/input/images",
+        "--output_dir",
+        str(output),
+    ]
     assert first == second == ["-m", "monai.bundle", "run", "inference", *searched]
 
 
