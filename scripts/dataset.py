@@ -52,8 +52,8 @@ class CachedScans(Dataset):
     """Scans as the preprocessing leaves them, each computed once and then read from disk as memory maps.
 
     An entry is a folder of plain arrays (``image.npy`` int16 HU, ``lung.npy`` and ``mask.npy`` uint8, ``nodule.npy``,
-    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a rename, so
-    an interrupted run leaves no half entry.
+    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a
+    rename, so an interrupted run leaves no half entry.
 
     Args:
         data: datalist items.
@@ -87,6 +87,13 @@ class CachedScans(Dataset):
     def _compute(self, item: Mapping[str, Any], folder: Path) -> None:
         logger.info("preprocessing %s", item["image"])
         ready = self.preprocessing(item)
+        rows = len(ready["label"])
+        mask = np.asarray(ready["mask"][0]) if "mask" in ready else None
+        if mask is not None and mask.max(initial=0) > rows:
+            raise ValueError(
+                f"{item['mask']}: expected values 0 to {rows}, a nodule's being its number in the datalist from 1, "
+                f"got {mask.max():g}; correct the mask or the datalist's boxes"
+            )
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -95,15 +102,25 @@ class CachedScans(Dataset):
         np.save(partial / "nodule.npy", np.asarray(ready["nodule"], dtype=np.float32))
         np.save(partial / "label.npy", np.asarray(ready["label"], dtype=np.int64))
         np.save(partial / "lung.npy", _lungs_on_grid(ready["lung_distance_mm"], ready["image"]))
-        if "mask" in ready:
-            np.save(partial / "mask.npy", np.asarray(ready["mask"][0]).astype(np.uint8))
-        if folder.exists():  # another process was faster
-            shutil.rmtree(partial)
-        else:
+        if mask is not None:
+            np.save(partial / "mask.npy", mask.astype(np.uint8))
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)  # another process was faster
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image``, ``lung`` and, when present, ``mask`` ``[I, J, K]`` as memory maps; ``nodule`` ``[N, 4]``; ``label``."""
+        """Read one scan.
+
+        Returns:
+            ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8), ``[I, J, K]`` memory maps;
+            ``nodule`` ``[N, 4]`` and ``label`` ``[N]``.
+
+        Raises:
+            ValueError: the mask holds a value that belongs to no nodule of the item.
+        """
         folder = self._folder(self.data[index])
         if not folder.exists():
             self._compute(self.data[index], folder)

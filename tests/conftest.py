@@ -1,4 +1,4 @@
-"""Settings and data that all tests share."""
+"""Settings and synthetic chests that all tests share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from scripts.prepare.phantom import Chest, make_chest
 from scripts.prepare.phantom_command import phantom
 
 # The same examples in every run, and no time limit for one of them: a busy machine must not decide whether a law holds.
@@ -26,3 +27,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small_data")
     phantom(str(folder), scans=4, seed=5, format="nifti", scale=0.4)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_chest() -> Chest:
+    """A miniature of 130 × 112 × 124 mm with a nodule at a vessel and one at the pleura; not to be changed."""
+    return make_chest(2, scale=0.4, nodules=2)
+
+
+@pytest.fixture(scope="session")
+def full_chest() -> Chest:
+    """A chest of 301 × 275 × 309 mm with eight nodules, three of them at the pleura; not to be changed."""
+    return make_chest(3, nodules=8)
