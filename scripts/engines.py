@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from monai.transforms import Transform
 from .dataset import EpochSampler
 from .geometry import apply_affine
 from .losses import NoduleLoss
-from .metrics import ScanTruth
+from .metrics import RATES, CpmMetric, ScanTruth
 from .transforms.nodules import NODULE, PADDING
 
 logger = logging.getLogger(__name__)
@@ -153,3 +154,33 @@ class TrainingState:
                 self._epochs_done,
             )
             engine.terminate()
+
+
+class SaveFroc:
+    """Write the FROC readings of an evaluation as JSON once it is complete, and log them.
+
+    Args:
+        metric: the evaluation's metric.
+        path: of the JSON file; its folder is made where it is missing.
+    """
+
+    def __init__(self, metric: CpmMetric, path: str) -> None:
+        self.metric, self.path = metric, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, _: Engine) -> None:
+        curve = self.metric.froc
+        if curve is None:
+            return
+        readings = dict(zip(map(str, RATES), (round(r, 4) for r in curve.readings), strict=True))
+        content = {
+            "scans": curve.scans,
+            "nodules": curve.nodules,
+            "sensitivity_at_false_positives_per_scan": readings,
+            "cpm": curve.cpm,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        logger.info("%s: %s", self.path, content)
