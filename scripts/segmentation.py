@@ -109,9 +109,7 @@ def outline_nodules(
         nearest = np.clip(np.round(centre).astype(int), 0, np.array(scan_hu.shape) - 1)
         if instances[tuple(nearest)]:
             continue
-        box = box_around(
-            scan_affine, scan_hu.shape, detection.centre_ras_mm, detection.diameter_mm / 2.0 + margin_mm
-        )
+        box = box_around(scan_affine, scan_hu.shape, detection.centre_ras_mm, detection.diameter_mm / 2.0 + margin_mm)
         logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), stride)
         start = np.array([s.start for s in box])
         free = (logits > cut) & (instances[box] == 0)
