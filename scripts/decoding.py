@@ -1,8 +1,8 @@
 """From the network's maps to candidates in the world.
 
 Source: LWNet decodes the 800 best voxels above probability 0.5 and diameter 3, then NMS at IoU 0.1. Deviations: local
-maxima instead of single voxels, and a threshold that is a parameter (0.5 caps the sensitivity that a FROC curve can
-reach).
+maxima instead of single voxels, a plateau of equal voxels is one of them (low-precision arithmetic rounds neighbours to
+the same value), and a threshold that is a parameter (0.5 caps the sensitivity that a FROC curve can reach).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from monai.data.box_utils import non_max_suppression
 from monai.transforms import Transform
+from scipy import ndimage
 from torch import Tensor
 
 from .findings import Detection
@@ -23,6 +24,50 @@ from .geometry import FloatArray, apply_affine, spacing_mm
 # Channels of the network's output, as declared in metadata.json.
 NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
 LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps exp() of untrained maps finite
+
+
+def _peak_cells(logits: Tensor, peak_size: int, threshold: float) -> Tensor:
+    """Cells ``[P, 3]`` that are the largest in their cube and reach the threshold (a probability)."""
+    highest = F.max_pool3d(logits[None, None], peak_size, stride=1, padding=peak_size // 2)[0, 0]
+    cells = torch.nonzero(logits == highest)
+    return cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= threshold]
+
+
+def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
+    """Number each cell by the plateau it belongs to: ``[P]``, from 0.
+
+    Neighbouring peaks are equal (a cube of one cell compares nothing, and each cell stands alone).
+    """
+    if peak_size == 1:
+        return torch.arange(len(cells))
+    marked = np.zeros(shape, dtype=bool)
+    marked[tuple(cells.T.numpy())] = True
+    labels, _ = ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool))
+    return torch.from_numpy(labels[tuple(cells.T.numpy())]).long() - 1
+
+
+def _mean_of_groups(values: Tensor, group: Tensor) -> Tensor:
+    """Mean ``[G, C]`` of the rows ``[P, C]`` of each group; every group 0 … G − 1 has a row."""
+    counts = torch.bincount(group)
+    sums = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add(0, group, values)
+    return sums / counts[:, None]
+
+
+def _proposals(pred: Tensor, voxel_mm: FloatArray, *, stride: int, threshold: float, peak_size: int) -> Tensor:
+    """What the peaks propose: ``[G, 5]`` float64, as :func:`decode_candidates` takes its arguments.
+
+    Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
+    """
+    logits = pred[NODULE_LOGIT]
+    cells = _peak_cells(logits, peak_size, threshold)
+    here = tuple(cells.T)
+    group = _plateaus(cells.cpu(), logits.shape, peak_size)
+    positions_mm = (cells.cpu() * stride + (stride - 1) / 2.0) * torch.from_numpy(voxel_mm)
+    centres_mm = positions_mm + pred[OFFSET_MM][(slice(None), *here)].T.double().cpu()
+    columns = [logits[here][:, None].double().cpu(), centres_mm, pred[LOG_DIAMETER][here][:, None].double().cpu()]
+    proposals = _mean_of_groups(torch.cat(columns, dim=1), group)
+    proposals[:, 4] = proposals[:, 4].exp().clamp(0.0, LARGEST_DIAMETER_MM)
+    return proposals
 
 
 def decode_candidates(
@@ -43,35 +88,28 @@ def decode_candidates(
         affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
         stride: input voxels per cell.
         threshold: smallest probability kept.
-        peak_size: a cell is a peak when it is the largest in this odd cube of cells.
-        top_k: most peaks kept, before NMS.
-        nms_overlap: IoU of bounding cubes above which the weaker of two peaks goes.
-        smallest_diameter_mm: candidates below leave.
+        peak_size: a cell is a peak when none is larger in this odd cube of cells around it.
+        top_k: most candidates kept, before NMS.
+        nms_overlap: IoU of bounding cubes above which the weaker of two candidates goes.
+        smallest_diameter_mm: candidates below leave, before NMS.
 
     Returns:
-        Candidates by falling probability; may be empty.
+        Candidates by falling probability; may be empty. Neighbouring peaks of equal height are one candidate, at the
+        mean of the centres they propose and the geometric mean of their diameters.
     """
-    logits = pred[NODULE_LOGIT]
-    peaks = F.max_pool3d(logits[None, None], peak_size, stride=1, padding=peak_size // 2)[0, 0] == logits
-    lowest = np.log(threshold / (1.0 - threshold)) if 0.0 < threshold < 1.0 else (-np.inf if threshold <= 0 else np.inf)
-    cells = torch.nonzero(peaks & (logits >= lowest))
-    scores = logits[tuple(cells.T)]
-    best = scores.topk(min(top_k, len(scores))).indices
-    cells, scores = cells[best], scores[best]
-    here = tuple(cells.T)
-    diameters_mm = pred[LOG_DIAMETER][here].exp().clamp(0.0, LARGEST_DIAMETER_MM)
-    mm = torch.as_tensor(spacing_mm(affine), dtype=torch.float64)
-    offsets = pred[OFFSET_MM][(slice(None), *here)].T.double().cpu() / mm
-    centres = cells.cpu() * stride + (stride - 1) / 2.0 + offsets  # in input voxels
-    half = diameters_mm.double().cpu()[:, None] / 2.0
-    boxes = torch.cat([centres * mm - half, centres * mm + half], dim=1)
-    kept = non_max_suppression(boxes, scores.cpu(), nms_overlap) if len(boxes) else torch.zeros(0, dtype=torch.long)
-    kept = kept[diameters_mm.cpu()[kept] >= smallest_diameter_mm]
-    world = apply_affine(affine, centres.numpy()[kept.numpy()])
-    probabilities = torch.sigmoid(scores.double().cpu())[kept].tolist()
+    proposals = _proposals(pred, spacing_mm(affine), stride=stride, threshold=threshold, peak_size=peak_size)
+    proposals = proposals[proposals[:, 4] >= smallest_diameter_mm]
+    proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[:top_k]]
+    half_mm = proposals[:, 4:] / 2.0
+    cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
+    proposals = proposals[non_max_suppression(cubes, proposals[:, 0], nms_overlap)]
+    world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine))
+    probabilities = torch.sigmoid(proposals[:, 0])
     return [
-        Detection((x, y, z), d, p)
-        for (x, y, z), d, p in zip(world.tolist(), diameters_mm.cpu()[kept].tolist(), probabilities, strict=True)
+        Detection((x, y, z), diameter_mm, probability)
+        for (x, y, z), diameter_mm, probability in zip(
+            world.tolist(), proposals[:, 4].tolist(), probabilities.tolist(), strict=True
+        )
     ]
 
 
@@ -113,8 +151,9 @@ class DecodeCandidatesd(Transform):
 class DropOutsideLungsd(Transform):
     """Keep the candidates that touch the lungs: those whose centre is at most radius + margin away from them.
 
-    Reads ``candidates``, ``lung_distance_mm`` (see :class:`.transforms.CropToLungsd`); writes ``candidates`` and
-    ``outside_lungs``, the number dropped. A candidate beyond the distance map's border is judged at the border.
+    Reads ``candidates``, ``lung_distance_mm`` (see :class:`.transforms.CropToLungsd`, it covers the whole scan); writes
+    ``candidates`` and ``outside_lungs``, the number dropped. A candidate up to one voxel of the distance map beyond its
+    border is judged at the border; one farther out lies in padding and is dropped.
 
     Args:
         margin_mm: allowed beyond the radius.
@@ -126,13 +165,17 @@ class DropOutsideLungsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         distance = item["lung_distance_mm"]
+        distance_mm = np.asarray(distance[0])
         to_voxel = np.linalg.inv(np.asarray(distance.affine, dtype=np.float64))
-        shape = np.array(distance.shape[1:])
-        kept: list[Detection] = []
-        for candidate in item["candidates"]:
-            voxel = np.clip(np.round(apply_affine(to_voxel, candidate.centre_ras_mm)).astype(int), 0, shape - 1)
-            if float(distance[(0, *voxel.tolist())]) <= candidate.diameter_mm / 2.0 + self.margin_mm:
-                kept.append(candidate)
+        kept = [c for c in item["candidates"] if self._touches(c, distance_mm, to_voxel)]
         item["outside_lungs"] = len(item["candidates"]) - len(kept)
         item["candidates"] = kept
         return item
+
+    def _touches(self, candidate: Detection, distance_mm: FloatArray, to_voxel: FloatArray) -> bool:
+        voxel = apply_affine(to_voxel, candidate.centre_ras_mm)
+        last = np.array(distance_mm.shape) - 1
+        if (voxel < -1.5).any() or (voxel > last + 1.5).any():  # the border voxels end half a voxel farther out
+            return False
+        i, j, k = np.clip(np.round(voxel).astype(int), 0, last).tolist()
+        return float(distance_mm[i, j, k]) <= candidate.diameter_mm / 2.0 + self.margin_mm
