@@ -17,11 +17,16 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
+from .errors import UserError
 from .transforms.crops import crop_by_affine
 from .transforms.insertion import PARENCHYMA_HU, size_weight
 from .transforms.nodules import NODULE
 
 logger = logging.getLogger(__name__)
+
+
+class DatalistError(UserError, ValueError):
+    """A datalist that cannot be used."""
 
 
 def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
@@ -30,12 +35,12 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
     Relative ``image`` and ``mask`` paths start at their datalist's folder. A datalist without the section adds nothing.
 
     Raises:
-        FileNotFoundError: a datalist is missing.
+        DatalistError: a datalist is missing.
     """
     items: list[dict[str, Any]] = []
     for path in [paths] if isinstance(paths, str) else paths:
         if not Path(path).is_file():
-            raise FileNotFoundError(
+            raise DatalistError(
                 f"datalist {path}: expected a JSON file, found none; make one with python -m scripts.prepare"
             )
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -147,7 +152,10 @@ class CropDataset(Dataset):
 
     def __init__(self, scans: CachedScans, transform: Compose, *, seed: int, nodule_share: float) -> None:
         if len(scans) == 0:
-            raise ValueError("training list: expected at least one scan, got none; check the datalists")
+            raise DatalistError(
+                "training list: expected at least one scan, got none; --dataset_dir must hold a datalist.json with a "
+                "training section (make one with python -m scripts.prepare)"
+            )
         self.scans, self.transform, self.seed = scans, transform, seed
         self.nodules: list[tuple[int, npt.NDArray[np.float32]]] = []
         for number in range(len(scans)):

@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 
-from scripts.dataset import CachedScans, CropDataset, EpochSampler, load_datalist
+from scripts.dataset import CachedScans, CropDataset, DatalistError, EpochSampler, load_datalist
 from scripts.transforms import IGNORED, NODULE, RandomCropd
 
 # --- load_datalist
@@ -41,7 +41,7 @@ def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
 
 
 def test_missing_datalist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.json: expected a JSON file, found none; make one with python"):
+    with pytest.raises(DatalistError, match=r"none\.json: expected a JSON file, found none; make one with python"):
         load_datalist([str(tmp_path / "none.json")], "training")
 
 
@@ -302,7 +302,7 @@ def test_an_empty_mask_counts_only_where_there_is_no_nodule(item: dict[str, Any]
 
 
 def test_no_scan_is_refused() -> None:
-    with pytest.raises(ValueError, match="training list: expected at least one scan, got none; check the datalists"):
+    with pytest.raises(ValueError, match="training list: expected at least one scan, got none; --dataset_dir must hold"):
         _crops([])
 
 
