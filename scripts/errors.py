@@ -14,9 +14,12 @@ class UserError(Exception):
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """Find the :class:`UserError` behind an exception (MONAI wraps what components raise), or ``None``."""
+    """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
+
+    An exception that only arose while a :class:`UserError` was being handled is a fault of its own, and is not hidden.
+    """
     while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
+
+from .errors import UserError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PrecisionError(UserError, ValueError):
+    """A precision that does not exist, or not on this device."""
 
 
 def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
@@ -18,7 +25,7 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
     or AMX) and float32 elsewhere.
 
     Raises:
-        ValueError: unknown name, or float16 on a CPU.
+        PrecisionError: unknown name, or float16 on a CPU.
     """
     kind = torch.device(device).type
     if precision == "auto":
@@ -29,7 +36,7 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
         return torch.bfloat16 if native else torch.float32
     if precision not in PRECISIONS or (precision == "float16" and kind == "cpu"):
         usable = [name for name in PRECISIONS if name != "float16" or kind != "cpu"]
-        raise ValueError(f"precision: expected one of {['auto', *usable]} on {kind}, got {precision!r}")
+        raise PrecisionError(f"precision: expected one of {', '.join(['auto', *usable])} on {kind}, got {precision!r}")
     return PRECISIONS[precision]
 
 
@@ -45,7 +52,7 @@ class PrecisionInferer(Inferer):
         super().__init__()
         self.inferer, self.precision = inferer, precision
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         dtype = choose_precision(self.precision, inputs.device)
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return self.inferer(inputs, network, *args, **kwargs).float()

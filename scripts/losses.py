@@ -120,12 +120,14 @@ class NoduleLoss(nn.Module):
         return torch.stack(losses).mean() if losses else logits.sum() * 0.0
 
     def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
+        """Voxels within radius and margin of a nodule, along each axis; at least one, for a mean over none is NaN."""
         half = nodule[3] / 2.0 + self.mask_margin
-        return tuple(
-            slice(max(int(c - half), 0), min(int(c + half) + 2, n)) for c, n in zip(nodule[:3], shape, strict=True)
-        )
+        starts = [min(max(int(c - half), 0), n - 1) for c, n in zip(nodule[:3], shape, strict=True)]
+        stops = [min(max(int(c + half) + 2, a + 1), n) for c, a, n in zip(nodule[:3], starts, shape, strict=True)]
+        return tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
 
     def _background(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """BCE in a box at a random place."""
         edge = min(self.background_edge, *logits.shape)
         starts = [int(torch.randint(0, n - edge + 1, (1,))) for n in logits.shape]
         box = tuple(slice(a, a + edge) for a in starts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 POSITIVE, BACKGROUND, IGNORE = 1, 0, -1
@@ -21,7 +22,8 @@ class CellTargets:
     Attributes:
         state: ``[B, I, J, K]`` int8: :data:`POSITIVE`, :data:`BACKGROUND` or :data:`IGNORE`.
         offset_mm: ``[B, 3, I, J, K]``, from the cell's centre to the nearest nodule's; meaningful where positive.
-        log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm; meaningful where positive.
+        log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm, taken as 1 mm where it is smaller;
+            meaningful where positive.
     """
 
     state: Tensor
@@ -46,11 +48,14 @@ def cell_targets(
         is_there: ``[B, N]`` bool, rows that exist (nodules and ignored findings).
         shape: the output grid ``(I, J, K)``.
         stride: voxels per cell.
-        positives: number of cells nearest each centre that are positive.
+        positives: number of cells nearest each centre that are positive; cells as near as the last of them join, so
+            that the choice does not depend on the order of the cells.
 
     Returns:
         The targets; without any row everything is background.
     """
+    if nodule.shape[1] == 0:  # a minimum over rows needs one: take a row that is not there
+        nodule, is_nodule, is_there = F.pad(nodule, (0, 0, 0, 1)), F.pad(is_nodule, (0, 1)), F.pad(is_there, (0, 1))
     cells = cell_positions(shape, stride, nodule.device)
     apart = nodule[:, :, :3, None, None, None] - cells  # [B, N, 3, I, J, K]
     squared = apart.square().sum(2)  # [B, N, I, J, K]
@@ -60,12 +65,17 @@ def cell_targets(
     ignored = (squared <= reach).any(1)
     counted = torch.where(is_nodule[..., None, None, None], squared, far)
     nearest_distance, nearest = counted.min(1)
-    limit = counted.flatten(2).kthvalue(positives, dim=2).values  # the positives-th nearest cell of each nodule
-    within = counted <= limit[..., None, None, None]
-    owned = torch.gather(within, 1, nearest[:, None])[:, 0]  # a cell is positive only for its nearest nodule
-    positive = owned & (nearest_distance < far)
+    owned = torch.gather(_nearest_cells(counted, positives), 1, nearest[:, None])[:, 0]
+    positive = owned & (nearest_distance < far)  # a cell is positive only for its nearest nodule
     state = torch.where(positive, POSITIVE, torch.where(ignored, IGNORE, BACKGROUND)).to(torch.int8)
     index = nearest[:, None, None].expand(-1, 1, 3, *shape)
     offset = torch.gather(apart, 1, index)[:, 0]
     diameter = torch.gather(nodule[:, :, 3], 1, nearest.flatten(1)).reshape(nearest.shape)
     return CellTargets(state, offset, diameter.clamp_min(1.0).log())
+
+
+def _nearest_cells(squared: Tensor, count: int) -> Tensor:
+    """The ``count`` cells of smallest distance for each row, ties included: ``[B, N, I, J, K]`` bool."""
+    flat = squared.flatten(2)
+    limit = flat.kthvalue(min(count, flat.shape[2]), dim=2).values
+    return squared <= limit[..., None, None, None]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,28 +28,18 @@ def ready_network(network: nn.Module, device: torch.device | str, checkpoint: st
         The same network on the device, in channels-last memory format.
 
     Raises:
-        CheckpointError: no such file, no state dict, or one of another network.
+        CheckpointError: no such file, no state dict of plain tensors, or one of another network.
     """
     if checkpoint:
         load_weights(network, checkpoint)
-    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Load a state dict into ``network``; see :func:`ready_network`."""
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f"checkpoint {checkpoint}: expected a file of weights, found none; check --checkpoint.")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint}: expected weights saved by torch, got a file that cannot be read as such "
-            f"({type(error).__name__}); download or train it again."
-        ) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {checkpoint}: expected a state dict, got {type(state).__name__}.")
+    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`."""
+    state = _read_state(checkpoint)
     own = network.state_dict()
-    wrong = [n for n in own if n not in state or tuple(state[n].shape) != tuple(own[n].shape)]
+    wrong = [n for n in own if n not in state or not _fits(state[n], own[n])]
     extra = [n for n in state if n not in own]
     if wrong or extra:
         raise CheckpointError(
@@ -57,3 +48,26 @@ def load_weights(network: nn.Module, checkpoint: str) -> None:
             f"(first: {(wrong + extra)[0]}). Use the weights of this network, or the network of these weights."
         )
     network.load_state_dict(state)
+
+
+def _read_state(checkpoint: str) -> dict[Any, Any]:
+    """Read a state dict without running any code of the file."""
+    if not Path(checkpoint).is_file():
+        raise CheckpointError(f"checkpoint {checkpoint}: expected a file of weights, found none; check --checkpoint.")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the odd bytes of a broken file: the error says enough
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken files raise nearly anything: KeyError, struct.error, UnicodeDecodeError, …
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: expected weights saved by torch, got a file that cannot be read as such "
+            f"({type(error).__name__}); download or train it again."
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: expected a state dict, got {type(state).__name__}; save network.state_dict()."
+        )
+    return state
+
+
+def _fits(value: object, own: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == own.shape

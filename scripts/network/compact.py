@@ -19,8 +19,18 @@ from .blocks import FuseUp, conv_bn, residual_stage, space_to_depth
 from .deformable_attention import DeformableEncoder
 
 STRIDE = 2  # voxels per output cell, along each axis
-COARSEST_STRIDE = 16  # input sizes must be multiples of this
+COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same window
 PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the first steps' background loss small
+
+
+def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
+    """Refuse an image ``[B, C, I, J, K]`` whose sizes are no multiples; raises ValueError."""
+    i, j, k = image.shape[2], image.shape[3], image.shape[4]
+    if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
+        raise ValueError(
+            f"image: expected sizes that are multiples of {multiple} voxels, got ({i}, {j}, {k}); pad it, or choose "
+            "such a window_size"
+        )
 
 
 class CompactNet(nn.Module):
@@ -34,6 +44,9 @@ class CompactNet(nn.Module):
         dim: channels of the deformable encoder, which runs over strides 8 and 16.
         layers: encoder layers; 0 leaves the encoder out.
         heads, points, feed_forward, dropout: of the encoder.
+
+    Raises:
+        ValueError: on a call whose I, J or K is no multiple of :data:`COARSEST_STRIDE`.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class CompactNet(nn.Module):
         nn.init.constant_(self.detect.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
 
     def forward(self, image: Tensor) -> Tensor:
+        require_multiples(image)
         x2 = self.stage2(F.relu(self.stem(space_to_depth(image, 2))))
         x4 = self.stage4(x2)
         x8 = self.stage8(x4)

@@ -1,0 +1,115 @@
+"""Laws of scripts/network/blocks.py, and small cases worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from scripts.network.blocks import (
+    FuseUp,
+    ResidualBlock,
+    conv_bn,
+    depth_to_space,
+    residual_stage,
+    space_to_depth,
+    upsample_to,
+)
+
+METADATA = Path(__file__).resolve().parents[2] / "configs" / "metadata.json"
+sizes = st.tuples(*(st.integers(1, 4) for _ in range(3)))
+
+
+@given(sizes, st.integers(1, 3), st.integers(1, 3))
+def test_depth_to_space_undoes_space_to_depth(cells: tuple[int, int, int], stride: int, channels: int) -> None:
+    i, j, k = (n * stride for n in cells)
+    x = torch.arange(2.0 * channels * i * j * k).reshape(2, channels, i, j, k)
+    folded = space_to_depth(x, stride)
+    assert folded.shape == (2, channels * stride**3, *cells)
+    assert torch.equal(depth_to_space(folded, stride), x)
+    assert torch.equal(space_to_depth(depth_to_space(folded, stride), stride), folded)
+
+
+def test_space_to_depth_puts_the_last_axis_first_and_keeps_channels_apart() -> None:
+    """Each voxel of a 2 × 4 × 6 grid says its own index, as 100·i + 10·j + k; the second channel adds 1000."""
+    i, j, k = torch.meshgrid(torch.arange(2), torch.arange(4), torch.arange(6), indexing="ij")
+    one = 100 * i + 10 * j + k
+    folded = space_to_depth(torch.stack([one, one + 1000])[None], 2)
+    assert folded.shape == (1, 16, 1, 2, 3)
+    assert folded[0, :8, 0, 0, 0].tolist() == [0, 1, 10, 11, 100, 101, 110, 111]
+    assert folded[0, :8, 0, 1, 2].tolist() == [24, 25, 34, 35, 124, 125, 134, 135]
+    assert folded[0, 8:, 0, 1, 2].tolist() == [1024, 1025, 1034, 1035, 1124, 1125, 1134, 1135]
+
+
+@pytest.mark.parametrize("channel", range(5, 13))
+def test_mask_channels_lie_where_the_metadata_says(channel: int) -> None:
+    definition = json.loads(METADATA.read_text())["network_data_format"]["outputs"]["pred"]["channel_def"]
+    found = re.search(r"sub-voxel \((\d), (\d), (\d)\)", definition[str(channel)])
+    assert found is not None
+    di, dj, dk = (int(n) for n in found.groups())
+    assert channel == 5 + 4 * di + 2 * dj + dk
+    pred = torch.zeros(1, 13, 2, 3, 4)
+    pred[0, channel, 1, 2, 3] = 1.0
+    mask = depth_to_space(pred[:, 5:], 2)
+    assert torch.nonzero(mask[0, 0]).tolist() == [[2 + di, 4 + dj, 6 + dk]]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (4, 5, 4), (4, 4, 7)])
+def test_space_to_depth_refuses_what_it_cannot_fold(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        space_to_depth(torch.zeros(1, 1, *shape), 2)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolution_keeps_the_size_at_stride_1_and_halves_it_at_stride_2(kernel: int) -> None:
+    x = torch.zeros(1, 2, 4, 6, 8)
+    assert conv_bn(2, 5, kernel).eval()(x).shape == (1, 5, 4, 6, 8)
+    assert conv_bn(2, 5, kernel, stride=2).eval()(x).shape == (1, 5, 2, 3, 4)
+
+
+def test_residual_block_adds_its_input_when_the_convolutions_say_nothing() -> None:
+    block = ResidualBlock(3, 3).eval()
+    nn.init.zeros_(block.second[0].weight)
+    x = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(block(x), x.relu())
+
+
+@pytest.mark.parametrize(("channels", "stride"), [((3, 3), 1), ((3, 4), 1), ((3, 3), 2), ((3, 4), 2)])
+def test_shortcut_is_a_convolution_only_where_the_shape_changes(channels: tuple[int, int], stride: int) -> None:
+    block = ResidualBlock(*channels, stride=stride).eval()
+    assert isinstance(block.shortcut, nn.Identity) == (channels == (3, 3) and stride == 1)
+    assert block(torch.zeros(1, 3, 4, 6, 8)).shape == (1, channels[1], 4 // stride, 6 // stride, 8 // stride)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_stage_changes_width_and_size_once(blocks: int) -> None:
+    stage = residual_stage(2, 4, blocks, stride=2).eval()
+    assert len(stage) == blocks
+    assert stage(torch.zeros(1, 2, 8, 4, 6)).shape == (1, 4, 4, 2, 3)
+
+
+def test_upsampling_keeps_voxel_centres_in_place() -> None:
+    """A coarse cell m covers fine voxels 2m and 2m + 1, so a ramp stays that ramp (but at the border)."""
+    i, j, k = torch.meshgrid(*(2.0 * torch.arange(n) + 0.5 for n in (3, 4, 5)), indexing="ij")
+    ramp = (i + 10 * j + 100 * k)[None, None]
+    fine = upsample_to(ramp, torch.zeros(1, 7, 6, 8, 10))
+    i, j, k = torch.meshgrid(*(torch.arange(float(n)) for n in (6, 8, 10)), indexing="ij")
+    inner = (0, 0, slice(1, -1), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(fine[inner], (i + 10 * j + 100 * k)[inner[2:]], rtol=0, atol=1e-4)
+
+
+def test_fusing_reads_both_maps_and_answers_on_the_grid_of_the_skip() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, 3, 2, 3, 4, generator=generator)
+    skip = torch.randn(2, 5, 4, 6, 8, generator=generator)
+    fuse = FuseUp(3, 5, 7).eval()
+    fused = fuse(coarse, skip)
+    assert fused.shape == (2, 7, 4, 6, 8)
+    assert not torch.allclose(fused, fuse(-coarse, skip), atol=1e-3)
+    assert not torch.allclose(fused, fuse(coarse, -skip), atol=1e-3)
