@@ -156,7 +156,7 @@ def test_an_interrupted_write_keeps_the_last_state(tmp_path: Path, monkeypatch: 
     assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["epoch"] == 1
 
 
-def _one_step(tmp_path: Path, max_norm: float) -> np.ndarray:
+def _one_step(max_norm: float) -> np.ndarray:
     """What one step of plain gradient descent with a rate of 1 subtracts from the weights."""
     torch.manual_seed(0)
     network = torch.nn.Linear(4, 1)
@@ -174,16 +174,16 @@ def _one_step(tmp_path: Path, max_norm: float) -> np.ndarray:
     return before - torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
 
 
-def test_gradients_are_clipped_to_their_norm_and_keep_their_direction(tmp_path: Path) -> None:
-    free, clipped = _one_step(tmp_path, 1e9), _one_step(tmp_path, 0.25)
+def test_gradients_are_clipped_to_their_norm_and_keep_their_direction() -> None:
+    free, clipped = _one_step(1e9), _one_step(0.25)
     assert np.linalg.norm(free) > 1
     assert np.linalg.norm(clipped) == pytest.approx(0.25, rel=1e-4)
     np.testing.assert_allclose(clipped, free * 0.25 / np.linalg.norm(free), rtol=1e-3)
 
 
-def test_gradients_below_the_norm_stay(tmp_path: Path) -> None:
-    free = _one_step(tmp_path, 1e9)
-    np.testing.assert_array_equal(_one_step(tmp_path, float(np.linalg.norm(free)) + 1), free)
+def test_gradients_below_the_norm_stay() -> None:
+    free = _one_step(1e9)
+    np.testing.assert_array_equal(_one_step(float(np.linalg.norm(free)) + 1), free)
 
 
 def _log_losses(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> None:
