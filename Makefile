@@ -12,6 +12,9 @@ export INPUT
 export OUTPUT
 export THRESHOLD
 
+# MONAI warns of two things at every run that the user can do nothing about.
+export PYTHONWARNINGS ?= ignore:parsing config_file:UserWarning,ignore:NvImgCodecPydicomReader:UserWarning
+
 PY      = $(VENV)/bin/python
 RUNTIME = $(VENV)/.runtime
 DEV     = $(VENV)/.dev
@@ -38,10 +41,10 @@ demo: $(RUNTIME)
 	absolute() { case "$$1" in /*) printf '%s' "$$1" ;; *) printf '%s' "$$PWD/$$1" ;; esac; }; \
 	output=$$(absolute "$$OUTPUT"); \
 	if [ -n "$$INPUT" ]; then input=$$(absolute "$$INPUT"); else \
-	  input="$$output/input"; \
-	  if [ ! -d "$$input" ] || [ ! -e "$$output/input.complete" ]; then \
-	    rm -rf "$$input"; \
-	    (set -x; "$(PY)" -m scripts.prepare phantom --output_dir "$$input" --scans 1 --seed 7 --format dicom); \
+	  made="$$output/input"; input="$$made/images"; \
+	  if [ ! -d "$$made" ] || [ ! -e "$$output/input.complete" ]; then \
+	    rm -rf "$$made"; \
+	    (set -x; "$(PY)" -m scripts.prepare phantom --output_dir "$$made" --scans 1 --seed 7 --format dicom); \
 	    touch "$$output/input.complete"; \
 	  fi; \
 	fi; \

@@ -17,11 +17,16 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
+from .errors import UserError
 from .transforms.crops import crop_by_affine
 from .transforms.insertion import PARENCHYMA_HU, size_weight
 from .transforms.nodules import NODULE
 
 logger = logging.getLogger(__name__)
+
+
+class DatalistError(UserError, ValueError):
+    """A datalist that cannot be used."""
 
 
 def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
@@ -30,12 +35,12 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
     Relative ``image`` and ``mask`` paths start at their datalist's folder. A datalist without the section adds nothing.
 
     Raises:
-        FileNotFoundError: a datalist is missing.
+        DatalistError: a datalist is missing.
     """
     items: list[dict[str, Any]] = []
     for path in [paths] if isinstance(paths, str) else paths:
         if not Path(path).is_file():
-            raise FileNotFoundError(
+            raise DatalistError(
                 f"datalist {path}: expected a JSON file, found none; make one with python -m scripts.prepare"
             )
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -52,8 +57,8 @@ class CachedScans(Dataset):
     """Scans as the preprocessing leaves them, each computed once and then read from disk as memory maps.
 
     An entry is a folder of plain arrays (``image.npy`` int16 HU, ``lung.npy`` and ``mask.npy`` uint8, ``nodule.npy``,
-    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a rename, so
-    an interrupted run leaves no half entry.
+    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a
+    rename, so an interrupted run leaves no half entry.
 
     Args:
         data: datalist items.
@@ -87,6 +92,13 @@ class CachedScans(Dataset):
     def _compute(self, item: Mapping[str, Any], folder: Path) -> None:
         logger.info("preprocessing %s", item["image"])
         ready = self.preprocessing(item)
+        rows = len(ready["label"])
+        mask = np.asarray(ready["mask"][0]) if "mask" in ready else None
+        if mask is not None and mask.max(initial=0) > rows:
+            raise ValueError(
+                f"{item['mask']}: expected values 0 to {rows}, a nodule's being its number in the datalist from 1, "
+                f"got {mask.max():g}; correct the mask or the datalist's boxes"
+            )
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -95,15 +107,25 @@ class CachedScans(Dataset):
         np.save(partial / "nodule.npy", np.asarray(ready["nodule"], dtype=np.float32))
         np.save(partial / "label.npy", np.asarray(ready["label"], dtype=np.int64))
         np.save(partial / "lung.npy", _lungs_on_grid(ready["lung_distance_mm"], ready["image"]))
-        if "mask" in ready:
-            np.save(partial / "mask.npy", np.asarray(ready["mask"][0]).astype(np.uint8))
-        if folder.exists():  # another process was faster
-            shutil.rmtree(partial)
-        else:
+        if mask is not None:
+            np.save(partial / "mask.npy", mask.astype(np.uint8))
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)  # another process was faster
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image``, ``lung`` and, when present, ``mask`` ``[I, J, K]`` as memory maps; ``nodule`` ``[N, 4]``; ``label``."""
+        """Read one scan.
+
+        Returns:
+            ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8), ``[I, J, K]`` memory maps;
+            ``nodule`` ``[N, 4]`` and ``label`` ``[N]``.
+
+        Raises:
+            ValueError: the mask holds a value that belongs to no nodule of the item.
+        """
         folder = self._folder(self.data[index])
         if not folder.exists():
             self._compute(self.data[index], folder)
@@ -116,18 +138,24 @@ class CropDataset(Dataset):
     """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
 
     A crop lies around a nodule (drawn by size, :func:`..transforms.insertion.size_weight`) or around a random piece
-    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn.
+    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn for the latter.
 
     Args:
         scans: where crops are cut from.
         transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
         seed: of the stream.
         nodule_share: share of crops around a listed nodule.
+
+    Raises:
+        ValueError: no scan, or none with a weight.
     """
 
     def __init__(self, scans: CachedScans, transform: Compose, *, seed: int, nodule_share: float) -> None:
         if len(scans) == 0:
-            raise ValueError("training list: expected at least one scan, got none; check the datalists")
+            raise DatalistError(
+                "training list: expected at least one scan, got none; --dataset_dir must hold a datalist.json with a "
+                "training section (make one with python -m scripts.prepare)"
+            )
         self.scans, self.transform, self.seed = scans, transform, seed
         self.nodules: list[tuple[int, npt.NDArray[np.float32]]] = []
         for number in range(len(scans)):
@@ -135,6 +163,11 @@ class CropDataset(Dataset):
             rows = np.asarray(item["nodule"])[np.asarray(item["label"]) == NODULE]
             self.nodules += [(number, row) for row in rows]
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
+        if scan_weights.min() < 0 or scan_weights.max() == 0:
+            raise ValueError(
+                "training list: expected weights from 0, one of them above 0, got "
+                f"{sorted(set(scan_weights.tolist()))}; correct the datalists"
+            )
         self._scan_chances = scan_weights / scan_weights.sum()
         weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
         self._nodule_chances = weights / max(weights.sum(), 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from monai.transforms import Transform
 from .dataset import EpochSampler
 from .geometry import apply_affine
 from .losses import NoduleLoss
-from .metrics import ScanTruth
+from .metrics import RATES, CpmMetric, ScanTruth
 from .transforms.nodules import NODULE, PADDING
 
 logger = logging.getLogger(__name__)
@@ -90,23 +91,28 @@ class LossParts:
     def __init__(self, loss: NoduleLoss, interval: int) -> None:
         self.loss, self.interval = loss, interval
         self._sums: dict[str, float] = {}
+        self._count = 0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._report)
 
     def _add(self, _: Engine) -> None:
+        self._count += 1
         for name, value in self.loss.parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _report(self, engine: Engine) -> None:
-        means = ", ".join(f"{name} {value / self.interval:.4f}" for name, value in self._sums.items())
+        means = ", ".join(f"{name} {value / self._count:.4f}" for name, value in self._sums.items())
         logger.info("iteration %d: %s", engine.state.iteration, means)
         self._sums.clear()
+        self._count = 0
 
 
 class TrainingState:
     """Write the state of a training after each epoch, and go on from it when it is there.
+
+    A training that is complete ends at once; ``max_epochs`` raised, it goes on.
 
     Args:
         path: the checkpoint; written to a temporary name, then renamed.
@@ -115,10 +121,12 @@ class TrainingState:
 
     def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
         self.path, self.objects = Path(path), dict(objects)
+        self._epochs_done = 0
 
     def attach(self, engine: Engine) -> None:
         if self.path.exists():
             self._restore(engine)
+            engine.add_event_handler(Events.STARTED, self._end_if_complete)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _save(self, engine: Engine) -> None:
@@ -134,4 +142,45 @@ class TrainingState:
         for name, thing in self.objects.items():
             thing.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = state["progress"]["epoch"], state["progress"]["iteration"]
+        self._epochs_done = engine.state.epoch
         logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
+
+    def _end_if_complete(self, engine: Engine) -> None:
+        """End a run that ignite has set back to epoch 0, as it does where ``max_epochs`` are done already."""
+        if engine.state.epoch < self._epochs_done:
+            logger.warning(
+                "%s: this training is complete after epoch %d; raise max_epochs to go on, or name another output_dir",
+                self.path,
+                self._epochs_done,
+            )
+            engine.terminate()
+
+
+class SaveFroc:
+    """Write the FROC readings of an evaluation as JSON once it is complete, and log them.
+
+    Args:
+        metric: the evaluation's metric.
+        path: of the JSON file; its folder is made where it is missing.
+    """
+
+    def __init__(self, metric: CpmMetric, path: str) -> None:
+        self.metric, self.path = metric, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, _: Engine) -> None:
+        curve = self.metric.froc
+        if curve is None:
+            return
+        readings = dict(zip(map(str, RATES), (round(r, 4) for r in curve.readings), strict=True))
+        content = {
+            "scans": curve.scans,
+            "nodules": curve.nodules,
+            "sensitivity_at_false_positives_per_scan": readings,
+            "cpm": curve.cpm,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        logger.info("%s: %s", self.path, content)

@@ -1,9 +1,41 @@
-"""Settings that all tests share."""
+"""Settings and synthetic chests that all tests share."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from scripts.prepare.phantom import Chest, make_chest
+from scripts.prepare.phantom_command import phantom
 
 # The same examples in every run, and no time limit for one of them: a busy machine must not decide whether a law holds.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def bundle_root() -> str:
+    """The project's folder."""
+    return str(Path(__file__).resolve().parents[1])
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four miniature chests with masks and a datalist (three to train on, one to validate)."""
+    folder = tmp_path_factory.mktemp("small_data")
+    phantom(str(folder), scans=4, seed=5, format="nifti", scale=0.4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_chest() -> Chest:
+    """A miniature of 130 × 112 × 124 mm with a nodule at a vessel and one at the pleura; not to be changed."""
+    return make_chest(2, scale=0.4, nodules=2)
+
+
+@pytest.fixture(scope="session")
+def full_chest() -> Chest:
+    """A chest of 301 × 275 × 309 mm with eight nodules, three of them at the pleura; not to be changed."""
+    return make_chest(3, nodules=8)

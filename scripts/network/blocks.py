@@ -69,4 +69,3 @@ class FuseUp(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip)))
-

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,13 @@ UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
 }
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
+def _require(found: bool, path: Path) -> None:
+    if not found:
         raise FileNotFoundError(f"{path}: expected a file of the development data, found none; check --data_dir")
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    _require(path.is_file(), path)
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -63,11 +68,13 @@ def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
     donors: dict[str, list[dict[str, Any]]] = {"donors": [], "validation_donors": []}
     for row in _read_csv(folder / "nodules.csv"):
         patient = row["name"].split("_")[0]
+        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
+        for path in files.values():
+            _require(path.is_file(), path)
         donors["validation_donors" if _is_held_out(patient) else "donors"].append(
             {
                 "name": row["name"],
-                "image": str((folder / "image" / f"{row['name']}.nii.gz").resolve()),
-                "mask": str((folder / "mask" / f"{row['name']}.nii.gz").resolve()),
+                **{key: str(path) for key, path in files.items()},
                 "diameter_mm": float(row["diameter_mm"]),
             }
         )
@@ -77,7 +84,8 @@ def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
 def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
     """Boxes (LPS mm) and labels of a host: its LUNA16 nodules; excluded and unread findings as ignored."""
     uid = SERIES_UIDS.get(name)
-    nodules, others = [], [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
+    nodules: list[list[float]] = []
+    others = [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
     for file, rows in (("annotations.csv", nodules), ("annotations_excluded.csv", others)):
         for row in _read_csv(data_dir / "luna16" / file):
             if row["seriesuid"] == uid:
@@ -89,14 +97,18 @@ def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
     return boxes, [NODULE] * len(nodules) + [IGNORED] * len(others)
 
 
-def _host_mask(name: str, boxes: list[list[float]], image: Any, data_dir: Path, output: Path) -> str | None:
+def _host_mask(
+    name: str, boxes: list[list[float]], image: nibabel.Nifti1Image, data_dir: Path, output: Path
+) -> str | None:
     """Write the masks of a host's own nodules on its grid; ``None`` when no mask is known for any of them."""
     mask = np.zeros(image.shape, dtype=np.uint8)
     for file in sorted((data_dir / "lidc_nodules" / "mask").glob(f"{name}_*.nii.gz")):
-        patch = nibabel.load(file)
+        patch = nibabel.Nifti1Image.from_filename(file)
         to_patch = np.linalg.inv(patch.affine) @ image.affine
         part = np.asarray(patch.dataobj).astype(np.float32)
         inside = ndimage.affine_transform(part, to_patch[:3, :3], to_patch[:3, 3], image.shape, order=1) > 0.5
+        if not boxes or not inside.any():
+            continue
         centre = swap_lps_ras(apply_affine(image.affine, np.argwhere(inside).mean(0)))
         nearest = int(np.argmin([np.linalg.norm(centre - np.array(b[:3])) for b in boxes]))
         mask[inside] = nearest + 1
@@ -109,11 +121,13 @@ def _host_mask(name: str, boxes: list[list[float]], image: Any, data_dir: Path, 
 
 def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output: Path, seed: int) -> dict[str, Any]:
     """A copy of a scan with held-out donors inserted, written as image, mask and datalist item."""
-    image = nibabel.load(item["image"])
+    image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
     lungs = find_lungs(torch.from_numpy(hu), spacing_mm(image.affine))
-    closed = crop_by_affine(lungs.distance_mm, np.diag([*(1.0 / lungs.step), 1.0]), hu.shape, order=1) < 1.0
-    data = {
+    to_coarse = np.diag([*(1.0 / lungs.step), 1.0])
+    to_coarse[:3, 3] = -(lungs.step - 1) / (2.0 * lungs.step)
+    closed = crop_by_affine(lungs.distance_mm, to_coarse, hu.shape, order=1) < 1.0
+    data: dict[Hashable, Any] = {
         "image": hu[None],
         "lung": closed[None],
         "nodule": np.zeros((0, 4), dtype=np.float32),
@@ -126,7 +140,8 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     output.mkdir(parents=True, exist_ok=True)
     name = f"{item['name']}-inserted-{seed}"
     for key, dtype in (("image", np.int16), ("mask", np.uint8)):
-        nibabel.save(nibabel.Nifti1Image(data[key][0].round().astype(dtype), image.affine), output / f"{name}-{key}.nii.gz")
+        volume = nibabel.Nifti1Image(data[key][0].round().astype(dtype), image.affine)
+        nibabel.save(volume, output / f"{name}-{key}.nii.gz")
     rows = data["nodule"].astype(float)
     centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
     boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
@@ -149,7 +164,9 @@ def make_development_datalist(data_dir: str, output_dir: str) -> str:
     """
     source, output = Path(data_dir), Path(output_dir)
     lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source)}
-    for path in sorted((source / "scans_1mm").glob("*.nii.gz")):
+    scans = sorted((source / "scans_1mm").glob("*.nii.gz"))
+    _require(bool(scans), source / "scans_1mm" / "*.nii.gz")
+    for path in scans:
         name = path.name.removesuffix(".nii.gz")
         item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
         if name == HELD_OUT_SCAN:
@@ -160,7 +177,9 @@ def make_development_datalist(data_dir: str, output_dir: str) -> str:
             ]
             continue
         item["box"], item["label"] = _findings(name, source)
-        mask = _host_mask(name, item["box"], nibabel.load(path), source, output / "masks" / path.name)
+        mask = _host_mask(
+            name, item["box"], nibabel.Nifti1Image.from_filename(path), source, output / "masks" / path.name
+        )
         lists["training"].append({**item, "mask": mask} if mask else item)
     output.mkdir(parents=True, exist_ok=True)
     partial = output / ".datalist.json.partial"

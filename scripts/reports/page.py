@@ -77,7 +77,7 @@ class HtmlReport:
             date=self.date or datetime.now(UTC).date().isoformat(),
             summary=summary_sentence(result),
             notes=[*_search_notes(result), *result.notes],
-            geometry=_geometry(result),
+            facts={**_geometry(result), **result.facts},
             model={f"Model {name.replace('_', ' ')}": value for name, value in result.model.items()},
             settings={name: _shown(value) for name, value in result.settings.items()},
             axial=AxialSlices.of(result),
@@ -156,7 +156,7 @@ def _search_notes(result: ScanResult) -> list[str]:
 def _geometry(result: ScanResult) -> dict[str, str]:
     sizes = " × ".join(str(size) for size in result.image_hu.shape)
     spacings = " × ".join(f"{value:.3g}" for value in spacing_mm(result.affine_ras))
-    return {"Voxels (i × j × k)": sizes, "Spacing": f"{spacings} mm"}
+    return {"Size": sizes, "Spacing": f"{spacings} mm"}
 
 
 def _marks(result: ScanResult, view: View, nodules: Sequence[Nodule]) -> list[Mark]:

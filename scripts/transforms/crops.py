@@ -42,10 +42,11 @@ def crop_by_affine(
 class RandomCropd(RandomizableTransform):
     """Cut a randomly placed, turned and scaled cube out of a scan.
 
-    Reads ``image`` ``[I, J, K]`` (HU), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]`` (voxel around
-    which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung`` ``[I, J, K]``. Writes the same keys for the crop:
-    ``[1, S, S, S]`` arrays, rows in crop voxels with their diameters scaled, ``mask`` renumbered. Nodules whose centre
-    lies outside the crop but which reach into it become :data:`IGNORED`; those farther away leave.
+    Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]``
+    (voxel around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung``
+    ``[I, J, K]``. Writes the same keys but ``centre`` for the crop: ``[1, S, S, S]`` arrays, rows in crop voxels with
+    their diameters scaled, ``mask`` renumbered. Nodules whose centre lies outside the crop but which reach into it
+    become :data:`IGNORED`; those farther away leave.
 
     Args:
         size: edge S of the cube, voxels.
@@ -84,16 +85,21 @@ class RandomCropd(RandomizableTransform):
         item["image"] = crop_by_affine(item["image"], to_source, size, order=1)[None]
         if "lung" in item:
             item["lung"] = crop_by_affine(item["lung"], to_source, size, order=0)[None]
-        nodule = np.array(item["nodule"], dtype=np.float32).reshape(-1, 4)
-        nodule[:, :3] = apply_affine(np.linalg.inv(to_source), nodule[:, :3])
-        nodule[:, 3] *= zoom
-        label = np.array(item["label"], dtype=np.int64)
-        beyond = np.maximum(-nodule[:, :3], nodule[:, :3] - (self.size - 1)).max(axis=1, initial=-np.inf)
-        label[beyond > 0] = IGNORED
-        near = beyond < nodule[:, 3] / 2.0 + 1.0
+        nodule, label, near = self._move_nodules(item["nodule"], item["label"], to_source, zoom)
+        item["nodule"], item["label"] = nodule[near], label[near]
         if "mask" in item:
             renumber = np.zeros(len(near) + 1, dtype=np.uint8)
             renumber[1:][near] = np.arange(1, int(near.sum()) + 1)
             item["mask"] = renumber[crop_by_affine(item["mask"], to_source, size, order=0)][None]
-        item["nodule"], item["label"] = nodule[near], label[near]
         return item
+
+    def _move_nodules(
+        self, nodule: npt.ArrayLike, label: npt.ArrayLike, to_source: FloatArray, zoom: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """All rows in crop voxels, their labels, and which of them lie in the crop or reach into it."""
+        moved = np.array(nodule, dtype=np.float32).reshape(-1, 4)
+        moved[:, :3] = apply_affine(np.linalg.inv(to_source), moved[:, :3])
+        moved[:, 3] *= zoom
+        beyond = np.maximum(-moved[:, :3], moved[:, :3] - (self.size - 1)).max(axis=1, initial=-np.inf)
+        labels = np.where(beyond > 0, IGNORED, np.asarray(label, dtype=np.int64).reshape(-1))
+        return moved, labels, beyond < moved[:, 3] / 2.0 + 1.0

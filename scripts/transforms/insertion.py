@@ -26,6 +26,7 @@ SOLID_HU = -250.0  # local mean above which a host structure is too massive to b
 LOCAL_SIGMA_VOXEL = 2.0  # of those local means
 EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
 GAP_VOXEL = 3.0  # kept between nodules
+SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,6 +34,12 @@ Mask = npt.NDArray[np.bool_]
 def size_weight(diameter_mm: float) -> float:
     """How often a nodule is drawn, by size: LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm)."""
     return 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
+
+
+def _largest_piece(inside: Mask) -> Mask:
+    """The largest connected piece (a wall cuts a nodule in two: only one of them is it); empty stays empty."""
+    labels, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    return inside if count < 2 else np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
 
 
 class InsertNodulesd(RandomizableTransform):
@@ -62,10 +69,16 @@ class InsertNodulesd(RandomizableTransform):
         """A donor's HU, mask and spacing, kept once read; one empty voxel is added on every side of the mask."""
         if number not in self._patches:
             donor = self.donors[number]
-            image, mask = nibabel.load(donor["image"]), nibabel.load(donor["mask"])
-            hu = np.pad(np.asarray(image.dataobj).astype(np.int16), 1, mode="edge")
-            inside = np.pad(np.asarray(mask.dataobj).astype(np.uint8), 1)
-            self._patches[number] = hu, inside, spacing_mm(image.affine)
+            image, mask = (nibabel.Nifti1Image.from_filename(donor[key]) for key in ("image", "mask"))
+            inside = np.asarray(mask.dataobj) > 0
+            if not inside.any():
+                raise ValueError(f"{donor['mask']}: expected the mask of a nodule, got an empty one; remove this donor")
+            hu = np.asarray(image.dataobj).astype(np.int16)
+            self._patches[number] = (
+                np.pad(hu, 1, mode="edge"),
+                np.pad(inside.astype(np.uint8), 1),
+                spacing_mm(image.affine),
+            )
         return self._patches[number]
 
     def _draw_donor(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -103,17 +116,16 @@ class InsertNodulesd(RandomizableTransform):
         site = self._site(host, item["nodule"], radius)
         if site is None:
             return
-        half = hu.shape[0] // 2
-        low = site.astype(int) - half
+        low = site.astype(int) - hu.shape[0] // 2
         here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
         there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
-        massive = smooth_hu[here] > SOLID_HU
-        inside = (soft[there] > 0.5) & ~massive & (mask[here] == 0)
+        kept = (smooth_hu[here] > SOLID_HU) | (mask[here] > 0)
+        inside = _largest_piece((soft[there] > 0.5) & ~kept)
         volume = int(inside.sum())
-        if volume < 8:  # less than 2 mm across is no nodule any more
+        if volume < SMALLEST_VOXELS:
             return
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
-        alpha = np.where(massive, 0.0, alpha)
+        alpha[kept] = 0.0
         image[here] += alpha * (hu[there] - image[here])
         number = len(item["label"]) + 1
         mask[here][inside] = number
@@ -136,5 +148,3 @@ class InsertNodulesd(RandomizableTransform):
             for _ in range(int(self.R.randint(1, self.most + 1))):
                 self._insert(item, smooth_hu, host)
         return item
-
-

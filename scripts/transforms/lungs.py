@@ -28,6 +28,7 @@ LUNG_HU = (-960.0, -500.0)  # aerated lung on the coarse grid: neither room air 
 SMALLEST_LUNG_MM3 = 1.0e5  # 0.1 litre: larger than a trachea or a gas bubble in the bowel
 SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 OPEN_SHARE = 0.25  # more lung-like tissue than this outside the pieces: the lungs are not closed in this volume
+SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
 CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
 
 Mask = npt.NDArray[np.bool_]
@@ -121,6 +122,9 @@ class CropToLungsd(MapTransform):
         keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``), on which the lungs are sought.
         margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
         allow_missing_keys: skip absent keys.
+
+    Raises:
+        ValueError: a key lies on another grid than the first.
     """
 
     def __init__(self, keys: KeysCollection, margin_mm: float, allow_missing_keys: bool = False) -> None:
@@ -138,9 +142,23 @@ class CropToLungsd(MapTransform):
         high = np.minimum(lungs.box[1] + margin, np.array(image.shape[1:]))
         crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
         for key in self.key_iterator(item):
+            _check_grid(str(key), item[key], str(self.keys[0]), image)
             item[key] = crop(item[key])
         coarse_affine = affine @ np.diag([*lungs.step, 1.0])
         coarse_affine[:3, 3] = affine[:3, :3] @ ((lungs.step - 1) / 2.0) + affine[:3, 3]
-        item["lung_distance_mm"] = MetaTensor(torch.from_numpy(lungs.distance_mm)[None], affine=coarse_affine)
+        item["lung_distance_mm"] = MetaTensor(
+            torch.from_numpy(lungs.distance_mm)[None], affine=torch.from_numpy(coarse_affine)
+        )
         item["lungs_found"] = lungs.found
         return item
+
+
+def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:
+    """Refuse a volume whose voxels are not those of the image."""
+    same = volume.shape[1:] == image.shape[1:]
+    if not (same and np.allclose(np.asarray(volume.affine), np.asarray(image.affine), atol=SAME_GRID)):
+        raise ValueError(
+            f"{volume.meta.get('filename_or_obj', key)}: expected the grid of the {image_key} "
+            f"{image.meta.get('filename_or_obj', '')} (size {tuple(image.shape[1:])}), got size "
+            f"{tuple(volume.shape[1:])} or another affine; resample it to that grid"
+        )

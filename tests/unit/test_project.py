@@ -26,8 +26,9 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
-    *("geometry", "reader", "transforms", "network", "targets", "losses", "findings", "decoding", "segmentation"),
-    *("inferer", "metrics", "reports", "handlers", "prepare"),
+    *("errors", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network", "targets"),
+    *("losses", "dataset", "findings", "decoding", "measurements", "segmentation", "inferer", "metrics"),
+    *("reports", "run", "engines", "prepare"),
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")
@@ -228,7 +229,14 @@ def test_demo_makes_a_scan_once_and_searches_it(venv: Path, tmp_path: Path) -> N
     phantom, first, second = calls(venv)
     made = ["--output_dir", f"{output}/input", "--scans", "1", "--seed", "7", "--format", "dicom"]
     assert phantom == ["-m", "scripts.prepare", "phantom", *made]
-    searched = ["--config_file", "configs/inference.json", "--input", f"{output}/input", "--output_dir", str(output)]
+    searched = [
+        "--config_file",
+        "configs/inference.json",
+        "--input",
+        f"{output}/input/images",
+        "--output_dir",
+        str(output),
+    ]
     assert first == second == ["-m", "monai.bundle", "run", "inference", *searched]
 
 

@@ -32,8 +32,8 @@ from pydicom.uid import (
 )
 
 from scripts import scan as scan_module
-from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
 from scripts.errors import user_error_in
+from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
 from scripts.reader import ScanError, ScanReader, find_scans, read_scan
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
 

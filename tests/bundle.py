@@ -1,0 +1,40 @@
+"""Running the bundle from tests: in this process, or as a user does on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_inference(source: Path, output: Path, **overrides: Any) -> None:
+    """Run the inference graph in this process."""
+    workflow = ConfigWorkflow(
+        str(ROOT / "configs" / "inference.json"),
+        workflow_type="inference",
+        logging_file=str(ROOT / "configs" / "logging.conf"),
+        bundle_root=str(ROOT),
+        input=str(source),
+        output_dir=str(output),
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m monai.bundle run …`` from the project's folder."""
+    line = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+def nodules(output: Path, name: str) -> list[dict[str, Any]]:
+    """The nodules of one scan's nodules.json."""
+    return list(json.loads((output / name / "nodules.json").read_text(encoding="utf-8"))["nodules"])

@@ -1,0 +1,262 @@
+"""A scan through everything: files in, nodules, outlines and a page out. Truth is the synthetic chest's own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from scripts.errors import UserError, user_error_in
+from scripts.geometry import FloatArray, swap_lps_ras
+from scripts.prepare.phantom import Chest, Scan, make_chest, scan_chest
+from scripts.prepare.phantom_command import phantom
+from scripts.prepare.phantom_files import write_dicom_series, write_image
+from tests.bundle import ROOT, command, nodules, run_inference
+
+DEMO_SEED = 7
+REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
+REAL_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
+FILES = {"nodules.json", "nodules.csv", "mask.nii.gz", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Chest, Scan]:
+    """A miniature chest with two nodules, and a scan of it."""
+    chest = make_chest(3, scale=0.4, nodules=2)
+    return chest, scan_chest(chest, 3)
+
+
+def _only_result(output: Path) -> Path:
+    """The one scan's folder."""
+    folders = [f for f in output.iterdir() if f.is_dir()]
+    assert len(folders) == 1
+    return folders[0]
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2.0 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
+    """What make demo does: the command that prepares the scan, then the run. Every nodule found, outlines good."""
+    phantom(str(tmp_path / "input"), scans=1, seed=DEMO_SEED, format="dicom")
+    result = command(
+        *("inference", "--config_file", "configs/inference.json"),
+        *("--input", str(tmp_path / "input" / "images"), "--output_dir", str(tmp_path / "output")),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = _only_result(tmp_path / "output")
+    assert {f.name for f in folder.iterdir()} == FILES
+    assert str(folder / "report.html") in result.stdout
+    truth_image = nibabel.load(next((tmp_path / "input" / "masks").glob("*.nii.gz")))
+    truth, found_image = np.asarray(truth_image.dataobj), nibabel.load(folder / "mask.nii.gz")
+    np.testing.assert_allclose(found_image.affine, truth_image.affine, atol=1e-3)
+    found = np.asarray(found_image.dataobj)
+    to_voxel = np.linalg.inv(truth_image.affine)
+    hits: dict[int, float] = {}
+    false_findings = 0
+    for nodule in nodules(tmp_path / "output", folder.name):
+        voxel = np.rint(nibabel.affines.apply_affine(to_voxel, nodule["centre_ras_mm"])).astype(int)
+        label = int(truth[tuple(voxel)])
+        if label:
+            hits[label] = _dice(truth == label, found == nodule["label"])
+        else:
+            false_findings += 1
+    assert set(hits) == set(np.unique(truth).tolist()) - {0}
+    assert np.median(list(hits.values())) >= 0.7
+    assert false_findings <= 2
+
+
+# --- one scan, many forms ---------------------------------------------------------------------------------------------
+
+
+def _flipped(image: np.ndarray, affine: FloatArray, axis: int) -> tuple[np.ndarray, FloatArray]:
+    turn = np.eye(4)
+    turn[axis, axis] = -1.0
+    turn[axis, 3] = image.shape[axis] - 1
+    return np.flip(image, axis), affine @ turn
+
+
+def _permuted(image: np.ndarray, affine: FloatArray) -> tuple[np.ndarray, FloatArray]:
+    order = [2, 0, 1]
+    return image.transpose(order), affine[:, [*order, 3]]
+
+
+FORMS: dict[str, Callable[[Path, np.ndarray, FloatArray], None]] = {
+    "dicom": lambda p, x, a: write_dicom_series(p / "series", x, a, uid_seed=1),
+    "mhd": lambda p, x, a: write_image(p / "scan.mhd", x, a),
+    "nrrd": lambda p, x, a: write_image(p / "scan.nrrd", x, a),
+    "flipped": lambda p, x, a: write_image(p / "scan.nii.gz", *_flipped(x, a, 0)),
+    "upside down": lambda p, x, a: write_image(p / "scan.nii.gz", *_flipped(x, a, 2)),
+    "permuted": lambda p, x, a: write_image(p / "scan.nii.gz", *_permuted(x, a)),
+}
+
+
+def _candidates(output: Path) -> np.ndarray:
+    """``[N, 4]`` x, y, z (LPS mm), probability of the candidates that count: probability at least 0.2."""
+    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [[float(r[c]) for c in ("coordX", "coordY", "coordZ", "probability")] for r in csv.DictReader(file)]
+    return np.array([row for row in rows if row[3] >= 0.2]).reshape(-1, 4)
+
+
+@pytest.fixture(scope="module")
+def plain_nifti(small: tuple[Chest, Scan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output for the miniature scan as plain NIfTI, against which the other forms are held."""
+    folder = tmp_path_factory.mktemp("nifti")
+    write_image(folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
+    run_inference(folder / "scan.nii.gz", folder / "output")
+    assert len(_candidates(folder / "output")) >= 1
+    return folder / "output"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_scan_in_another_form_has_the_same_nodules(
+    form: str, small: tuple[Chest, Scan], plain_nifti: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "input").mkdir()
+    FORMS[form](tmp_path / "input", small[1].image_hu, small[1].affine_ras)
+    run_inference(tmp_path / "input", tmp_path / "output")
+    here, reference = _candidates(tmp_path / "output"), _candidates(plain_nifti)
+    assert len(here) == len(reference)
+    for row in reference:
+        apart = np.linalg.norm(here[:, :3] - row[:3], axis=1)
+        assert apart.min() < 1.0
+        assert here[apart.argmin(), 3] == pytest.approx(row[3], abs=0.05)
+
+
+def test_the_mask_lies_on_the_scan_as_stored(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    image, affine = _permuted(small[1].image_hu, small[1].affine_ras)
+    write_image(tmp_path / "scan.nii.gz", image, affine)
+    run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.2)
+    mask = nibabel.load(tmp_path / "output" / "scan" / "mask.nii.gz")
+    assert mask.shape == image.shape
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-3)
+    labels = np.asarray(mask.dataobj)
+    for nodule in nodules(tmp_path / "output", "scan"):
+        inside = labels == nodule["label"]
+        volume = inside.sum() * abs(np.linalg.det(affine[:3, :3]))
+        assert (nodule["volume_mm3"] or 0.0) == pytest.approx(volume, abs=0.06)
+        np.testing.assert_allclose(swap_lps_ras(nodule["centre_lps_mm"]), nodule["centre_ras_mm"], atol=1e-6)
+
+
+# --- odd input --------------------------------------------------------------------------------------------------------
+
+
+def test_one_broken_scan_of_three(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    write_image(scans / "first.nii.gz", small[1].image_hu, small[1].affine_ras)
+    write_image(scans / "third.mha", small[1].image_hu, small[1].affine_ras)
+    (scans / "second.nii").write_bytes(b"no scan at all")
+    result = command(
+        *("inference", "--config_file", "configs/inference.json", "--input", str(scans)),
+        *("--output_dir", str(tmp_path / "output")),
+    )
+    assert result.returncode != 0
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv"}
+    assert {f.name for f in (tmp_path / "output" / "third").iterdir()} == FILES
+    assert result.stderr.count("second.nii") == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "noted"),
+    [
+        (np.s_[:, :, :], False),  # the whole chest
+        (np.s_[20:70, 30:80, 30:80], True),  # a cube cut out of it
+        (np.s_[:, :, 40:60], None),  # a slab: its lungs may be closed or not
+    ],
+    ids=["whole", "cube", "slab"],
+)
+def test_a_chest_without_nodules_gives_a_report(part: tuple[slice, ...], noted: bool | None, tmp_path: Path) -> None:
+    chest = make_chest(4, scale=0.4, nodules=0)
+    affine = chest.affine_ras.copy()
+    affine[:3, 3] += affine[:3, :3] @ [s.start or 0 for s in part]
+    write_image(tmp_path / "scan.nii.gz", np.rint(chest.image_hu[part]).astype(np.int16), affine)
+    run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.999)
+    content = json.loads((tmp_path / "output" / "scan" / "nodules.json").read_text(encoding="utf-8"))
+    assert content["nodules"] == []
+    if noted is not None:
+        assert content["search"]["lungs_found"] is not noted
+        assert any("whole volume was searched" in note for note in content["notes"]) is noted
+    assert not np.asarray(nibabel.load(tmp_path / "output" / "scan" / "mask.nii.gz").dataobj).any()
+
+
+def test_thick_slices_are_searched_and_said(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    chest = small[0]
+    affine = chest.affine_ras @ np.diag([1.0, 1.0, 5.0, 1.0])
+    write_image(tmp_path / "scan.nii.gz", np.rint(chest.image_hu[:, :, ::5]).astype(np.int16), affine)
+    run_inference(tmp_path / "scan.nii.gz", tmp_path / "output")
+    content = json.loads((tmp_path / "output" / "scan" / "nodules.json").read_text(encoding="utf-8"))
+    assert any("5" in note and "mm" in note for note in content["notes"])
+
+
+def test_equal_file_stems_get_names_of_their_own(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "input" / folder).mkdir(parents=True)
+        write_image(tmp_path / "input" / folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
+    run_inference(tmp_path / "input", tmp_path / "output")
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv"}
+
+
+def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    write_image(tmp_path / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
+    for threshold in (0.2, 0.9):
+        run_inference(tmp_path / "scan.nii.gz", tmp_path / str(threshold), threshold=threshold)
+    low, high = (nodules(tmp_path / str(t), "scan") for t in (0.2, 0.9))
+    assert len(low) >= len(high)
+    assert all(n["probability"] >= 0.9 for n in high)
+    tables = [(tmp_path / str(t) / "predictions.csv").read_text(encoding="utf-8") for t in (0.2, 0.9)]
+    assert tables[0] == tables[1]
+
+
+# --- refused before anything is searched ------------------------------------------------------------------------------
+
+
+def _refused(result_of: Callable[[], None]) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps the error in one of its own
+        result_of()
+    known = user_error_in(caught.value)
+    assert isinstance(known, UserError)
+    return str(known)
+
+
+def test_a_wrong_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.pt").write_bytes(b"not weights")
+    message = _refused(lambda: run_inference(tmp_path, tmp_path / "out", checkpoint=str(tmp_path / "other.pt")))
+    assert "other.pt" in message
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    message = _refused(lambda: run_inference(tmp_path, tmp_path / "file" / "out"))
+    assert "file" in message
+
+
+def test_an_unknown_override_is_refused_on_the_command_line(tmp_path: Path) -> None:
+    result = command("inference", "--config_file", "configs/inference.json", "--thresold", "0.3")
+    assert result.returncode != 0
+    assert "--thresold" in result.stderr
+    assert "threshold" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- a real scan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real scan is not at {REAL}")
+def test_the_nodule_of_a_real_scan_is_among_the_first_three(tmp_path: Path) -> None:
+    run_inference(REAL, tmp_path)
+    first = nodules(tmp_path, REAL_SERIES)[:3]
+    apart = [np.linalg.norm(np.subtract(n["centre_lps_mm"], (56.2, 86.3, -115.9))) for n in first]
+    assert min(apart) < 23.35 / 2.0
+    assert nibabel.load(tmp_path / REAL_SERIES / "mask.nii.gz").shape == (512, 512, 133)

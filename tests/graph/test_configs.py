@@ -1,0 +1,92 @@
+"""The component graphs: MONAI finds in them what it looks for, and files that must agree do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, INFERENCE, EVALUATE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "inference", "evaluate"))
+LOGGING = str(ROOT / "configs" / "logging.conf")
+
+# Keys that say the same in training and inference; another value would be another preprocessing or network.
+SHARED = ("spacing_mm", "lung_margin_mm", "hu_window", "stride", "window_size", "window_overlap", "precision")
+
+
+def _config(path: str) -> dict[str, Any]:
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_training_and_inference_agree(key: str) -> None:
+    assert _config(TRAIN)[key] == _config(INFERENCE)[key]
+
+
+def test_training_and_inference_build_the_same_network() -> None:
+    assert _config(TRAIN)["network_def"] == _config(INFERENCE)["network_def"]
+
+
+def test_windows_stitch_at_whole_cells() -> None:
+    """A window or a step that is no multiple of the stride gives silently wrong maps in MONAI's stitching."""
+    config = _config(INFERENCE)
+    for edge in config["window_size"]:
+        step = edge * (1.0 - config["window_overlap"])
+        assert edge % config["stride"] == 0
+        assert step == int(step)
+        assert int(step) % config["stride"] == 0
+
+
+def test_inference_has_the_properties_monai_asks_for(tmp_path: Path, bundle_root: str) -> None:
+    workflow = ConfigWorkflow(
+        INFERENCE, workflow_type="inference", logging_file=LOGGING, bundle_root=bundle_root, output_dir=str(tmp_path)
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("files", [[TRAIN], [TRAIN, EVALUATE]], ids=["train", "evaluate"])
+def test_training_has_the_properties_monai_asks_for(
+    files: list[str], tmp_path: Path, small_data: Path, bundle_root: str
+) -> None:
+    workflow = ConfigWorkflow(
+        files,
+        workflow_type="train",
+        logging_file=LOGGING,
+        bundle_root=bundle_root,
+        dataset_dir=str(small_data),
+        output_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("path", [TRAIN, INFERENCE, EVALUATE])
+def test_both_spellings_of_the_run_mean_the_same(path: str) -> None:
+    name = {"train": "training", "inference": "inference", "evaluate": "evaluating"}[Path(path).stem]
+    assert _config(path)[name] == "%run"
+
+
+def test_the_network_keeps_the_contract_of_the_metadata() -> None:
+    verify_net_in_out(net_id="network_def", config_file=INFERENCE, meta_file=str(ROOT / "configs" / "metadata.json"))
+
+
+def test_no_hyper_parameter_of_the_graph_is_unknown_to_its_component(bundle_root: str) -> None:
+    """Every component of the graphs can be found; a misspelt target would otherwise fail only when it is used."""
+    for path in (TRAIN, INFERENCE):
+        parser = ConfigParser(_config(path))
+        parser.parse()
+        for name in _targets(_config(path)):
+            if name.startswith("scripts."):
+                module, _, attribute = name.rpartition(".")
+                assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [t for value in node.values() for t in _targets(value)]
+    return [t for value in node for t in _targets(value)] if isinstance(node, list) else []

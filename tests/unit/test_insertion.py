@@ -1,0 +1,278 @@
+"""Nodule insertion: where the nodule is drawn, there its mask and row are; and what must stay, stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from scripts.geometry import sphere_diameter_mm
+from scripts.transforms import IGNORED, NODULE, InsertNodulesd
+from scripts.transforms.insertion import LOCAL_SIGMA_VOXEL, SOLID_HU, size_weight
+
+DONOR_HU, LUNG_HU, WALL_HU, AIR_HU = 40.0, -850.0, 50.0, -1000.0
+EDGE = 48
+SEEDS = range(6)
+
+
+def _write_donor(folder: Path, name: str, half_axes_mm: tuple[float, float, float], hu: float) -> dict[str, Any]:
+    """An ellipsoid on a grid of 0.7 × 0.7 × 1.25 mm, with the narrow margin along z that real donors have."""
+    spacing = np.array([0.7, 0.7, 1.25])
+    half = np.ceil(np.array(half_axes_mm) / spacing).astype(int) + np.array([5, 5, 1])
+    axes = [(np.arange(2 * h + 1) - h) * s for h, s in zip(half, spacing, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    inside = sum(np.square(g / a) for g, a in zip(grid, half_axes_mm, strict=True)) < 1
+    affine = np.diag([-0.7, -0.7, 1.25, 1.0])
+    image = np.where(inside, hu, -800.0).astype(np.int16)
+    files = {}
+    for key, volume in (("image", image), ("mask", inside.astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(volume, affine), folder / f"{name}-{key}.nii.gz")
+        files[key] = str(folder / f"{name}-{key}.nii.gz")
+    return {**files, "diameter_mm": 2 * float(np.prod(half_axes_mm)) ** (1 / 3)}
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A round donor, 9 mm across."""
+    return _write_donor(tmp_path_factory.mktemp("ball"), "ball", (4.5, 4.5, 4.5), DONOR_HU)
+
+
+@pytest.fixture(scope="module")
+def rod(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A long donor: it reaches farther than the sphere of its volume."""
+    return _write_donor(tmp_path_factory.mktemp("rod"), "rod", (3.0, 3.0, 16.0), DONOR_HU)
+
+
+def _lung(edge: int = EDGE) -> dict[str, Any]:
+    image = np.random.default_rng(0).normal(LUNG_HU, 15, (1, edge, edge, edge)).astype(np.float32)
+    return {"image": image, "nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64)}
+
+
+def _inserter(donors: list[dict[str, Any]], seed: int = 0, **changes: Any) -> InsertNodulesd:
+    insert = InsertNodulesd(donors, **{"prob": 1.0, "most": 1, "scale": (1.0, 1.0), **changes})
+    insert.set_random_state(seed)
+    return insert
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mask_row_and_image_agree(ball: dict[str, Any], seed: int) -> None:
+    before = _lung()
+    out = _inserter([ball], seed)(before)
+    assert out["label"].tolist() == [NODULE]
+    assert set(np.unique(out["mask"])) == {0, 1}
+    own = out["mask"][0] == 1
+    np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
+    assert out["nodule"][0, 3] == pytest.approx(sphere_diameter_mm(own.sum()), rel=1e-5)
+    changed = np.abs(out["image"][0] - before["image"][0]) > 1.0
+    assert changed[own].all()
+    assert not changed[~ndimage.binary_dilation(own, iterations=5)].any()
+    core = out["image"][0][ndimage.binary_erosion(own, iterations=2)]
+    assert core.size > 20
+    np.testing.assert_allclose(core, DONOR_HU, atol=20)
+    assert out["image"][0][own].mean() > DONOR_HU - 300  # its edge is soft
+
+
+def test_a_whole_nodule_keeps_its_size(ball: dict[str, Any]) -> None:
+    sizes = []
+    for seed in range(12):
+        out = _inserter([ball], seed)(_lung())
+        centre = out["nodule"][0, :3]
+        if centre.min() > 7 and centre.max() < EDGE - 8:
+            sizes.append(out["nodule"][0, 3])
+    assert len(sizes) >= 3
+    np.testing.assert_allclose(sizes, 9.0, rtol=0.04)
+
+
+def test_scale_makes_nodules_larger(ball: dict[str, Any]) -> None:
+    for seed in SEEDS:
+        plain, large = (_inserter([ball], seed, scale=(z, z))(_lung(64)) for z in (1.0, 1.5))
+        if min(plain["nodule"][0, :3].min(), large["nodule"][0, :3].min()) > 9:
+            assert large["nodule"][0, 3] / plain["nodule"][0, 3] == pytest.approx(1.5, rel=0.05)
+            return
+    pytest.fail("no seed put the nodule inside")
+
+
+def test_rows_are_appended_and_numbered_on(ball: dict[str, Any]) -> None:
+    data = _lung()
+    data["nodule"] = np.array([[8, 8, 8, 6], [40, 40, 40, 6]], dtype=np.float32)
+    data["label"] = np.array([NODULE, IGNORED])
+    data["mask"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    data["mask"][0, 6:11, 6:11, 6:11] = 1
+    out = _inserter([ball])(data)
+    assert out["label"].tolist() == [NODULE, IGNORED, NODULE]
+    assert set(np.unique(out["mask"])) == {0, 1, 3}
+    np.testing.assert_array_equal(out["nodule"][:2], data["nodule"])
+    np.testing.assert_allclose(np.argwhere(out["mask"][0] == 3).mean(axis=0), out["nodule"][2, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_new_nodules_keep_their_distance_to_all_that_are_there(ball: dict[str, Any], seed: int) -> None:
+    data = _lung(40)
+    data["nodule"], data["label"] = np.array([[20, 20, 20, 14]], dtype=np.float32), np.array([IGNORED])
+    for turn in range(5):
+        data = _inserter([ball], 100 * seed + turn)(data)
+    rows = data["nodule"]
+    assert len(rows) >= 3
+    for n, row in enumerate(rows[1:], start=1):
+        apart = np.linalg.norm(rows[:n, :3] - row[:3], axis=1) - rows[:n, 3] / 2 - 4.5
+        # 3 voxels from the place that was drawn; a nodule cut by the crop's border lies farther in by up to its half
+        assert apart.min() > (2.5 if row[:3].min() > 5 and row[:3].max() < 34 else 0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nodules_of_the_host_are_never_overwritten(rod: dict[str, Any], seed: int) -> None:
+    data = _lung(32)
+    grid = np.indices((32, 32, 32))
+    own = np.square(grid - 16).sum(axis=0) < 4**2
+    data["image"][0][own] = -300.0  # ground glass: not massive, so that only the mask protects it
+    data["mask"] = own[None].astype(np.uint8)
+    data["nodule"], data["label"] = np.array([[16, 16, 16, 8]], dtype=np.float32), np.array([NODULE])
+    before = data["image"].copy()
+    for turn in range(3):
+        data = _inserter([rod], 10 * seed + turn)(data)
+    assert len(data["label"]) > 1
+    np.testing.assert_array_equal(data["image"][0][own], before[0][own])
+    np.testing.assert_array_equal(data["mask"][0] == 1, own)
+
+
+def _with_wall() -> dict[str, Any]:
+    data = _lung()
+    data["image"][0, : EDGE // 2] = WALL_HU
+    return data
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_massive_tissue_stays(ball: dict[str, Any], seed: int) -> None:
+    data = _with_wall()
+    massive = ndimage.gaussian_filter(data["image"][0], LOCAL_SIGMA_VOXEL) > SOLID_HU
+    out = _inserter([ball], seed, most=3)(data)
+    assert len(out["label"]) >= 1
+    np.testing.assert_array_equal(out["image"][0][massive], data["image"][0][massive])
+    assert not out["mask"][0][massive].any()
+
+
+def test_a_nodule_may_abut_the_wall(ball: dict[str, Any]) -> None:
+    wall = ndimage.gaussian_filter(_with_wall()["image"][0], LOCAL_SIGMA_VOXEL) > SOLID_HU
+    beside = ndimage.binary_dilation(wall)
+    cut = [_inserter([ball], seed, scale=(2.5, 2.5))(_with_wall())["mask"][0] for seed in range(10)]
+    assert any((mask[beside] > 0).any() for mask in cut)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_plate_never_leaves_a_nodule_in_two_pieces(rod: dict[str, Any], seed: int) -> None:
+    data = _lung()
+    data["image"][0, 22:28] = 300.0
+    out = _inserter([rod], seed)(data)
+    for number in range(1, len(out["label"]) + 1):
+        assert ndimage.label(out["mask"][0] == number, np.ones((3, 3, 3)))[1] == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nodules_lie_inside_the_lung_mask(ball: dict[str, Any], seed: int) -> None:
+    data = _lung()
+    data["lung"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    data["lung"][0, :, 30:38] = 1
+    out = _inserter([ball], seed)(data)
+    assert 29.5 <= out["nodule"][0, 1] <= 37.5  # its centre; its border may lie beyond
+    np.testing.assert_array_equal(out["lung"], data["lung"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("other_hu", [AIR_HU, WALL_HU])
+def test_nodules_lie_in_parenchyma(ball: dict[str, Any], seed: int, other_hu: float) -> None:
+    data = _lung()
+    data["image"][0, :, :, :24] = other_hu
+    out = _inserter([ball], seed)(data)
+    assert len(out["label"]) == 1
+    assert out["nodule"][0, 2] >= 23
+
+
+@pytest.mark.parametrize("hu", [AIR_HU, WALL_HU])
+def test_without_parenchyma_nothing_changes(ball: dict[str, Any], hu: float) -> None:
+    data = _lung(24)
+    data["image"][:] = hu
+    out = _inserter([ball], most=3)(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert len(out["label"]) == 0
+    assert not out["mask"].any()
+
+
+def test_a_crop_full_of_nodules_stays_as_it_is(ball: dict[str, Any]) -> None:
+    data = _lung(24)
+    data["nodule"], data["label"] = np.array([[12, 12, 12, 60]], dtype=np.float32), np.array([IGNORED])
+    out = _inserter([ball])(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert out["label"].tolist() == [IGNORED]
+
+
+@pytest.mark.parametrize(("prob", "inserted"), [(0.0, 0), (1.0, 20)])
+def test_prob_is_the_share_of_crops(ball: dict[str, Any], prob: float, inserted: int) -> None:
+    insert = _inserter([ball], prob=prob)
+    assert sum(len(insert(_lung(24))["label"]) for _ in range(20)) == inserted
+
+
+def test_most_is_the_largest_number(ball: dict[str, Any]) -> None:
+    insert = _inserter([ball], most=3)
+    assert {len(insert(_lung(64))["label"]) for _ in range(15)} == {1, 2, 3}
+
+
+def test_without_donors_a_crop_gets_only_an_empty_mask() -> None:
+    data = _lung(16)
+    out = _inserter([])(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert out["mask"].shape == (1, 16, 16, 16)
+    assert out["mask"].dtype == np.uint8
+    assert not out["mask"].any()
+    assert out["nodule"].shape == (0, 4)
+
+
+def test_same_random_state_gives_the_same_result(ball: dict[str, Any], rod: dict[str, Any]) -> None:
+    first, second, other = (_inserter([ball, rod], seed, most=3)(_lung()) for seed in (1, 1, 2))
+    for name in ("image", "mask", "nodule", "label"):
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not np.array_equal(first["image"], other["image"])
+
+
+def test_input_arrays_are_not_modified(ball: dict[str, Any]) -> None:
+    data = _lung()
+    data["mask"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    before = {name: value.copy() for name, value in data.items()}
+    out = _inserter([ball])(data)
+    assert len(out["label"]) == 1
+    for name, value in before.items():
+        np.testing.assert_array_equal(data[name], value)
+
+
+def test_donor_larger_than_the_crop_is_cut(rod: dict[str, Any]) -> None:
+    out = _inserter([rod], scale=(2.0, 2.0))(_lung(20))
+    assert len(out["label"]) == 1
+    own = out["mask"][0] == 1
+    np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
+
+
+def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> None:
+    mask = nibabel.Nifti1Image.from_filename(ball["mask"])
+    empty = tmp_path / "empty.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros(mask.shape, dtype=np.uint8), mask.affine), empty)
+    with pytest.raises(ValueError, match=r"empty\.nii\.gz: expected the mask of a nodule, got an empty one"):
+        _inserter([{**ball, "mask": str(empty)}])(_lung(24))
+
+
+@pytest.mark.parametrize(
+    ("diameter_mm", "weight"), [(3, 1), (10, 1), (10.1, 3), (20, 3), (25, 7), (30, 7), (30.1, 15), (60, 15)]
+)
+def test_larger_nodules_weigh_more(diameter_mm: float, weight: float) -> None:
+    assert size_weight(diameter_mm) == weight
+
+
+def test_donors_are_drawn_by_their_weight(tmp_path: Path) -> None:
+    """One donor of 31 mm (weight 15) against one of 5 mm (weight 1); the files are alike but for their HU."""
+    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 31.0}
+    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 5.0}
+    insert = _inserter([small, large])
+    bright = [bool((insert(_lung(20))["image"] > 60).any()) for _ in range(160)]
+    assert 150 - 15 <= sum(bright) <= 150 + 9  # expected 150, standard deviation 3

@@ -1,0 +1,270 @@
+"""Where the lungs are: found when closed, the whole volume when not, and never a lung missed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from scripts.geometry import apply_affine
+from scripts.prepare.phantom import Chest, make_chest
+from scripts.transforms.lungs import CropToLungsd, Lungs, find_lungs
+
+ONE_MM = np.ones(3)
+TISSUE_HU, LUNG_HU = 40.0, -850.0
+
+
+def _search(image_hu: np.ndarray, voxel_mm: np.ndarray = ONE_MM) -> Lungs:
+    return find_lungs(torch.from_numpy(np.ascontiguousarray(image_hu)), voxel_mm)
+
+
+def _missed_mm(box: np.ndarray, lungs: np.ndarray) -> float:
+    """How far the lung voxels reach out of a box, voxels (of 1 mm)."""
+    where = np.argwhere(lungs > 0)
+    return float(max((box[0] - where.min(axis=0)).max(), (where.max(axis=0) + 1 - box[1]).max()))
+
+
+def _check_chest(chest: Chest) -> None:
+    lungs = _search(chest.image_hu)
+    assert lungs.found
+    assert _missed_mm(lungs.box, chest.lungs) <= lungs.step.max()
+    extent = np.ptp(np.argwhere(chest.lungs > 0), axis=0)
+    assert np.all(np.ptp(lungs.box, axis=0)[:2] <= extent[:2] + 2 * lungs.step[:2])  # a box, not the whole body
+    for nodule in chest.nodules:
+        voxel = apply_affine(np.linalg.inv(chest.affine_ras), nodule.centre_ras_mm)
+        coarse = np.rint((voxel - (lungs.step - 1) / 2) / lungs.step).astype(int)
+        assert lungs.distance_mm[tuple(coarse)] <= nodule.diameter_mm / 2 + 5
+
+
+def test_lungs_of_a_miniature_are_found(small_chest: Chest) -> None:
+    _check_chest(small_chest)
+
+
+def test_lungs_of_another_miniature_with_a_pleural_nodule_are_found() -> None:
+    _check_chest(make_chest(1, scale=0.4, nodules=2))
+
+
+def test_lungs_of_a_full_chest_are_found(full_chest: Chest) -> None:
+    assert sum(nodule.attachment == "pleura" for nodule in full_chest.nodules) >= 3
+    _check_chest(full_chest)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flipped_chest_has_flipped_lungs(small_chest: Chest, axis: int) -> None:
+    size = [3 * (n // 3) for n in small_chest.image_hu.shape]  # whole coarse voxels: the flip is then exact
+    image = small_chest.image_hu[: size[0], : size[1], : size[2]]
+    lungs, flipped = _search(image), _search(np.flip(image, axis))
+    assert lungs.found
+    assert flipped.found
+    np.testing.assert_allclose(np.flip(flipped.distance_mm, axis), lungs.distance_mm, atol=1e-4)
+    expected = lungs.box.copy()
+    expected[:, axis] = size[axis] - lungs.box[::-1, axis]
+    np.testing.assert_array_equal(flipped.box, expected)
+
+
+def test_other_spacing_gives_the_same_lungs_in_mm(small_chest: Chest) -> None:
+    voxel_mm = np.array([0.5, 1.0, 2.0])
+    image = np.repeat(small_chest.image_hu, 2, axis=0)[:, :, ::2]
+    lungs, other = _search(small_chest.image_hu), _search(image, voxel_mm)
+    assert other.found
+    assert other.step.tolist() == [6, 3, 2]
+    np.testing.assert_allclose(other.box * voxel_mm, lungs.box, atol=4.0)  # one coarse voxel along k
+    volumes = [
+        (found.distance_mm == 0).sum() * np.prod(found.step * mm) for found, mm in ((lungs, 1), (other, voxel_mm))
+    ]
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.1)
+
+
+def test_distance_is_zero_inside_and_grows_by_millimetres_outside(small_chest: Chest) -> None:
+    lungs = _search(small_chest.image_hu)
+    inside = small_chest.lungs[1::3, 1::3, 1::3] > 0
+    distance = lungs.distance_mm[tuple(slice(n) for n in inside.shape)]
+    assert np.mean(distance[inside] == 0) > 0.98
+    assert distance[inside].max() <= 3.0 * np.sqrt(3)  # the next coarse voxel, across its corner
+    steps = np.diff(distance, axis=0)
+    assert np.abs(steps).max() <= 3.0 + 1e-4  # neighbours lie 3 mm apart
+    assert np.percentile(distance, 99) > 10
+
+
+def test_lungs_cut_off_by_the_last_slice_are_found_up_to_it(small_chest: Chest) -> None:
+    image = small_chest.image_hu[:, :, 40:]
+    lungs = _search(image)
+    assert lungs.found
+    assert lungs.box[0, 2] == 0
+    assert _missed_mm(lungs.box, small_chest.lungs[:, :, 40:]) <= 3
+
+
+def _whole(lungs: Lungs, shape: tuple[int, ...]) -> bool:
+    return not lungs.found and lungs.box.tolist() == [[0, 0, 0], list(shape)] and not lungs.distance_mm.any()
+
+
+def test_a_cube_from_inside_a_lung_is_searched_whole(full_chest: Chest) -> None:
+    centre = np.rint(np.argwhere(full_chest.lungs == 1).mean(axis=0)).astype(int)
+    i, j, k = (slice(c - 50, c + 50) for c in centre)
+    assert (full_chest.lungs[i, j, k] > 0).mean() > 0.5
+    assert _whole(_search(full_chest.image_hu[i, j, k]), (100, 100, 100))
+
+
+@pytest.mark.parametrize("shift_mm", [40, 60, 80, 100])
+def test_a_cube_with_parts_of_both_lungs_is_searched_whole(full_chest: Chest, shift_mm: int) -> None:
+    centre = np.rint(np.argwhere(full_chest.lungs == 1).mean(axis=0)).astype(int)
+    other = np.rint(np.argwhere(full_chest.lungs == 2).mean(axis=0)).astype(int)
+    centre[0] += shift_mm * np.sign(other[0] - centre[0])
+    i, j, k = (slice(c - 50, c + 50) for c in centre)
+    assert (full_chest.lungs[i, j, k] > 0).mean() > 0.3
+    assert _whole(_search(full_chest.image_hu[i, j, k]), (100, 100, 100))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_slab_along_the_body_is_searched_whole(full_chest: Chest, axis: int) -> None:
+    middle = int(np.argwhere(full_chest.lungs == 1).mean(axis=0)[axis])
+    box = [slice(None)] * 3
+    box[axis] = slice(middle - 10, middle + 10)
+    image = full_chest.image_hu[tuple(box)]
+    assert _whole(_search(image), image.shape)
+
+
+def test_an_axial_slab_shows_closed_lungs_and_none_is_missed(full_chest: Chest) -> None:
+    lungs = _search(full_chest.image_hu[:, :, 150:170])
+    assert lungs.found
+    assert _missed_mm(lungs.box, full_chest.lungs[:, :, 150:170]) <= 3
+
+
+def test_an_axial_slab_of_a_small_chest_is_searched_whole(small_chest: Chest) -> None:
+    image = small_chest.image_hu[:, :, 60:80]
+    assert _whole(_search(image), image.shape)
+
+
+def test_soft_tissue_is_searched_whole() -> None:
+    assert _whole(_search(np.full((50, 61, 70), TISSUE_HU, dtype=np.float32)), (50, 61, 70))
+
+
+def test_a_single_voxel_is_searched_whole() -> None:
+    assert _whole(_search(np.full((1, 1, 1), LUNG_HU, dtype=np.float32)), (1, 1, 1))
+
+
+def _body(shape: tuple[int, int, int] = (160, 150, 120)) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    return np.full(shape, TISSUE_HU, dtype=np.float32), tuple(np.ogrid[tuple(slice(n) for n in shape)])
+
+
+def test_trachea_and_bowel_gas_alone_are_no_lung() -> None:
+    image, (i, j, k) = _body()
+    image[((i - 80) ** 2 + (j - 75) ** 2 + 0 * k) < 9**2] = -1000  # a trachea of 18 mm
+    image[((i - 40) ** 2 + (j - 40) ** 2 + (k - 30) ** 2) < 22**2] = -990  # 45 ml of gas
+    image[((i - 120) ** 2 + (j - 100) ** 2 + (k - 30) ** 2) < 25**2] = -990
+    assert _whole(_search(image), image.shape)
+
+
+def test_closed_lung_beside_an_open_one_is_not_enough() -> None:
+    image, (i, j, k) = _body()
+    image[((i - 50) ** 2 + (j - 75) ** 2 + 0 * k < 30**2) & (k > 20) & (k < 90)] = LUNG_HU  # closed, 0.2 l
+    assert _search(image).found
+    image[100:, 20:130, 10:110] = LUNG_HU  # open at the last i
+    assert _whole(_search(image), image.shape)
+
+
+def test_lung_beside_a_thin_shell_of_partial_volume_is_enough() -> None:
+    image, (i, j, k) = _body()
+    image[((i - 75) ** 2 + (j - 75) ** 2 + 0 * k < 26**2) & (k > 20) & (k < 90)] = LUNG_HU
+    image[:6] = -1000  # room air
+    image[6:9] = -600  # the skin's partial volume
+    assert _search(image).found
+
+
+# --- CropToLungsd
+
+
+def _oblique_affine(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    angle = np.deg2rad(7.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing_mm)
+    affine[:3, 3] = (-31.0, 17.5, -204.0)
+    return affine
+
+
+def _item(chest: Chest, affine: np.ndarray) -> dict[str, MetaTensor]:
+    image = torch.from_numpy(chest.image_hu)[None].clone()
+    mask = torch.from_numpy(chest.mask.astype(np.float32))[None]
+    return {
+        name: MetaTensor(value, affine=torch.from_numpy(affine)) for name, value in (("image", image), ("mask", mask))
+    }
+
+
+def test_cropping_keeps_every_world_position(small_chest: Chest) -> None:
+    affine = _oblique_affine()
+    item = _item(small_chest, affine)
+    marked = np.array([60, 50, 70])
+    item["image"][(0, *marked)] = 3000.0
+    cropped = CropToLungsd(["image", "mask"], margin_mm=5)(item)
+    assert cropped["lungs_found"] is True
+    assert np.all(np.array(cropped["image"].shape) <= np.array(item["image"].shape))
+    assert cropped["image"].shape[2] < item["image"].shape[2] - 10
+    assert cropped["image"].shape == cropped["mask"].shape
+    found = np.argwhere(cropped["image"][0].numpy() == 3000.0)
+    assert len(found) == 1
+    new = np.asarray(cropped["image"].affine)
+    np.testing.assert_allclose(apply_affine(new, found[0]), apply_affine(affine, marked), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(cropped["mask"].affine), new)
+    nodule = [
+        apply_affine(a, np.argwhere(m[0].numpy() == 1).mean(0))
+        for a, m in ((affine, item["mask"]), (new, cropped["mask"]))
+    ]
+    np.testing.assert_allclose(nodule[0], nodule[1], atol=1e-6)
+    assert item["image"].shape[1:] == small_chest.image_hu.shape  # the input stays
+
+
+def test_margin_is_kept_in_millimetres(small_chest: Chest) -> None:
+    narrow, wide = (CropToLungsd("image", margin_mm=mm)(_item(small_chest, np.eye(4)))["image"] for mm in (0, 4.5))
+    offset = np.asarray(narrow.affine)[:3, 3] - np.asarray(wide.affine)[:3, 3]
+    np.testing.assert_allclose(offset, 5)  # whole voxels of 1 mm
+
+
+def test_whole_volume_stays_without_closed_lungs() -> None:
+    image = MetaTensor(torch.full((1, 30, 31, 32), TISSUE_HU), affine=torch.from_numpy(_oblique_affine()))
+    cropped = CropToLungsd("image", margin_mm=15)({"image": image})
+    assert cropped["lungs_found"] is False
+    assert cropped["image"].shape == image.shape
+    np.testing.assert_allclose(np.asarray(cropped["image"].affine), np.asarray(image.affine))
+    assert not cropped["lung_distance_mm"].any()
+
+
+@pytest.mark.parametrize("shape", [(30, 30, 30), (31, 32, 30), (32, 29, 31)])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.75, 2.5)])
+def test_coarse_voxel_lies_at_the_mean_of_its_fine_voxels(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    affine = _oblique_affine(spacing)
+    image = MetaTensor(torch.full((1, *shape), TISSUE_HU), affine=torch.from_numpy(affine))
+    distance = CropToLungsd("image", margin_mm=0)({"image": image})["lung_distance_mm"]
+    step = np.rint(3.0 / np.array(spacing)).astype(int)
+    assert distance.shape == (1, *np.ceil(np.array(shape) / step).astype(int))
+    for coarse in [(0, 0, 0), (1, 2, 3), tuple(n - 1 for n in distance.shape[1:])]:
+        fine = [np.arange(c * s, min((c + 1) * s, n)) for c, s, n in zip(coarse, step, shape, strict=True)]
+        mean = apply_affine(affine, [axis.mean() for axis in fine])
+        # The last coarse voxel may hold fewer fine ones than its grid says: it then lies closer by up to a fine step.
+        short = np.array([s - len(axis) for s, axis in zip(step, fine, strict=True)])
+        expected_mm = apply_affine(affine, [axis.mean() + n / 2 for axis, n in zip(fine, short, strict=True)])
+        position = apply_affine(np.asarray(distance.affine), coarse)
+        np.testing.assert_allclose(position, expected_mm, atol=1e-6)
+        assert np.linalg.norm(position - mean) <= np.linalg.norm(short / 2 * np.array(spacing)) + 1e-6
+
+
+def test_absent_keys_are_skipped_only_when_allowed(small_chest: Chest) -> None:
+    item = {"image": _item(small_chest, np.eye(4))["image"]}
+    assert "mask" not in CropToLungsd(["image", "mask"], 5, allow_missing_keys=True)(item)
+    with pytest.raises(KeyError, match="mask"):
+        CropToLungsd(["image", "mask"], 5)(item)
+
+
+@pytest.mark.parametrize("change", ["size", "affine"])
+def test_mask_on_another_grid_is_refused(small_chest: Chest, change: str) -> None:
+    item = _item(small_chest, np.eye(4))
+    if change == "size":
+        item["mask"] = item["mask"][:, :-1]
+    else:
+        item["mask"].affine = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    item["mask"].meta["filename_or_obj"] = "lesions.nii.gz"
+    with pytest.raises(ValueError, match=r"lesions\.nii\.gz: expected the grid of the image"):
+        CropToLungsd(["image", "mask"], 5)(item)
