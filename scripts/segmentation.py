@@ -37,7 +37,7 @@ def logits_at(
     Args:
         mask_logits: ``[M, I, J, K]`` on output cells, M = stride³.
         affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
-        points_ras_mm: ``[..., 3]``.
+        points_ras_mm: ``[..., 3]``, at least one.
         stride: input voxels per cell.
 
     Returns:
@@ -50,8 +50,8 @@ def logits_at(
     high = np.clip(np.ceil(flat.max(0) / stride).astype(int) + 2, low + 1, shape)
     part = mask_logits[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
     fine = depth_to_space(part[None].float().cpu(), stride)[0, 0].numpy()
-    where = np.moveaxis(voxels - low * stride, -1, 0)
-    return np.asarray(ndimage.map_coordinates(fine, where, order=1, mode="nearest"))
+    read = ndimage.map_coordinates(fine, (flat - low * stride).T, order=1, mode="nearest")
+    return np.asarray(read.reshape(voxels.shape[:-1]))
 
 
 def _voxel_positions(box: Box, affine: FloatArray) -> FloatArray:

@@ -1,0 +1,277 @@
+"""FROC and CPM as LUNA16 defines them, by hand in fractions, by law, and against the challenge's own readings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ignite.engine import Engine
+from monai.handlers import from_engine
+
+from scripts.findings import Detection
+from scripts.geometry import swap_lps_ras
+from scripts.metrics import RATES, CpmMetric, Froc, ScanTruth, froc
+
+DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
+LUNA16 = DATA / "luna16"
+
+NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
+
+
+def truth(*findings: tuple[float, float, bool]) -> ScanTruth:
+    """Findings (x mm, diameter mm, is a nodule) on the x axis."""
+    centres = np.array([[x, 0.0, 0.0] for x, _, _ in findings]).reshape(-1, 3)
+    return ScanTruth(centres, np.array([d for _, d, _ in findings]), np.array([n for _, _, n in findings], dtype=bool))
+
+
+def at(x_mm: float, probability: float) -> Detection:
+    return Detection((x_mm, 0.0, 0.0), 5.0, probability)
+
+
+def points(curve: Froc) -> list[tuple[float, float]]:
+    return list(zip(curve.false_positives_per_scan.tolist(), curve.sensitivity.tolist(), strict=True))
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_by_hand() -> None:
+    truths = [
+        truth((0.0, 10.0, True), (50.0, 6.0, True)),
+        truth((0.0, 8.0, True), (90.0, 20.0, False)),
+        NOTHING,
+        NOTHING,
+    ]
+    detections = [
+        [at(1.0, 0.9), at(-2.0, 0.3), at(51.0, 0.7), at(20.0, 0.6)],  # hit, the same again, hit, false
+        [at(85.0, 0.95)],  # on an excluded finding: neither; the nodule at 0 is missed
+        [at(0.0, 0.8), at(9.0, 0.5)],  # false, false
+        [],
+    ]
+    curve = froc(detections, truths)
+    expected = [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)]
+    assert points(curve) == pytest.approx(expected)
+    assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
+    assert curve.cpm == pytest.approx(13 / 21)
+    assert (curve.nodules, curve.scans) == (3, 4)
+
+
+def test_readings_between_points_are_linear_and_equal_scores_are_one_step() -> None:
+    truths = [truth((0.0, 10.0, True)), NOTHING, NOTHING, NOTHING]
+    for detections in ([[at(0.0, 0.5), at(30.0, 0.5)], [], [], []], [[at(30.0, 0.5), at(0.0, 0.5)], [], [], []]):
+        curve = froc(detections, truths)
+        assert points(curve) == pytest.approx([(0, 0), (1 / 4, 1)])
+        assert curve.readings == pytest.approx((1 / 2, *[1] * 6))
+        assert curve.cpm == pytest.approx(13 / 14)
+
+
+def test_a_nodule_scores_the_best_candidate_inside_it() -> None:
+    curve = froc([[at(0.0, 0.2), at(3.0, 0.9), at(30.0, 0.5)]], [truth((0.0, 10.0, True))])
+    assert points(curve) == [(0, 0), (0, 1), (1, 1)]  # found before the false positive at 0.5, though centred at 0.2
+
+
+def test_one_candidate_may_find_two_nodules() -> None:
+    curve = froc([[at(2.0, 0.9)]], [truth((0.0, 10.0, True), (4.0, 10.0, True))])
+    assert points(curve) == [(0, 0), (0, 1)]
+    assert curve.cpm == 1.0
+
+
+def test_a_candidate_in_a_nodule_and_an_excluded_finding_is_a_hit() -> None:
+    assert froc([[at(2.0, 0.9)]], [truth((0.0, 10.0, True), (4.0, 10.0, False))]).cpm == 1.0
+
+
+@pytest.mark.parametrize("is_nodule", [True, False])
+def test_on_the_radius_is_outside(is_nodule: bool) -> None:
+    both = truth((0.0, 10.0, is_nodule), (100.0, 10.0, True))
+    assert points(froc([[at(5.0, 0.9)]], [both])) == [(0, 0), (1, 0)]
+    assert froc([[at(np.nextafter(5.0, 0.0), 0.9)]], [both]).false_positives_per_scan.max() == 0.0
+
+
+def test_distance_is_taken_in_all_directions() -> None:
+    nodule = ScanTruth(np.array([[10.0, -20.0, 30.0]]), np.array([10.0]), np.array([True]))
+    assert froc([[Detection((12.8, -22.8, 32.8), 5.0, 0.9)]], [nodule]).cpm == 1.0  # 4.85 mm
+    assert froc([[Detection((13.0, -23.0, 33.0), 5.0, 0.9)]], [nodule]).cpm == 0.0  # 5.2 mm
+
+
+def test_candidates_count_in_their_own_scan_only() -> None:
+    curve = froc([[], [at(0.0, 0.9)]], [truth((0.0, 10.0, True)), NOTHING])
+    assert points(curve) == [(0, 0), (1 / 2, 0)]
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def test_perfect_is_one() -> None:
+    curve = froc([[at(0.0, 0.9), at(50.0, 0.1)], []], [truth((0.0, 10.0, True), (50.0, 6.0, True)), NOTHING])
+    assert curve.cpm == 1.0
+    assert curve.readings == (1.0,) * 7
+
+
+@pytest.mark.parametrize("found", [[[], []], [[at(200.0, 0.9)], [at(0.0, 0.9)]]], ids=["no candidates", "no hit"])
+def test_finding_nothing_is_zero(found: list[list[Detection]]) -> None:
+    curve = froc(found, [truth((0.0, 10.0, True)), NOTHING])
+    assert curve.cpm == 0.0
+    assert curve.readings == (0.0,) * 7
+
+
+@pytest.mark.parametrize("found", [[], [at(0.0, 0.9)]])
+@pytest.mark.parametrize("reference", [NOTHING, truth((0.0, 10.0, False))], ids=["nothing", "excluded only"])
+def test_without_nodules_there_is_no_cpm(found: list[Detection], reference: ScanTruth) -> None:
+    curve = froc([found], [reference])
+    assert curve.cpm is None
+    assert curve.readings == (0.0,) * 7
+    assert (curve.nodules, curve.scans) == (0, 1)
+
+
+def test_without_scans_there_is_no_cpm() -> None:
+    curve = froc([], [])
+    assert points(curve) == [(0, 0)]
+    assert (curve.cpm, curve.nodules, curve.scans) == (None, 0, 0)
+
+
+def test_detections_and_truths_must_be_of_the_same_scans() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        froc([[]], [NOTHING, NOTHING])
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+REFERENCE = [
+    truth((0.0, 10.0, True), (30.0, 6.0, True), (60.0, 12.0, False)),
+    truth((0.0, 8.0, True)),
+    NOTHING,
+    truth((10.0, 30.0, True), (20.0, 20.0, True)),
+]
+DETECTIONS = st.lists(
+    st.builds(at, st.integers(-10, 80).map(float), st.integers(0, 20).map(lambda n: n / 20.0)), max_size=12
+)
+RUNS = st.tuples(*[DETECTIONS] * len(REFERENCE))
+
+
+def same(first: Froc, second: Froc) -> bool:
+    return first.readings == second.readings and first.cpm == second.cpm and points(first) == points(second)
+
+
+@given(RUNS, st.permutations(range(len(REFERENCE))))
+def test_the_order_of_scans_and_candidates_does_not_count(
+    run: tuple[list[Detection], ...], order: Sequence[int]
+) -> None:
+    shuffled = froc([run[n][::-1] for n in order], [REFERENCE[n] for n in order])
+    assert same(shuffled, froc(run, REFERENCE))
+
+
+@given(RUNS)
+def test_only_the_order_of_the_scores_counts(run: tuple[list[Detection], ...]) -> None:
+    squared = [[at(d.centre_ras_mm[0], d.probability**2) for d in found] for found in run]
+    assert same(froc(squared, REFERENCE), froc(run, REFERENCE))
+
+
+@given(RUNS)
+def test_curve_and_readings_rise_and_stay_within_their_range(run: tuple[list[Detection], ...]) -> None:
+    curve = froc(run, REFERENCE)
+    assert points(curve)[0] == (0.0, 0.0)
+    assert (np.diff(curve.false_positives_per_scan) >= 0.0).all()
+    assert (np.diff(curve.sensitivity) >= 0.0).all()
+    assert list(curve.readings) == sorted(curve.readings)
+    assert curve.readings[-1] <= curve.sensitivity[-1] <= 1.0
+    assert len(curve.readings) == len(RATES)
+
+
+@given(RUNS, st.integers(0, 20).map(lambda n: n / 20.0))
+def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
+    run: tuple[list[Detection], ...], score: float
+) -> None:
+    cpm = froc(run, REFERENCE).cpm
+    worse = froc([*run[:2], [*run[2], at(0.0, score)], run[3]], REFERENCE).cpm  # in the scan without nodules
+    better = froc([run[0], [*run[1], at(0.0, score)], *run[2:]], REFERENCE).cpm
+    assert cpm is not None
+    assert worse is not None
+    assert better is not None
+    assert worse <= cpm + 1e-12
+    assert better >= cpm - 1e-12
+
+
+# --- the challenge's own readings -------------------------------------------------------------------------------------
+
+
+def luna16_rows(name: str) -> dict[str, list[tuple[list[float], float]]]:
+    """Positions (RAS mm) and last column of each series in a LUNA16 table."""
+    rows: dict[str, list[tuple[list[float], float]]] = defaultdict(list)
+    with (LUNA16 / name).open(newline="", encoding="utf-8") as file:
+        for uid, x, y, z, last in list(csv.reader(file))[1:]:
+            rows[uid].append((swap_lps_ras([float(x), float(y), float(z)]).tolist(), float(last)))
+    return rows
+
+
+def luna16_truths(uids: Sequence[str]) -> list[ScanTruth]:
+    """Nodules, then excluded findings, whose unknown (negative) diameter stands for a radius of 10 mm."""
+    nodules, excluded = luna16_rows("annotations.csv"), luna16_rows("annotations_excluded.csv")
+    truths = []
+    for uid in uids:
+        rows = [*nodules[uid], *excluded[uid]]
+        diameters = np.array([d if d >= 0.0 else 20.0 for _, d in rows])
+        is_nodule = np.arange(len(rows)) < len(nodules[uid])
+        truths.append(ScanTruth(np.array([c for c, _ in rows]).reshape(-1, 3), diameters, is_nodule))
+    return truths
+
+
+def luna16_capped(rows: list[tuple[list[float], float]]) -> list[Detection]:
+    """With more than 100 candidates, those above the 101st score."""
+    lowest = sorted((score for _, score in rows), reverse=True)[100] if len(rows) > 100 else -np.inf
+    return [Detection((x, y, z), 5.0, score) for (x, y, z), score in rows if score > lowest]
+
+
+@pytest.mark.skipif(not LUNA16.exists(), reason=f"LUNA16's annotations are not at {LUNA16}")
+@pytest.mark.parametrize("case", ["typical", "tied_scores"])
+def test_the_readings_are_those_of_the_challenge(case: str) -> None:
+    uids = (LUNA16 / "seriesuids.csv").read_text(encoding="utf-8").split()
+    expected = json.loads((LUNA16 / "froc_cases" / "expected.json").read_text(encoding="utf-8"))[case]
+    candidates = luna16_rows(f"froc_cases/{case}.csv")
+    curve = froc([luna16_capped(candidates[uid]) for uid in uids], luna16_truths(uids))
+    assert curve.readings == pytest.approx(list(expected["sensitivity_at"].values()), abs=1e-6)
+    assert curve.cpm == pytest.approx(expected["cpm"], abs=1e-6)
+    assert (curve.nodules, curve.scans) == (expected["nodules"], expected["scans"])
+    assert curve.sensitivity[-1] * curve.nodules == pytest.approx(expected["true_positives"])
+    assert curve.false_positives_per_scan[-1] * curve.scans == pytest.approx(expected["false_positives"])
+
+
+# --- as an ignite metric ----------------------------------------------------------------------------------------------
+
+
+def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> None:
+    nodule = truth((0.0, 10.0, True))
+    batches = [
+        [{"pred": ([at(0.0, 0.9)], nodule)}],
+        [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}],
+    ]
+    engine = Engine(lambda _, batch: batch)
+    metric = CpmMetric(output_transform=from_engine("pred"))
+    metric.attach(engine, "cpm")
+    expected = froc([[at(0.0, 0.9)], [at(90.0, 0.95)], []], [nodule, nodule, NOTHING])
+    assert 0.0 < expected.cpm < 0.5  # type: ignore[operator]
+    for epochs in (1, 2):
+        engine.run(batches, max_epochs=epochs)
+        assert engine.state.metrics["cpm"] == expected.cpm
+        assert metric.froc is not None
+        assert metric.froc.scans == 3
+    engine.run(batches[:1], max_epochs=3)
+    assert engine.state.metrics["cpm"] == 1.0
+
+
+def test_the_metric_is_zero_when_there_is_nothing_to_find() -> None:
+    metric = CpmMetric()
+    metric.update([([at(0.0, 0.9)], NOTHING)])
+    assert metric.compute() == 0.0
+    assert metric.froc is not None
+    assert metric.froc.cpm is None
+    metric.reset()
+    assert metric.froc is None
+    assert metric.compute() == 0.0
