@@ -302,7 +302,7 @@ def test_an_empty_mask_counts_only_where_there_is_no_nodule(item: dict[str, Any]
 
 
 def test_no_scan_is_refused() -> None:
-    with pytest.raises(ValueError, match="training list: expected at least one scan, got none; --dataset_dir must hold"):
+    with pytest.raises(ValueError, match="expected at least one scan, got none; --dataset_dir must hold"):
         _crops([])
 
 
