@@ -12,7 +12,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,15 @@ class RunLog:
         logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
 
     def failed(self, name: str, error: Exception) -> None:
-        """Keep the message; an error that is not the user's is logged with its traceback."""
+        """Keep and show the message, once; an error that is not the user's is logged with its traceback."""
         known = user_error_in(error)
-        self.failures[name] = str(known or f"{type(error).__name__}: {error}")
-        logger.error("%s: %s", name, self.failures[name], exc_info=None if known else error)
+        cause: BaseException = known or error
+        while known is None and cause.__cause__ is not None:  # MONAI wraps what a transform raises
+            cause = cause.__cause__
+        self.failures[name] = str(known or f"{type(cause).__name__}: {cause}")
+        if known is None:
+            logger.error("%s: unexpected error", name, exc_info=error)
+        print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
 
     def close(self) -> None:
         """Say how the run went.
@@ -58,9 +62,8 @@ class RunLog:
         Raises:
             SystemExit: code 1, when a scan failed or there was none.
         """
-        for name, message in self.failures.items():
-            print(f"error: {name}: {message}", file=sys.stderr)
-        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused")
+        refused = f" ({', '.join(self.failures)})" if self.failures else ""
+        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}")
         if self.failures or not self.folders:
             raise SystemExit(1)
 
@@ -117,9 +120,6 @@ class WriteResultd(Transform):
         """The record of one scan."""
         scan = item["scan"]
         notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
-        found = bool(item["lungs_found"])
-        if not found:
-            notes.append("No closed lungs were found in this volume; the whole volume was searched.")
         return ScanResult(
             name=str(item["name"]),
             source=str(item["source"]),
@@ -129,7 +129,7 @@ class WriteResultd(Transform):
             nodules=tuple(item["nodules"]),
             candidates=tuple(item["candidates"]),
             outside_lungs=int(item["outside_lungs"]),
-            lungs_found=found,
+            lungs_found=bool(item["lungs_found"]),
             facts={str(k): str(v) for k, v in scan.meta["facts"].items()},
             notes=tuple(dict.fromkeys(notes)),
             model=self.model,
@@ -140,7 +140,7 @@ class WriteResultd(Transform):
         item = dict(data)
         try:
             result = self.result(item)
-            self.log.finished(replace(result), self.writer(result))
+            self.log.finished(result, self.writer(result))
         except Exception as error:
             self.log.failed(str(item["name"]), error)
         return {"name": item["name"]}

@@ -1,0 +1,135 @@
+"""One run over many scans: overrides, refusals, the end of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.transforms import Compose
+
+from scripts.run import OverrideError, RunLog, ScanStream, bundle_facts, check_overrides
+from scripts.scan import ScanError
+
+ROOT = Path(__file__).resolve().parents[2]
+INFERENCE, TRAIN = str(ROOT / "configs" / "inference.json"), str(ROOT / "configs" / "train.json")
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--threshold", "0.3"],
+        ["--threshold=0.3"],
+        ["--hu_window", "[-1000, 400]"],
+        ["--lung_margin_mm", "-3"],
+        ["--network_def#layers", "2"],
+        ["--network_def::layers", "2"],
+        ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"],
+        [],
+    ],
+)
+def test_a_known_override_passes(words: list[str]) -> None:
+    check_overrides(["run", "inference", "--config_file", INFERENCE, *words])
+
+
+@pytest.mark.parametrize("name", ["thresold", "network_def#layer", "network_def::layer", "evaluator#metrics"])
+def test_an_unknown_override_is_named(name: str) -> None:
+    with pytest.raises(OverrideError, match=f"--{name}"):
+        check_overrides(["run", "--config_file", INFERENCE, f"--{name}", "1"])
+
+
+def test_the_closest_name_is_offered() -> None:
+    with pytest.raises(OverrideError, match=r"--thresold \(did you mean threshold"):
+        check_overrides(["run", "--config_file", INFERENCE, "--thresold=1"])
+
+
+def test_several_configurations_count_together() -> None:
+    both = f"['{TRAIN}', '{ROOT / 'configs' / 'evaluate.json'}']"
+    check_overrides(["run", "evaluating", "--config_file", both, "--max_epochs", "1"])
+    with pytest.raises(OverrideError, match="--max_epoch "):
+        check_overrides(["run", "evaluating", "--config_file", both, "--max_epoch", "1"])
+
+
+def test_without_a_configuration_nothing_is_checked() -> None:
+    check_overrides(["-q", "--anything", "1"])
+
+
+# --- scans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A folder with three files that look like scans."""
+    for name in "abc":
+        (tmp_path / f"{name}.nii").touch()
+    return tmp_path
+
+
+def _stream(folder: Path, transform: Any) -> tuple[list[Any], RunLog]:
+    log = RunLog()
+    return list(ScanStream(str(folder), "auto", transform, log)), log
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(ScanError("b.nii: no scan"), "b.nii: no scan"), (KeyError("x"), "KeyError: 'x'")]
+)
+def test_one_failing_scan_of_three_is_left_out(
+    error: Exception, message: str, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(item: dict[str, Any]) -> str:
+        if item["name"] == "b":
+            raise error
+        return str(item["name"])
+
+    ready, log = _stream(three, Compose([read]))  # MONAI wraps the error in one of its own
+    assert ready == ["a", "c"]
+    assert list(log.failures) == ["b"]
+    assert log.failures["b"] == message
+    assert capsys.readouterr().err.count("error: b: ") == 1
+
+
+def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
+    ready, log = _stream(tmp_path / "nowhere", lambda item: item)
+    assert ready == []
+    assert "found nothing there" in log.failures[str(tmp_path / "nowhere")]
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_failure_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog()
+    log.folders["a"] = Path("a")
+    log.close()
+    assert capsys.readouterr().out == "1 scans searched, 0 refused\n"
+
+
+@pytest.mark.parametrize("searched", [0, 1])
+def test_a_run_with_a_failure_ends_with_code_1(searched: int, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog()
+    log.folders.update({str(n): Path("a") for n in range(searched)})
+    log.failed("b", ScanError("broken"))
+    with pytest.raises(SystemExit) as ended:
+        log.close()
+    assert ended.value.code == 1
+    assert f"{searched} scans searched, 1 refused (b)" in capsys.readouterr().out
+
+
+def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
+    with pytest.raises(SystemExit):
+        RunLog().close()
+
+
+def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "metadata.json", tmp_path / "configs")
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    facts = bundle_facts(str(tmp_path), str(tmp_path / "model.pt"))
+    assert facts["version"] == json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
+    assert facts["weights"] == "model.pt (sha256 9a129038d9a0)"
+    assert bundle_facts(str(tmp_path), str(tmp_path / "none.pt"))["weights"] == "none.pt (sha256 none)"
