@@ -1,8 +1,9 @@
 """Where the lungs are: a classical, weight-free search on a coarse copy of the scan.
 
-Air that is closed in the axial plane, in one or two large pieces, is lung (with the airways). The pieces are closed
-by :data:`CLOSING_MM` so that vessels and nodules at the pleura belong to them. When no such piece exists, or much
-lung-like tissue lies outside the pieces (a cube or slab cut out of a chest), the whole volume is searched.
+Air that is closed in the axial plane, in one or two large pieces, is lung (with the airways), and so is lung-like
+tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
+:data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
+lung-like tissue lies outside (a cube or slab cut out of a chest), the whole volume is searched.
 """
 
 from __future__ import annotations
@@ -74,10 +75,14 @@ def _largest_pieces(closed: Mask, voxel_mm3: float) -> Mask:
     return np.isin(labels, keep)
 
 
-def _is_open(coarse_hu: npt.NDArray[np.float32], pieces: Mask) -> bool:
-    """Whether much lung-like tissue lies outside the pieces; thin partial-volume shells do not count."""
+def _lung_like(coarse_hu: npt.NDArray[np.float32]) -> Mask:
+    """Tissue as dense as aerated lung, without thin partial-volume shells."""
     lung_like = (coarse_hu > LUNG_HU[0]) & (coarse_hu < LUNG_HU[1])
-    lung_like = ndimage.binary_opening(lung_like, structure=np.ones((3, 3, 3), dtype=bool))
+    return np.asarray(ndimage.binary_opening(lung_like, structure=np.ones((3, 3, 3), dtype=bool)))
+
+
+def _is_open(lung_like: Mask, pieces: Mask) -> bool:
+    """Whether much lung-like tissue lies outside the pieces."""
     outside = lung_like & ~ndimage.binary_dilation(pieces, iterations=2)
     return bool(outside.sum() > OPEN_SHARE * max(int((lung_like & pieces).sum()), 1))
 
@@ -98,9 +103,11 @@ def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
     coarse = F.avg_pool3d(image_hu[None, None].float(), kernel, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
     coarse_mm = step * voxel_mm
     pieces = _largest_pieces(_closed_air(coarse < AIR_BELOW_HU), float(np.prod(coarse_mm)))
-    if not pieces.any() or _is_open(coarse, pieces):
+    lung_like = _lung_like(coarse)
+    if not pieces.any() or _is_open(lung_like, pieces):
         whole = np.stack([np.zeros(3, dtype=np.int64), shape])
         return Lungs(False, whole, np.zeros(coarse.shape, dtype=np.float32), step)
+    pieces = ndimage.binary_propagation(pieces, mask=pieces | lung_like)
     room = np.ceil(CLOSING_MM / coarse_mm).astype(int) + 1
     padded = np.pad(pieces, [(r, r) for r in room])
     near = ndimage.distance_transform_edt(~padded, sampling=coarse_mm) <= CLOSING_MM

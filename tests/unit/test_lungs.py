@@ -156,6 +156,22 @@ def test_trachea_and_bowel_gas_alone_are_no_lung() -> None:
     assert _whole(_search(image), image.shape)
 
 
+@pytest.mark.parametrize(
+    ("axis", "side", "cut"), [(0, 0, 29), (0, 0, 31), (0, 1, 26), (0, 1, 32), (1, 0, 60), (1, 1, 44), (1, 1, 46)]
+)
+def test_a_narrow_field_of_view_that_opens_a_lung_loses_only_tips(
+    full_chest: Chest, axis: int, side: int, cut: int
+) -> None:
+    """The border of the volume cuts some millimetres off a lung, which is therefore open in many slices."""
+    box = [slice(None)] * 3
+    box[axis] = slice(cut, None) if side == 0 else slice(None, -cut)
+    inside = full_chest.lungs[tuple(box)] > 0
+    lungs = _search(full_chest.image_hu[tuple(box)])
+    assert _missed_mm(lungs.box, inside) <= 10  # thin tips; the margin of a crop is 15 mm
+    coarse = tuple(np.minimum(np.argwhere(inside) // lungs.step, np.array(lungs.distance_mm.shape) - 1).T)
+    assert np.mean(lungs.distance_mm[coarse] > 5) < 0.005
+
+
 def test_closed_lung_beside_an_open_one_is_not_enough() -> None:
     image, (i, j, k) = _body()
     image[((i - 50) ** 2 + (j - 75) ** 2 + 0 * k < 30**2) & (k > 20) & (k < 90)] = LUNG_HU  # closed, 0.2 l
