@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine
 from monai.handlers import from_engine
@@ -58,7 +58,7 @@ def test_a_curve_by_hand() -> None:
     ]
     curve = froc(detections, truths)
     expected = [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)]
-    assert points(curve) == pytest.approx(expected)
+    np.testing.assert_allclose(points(curve), expected)
     assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
     assert curve.cpm == pytest.approx(13 / 21)
     assert (curve.nodules, curve.scans) == (3, 4)
@@ -68,7 +68,7 @@ def test_readings_between_points_are_linear_and_equal_scores_are_one_step() -> N
     truths = [truth((0.0, 10.0, True)), NOTHING, NOTHING, NOTHING]
     for detections in ([[at(0.0, 0.5), at(30.0, 0.5)], [], [], []], [[at(30.0, 0.5), at(0.0, 0.5)], [], [], []]):
         curve = froc(detections, truths)
-        assert points(curve) == pytest.approx([(0, 0), (1 / 4, 1)])
+        np.testing.assert_allclose(points(curve), [(0, 0), (1 / 4, 1)])
         assert curve.readings == pytest.approx((1 / 2, *[1] * 6))
         assert curve.cpm == pytest.approx(13 / 14)
 
@@ -138,7 +138,7 @@ def test_without_scans_there_is_no_cpm() -> None:
 
 
 def test_detections_and_truths_must_be_of_the_same_scans() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         froc([[]], [NOTHING, NOTHING])
 
 
@@ -154,12 +154,14 @@ DETECTIONS = st.lists(
     st.builds(at, st.integers(-10, 80).map(float), st.integers(0, 20).map(lambda n: n / 20.0)), max_size=12
 )
 RUNS = st.tuples(*[DETECTIONS] * len(REFERENCE))
+few = settings(max_examples=30)  # a run of four scans holds many cases
 
 
 def same(first: Froc, second: Froc) -> bool:
     return first.readings == second.readings and first.cpm == second.cpm and points(first) == points(second)
 
 
+@few
 @given(RUNS, st.permutations(range(len(REFERENCE))))
 def test_the_order_of_scans_and_candidates_does_not_count(
     run: tuple[list[Detection], ...], order: Sequence[int]
@@ -168,12 +170,14 @@ def test_the_order_of_scans_and_candidates_does_not_count(
     assert same(shuffled, froc(run, REFERENCE))
 
 
+@few
 @given(RUNS)
 def test_only_the_order_of_the_scores_counts(run: tuple[list[Detection], ...]) -> None:
     squared = [[at(d.centre_ras_mm[0], d.probability**2) for d in found] for found in run]
     assert same(froc(squared, REFERENCE), froc(run, REFERENCE))
 
 
+@few
 @given(RUNS)
 def test_curve_and_readings_rise_and_stay_within_their_range(run: tuple[list[Detection], ...]) -> None:
     curve = froc(run, REFERENCE)
@@ -185,6 +189,7 @@ def test_curve_and_readings_rise_and_stay_within_their_range(run: tuple[list[Det
     assert len(curve.readings) == len(RATES)
 
 
+@few
 @given(RUNS, st.integers(0, 20).map(lambda n: n / 20.0))
 def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
     run: tuple[list[Detection], ...], score: float
@@ -212,12 +217,12 @@ def luna16_rows(name: str) -> dict[str, list[tuple[list[float], float]]]:
 
 
 def luna16_truths(uids: Sequence[str]) -> list[ScanTruth]:
-    """Nodules, then excluded findings, whose unknown (negative) diameter stands for a radius of 10 mm."""
+    """Nodules, then excluded findings, whose unknown (negative) diameter stands for 10 mm."""
     nodules, excluded = luna16_rows("annotations.csv"), luna16_rows("annotations_excluded.csv")
     truths = []
     for uid in uids:
         rows = [*nodules[uid], *excluded[uid]]
-        diameters = np.array([d if d >= 0.0 else 20.0 for _, d in rows])
+        diameters = np.array([d if d >= 0.0 else 10.0 for _, d in rows])
         is_nodule = np.arange(len(rows)) < len(nodules[uid])
         truths.append(ScanTruth(np.array([c for c, _ in rows]).reshape(-1, 3), diameters, is_nodule))
     return truths
