@@ -270,7 +270,9 @@ def test_mask_is_compared_within_the_margin_only() -> None:
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (15.0, 13.0, 17.0), (-40.0, 5.0, 5.0), (5.0, 90.0, 5.0)])
 def test_nodule_at_or_beyond_the_border_stays_finite(centre: tuple[float, float, float]) -> None:
-    assert gradient(target((*centre, 4.0)), NoduleLoss(background_boxes=0)).isfinite().all()
+    loss = NoduleLoss(background_boxes=0)
+    assert gradient(target((*centre, 4.0)), loss).isfinite().all()
+    assert 0 < loss.parts["mask"] < math.inf
 
 
 def test_background_boxes_teach_empty_masks() -> None:
