@@ -17,7 +17,7 @@ from .dicom_series import Series, SliceHeader, group_series, looks_like_dicom, r
 from .scan import ScanError
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd")
-SECTIONS = ("training", "validation", "test", "testing")  # of a datalist; others are known by their items
+SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -181,9 +181,7 @@ def _datalist_items(path: Path, section: str | None) -> list[tuple[str, Any]]:
         wanted = "a list of items or a dict of lists" if section is None else f"a dict with section '{section}'"
         raise ScanError(f"{path}: expected {wanted}, got {kind}; correct the datalist or the section.")
     sections = {
-        key: value
-        for key, value in content.items()
-        if isinstance(value, list) and (key in SECTIONS or any(isinstance(item, dict) for item in value))
+        key: value for key, value in content.items() if isinstance(value, list) and (key in SECTIONS or key == section)
     }
     if not sections or (section is not None and section not in sections):
         wanted = "one of training, validation, testing" if section is None else f"section '{section}'"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from .errors import UserError
@@ -56,3 +56,32 @@ class PrecisionInferer(Inferer):
         dtype = choose_precision(self.precision, inputs.device)
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return self.inferer(inputs, network, *args, **kwargs).float()
+
+
+class WindowError(UserError, ValueError):
+    """Windows that cannot be stitched at the output's stride."""
+
+
+class WindowInferer(SlidingWindowInferer):
+    """MONAI's sliding window with Gaussian weights, for maps at a stride.
+
+    Where a window or the step between windows is no multiple of the stride, MONAI stitches wrong values without a
+    word; both are refused here.
+
+    Args:
+        window_size: ``[3]`` voxels.
+        overlap: share of a window that it has in common with the next.
+        stride: input voxels per output cell.
+
+    Raises:
+        WindowError: see above.
+    """
+
+    def __init__(self, window_size: Sequence[int], overlap: float, stride: int) -> None:
+        steps = [edge * (1.0 - overlap) for edge in window_size]
+        if not 0.0 <= overlap < 1.0 or any(int(n) % stride for n in (*window_size, *steps)):
+            raise WindowError(
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and steps that are "
+                f"multiples of {stride} voxels, got steps of {[int(n) for n in steps]}; 0.25 or 0.5 fit 96"
+            )
+        super().__init__(roi_size=window_size, sw_batch_size=1, overlap=overlap, mode="gaussian")

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -184,8 +185,8 @@ def _options(arguments: Sequence[str]) -> dict[str, str]:
     """``--name value`` and ``--name=value`` of a command line; a value may begin with a single dash."""
     options: dict[str, str] = {}
     for position, word in enumerate(arguments):
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
+        if re.match("--?[A-Za-z_]", word):  # fire takes one dash or two; "-3" is a value
+            name, equals, value = word.lstrip("-").partition("=")
             following = arguments[position + 1] if position + 1 < len(arguments) else ""
             options[name.replace("-", "_")] = value if equals else following
     return options

@@ -1,6 +1,6 @@
 """The networks: blocks, deformable attention, one builder per preset, and weights."""
 
-from .checkpoint import CheckpointError, load_weights, ready_network
+from .checkpoint import CheckpointError, DeviceError, load_weights, ready_network
 from .compact import CompactNet, compact
 
-__all__ = ["CheckpointError", "CompactNet", "compact", "load_weights", "ready_network"]
+__all__ = ["CheckpointError", "CompactNet", "DeviceError", "compact", "load_weights", "ready_network"]

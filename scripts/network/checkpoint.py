@@ -16,6 +16,10 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint that does not belong to the network."""
 
 
+class DeviceError(UserError, ValueError):
+    """A device that is not there."""
+
+
 def ready_network(network: nn.Module, device: torch.device | str, checkpoint: str = "") -> nn.Module:
     """Load weights, and place the network for fast convolutions.
 
@@ -30,6 +34,8 @@ def ready_network(network: nn.Module, device: torch.device | str, checkpoint: st
     Raises:
         CheckpointError: no such file, no state dict of plain tensors, or one of another network.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
     if checkpoint:
         load_weights(network, checkpoint)
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -1,6 +1,6 @@
 """Where the lungs are: a classical, weight-free search on a coarse copy of the scan.
 
-Air that is closed in the axial plane, in one or two large pieces, is lung (with the airways), and so is lung-like
+Air that is closed in the axial plane, in large pieces, is lung (with the airways), and so is lung-like
 tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
 :data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
 lung-like tissue lies outside (a cube or slab cut out of a chest), the whole volume is searched.
@@ -27,6 +27,7 @@ COARSE_MM = 3.0  # grid of the search: fine enough for a lung's border, a thousa
 AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
 LUNG_HU = (-960.0, -500.0)  # aerated lung on the coarse grid: neither room air nor tissue
 SMALLEST_LUNG_MM3 = 1.0e5  # 0.1 litre: larger than a trachea or a gas bubble in the bowel
+FURTHER_PIECE_MM3 = 2.0e4  # 20 ml: an apex cut off by an artefact counts, a bubble of bowel gas is not lung-like
 SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 OPEN_SHARE = 0.25  # more lung-like tissue than this outside the pieces: the lungs are not closed in this volume
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
@@ -64,15 +65,20 @@ def _closed_air(air: Mask) -> Mask:
     return np.asarray(~touching[labels])
 
 
-def _largest_pieces(closed: Mask, voxel_mm3: float) -> Mask:
-    """The largest component of at least :data:`SMALLEST_LUNG_MM3`, and a second of a comparable size."""
+def _lung_pieces(closed: Mask, lung_like: Mask, voxel_mm3: float) -> Mask:
+    """The largest component and a second of comparable size, and any further one that is mostly lung-like.
+
+    Nothing is kept where the largest is smaller than :data:`SMALLEST_LUNG_MM3`.
+    """
     labels, count = ndimage.label(closed)
-    if count == 0:
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * voxel_mm3
+    if count == 0 or sizes.max() < SMALLEST_LUNG_MM3:
         return np.zeros_like(closed)
-    sizes = np.bincount(labels.ravel())[1:] * voxel_mm3
-    order = np.argsort(sizes)[::-1][:2]
-    keep = [n + 1 for n in order if sizes[n] >= SMALLEST_LUNG_MM3 and sizes[n] >= SECOND_PIECE * sizes[order[0]]]
-    return np.isin(labels, keep)
+    share = np.bincount(labels[lung_like].ravel(), minlength=count + 1)[1:] * voxel_mm3 / sizes
+    second = np.sort(sizes)[-2:][0]
+    large = (sizes >= second) & (sizes >= SMALLEST_LUNG_MM3) & (sizes >= SECOND_PIECE * sizes.max())
+    further = (sizes >= FURTHER_PIECE_MM3) & (share > 0.5)
+    return np.isin(labels, np.flatnonzero(large | further) + 1)
 
 
 def _lung_like(coarse_hu: npt.NDArray[np.float32]) -> Mask:
@@ -102,8 +108,8 @@ def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
     kernel = [int(s) for s in step]
     coarse = F.avg_pool3d(image_hu[None, None].float(), kernel, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
     coarse_mm = step * voxel_mm
-    pieces = _largest_pieces(_closed_air(coarse < AIR_BELOW_HU), float(np.prod(coarse_mm)))
     lung_like = _lung_like(coarse)
+    pieces = _lung_pieces(_closed_air(coarse < AIR_BELOW_HU), lung_like, float(np.prod(coarse_mm)))
     if not pieces.any() or _is_open(lung_like, pieces):
         whole = np.stack([np.zeros(3, dtype=np.int64), shape])
         return Lungs(False, whole, np.zeros(coarse.shape, dtype=np.float32), step)

@@ -14,7 +14,10 @@ TRAIN, INFERENCE, EVALUATE = (str(ROOT / "configs" / f"{name}.json") for name in
 LOGGING = str(ROOT / "configs" / "logging.conf")
 
 # Keys that say the same in training and inference; another value would be another preprocessing or network.
-SHARED = ("spacing_mm", "lung_margin_mm", "hu_window", "stride", "window_size", "window_overlap", "precision")
+SHARED = (
+    *("spacing_mm", "lung_margin_mm", "hu_window", "stride", "window_size", "window_overlap", "precision"),
+    *("candidate_threshold", "peak_size", "top_k", "nms_overlap", "smallest_diameter_mm", "outside_lungs_mm"),
+)
 
 
 def _config(path: str) -> dict[str, Any]:

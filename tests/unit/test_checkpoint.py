@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import UserError
-from scripts.network import CheckpointError, load_weights, ready_network
+from scripts.network import CheckpointError, DeviceError, load_weights, ready_network
 
 
 def small_network(seed: int = 0, width: int = 3) -> nn.Sequential:
@@ -167,3 +167,9 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, plain: bool) -> N
     assert not folder.exists()
     torch.load(path, weights_only=False) if not plain else pickle.loads(path.read_bytes())
     assert folder.exists(), "the trap does not work, so the test shows nothing"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said() -> None:
+    with pytest.raises(DeviceError, match="found none; use --device cpu"):
+        ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")

@@ -10,7 +10,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 from scripts.errors import UserError
-from scripts.inferer import PRECISIONS, PrecisionInferer, choose_precision
+from scripts.inferer import PRECISIONS, PrecisionInferer, WindowError, WindowInferer, choose_precision
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
@@ -115,3 +115,9 @@ def test_windows_stitch_to_what_one_pass_gives(shape: tuple[int, int, int], over
         stitched = PrecisionInferer(windows, "float32")(image, network)
         assert stitched.shape == (1, 3, *(n // 2 for n in shape))
         torch.testing.assert_close(stitched, network(image), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.28, 1.0, -0.5])
+def test_windows_that_cannot_be_stitched_are_refused(overlap: float) -> None:
+    with pytest.raises(WindowError, match="window_overlap"):
+        WindowInferer([96, 96, 96], overlap, 2)

@@ -48,6 +48,11 @@ def test_the_closest_name_is_offered() -> None:
         check_overrides(["run", "--config_file", INFERENCE, "--thresold=1"])
 
 
+def test_a_single_dash_is_an_override_too() -> None:
+    with pytest.raises(OverrideError, match="thresold"):
+        check_overrides(["run", "--config_file", INFERENCE, "-thresold", "0.1"])
+
+
 def test_several_configurations_count_together() -> None:
     both = f"['{TRAIN}', '{ROOT / 'configs' / 'evaluate.json'}']"
     check_overrides(["run", "evaluating", "--config_file", both, "--max_epochs", "1"])
