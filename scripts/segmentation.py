@@ -18,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .decoding import MASK_LOGITS
+from .errors import UserError
 from .findings import Detection, Nodule
 from .geometry import FloatArray, apply_affine, box_around, spacing_mm
 from .measurements import measure
@@ -121,6 +122,10 @@ def outline_nodules(
     return nodules, instances
 
 
+class ThresholdError(UserError, ValueError):
+    """A threshold that is no probability."""
+
+
 class OutlineNodulesd(Transform):
     """Graph component around :func:`outline_nodules`.
 
@@ -135,7 +140,7 @@ class OutlineNodulesd(Transform):
     def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
         for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
             if not 0.0 < value < 1.0:
-                raise ValueError(f"{name}: expected a probability between 0 and 1, got {value}")
+                raise ThresholdError(f"{name}: expected a probability between 0 and 1, got {value}")
         self.threshold, self.stride = threshold, stride
         self.mask_threshold, self.margin_mm = mask_threshold, margin_mm
 
