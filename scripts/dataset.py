@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 from torch.utils.data import Dataset, Sampler
 
-from .errors import UserError
+from .datalist import DatalistError
 from .transforms.crops import crop_by_affine
 from .transforms.insertion import PARENCHYMA_HU, size_weight
 from .transforms.nodules import NODULE
 
 logger = logging.getLogger(__name__)
 
-
-class DatalistError(UserError, ValueError):
-    """A datalist that cannot be used."""
-
-
-def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
-    """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
-
-    Relative ``image`` and ``mask`` paths start at their datalist's folder. A datalist without the section adds nothing.
-
-    Raises:
-        DatalistError: a datalist is missing.
-    """
-    items: list[dict[str, Any]] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        if not Path(path).is_file():
-            raise DatalistError(
-                f"datalist {path}: expected a JSON file, found none; make one with python -m scripts.prepare"
-            )
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        for item in content.get(section, []):
-            item = dict(item)
-            for key in ("image", "mask"):
-                if key in item:
-                    item[key] = str(Path(path).parent / item[key])
-            items.append(item)
-    return items
+CACHE_VERSION = 2  # raised whenever the same scan and settings give other arrays
 
 
 class CachedScans(Dataset):
     """Scans as the preprocessing leaves them, each computed once and then read from disk as memory maps.
 
-    An entry is a folder of plain arrays (``image.npy`` int16 HU, ``lung.npy`` and ``mask.npy`` uint8, ``nodule.npy``,
-    ``label.npy``), named by a hash of the item, the size and time of its files, and ``settings``. It appears by a
-    rename, so an interrupted run leaves no half entry.
+    An entry is a folder of plain arrays, one for each key that :meth:`__getitem__` gives, named by a hash of the item,
+    the size and time of its files, and ``settings``. It appears by a rename, so an interrupted run leaves no half
+    entry.
 
     Args:
         data: datalist items.
@@ -79,14 +55,15 @@ class CachedScans(Dataset):
         self.preprocessing = preprocessing
         self.cache_dir = Path(cache_dir)
         self.settings = settings
+        self._folders: dict[int, Path] = {}  # looked up once: a DICOM folder has hundreds of files to stat
 
     def __len__(self) -> int:
         return len(self.data)
 
     def _folder(self, item: Mapping[str, Any]) -> Path:
-        files = [Path(item[key]) for key in ("image", "mask") if key in item]
+        files = [f for key in ("image", "mask") if item.get(key) for f in _files_of(Path(item[key]))]
         stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        text = json.dumps([self.settings, stamps, item.get("box"), item.get("label")], sort_keys=True)
+        text = json.dumps([CACHE_VERSION, self.settings, stamps, item.get("box"), item.get("label")], sort_keys=True)
         return self.cache_dir / hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def _compute(self, item: Mapping[str, Any], folder: Path) -> None:
@@ -102,13 +79,8 @@ class CachedScans(Dataset):
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        image = np.asarray(ready["image"][0])
-        np.save(partial / "image.npy", np.clip(np.round(image), -32768, 32767).astype(np.int16))
-        np.save(partial / "nodule.npy", np.asarray(ready["nodule"], dtype=np.float32))
-        np.save(partial / "label.npy", np.asarray(ready["label"], dtype=np.int64))
-        np.save(partial / "lung.npy", _lungs_on_grid(ready["lung_distance_mm"], ready["image"]))
-        if mask is not None:
-            np.save(partial / "mask.npy", mask.astype(np.uint8))
+        for name, array in _arrays(ready).items():
+            np.save(partial / f"{name}.npy", array)
         try:
             partial.rename(folder)
         except OSError:
@@ -121,17 +93,58 @@ class CachedScans(Dataset):
 
         Returns:
             ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8), ``[I, J, K]`` memory maps;
-            ``nodule`` ``[N, 4]`` and ``label`` ``[N]``.
+            ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']`` and its ``lung_distance_affine``;
+            ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``, the item's or its file's.
 
         Raises:
             ValueError: the mask holds a value that belongs to no nodule of the item.
         """
-        folder = self._folder(self.data[index])
+        item = self.data[index]
+        folder = self._folders.get(index) or self._folder(item)
+        self._folders[index] = folder
         if not folder.exists():
-            self._compute(self.data[index], folder)
-        names = ["image", "lung", "nodule", "label"] + (["mask"] if (folder / "mask.npy").exists() else [])
+            self._compute(item, folder)
         mapped = {"image": "r", "lung": "r", "mask": "r"}
-        return {name: np.load(folder / f"{name}.npy", mmap_mode=mapped.get(name)) for name in names}  # type: ignore[arg-type]
+        arrays = {f.stem: np.load(f, mmap_mode=mapped.get(f.stem)) for f in sorted(folder.glob("*.npy"))}  # type: ignore[arg-type]
+        return {"name": str(item.get("name", Path(item["image"]).name)), **arrays}
+
+
+class CachedToTensorsd(Transform):
+    """Turn what :class:`CachedScans` gives into the tensors that a whole-scan search starts from.
+
+    Writes two MetaTensors: ``image`` ``[1, I, J, K]``, float32 HU, and ``lung_distance_mm`` ``[1, I', J', K']``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key, affine in (("image", "affine"), ("lung_distance_mm", "lung_distance_affine")):
+            array = torch.from_numpy(np.array(item[key], dtype=np.float32))[None]
+            item[key] = MetaTensor(array, affine=torch.from_numpy(np.array(item.pop(affine), dtype=np.float64)))
+        return item
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files a scan consists of: all of a DICOM folder; of a MetaImage, header and data."""
+    if path.is_dir():
+        return sorted(f for f in path.rglob("*") if f.is_file())
+    if path.suffix.lower() in (".mhd", ".nhdr"):
+        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return [path]
+
+
+def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """What is kept of a preprocessed item; see :meth:`CachedScans.__getitem__`."""
+    image, distance = ready["image"], ready["lung_distance_mm"]
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
+        "affine": np.asarray(image.affine, dtype=np.float64),
+        "lung": _lungs_on_grid(distance, image),
+        "lung_distance_mm": np.asarray(distance[0], dtype=np.float32),
+        "lung_distance_affine": np.asarray(distance.affine, dtype=np.float64),
+        "nodule": np.asarray(ready["nodule"], dtype=np.float32),
+        "label": np.asarray(ready["label"], dtype=np.int64),
+    }
+    return arrays | ({"mask": np.asarray(ready["mask"][0]).astype(np.uint8)} if "mask" in ready else {})
 
 
 class CropDataset(Dataset):

@@ -24,7 +24,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from .geometry import FloatArray, Point, swap_lps_ras_affine
-from .scan import THICK_SLICE_MM, ScanError, Volume, make_volume, quiet_itk, thick_slice_note, to_hu
+from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_volume, quiet_itk, thick_slice_note, to_hu
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
 LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})  # values seen in ImageType
@@ -243,6 +243,26 @@ def read_series(paths: Sequence[str]) -> Volume:
     Raises:
         ScanError: anything that would make the volume or its geometry wrong (see the checks below).
     """
+    source, ordered = _ordered_slices(paths)
+    affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
+    thickness_mm = _thickness_mm(ordered[0]) or 0.0
+    step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
+    notes: tuple[str, ...] = ()
+    if thickness_mm > THICK_SLICE_MM >= step_mm:
+        notes = (thick_slice_note(thickness_mm),)
+    facts = {"Format": "DICOM", **ordered[0].facts}
+    return make_volume(source, _decode(ordered), affine_ras, facts, notes=notes)
+
+
+def series_grid(paths: Sequence[str]) -> Grid:
+    """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
+    _, ordered = _ordered_slices(paths)
+    columns, rows = ordered[0].size
+    return Grid((columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+
+
+def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader]]:
+    """The name of a series for messages, and its slices along their normal, checked to make one volume."""
     headers = []
     for path in paths:
         header = read_header(path)
@@ -254,14 +274,7 @@ def read_series(paths: Sequence[str]) -> Volume:
     _check_alike(source, headers)
     ordered = _sorted_along_normal(headers)
     _check_steps(source, ordered)
-    affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
-    thickness_mm = _thickness_mm(ordered[0]) or 0.0
-    step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
-    notes: tuple[str, ...] = ()
-    if thickness_mm > THICK_SLICE_MM >= step_mm:
-        notes = (thick_slice_note(thickness_mm),)
-    facts = {"Format": "DICOM", **ordered[0].facts}
-    return make_volume(source, _decode(ordered), affine_ras, facts, notes=notes)
+    return source, ordered
 
 
 def _slice_header(path: str, dataset: pydicom.Dataset, *, has_all_pixels: bool) -> SliceHeader:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .network.blocks import depth_to_space
+from .network.blocks import mask_on_voxels
 from .targets import BACKGROUND, POSITIVE, CellTargets, cell_targets
 from .transforms.nodules import NODULE, PADDING
 
@@ -31,6 +31,8 @@ class NoduleLoss(nn.Module):
 
     Args:
         stride: voxels per output cell.
+        channels: of one set of maps; a network in training may append further sets (LWNet's auxiliary output), whose
+            losses are added. ``None`` takes all channels for one set.
         positives: cells per nodule that should answer.
         gamma: focal exponent.
         positive_weight: weight of a positive cell against a background cell.
@@ -46,6 +48,7 @@ class NoduleLoss(nn.Module):
         self,
         *,
         stride: int = 2,
+        channels: int | None = None,
         positives: int = 7,
         gamma: float = 2.0,
         positive_weight: float = 1.0,
@@ -59,7 +62,8 @@ class NoduleLoss(nn.Module):
         background_edge: int = 24,
     ) -> None:
         super().__init__()
-        self.stride, self.positives, self.gamma, self.positive_weight = stride, positives, gamma, positive_weight
+        self.stride, self.channels, self.positives = stride, channels, positives
+        self.gamma, self.positive_weight = gamma, positive_weight
         self.negatives_per_positive, self.fewest_negatives = negatives_per_positive, fewest_negatives
         self.weights = {"class": 1.0, "offset": offset_weight, "size": size_weight, "mask": mask_weight}
         self.mask_margin, self.background_boxes, self.background_edge = mask_margin, background_boxes, background_edge
@@ -69,7 +73,7 @@ class NoduleLoss(nn.Module):
         """Compare.
 
         Args:
-            pred: ``[B, 5 + M, I, J, K]`` as declared in metadata.json.
+            pred: ``[B, n · (5 + M), I, J, K]``, one or more sets of maps as declared in metadata.json.
             target: ``nodule`` ``[B, N, 4]`` (i, j, k in input voxels, diameter mm), ``label`` ``[B, N]``, ``mask``
                 ``[B, 1, I·s, J·s, K·s]`` instance values (row + 1), ``has_mask`` ``[B]``.
 
@@ -82,10 +86,15 @@ class NoduleLoss(nn.Module):
         cells = cell_targets(
             target["nodule"], label == NODULE, label != PADDING, shape, stride=self.stride, positives=self.positives
         )
-        terms = {"class": self._classification(pred[:, 0], cells), **self._regression(pred, cells)}
-        terms["mask"] = self._masks(depth_to_space(pred[:, 5:], self.stride)[:, 0], target)
+        sets = [self._terms(maps, cells, target) for maps in pred.split(self.channels or pred.shape[1], dim=1)]
+        terms = {name: torch.stack([one[name] for one in sets]).sum() for name in self.weights}
         self.parts = {name: float(value.detach()) for name, value in terms.items()}
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+
+    def _terms(self, maps: Tensor, cells: CellTargets, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of one set of maps, unweighted."""
+        terms = {"class": self._classification(maps[:, 0], cells), **self._regression(maps, cells)}
+        return terms | {"mask": self._masks(mask_on_voxels(maps[:, 5:], self.stride)[:, 0], target)}
 
     def _classification(self, logits: Tensor, cells: CellTargets) -> Tensor:
         """Focal terms of positives and of the hardest background cells, per positive cell."""

@@ -19,12 +19,12 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from monai.data import ImageReader
 
-from .dicom_series import looks_like_dicom, read_series
+from .dicom_series import looks_like_dicom, read_series, series_grid
 from .discovery import find_scans, is_image_file
 from .geometry import FloatArray, apply_affine, swap_lps_ras_affine
-from .scan import ScanError, Volume, make_volume, quiet_itk
+from .scan import Grid, ScanError, Volume, make_volume, quiet_itk
 
-__all__ = ["ScanError", "ScanReader", "Volume", "find_scans", "read_scan"]
+__all__ = ["Grid", "ScanError", "ScanReader", "Volume", "find_scans", "read_grid", "read_scan"]
 
 FORM_DISAGREEMENT_MM = 1.0  # between a NIfTI file's sform and qform before it is worth a note
 HEADER_BYTES = 65536  # of a MetaImage or NRRD file: their text headers are far shorter
@@ -92,32 +92,80 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
     Raises:
         ScanError: the scan must be refused.
     """
+    paths = _existing(image)
+    first = Path(paths[0])
+    if len(paths) == 1 and first.is_dir():
+        return _read_folder(first)
+    if len(paths) > 1 or not is_image_file(first):
+        return read_series(paths)
+    return _read_nifti(first) if _is_nifti(first) else _read_itk(first)
+
+
+def read_grid(image: Sequence[Any] | Any) -> Grid:
+    """Size and position of what :func:`read_scan` would read, from its headers alone.
+
+    Raises:
+        ScanError: no scan, or headers that cannot be read; damaged voxels go unnoticed here.
+    """
+    paths = _existing(image)
+    first = Path(paths[0])
+    if len(paths) == 1 and first.is_dir():
+        return read_grid(_only_scan(first)["image"])
+    if len(paths) > 1 or not is_image_file(first):
+        return series_grid(paths)
+    try:
+        return _nifti_grid(first) if _is_nifti(first) else _itk_grid(first)
+    except ScanError:
+        raise
+    except Exception as error:  # nibabel and ITK raise almost any type on damaged bytes
+        raise ScanError(f"{first}: expected an image, got a header that cannot be read; copy it again.") from error
+
+
+def _nifti_grid(path: Path) -> Grid:
+    image: Any = nib.load(path)
+    affine_ras = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+    return Grid(tuple(image.shape[:3]), affine_ras)
+
+
+def _itk_grid(path: Path) -> Grid:
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    with quiet_itk():
+        header.ReadImageInformation()
+    affine_lps = _itk_affine_lps(header, _mm_per_unit(path, _header_text(path)))
+    return Grid(tuple(header.GetSize()[:3]), swap_lps_ras_affine(affine_lps))
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _existing(image: Sequence[Any] | Any) -> tuple[str, ...]:
+    """The paths of one scan; refused when there is none."""
     paths = _as_paths(image)
     if not paths:
         raise ScanError("expected the path of a scan, got an empty list; check the datalist.")
-    first = Path(paths[0])
-    if len(paths) > 1:
-        return read_series(paths)
-    if not first.exists():
-        raise ScanError(f"{first}: expected a scan, found no such file or folder; check the path.")
-    if first.is_dir():
-        return _read_folder(first)
-    if not is_image_file(first):
-        return read_series(paths)
-    return _read_nifti(first) if first.name.lower().endswith((".nii", ".nii.gz")) else _read_itk(first)
+    if len(paths) == 1 and not Path(paths[0]).exists():
+        raise ScanError(f"{paths[0]}: expected a scan, found no such file or folder; check the path.")
+    return paths
 
 
 def _as_paths(data: Sequence[Any] | Any) -> tuple[str, ...]:
     return (str(data),) if isinstance(data, (str, Path)) else tuple(str(path) for path in data)
 
 
-def _read_folder(folder: Path) -> Volume:
+def _only_scan(folder: Path) -> dict[str, Any]:
     scans = find_scans(folder)
     if len(scans) > 1:
         names = ", ".join(scan["name"] for scan in scans)
         raise ScanError(f"{folder}: expected one scan, got {len(scans)} ({names}); name one of them.")
-    volume = read_scan(scans[0]["image"])
-    notes = tuple(scans[0]["notes"].splitlines()) + volume.notes
+    return scans[0]
+
+
+def _read_folder(folder: Path) -> Volume:
+    scan = _only_scan(folder)
+    volume = read_scan(scan["image"])
+    notes = tuple(scan["notes"].splitlines()) + volume.notes
     return Volume(volume.image_hu, volume.affine_ras, volume.facts, notes)
 
 
@@ -186,7 +234,7 @@ def _read_itk(path: Path) -> Volume:
     return make_volume(str(path), values, affine_ras, {"Format": "NRRD" if is_nrrd else "MetaImage"}, notes=notes)
 
 
-def _itk_affine_lps(image: sitk.Image, mm_per_unit: float) -> FloatArray:
+def _itk_affine_lps(image: sitk.Image | sitk.ImageFileReader, mm_per_unit: float) -> FloatArray:
     """Voxel to LPS mm of an ITK image; of a 4-D one, its first three axes."""
     n = image.GetDimension()
     count = min(n, 3)

@@ -51,6 +51,19 @@ class Volume:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a scan lie.
+
+    Attributes:
+        shape: ``(I, J, K)``.
+        affine_ras: ``[4, 4]`` voxel to RAS mm.
+    """
+
+    shape: tuple[int, ...]
+    affine_ras: FloatArray
+
+
 def make_volume(
     source: str, image: npt.NDArray, affine_ras: FloatArray, facts: dict[str, str], *, notes: tuple[str, ...] = ()
 ) -> Volume:

@@ -22,7 +22,7 @@ from .errors import UserError
 from .findings import Detection, Nodule
 from .geometry import FloatArray, apply_affine, box_around, spacing_mm
 from .measurements import measure
-from .network.blocks import depth_to_space
+from .network.blocks import mask_on_voxels
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
@@ -33,10 +33,10 @@ def logits_at(
 ) -> npt.NDArray[np.float32]:
     """Read mask logits at world positions, trilinearly; beyond the maps the border's value holds.
 
-    Only the cells around the points are turned from depth to space.
+    Only the cells around the points are brought to voxels (:func:`.network.blocks.mask_on_voxels`).
 
     Args:
-        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³.
+        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³ (sub-voxels) or 1.
         affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
         points_ras_mm: ``[..., 3]``, at least one.
         stride: input voxels per cell.
@@ -50,7 +50,7 @@ def logits_at(
     low = np.clip(np.floor(flat.min(0) / stride).astype(int) - 1, 0, shape - 1)
     high = np.clip(np.ceil(flat.max(0) / stride).astype(int) + 2, low + 1, shape)
     part = mask_logits[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    fine = depth_to_space(part[None].float().cpu(), stride)[0, 0].numpy()
+    fine = mask_on_voxels(part[None].float().cpu(), stride)[0, 0].numpy()
     read = ndimage.map_coordinates(fine, (flat - low * stride).T, order=1, mode="nearest")
     return np.asarray(read.reshape(voxels.shape[:-1]))
 

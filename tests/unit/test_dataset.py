@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,36 +13,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 
-from scripts.dataset import CachedScans, CropDataset, DatalistError, EpochSampler, load_datalist
+from scripts.dataset import CachedScans, CachedToTensorsd, CropDataset, EpochSampler
 from scripts.transforms import IGNORED, NODULE, RandomCropd
-
-# --- load_datalist
-
-
-def _write_datalist(path: Path, **sections: list[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(sections), encoding="utf-8")
-    return str(path)
-
-
-def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
-    first = _write_datalist(tmp_path / "a" / "list.json", training=[{"image": "x.nii.gz", "mask": "m/x.nii.gz"}])
-    elsewhere = str(tmp_path / "elsewhere.nii.gz")
-    second = _write_datalist(tmp_path / "b" / "list.json", training=[{"image": elsewhere, "box": []}], other=[{}])
-    items = load_datalist([first, second], "training")
-    folder = tmp_path / "a"
-    assert items == [
-        {"image": str(folder / "x.nii.gz"), "mask": str(folder / "m" / "x.nii.gz")},
-        {"image": elsewhere, "box": []},
-    ]
-    assert load_datalist(first, "training") == items[:1]
-    assert load_datalist([first, second], "validation") == []
-
-
-def test_missing_datalist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatalistError, match=r"none\.json: expected a JSON file, found none; make one with python"):
-        load_datalist([str(tmp_path / "none.json")], "training")
-
 
 # --- CachedScans
 
@@ -95,7 +66,8 @@ def test_the_second_read_comes_from_the_cache(tmp_path: Path) -> None:
     third = again[0]
     assert untouched.calls == 0
     for other in (second, third):
-        assert set(other) == {"image", "lung", "nodule", "label"}
+        arrays = {"image", "affine", "lung", "lung_distance_mm", "lung_distance_affine", "nodule", "label"}
+        assert set(other) == {"name", *arrays}
         for name, value in first.items():
             np.testing.assert_array_equal(value, other[name])
 
@@ -112,6 +84,39 @@ def test_volumes_are_memory_maps_of_int16_and_uint8(tmp_path: Path) -> None:
     assert np.argwhere(item["mask"]).tolist() == [[2, 2, 2]]
     np.testing.assert_array_equal(item["nodule"], [[1, 2, 3, 4]])
     assert item["label"].tolist() == [NODULE]
+
+
+def test_a_scan_is_named_by_its_item_or_its_file(tmp_path: Path) -> None:
+    assert _scans(tmp_path)[0][0]["name"] == "image.nii.gz"
+    assert _scans(tmp_path, name="a")[0][0]["name"] == "a"
+
+
+def test_a_whole_scan_comes_back_in_its_place(tmp_path: Path) -> None:
+    item = CachedToTensorsd()(_scans(tmp_path)[0][0])
+    image, distance = item["image"], item["lung_distance_mm"]
+    assert image.shape == (1, *SHAPE)
+    assert image.dtype == torch.float32
+    assert image[0, 0, 0, :4].tolist() == [-32768, 32767, 2, 3]
+    np.testing.assert_array_equal(np.asarray(image.affine), np.eye(4))
+    assert distance[0, :, 0, 0].tolist() == [0.0, 3.0, 6.0]
+    np.testing.assert_array_equal(np.asarray(distance.affine)[:3], [[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]])
+    assert not {"affine", "lung_distance_affine"} & set(item)
+
+
+def test_all_files_of_a_scan_count(tmp_path: Path) -> None:
+    """A MetaImage's voxels and a DICOM folder's slices lie beside or below the path that a datalist names."""
+    (tmp_path / "scan.mhd").write_text("header")
+    (tmp_path / "scan.raw").write_bytes(b"voxels")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"slice")
+    for image, changed in (("scan.mhd", "scan.raw"), ("series", "series/1.dcm")):
+        item = {"image": str(tmp_path / image)}
+        for expected in (1, 2):
+            preprocessing = Preprocessing()
+            CachedScans([item], preprocessing, str(tmp_path / "c" / image), "")[0]
+            assert preprocessing.calls == 1
+            assert len(list((tmp_path / "c" / image).iterdir())) == expected
+            (tmp_path / changed).write_bytes(b"other, longer voxels")
 
 
 def test_lungs_come_to_the_grid_of_the_image(tmp_path: Path) -> None:

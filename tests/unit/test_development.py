@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.dataset import load_datalist
+from scripts.datalist import load_datalist
 from scripts.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras
 from scripts.prepare import development
 from scripts.prepare.__main__ import main

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,17 @@ from scripts.dataset import EpochSampler
 from scripts.engines import (
     EpochHandler,
     GradientClip,
-    LossParts,
     PairWithTruthd,
+    StepLog,
+    StopOnBadLoss,
     TrainingState,
+    Validation,
+    WeightAverage,
+    averaged,
     prepare_training_batch,
 )
+from scripts.engines.checkpoints import StateError
+from scripts.engines.training import BrokenLossError, duration
 from scripts.losses import NoduleLoss
 from scripts.transforms import IGNORED, NODULE, PADDING
 
@@ -59,11 +67,12 @@ class Run:
 
     def __init__(self, path: Path, epochs: int, handlers: list[Any] | None = None) -> None:
         torch.manual_seed(0)
-        self.network = torch.nn.Linear(4, 1)
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.2))
+        self.average = averaged(self.network, decay=0.9)
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
         scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=4 * ITERATIONS)
         self.stream, sampler = Stream(), EpochSampler(2 * ITERATIONS)
-        objects = {"network": self.network, "optimizer": optimizer, "scheduler": scheduler}
+        objects = {"network": self.network, "average": self.average, "optimizer": optimizer, "scheduler": scheduler}
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,
@@ -74,6 +83,7 @@ class Run:
             train_handlers=[
                 EpochHandler(sampler),
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+                WeightAverage(self.average, self.network),
                 *(handlers or []),
                 TrainingState(str(path), objects),
             ],
@@ -81,7 +91,9 @@ class Run:
         )
 
     def weights(self) -> np.ndarray:
-        return torch.cat([p.detach().flatten() for p in self.network.parameters()]).numpy().copy()
+        """All of the network, then of its average."""
+        parameters = [*self.network.parameters(), *self.average.parameters()]
+        return torch.cat([p.detach().flatten() for p in parameters]).numpy().copy()
 
 
 class PowerCut:
@@ -125,8 +137,9 @@ def test_a_complete_training_ends_at_once_and_goes_on_when_it_gets_more_epochs(
     assert f"{path}: this training is complete after epoch 2; raise max_epochs to go on" in caplog.text
     assert again.stream.seen == []
     np.testing.assert_array_equal(again.weights(), first.weights())
-    longer, whole = Run(path, 4), Run(tmp_path / "whole.pt", 4)
+    longer = Run(path, 4)
     longer.trainer.run()
+    whole = Run(tmp_path / "whole.pt", 4)  # seeds the random generators
     whole.trainer.run()
     np.testing.assert_array_equal(longer.weights(), whole.weights())
 
@@ -136,8 +149,9 @@ def test_state_is_plain_data_written_whole(tmp_path: Path) -> None:
     run.trainer.run()
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]  # no partial file stays
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert set(state) == {"network", "optimizer", "scheduler", "progress"}
-    assert state["progress"] == {"epoch": 1, "iteration": ITERATIONS}
+    assert set(state) == {"network", "average", "optimizer", "scheduler", "progress", "random"}
+    progress = {"epoch": 1, "iteration": ITERATIONS, "best_validation": None, "stale_validations": None}
+    assert state["progress"] == progress
 
 
 def test_an_interrupted_write_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,30 +200,202 @@ def test_gradients_below_the_norm_stay() -> None:
     np.testing.assert_array_equal(_one_step(float(np.linalg.norm(free)) + 1), free)
 
 
-def _log_losses(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    loss = NoduleLoss()
+# --- averaged weights
 
-    def step(_: Engine, batch: float) -> None:
-        loss.parts = {"class": batch, "mask": 10 * batch}
+
+def test_the_average_forgets_its_beginning_first_and_then_by_its_decay() -> None:
+    """Weights 0, 1, 1, 1 …: after step n the average keeps min(decay, (1 + n) / (10 + n)) of what it was."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    average = averaged(network, decay=0.2)
+    seen = []
+    for value in (0.0, 1.0, 1.0, 1.0):
+        torch.nn.init.constant_(network.weight, value)
+        average.update_parameters(network)
+        seen.append(float(average.module.weight.detach()))
+    # The first step copies; then (1 + 1) / (10 + 1) = 2/11 is kept, then the decay, 1/5, twice.
+    assert seen == pytest.approx([0.0, 1 - 2 / 11, 1 - 2 / 55, 1 - 2 / 275])
+
+
+def test_the_average_has_the_buffers_of_the_network() -> None:
+    network = torch.nn.BatchNorm1d(2)
+    average = averaged(network, decay=0.99)
+    network(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
+    average.update_parameters(network)
+    torch.testing.assert_close(average.module.running_mean, network.running_mean)
+    assert int(average.module.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="average_decay: expected a number from 0 to below 1"):
+        averaged(torch.nn.Linear(1, 1), decay)
+
+
+# --- broken losses
+
+
+class Poison:
+    """Makes the loss NaN in one iteration, as a division by zero in it would."""
+
+    def __init__(self, network: torch.nn.Module, iteration: int) -> None:
+        self.network, self.iteration = network, iteration
+
+    def attach(self, engine: Engine) -> None:
+        def poison(_: Engine) -> None:
+            engine.state.batch["label"] = engine.state.batch["label"] * float("nan")  # type: ignore[index, call-overload]
+
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), poison)
+
+
+def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    sound = Run(tmp_path / "sound.pt", 1, [PowerCut(ITERATIONS - 1)])
+    with pytest.raises(KeyboardInterrupt):
+        sound.trainer.run()
+    run = Run(tmp_path / "state.pt", 1)
+    for handler in (Poison(run.network, ITERATIONS), StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt"))):
+        handler.attach(run.trainer)
+    with pytest.raises(BrokenLossError, match=rf"iteration {ITERATIONS} \(epoch 1\): expected a finite loss, got nan"):
+        run.trainer.run()
+    kept = torch.load(tmp_path / "out" / "stopped.pt", weights_only=True)
+    for name, value in sound.network.state_dict().items():
+        torch.testing.assert_close(kept[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(run.network.state_dict()[name], value, rtol=0, atol=0)
+    assert not (tmp_path / "state.pt").exists()
+
+
+# --- validation
+
+
+class FakeValidator:
+    """Gives one score after the other."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.epochs = list(scores), []  # type: ignore[var-annotated]
+        self.state = type("State", (), {"metrics": {}})()
+
+    def run(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+        self.state.metrics = {"score": self.scores[len(self.epochs) - 1]}
+
+
+def _validate(
+    folder: Path, scores: list[float], *, epochs: int = 4, interval: int = 1, patience: int = 0
+) -> tuple[FakeValidator, Engine, list[int]]:
+    """Run some epochs, each of which sets the only weight to its number; also the epoch whose weights were kept."""
+    network, validator = torch.nn.Linear(1, 1, bias=False), FakeValidator(scores)
+
+    def step(engine: Engine, _: Any) -> None:
+        torch.nn.init.constant_(network.weight, float(engine.state.epoch))
 
     engine = Engine(step)
-    LossParts(loss, interval).attach(engine)
+    path = str(folder / "model.pt")
+    Validation(validator, interval, network, path, metric="score", patience=patience).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=epochs)
+    kept = [int(torch.load(path, weights_only=True)["weight"])] if Path(path).exists() else []
+    return validator, engine, kept
+
+
+def test_the_best_weights_are_kept_and_of_equals_the_first(tmp_path: Path) -> None:
+    _, engine, kept = _validate(tmp_path, [0.2, 0.6, 0.6, 0.5])
+    assert kept == [2]
+    assert engine.state.best_validation == 0.6
+    assert engine.state.stale_validations == 2
+
+
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
+    validator, _, kept = _validate(tmp_path, [0.1, 0.2, 0.3], epochs=5, interval=2)
+    assert validator.epochs == [2, 4, 5]
+    assert kept == [5]
+
+
+def test_without_a_metric_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    _, engine, kept = _validate(tmp_path, [float("nan")] * 3, epochs=3, patience=1)
+    assert kept == [3]
+    assert engine.state.best_validation is None
+    assert engine.state.epoch == 3
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4)])
+def test_a_training_that_no_longer_improves_ends(tmp_path: Path, patience: int, epochs: int) -> None:
+    validator, engine, kept = _validate(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2, 0.1], epochs=6, patience=patience)
+    assert validator.epochs[-1] == engine.state.epoch == epochs
+    assert kept == [2]
+
+
+def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
+    def run(scores: list[float], epochs: int) -> Run:
+        run = Run(tmp_path / "state.pt", epochs)
+        validation = Validation(
+            FakeValidator(scores), 1, run.network, str(tmp_path / "model.pt"), metric="score", patience=0
+        )  # type: ignore[arg-type]
+        run = Run(tmp_path / "state.pt", epochs, [validation])
+        run.trainer.run()
+        return run
+
+    first = run([0.7, 0.9], 2)
+    kept = (tmp_path / "model.pt").read_bytes()
+    second = run([0.8, 0.6], 4)
+    assert second.trainer.state.best_validation == first.trainer.state.best_validation == 0.9
+    assert second.trainer.state.stale_validations == 2
+    assert (tmp_path / "model.pt").read_bytes() == kept
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
+    with pytest.raises(StateError, match=r"state\.pt: expected the state of this training, got a file .* --output_dir"):
+        Run(tmp_path / "state.pt", 1)
+
+
+# --- the log
+
+
+def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
+    loss = NoduleLoss()
+
+    def step(_: Engine, batch: float) -> dict[str, torch.Tensor]:
+        loss.parts = {"class": batch, "mask": 10 * batch}
+        return {"loss": torch.tensor(11 * batch)}
+
+    def slowly() -> Iterator[float]:
+        for value in losses:
+            time.sleep(0.05)
+            yield value
+
+    engine = Engine(step)
+    StepLog(loss, interval).attach(engine)
     engine.state.iteration = first_iteration
     engine.state.epoch, engine.state.max_epochs, engine.state.epoch_length = 0, 1, first_iteration + len(losses)
     with caplog.at_level(logging.INFO, logger="scripts.engines"):
-        engine.run(losses)
+        engine.run(slowly())
+    return [record.getMessage() for record in caplog.records if record.name.startswith("scripts.engines")]
 
 
-def test_loss_parts_are_logged_as_means_of_their_interval(caplog: pytest.LogCaptureFixture) -> None:
-    _log_losses(2, 0, [1.0, 2.0, 3.0, 5.0, 7.0], caplog)
-    lines = [record.getMessage() for record in caplog.records if record.name == "scripts.engines"]
-    assert lines == ["iteration 2: class 1.5000, mask 15.0000", "iteration 4: class 4.0000, mask 40.0000"]
+def test_losses_are_logged_as_means_of_their_interval(caplog: pytest.LogCaptureFixture) -> None:
+    lines = _log_steps(2, 0, [1.0, 2.0, 3.0, 5.0, 7.0], caplog)
+    assert [line.split(";")[0] for line in lines] == [
+        "step 2 of 5: loss 16.5000, class 1.5000, mask 15.0000",
+        "step 4 of 5: loss 44.0000, class 4.0000, mask 40.0000",
+    ]
 
 
-def test_loss_parts_after_a_resume_are_means_of_what_ran(caplog: pytest.LogCaptureFixture) -> None:
-    _log_losses(3, 4, [2.0, 4.0], caplog)
-    lines = [record.getMessage() for record in caplog.records if record.name == "scripts.engines"]
-    assert lines == ["iteration 6: class 3.0000, mask 30.0000"]
+def test_losses_after_a_resume_are_means_of_what_ran(caplog: pytest.LogCaptureFixture) -> None:
+    lines = _log_steps(3, 4, [2.0, 4.0], caplog)
+    assert [line.split(";")[0] for line in lines] == ["step 6 of 6: loss 33.0000, class 3.0000, mask 30.0000"]
+
+
+def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.LogCaptureFixture) -> None:
+    """Steps that do nothing but wait 0.05 s for their data."""
+    (line,) = _log_steps(4, 0, [1.0] * 5, caplog)
+    seconds, waiting, left = re.search(r"([\d.]+) s a step, (\d+) % of it waiting for data, (.*) left", line).groups()  # type: ignore[union-attr]
+    assert 0.05 <= float(seconds) < 0.5
+    assert int(waiting) > 80
+    assert left == "0 min 00 s"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0 min 07 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")])
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_epoch_handler_names_the_epoch_that_begins() -> None:

@@ -27,7 +27,7 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
     *("errors", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network", "targets"),
-    *("losses", "dataset", "findings", "decoding", "measurements", "segmentation", "inferer", "metrics"),
+    *("losses", "datalist", "dataset", "findings", "decoding", "measurements", "segmentation", "inferer", "metrics"),
     *("reports", "run", "engines", "prepare"),
 )
 

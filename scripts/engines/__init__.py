@@ -1,0 +1,22 @@
+"""Thin adapters between our data and MONAI's stock engines: batches, training handlers, checkpoints, pictures."""
+
+from .batches import PairWithTruthd, prepare_training_batch
+from .checkpoints import TrainingState, Validation
+from .evaluation import SaveFroc
+from .pictures import PredictionPictures
+from .training import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged
+
+__all__ = [
+    "EpochHandler",
+    "GradientClip",
+    "PairWithTruthd",
+    "PredictionPictures",
+    "SaveFroc",
+    "StepLog",
+    "StopOnBadLoss",
+    "TrainingState",
+    "Validation",
+    "WeightAverage",
+    "averaged",
+    "prepare_training_batch",
+]

@@ -1,0 +1,145 @@
+"""What a training leaves behind: the best weights, and the state from which it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch import nn
+
+from ..errors import UserError
+from ..network import save_weights
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = ("epoch", "iteration", "best_validation", "stale_validations")  # of the engine's state
+
+
+class StateError(UserError, ValueError):
+    """A training state that belongs to another network or optimizer."""
+
+
+class Validation:
+    """Search the validation scans at intervals and after the last epoch; keep the best weights; end in time.
+
+    Where the metric is undefined (no nodule to find), the newest weights are kept.
+
+    Args:
+        validator: searches the validation scans.
+        interval: epochs between two validations.
+        network: whose weights are kept: the one that ``validator`` searches with.
+        path: of the kept state dict.
+        metric: name of the validator's metric; larger is better.
+        patience: validations in a row without improvement that end the training; 0 never ends it.
+    """
+
+    def __init__(
+        self, validator: Evaluator, interval: int, network: nn.Module, path: str, *, metric: str, patience: int
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"val_interval: expected at least 1 epoch, got {interval}")
+        self.validator, self.interval, self.network = validator, interval, network
+        self.path, self.metric, self.patience = Path(path), metric, patience
+
+    def attach(self, engine: Engine) -> None:
+        state: Any = engine.state  # what stands there is part of TrainingState
+        state.best_validation, state.stale_validations = None, 0
+        engine.add_event_handler(Events.STARTED, self._end_if_stale)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+
+    def _validate(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
+            return
+        self.validator.run(engine.state.epoch)
+        state: Any = engine.state
+        value = float(self.validator.state.metrics[self.metric])
+        if math.isfinite(value) and state.best_validation is not None and value <= state.best_validation:
+            state.stale_validations += 1
+            logger.info("epoch %d: %s %.4f, best %.4f", state.epoch, self.metric, value, state.best_validation)
+            self._end_if_stale(engine)
+            return
+        if math.isfinite(value):
+            state.best_validation, state.stale_validations = value, 0
+        save_weights(self.network, self.path)
+        logger.info("epoch %d: %s %.4f, kept in %s", state.epoch, self.metric, value, self.path)
+
+    def _end_if_stale(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if self.patience and state.stale_validations >= self.patience:
+            logger.warning("%d validations without improvement: the training ends", state.stale_validations)
+            engine.terminate()
+
+
+class TrainingState:
+    """Write the state of a training after each epoch, and go on from it when it is there.
+
+    A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
+    generators too, and a partly done epoch is done again. A training that is complete ends at once; ``max_epochs``
+    raised, it goes on. Attach it last, so that what the other handlers did in the epoch is in the state.
+
+    Args:
+        path: the checkpoint; written to a temporary name, then renamed.
+        objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
+
+    Raises:
+        StateError: the state in ``path`` does not fit the objects.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
+        self.path, self.objects = Path(path), dict(objects)
+        self._epochs_done = 0
+        self._random: dict[str, Any] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        if self.path.exists():
+            self._restore(engine)
+            engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        state: dict[str, Any] = {name: thing.state_dict() for name, thing in self.objects.items()}
+        state["progress"] = {name: getattr(engine.state, name, None) for name in PROGRESS}
+        state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _restore(self, engine: Engine) -> None:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state[name])
+            for name in PROGRESS:
+                setattr(engine.state, name, state["progress"][name])
+            self._random = state["random"]
+        except Exception as error:  # broken files and foreign states raise nearly anything
+            reason = str(error).strip().splitlines()[0][:160]
+            raise StateError(
+                f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); name "
+                "another --output_dir, or the preset and settings it was begun with."
+            ) from error
+        self._epochs_done = engine.state.epoch
+        logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
+
+    def _begin(self, engine: Engine) -> None:
+        """Set the random generators, or end a run that ignite has set back to epoch 0 since it was complete."""
+        if engine.state.epoch < self._epochs_done:
+            logger.warning(
+                "%s: this training is complete after epoch %d; raise max_epochs to go on, or name another output_dir",
+                self.path,
+                self._epochs_done,
+            )
+            engine.terminate()
+        elif self._random is not None:
+            torch.set_rng_state(self._random["cpu"])
+            if self._random["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._random["cuda"])
+            self._random = None

@@ -1,0 +1,178 @@
+"""Handlers of the training engine: epochs, gradients, averaged weights, broken losses, and what the log says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..dataset import EpochSampler
+from ..errors import UserError
+from ..losses import NoduleLoss
+
+logger = logging.getLogger(__name__)
+
+
+class EpochHandler:
+    """Tell the sampler which epoch begins, also after a resume.
+
+    Args:
+        sampler: see :class:`.dataset.EpochSampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
+
+
+class GradientClip:
+    """Clip the gradients' norm after each backward pass.
+
+    Args:
+        network: whose gradients.
+        max_norm: largest L2 norm.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float) -> None:
+        self.network, self.max_norm = network, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        def clip(_: Engine) -> None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a network whose weights shall follow the original's as an exponential moving average.
+
+    Early on the average forgets faster, ``(1 + n) / (10 + n)`` after n steps, so that a short training is not held
+    back by the weights it began with. Buffers (batch statistics) are the original's.
+
+    Args:
+        network: followed.
+        decay: share of the former average that a step keeps, in [0, 1); 0 makes the copy equal to the original.
+
+    Returns:
+        torch's AveragedModel; its ``module`` is the averaged network.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"average_decay: expected a number from 0 to below 1, got {decay}")
+
+    def follow(average: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        kept = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
+        return torch.lerp(current, average, kept)
+
+    return AveragedModel(network, avg_fn=follow)
+
+
+class WeightAverage:
+    """Move the averaged weights after each step; see :func:`averaged`."""
+
+    def __init__(self, average: AveragedModel, network: nn.Module) -> None:
+        self.average, self.network = average, network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update_parameters(self.network))
+
+
+class BrokenLossError(UserError, ArithmeticError):
+    """A loss that is no number any more."""
+
+
+class StopOnBadLoss:
+    """End the training where the loss is NaN or infinite, before that reaches the weights.
+
+    Args:
+        network: its weights are kept in ``path``.
+        path: a state dict; ``state.pt`` of the last whole epoch stays as it is.
+
+    Raises:
+        BrokenLossError: from the training engine's run.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check)
+
+    def _check(self, engine: Engine) -> None:
+        loss = float(engine.state.output["loss"].detach())  # type: ignore[index]
+        if math.isfinite(loss):
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.network.state_dict(), self.path)
+        raise BrokenLossError(
+            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite loss, got {loss}; the "
+            f"weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the same "
+            "command then goes on from the last whole epoch."
+        )
+
+
+class StepLog:
+    """Log at intervals: the loss and its parts, time per step, the share of it spent waiting for data, time left.
+
+    Args:
+        loss: see :class:`.losses.NoduleLoss`.
+        interval: steps between two lines.
+    """
+
+    def __init__(self, loss: NoduleLoss, interval: int) -> None:
+        self.loss, self.interval = loss, interval
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps, self._waited_s, self._busy_s = 0, 0.0, 0.0
+
+    def attach(self, engine: Engine) -> None:
+        for event, note in (
+            (Events.GET_BATCH_STARTED, self._start_waiting),
+            (Events.GET_BATCH_COMPLETED, self._stop_waiting),
+            (Events.ITERATION_COMPLETED, self._add),
+            (Events.ITERATION_COMPLETED(every=self.interval), self._report),
+        ):
+            engine.add_event_handler(event, note)
+
+    def _start_waiting(self, _: Engine) -> None:
+        self._since = time.perf_counter()
+
+    def _stop_waiting(self, _: Engine) -> None:
+        now = time.perf_counter()
+        self._waited_s += now - self._since
+        self._since = now
+
+    def _add(self, engine: Engine) -> None:
+        parts = {"loss": float(engine.state.output["loss"].detach()), **self.loss.parts}  # type: ignore[index]
+        self._busy_s += time.perf_counter() - self._since
+        self._steps += 1
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _report(self, engine: Engine) -> None:
+        means = ", ".join(f"{name} {value / self._steps:.4f}" for name, value in self._sums.items())
+        step_s = (self._waited_s + self._busy_s) / self._steps
+        waiting = self._waited_s / max(self._waited_s + self._busy_s, 1e-9)
+        total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+        left = duration(step_s * max(total - engine.state.iteration, 0))
+        logger.info(
+            "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
+            *(engine.state.iteration, total, means, step_s, 100 * waiting, left),
+        )
+        self._begin()
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
