@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .bootstrap import BAND_RATES, Confidence, Interval, bootstrap
+from .bootstrap import BAND_RATES, Confidence, Interval, confidence_of
 from .cpm import CpmMetric, FrocMetric, ScanTruth, ScoredScan, froc, match_scans
-from .froc import (
+from .luna16 import (
     MAX_CANDIDATES,
     RATES,
     SIZE_CLASSES,
@@ -31,7 +31,7 @@ from .outlines import (
     score_outlines,
     summarise,
 )
-from .overlap import MISSED, Overlap, overlap
+from .overlap import MISSED, Overlap, compare_masks
 
 __all__ = [
     "BAND_RATES",
@@ -59,14 +59,14 @@ __all__ = [
     "ScoredScan",
     "SizeReadings",
     "Statistic",
-    "bootstrap",
+    "compare_masks",
+    "confidence_of",
     "froc",
     "froc_of",
     "join_outlines",
     "luna16_froc",
     "match",
     "match_scans",
-    "overlap",
     "score_outlines",
     "size_class",
     "summarise",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..geometry import FloatArray
-from .froc import RATES, IntArray, Matches, curve, read_curve
+from .luna16 import RATES, IntArray, Matches, curve, read_curve
 
 # Where the confidence band of a plot is read: a 32nd of an octave apart, 1/8 to 8 false positives per scan.
 BAND_RATES = tuple(float(2.0**exponent) for exponent in np.linspace(-3.0, 3.0, 193))
@@ -31,7 +31,7 @@ class Confidence:
     """Bootstrap intervals.
 
     Attributes:
-        readings: at :data:`.froc.RATES`.
+        readings: at :data:`.luna16.RATES`.
         cpm: of the mean reading.
         band_low, band_high: ``[193]`` sensitivity at :data:`BAND_RATES`.
         level: share of the resamples between the bounds, 0.95 for 95 %.
@@ -50,7 +50,7 @@ class Confidence:
     seed: int
 
 
-def bootstrap(matches: Matches, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Confidence | None:
+def confidence_of(matches: Matches, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Confidence | None:
     """Resample scans and take percentiles.
 
     The result depends on the seed and on the order of the scans' indices, not on the order of candidates or findings.

@@ -14,7 +14,7 @@ from ignite.metrics import Metric
 
 from ..findings import Detection
 from ..geometry import FloatArray
-from .froc import Candidates, Findings, Froc, Matches, froc_of, match
+from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
 
 logger = logging.getLogger(__name__)
 

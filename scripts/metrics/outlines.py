@@ -4,7 +4,7 @@
 - *every nodule*: how much of all reference nodules is outlined? A missed nodule counts as 0.
 - *oracle*: how good are the outlines when position and size are given? Most papers report this one.
 
-Matching is the hit rule of LUNA16 (:mod:`.froc`); of several detections inside a nodule the most probable one counts.
+Matching is the hit rule of LUNA16 (:mod:`.luna16`); of several detections inside a nodule the most probable one counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..geometry import FloatArray
-from .froc import SIZE_CLASSES, known_diameters_mm, size_class
-from .overlap import MISSED, Mask, Overlap, overlap
+from .luna16 import SIZE_CLASSES, known_diameters_mm, size_class
+from .overlap import MISSED, Mask, Overlap, compare_masks
 
 LabelArray = npt.NDArray[np.integer]
 
@@ -165,12 +165,12 @@ def score_outlines(
         if best[n] < 0:
             every.append(NoduleOverlap(scan, label, diameter_mm, None, MISSED))
         else:
-            drawn = overlap(_drawn(predicted, int(detections.labels[best[n]])), outline, spacing_mm)
+            drawn = compare_masks(_drawn(predicted, int(detections.labels[best[n]])), outline, spacing_mm)
             probability = float(detections.probabilities[best[n]])
             matched.append(NoduleOverlap(scan, label, diameter_mm, probability, drawn))
             every.append(matched[-1])
         if oracle_mask is not None:
-            given = overlap(oracle_mask == label, outline, spacing_mm)
+            given = compare_masks(oracle_mask == label, outline, spacing_mm)
             oracle.append(NoduleOverlap(scan, label, diameter_mm, None, given))
     return OutlineScores(tuple(matched), tuple(every), None if oracle_mask is None else tuple(oracle), missing)
 
@@ -187,7 +187,7 @@ def join_outlines(scores: Sequence[OutlineScores]) -> OutlineScores:
 
 
 def summarise(nodules: Sequence[NoduleOverlap]) -> dict[str, OutlineSummary]:
-    """Statistics for ``all`` nodules and for each of :data:`.froc.SIZE_CLASSES`; an empty class has n = 0."""
+    """Statistics for ``all`` nodules and for each of :data:`.luna16.SIZE_CLASSES`; an empty class has n = 0."""
     classes = size_class(np.array([n.diameter_mm for n in nodules], dtype=np.float64))
     groups = {"all": list(nodules)}
     for index, name in enumerate(SIZE_CLASSES):

@@ -46,7 +46,7 @@ class Overlap:
 MISSED = Overlap(dice=0.0, iou=0.0, hd95_mm=None, surface_dice_1mm=0.0, relative_volume_error=-1.0)
 
 
-def overlap(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -> Overlap:
+def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -> Overlap:
     """Compare two masks.
 
     Args:
