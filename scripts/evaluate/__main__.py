@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why, or has shown the help
         return int(stop.code or 0)
     try:
-        command(**{key: _joined(value) for key, value in options.items()})
+        command(**{key: _joined(value) for key, value in options.items() if " " not in key})
     except (UserError, OSError) as error:
         logger.error("error: %s", error)
         return 1
@@ -56,10 +56,23 @@ def _parser(name: str, command: Callable[..., Any]) -> argparse.ArgumentParser:
         needed = option.default is inspect.Parameter.empty
         default = None if needed else option.default
         if option.annotation in (int, float, str):
-            parser.add_argument(f"--{option.name}", type=option.annotation, required=needed, default=default)
+            settings = {"type": option.annotation, "required": needed, "default": default, "action": _Once}
+            parser.add_argument(f"--{option.name}", **settings)
         else:  # one or several
             parser.add_argument(f"--{option.name}", nargs="+", action="append", required=needed, default=default)
     return parser
+
+
+class _Once(argparse.Action):
+    """Store a value; an option given twice is refused, not silently the last one taken."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        if getattr(namespace, f"{self.dest} given", False):
+            parser.error(f"expected {option_string} once, got it again; name one value")
+        setattr(namespace, f"{self.dest} given", True)
+        setattr(namespace, self.dest, values)
 
 
 def _joined(value: Any) -> Any:
