@@ -33,7 +33,7 @@ def froc_png(systems: Sequence[System]) -> bytes:
     axes.set_xlabel("false positives per scan")
     axes.set_ylabel("sensitivity")
     axes.grid(True, color="#dddddd")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", title="CPM (95 % interval)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
@@ -51,9 +51,9 @@ def _draw(axes: Any, system: System, colour: str, dashes: str) -> None:
         read,
         color=colour,
         linestyle=dashes,
-        label=f"{system.name}: CPM {curve.cpm:.3f}{interval}",
+        label=f"{system.name}: {curve.cpm:.3f}{interval}",
         zorder=3,
     )
-    axes.plot(RATES, curve.readings, color=colour, linestyle="none", marker="o", markersize=4, zorder=3)
+    axes.plot(RATES, curve.readings, color=colour, linestyle="none", marker="o", markersize=4, zorder=3, clip_on=False)
     if drawn is not None:
         axes.fill_between(BAND_RATES, drawn.band_low, drawn.band_high, color=colour, alpha=0.2, linewidth=0)
