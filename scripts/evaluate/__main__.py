@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why, or has shown the help
         return int(stop.code or 0)
     try:
-        command(**{key: _joined(value) for key, value in options.items() if " " not in key})
+        command(**{key: _joined(value) for key, value in options.items() if " " not in key and value is not None})
     except (UserError, OSError) as error:
         logger.error("error: %s", error)
         return 1
@@ -59,7 +59,7 @@ def _parser(name: str, command: Callable[..., Any]) -> argparse.ArgumentParser:
             settings = {"type": option.annotation, "required": needed, "default": default, "action": _Once}
             parser.add_argument(f"--{option.name}", **settings)
         else:  # one or several
-            parser.add_argument(f"--{option.name}", nargs="+", action="append", required=needed, default=default)
+            parser.add_argument(f"--{option.name}", nargs="+", action="append", required=needed)
     return parser
 
 
