@@ -1,27 +1,23 @@
-"""FROC and CPM as LUNA16 defines them, by hand in fractions, by law, and against the challenge's own readings."""
+"""FROC and CPM of detections as LUNA16 defines them: by hand in fractions, by law, and as an ignite metric."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine
 from monai.handlers import from_engine
+from torch.utils.data import DistributedSampler
 
+from scripts.evaluate.handler import SaveEvaluation
 from scripts.findings import Detection
-from scripts.geometry import swap_lps_ras
-from scripts.metrics import RATES, CpmMetric, Froc, ScanTruth, froc
-
-DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
-LUNA16 = DATA / "luna16"
+from scripts.metrics import RATES, CpmMetric, Froc, FrocMetric, ScanTruth, ScoredScan, froc
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
 
@@ -127,18 +123,18 @@ def test_finding_nothing_is_zero(found: list[list[Detection]]) -> None:
 def test_without_nodules_there_is_no_cpm(found: list[Detection], reference: ScanTruth) -> None:
     curve = froc([found], [reference])
     assert curve.cpm is None
-    assert curve.readings == (0.0,) * 7
+    assert all(math.isnan(r) for r in curve.readings)
     assert (curve.nodules, curve.scans) == (0, 1)
 
 
 def test_without_scans_there_is_no_cpm() -> None:
     curve = froc([], [])
-    assert points(curve) == [(0, 0)]
+    assert len(points(curve)) == 1
     assert (curve.cpm, curve.nodules, curve.scans) == (None, 0, 0)
 
 
 def test_detections_and_truths_must_be_of_the_same_scans() -> None:
-    with pytest.raises(ValueError, match=r"longer|shorter"):
+    with pytest.raises(ValueError, match="same scans, got 1 and 2"):
         froc([[]], [NOTHING, NOTHING])
 
 
@@ -204,50 +200,6 @@ def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
     assert better >= cpm - 1e-12
 
 
-# --- the challenge's own readings -------------------------------------------------------------------------------------
-
-
-def luna16_rows(name: str) -> dict[str, list[tuple[list[float], float]]]:
-    """Positions (RAS mm) and last column of each series in a LUNA16 table."""
-    rows: dict[str, list[tuple[list[float], float]]] = defaultdict(list)
-    with (LUNA16 / name).open(newline="", encoding="utf-8") as file:
-        for uid, x, y, z, last in list(csv.reader(file))[1:]:
-            rows[uid].append((swap_lps_ras([float(x), float(y), float(z)]).tolist(), float(last)))
-    return rows
-
-
-def luna16_truths(uids: Sequence[str]) -> list[ScanTruth]:
-    """Nodules, then excluded findings, whose unknown (negative) diameter stands for 10 mm."""
-    nodules, excluded = luna16_rows("annotations.csv"), luna16_rows("annotations_excluded.csv")
-    truths = []
-    for uid in uids:
-        rows = [*nodules[uid], *excluded[uid]]
-        diameters = np.array([d if d >= 0.0 else 10.0 for _, d in rows])
-        is_nodule = np.arange(len(rows)) < len(nodules[uid])
-        truths.append(ScanTruth(np.array([c for c, _ in rows]).reshape(-1, 3), diameters, is_nodule))
-    return truths
-
-
-def luna16_capped(rows: list[tuple[list[float], float]]) -> list[Detection]:
-    """With more than 100 candidates, those above the 101st score."""
-    lowest = sorted((score for _, score in rows), reverse=True)[100] if len(rows) > 100 else -np.inf
-    return [Detection((x, y, z), 5.0, score) for (x, y, z), score in rows if score > lowest]
-
-
-@pytest.mark.skipif(not LUNA16.exists(), reason=f"LUNA16's annotations are not at {LUNA16}")
-@pytest.mark.parametrize("case", ["typical", "tied_scores"])
-def test_the_readings_are_those_of_the_challenge(case: str) -> None:
-    uids = (LUNA16 / "seriesuids.csv").read_text(encoding="utf-8").split()
-    expected = json.loads((LUNA16 / "froc_cases" / "expected.json").read_text(encoding="utf-8"))[case]
-    candidates = luna16_rows(f"froc_cases/{case}.csv")
-    curve = froc([luna16_capped(candidates[uid]) for uid in uids], luna16_truths(uids))
-    assert curve.readings == pytest.approx(list(expected["sensitivity_at"].values()), abs=1e-6)
-    assert curve.cpm == pytest.approx(expected["cpm"], abs=1e-6)
-    assert (curve.nodules, curve.scans) == (expected["nodules"], expected["scans"])
-    assert curve.sensitivity[-1] * curve.nodules == pytest.approx(expected["true_positives"])
-    assert curve.false_positives_per_scan[-1] * curve.scans == pytest.approx(expected["false_positives"])
-
-
 # --- as an ignite metric ----------------------------------------------------------------------------------------------
 
 
@@ -271,12 +223,92 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
     assert engine.state.metrics["cpm"] == 1.0
 
 
-def test_the_metric_is_zero_when_there_is_nothing_to_find() -> None:
+def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     metric = CpmMetric()
     metric.update([([at(0.0, 0.9)], NOTHING)])
-    assert metric.compute() == 0.0
+    assert math.isnan(metric.compute())
+    assert "CPM of 1 scans is undefined" in caplog.text
     assert metric.froc is not None
     assert metric.froc.cpm is None
     metric.reset()
     assert metric.froc is None
-    assert metric.compute() == 0.0
+    assert math.isnan(metric.compute())
+
+
+def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
+    plain = truth(*findings)
+    return ScanTruth(plain.centres_ras_mm, plain.diameters_mm, plain.is_nodule, name)
+
+
+def test_a_scan_seen_twice_counts_once() -> None:
+    one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
+    metric = CpmMetric()
+    metric.update([([at(0.0, 0.9)], one), ([at(9.0, 0.5)], two), ([at(0.0, 0.9)], one)])
+    assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
+    assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
+    assert metric.froc is not None
+    assert (metric.froc.scans, metric.froc.nodules) == (2, 2)
+
+
+def test_scans_without_a_name_all_count() -> None:
+    metric = CpmMetric()
+    metric.update([([], truth((0.0, 10.0, True)))] * 2)
+    metric.compute()
+    assert metric.froc is not None
+    assert metric.froc.scans == 2
+
+
+def test_two_scans_of_one_name_are_refused() -> None:
+    metric = CpmMetric()
+    metric.update([([], named("a", (0.0, 10.0, True))), ([], named("a", (1.0, 10.0, True)))])
+    with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
+        metric.compute()
+
+
+# --- on several ranks -------------------------------------------------------------------------------------------------
+
+RUN = [  # five scans: two ranks need a sixth, and a sampler repeats the first one
+    ([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
+    ([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
+    ([], named("scan 2")),
+    ([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
+    ([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
+]
+
+
+def evaluate_share(rank: int, ranks: int, folder: str) -> None:
+    """One rank of an evaluation of RUN, its scans dealt out and filled up as torch's DistributedSampler does."""
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=ranks)
+    share = list(DistributedSampler(RUN, ranks, rank, shuffle=False)) if ranks > 1 else list(range(len(RUN)))  # type: ignore[arg-type]
+    engine = Engine(lambda _, batch: batch)
+    metric = FrocMetric()
+    metric.attach(engine, "cpm")
+    SaveEvaluation(metric, f"{folder}/out", resamples=20).attach(engine)
+    engine.run([[RUN[n]] for n in share])
+    assert metric.froc is not None
+    Path(folder, f"rank{rank}.txt").write_text(
+        repr((engine.state.metrics["cpm"], metric.froc.counts)), encoding="utf-8"
+    )
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
+    for ranks, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        folder.mkdir()
+        torch.multiprocessing.spawn(evaluate_share, (ranks, str(folder)), ranks)
+    alone = (tmp_path / "one/rank0.txt").read_text(encoding="utf-8")
+    assert "scans=5" in alone
+    assert [(tmp_path / f"two/rank{n}.txt").read_text(encoding="utf-8") for n in (0, 1)] == [alone] * 2
+    names = sorted(p.name for p in (tmp_path / "one/out").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "two/out").iterdir())
+    for name in names:
+        assert (tmp_path / "two/out" / name).read_bytes() == (tmp_path / "one/out" / name).read_bytes(), name
+
+
+def test_the_scored_scans_are_kept() -> None:
+    metric = FrocMetric()
+    metric.update(RUN)
+    metric.compute()
+    assert metric.scans == tuple(ScoredScan(tuple(found), reference) for found, reference in RUN)

@@ -28,7 +28,7 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 ORDER = (
     *("errors", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network", "targets"),
     *("losses", "datalist", "dataset", "findings", "decoding", "measurements", "segmentation", "inferer", "metrics"),
-    *("reports", "run", "engines", "prepare"),
+    *("reports", "evaluate", "run", "engines", "prepare"),
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")

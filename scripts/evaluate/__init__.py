@@ -1,0 +1,1 @@
+"""The command line that scores the results of any nodule detector."""

@@ -1,0 +1,107 @@
+"""Which scans belong to which fold of a cross-validation.
+
+Three forms are read: a CSV with the columns ``seriesuid`` and ``fold``; one datalist (JSON) for each fold, whose
+``validation`` list holds the fold's scans, as MONAI publishes them for LUNA16; or a folder with one sub-folder for each
+fold that holds its scans (``subset0`` … ``subset9`` of LUNA16).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..discovery import IMAGE_SUFFIXES
+from .tables import SERIES_COLUMN, TableError
+
+FOLD_COLUMN = "fold"
+
+
+def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
+    """Series UIDs of each fold, by the fold's name: its value in the CSV, or the name of its datalist or folder.
+
+    Raises:
+        TableError: a form that is not known, an empty fold, a series in two folds.
+    """
+    files = [Path(path) for path in paths]
+    if len(files) == 1 and files[0].is_dir():
+        inside = sorted(p for p in files[0].iterdir() if not p.name.startswith("."))
+        files = [p for p in inside if p.suffix == ".json"] or [p for p in inside if p.is_dir()] or files
+    folds: dict[str, list[str]] = {}
+    for file in files:
+        for name, uids in _read_one(file).items():
+            if name in folds:
+                raise TableError(f"{file}: expected a fold of its own, got {name} again; name every fold once")
+            folds[name] = sorted(set(uids))
+    _check_apart(folds)
+    return folds
+
+
+def _read_one(path: Path) -> dict[str, list[str]]:
+    if path.is_dir():
+        folds = {path.name: [_uid(p.name) for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)]}
+    elif not path.is_file():
+        raise TableError(f"{path}: expected a CSV, a datalist or a folder of folds, got nothing; check --folds")
+    else:
+        folds = _from_datalist(path) if path.suffix == ".json" else _from_csv(path)
+    if not folds or not all(folds.values()):
+        raise TableError(f"{path}: expected scans in every fold, got none; check --folds")
+    return folds
+
+
+def _from_csv(path: Path) -> dict[str, list[str]]:
+    folds: dict[str, list[str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = [c for c in (SERIES_COLUMN, FOLD_COLUMN) if c not in (reader.fieldnames or ())]
+            if missing:
+                raise TableError(
+                    f"{path}: expected the columns {SERIES_COLUMN}, {FOLD_COLUMN}; missing: {', '.join(missing)}; "
+                    "name the columns in the first row"
+                )
+            for row in reader:
+                uid, fold = (str(row[c] or "").strip() for c in (SERIES_COLUMN, FOLD_COLUMN))
+                if not uid or not fold:
+                    raise TableError(f"{path}, row {reader.line_num}: expected series and fold, got '{uid}', '{fold}'")
+                folds.setdefault(fold, []).append(uid)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path}: expected a CSV in UTF-8, got other content ({error}); convert it") from error
+    return dict(sorted(folds.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def _from_datalist(path: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {path.stem: [_uid_of_item(item) for item in content["validation"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(
+            f"{path}: expected a datalist with a list 'validation' of items with an image, got something else "
+            f"({type(error).__name__}: {error}); give one datalist for each fold"
+        ) from error
+
+
+def _uid_of_item(item: dict[str, Any]) -> str:
+    """The series UID of a datalist's item: its name where it has one, otherwise that of its image."""
+    return str(item["name"]) if "name" in item else _uid(Path(str(item["image"])).name)
+
+
+def _uid(file_name: str) -> str:
+    """A file name without the ending of an image; the dots of a UID stay."""
+    for suffix in IMAGE_SUFFIXES:
+        if file_name.lower().endswith(suffix):
+            return file_name[: -len(suffix)]
+    return file_name
+
+
+def _check_apart(folds: dict[str, list[str]]) -> None:
+    first: dict[str, str] = {}
+    for name, uids in folds.items():
+        for uid in uids:
+            if uid in first:
+                raise TableError(
+                    f"series {uid}: expected in one fold, got it in {first[uid]} and {name}; check --folds"
+                )
+            first[uid] = name

@@ -1,0 +1,87 @@
+"""What the evaluation inside a graph leaves behind: the same files as the command, and the tables it would take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+
+from ..geometry import swap_lps_ras
+from ..metrics import FrocMetric, ScoredScan
+from ..reports.files import writable_folder
+from .outputs import scan_lists, text_table, write_evaluation
+from .system import Resampling, Score, System
+from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
+
+logger = logging.getLogger(__name__)
+
+
+class SaveEvaluation:
+    """Once an evaluation is complete, write what was scored and the scores, on the first rank only.
+
+    ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` hold what was scored
+    (LPS mm, all digits), so that ``python -m scripts.evaluate luna16`` gives the same numbers from them; ``froc.json``,
+    ``froc.csv`` and ``froc.png`` are those of that command.
+
+    Args:
+        metric: the evaluation's metric.
+        output_dir: gets the files; made where it is missing.
+        resamples: of the bootstrap over scans; 0 for none.
+        seed: of the bootstrap.
+    """
+
+    def __init__(self, metric: FrocMetric, output_dir: str, resamples: int = 1000, seed: int = 0) -> None:
+        self.metric, self.output_dir = metric, Path(output_dir)
+        self.resampling = Resampling(resamples, seed)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, _: Engine) -> None:
+        if idist.get_rank() == 0 and self.metric.matches is not None:
+            self.write()
+
+    def write(self) -> System:
+        """Write the files of the metric's last run.
+
+        Raises:
+            ValueError: the metric has not been computed.
+            OutputError: the folder cannot be written to.
+        """
+        if self.metric.matches is None:
+            raise ValueError("expected a metric that has been computed, got none; run the evaluation first")
+        folder, named = writable_folder(self.output_dir), scan_names(self.metric.scans)
+        _write_tables(folder, named)
+        empty = tuple(name for name, scan in named.items() if not scan.detections)
+        score = Score.of(self.metric.matches, self.resampling)
+        system = System("predictions", score, scans_without_candidates=empty)
+        write_evaluation(folder, [system])
+        logger.info("%s\n%s", folder / "froc.json", "\n".join([text_table([system]), *scan_lists(system)]))
+        return system
+
+
+def scan_names(scans: Sequence[ScoredScan]) -> dict[str, ScoredScan]:
+    """Scans by name; those without one are numbered."""
+    return {scan.truth.name or f"unnamed_{n:04d}": scan for n, scan in enumerate(scans)}
+
+
+def _write_tables(folder: Path, scans: dict[str, ScoredScan]) -> None:
+    found = [
+        (name, *detection.centre_lps_mm, detection.probability)
+        for name, scan in scans.items()
+        for detection in scan.detections
+    ]
+    write_table(folder / "predictions.csv", LUNA16_COLUMNS, found)
+    write_table(folder / "seriesuids.csv", None, [(name,) for name in scans])
+    for file_name, wanted in (("annotations.csv", True), ("annotations_excluded.csv", False)):
+        rows = [row for name, scan in scans.items() for row in _finding_rows(name, scan, wanted)]
+        write_table(folder / file_name, FINDING_COLUMNS, rows)
+
+
+def _finding_rows(name: str, scan: ScoredScan, wanted: bool) -> list[tuple[object, ...]]:
+    truth = scan.truth
+    rows = zip(swap_lps_ras(truth.centres_ras_mm).tolist(), truth.diameters_mm, truth.is_nodule, strict=True)
+    return [(name, *centre, float(diameter)) for centre, diameter, is_nodule in rows if bool(is_nodule) == wanted]

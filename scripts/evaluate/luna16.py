@@ -1,0 +1,118 @@
+"""The command ``luna16``: score the results of any nodule detector as the LUNA16 challenge does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..metrics import UNKNOWN_SCAN
+from ..reports.files import writable_folder
+from .folds import read_folds
+from .outputs import scan_lists, text_table, write_evaluation
+from .system import Reference, Resampling, System, evaluate, with_folds
+from .tables import Table, read_findings, read_results, read_series_uids
+
+logger = logging.getLogger(__name__)
+
+
+class OptionError(UserError, ValueError):
+    """An option out of range."""
+
+
+def luna16(
+    *,
+    results: str | Sequence[str],
+    annotations: str,
+    series_uids: str,
+    output_dir: str,
+    excluded: str = "",
+    folds: str | Sequence[str] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Score nodule detections as the LUNA16 challenge does; writes froc.json, froc.csv and froc.png.
+
+    Args:
+        results: one or several CSV files: seriesuid, coordX, coordY, coordZ (LPS mm), probability.
+        annotations: CSV of the nodules: seriesuid, coordX, coordY, coordZ, diameter_mm.
+        series_uids: the scans to evaluate, one series UID per row, no header.
+        output_dir: gets the files; former ones of the same names are replaced.
+        excluded: CSV of findings that are neither nodule nor false positive, columns as in annotations;
+            a negative diameter means 10 mm.
+        folds: CSV with seriesuid and fold, one datalist (JSON) for each fold, or a folder of folds.
+        resamples: of the bootstrap over scans; 0 for none.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: a file that cannot be evaluated, an option out of range, a folder that cannot be written to.
+    """
+    if resamples < 0 or seed < 0:
+        raise OptionError(
+            f"--resamples, --seed: expected whole numbers of at least 0, got {resamples} and {seed}; correct them"
+        )
+    folder = writable_folder(output_dir)
+    reference = _reference(annotations, series_uids, excluded, [folds] if isinstance(folds, str) else folds)
+    paths = [results] if isinstance(results, str) else list(results)
+    tables = {name: read_results(path) for name, path in zip(_names(paths), paths, strict=True)}
+    systems = []
+    for name, table in tables.items():
+        _say(table)
+        systems.append(evaluate(name, table, reference, Resampling(resamples, seed)))
+    written = write_evaluation(folder, systems)
+    print(text_table(systems))
+    _report(systems)
+    logger.info("written: %s", ", ".join(map(str, written)))
+
+
+def _reference(annotations: str, series_uids: str, excluded: str, folds: Sequence[str]) -> Reference:
+    """Read the reference; what is not as it should be but can be counted is warned of."""
+    uids, repeats = read_series_uids(series_uids)
+    if repeats:
+        logger.warning("%s: %d rows repeat a series; each scan counts once", series_uids, repeats)
+    others = read_findings(excluded) if excluded else None
+    if others is None:
+        logger.warning("no --excluded: candidates on findings that are no LUNA16 nodules count as false positives")
+    reference = Reference.of(uids, read_findings(annotations), others)
+    unlisted = int((reference.findings.scans == UNKNOWN_SCAN).sum())
+    if unlisted:
+        logger.warning("%d findings belong to series that are not in %s; not counted", unlisted, series_uids)
+    if not folds:
+        return reference
+    reference, foreign, left = with_folds(reference, read_folds(folds))
+    if foreign:
+        logger.warning("%d series of the folds are not in %s; not counted", foreign, series_uids)
+    if left:
+        logger.warning("%d scans of %s are in no fold; they count in the pooled result only", left, series_uids)
+    return reference
+
+
+def _say(table: Table) -> None:
+    """Warn of results that are scored but were perhaps not meant so."""
+    if not len(table.values):
+        logger.warning("%s: no candidates, so every sensitivity and the CPM are 0", table.path)
+    outside = int(((table.values < 0.0) | (table.values > 1.0)).sum())
+    if outside:
+        logger.warning("%s: %d probabilities outside 0 to 1; only their order counts", table.path, outside)
+
+
+def _report(systems: Sequence[System]) -> None:
+    for system in systems:
+        for line in scan_lists(system):
+            logger.warning("%s", line)
+        if system.pooled.froc.cpm is None:
+            logger.warning("%s: sensitivity and CPM are undefined: there is no nodule to find", system.name)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """File names without ending; equal ones get -2, -3, …."""
+    names: list[str] = []
+    for path in paths:
+        stem = name = Path(path).stem
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return names

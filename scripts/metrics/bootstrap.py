@@ -1,0 +1,96 @@
+"""How certain a FROC curve is: scans are drawn again with replacement, and the spread of the results is read.
+
+Source: the LUNA16 challenge: 1000 resamples of scans, each with its own number of nodules in the denominator. Added
+here: a seed, an interval for the CPM, and resamples without any nodule are left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..geometry import FloatArray
+from .luna16 import RATES, IntArray, Matches, curve, read_curve
+
+# Where the confidence band of a plot is read: a 32nd of an octave apart, 1/8 to 8 false positives per scan.
+BAND_RATES = tuple(float(2.0**exponent) for exponent in np.linspace(-3.0, 3.0, 193))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bounds, both possible values."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Bootstrap intervals.
+
+    Attributes:
+        readings: at :data:`.luna16.RATES`.
+        cpm: of the mean reading.
+        band_low, band_high: ``[193]`` sensitivity at :data:`BAND_RATES`.
+        level: share of the resamples between the bounds, 0.95 for 95 %.
+        resamples: how many were drawn.
+        undefined: how many of them had no nodule and were left out.
+        seed: of the draw.
+    """
+
+    readings: tuple[Interval, ...]
+    cpm: Interval
+    band_low: FloatArray
+    band_high: FloatArray
+    level: float
+    resamples: int
+    undefined: int
+    seed: int
+
+
+def confidence_of(matches: Matches, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Confidence | None:
+    """Resample scans and take percentiles.
+
+    The result depends on the seed and on the order of the scans' indices, not on the order of candidates or findings.
+
+    Args:
+        matches: of all scans.
+        resamples: at least 1.
+        level: between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        The intervals; ``None`` when no resample has a nodule to find.
+    """
+    scans = matches.counts.scans
+    rng = np.random.default_rng(seed)
+    per_scan = np.bincount(matches.nodule_scans, minlength=scans)
+    drawn = []
+    for _ in range(resamples):
+        weights = np.bincount(rng.integers(0, max(scans, 1), size=scans), minlength=scans)
+        nodules = int(weights @ per_scan)
+        if nodules:
+            drawn.append(_readings(matches, weights, nodules))
+    if not drawn:
+        return None
+    read = np.stack(drawn)
+    cpm = read[:, : len(RATES)].mean(axis=1)
+    low, high = np.quantile(np.column_stack([read, cpm]), [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
+    bounds = _intervals(low, high)
+    band = slice(len(RATES), -1)
+    undefined = resamples - len(drawn)
+    return Confidence(bounds[: len(RATES)], bounds[-1], low[band], high[band], level, resamples, undefined, seed)
+
+
+def _readings(matches: Matches, weights: IntArray, nodules: int) -> FloatArray:
+    """Sensitivity at RATES, then at BAND_RATES, when each scan counts ``weights`` ``[S]`` times."""
+    steps = matches.steps
+    of_event = weights[steps.scans].astype(np.float64)
+    false, hits = (steps.totals(np.where(kind, of_event, 0.0)) for kind in (~steps.is_hit, steps.is_hit))
+    return read_curve(*curve(false, hits, matches.counts.scans, nodules), (*RATES, *BAND_RATES))
+
+
+def _intervals(low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> tuple[Interval, ...]:
+    return tuple(Interval(float(a), float(b)) for a, b in zip(low, high, strict=True))

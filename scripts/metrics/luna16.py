@@ -1,0 +1,353 @@
+"""The LUNA16 evaluation: which candidates count, the FROC curve, its seven readings and their mean (CPM).
+
+Source: the LUNA16 challenge (Setio et al., Medical Image Analysis 2017) and its published rules:
+
+1. Only the listed scans count; a scan without candidates stays in the denominator.
+2. A scan with more than 100 candidates keeps those scored strictly above its 101st highest score.
+3. A candidate hits a finding when it lies strictly inside the sphere around it. A negative diameter means 10 mm.
+4. A nodule's score is the highest of all candidates inside it; the others inside it are neither hit nor false. A
+   candidate inside two nodules scores both.
+5. A candidate inside no nodule but inside an excluded finding is neither hit nor false. One inside nothing is false.
+6. The curve steps through the scores from high to low, equal scores together, from (0, 0). Missed nodules are not on
+   it and stay in the denominator.
+7. Sensitivity is read at 1/8, 1/4, … 8 false positives per scan by linear interpolation; beyond the last point it
+   stays. Where the curve rises vertically at a rate, the upper end is read.
+
+Added here, where the challenge's rules end in a division by zero: no hit gives 0, no false positive puts all hits at
+rate 0, and without nodules readings and CPM are undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..geometry import FloatArray
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan at which sensitivity is read
+MAX_CANDIDATES = 100  # per scan
+UNKNOWN_DIAMETER_MM = 10.0  # of findings whose diameter is not known and is given as negative
+UNKNOWN_SCAN = -1  # index of a scan that is not in the list
+
+# Size classes: 3 <= d < 6, 6 <= d <= 10, d > 10 mm. LUNA16 has no nodule below 3 mm, other data may.
+SIZE_CLASSES = ("<3", "3-6", "6-10", ">10")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a system proposes, in any order.
+
+    Attributes:
+        scans: ``[C]`` index of each candidate's scan, or :data:`UNKNOWN_SCAN`.
+        positions_mm: ``[C, 3]`` world, LPS or RAS, the same as the findings'.
+        scores: ``[C]`` finite; usually probabilities, but only their order counts.
+    """
+
+    scans: IntArray
+    positions_mm: FloatArray
+    scores: FloatArray
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The reference, in any order.
+
+    Attributes:
+        scans: ``[F]`` index of each finding's scan, or :data:`UNKNOWN_SCAN`.
+        positions_mm: ``[F, 3]`` world, LPS or RAS, the same as the candidates'.
+        diameters_mm: ``[F]``; negative where unknown.
+        is_nodule: ``[F]``; ``False`` for excluded findings.
+    """
+
+    scans: IntArray
+    positions_mm: FloatArray
+    diameters_mm: FloatArray
+    is_nodule: BoolArray
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of what; the first eight as the challenge reports them.
+
+    Attributes:
+        true_positives: nodules hit.
+        false_positives: candidates inside no finding.
+        false_negatives: nodules missed.
+        candidates_scored: candidates of listed scans that are left by the limit per scan.
+        nodules: included findings of listed scans.
+        ignored_on_excluded: candidates inside an excluded finding and no nodule.
+        ignored_double: hits of a nodule after its first, summed over nodules.
+        scans: listed scans.
+        scans_without_candidates: listed scans for which nothing was proposed.
+        candidates_of_unknown_scans: candidates of scans that are not listed.
+        candidates_over_limit: candidates that the limit per scan took away.
+    """
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    candidates_scored: int
+    nodules: int
+    ignored_on_excluded: int
+    ignored_double: int
+    scans: int
+    scans_without_candidates: int
+    candidates_of_unknown_scans: int
+    candidates_over_limit: int
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What became of nodules and candidates: all that curve, size classes and resampling need.
+
+    Attributes:
+        nodule_scans, nodule_diameters_mm: ``[N]`` of every nodule of the listed scans.
+        nodule_scores: ``[N]`` highest score inside the nodule; -inf when it is missed.
+        false_scans, false_scores: ``[P]`` of every false positive.
+        counts: see :class:`Counts`.
+    """
+
+    nodule_scans: IntArray
+    nodule_diameters_mm: FloatArray
+    nodule_scores: FloatArray
+    false_scans: IntArray
+    false_scores: FloatArray
+    counts: Counts
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps of the curve."""
+        return Steps.of(self)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Hits and false positives by falling score; equal scores are one step.
+
+    Attributes:
+        scans: ``[E]`` of each hit or false positive.
+        is_hit: ``[E]``.
+        size_class: ``[E]`` index into :data:`SIZE_CLASSES`; only of hits.
+        ends: ``[L]`` index of the last event of each step.
+        thresholds: ``[L]`` score of each step.
+    """
+
+    scans: IntArray
+    is_hit: BoolArray
+    size_class: IntArray
+    ends: IntArray
+    thresholds: FloatArray
+
+    @classmethod
+    def of(cls, matches: Matches) -> Steps:
+        hit = np.isfinite(matches.nodule_scores)
+        scores = np.concatenate([matches.nodule_scores[hit], matches.false_scores])
+        order = np.argsort(-scores, kind="stable")
+        falling = scores[order]
+        scans = np.concatenate([matches.nodule_scans[hit], matches.false_scans])[order]
+        classes = np.concatenate(
+            [size_class(matches.nodule_diameters_mm[hit]), np.zeros(len(matches.false_scores), dtype=np.int64)]
+        )[order]
+        last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
+        ends = np.flatnonzero(last)
+        return cls(scans, order < int(hit.sum()), classes, ends, falling[ends])
+
+    def totals(self, weights: FloatArray) -> FloatArray:
+        """Sum of the weights ``[E]`` down to each point of the curve: ``[L + 1]``, from 0."""
+        return np.concatenate([[0.0], np.cumsum(weights)[self.ends]])
+
+
+@dataclass(frozen=True)
+class SizeReadings:
+    """Sensitivity for the nodules of one size class, at the false-positive rates of the whole system.
+
+    Attributes:
+        name: one of :data:`SIZE_CLASSES`, mm.
+        nodules, true_positives: of this class.
+        readings: at :data:`RATES`; NaN when the class is empty.
+    """
+
+    name: str
+    nodules: int
+    true_positives: int
+    readings: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Froc:
+    """A FROC curve, its readings and what was counted.
+
+    Attributes:
+        false_positives_per_scan, sensitivity: ``[L + 1]`` the curve's points, from (0, 0), both rising.
+        thresholds: ``[L + 1]`` the score down to which candidates count at each point; the first is inf.
+        readings: sensitivity at :data:`RATES`; NaN when there is no nodule to find.
+        cpm: their mean; ``None`` when there is no nodule to find.
+        counts: see :class:`Counts`.
+        sizes: one entry for each of :data:`SIZE_CLASSES`, in that order.
+    """
+
+    false_positives_per_scan: FloatArray
+    sensitivity: FloatArray
+    thresholds: FloatArray
+    readings: tuple[float, ...]
+    cpm: float | None
+    counts: Counts
+    sizes: tuple[SizeReadings, ...]
+
+    @property
+    def nodules(self) -> int:
+        return self.counts.nodules
+
+    @property
+    def scans(self) -> int:
+        return self.counts.scans
+
+
+def size_class(diameters_mm: FloatArray) -> IntArray:
+    """Index into :data:`SIZE_CLASSES`: 6 mm belongs to 6-10, and so does 10 mm."""
+    d = np.asarray(diameters_mm)
+    return (d >= 3.0).astype(np.int64) + (d >= 6.0) + (d > 10.0)
+
+
+def luna16_froc(
+    candidates: Candidates, findings: Findings, scans: int, *, max_candidates: int = MAX_CANDIDATES
+) -> Froc:
+    """Score candidates as LUNA16 does.
+
+    Args:
+        candidates: of all scans.
+        findings: nodules and excluded findings of all scans.
+        scans: how many scans are listed; the indices run from 0 to ``scans - 1``.
+        max_candidates: limit per scan.
+    """
+    return froc_of(match(candidates, findings, scans, max_candidates=max_candidates))
+
+
+def match(candidates: Candidates, findings: Findings, scans: int, *, max_candidates: int = MAX_CANDIDATES) -> Matches:
+    """Apply the limit per scan and the hit rule; arguments as in :func:`luna16_froc`."""
+    _check(candidates.scans, scans)
+    _check(findings.scans, scans)
+    known = np.flatnonzero(candidates.scans != UNKNOWN_SCAN)
+    kept = known[_within_limit(candidates.scans[known], candidates.scores[known], scans, max_candidates)]
+    listed = np.flatnonzero(findings.scans != UNKNOWN_SCAN)
+    is_nodule = findings.is_nodule[listed]
+    diameters_mm = known_diameters_mm(findings.diameters_mm[listed])
+    candidate, finding = _hits(candidates, kept, findings, listed, diameters_mm)
+    best = np.full(len(listed), -np.inf)
+    np.maximum.at(best, finding, candidates.scores[kept][candidate])
+    in_nodule = np.isin(np.arange(len(kept)), candidate[is_nodule[finding]])
+    in_excluded = np.isin(np.arange(len(kept)), candidate[~is_nodule[finding]])
+    is_false = kept[~(in_nodule | in_excluded)]
+    hits = np.bincount(finding, minlength=len(listed))[is_nodule]
+    counts = Counts(
+        true_positives=int((hits > 0).sum()),
+        false_positives=len(is_false),
+        false_negatives=int((hits == 0).sum()),
+        candidates_scored=len(kept),
+        nodules=len(hits),
+        ignored_on_excluded=int((in_excluded & ~in_nodule).sum()),
+        ignored_double=int(np.maximum(hits - 1, 0).sum()),
+        scans=scans,
+        scans_without_candidates=scans - len(np.unique(candidates.scans[known])),
+        candidates_of_unknown_scans=len(candidates.scans) - len(known),
+        candidates_over_limit=len(known) - len(kept),
+    )
+    nodule_scans, false_scans = findings.scans[listed][is_nodule], candidates.scans[is_false]
+    return Matches(
+        nodule_scans, diameters_mm[is_nodule], best[is_nodule], false_scans, candidates.scores[is_false], counts
+    )
+
+
+def known_diameters_mm(diameters_mm: FloatArray) -> FloatArray:
+    """Diameters with :data:`UNKNOWN_DIAMETER_MM` in place of negative ones."""
+    return np.where(diameters_mm < 0.0, UNKNOWN_DIAMETER_MM, diameters_mm)
+
+
+def froc_of(matches: Matches) -> Froc:
+    """Curve, readings and size classes."""
+    steps, counts = matches.steps, matches.counts
+    false = steps.totals((~steps.is_hit).astype(np.float64))
+    x, y = curve(false, steps.totals(steps.is_hit.astype(np.float64)), counts.scans, counts.nodules)
+    readings = read_curve(x, y, RATES)
+    sizes = []
+    of_nodule = size_class(matches.nodule_diameters_mm)
+    for index, name in enumerate(SIZE_CLASSES):
+        hits = steps.totals((steps.is_hit & (steps.size_class == index)).astype(np.float64))
+        nodules = int((of_nodule == index).sum())
+        part = read_curve(*curve(false, hits, counts.scans, nodules), RATES)
+        sizes.append(SizeReadings(name, nodules, int(hits[-1]), tuple(part.tolist())))
+    thresholds = np.concatenate([[np.inf], steps.thresholds])
+    cpm = float(np.mean(readings)) if counts.nodules else None
+    return Froc(x, y, thresholds, tuple(readings.tolist()), cpm, counts, tuple(sizes))
+
+
+def curve(false: FloatArray, hits: FloatArray, scans: int, nodules: float) -> tuple[FloatArray, FloatArray]:
+    """False positives per scan and sensitivity at each point.
+
+    Both go by way of the share of the total, and in this order of operations, as with the challenge and scikit-learn's
+    ``roc_curve``. It matters: in 888 scans every rate is a whole number of false positives (1/8 is 111), the curve
+    often rises exactly there, and the last bit decides which end of the rise is read.
+
+    Args:
+        false: ``[L + 1]`` false positives down to each point, from 0.
+        hits: ``[L + 1]`` hits, from 0.
+        scans: how many.
+        nodules: how many; with none the sensitivity is NaN.
+    """
+    x = false / false[-1] * false[-1] / scans if false[-1] > 0 else np.zeros(len(false))
+    if nodules <= 0:
+        return x, np.full(len(hits), np.nan)
+    y = hits / hits[-1] * hits[-1] / nodules if hits[-1] > 0 else np.zeros(len(hits))
+    return x, y
+
+
+def read_curve(false_positives_per_scan: FloatArray, sensitivity: FloatArray, rates: Sequence[float]) -> FloatArray:
+    """Sensitivity at each rate: linear between points, the last value beyond them."""
+    return np.interp(np.asarray(rates), false_positives_per_scan, sensitivity)
+
+
+def _check(indices: IntArray, scans: int) -> None:
+    if len(indices) and (indices.min() < UNKNOWN_SCAN or indices.max() >= scans):
+        got = f"{indices.min()} to {indices.max()}"
+        raise ValueError(f"expected scan indices from {UNKNOWN_SCAN} to {scans - 1}, got {got}; index the scan list")
+
+
+def _hits(
+    candidates: Candidates, kept: IntArray, findings: Findings, listed: IntArray, diameters_mm: FloatArray
+) -> tuple[IntArray, IntArray]:
+    """Every candidate strictly inside a finding of its scan: positions in ``kept`` and in ``listed``."""
+    scans = int(max(candidates.scans.max(initial=-1), findings.scans.max(initial=-1))) + 1
+    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed], scans)
+    apart_mm = candidates.positions_mm[kept[candidate]] - findings.positions_mm[listed[finding]]
+    squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # in the order of the challenge
+    inside = squared < np.square(diameters_mm / 2.0)[finding]
+    return candidate[inside], finding[inside]
+
+
+def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> BoolArray:
+    """Which candidates stay: in a scan with more than ``limit`` those strictly above the next highest score."""
+    order = np.lexsort((-scores, own))
+    count = np.bincount(own, minlength=scans)
+    first = np.cumsum(count) - count
+    full = count > limit
+    lowest = np.full(scans, -np.inf)
+    lowest[full] = scores[order][first[full] + limit]
+    return scores > lowest[own]
+
+
+def _same_scan_pairs(first: IntArray, second: IntArray, scans: int) -> tuple[IntArray, IntArray]:
+    """Indices of all pairs of an entry of ``first`` and one of ``second`` that belong to one scan."""
+    order = np.argsort(second, kind="stable")
+    count = np.bincount(second, minlength=scans)
+    start = np.cumsum(count) - count
+    partners = count[first]
+    left = np.repeat(np.arange(len(first)), partners)
+    within = np.arange(len(left)) - np.repeat(np.cumsum(partners) - partners, partners)
+    return left, order[start[first[left]] + within]

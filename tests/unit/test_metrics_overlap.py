@@ -1,0 +1,235 @@
+"""Agreement of outlines: worked out by hand, by law, and in the three settings."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.metrics import (
+    MISSED,
+    OutlinedDetections,
+    OutlinedTruth,
+    Overlap,
+    compare_masks,
+    join_outlines,
+    score_outlines,
+    summarise,
+)
+
+SHAPE = (14, 13, 12)
+
+
+def block(*bounds: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[tuple(slice(a, b) for a, b in bounds)] = True
+    return mask
+
+
+def defined(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def test_volumes_by_hand() -> None:
+    found = compare_masks(block((2, 5), (2, 4), (2, 4)), block((3, 7), (2, 4), (2, 4)), [1.0, 1.0, 1.0])  # 12, 16, 8
+    assert (found.dice, found.iou) == (16 / 28, 8 / 20)
+    assert found.relative_volume_error == -1 / 4
+
+
+def test_one_voxel_against_two_on_an_anisotropic_grid() -> None:
+    """Voxels of 2 × 1 × 1 mm; the surface of one: a triangle of 3/8 mm² at each of its eight corners.
+
+    Of two in a row: the same triangles at the far corners, and four rectangles of 2 × √½ mm² around the middle. The
+    four corners that only the pair has are 2 mm from the single voxel's, farther than 1 mm.
+    """
+    one, two = block((3, 4), (5, 6), (5, 6)), block((3, 5), (5, 6), (5, 6))
+    single, pair, far = 8 * 0.375, 8 * 0.375 + 4 * 2 * np.sqrt(0.5), 4 * 0.375
+    for first, second in ((one, two), (two, one)):
+        found = compare_masks(first, second, [2.0, 1.0, 1.0])
+        assert found.surface_dice_1mm == pytest.approx((single + pair - far) / (single + pair), abs=1e-6)
+        assert found.hd95_mm == pytest.approx(2.0)
+        assert (found.dice, found.iou) == (2 / 3, 1 / 2)
+    finer = compare_masks(one, two, [1.0, 1.0, 1.0])
+    assert (finer.surface_dice_1mm, finer.hd95_mm) == (1.0, 1.0)  # 1 mm is within 1 mm
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_shift_is_measured_in_millimetres(axis: int, steps: int) -> None:
+    reference = block((3, 9), (3, 9), (3, 9))
+    spacing = np.array([0.7, 1.0, 2.5])
+    found = compare_masks(np.roll(reference, steps, axis), reference, spacing)
+    assert found.hd95_mm == pytest.approx(steps * spacing[axis])
+    assert (defined(found.surface_dice_1mm) == 1.0) == (steps * spacing[axis] <= 1.0)
+    assert found.relative_volume_error == 0.0
+
+
+def test_rounding_does_not_put_1_mm_beyond_1_mm() -> None:
+    reference = block((0, 3), (0, 3), (0, 2))
+    for spacing in (0.1, 1.0 / 3.0, 0.2):
+        steps = round(1.0 / spacing)
+        moved = np.roll(reference, steps, 2)
+        assert compare_masks(moved, reference, [5.0, 5.0, spacing]).surface_dice_1mm == 1.0
+
+
+def test_the_area_decides_and_not_the_number_of_voxels() -> None:
+    """A thin plate with a spike of 1 mm by slices of 0.1 mm: many voxels of the border, little of its area."""
+    plate = block((0, 14), (0, 13), (0, 1))
+    spiked = plate | block((6, 7), (6, 7), (0, 12))
+    found = compare_masks(spiked, plate, [1.0, 1.0, 0.1])
+    assert defined(found.surface_dice_1mm) > 0.99
+
+
+def test_surfaces_are_closed_at_the_border_of_the_grid() -> None:
+    inner, corner = block((3, 7), (3, 7), (3, 7)), block((0, 4), (0, 4), (0, 4))
+    for first, second in ((inner, np.roll(inner, 1, 0)), (corner, np.roll(corner, 1, 0))):
+        found = compare_masks(first, second, [2.0, 1.0, 1.0])
+        assert found.hd95_mm == 2.0
+    assert compare_masks(corner, np.roll(corner, 1, 0), [2.0, 1.0, 1.0]) == compare_masks(
+        inner, np.roll(inner, 1, 0), [2.0, 1.0, 1.0]
+    )
+
+
+# --- empty masks ------------------------------------------------------------------------------------------------------
+
+
+def test_empty_masks() -> None:
+    empty, some = np.zeros(SHAPE, dtype=bool), block((1, 3), (1, 3), (1, 3))
+    assert compare_masks(empty, empty, [1, 1, 1]) == Overlap(None, None, None, None, None)
+    assert compare_masks(empty, some, [1, 1, 1]) == MISSED == Overlap(0.0, 0.0, None, 0.0, -1.0)
+    assert compare_masks(some, empty, [1, 1, 1]) == Overlap(0.0, 0.0, None, 0.0, None)
+
+
+@pytest.mark.parametrize("shape", [(14, 13), (14, 13, 11)])
+def test_masks_of_two_grids_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"one shape \[I, J, K\], got"):
+        compare_masks(np.zeros(shape, dtype=bool), np.zeros(SHAPE, dtype=bool), [1, 1, 1])
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+SPANS = st.tuples(*[st.tuples(st.integers(0, 8), st.integers(1, 4)).map(lambda s: (s[0], s[0] + s[1]))] * 3)
+
+
+@settings(max_examples=25)
+@given(SPANS, SPANS)
+def test_laws_of_agreement(first: tuple[tuple[int, int], ...], second: tuple[tuple[int, int], ...]) -> None:
+    a, b, spacing = block(*first), block(*second), (0.6, 0.8, 2.0)
+    found, turned = compare_masks(a, b, spacing), compare_masks(b, a, spacing)
+    same = compare_masks(a, a, spacing)
+    assert same == Overlap(1.0, 1.0, 0.0, 1.0, 0.0)
+    dice, iou = defined(found.dice), defined(found.iou)
+    assert iou == pytest.approx(dice / (2.0 - dice))
+    assert (found.dice, found.hd95_mm) == (turned.dice, turned.hd95_mm)
+    assert found.surface_dice_1mm == pytest.approx(defined(turned.surface_dice_1mm))
+    for order in permutations(range(3)):
+        moved = compare_masks(a.transpose(order), b.transpose(order), [spacing[axis] for axis in order])
+        assert (moved.dice, moved.relative_volume_error) == (found.dice, found.relative_volume_error)
+        assert moved.hd95_mm == pytest.approx(defined(found.hd95_mm), abs=1e-6)
+        assert moved.surface_dice_1mm == pytest.approx(defined(found.surface_dice_1mm), abs=1e-5)
+
+
+# --- the three settings -----------------------------------------------------------------------------------------------
+
+SPACING = (1.0, 1.0, 2.0)
+
+
+def scan() -> tuple[OutlinedTruth, OutlinedDetections, np.ndarray, np.ndarray, np.ndarray]:
+    """Nodule 1 found twice, nodule 2 missed, 3 an excluded finding, 4 found without an outline, 5 without a mask."""
+    reference, predicted, oracle = (np.zeros(SHAPE, dtype=np.uint8) for _ in range(3))
+    reference[2:4, 2:4, 2:4] = 1
+    reference[8:12, 2:4, 2:4] = 2
+    reference[2:4, 8:10, 2:4] = 3
+    reference[8:10, 8:10, 8:10] = 4
+    predicted[2:4, 2:4, 2:3] = 7  # half of nodule 1
+    predicted[2:4, 2:4, 3:4] = 8
+    oracle[2:4, 2:4, 2:4] = 1
+    oracle[8:10, 2:4, 2:4] = 2  # half of nodule 2
+    truth = OutlinedTruth(
+        np.array([[2.5, 2.5, 5.0], [9.5, 2.5, 5.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [0.0, 0.0, 0.0]]),
+        np.array([4.0, 7.0, 4.0, 12.0, 4.0]),
+        np.array([True, True, False, True, True]),
+        np.array([1, 2, 3, 4, 5]),
+    )
+    detections = OutlinedDetections(
+        np.array([[2.5, 2.5, 6.0], [2.5, 2.5, 4.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [13.0, 5.0, 0.0]]),
+        np.array([0.5, 0.9, 0.8, 0.7, 0.6]),
+        np.array([8, 7, 9, 0, 10]),
+    )
+    return truth, detections, reference, predicted, oracle
+
+
+def test_the_three_settings_by_hand() -> None:
+    truth, detections, reference, predicted, oracle = scan()
+    scores = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
+    assert [(n.label, n.probability, n.overlap.dice) for n in scores.matched] == [(1, 0.9, 2 / 3), (4, 0.7, 0.0)]
+    assert [(n.label, n.probability, n.overlap.dice) for n in scores.every_nodule] == [
+        (1, 0.9, 2 / 3),
+        (2, None, 0.0),
+        (4, 0.7, 0.0),
+    ]
+    assert scores.every_nodule[1].overlap == MISSED
+    assert scores.oracle is not None
+    assert [(n.label, n.overlap.dice) for n in scores.oracle] == [(1, 1.0), (2, 2 / 3), (4, 0.0)]
+    assert scores.without_reference == 1
+
+
+def test_summaries_by_size() -> None:
+    truth, detections, reference, predicted, oracle = scan()
+    scores = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
+    found = summarise(scores.every_nodule)
+    assert (found["all"].nodules, found["all"].dice.n, found["all"].hd95_mm.n) == (3, 3, 1)
+    assert found["all"].dice.mean == pytest.approx(2 / 9)
+    assert found["all"].dice.median == 0.0
+    assert found["3-6"].relative_volume_error.mean == -0.5
+    assert found["3-6"].absolute_volume_error.mean == 0.5
+    assert (found["6-10"].dice.mean, found["6-10"].hd95_mm.mean, found["6-10"].hd95_mm.n) == (0.0, None, 0)
+    assert (found["<3"].nodules, found["<3"].dice.median) == (0, None)
+
+
+def test_scans_are_joined_and_become_strict_json() -> None:
+    truth, detections, reference, predicted, oracle = scan()
+    full = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
+    plain = score_outlines("b", truth, detections, (reference, predicted), SPACING)
+    assert plain.oracle is None
+    both = join_outlines([full, plain])
+    assert [n.scan for n in both.matched] == ["a", "a", "b", "b"]
+    assert both.oracle is None  # not of every scan: never a part for the whole
+    assert both.without_reference == 2
+    assert len(defined_list(join_outlines([full, full]).oracle)) == 6
+    record = json.loads(json.dumps(full.to_dict(), allow_nan=False))
+    assert set(record["summary"]) == set(record["nodules"]) == {"matched", "every_nodule", "oracle"}
+    assert record["summary"]["matched"]["all"]["dice"] == {"mean": 1 / 3, "median": 1 / 3, "n": 2}
+    assert record["nodules"]["every_nodule"][1]["overlap"]["hd95_mm"] is None
+    assert plain.to_dict()["summary"]["oracle"] is None
+
+
+def defined_list(value: tuple[object, ...] | None) -> tuple[object, ...]:
+    assert value is not None
+    return value
+
+
+def test_nothing_found_and_nothing_to_find() -> None:
+    truth, _, reference, predicted, _ = scan()
+    nothing = OutlinedDetections(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=int))
+    scores = score_outlines("a", truth, nothing, (reference, predicted), SPACING)
+    assert scores.matched == ()
+    assert [n.overlap for n in scores.every_nodule] == [MISSED] * 3
+    empty = OutlinedTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=int))
+    scores = score_outlines("a", empty, nothing, (reference, predicted), SPACING)
+    assert (scores.matched, scores.every_nodule, scores.without_reference) == ((), (), 0)
+    assert join_outlines([]).oracle is None
+
+
+def test_a_detection_on_the_radius_is_no_match() -> None:
+    truth, _, reference, predicted, _ = scan()
+    moved = OutlinedDetections(np.array([[2.5, 2.5, 7.0]]), np.array([0.9]), np.array([7]))
+    assert score_outlines("a", truth, moved, (reference, predicted), SPACING).matched == ()
