@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import UserError
 from .geometry import apply_affine, swap_lps_ras
+from .discovery import scan_stem, with_unique_names
 from .reader import ScanError, read_grid
 from .transforms.nodules import IGNORED, NODULE
 
@@ -31,7 +32,8 @@ class DatalistError(UserError, ValueError):
 def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
     """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
 
-    Relative ``image`` and ``mask`` paths start at their datalist's folder. A datalist without the section adds nothing.
+    Relative ``image`` and ``mask`` paths start at their datalist's folder. Each item gets a ``name`` of its own: the one
+    it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the section adds nothing.
 
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
@@ -46,7 +48,7 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
             files = {key: str(Path(path).parent / entry[key]) for key in ("image", "mask") if entry.get(key)}
-            items.append({**entry, **files})
+            items.append({"name": scan_stem(Path(files["image"])), **entry, **files})
             faults += [f"{where} ({Path(files['image']).name}): {fault}" for fault in _faults(items[-1])]
     if faults:
         more = f"\n… and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
@@ -55,7 +57,7 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
             + "\n".join(faults[:SHOWN_FAULTS])
             + more
         )
-    return items
+    return with_unique_names(items)
 
 
 def _entries(path: Path, section: str) -> list[Any]:

@@ -59,7 +59,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
         raise ScanError(
             f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path."
         )
-    return _with_unique_names(entries)
+    return with_unique_names(entries)
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -75,7 +75,7 @@ def _path_entries(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
 def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of the image files and DICOM studies among ``files``, and every series seen."""
     images = [] if _is_uid(series) else [path for path in files if is_image_file(path)]
-    entries = [_entry(str(path), _stem(path), str(path)) for path in images]
+    entries = [_entry(str(path), scan_stem(path), str(path)) for path in images]
     studies, broken = _read_studies([path for path in files if not is_image_file(path) and looks_like_dicom(path)])
     seen: list[Series] = []
     told: set[Path] = set()  # folders whose damaged files an entry already holds
@@ -92,7 +92,7 @@ def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list
     for path in broken:
         if path.parent not in told and not _is_uid(series):
             told.add(path.parent)  # one entry tells of a folder of damaged files
-            entries.append(_entry([str(path)], _stem(path), str(path.parent)))
+            entries.append(_entry([str(path)], scan_stem(path), str(path.parent)))
     return entries, seen
 
 
@@ -214,19 +214,19 @@ def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], 
     found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series)
     if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
         whole = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
-        found = [_entry(whole, _stem(paths[0]), str(paths[0]))]
+        found = [_entry(whole, scan_stem(paths[0]), str(paths[0]))]
     return [{**item, **entry} for entry in found], seen
 
 
 def _plain(path: Path) -> tuple[str, str, str]:
-    return str(path), _stem(path), str(path)
+    return str(path), scan_stem(path), str(path)
 
 
 def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:
     return {"image": image, "name": name, "source": source, "notes": "\n".join(notes)}
 
 
-def _with_unique_names(entries: list[Entry]) -> list[Entry]:
+def with_unique_names(entries: list[Entry]) -> list[Entry]:
     """Make names safe for any file system, and distinct even where it ignores case."""
     taken: set[str] = set()
     result = []
@@ -241,7 +241,7 @@ def _with_unique_names(entries: list[Entry]) -> list[Entry]:
     return result
 
 
-def _stem(path: Path) -> str:
+def scan_stem(path: Path) -> str:
     """File name without its image or DICOM suffix."""
     lower = path.name.lower()
     for suffix in (*IMAGE_SUFFIXES, ".dcm"):

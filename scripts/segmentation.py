@@ -8,6 +8,7 @@ whose centre lies inside a stronger one's outline is the same nodule and joins i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,51 @@ def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
     return np.asarray(labels == labels[tuple(voxels[nearest])])
 
 
+@dataclass(frozen=True)
+class OutlineSettings:
+    """How mask logits become outlines.
+
+    Attributes:
+        stride: input voxels per output cell.
+        mask_threshold: probability above which a voxel belongs to the nodule.
+        margin_mm: how far beyond its diameter a nodule may reach.
+    """
+
+    stride: int
+    mask_threshold: float
+    margin_mm: float
+
+
+def outline_at(
+    detection: Detection,
+    mask_logits: Tensor,
+    affine: FloatArray,
+    taken: npt.NDArray[np.integer],
+    scan_affine: FloatArray,
+    *,
+    settings: OutlineSettings,
+) -> tuple[Box, Mask]:
+    """Outline one detection on the scan's own grid.
+
+    Args:
+        detection: where, and how large.
+        mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
+        affine: of the network's input, voxel to RAS mm.
+        taken: ``[I, J, K]`` of the scan's grid; voxels that are not 0 cannot be taken.
+        scan_affine: of that grid, voxel to RAS mm.
+        settings: see there.
+
+    Returns:
+        A box of the scan's grid, and which of its voxels belong to the nodule; maybe none.
+    """
+    cut = float(np.log(settings.mask_threshold / (1.0 - settings.mask_threshold)))
+    reach_mm = detection.diameter_mm / 2.0
+    box = box_around(scan_affine, taken.shape, detection.centre_ras_mm, reach_mm + settings.margin_mm)
+    logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), settings.stride)
+    centre = apply_affine(np.linalg.inv(scan_affine), detection.centre_ras_mm) - [s.start for s in box]
+    return box, piece_at((logits > cut) & (taken[box] == 0), centre, reach_mm / spacing_mm(scan_affine))
+
+
 def outline_nodules(
     detections: Sequence[Detection],
     mask_logits: Tensor,
@@ -81,45 +127,58 @@ def outline_nodules(
     scan_hu: npt.NDArray[np.int16],
     scan_affine: FloatArray,
     *,
-    stride: int,
-    mask_threshold: float,
-    margin_mm: float,
+    settings: OutlineSettings,
 ) -> tuple[list[Nodule], npt.NDArray[np.uint16]]:
     """Outline and measure detections.
 
     Args:
         detections: by falling probability.
-        mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
-        affine: of the network's input, voxel to RAS mm.
+        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
         scan_hu: ``[I, J, K]``, the scan's own grid.
-        scan_affine: of that grid, voxel to RAS mm.
-        stride: input voxels per cell.
-        mask_threshold: probability above which a voxel belongs to the nodule.
-        margin_mm: how far beyond its diameter a nodule may reach.
 
     Returns:
         Nodules labelled 1, 2, …, and the instance mask on the scan's grid.
     """
-    cut = float(np.log(mask_threshold / (1.0 - mask_threshold)))
     instances = np.zeros(scan_hu.shape, dtype=np.uint16)
     from_world = np.linalg.inv(scan_affine)
-    mm = spacing_mm(scan_affine)
     nodules: list[Nodule] = []
     for detection in detections:
-        centre = apply_affine(from_world, detection.centre_ras_mm)
-        nearest = np.clip(np.round(centre).astype(int), 0, np.array(scan_hu.shape) - 1)
+        i, j, k = apply_affine(from_world, detection.centre_ras_mm).tolist()
+        nearest = np.clip(np.round([i, j, k]).astype(int), 0, np.array(scan_hu.shape) - 1)
         if instances[tuple(nearest)]:
             continue
-        box = box_around(scan_affine, scan_hu.shape, detection.centre_ras_mm, detection.diameter_mm / 2.0 + margin_mm)
-        logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), stride)
-        start = np.array([s.start for s in box])
-        free = (logits > cut) & (instances[box] == 0)
-        inside = piece_at(free, centre - start, detection.diameter_mm / 2.0 / mm)
+        box, inside = outline_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
         label = len(nodules) + 1
         instances[box][inside] = label
-        i, j, k = centre.tolist()
         nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
     return nodules, instances
+
+
+def outline_given(
+    findings: Sequence[tuple[int, Detection]],
+    mask_logits: Tensor,
+    affine: FloatArray,
+    shape: tuple[int, ...],
+    scan_affine: FloatArray,
+    *,
+    settings: OutlineSettings,
+) -> npt.NDArray[np.uint16]:
+    """Outline findings whose position and size are known, each as if it were alone.
+
+    Args:
+        findings: label and place of each.
+        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
+        shape: of the scan's grid.
+
+    Returns:
+        The instance mask; where outlines overlap, the later finding's label stands.
+    """
+    free = np.broadcast_to(np.zeros(1, dtype=np.uint16), shape)
+    instances = np.zeros(shape, dtype=np.uint16)
+    for label, place in findings:
+        box, inside = outline_at(place, mask_logits, affine, free, scan_affine, settings=settings)
+        instances[box][inside] = label
+    return instances
 
 
 class ThresholdError(UserError, ValueError):
@@ -134,15 +193,14 @@ class OutlineNodulesd(Transform):
 
     Args:
         threshold: smallest probability of a reported nodule.
-        stride, mask_threshold, margin_mm: see :func:`outline_nodules`.
+        stride, mask_threshold, margin_mm: see :class:`OutlineSettings`.
     """
 
     def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
         for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
             if not 0.0 < value < 1.0:
                 raise ThresholdError(f"{name}: expected a probability between 0 and 1, got {value}")
-        self.threshold, self.stride = threshold, stride
-        self.mask_threshold, self.margin_mm = mask_threshold, margin_mm
+        self.threshold, self.settings = threshold, OutlineSettings(stride, mask_threshold, margin_mm)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -153,8 +211,6 @@ class OutlineNodulesd(Transform):
             np.asarray(item["image"].affine, dtype=np.float64),
             np.asarray(scan.as_tensor()[0]),
             np.asarray(scan.affine, dtype=np.float64),
-            stride=self.stride,
-            mask_threshold=self.mask_threshold,
-            margin_mm=self.margin_mm,
+            settings=self.settings,
         )
         return item

@@ -1,8 +1,7 @@
 """Thin adapters between our data and MONAI's stock engines: batches, training handlers, checkpoints, pictures."""
 
-from .batches import PairWithTruthd, prepare_training_batch
+from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
 from .checkpoints import TrainingState, Validation
-from .evaluation import SaveFroc
 from .pictures import PredictionPictures
 from .training import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged
 
@@ -11,7 +10,7 @@ __all__ = [
     "GradientClip",
     "PairWithTruthd",
     "PredictionPictures",
-    "SaveFroc",
+    "ScoreOutlinesd",
     "StepLog",
     "StopOnBadLoss",
     "TrainingState",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Transform
 
-from ..geometry import apply_affine
-from ..metrics import ScanTruth
+from ..decoding import MASK_LOGITS
+from ..findings import Detection, Nodule
+from ..geometry import FloatArray, apply_affine, spacing_mm
+from ..metrics import OutlinedDetections, OutlinedTruth, ScanTruth, score_outlines
+from ..segmentation import OutlineSettings, outline_given
 from ..transforms.nodules import NODULE, PADDING
 
 TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
@@ -27,7 +30,7 @@ def prepare_training_batch(
 class PairWithTruthd(Transform):
     """Put what the metric compares, ``(candidates, truth)``, in the place of the maps (``pred``), which go to ``maps``.
 
-    Reads ``candidates``, ``nodule``, ``label`` and the affine of ``image``.
+    Reads ``candidates``, ``nodule``, ``label``, ``name`` and the affine of ``image``.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -35,6 +38,63 @@ class PairWithTruthd(Transform):
         label = np.asarray(item["label"])
         rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
         centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
-        truth = ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE)
+        name = str(item.get("name", ""))
+        truth = ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, name)
         item["maps"], item["pred"] = item.get("pred"), (item["candidates"], truth)
         return item
+
+
+class ScoreOutlinesd(Transform):
+    """Compare the reported outlines with the reference mask, on the scan's own grid; see docs/evaluation.md.
+
+    Reads ``nodules`` and ``mask`` (:class:`..segmentation.OutlineNodulesd`), ``nodule``, ``label``, ``name``, ``pred``
+    and ``image`` of the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1; without it no
+    nodule has a reference). Writes ``outlines``: the scan's name and its scores, for :class:`..metrics.OutlineMetric`.
+
+    Args:
+        stride, mask_threshold, margin_mm: see :class:`..segmentation.OutlineSettings`; for outlines whose position and
+            size are given.
+    """
+
+    def __init__(self, *, stride: int, mask_threshold: float, margin_mm: float) -> None:
+        self.settings = OutlineSettings(stride, mask_threshold, margin_mm)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        scan_affine = np.asarray(item["scan"].affine, dtype=np.float64)
+        truth = _outlined_truth(item)
+        predicted = np.asarray(item["mask"])
+        reference = np.asarray(item["reference"][0]) if "reference" in item else np.zeros_like(predicted)
+        oracle = outline_given(
+            [
+                (int(label), Detection(tuple(centre), float(diameter), 1.0))
+                for label, centre, diameter in zip(
+                    truth.labels, truth.positions_mm.tolist(), truth.diameters_mm, strict=True
+                )
+            ],
+            torch.as_tensor(item["pred"])[MASK_LOGITS],
+            np.asarray(item["image"].affine, dtype=np.float64),
+            predicted.shape,
+            scan_affine,
+            settings=self.settings,
+        )
+        name, found = str(item["name"]), _outlined_detections(item["nodules"])
+        masks = reference.astype(np.int32), predicted.astype(np.int32)
+        scores = score_outlines(name, truth, found, masks, spacing_mm(scan_affine), oracle_mask=oracle)
+        item["outlines"] = name, scores
+        return item
+
+
+def _outlined_truth(item: Mapping[Hashable, Any]) -> OutlinedTruth:
+    """The reference nodules of a scan, RAS mm; their values in the mask are their rows, from 1."""
+    label = np.asarray(item["label"])
+    rows = np.asarray(item["nodule"], dtype=np.float64)
+    centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
+    there = label == NODULE
+    return OutlinedTruth(centres[there], rows[there, 3], np.ones(int(there.sum()), bool), np.flatnonzero(there) + 1)
+
+
+def _outlined_detections(nodules: Sequence[Nodule]) -> OutlinedDetections:
+    centres: FloatArray = np.array([n.detection.centre_ras_mm for n in nodules], dtype=np.float64).reshape(-1, 3)
+    probabilities = np.array([n.detection.probability for n in nodules], dtype=np.float64)
+    return OutlinedDetections(centres, probabilities, np.array([n.label for n in nodules], dtype=np.int64))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from ..geometry import swap_lps_ras
-from ..metrics import FrocMetric, ScoredScan
-from ..reports.files import writable_folder
+from ..metrics import FrocMetric, OutlineMetric, OutlineScores, ScoredScan
+from ..reports.files import writable_folder, write_bytes
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System
 from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
@@ -24,17 +26,26 @@ class SaveEvaluation:
 
     ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` hold what was scored
     (LPS mm, all digits), so that ``python -m scripts.evaluate luna16`` gives the same numbers from them; ``froc.json``,
-    ``froc.csv`` and ``froc.png`` are those of that command.
+    ``froc.csv`` and ``froc.png`` are those of that command. ``outlines.json`` holds the outlines' scores.
 
     Args:
         metric: the evaluation's metric.
         output_dir: gets the files; made where it is missing.
+        outlines: the metric of the outlines; ``None`` leaves their file out.
         resamples: of the bootstrap over scans; 0 for none.
         seed: of the bootstrap.
     """
 
-    def __init__(self, metric: FrocMetric, output_dir: str, resamples: int = 1000, seed: int = 0) -> None:
-        self.metric, self.output_dir = metric, Path(output_dir)
+    def __init__(
+        self,
+        metric: FrocMetric,
+        output_dir: str,
+        outlines: OutlineMetric | None = None,
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        self.metric, self.output_dir, self.outlines = metric, Path(output_dir), outlines
         self.resampling = Resampling(resamples, seed)
 
     def attach(self, engine: Engine) -> None:
@@ -59,8 +70,29 @@ class SaveEvaluation:
         score = Score.of(self.metric.matches, self.resampling)
         system = System("predictions", score, scans_without_candidates=empty)
         write_evaluation(folder, [system])
+        if self.outlines is not None and self.outlines.scores is not None:
+            write_outlines(folder, self.outlines.scores)
         logger.info("%s\n%s", folder / "froc.json", "\n".join([text_table([system]), *scan_lists(system)]))
         return system
+
+
+def write_outlines(folder: Path, scores: OutlineScores) -> Path:
+    """Write ``outlines.json`` and log its summary; see docs/evaluation.md for the three settings."""
+    record = scores.to_dict()
+    path = write_bytes(folder / "outlines.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
+    return path
+
+
+def _outline_lines(summary: dict[str, Any]) -> list[str]:
+    """Mean Dice and the others, one line for each setting."""
+    lines = []
+    for setting, sizes in summary.items():
+        if sizes is not None:
+            means = {name: sizes["all"][name]["mean"] for name in ("dice", "iou", "hd95_mm", "surface_dice_1mm")}
+            shown = ", ".join(f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in means.items())
+            lines.append(f"outlines, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}")
+    return lines
 
 
 def scan_names(scans: Sequence[ScoredScan]) -> dict[str, ScoredScan]:

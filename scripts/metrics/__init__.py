@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .bootstrap import BAND_RATES, Confidence, Interval, confidence_of
-from .cpm import CpmMetric, FrocMetric, ScanTruth, ScoredScan, froc, match_scans
+from .cpm import ScanTruth, ScoredScan, froc, match_scans
 from .luna16 import (
     MAX_CANDIDATES,
     RATES,
@@ -32,6 +32,7 @@ from .outlines import (
     summarise,
 )
 from .overlap import MISSED, Overlap, compare_masks
+from .running import FrocMetric, OutlineMetric
 
 __all__ = [
     "BAND_RATES",
@@ -43,13 +44,13 @@ __all__ = [
     "Candidates",
     "Confidence",
     "Counts",
-    "CpmMetric",
     "Findings",
     "Froc",
     "FrocMetric",
     "Interval",
     "Matches",
     "NoduleOverlap",
+    "OutlineMetric",
     "OutlineScores",
     "OutlineSummary",
     "OutlinedDetections",

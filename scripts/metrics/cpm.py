@@ -1,23 +1,15 @@
-"""The LUNA16 evaluation of detections while the bundle runs: plain records in, and an ignite metric."""
+"""The LUNA16 evaluation of the bundle's own records: detections and truth of each scan."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
-from ignite.metrics import Metric
 
 from ..findings import Detection
 from ..geometry import FloatArray
 from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
-
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class ScanTruth:
@@ -83,65 +75,3 @@ def match_scans(detections: Sequence[Sequence[Detection]], truths: Sequence[Scan
 def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Froc:
     """Score all scans together; arguments as in :func:`match_scans`."""
     return froc_of(match_scans(detections, truths))
-
-
-class FrocMetric(Metric):
-    """CPM over the scans of a validation run, as an ignite metric.
-
-    Update with ``(detections, truth)`` of each scan of the batch. The value is the same on every rank and for any
-    number of ranks: the scans of all ranks are gathered, and one that a sampler gave twice to fill up counts once, by
-    its name. Without any nodule to find the CPM is undefined: the value is NaN, and a warning says so.
-
-    Attributes:
-        froc: curve, readings and counts of the last run; ``None`` before.
-        matches: what they were made of, for the bootstrap; ``None`` before.
-        scans: the scored scans of the last run, by name.
-    """
-
-    def reset(self) -> None:
-        self._seen: list[ScoredScan] = []
-        self.froc: Froc | None = None
-        self.matches: Matches | None = None
-        self.scans: tuple[ScoredScan, ...] = ()
-
-    def update(self, output: Iterable[tuple[Sequence[Detection], ScanTruth]]) -> None:
-        self._seen += [ScoredScan(tuple(detections), truth) for detections, truth in output]
-
-    def compute(self) -> float:
-        gathered: Any = idist.all_gather(self._seen) if idist.get_world_size() > 1 else [self._seen]
-        self.scans = _unique_scans([scan for part in gathered for scan in part])
-        self.matches = match_scans([s.detections for s in self.scans], [s.truth for s in self.scans])
-        self.froc = froc_of(self.matches)
-        if self.froc.cpm is None:
-            logger.warning("The CPM of %d scans is undefined: they have no nodule to find.", len(self.scans))
-            return math.nan
-        return self.froc.cpm
-
-
-CpmMetric = FrocMetric
-
-
-def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
-    """Each named scan once, by name; scans without a name as they came.
-
-    Raises:
-        ValueError: one name stands for two different scans.
-    """
-    unique: dict[str, ScoredScan] = {}
-    nameless = []
-    for scan in scans:
-        if not scan.truth.name:
-            nameless.append(scan)
-        elif not _same_truth(unique.setdefault(scan.truth.name, scan).truth, scan.truth):
-            raise ValueError(
-                f"expected one scan of the name {scan.truth.name!r}, got two with different findings; "
-                "give every scan of the run a name of its own"
-            )
-    return (*(unique[name] for name in sorted(unique)), *nameless)
-
-
-def _same_truth(first: ScanTruth, second: ScanTruth) -> bool:
-    return all(
-        np.array_equal(getattr(first, part), getattr(second, part))
-        for part in ("centres_ras_mm", "diameters_mm", "is_nodule")
-    )

@@ -48,11 +48,20 @@ def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
     items = load_datalist([first, second], "training")
     folder = tmp_path / "a"
     assert items == [
-        {"image": str(folder / "x.nii.gz"), "mask": str(folder / "m" / "x.nii.gz")},
-        {"image": elsewhere, "box": []},
+        {"name": "x", "image": str(folder / "x.nii.gz"), "mask": str(folder / "m" / "x.nii.gz")},
+        {"name": "elsewhere", "image": elsewhere, "box": []},
     ]
     assert load_datalist(first, "training") == items[:1]
     assert load_datalist([first, second], "validation") == []
+
+
+def test_scans_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/1.2.3.mhd", "b/1.2.3.mhd", "b/x.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    first = write(tmp_path / "a" / "list.json", training=[{"image": "1.2.3.mhd"}])
+    second = write(tmp_path / "b" / "list.json", training=[{"image": "1.2.3.mhd"}, {"image": "x.nii", "name": "A B"}])
+    assert [item["name"] for item in load_datalist([first, second], "training")] == ["1.2.3", "1.2.3-2", "A_B"]
 
 
 def test_missing_datalist_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from scripts.evaluate.handler import SaveEvaluation
 from scripts.findings import Detection
-from scripts.metrics import RATES, CpmMetric, Froc, FrocMetric, ScanTruth, ScoredScan, froc
+from scripts.metrics import RATES, Froc, FrocMetric, ScanTruth, ScoredScan, froc
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
 
@@ -210,7 +210,7 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
         [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}],
     ]
     engine = Engine(lambda _, batch: batch)
-    metric = CpmMetric(output_transform=from_engine("pred"))
+    metric = FrocMetric(output_transform=from_engine("pred"))
     metric.attach(engine, "cpm")
     expected = froc([[at(0.0, 0.9)], [at(90.0, 0.95)], []], [nodule, nodule, NOTHING])
     assert 0.0 < expected.cpm < 0.5  # type: ignore[operator]
@@ -224,7 +224,7 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
 
 
 def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    metric = CpmMetric()
+    metric = FrocMetric()
     metric.update([([at(0.0, 0.9)], NOTHING)])
     assert math.isnan(metric.compute())
     assert "CPM of 1 scans is undefined" in caplog.text
@@ -242,7 +242,7 @@ def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
 
 def test_a_scan_seen_twice_counts_once() -> None:
     one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
-    metric = CpmMetric()
+    metric = FrocMetric()
     metric.update([([at(0.0, 0.9)], one), ([at(9.0, 0.5)], two), ([at(0.0, 0.9)], one)])
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
@@ -251,7 +251,7 @@ def test_a_scan_seen_twice_counts_once() -> None:
 
 
 def test_scans_without_a_name_all_count() -> None:
-    metric = CpmMetric()
+    metric = FrocMetric()
     metric.update([([], truth((0.0, 10.0, True)))] * 2)
     metric.compute()
     assert metric.froc is not None
@@ -259,7 +259,7 @@ def test_scans_without_a_name_all_count() -> None:
 
 
 def test_two_scans_of_one_name_are_refused() -> None:
-    metric = CpmMetric()
+    metric = FrocMetric()
     metric.update([([], named("a", (0.0, 10.0, True))), ([], named("a", (1.0, 10.0, True)))])
     with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
         metric.compute()

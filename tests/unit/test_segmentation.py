@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 
 from scripts.findings import Detection, Nodule
 from scripts.geometry import voxel_volume_mm3
-from scripts.segmentation import OutlineNodulesd, logits_at, outline_nodules, piece_at
+from scripts.segmentation import OutlineNodulesd, OutlineSettings, logits_at, outline_nodules, piece_at
 
 Array = npt.NDArray[np.float64]
 Field = Callable[[Array], Array]  # of RAS positions [..., 3] in mm
@@ -75,9 +75,7 @@ def outline(
         map_affine,
         np.full(shape, 30, dtype=np.int16),
         scan_affine,
-        stride=2,
-        mask_threshold=mask_threshold,
-        margin_mm=margin_mm,
+        settings=OutlineSettings(stride=2, mask_threshold=mask_threshold, margin_mm=margin_mm),
     )
 
 

@@ -1,0 +1,110 @@
+"""Metrics of a running evaluation, for ignite: they collect records scan by scan and score all of them at the end.
+
+The value is the same on every rank and for any number of ranks: the scans of all ranks are gathered, and one that a
+sampler gave twice to fill up counts once, by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.metrics import Metric
+
+from ..findings import Detection
+from .cpm import ScanTruth, ScoredScan, match_scans
+from .luna16 import Froc, Matches, froc_of
+from .outlines import OutlineScores, join_outlines
+
+logger = logging.getLogger(__name__)
+
+
+class FrocMetric(Metric):
+    """CPM over the scans of a validation run.
+
+    Update with ``(detections, truth)`` of each scan of the batch. Without any nodule to find the CPM is undefined: the
+    value is NaN, and a warning says so.
+
+    Attributes:
+        froc: curve, readings and counts of the last run; ``None`` before.
+        matches: what they were made of, for the bootstrap; ``None`` before.
+        scans: the scored scans of the last run, by name.
+    """
+
+    def reset(self) -> None:
+        self._seen: list[ScoredScan] = []
+        self.froc: Froc | None = None
+        self.matches: Matches | None = None
+        self.scans: tuple[ScoredScan, ...] = ()
+
+    def update(self, output: Iterable[tuple[Sequence[Detection], ScanTruth]]) -> None:
+        self._seen += [ScoredScan(tuple(detections), truth) for detections, truth in output]
+
+    def compute(self) -> float:
+        self.scans = _unique_scans(_of_all_ranks(self._seen))
+        self.matches = match_scans([s.detections for s in self.scans], [s.truth for s in self.scans])
+        self.froc = froc_of(self.matches)
+        if self.froc.cpm is None:
+            logger.warning("The CPM of %d scans is undefined: they have no nodule to find.", len(self.scans))
+            return math.nan
+        return self.froc.cpm
+
+
+class OutlineMetric(Metric):
+    """Mean Dice of the outlines of all reference nodules, a missed one counting 0; NaN without any.
+
+    Update with ``(scan, scores)`` of each scan of the batch: its name and its :class:`.outlines.OutlineScores`.
+
+    Attributes:
+        scores: of all scans of the last run, in the three settings; ``None`` before.
+    """
+
+    def reset(self) -> None:
+        self._seen: list[tuple[str, OutlineScores]] = []
+        self.scores: OutlineScores | None = None
+
+    def update(self, output: Iterable[tuple[str, OutlineScores]]) -> None:
+        self._seen += list(output)
+
+    def compute(self) -> float:
+        seen = _of_all_ranks(self._seen)
+        by_name = dict(seen)
+        self.scores = join_outlines([by_name[name] for name in sorted(by_name)])
+        dices = [n.overlap.dice for n in self.scores.every_nodule if n.overlap.dice is not None]
+        return float(np.mean(dices)) if dices else math.nan
+
+
+def _of_all_ranks(seen: list[Any]) -> list[Any]:
+    """What every rank has collected, joined."""
+    gathered: Any = idist.all_gather(seen) if idist.get_world_size() > 1 else [seen]
+    return [record for part in gathered for record in part]
+
+
+def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
+    """Each named scan once, by name; scans without a name as they came.
+
+    Raises:
+        ValueError: one name stands for two different scans.
+    """
+    unique: dict[str, ScoredScan] = {}
+    nameless = []
+    for scan in scans:
+        if not scan.truth.name:
+            nameless.append(scan)
+        elif not _same_truth(unique.setdefault(scan.truth.name, scan).truth, scan.truth):
+            raise ValueError(
+                f"expected one scan of the name {scan.truth.name!r}, got two with different findings; "
+                "give every scan of the run a name of its own"
+            )
+    return (*(unique[name] for name in sorted(unique)), *nameless)
+
+
+def _same_truth(first: ScanTruth, second: ScanTruth) -> bool:
+    return all(
+        np.array_equal(getattr(first, part), getattr(second, part))
+        for part in ("centres_ras_mm", "diameters_mm", "is_nodule")
+    )
