@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def build(preset: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return preset()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Narrow networks gain nothing from a second thread, and on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=SMALL)
 def small(request: pytest.FixtureRequest) -> nn.Module:
     """A narrow network, as if trained; not to be changed."""
@@ -118,7 +128,7 @@ def test_items_of_a_batch_do_not_see_each_other(small: nn.Module) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=TOLERANCE)
 
 
-def test_channels_of_the_presets_do_not_depend_on_the_batch_in_full_size(full: nn.Module) -> None:
+def test_items_of_a_batch_do_not_see_each_other_in_full_size(full: nn.Module) -> None:
     batch = noise(2, 1, 16, 32, 48)
     with torch.no_grad():
         torch.testing.assert_close(full(batch)[1:], full(batch[1:]), rtol=0, atol=TOLERANCE)
@@ -152,23 +162,25 @@ def test_nodules_are_rare_before_training(name: str) -> None:
 
 def test_channels_last_gives_the_same_maps(full: nn.Module) -> None:
     image = noise(1, 1, 32, 16, 48)
-    ready = ready_network(as_if_trained(build(FULL[type(full).__name__.removesuffix("Net").lower()])), "cpu")
+    ready = ready_network(copy.deepcopy(full), "cpu")
     with torch.no_grad():
         torch.testing.assert_close(ready(image), full(image), rtol=0, atol=TOLERANCE)
 
 
-def test_bfloat16_stays_close_to_float32(full: nn.Module) -> None:
-    """bfloat16 keeps 8 bits: values stray by 0.1 of the maps' spread at most and 0.009 on average, where measured."""
+@pytest.mark.parametrize(("name", "most", "mean"), [("compact", 0.15, 0.015), ("paper", 0.3, 0.04)])
+def test_bfloat16_stays_close_to_float32(name: str, most: float, mean: float) -> None:
+    """bfloat16 keeps 8 bits. Where measured, values strayed by 0.09 of the maps' spread at most and 0.009 on average
+    for compact, and by 0.18 and 0.026 through the paper's six encoder layers."""
+    network = as_if_trained(build(FULL[name]))
     image = noise(1, 1, 32, 48, 16)
     with torch.no_grad():
-        exact = full(image)
+        exact = network(image)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = full(image)
+            rough = network(image)
     assert rough.dtype == torch.bfloat16
-    spread = exact.std(dim=(0, 2, 3, 4), keepdim=True)
-    strayed = (rough.float() - exact).abs() / spread
-    assert strayed.max() < 0.15
-    assert strayed.mean() < 0.015
+    strayed = (rough.float() - exact).abs() / exact.std(dim=(0, 2, 3, 4), keepdim=True)
+    assert strayed.max() < most
+    assert strayed.mean() < mean
 
 
 # --- other runtimes ---------------------------------------------------------------------------------------------------
@@ -195,7 +207,8 @@ def test_exported_program_equals_the_network(small: nn.Module) -> None:
 
 def onnx_session(network: nn.Module, example: Tensor, path: Path) -> onnxruntime.InferenceSession:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        # The exporter of torch 2.13 asks its own tree library an old question.
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
         torch.onnx.export(network, (example,), str(path), dynamo=True, opset_version=20, verbose=False)
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
