@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from scripts.network import CompactNet, compact, mask_on_voxels
-from tests.unit.test_presets import TOLERANCE, as_if_trained, noise
+from tests.networks import TOLERANCE, as_if_trained, noise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LARGEST = 2_500_000  # parameters; the paper's network has 4 955 794
 

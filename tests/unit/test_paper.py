@@ -11,7 +11,9 @@ from torch import nn
 from scripts.network import PaperNet, paper
 from scripts.network.blocks import SqueezeExcitation
 from scripts.network.paper import STRIDES
-from tests.unit.test_presets import TOLERANCE, as_if_trained, noise
+from tests.networks import TOLERANCE, as_if_trained, noise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PUBLISHED = {
     "stem and stages": 1_423_456,

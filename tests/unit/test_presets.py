@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from scripts.errors import UserError
 from scripts.network import PresetError, choose_preset, compact, paper, preset_of, ready_network
 from scripts.network.blocks import COARSEST_STRIDE, PRIOR_PROBABILITY
+from tests.networks import TOLERANCE, as_if_trained, noise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = [(16, 32, 48), (48, 16, 32), (32, 64, 16)]
-TOLERANCE = 2e-5  # float32 rounding through the network, for maps that spread over about one
 
 # Narrow ones of every kind that is built otherwise, and the presets as they are.
 SMALL: dict[str, Callable[[], nn.Module]] = {
@@ -39,39 +41,9 @@ CHANNELS = {"compact": 13, "compact, a mask logit per cell": 6, "compact without
 WITHOUT_QUERIES = ("compact without encoder", "encoder.level_embedding")  # nothing reads it there
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def as_if_trained(network: nn.Module) -> nn.Module:
-    """In evaluation, and without the zeros and ones of a fresh network, behind which a fault could hide."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "attention.offsets" in name or "attention.weights" in name or name.endswith("shares"):
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            elif name in ("detect.weight", "mask.weight"):
-                parameter.mul_(20.0)  # maps that spread over about one, as trained ones do
-        for name, buffer in network.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-    return network.eval()
-
-
 def build(preset: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return preset()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Narrow networks gain nothing from a second thread, and on a busy machine threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=SMALL)
