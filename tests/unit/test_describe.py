@@ -86,7 +86,8 @@ def test_parts_of_a_network_small_enough_to_count_by_hand() -> None:
     assert (stem.text, stem.outputs, stem.parameters) == ("convolution 2³", ((2, 4),), 4 * 8 + 4)
     assert stem.flops == pytest.approx(2 * 4 * 8 / 8)
     convolutions = 4 * 4 * (1 / 8 + 1 + 27 + 27)  # coarse map, skip, two of the residual block
-    assert up.flops == pytest.approx((2 * convolutions + upsampling) / 8)
+    upsampling = 4 * 8  # multiply-adds: 4 channels read 8 voxels each
+    assert up.flops == pytest.approx(2 * (convolutions + upsampling) / 8)
     assert (detect.parameters, detect.flops) == (25, pytest.approx(2 * 4 * 5 / 8))
 
 
