@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from scripts.prepare.phantom import Chest, make_chest
@@ -13,6 +15,15 @@ from scripts.prepare.phantom_command import phantom
 # The same examples in every run, and no time limit for one of them: a busy machine must not decide whether a law holds.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For narrow networks, which gain nothing from more threads; on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

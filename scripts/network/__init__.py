@@ -1,6 +1,23 @@
-"""The networks: blocks, deformable attention, one builder per preset, and weights."""
+"""The networks: blocks, deformable attention, one builder per preset, the choice between them, and weights."""
 
-from .checkpoint import CheckpointError, DeviceError, load_weights, ready_network
+from .blocks import mask_on_voxels
+from .checkpoint import CheckpointError, DeviceError, load_weights, ready_network, save_weights
 from .compact import CompactNet, compact
+from .paper import PaperNet, paper
+from .presets import PresetError, choose_preset, preset_of
 
-__all__ = ["CheckpointError", "CompactNet", "DeviceError", "compact", "load_weights", "ready_network"]
+__all__ = [
+    "CheckpointError",
+    "CompactNet",
+    "DeviceError",
+    "PaperNet",
+    "PresetError",
+    "choose_preset",
+    "compact",
+    "load_weights",
+    "mask_on_voxels",
+    "paper",
+    "preset_of",
+    "ready_network",
+    "save_weights",
+]

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same window
+DETECTION_CHANNELS = 5  # nodule logit, offset (3), log diameter
+PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the first steps' background loss small
+
+
+def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
+    """Refuse an image ``[B, C, I, J, K]`` whose sizes are no multiples; raises ValueError."""
+    i, j, k = image.shape[2], image.shape[3], image.shape[4]
+    if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
+        raise ValueError(
+            f"image: expected sizes that are multiples of {multiple} voxels, got ({i}, {j}, {k}); pad it, or choose "
+            "such a window_size"
+        )
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -58,6 +76,62 @@ def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(x, size=reference.shape[2:], mode="trilinear", align_corners=False)
 
 
+def mask_on_voxels(mask_logits: Tensor, stride: int) -> Tensor:
+    """Bring the mask channels of output cells to voxels: ``[B, M, I, J, K] -> [B, 1, I·s, J·s, K·s]``.
+
+    Args:
+        mask_logits: M = stride³ logits of a cell's sub-voxels (moved from depth to space), or M = 1 logit of the whole
+            cell (upsampled trilinearly: as if the features had been, for a 1³ convolution commutes with that).
+        stride: voxels per cell, along each axis.
+
+    Raises:
+        ValueError: for any other M.
+    """
+    count = mask_logits.shape[1]
+    if count == stride * stride * stride:
+        return depth_to_space(mask_logits, stride)
+    if count == 1:
+        return F.interpolate(mask_logits, scale_factor=float(stride), mode="trilinear", align_corners=False)
+    raise ValueError(
+        f"mask logits: expected 1 or {stride * stride * stride} channels for a stride of {stride}, got {count}; "
+        "give the stride of the network that made them"
+    )
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by what the whole window holds (Hu et al. 2018), without a narrower hidden layer.
+
+    The window is part of the function: the same voxel in a larger window is scaled otherwise.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels, channels)
+        self.scale = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.sigmoid(self.scale(F.relu(self.hidden(x.mean(dim=(2, 3, 4))))))
+        return x * scale[:, :, None, None, None]
+
+
+class MultiDilation(nn.Module):
+    """Parallel 3³ convolutions that look less or more far, mixed with learned shares that sum to one."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.reach = nn.ModuleList(
+            nn.Conv3d(in_channels, out_channels, 3, padding=dilation, dilation=dilation) for dilation in dilations
+        )
+        self.shares = nn.Parameter(torch.zeros(len(dilations)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.shares.softmax(0)
+        mixed: list[Tensor] = []
+        for number, convolution in enumerate(self.reach):
+            mixed.append(shares[number] * convolution(x))
+        return torch.stack(mixed).sum(0)
+
+
 class FuseUp(nn.Module):
     """Decoder step: project the coarse map, upsample, add the projected skip, refine by one residual block."""
 
@@ -69,3 +143,10 @@ class FuseUp(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip)))
+
+
+def detection_head(channels: int) -> nn.Conv3d:
+    """A 1³ convolution to nodule logit, offset (3) and log diameter; nodules are rare before training."""
+    head = nn.Conv3d(channels, DETECTION_CHANNELS, 1)
+    nn.init.constant_(head.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
+    return head

@@ -1,7 +1,9 @@
-"""Weights into networks."""
+"""Weights into networks, and out of them."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from .presets import PRESET_NAME, preset_of
 
 
 class CheckpointError(UserError, ValueError):
@@ -42,9 +45,20 @@ def ready_network(network: nn.Module, device: torch.device | str, checkpoint: st
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`."""
+    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`.
+
+    A file that names its preset is refused by a network of another one. A file or a network without a name (older, or
+    made by other tools) is judged by its tensors alone.
+    """
     state = _read_state(checkpoint)
-    own = network.state_dict()
+    written, wanted = preset_of(state), preset_of(network)
+    if written and wanted and written != wanted:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: expected weights of the preset {wanted}, got those of the preset {written}; "
+            f"use --preset {written}, or the weights of {wanted}."
+        )
+    own = {name: value for name, value in network.state_dict().items() if name != PRESET_NAME}
+    state = {name: value for name, value in state.items() if name != PRESET_NAME}
     wrong = [n for n in own if n not in state or not _fits(state[n], own[n])]
     extra = [n for n in state if n not in own]
     if wrong or extra:
@@ -53,7 +67,32 @@ def load_weights(network: nn.Module, checkpoint: str) -> None:
             f"of which {len(extra)} do not belong to it; {len(wrong)} are missing or of another shape "
             f"(first: {(wrong + extra)[0]}). Use the weights of this network, or the network of these weights."
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)  # not strict for the name alone: all else was compared above
+
+
+def save_weights(network: nn.Module, path: str | Path) -> None:
+    """Write the network's state dict (plain tensors, on the CPU) to ``path``.
+
+    The file is complete or not there: an interrupted run leaves the former one.
+
+    Raises:
+        CheckpointError: when it cannot be written.
+    """
+    path = Path(path)
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:  # given a path, torch would write its name into the file
+            torch.save(state, file)
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise CheckpointError(
+            f"checkpoint {path}: expected a place to write weights to, got {type(error).__name__} "
+            f"({str(error).splitlines()[0]}); choose another folder, or make room."
+        ) from error
 
 
 def _read_state(checkpoint: str) -> dict[Any, Any]:

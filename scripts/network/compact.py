@@ -3,38 +3,34 @@
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
 Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
 out as the 2³ sub-voxels of a cell); one or two residual blocks a stage and plain additions instead of squeeze-and-
-excitation and multi-dilation fusion; no position code (see :class:`.deformable_attention.DeformableEncoder`).
+excitation and multi-dilation fusion; no position code (see :class:`.deformable_attention.DeformableEncoder`); no
+auxiliary maps while training. The network as published is :mod:`.paper`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import FuseUp, conv_bn, residual_stage, space_to_depth
+from .blocks import (
+    DETECTION_CHANNELS,
+    FuseUp,
+    conv_bn,
+    detection_head,
+    require_multiples,
+    residual_stage,
+    space_to_depth,
+)
 from .deformable_attention import DeformableEncoder
 
 STRIDE = 2  # voxels per output cell, along each axis
-COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same window
-PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the first steps' background loss small
-
-
-def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
-    """Refuse an image ``[B, C, I, J, K]`` whose sizes are no multiples; raises ValueError."""
-    i, j, k = image.shape[2], image.shape[3], image.shape[4]
-    if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
-        raise ValueError(
-            f"image: expected sizes that are multiples of {multiple} voxels, got ({i}, {j}, {k}); pad it, or choose "
-            "such a window_size"
-        )
 
 
 class CompactNet(nn.Module):
-    """``[B, 1, I, J, K] -> [B, 13, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logits (8).
+    """``[B, 1, I, J, K] -> [B, 5 + M, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logits (M).
 
     The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decoding`.
 
@@ -44,9 +40,13 @@ class CompactNet(nn.Module):
         dim: channels of the deformable encoder, which runs over strides 8 and 16.
         layers: encoder layers; 0 leaves the encoder out.
         heads, points, feed_forward, dropout: of the encoder.
+        mask_logits: M; 8 for one logit a sub-voxel, or 1 a cell (see :func:`.blocks.mask_on_voxels`).
+
+    Attributes:
+        out_channels: 5 + M.
 
     Raises:
-        ValueError: on a call whose I, J or K is no multiple of :data:`COARSEST_STRIDE`.
+        ValueError: for another M; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
     """
 
     def __init__(
@@ -60,8 +60,12 @@ class CompactNet(nn.Module):
         points: int,
         feed_forward: int,
         dropout: float,
+        mask_logits: int,
     ) -> None:
         super().__init__()
+        if mask_logits not in (1, STRIDE**3):
+            raise ValueError(f"mask_logits: expected 1 (per cell) or {STRIDE**3} (sub-voxels), got {mask_logits}")
+        self.out_channels = DETECTION_CHANNELS + mask_logits
         w2, w4, w8, w16 = widths
         self.stem = conv_bn(STRIDE**3, w2)
         self.stage2 = residual_stage(w2, w2, blocks[0], stride=1)
@@ -76,9 +80,8 @@ class CompactNet(nn.Module):
         self.up8 = FuseUp(dim, dim, w8)
         self.up4 = FuseUp(w8, w4, w4)
         self.up2 = FuseUp(w4, w2, w2)
-        self.detect = nn.Conv3d(w2, 5, 1)
-        self.mask = nn.Conv3d(w2, STRIDE**3, 1)
-        nn.init.constant_(self.detect.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
+        self.detect = detection_head(w2)
+        self.mask = nn.Conv3d(w2, mask_logits, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         require_multiples(image)
@@ -92,9 +95,26 @@ class CompactNet(nn.Module):
 
 
 def compact(
-    widths: Sequence[int] = (32, 48, 64, 96), layers: int = 3, dim: int = 64, heads: int = 4, dropout: float = 0.0
+    widths: Sequence[int] = (32, 48, 64, 96),
+    blocks: Sequence[int] = (1, 2, 2, 1),
+    *,
+    layers: int = 3,
+    dim: int = 64,
+    heads: int = 4,
+    points: int = 4,
+    feed_forward: int = 256,
+    dropout: float = 0.0,
+    mask_logits: int = 8,
 ) -> CompactNet:
     """The preset that the released weights belong to; see :class:`CompactNet` for the arguments."""
     return CompactNet(
-        widths, (1, 2, 2, 1), dim=dim, layers=layers, heads=heads, points=4, feed_forward=4 * dim, dropout=dropout
+        widths,
+        blocks,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        points=points,
+        feed_forward=feed_forward,
+        dropout=dropout,
+        mask_logits=mask_logits,
     )

@@ -43,6 +43,23 @@ def cell_centres(features: Tensor) -> Tensor:
     return torch.stack([i, j, k], dim=-1).reshape(-1, 3)
 
 
+def sine_code(centres: Tensor, dim: int) -> Tensor:
+    """Code of positions as sines and cosines of falling rate (DETR's, normalised: one turn is the window).
+
+    Args:
+        centres: ``[Q, 3]``, fractions of the window; see :func:`cell_centres`.
+        dim: channels, at least 6: ``dim // 6`` rates, each with sine and cosine for i, j and k; the rest is zero.
+
+    Returns:
+        ``[Q, dim]``, in the type of ``centres``.
+    """
+    rates = dim // 6
+    falling = 10000.0 ** (-torch.arange(rates, dtype=centres.dtype, device=centres.device) / rates)
+    angles = 2.0 * torch.pi * centres[:, :, None] * falling
+    code = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    return F.pad(code, (0, dim - 6 * rates))
+
+
 def split_maps(tokens: Tensor, shapes: list[list[int]]) -> list[Tensor]:
     """Cut joined tokens ``[B, ΣI·J·K, C]`` back into one ``[B, C, I, J, K]`` per level."""
     maps: list[Tensor] = []
@@ -145,8 +162,9 @@ class DeformableEncoderLayer(nn.Module):
 class DeformableEncoder(nn.Module):
     """A stack of layers over several feature maps of one window; maps go in and come out.
 
-    A learned embedding tells the levels apart. There is no position code: a window is a random cut of the chest, so
-    where a voxel lies in it means nothing, and without the code the window's size is no part of the function.
+    A learned embedding tells the levels apart. There is no position code unless asked for: a window is a random cut of
+    the chest, so where a voxel lies in it means nothing, and without the code the window's size is no part of the
+    function.
 
     Args:
         dim: channels of every map.
@@ -155,12 +173,25 @@ class DeformableEncoder(nn.Module):
         heads, points: see :class:`DeformableAttention`.
         feed_forward: hidden width of the feed-forward part.
         dropout: rate in training.
+        position_code: add :func:`sine_code` to the level embedding, as LWNet does.
     """
 
     def __init__(
-        self, dim: int, levels: int, layers: int, *, heads: int, points: int, feed_forward: int, dropout: float
+        self,
+        dim: int,
+        levels: int,
+        layers: int,
+        *,
+        heads: int,
+        points: int,
+        feed_forward: int,
+        dropout: float,
+        position_code: bool = False,
     ) -> None:
         super().__init__()
+        if position_code and dim < 6:
+            raise ValueError(f"dim: expected at least 6 channels for a position code, got {dim}")
+        self.dim, self.position_code = dim, position_code
         self.level_embedding = nn.Parameter(torch.zeros(levels, dim))
         nn.init.normal_(self.level_embedding, std=0.02)
         self.layers = nn.ModuleList(
@@ -180,6 +211,8 @@ class DeformableEncoder(nn.Module):
             positions.append(self.level_embedding[level].expand(tokens[level].shape[1], -1))
         joined = torch.cat(tokens, dim=1)
         place, where = torch.cat(positions), torch.cat(centres)
+        if self.position_code:
+            place = place + sine_code(where, self.dim)
         for layer in self.layers:
             joined = layer(joined, place, where, shapes)
         return split_maps(joined, shapes)

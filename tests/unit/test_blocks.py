@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,9 +15,13 @@ from torch import nn
 
 from scripts.network.blocks import (
     FuseUp,
+    MultiDilation,
     ResidualBlock,
+    SqueezeExcitation,
     conv_bn,
     depth_to_space,
+    detection_head,
+    mask_on_voxels,
     residual_stage,
     space_to_depth,
     upsample_to,
@@ -113,3 +118,85 @@ def test_fusing_reads_both_maps_and_answers_on_the_grid_of_the_skip() -> None:
     assert fused.shape == (2, 7, 4, 6, 8)
     assert not torch.allclose(fused, fuse(-coarse, skip), atol=1e-3)
     assert not torch.allclose(fused, fuse(coarse, -skip), atol=1e-3)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@given(sizes, st.integers(2, 3))
+def test_sub_voxel_logits_move_from_depth_to_space(cells: tuple[int, int, int], stride: int) -> None:
+    i, j, k = (n * stride for n in cells)
+    voxels = torch.arange(float(i * j * k)).reshape(1, 1, i, j, k)
+    assert torch.equal(mask_on_voxels(space_to_depth(voxels, stride), stride), voxels)
+
+
+def test_one_logit_a_cell_is_upsampled_between_cell_centres() -> None:
+    """Two cells with the logits 0 and 4, whose centres are two voxels apart: 0, 1, 3, 4."""
+    cells = torch.tensor([0.0, 4.0]).reshape(1, 1, 1, 1, 2)
+    voxels = mask_on_voxels(cells, 2)
+    assert voxels.shape == (1, 1, 2, 2, 4)
+    assert voxels[0, 0, 1, 0].tolist() == [0.0, 1.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("channels", [0, 2, 7, 27])
+def test_other_numbers_of_mask_logits_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=rf"expected 1 or 8 channels for a stride of 2, got {channels}"):
+        mask_on_voxels(torch.zeros(1, channels, 2, 3, 4), 2)
+
+
+def test_a_convolution_of_1_voxel_commutes_with_upsampling() -> None:
+    """Why heads may predict on cells: features upsampled then convolved equal maps convolved then upsampled."""
+    torch.manual_seed(0)
+    head = nn.Conv3d(5, 3, 1).double()
+    features = torch.randn(2, 5, 3, 4, 6, dtype=torch.float64)
+    voxels = torch.zeros(1, 1, 6, 8, 12)
+    upsampled_first, convolved_first = head(upsample_to(features, voxels)), upsample_to(head(features), voxels)
+    torch.testing.assert_close(upsampled_first, convolved_first, rtol=0, atol=1e-14)
+    assert convolved_first.std() > 0.1
+
+
+# --- blocks of the published network ----------------------------------------------------------------------------------
+
+
+def test_squeeze_and_excitation_by_hand() -> None:
+    """Channel means 1 and -2; the hidden layer adds them up and negates them; each channel has its own scale."""
+    block = SqueezeExcitation(2)
+    with torch.no_grad():
+        block.hidden.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+        block.hidden.bias.copy_(torch.tensor([0.5, 1.0]))
+        block.scale.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+        block.scale.bias.copy_(torch.tensor([-4.0, 0.0]))
+    x = torch.tensor([[0.0, 2.0], [-1.0, -3.0]]).reshape(1, 2, 1, 2, 1)
+    # hidden: relu(-1 + 0.5) = 0, relu(1 + 1) = 2; scales: sigmoid(0 + 4 - 4) = 1/2, sigmoid(-2)
+    expected = x * torch.tensor([0.5, 1.0 / (1.0 + math.exp(2.0))]).reshape(1, 2, 1, 1, 1)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_dilations_are_mixed_by_shares_that_sum_to_one() -> None:
+    """Each convolution copies the voxel that lies its dilation behind along k; the shares are 1/2, 1/3 and 1/6."""
+    block = MultiDilation(1, 1, (1, 2, 5))
+    with torch.no_grad():
+        for convolution in block.reach:
+            convolution.weight.zero_()
+            convolution.bias.zero_()
+            convolution.weight[0, 0, 1, 1, 2] = 1.0
+        block.shares.copy_(torch.tensor([3.0, 2.0, 1.0]).log())
+    x = torch.zeros(1, 1, 3, 2, 12)
+    x[0, 0, 1, 1, 8] = 6.0
+    mixed = block(x)
+    assert mixed.shape == x.shape
+    expected = torch.zeros_like(x)
+    for k, value in ((7, 3.0), (6, 2.0), (3, 1.0)):
+        expected[0, 0, 1, 1, k] = value
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_fresh_dilations_count_alike() -> None:
+    assert MultiDilation(2, 3, (1, 2, 5)).shares.softmax(0).tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_fresh_detection_head_starts_at_the_prior_of_a_nodule() -> None:
+    head = detection_head(7)
+    assert head.bias is not None
+    assert torch.sigmoid(head.bias[0]).item() == pytest.approx(0.01)
+    assert head.bias[1:].abs().max() < 0.5

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import UserError
-from scripts.network import CheckpointError, DeviceError, load_weights, ready_network
+from scripts.network import (
+    CheckpointError,
+    DeviceError,
+    choose_preset,
+    load_weights,
+    preset_of,
+    ready_network,
+    save_weights,
+)
+
+RELEASED = Path(__file__).resolve().parents[2] / "models" / "model.pt"
 
 
 def small_network(seed: int = 0, width: int = 3) -> nn.Sequential:
@@ -173,3 +183,78 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, plain: bool) -> N
 def test_a_missing_gpu_is_said() -> None:
     with pytest.raises(DeviceError, match="found none; use --device cpu"):
         ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def named(preset: str, seed: int = 0) -> nn.Module:
+    """The small network as the preset of that name: the same tensors for all names."""
+    return choose_preset({preset: lambda: small_network(seed)}, preset)
+
+
+def test_weights_of_another_preset_are_refused_even_if_they_would_fit(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, named("wide").state_dict()), named("deep"))
+    assert "expected weights of the preset deep, got those of the preset wide; use --preset wide" in message
+
+
+@pytest.mark.parametrize("written", [None, "deep"])
+@pytest.mark.parametrize("wanted", [None, "deep"])
+def test_a_name_on_one_side_only_is_no_obstacle(tmp_path: Path, written: str | None, wanted: str | None) -> None:
+    trained = named(written, seed=1) if written else small_network(seed=1)
+    fresh = named(wanted, seed=2) if wanted else small_network(seed=2)
+    load_weights(fresh, saved(tmp_path, trained.state_dict()))
+    assert preset_of(fresh) == wanted
+    for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_the_name_is_no_tensor_of_the_network_when_they_are_counted(tmp_path: Path) -> None:
+    assert "the 7 tensors of Sequential, got 2" in refusal(saved(tmp_path, nn.Linear(2, 2).state_dict()), named("deep"))
+
+
+@pytest.mark.parametrize("name", [torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8), "deep"])
+def test_what_is_no_name_counts_as_none(name: object) -> None:
+    assert preset_of({"preset_name": name}) is None
+
+
+def test_released_weights_say_their_preset() -> None:
+    assert preset_of(torch.load(RELEASED, weights_only=True)) == "compact"
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_weights_are_a_plain_state_dict_that_loads(tmp_path: Path) -> None:
+    trained, fresh = named("deep", seed=1), named("deep", seed=2)
+    path = tmp_path / "new" / "model.pt"
+    save_weights(ready_network(trained, "cpu"), path)
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+    state = torch.load(path, weights_only=True)
+    assert list(state) == list(trained.state_dict())
+    assert preset_of(state) == "deep"
+    load_weights(fresh, str(path))
+    for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_interrupted_saving_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    save_weights(small_network(seed=1), path)
+    before = path.read_bytes()
+
+    def fill_the_disk(state: object, file: io.BufferedWriter) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nsecond line")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match=r"got RuntimeError \(.*data/0\); choose another folder, or make room"):
+        save_weights(small_network(seed=2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="expected a place to write weights to"):
+        save_weights(small_network(), tmp_path / "file" / "model.pt")

@@ -15,6 +15,7 @@ from scripts.network.deformable_attention import (
     DeformableEncoder,
     cell_centres,
     sample_trilinear,
+    sine_code,
     split_maps,
 )
 
@@ -215,3 +216,57 @@ def test_encoder_tells_its_levels_apart() -> None:
     after = module(maps)
     torch.testing.assert_close(before[0], after[0])
     assert not torch.allclose(before[1], after[1], atol=1e-3)
+
+
+# --- the position code ------------------------------------------------------------------------------------------------
+
+
+def test_position_code_by_hand() -> None:
+    """14 channels: two rates (1 and 1/100 turn a window), sines and cosines of i, then j, then k; the rest is zero."""
+    code = sine_code(torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64), 14)
+    slow = [2.0 * np.pi * fraction / 100.0 for fraction in (0.25, 0.5, 0.75)]
+    expected = [
+        *(1.0, np.sin(slow[0]), 0.0, np.cos(slow[0])),
+        *(0.0, np.sin(slow[1]), -1.0, np.cos(slow[1])),
+        *(-1.0, np.sin(slow[2]), 0.0, np.cos(slow[2])),
+        *(0.0, 0.0),
+    ]
+    np.testing.assert_allclose(code[0], expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dim", [6, 12, 128])
+def test_every_place_has_its_own_code(dim: int) -> None:
+    code = sine_code(cell_centres(torch.zeros(1, 1, 3, 4, 5)), dim)
+    assert code.shape == (60, dim)
+    apart = torch.cdist(code, code) + torch.eye(60)
+    assert apart.min() > 0.1
+
+
+def with_code(position_code: bool) -> DeformableEncoder:
+    torch.manual_seed(0)
+    module = DeformableEncoder(
+        8, 2, 1, heads=2, points=2, feed_forward=16, dropout=0.0, position_code=position_code
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("attention.offsets.weight"):
+                parameter.normal_(std=0.1)
+    return module
+
+
+@pytest.mark.parametrize("position_code", [False, True])
+def test_only_the_position_code_sees_where_in_the_window_a_cell_lies(position_code: bool) -> None:
+    """On maps that change along i alone, far from the border, without the code all cells along k are alike."""
+    maps = [random(1, 8, n, 1, 1).float().expand(1, 8, n, n, n) for n in (31, 21)]
+    inner = with_code(position_code)(maps)[1][0, :, 10, 10, 8:13]
+    spread = (inner - inner[:, :1]).abs().max().item()
+    assert spread > 1e-2 if position_code else spread < 1e-5
+
+
+def test_position_code_has_no_weights() -> None:
+    assert list(with_code(True).state_dict()) == list(with_code(False).state_dict())
+
+
+def test_position_code_needs_a_channel_for_each_axis() -> None:
+    with pytest.raises(ValueError, match="at least 6 channels for a position code, got 4"):
+        DeformableEncoder(4, 1, 1, heads=2, points=1, feed_forward=4, dropout=0.0, position_code=True)
