@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .discovery import scan_stem, with_unique_names
 from .errors import UserError
 from .geometry import apply_affine, swap_lps_ras
-from .discovery import scan_stem, with_unique_names
 from .reader import ScanError, read_grid
 from .transforms.nodules import IGNORED, NODULE
 
@@ -32,8 +32,9 @@ class DatalistError(UserError, ValueError):
 def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
     """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
 
-    Relative ``image`` and ``mask`` paths start at their datalist's folder. Each item gets a ``name`` of its own: the one
-    it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the section adds nothing.
+    Relative ``image`` and ``mask`` paths start at their datalist's folder. Each item gets a ``name`` of its own: the
+    one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the section adds
+    nothing.
 
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or

@@ -11,6 +11,7 @@ from ..findings import Detection
 from ..geometry import FloatArray
 from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
 
+
 @dataclass(frozen=True)
 class ScanTruth:
     """Reference of one scan, RAS mm.
