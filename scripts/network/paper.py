@@ -73,20 +73,36 @@ class LevelEncoder(nn.Module):
     """The deformable encoder over some of the levels; the others pass unchanged.
 
     Args:
-        widths: channels of each level.
-        chosen: whether the encoder sees each level.
-        encoder: for as many levels as are chosen.
+        widths: channels of the levels at :data:`STRIDES`.
+        levels: strides of those that the encoder sees.
         dim: its width; levels of another width are projected to it and back by 1³ convolutions.
+        layers, heads, points, feed_forward, dropout: of the encoder.
+
+    Raises:
+        ValueError: for levels that are not among the strides, or none.
     """
 
-    def __init__(self, widths: Sequence[int], chosen: Sequence[bool], encoder: DeformableEncoder, dim: int) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        levels: Sequence[int],
+        dim: int,
+        layers: int,
+        *,
+        heads: int,
+        points: int,
+        feed_forward: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
-        self.chosen = list(chosen)
-        fits = [width == dim or not seen for width, seen in zip(widths, chosen, strict=True)]
-        levels = list(zip(widths, fits, strict=True))
-        self.project = nn.ModuleList(nn.Identity() if fit else nn.Conv3d(width, dim, 1) for width, fit in levels)
-        self.encoder = encoder
-        self.restore = nn.ModuleList(nn.Identity() if fit else nn.Conv3d(dim, width, 1) for width, fit in levels)
+        if not levels or not set(levels) <= set(STRIDES):
+            raise ValueError(f"levels: expected strides out of {STRIDES}, at least one, got {tuple(levels)}")
+        self.chosen = [stride in levels for stride in STRIDES]
+        fits = [(width, width == dim or not seen) for width, seen in zip(widths, self.chosen, strict=True)]
+        self.project = nn.ModuleList(nn.Identity() if fit else nn.Conv3d(width, dim, 1) for width, fit in fits)
+        sizes = {"heads": heads, "points": points, "feed_forward": feed_forward}
+        self.encoder = DeformableEncoder(dim, sum(self.chosen), layers, **sizes, dropout=dropout, position_code=True)
+        self.restore = nn.ModuleList(nn.Identity() if fit else nn.Conv3d(dim, width, 1) for width, fit in fits)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """One ``[B, width, I, J, K]`` per level to the same shapes."""
@@ -169,8 +185,6 @@ class PaperNet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        if not levels or not set(levels) <= set(STRIDES):
-            raise ValueError(f"levels: expected strides out of {STRIDES}, at least one, got {tuple(levels)}")
         self.out_channels = DETECTION_CHANNELS + 1
         w2, w4, w8, w16 = widths
         self.stem = full_resolution_stem(w2)
@@ -179,19 +193,10 @@ class PaperNet(nn.Module):
         self.stage8 = squeezed_stage(w4, w8, stride=2)
         self.stage16 = residual_stage(w8, w16, 2, stride=2)
         f2, f4 = fused_widths
-        self.fusion = LevelFusion(widths, lateral, (f2, f4, dim, dim), dilations)
-        chosen = [stride in levels for stride in STRIDES]
-        encoder = DeformableEncoder(
-            dim,
-            sum(chosen),
-            layers,
-            heads=heads,
-            points=points,
-            feed_forward=feed_forward,
-            dropout=dropout,
-            position_code=True,
-        )
-        self.encoder = LevelEncoder((f2, f4, dim, dim), chosen, encoder, dim)
+        fused = (f2, f4, dim, dim)
+        self.fusion = LevelFusion(widths, lateral, fused, dilations)
+        sizes = {"heads": heads, "points": points, "feed_forward": feed_forward}
+        self.encoder = LevelEncoder(fused, levels, dim, layers, **sizes, dropout=dropout)
         self.up8 = AddUp(dim, f4)
         self.up4 = AddUp(f4, f2)
         self.up2 = AddUp(f2, f2)

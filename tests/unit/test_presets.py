@@ -187,7 +187,7 @@ def onnx_session(network: nn.Module, example: Tensor, path: Path) -> onnxruntime
 
 @pytest.mark.parametrize("name", ["compact", "paper with four levels"])
 def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
-    network = as_if_trained(build(SMALL[name]))
+    network = as_if_trained(choose_preset(SMALL, name))
     example, image = noise(1, 1, 16, 32, 48), noise(1, 1, 16, 32, 48, seed=1)
     session = onnx_session(network, example, tmp_path / "model.onnx")
     (maps,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
