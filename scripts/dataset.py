@@ -72,7 +72,7 @@ class CachedScans(Dataset):
         rows = len(ready["label"])
         mask = np.asarray(ready["mask"][0]) if "mask" in ready else None
         if mask is not None and mask.max(initial=0) > rows:
-            raise ValueError(
+            raise DatalistError(
                 f"{item['mask']}: expected values 0 to {rows}, a nodule's being its number in the datalist from 1, "
                 f"got {mask.max():g}; correct the mask or the datalist's boxes"
             )
@@ -97,7 +97,7 @@ class CachedScans(Dataset):
             ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``, the item's or its file's.
 
         Raises:
-            ValueError: the mask holds a value that belongs to no nodule of the item.
+            DatalistError: the mask holds a value that belongs to no nodule of the item.
         """
         item = self.data[index]
         folder = self._folders.get(index) or self._folder(item)

@@ -1,72 +1,233 @@
-"""The training graph runs: a few iterations on small synthetic chests, validation, checkpoint, going on."""
+"""The training graph: it runs, goes on where it was cut, refuses what cannot work, and its evaluation writes files."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scripts.network import compact
+from scripts.network import preset_of
 from tests.bundle import ROOT, command
 
-QUICK = [
-    "--epoch_length",
-    "2",
-    "--batch_size",
-    "2",
-    "--num_workers",
-    "0",
-    "--val_interval",
-    "1",
-    "--precision",
-    "float32",
-]
+TRAIN = str(ROOT / "configs" / "train.json")
+QUICK = {
+    **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "val_interval": 1, "log_interval": 1},
+    **{"precision": "float32", "nodule_share": 0.8, "window_size": "[64,64,64]"},
+}
+NARROW = {"presets#paper#widths": "[4,4,8,8]", "presets#paper#fused_widths": "[4,4]", "presets#paper#lateral": 8} | {
+    f"presets#paper#{name}": value for name, value in (("dim", 16), ("layers", 1), ("heads", 2), ("feed_forward", 16))
+}
 
 
-def _train(data: Path, output: Path, *more: str) -> Any:
-    paths = ("--dataset_dir", str(data), "--output_dir", str(output))
-    return command("training", "--config_file", str(ROOT / "configs" / "train.json"), *paths, *QUICK, *more)
+def options(data: Path, output: Path, **more: Any) -> list[str]:
+    """The command line of a tiny training; ``#`` in names as ``__``."""
+    settings = {"dataset_dir": data, "output_dir": output, **QUICK, **more}
+    return [word for name, value in settings.items() for word in (f"--{name.replace('__', '#')}", str(value))]
 
 
-def test_training_runs_validates_saves_and_goes_on(small_data: Path, tmp_path: Path) -> None:
-    first = _train(small_data, tmp_path, "--max_epochs", "1")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "val_cpm" in first.stdout
-    network = compact()
-    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))  # the best by val_cpm
-    again = _train(small_data, tmp_path, "--max_epochs", "2")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on from" in again.stdout
-    assert "Epoch: 2/2" in again.stdout
-    assert "Epoch: 1/2" not in again.stdout
+def train(data: Path, output: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return command("training", "--config_file", TRAIN, *options(data, output, **more))
 
 
-def test_an_empty_training_list_is_refused(tmp_path: Path) -> None:
-    result = _train(tmp_path, tmp_path / "out", "--max_epochs", "1")
+def losses(log: str) -> list[str]:
+    """What the log says of each step, but for times."""
+    return re.findall(r"step (\d+ of \d+: [^;]*);", log)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return dict(torch.load(folder / "state.pt", weights_only=True))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal to the last bit, all the way down."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+@pytest.fixture(scope="module")
+def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A training of two epochs that ran through, and its log."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = train(small_data, folder, max_epochs=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout
+
+
+def test_a_training_leaves_weights_state_pictures_and_curves(whole: tuple[Path, str]) -> None:
+    folder, log = whole
+    assert [line.split(":")[0] for line in losses(log)] == [f"{n} of 4" for n in (1, 2, 3, 4)]
+    assert re.search(r"[\d.]+ s a step, \d+ % of it waiting for data, .* left", log)
+    assert re.search(r"epoch 2: val_cpm [\d.]+", log)
+    assert preset_of(torch.load(folder / "model.pt", weights_only=True)) == "compact"
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"epoch_0001.png", "epoch_0002.png"}
+    assert any(path.name.startswith("events") for path in (folder / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_one_others(
+    whole: tuple[Path, str], small_data: Path, tmp_path: Path
+) -> None:
+    again = train(small_data, tmp_path / "again", max_epochs=2)
+    assert losses(again.stdout) == losses(whole[1])
+    assert same(state(tmp_path / "again"), state(whole[0]))
+    other = train(small_data, tmp_path / "other", max_epochs=1, seed=1)
+    assert losses(other.stdout)[0].split(":")[1] != losses(whole[1])[0].split(":")[1]
+
+
+def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
+    whole: tuple[Path, str], small_data: Path, tmp_path: Path
+) -> None:
+    """Killed in the second epoch: its first step is done again, with the same result."""
+    line = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
+    with subprocess.Popen(
+        [*line, *options(small_data, tmp_path, max_epochs=2)], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        seen = ""
+        for text in process.stdout:
+            seen += text
+            if "step 3 of 4" in text:
+                process.kill()
+    assert state(tmp_path)["progress"]["epoch"] == 1
+    rest = train(small_data, tmp_path, max_epochs=2)
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert "going on from" in rest.stdout
+    assert losses(seen)[:2] + losses(rest.stdout) == losses(whole[1])
+    assert losses(seen)[2] == losses(rest.stdout)[0]
+    assert same(state(tmp_path), state(whole[0]))
+    for name, value in torch.load(whole[0] / "model.pt", weights_only=True).items():
+        assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)[name], value)
+
+
+def test_the_other_preset_is_one_override_and_its_weights_are_no_ones_else(small_data: Path, tmp_path: Path) -> None:
+    result = train(small_data, tmp_path / "paper", max_epochs=1, preset="paper", **NARROW)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert preset_of(torch.load(tmp_path / "paper" / "model.pt", weights_only=True)) == "paper"
+    assert (tmp_path / "paper" / "pictures" / "epoch_0001.png").exists()
+    refused = train(small_data, tmp_path / "compact", max_epochs=1, checkpoint=tmp_path / "paper" / "model.pt")
+    assert refused.returncode != 0
+    assert "expected weights of the preset compact, got those of the preset paper; use --preset paper" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_unknown_preset_is_refused(small_data: Path, tmp_path: Path) -> None:
+    result = train(small_data, tmp_path, preset="papre")
     assert result.returncode != 0
-    assert "expected at least one scan, got none" in result.stderr
+    assert "preset: expected one of compact, paper, got 'papre'" in result.stderr
 
 
-@pytest.mark.parametrize("option", ["--learning_rat", "--train#trainer#max_epoch"])
+@pytest.mark.parametrize("option", ["learning_rat", "train__trainer__max_epoch"])
 def test_an_unknown_override_is_refused(option: str, tmp_path: Path) -> None:
-    result = _train(tmp_path, tmp_path / "out", option, "1")
+    result = train(tmp_path, tmp_path / "out", **{option: 1})
     assert result.returncode != 0
-    assert option in result.stderr
+    assert f"--{option.replace('__', '#')}" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_evaluation_writes_its_readings(small_data: Path, tmp_path: Path) -> None:
+# --- bad input
+
+
+def copy_of(small_data: Path, folder: Path, **sections: Any) -> Path:
+    """The small data under another datalist."""
+    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
+    for name in ("images", "masks"):
+        (folder / name).symlink_to(small_data / name)
+    shutil.copytree(small_data / "cache", folder / "cache", dirs_exist_ok=True)
+    (folder / "datalist.json").write_text(json.dumps({**content, **sections}), encoding="utf-8")
+    return folder
+
+
+def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
+    """What is said of a training that did not begin."""
+    assert result.returncode != 0
+    assert losses(result.stdout) == []
+    assert "Traceback" not in result.stderr
+    assert "preprocessing" not in result.stdout
+    assert not (folder / "state.pt").exists()
+    return result.stderr
+
+
+def test_an_empty_training_list_is_refused(tmp_path: Path) -> None:
+    message = refused(train(tmp_path, tmp_path / "out"), tmp_path / "out")
+    assert "training list: expected at least one scan, got none; --dataset_dir must hold a datalist.json" in message
+
+
+def test_a_training_list_without_nodules_is_refused(whole: Any, small_data: Path, tmp_path: Path) -> None:
+    training = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["training"]
+    data = copy_of(small_data, tmp_path, training=[{"image": item["image"], "box": []} for item in training])
+    message = refused(train(data, tmp_path / "out"), tmp_path / "out")
+    assert "training list: expected nodules or donors, got 3 scans without any" in message
+
+
+def test_a_missing_file_and_a_nodule_outside_its_scan_are_named_first(
+    whole: Any, small_data: Path, tmp_path: Path
+) -> None:
+    training = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["training"]
+    first, second, third = training
+    far = [[9999.0, *second["box"][0][1:]], *second["box"][1:]]
+    data = copy_of(small_data, tmp_path, training=[{**first, "image": "gone.nii.gz"}, {**second, "box": far}, third])
+    message = refused(train(data, tmp_path / "out"), tmp_path / "out")
+    assert "2 datalist entries cannot be used" in message
+    assert re.search(r"item 0 .*gone\.nii\.gz: expected a file, found none", message)
+    assert re.search(rf"item 1 \({Path(second['image']).name}\): box 0: expected a centre inside the scan", message)
+
+
+def test_without_nodules_to_validate_the_metric_is_undefined_and_the_last_weights_are_kept(
+    whole: Any, small_data: Path, tmp_path: Path
+) -> None:
+    validation = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"]
+    data = copy_of(small_data, tmp_path, validation=[{"image": item["image"], "box": []} for item in validation])
+    result = train(data, tmp_path / "out", max_epochs=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the validation metric is undefined, and the newest weights are kept" in result.stdout
+    averaged = {n.removeprefix("module."): v for n, v in state(tmp_path / "out")["average"].items()}
+    kept = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, averaged[name]) for name, value in kept.items())
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_message_and_weights(
+    whole: Any, small_data: Path, tmp_path: Path
+) -> None:
+    result = train(small_data, tmp_path, max_epochs=1, learning_rate=1e30, warmup_iterations=0, gradient_norm=1e30)
+    assert result.returncode != 0
+    assert re.search(
+        r"expected a finite loss, got (nan|inf); the weights before this step are in .*stopped\.pt", result.stderr
+    )
+    assert result.stderr.count("Traceback") == 0
+    assert preset_of(torch.load(tmp_path / "stopped.pt", weights_only=True)) == "compact"
+
+
+# --- evaluation
+
+
+def test_evaluation_writes_what_it_scored_and_the_scores(small_data: Path, tmp_path: Path) -> None:
     configs = str([str(ROOT / "configs" / name) for name in ("train.json", "evaluate.json")])
-    paths = ("--dataset_dir", str(small_data), "--output_dir", str(tmp_path))
+    paths = ("--dataset_dir", str(small_data), "--output_dir", str(tmp_path), "--resamples", "50")
     result = command("evaluating", "--config_file", configs, *paths)
     assert result.returncode == 0, result.stdout + result.stderr
-    content = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8"))
+    (content,) = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8")).values()
     truth = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"]
-    assert content["scans"] == len(truth)
-    assert content["nodules"] == sum(len(item["box"]) for item in truth)
-    readings = list(content["sensitivity_at_false_positives_per_scan"].values())
+    nodules = sum(len(item["box"]) for item in truth)
+    assert (content["scans"], content["nodules"]) == (len(truth), nodules)
+    readings = list(content["sensitivity_at"].values())
     assert readings == sorted(readings)
-    assert content["cpm"] == pytest.approx(sum(readings) / 7, abs=1e-3)
+    assert content["cpm"] == pytest.approx(sum(readings) / 7, abs=1e-5)
+    outlines = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+    assert outlines["without_reference"] == 0
+    for setting in ("every_nodule", "oracle"):
+        assert len(outlines["nodules"][setting]) == nodules
+    assert len(outlines["nodules"]["matched"]) <= nodules
+    assert outlines["summary"]["oracle"]["all"]["dice"]["mean"] > 0.5  # the released weights draw nodules
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"predictions.csv", "annotations.csv", "seriesuids.csv", "froc.csv", "froc.png"} <= written
