@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,18 @@ def run_inference(source: Path, output: Path, **overrides: Any) -> None:
     workflow.finalize()
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle run …`` from the project's folder."""
-    line = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+def command(*arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given."""
+    line = [sys.executable, "-W", "ignore", "-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run"]
+    return subprocess.run(
+        [*line, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
 
 
 def nodules(output: Path, name: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
@@ -57,6 +58,7 @@ class Validation:
     def _validate(self, engine: Engine) -> None:
         if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
             return
+        _share_buffers(self.network)
         self.validator.run(engine.state.epoch)
         state: Any = engine.state
         value = float(self.validator.state.metrics[self.metric])
@@ -67,7 +69,8 @@ class Validation:
             return
         if math.isfinite(value):
             state.best_validation, state.stale_validations = value, 0
-        save_weights(self.network, self.path)
+        if idist.get_rank() == 0:
+            save_weights(self.network, self.path)
         logger.info("epoch %d: %s %.4f, kept in %s", state.epoch, self.metric, value, self.path)
 
     def _end_if_stale(self, engine: Engine) -> None:
@@ -77,12 +80,20 @@ class Validation:
             engine.terminate()
 
 
+def _share_buffers(network: nn.Module) -> None:
+    """Give the first rank's batch statistics to all ranks, so that they search with one and the same network."""
+    if idist.get_world_size() > 1:
+        for buffer in network.buffers():
+            buffer.copy_(idist.broadcast(buffer, src=0))
+
+
 class TrainingState:
     """Write the state of a training after each epoch, and go on from it when it is there.
 
     A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
-    generators too, and a partly done epoch is done again. A training that is complete ends at once; ``max_epochs``
-    raised, it goes on. Attach it last, so that what the other handlers did in the epoch is in the state.
+    generators too, and a partly done epoch is done again. (Of several ranks the first one's generators are kept.) A
+    training that is complete ends at once; ``max_epochs`` raised, it goes on. Attach it last, so that what the other
+    handlers did in the epoch is in the state.
 
     Args:
         path: the checkpoint; written to a temporary name, then renamed.
@@ -104,6 +115,8 @@ class TrainingState:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         state: dict[str, Any] = {name: thing.state_dict() for name, thing in self.objects.items()}
         state["progress"] = {name: getattr(engine.state, name, None) for name in PROGRESS}
         state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}

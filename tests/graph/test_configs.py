@@ -29,8 +29,19 @@ def test_training_and_inference_agree(key: str) -> None:
     assert _config(TRAIN)[key] == _config(INFERENCE)[key]
 
 
-def test_training_and_inference_build_the_same_network() -> None:
-    assert _config(TRAIN)["network_def"] == _config(INFERENCE)["network_def"]
+@pytest.mark.parametrize("key", ["preset", "presets", "network_def"])
+def test_training_and_inference_build_the_same_network(key: str) -> None:
+    assert _config(TRAIN)[key] == _config(INFERENCE)[key]
+
+
+@pytest.mark.parametrize("key", ["threshold", "mask_threshold", "mask_margin_mm", "checkpoint"])
+def test_evaluation_judges_what_inference_reports(key: str) -> None:
+    assert _config(EVALUATE)[key] == _config(INFERENCE)[key]
+
+
+def test_several_ranks_are_the_same_in_training_and_evaluation() -> None:
+    train, evaluate = (_config(str(ROOT / "configs" / f"multi_gpu_{name}.json")) for name in ("train", "evaluate"))
+    assert {key: value for key, value in train.items() if not key.startswith("train#")} == evaluate
 
 
 def test_windows_stitch_at_whole_cells() -> None:

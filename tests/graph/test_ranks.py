@@ -1,0 +1,55 @@
+"""Several ranks: an evaluation gives what one rank gives, and a training takes turns over the crops."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from scripts.network import preset_of
+from tests.bundle import ROOT, command
+
+
+def configs(*names: str) -> str:
+    return str([str(ROOT / "configs" / f"{name}.json") for name in names])
+
+
+# One thread for each rank, as torchrun does by itself: another number of threads adds up in another order.
+CALM = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_an_evaluation_on_two_ranks_writes_what_one_rank_writes(small_data: Path, tmp_path: Path) -> None:
+    """Of three scans one goes to both ranks, so that they get equally many."""
+    shared = ["--dataset_dir", str(small_data), "--section", "training", "--precision", "float32", "--resamples", "50"]
+    names = configs("train", "evaluate")
+    one = command("evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/1", **CALM)
+    assert one.returncode == 0, one.stdout + one.stderr
+    names = configs("train", "evaluate", "multi_gpu_evaluate")
+    two = command(
+        "evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/2", launcher=TORCHRUN, **CALM
+    )
+    assert two.returncode == 0, two.stdout + two.stderr
+    first, second = files_of(tmp_path / "1"), files_of(tmp_path / "2")
+    assert {"froc.json", "outlines.json", "predictions.csv"} <= set(first)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_training_on_two_ranks_logs_and_saves_once(small_data: Path, tmp_path: Path) -> None:
+    settings = ["--epoch_length", "2", "--batch_size", "2", "--crop_size", "32", "--num_workers", "0"]
+    settings += ["--max_epochs", "1", "--log_interval", "1", "--precision", "float32"]
+    paths = ["--dataset_dir", str(small_data), "--output_dir", str(tmp_path)]
+    names = configs("train", "multi_gpu_train")
+    result = command("training", "--config_file", names, *paths, *settings, launcher=TORCHRUN, **CALM)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(re.findall(r"step \d of 2:", result.stdout)) == 2
+    assert len(re.findall(r"epoch 1: val_cpm", result.stdout)) == 1
+    assert preset_of(torch.load(tmp_path / "model.pt", weights_only=True)) == "compact"
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["epoch"] == 1
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["epoch_0001.png"]
