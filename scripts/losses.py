@@ -79,6 +79,9 @@ class NoduleLoss(nn.Module):
 
         Returns:
             A scalar; finite also for a batch without nodules.
+
+        Raises:
+            ValueError: the channels are not whole sets, or not 5 + M with an M that fits the stride.
         """
         pred = pred.float()
         label = target["label"]
@@ -86,10 +89,20 @@ class NoduleLoss(nn.Module):
         cells = cell_targets(
             target["nodule"], label == NODULE, label != PADDING, shape, stride=self.stride, positives=self.positives
         )
-        sets = [self._terms(maps, cells, target) for maps in pred.split(self.channels or pred.shape[1], dim=1)]
+        sets = [self._terms(maps, cells, target) for maps in self._sets(pred)]
         terms = {name: torch.stack([one[name] for one in sets]).sum() for name in self.weights}
         self.parts = {name: float(value.detach()) for name, value in terms.items()}
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+
+    def _sets(self, pred: Tensor) -> tuple[Tensor, ...]:
+        """The sets of maps; a rest is refused, for 13 + 6 channels would pass as two sets of two networks."""
+        channels = self.channels or pred.shape[1]
+        if channels < 6 or pred.shape[1] % channels:
+            raise ValueError(
+                f"maps: expected one or more sets of {self.channels or '5 + M'} channels, at least 6 each, got "
+                f"{pred.shape[1]} channels; give the loss the network's out_channels"
+            )
+        return pred.split(channels, dim=1)
 
     def _terms(self, maps: Tensor, cells: CellTargets, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses of one set of maps, unweighted."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scripts.losses import NoduleLoss, focal_terms
-from scripts.network.blocks import space_to_depth
+from scripts.network.blocks import mask_on_voxels, space_to_depth
 from scripts.targets import BACKGROUND, IGNORE, POSITIVE, CellTargets, cell_targets
 from scripts.transforms.nodules import IGNORED, NODULE, PADDING
 
@@ -303,3 +303,119 @@ def test_inputs_are_not_changed() -> None:
     NoduleLoss()(pred, wanted)
     assert all(torch.equal(wanted[name], value) for name, value in before.items())
     assert (pred == 0).all()
+
+
+# --- several sets of maps, and one mask logit per cell ----------------------------------------------------------------
+
+
+def noise(channels: int, items: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(items, channels, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("per_set", [6, 13])
+@pytest.mark.parametrize("sets", [1, 2, 3])
+@pytest.mark.parametrize("rows", [[], [FOUND]])
+def test_the_losses_of_several_sets_of_maps_add_up(
+    rows: list[tuple[float, float, float, float]], sets: int, per_set: int
+) -> None:
+    wanted = batch(target(*rows, padding=1), target((2.5, 10.5, 14.0, 4.0), padding=len(rows)))
+    loss = NoduleLoss(channels=per_set, background_boxes=0, offset_weight=2.0, size_weight=3.0, mask_weight=5.0)
+    maps = [noise(per_set, items=2, seed=seed) for seed in range(sets)]
+    alone = [(loss(one, wanted).item(), dict(loss.parts)) for one in maps]
+    assert len({value for value, _ in alone}) == sets
+    assert loss(torch.cat(maps, dim=1), wanted).item() == pytest.approx(sum(value for value, _ in alone), rel=1e-6)
+    for name, part in loss.parts.items():
+        assert part == pytest.approx(sum(parts_alone[name] for _, parts_alone in alone), rel=1e-6)
+
+
+def test_the_gradient_of_each_set_is_that_of_the_set_alone() -> None:
+    wanted, loss = target(FOUND), NoduleLoss(channels=13, background_boxes=0)
+    maps = [noise(13, seed=seed) for seed in range(2)]
+    both = gradient(wanted, loss, torch.cat(maps, dim=1).requires_grad_())
+    alone = torch.cat([gradient(wanted, loss, one.clone().requires_grad_()) for one in maps], dim=1)
+    torch.testing.assert_close(both, alone)
+
+
+@pytest.mark.parametrize("channels", [6, 13])
+def test_without_a_number_of_channels_all_are_one_set(channels: int) -> None:
+    wanted, pred = target(FOUND), noise(channels)
+    assert parts(pred, wanted) == parts(pred, wanted, NoduleLoss(channels=channels))
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "message"),
+    [
+        (13, 19, "sets of 13 channels, at least 6 each, got 19"),  # 13 + 6: each fits the stride, but not one network
+        (6, 13, "sets of 6 channels, at least 6 each, got 13"),
+        (13, 6, "sets of 13 channels, at least 6 each, got 6"),
+        (5, 10, "sets of 5 channels, at least 6 each, got 10"),
+        (None, 5, r"sets of 5 \+ M channels, at least 6 each, got 5"),
+        (None, 26, "mask logits: expected 1 or 8 channels for a stride of 2, got 21"),
+        (12, 24, "mask logits: expected 1 or 8 channels for a stride of 2, got 7"),
+    ],
+)
+def test_channels_that_are_no_whole_sets_are_refused(channels: int | None, given: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NoduleLoss(channels=channels)(noise(given), target(FOUND))
+
+
+def coarse(wanted: Target, sure: float = 50.0) -> Tensor:
+    """Maps with one mask logit per cell: above 0 where at least half of the cell's voxels belong to a nodule."""
+    share = space_to_depth((wanted["mask"] > 0).float(), 2).mean(dim=1, keepdim=True)
+    return torch.cat([perfect(wanted)[:, :5], (share - 0.5) * 2.0 * sure], dim=1)
+
+
+def test_one_mask_logit_per_cell_can_be_all_but_right() -> None:
+    """A ball of 8 mm: cells of 2 mm follow its surface to half a voxel; what is wrong or missing costs far more."""
+    wanted = target((8.5, 6.5, 8.5, 8.0))
+    loss = NoduleLoss(background_boxes=0)
+    good = parts(coarse(wanted, sure=6.0), wanted, loss)
+    empty, full = coarse(wanted), coarse(wanted)
+    empty[:, 5:], full[:, 5:] = -6.0, 6.0
+    assert good["class"] < 1e-6
+    assert good["mask"] < 0.12
+    assert parts(empty, wanted, loss)["mask"] > 5 * good["mask"]
+    assert parts(full, wanted, loss)["mask"] > 5 * good["mask"]
+
+
+def test_one_mask_logit_costs_nothing_where_it_can_be_right() -> None:
+    """Where the mask is what the logits upsample to, as everywhere or nowhere, nothing is left to pay."""
+    for value in (0.0, 1.0):
+        wanted = target(FOUND)
+        wanted["mask"] = torch.full_like(wanted["mask"], value)
+        pred = perfect(wanted)[:, :6].clone()
+        pred[:, 5] = 100.0 * value - 50.0
+        assert parts(pred, wanted)["mask"] < 1e-6
+
+
+def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
+    wanted = target(FOUND)
+    pred = noise(6).requires_grad_()
+    slope = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), pred)[:, 5:]
+    whole = mask_on_voxels(pred.detach()[:, 5:], 2)
+    fine = torch.cat([pred.detach()[:, :5], space_to_depth(whole, 2)], dim=1).requires_grad_()
+    on_voxels = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), fine)[:, 5:]
+    assert (slope != 0).any()
+    assert slope.sum().item() == pytest.approx(on_voxels.sum().item(), rel=1e-4)  # weights of a voxel add up to 1
+    near = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
+    near[:, :, 1:8, 0:7, 0:7] = True  # voxels 3 … 14, 1 … 12, 1 … 12 of the box, and the cells that reach into them
+    assert (slope[~near] == 0).all()
+    assert (slope[near] != 0).all()
+
+
+def test_one_mask_logit_falls_to_its_mask() -> None:
+    """Plain descent on the mask alone ends where the outline is right."""
+    wanted = target((8.5, 6.5, 8.5, 8.0))
+    loss = NoduleLoss(background_boxes=0)
+    logits = torch.zeros(1, 1, *SHAPE, requires_grad=True)
+    steps = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(30):
+        steps.zero_grad()
+        loss(torch.cat([perfect(wanted)[:, :5], logits], dim=1), wanted).backward()
+        steps.step()
+    drawn = mask_on_voxels(logits.detach(), 2) > 0
+    truth = wanted["mask"] > 0
+    box = (..., slice(1, 16), slice(0, 14), slice(1, 16))
+    both = (drawn & truth)[box].sum()
+    assert 2 * both / (drawn[box].sum() + truth[box].sum()) > 0.97
+    assert loss.parts["mask"] < 0.1

@@ -14,7 +14,15 @@ from monai.data import MetaTensor
 
 from scripts.findings import Detection, Nodule
 from scripts.geometry import voxel_volume_mm3
-from scripts.segmentation import OutlineNodulesd, OutlineSettings, logits_at, outline_nodules, piece_at
+from scripts.network.blocks import mask_on_voxels
+from scripts.segmentation import (
+    OutlineNodulesd,
+    OutlineSettings,
+    logits_at,
+    outline_given,
+    outline_nodules,
+    piece_at,
+)
 
 Array = npt.NDArray[np.float64]
 Field = Callable[[Array], Array]  # of RAS positions [..., 3] in mm
@@ -128,6 +136,46 @@ def test_beyond_the_maps_the_value_of_the_border_holds(far: float) -> None:
         voxel[axis] = -far if side < 0 else shape[axis] - 1 + far
         read = float(logits_at(maps, MAP_AFFINE, voxel + MAP_AFFINE[:3, 3], 2))
         assert read == pytest.approx(float(trilinear(np.clip(voxel, 0, shape - 1))), abs=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("sub_voxels", [False, True])
+@pytest.mark.parametrize("cells", [(5, 7, 9), (1, 2, 3)])
+def test_a_small_part_reads_as_the_wholly_upsampled_map(
+    cells: tuple[int, int, int], sub_voxels: bool, stride: int
+) -> None:
+    """Whatever part of the cells is brought to voxels: at voxels, between them, at and beyond every border."""
+    shape = (cells[0] * stride, cells[1] * stride, cells[2] * stride)
+    affine = affine_around(CENTRE, shape, TURN @ np.diag([1.0, -1.0, 1.2]))
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(stride**3 if sub_voxels else 1, *cells, generator=generator)
+    whole = mask_on_voxels(maps[None], stride)[0, 0].double()
+    voxels = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij"), axis=-1)
+    flat = positions(affine, shape).reshape(-1, 3)
+    np.testing.assert_allclose(logits_at(maps, affine, flat, stride), whole.ravel(), atol=1e-5)
+    for point, value in zip(flat[:: max(1, len(flat) // 150)], whole.ravel()[:: max(1, len(flat) // 150)], strict=True):
+        assert float(logits_at(maps, affine, point, stride)) == pytest.approx(float(value), abs=1e-5)
+    draw = np.random.default_rng(0)
+    for _ in range(60):  # small blocks of points anywhere, up to four voxels beyond the maps
+        middle = draw.uniform(-4.0, np.array(shape) + 3.0)
+        block = middle + draw.uniform(-1.5, 1.5, (2, 3, 3))
+        expected = between(whole.numpy(), np.clip(block, 0, voxels.reshape(-1, 3).max(axis=0)))
+        np.testing.assert_allclose(logits_at(maps, affine, world_of(affine, block), stride), expected, atol=1e-4)
+
+
+def world_of(affine: Array, voxels: Array) -> Array:
+    return voxels @ affine[:3, :3].T + affine[:3, 3]
+
+
+def between(volume: Array, voxels: Array) -> Array:
+    """Trilinear interpolation, spelled out: the eight voxels around each point, weighted by nearness."""
+    low = np.floor(voxels).astype(int)
+    total = np.zeros(voxels.shape[:-1])
+    for corner in itertools.product((0, 1), repeat=3):
+        weight = np.prod(1.0 - np.abs(voxels - (low + corner)), axis=-1)
+        i, j, k = np.moveaxis(np.minimum(low + corner, np.array(volume.shape) - 1), -1, 0)
+        total += weight * volume[i, j, k]
+    return total
 
 
 # --- outlines of a sphere ---------------------------------------------------------------------------------------------
@@ -277,6 +325,56 @@ def test_more_nodules_than_eight_bits_can_label() -> None:
     sizes = np.bincount(mask.ravel())[1:]
     assert len(nodules) == len(sizes) == len(centres)
     assert set(sizes) == {32}  # the voxels of one sphere; no label is lost or shared
+
+
+# --- findings whose place is given ------------------------------------------------------------------------------------
+
+LOOSE = OutlineSettings(stride=2, mask_threshold=0.5, margin_mm=2.0)
+
+
+def given(findings: list[tuple[int, Detection]], field: Field) -> npt.NDArray[np.uint16]:
+    return outline_given(findings, maps_of(field, MAP_AFFINE), MAP_AFFINE, SHAPE, SCAN, settings=LOOSE)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_given_findings_are_outlined_as_if_alone_and_the_later_label_stands(order: int) -> None:
+    first, second = beside(-4.0), beside(4.0)
+    field = union(sphere(first.centre_ras_mm, 12.0), sphere(second.centre_ras_mm, 12.0))  # they share a lens
+    findings = [(7, first), (300, second)][::order]
+    alone = {label: given([(label, place)], field) == label for label, place in findings}
+    assert (alone[7] & alone[300]).sum() > 100
+    assert (alone[7] & ~alone[300]).sum() > 300
+    mask = given(findings, field)
+    (early, _), (late, _) = findings
+    np.testing.assert_array_equal(mask == late, alone[late])
+    np.testing.assert_array_equal(mask == early, alone[early] & ~alone[late])
+    assert set(np.unique(mask)) == {0, 7, 300}
+    assert mask.dtype == np.uint16
+
+
+def test_a_given_finding_inside_another_is_outlined_too() -> None:
+    """No detection of a list joins another here: its label must not vanish."""
+    large, inside = beside(0.0, 12.0), beside(3.0, 4.0)
+    field = sphere(CENTRE, 12.0)
+    alone = given([(2, inside)], field)
+    mask = given([(1, large), (2, inside)], field)
+    assert (alone == 2).sum() > 50
+    np.testing.assert_array_equal(mask == 2, alone == 2)
+    np.testing.assert_array_equal(mask > 0, (given([(1, large)], field) > 0) | (alone > 0))
+
+
+def test_a_given_outline_is_that_of_a_lone_detection() -> None:
+    place = beside(1.5, 12.0)
+    field = sphere(place.centre_ras_mm, 12.0)
+    _, found = outline([place], field, SCAN, SHAPE, margin_mm=LOOSE.margin_mm)
+    np.testing.assert_array_equal(given([(1, place)], field), found)
+    assert dice(found > 0, field(positions(SCAN, SHAPE)) > 0.0) > 0.97
+
+
+def test_without_given_findings_or_logits_the_mask_is_empty() -> None:
+    assert not given([], sphere(CENTRE, 12.0)).any()
+    assert given([], sphere(CENTRE, 12.0)).shape == SHAPE
+    assert not given([(1, beside(0.0))], lambda world: np.full(world.shape[:-1], -5.0)).any()
 
 
 # --- pieces, borders, thick slices ------------------------------------------------------------------------------------
