@@ -178,12 +178,11 @@ def graph() -> ConfigParser:
 @functools.cache
 def intensity(name: str | None) -> Compose:
     """What the training graph does to the HU of a crop, with chance 1 for one transform and 0 for the others."""
-    parser, key = graph(), "train#preprocessing#transforms"
-    names = [one if isinstance(one, str) else one["_target_"] for one in parser[key]]
-    steps = range(names.index("scripts.transforms.InsertNodulesd") + 1, names.index("@scale_hu"))
+    parser, key = graph(), "augmentation#transforms"
+    steps = range(len(parser[key]))
     for n in steps:
         if "prob" in parser[f"{key}#{n}"]:
-            parser[f"{key}#{n}#prob"] = float(names[n] == name)
+            parser[f"{key}#{n}#prob"] = float(parser[f"{key}#{n}#_target_"] == name)
     return Compose([parser.get_parsed_content(f"{key}#{n}") for n in steps])
 
 
@@ -201,7 +200,7 @@ def noisy_lung() -> npt.NDArray[np.float32]:
 
 
 def test_these_are_all_random_changes_of_intensity_in_the_graph() -> None:
-    names = [one["_target_"] for one in graph()["train#preprocessing#transforms"] if isinstance(one, dict)]
+    names = [one["_target_"] for one in graph()["augmentation#transforms"] if isinstance(one, dict)]
     assert [name for name in names if name.startswith("Rand")] == list(INTENSITY)
 
 
@@ -270,9 +269,7 @@ def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) ->
 
 
 def test_noise_has_no_mean_and_the_strength_of_the_graph() -> None:
-    (largest,) = (
-        one["std"] for one in graph()["train#preprocessing#transforms"] if isinstance(one, dict) and "std" in one
-    )
+    (largest,) = (one["std"] for one in graph()["augmentation#transforms"] if isinstance(one, dict) and "std" in one)
     strengths = []
     for seed in range(20):
         noise = changed(NOISE, noisy_lung(), seed) - noisy_lung()

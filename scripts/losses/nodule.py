@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .network.blocks import mask_on_voxels
-from .targets import BACKGROUND, POSITIVE, CellTargets, cell_targets
-from .transforms.nodules import NODULE, PADDING
+from ..network.blocks import mask_on_voxels
+from ..targets import BACKGROUND, POSITIVE, CellTargets, cell_targets
+from ..transforms.nodules import NODULE, PADDING
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -128,7 +128,7 @@ class NoduleLoss(nn.Module):
         return {"offset": offset, "size": size}
 
     def _masks(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Mean over nodules of half BCE, half soft Dice in a box around each; plus BCE in random boxes."""
+        """Mean of :meth:`outline_loss` in a box around each nodule and of BCE in random boxes."""
         truth = (target["mask"][:, 0] > 0).float()
         losses: list[Tensor] = []
         for b in range(len(logits)):
@@ -136,10 +136,16 @@ class NoduleLoss(nn.Module):
                 continue
             for row in torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist():
                 box = self._box(target["nodule"][b, row].tolist(), logits.shape[1:])
-                losses.append(_half_bce_half_dice(logits[b][box], truth[b][box]))
+                losses.append(self.outline_loss(logits[b][box], truth[b][box]))
             for _ in range(self.background_boxes):
                 losses.append(self._background(logits[b], truth[b]))
         return torch.stack(losses).mean() if losses else logits.sum() * 0.0
+
+    def outline_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Half BCE, half soft Dice of one nodule's outline: logits and truth (0 or 1) of the voxels around it."""
+        probability = torch.sigmoid(logits)
+        dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
+        return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
 
     def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
         """Voxels within radius and margin of a nodule, along each axis; at least one, for a mean over none is NaN."""
@@ -154,9 +160,3 @@ class NoduleLoss(nn.Module):
         starts = [int(torch.randint(0, n - edge + 1, (1,))) for n in logits.shape]
         box = tuple(slice(a, a + edge) for a in starts)
         return F.binary_cross_entropy_with_logits(logits[box], truth[box])
-
-
-def _half_bce_half_dice(logits: Tensor, truth: Tensor) -> Tensor:
-    probability = torch.sigmoid(logits)
-    dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
-    return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
