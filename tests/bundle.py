@@ -30,12 +30,14 @@ def run_inference(source: Path, output: Path, **overrides: Any) -> None:
     workflow.finalize()
 
 
-def command(*arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, launcher: tuple[str, ...] = (), folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given."""
     line = [sys.executable, "-W", "ignore", "-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run"]
     return subprocess.run(
         [*line, *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=os.environ | environment,
         capture_output=True,
         text=True,

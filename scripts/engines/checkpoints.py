@@ -84,7 +84,7 @@ def _share_buffers(network: nn.Module) -> None:
     """Give the first rank's batch statistics to all ranks, so that they search with one and the same network."""
     if idist.get_world_size() > 1:
         for buffer in network.buffers():
-            buffer.copy_(idist.broadcast(buffer, src=0))
+            buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))
 
 
 class TrainingState:
