@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def test_windows_stitch_at_whole_cells() -> None:
         assert edge % config["stride"] == 0
         assert step == int(step)
         assert int(step) % config["stride"] == 0
+
+
+def test_the_papers_settings_can_be_laid_over_the_training_graph(bundle_root: str, small_data: Path) -> None:
+    """As docs/method.md shows them: the learning rate falls to a tenth after 150 epochs."""
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    (published,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    overlay = {"bundle_root": bundle_root, "device": "$torch.device('cpu')", "epoch_length": 1, **json.loads(published)}
+    parser = ConfigParser({**_config(TRAIN), **overlay})
+    parser.parse()
+    optimizer, scheduler = parser.get_parsed_content("optimizer"), parser.get_parsed_content("scheduler")
+    assert type(parser.get_parsed_content("network_def")).__name__ == "PaperNet"
+    rates = []
+    for _ in range(152):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[148:] == pytest.approx([1e-4, 1e-5, 1e-5, 1e-5])
 
 
 def test_inference_has_the_properties_monai_asks_for(tmp_path: Path, bundle_root: str) -> None:
