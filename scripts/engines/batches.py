@@ -6,14 +6,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from ..decoding import MASK_LOGITS
 from ..findings import Detection, Nodule
 from ..geometry import FloatArray, apply_affine, spacing_mm
 from ..metrics import OutlinedDetections, OutlinedTruth, ScanTruth, score_outlines
 from ..segmentation import OutlineSettings, outline_given
+from ..transforms.lungs import SAME_GRID
 from ..transforms.nodules import NODULE, PADDING
 
 TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
@@ -48,8 +52,9 @@ class ScoreOutlinesd(Transform):
     """Compare the reported outlines with the reference mask, on the scan's own grid; see docs/evaluation.md.
 
     Reads ``nodules`` and ``mask`` (:class:`..segmentation.OutlineNodulesd`), ``nodule``, ``label``, ``name``, ``pred``
-    and ``image`` of the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1; without it no
-    nodule has a reference). Writes ``outlines``: the scan's name and its scores, for :class:`..metrics.OutlineMetric`.
+    and ``image`` of the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1, on the scan's
+    grid, whose axes it may hold in another order or direction; without it no nodule has a reference). Writes
+    ``outlines``: the scan's name and its scores, for :class:`..metrics.OutlineMetric`.
 
     Args:
         stride, mask_threshold, margin_mm: see :class:`..segmentation.OutlineSettings`; for outlines whose position and
@@ -64,7 +69,7 @@ class ScoreOutlinesd(Transform):
         scan_affine = np.asarray(item["scan"].affine, dtype=np.float64)
         truth = _outlined_truth(item)
         predicted = np.asarray(item["mask"])
-        reference = np.asarray(item["reference"][0]) if "reference" in item else np.zeros_like(predicted)
+        reference = _in_order_of(item["scan"], item["reference"]) if "reference" in item else np.zeros_like(predicted)
         oracle = outline_given(
             [
                 (int(label), Detection(tuple(centre), float(diameter), 1.0))
@@ -83,6 +88,20 @@ class ScoreOutlinesd(Transform):
         scores = score_outlines(name, truth, found, masks, spacing_mm(scan_affine), oracle_mask=oracle)
         item["outlines"] = name, scores
         return item
+
+
+def _in_order_of(scan: MetaTensor, mask: MetaTensor) -> npt.NDArray[np.integer]:
+    """A mask's labels ``[I, J, K]`` with the axes of a scan: files of one grid may store them differently."""
+    affine, wanted = (np.asarray(one.affine, dtype=np.float64) for one in (mask, scan))
+    turn = ornt_transform(io_orientation(affine), io_orientation(wanted))
+    labels = np.asarray(apply_orientation(np.asarray(mask.as_tensor()[0]), turn))
+    affine = affine @ inv_ornt_aff(turn, mask.shape[1:])
+    if labels.shape != tuple(scan.shape[1:]) or not np.allclose(affine, wanted, atol=SAME_GRID):
+        raise ValueError(
+            f"{mask.meta.get('filename_or_obj', 'reference mask')}: expected a mask on the grid of its scan (size "
+            f"{tuple(scan.shape[1:])}), got size {labels.shape} or another affine; resample it to that grid"
+        )
+    return labels
 
 
 def _outlined_truth(item: Mapping[Hashable, Any]) -> OutlinedTruth:
