@@ -46,10 +46,19 @@ class PrecisionInferer(Inferer):
     Args:
         inferer: how to apply the network.
         precision: see :func:`choose_precision`.
+        training: whether gradients are wanted, which float16 would round to zero.
+
+    Raises:
+        PrecisionError: float16 in training.
     """
 
-    def __init__(self, inferer: Inferer, precision: str) -> None:
+    def __init__(self, inferer: Inferer, precision: str, training: bool = False) -> None:
         super().__init__()
+        if training and precision == "float16":
+            raise PrecisionError(
+                "precision: expected auto, float32 or bfloat16 in training, got 'float16', in which small gradients "
+                "become zero; use bfloat16"
+            )
         self.inferer, self.precision = inferer, precision
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:

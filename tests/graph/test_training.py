@@ -115,6 +115,14 @@ def test_the_other_preset_is_one_override_and_its_weights_are_no_ones_else(small
     assert result.returncode == 0, result.stdout + result.stderr
     assert preset_of(torch.load(tmp_path / "paper" / "model.pt", weights_only=True)) == "paper"
     assert (tmp_path / "paper" / "pictures" / "epoch_0001.png").exists()
+    searched = command(
+        *("inference", "--config_file", str(ROOT / "configs" / "inference.json"), "--preset", "paper"),
+        *(f"--{name}={value}" for name, value in NARROW.items()),
+        *("--checkpoint", str(tmp_path / "paper" / "model.pt"), "--output_dir", str(tmp_path / "found")),
+        *("--input", str(small_data / "images" / "phantom_0003.nii.gz")),
+    )
+    assert searched.returncode == 0, searched.stdout + searched.stderr
+    assert (tmp_path / "found" / "phantom_0003" / "report.html").exists()
     refused = train(small_data, tmp_path / "compact", max_epochs=1, checkpoint=tmp_path / "paper" / "model.pt")
     assert refused.returncode != 0
     assert "expected weights of the preset compact, got those of the preset paper; use --preset paper" in refused.stderr

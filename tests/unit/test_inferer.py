@@ -10,7 +10,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 from scripts.errors import UserError
-from scripts.inferer import PRECISIONS, PrecisionInferer, WindowError, WindowInferer, choose_precision
+from scripts.inferer import PRECISIONS, PrecisionError, PrecisionInferer, WindowError, WindowInferer, choose_precision
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
@@ -121,3 +121,10 @@ def test_windows_stitch_to_what_one_pass_gives(shape: tuple[int, int, int], over
 def test_windows_that_cannot_be_stitched_are_refused(overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
         WindowInferer([96, 96, 96], overlap, 2)
+
+
+def test_float16_is_not_trained_in() -> None:
+    with pytest.raises(PrecisionError, match="expected auto, float32 or bfloat16 in training, got 'float16'"):
+        PrecisionInferer(SimpleInferer(), "float16", training=True)
+    for precision in ("auto", "float32", "bfloat16"):
+        PrecisionInferer(SimpleInferer(), precision, training=True)
