@@ -24,7 +24,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from .geometry import FloatArray, Point, swap_lps_ras_affine
-from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_volume, quiet_itk, thick_slice_note, to_hu
+from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_grid, make_volume, quiet_itk, thick_slice_note, to_hu
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
 LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})  # values seen in ImageType
@@ -256,9 +256,9 @@ def read_series(paths: Sequence[str]) -> Volume:
 
 def series_grid(paths: Sequence[str]) -> Grid:
     """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
-    _, ordered = _ordered_slices(paths)
+    source, ordered = _ordered_slices(paths)
     columns, rows = ordered[0].size
-    return Grid((columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+    return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
 
 
 def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader]]:

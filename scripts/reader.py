@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from monai.data import ImageReader
 from .dicom_series import looks_like_dicom, read_series, series_grid
 from .discovery import find_scans, is_image_file
 from .geometry import FloatArray, apply_affine, swap_lps_ras_affine
-from .scan import Grid, ScanError, Volume, make_volume, quiet_itk
+from .scan import Grid, ScanError, Volume, make_grid, make_volume, quiet_itk
 
 __all__ = ["Grid", "ScanError", "ScanReader", "Volume", "find_scans", "read_grid", "read_scan"]
 
 FORM_DISAGREEMENT_MM = 1.0  # between a NIfTI file's sform and qform before it is worth a note
+GZIP_MARK = b"\x1f\x8b"  # a NIfTI file is unpacked where it begins so, whatever its name says
+NIFTI_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 HEADER_BYTES = 65536  # of a MetaImage or NRRD file: their text headers are far shorter
 
 _MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 1e-3, "micron": 1e-3, "unknown": 1.0}
@@ -105,7 +108,8 @@ def read_grid(image: Sequence[Any] | Any) -> Grid:
     """Size and position of what :func:`read_scan` would read, from its headers alone.
 
     Raises:
-        ScanError: no scan, or headers that cannot be read; damaged voxels go unnoticed here.
+        ScanError: no scan, or headers that cannot be read or give no usable grid; what the voxels hold, and whether
+            they are all there, goes unnoticed here.
     """
     paths = _existing(image)
     first = Path(paths[0])
@@ -122,9 +126,13 @@ def read_grid(image: Sequence[Any] | Any) -> Grid:
 
 
 def _nifti_grid(path: Path) -> Grid:
-    image: Any = nib.load(path)
-    affine_ras = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-    return Grid(tuple(image.shape[:3]), affine_ras)
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP_MARK
+    with gzip.open(path) if packed else path.open("rb") as file:
+        data = file.read(NIFTI_HEADER_BYTES)
+    header: Any = _nifti_class(data).header_class.from_fileobj(io.BytesIO(data))
+    affine_ras = np.diag([_MM_PER_UNIT[header.get_xyzt_units()[0]]] * 3 + [1.0]) @ header.get_best_affine()
+    return make_grid(str(path), header.get_data_shape(), affine_ras)
 
 
 def _itk_grid(path: Path) -> Grid:
@@ -133,7 +141,7 @@ def _itk_grid(path: Path) -> Grid:
     with quiet_itk():
         header.ReadImageInformation()
     affine_lps = _itk_affine_lps(header, _mm_per_unit(path, _header_text(path)))
-    return Grid(tuple(header.GetSize()[:3]), swap_lps_ras_affine(affine_lps))
+    return make_grid(str(path), header.GetSize(), swap_lps_ras_affine(affine_lps))
 
 
 def _is_nifti(path: Path) -> bool:
@@ -173,7 +181,7 @@ def _read_nifti(path: Path) -> Volume:
     """Read NIfTI with nibabel: ITK fills a truncated file with zeros, and refuses a sheared sform."""
     try:
         data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
+        if data[:2] == GZIP_MARK:
             data = gzip.decompress(data)  # to the end, so that its checksum is verified
         image = _nifti_class(data).from_bytes(data)
         values = np.asanyarray(image.dataobj)

@@ -64,6 +64,22 @@ class Grid:
     affine_ras: FloatArray
 
 
+def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Grid:
+    """Check what a file's header gave and make it a :class:`Grid`.
+
+    Args:
+        source: file or folder, for messages.
+        shape: of the image; trailing axes of length 1 are dropped.
+        affine_ras: ``[4, 4]`` voxel to RAS mm.
+
+    Raises:
+        ScanError: not a volume, or no usable geometry.
+    """
+    shape = _three_lengths(source, shape)
+    _check_affine(source, affine_ras)
+    return Grid(shape, affine_ras)
+
+
 def make_volume(
     source: str, image: npt.NDArray, affine_ras: FloatArray, facts: dict[str, str], *, notes: tuple[str, ...] = ()
 ) -> Volume:
@@ -79,8 +95,7 @@ def make_volume(
     Raises:
         ScanError: not a volume, not numbers, no usable geometry, or not HU.
     """
-    image = _three_axes(source, image)
-    _check_affine(source, affine_ras)
+    image = image.reshape(make_grid(source, image.shape, affine_ras).shape)
     image_hu = to_hu(source, image)
     check_hu(source, image_hu)
     steps_mm = spacing_mm(affine_ras)
@@ -202,16 +217,16 @@ def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
     return (values.size - int(np.sort(counts)[-PADDING_VALUES:].sum())) / total
 
 
-def _three_axes(source: str, image: npt.NDArray) -> npt.NDArray:
+def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Drop trailing axes of length 1 beyond the third; refuse what is then no volume."""
-    while image.ndim > 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    size = " × ".join(str(n) for n in image.shape)
-    if image.ndim > 3:
-        raise ScanError(f"{source}: expected one 3-D scan, got {image.ndim} axes ({size}); export a single time point.")
-    if image.ndim < 3 or min(image.shape) < 2:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    size = " × ".join(str(n) for n in shape)
+    if len(shape) > 3:
+        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
+    if len(shape) < 3 or min(shape) < 2:
         raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
-    return image
+    return shape
 
 
 def _check_affine(source: str, affine: FloatArray) -> None:

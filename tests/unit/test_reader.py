@@ -34,7 +34,7 @@ from pydicom.uid import (
 from scripts import scan as scan_module
 from scripts.errors import user_error_in
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
-from scripts.reader import ScanError, ScanReader, find_scans, read_scan
+from scripts.reader import ScanError, ScanReader, find_scans, read_grid, read_scan
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
 
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
@@ -791,6 +791,195 @@ def test_refused_modality_and_unit_named_by_a_metaimage(tmp_path: Path) -> None:
     refused(path, "modality CT, got MR")
     path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
     refused(path, "got inch")
+
+
+# ---- the grid alone, from headers ------------------------------------------------------------------------------------
+
+
+def same_grid(image: Any) -> None:
+    """``read_grid`` says what ``read_scan`` gives, to the last bit."""
+    volume, grid = read_scan(image), read_grid(image)
+    assert grid.shape == volume.image_hu.shape
+    np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
+
+
+def refused_alike(image: Any, *words: str) -> None:
+    """Both refuse, with the same message where the fault is one of geometry."""
+    messages = []
+    for read in (read_scan, read_grid):
+        with pytest.raises(ScanError) as caught:
+            read(image)
+        messages.append(str(caught.value))
+        for word in ("expected", *words):
+            assert word in messages[-1]
+    assert messages[0] == messages[1]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    axes=rotations(),
+    spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),
+    origin=st.tuples(*[st.floats(-400, 400)] * 3),
+    shape=st.tuples(st.integers(7, 9), st.integers(7, 9), st.integers(2, 12)),
+)
+def test_grid_is_that_of_the_scan_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, axes, spacing, origin, shape
+) -> None:
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3], affine_lps[:3, 3] = axes * spacing, origin
+    folder = tmp_path_factory.mktemp("grid")
+    for form in FORMATS:
+        same_grid(write_any(folder / form.strip("."), form, chest(shape), affine_lps))
+
+
+def test_grid_hand_worked_case(tmp_path: Path) -> None:
+    for form in FORMATS:
+        grid = read_grid(write_any(tmp_path / form.strip("."), form, chest()))
+        assert grid.shape == (9, 8, 12)
+        expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
+        np.testing.assert_allclose(grid.affine_ras, expected, atol=1e-6)
+
+
+def test_grid_of_a_folder_of_a_list_of_slices_and_of_one_with_a_tilt(tmp_path: Path) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 0.5
+    paths = write_series(tmp_path / "series", chest(), tilted)
+    (tmp_path / "series/report.txt").write_text("no slice")
+    for image in (tmp_path / "series", str(tmp_path / "series"), paths, [str(path) for path in paths[::-1]]):
+        same_grid(image)
+    np.testing.assert_allclose(read_grid(paths).affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
+    write_image(tmp_path / "one/scan.nrrd", chest())
+    same_grid(tmp_path / "one")
+
+
+@pytest.mark.parametrize("unit", ["meter", "mm", "micron", "unknown"])
+@pytest.mark.parametrize("form", [".nii", ".nii.gz"])
+def test_grid_in_units_of_nifti(tmp_path: Path, unit: str, form: str) -> None:
+    factor = {"meter": 1000, "micron": 0.001}.get(unit, 1)
+    image = nib.Nifti1Image(chest(), np.diag([1.5 / factor, 1.5 / factor, 1.5 / factor, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / f"scan{form}")
+    same_grid(tmp_path / f"scan{form}")
+    assert spacing_mm(read_grid(tmp_path / f"scan{form}").affine_ras) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [
+        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
+    ],
+)
+def test_grid_in_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    path.write_bytes(path.read_bytes().replace(old, new))
+    same_grid(path)
+    assert spacing_mm(read_grid(path).affine_ras) == pytest.approx([7, 8, 15])
+
+
+def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
+    plain = write_image(tmp_path / "plain.nii", chest()).read_bytes()
+    (tmp_path / "not_packed.nii.gz").write_bytes(plain)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
+    nib.save(nib.Nifti2Image(chest(), swap_lps_ras_affine(AXIAL)), tmp_path / "second.nii.gz")
+    big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")
+    nib.save(nib.Nifti1Image(chest(), swap_lps_ras_affine(AXIAL), big_endian), tmp_path / "big.nii")
+    quaternion = nib.Nifti1Image(chest(), None)
+    quaternion.set_qform(swap_lps_ras_affine(AXIAL), 1)
+    nib.save(quaternion, tmp_path / "quaternion.nii")
+    nib.save(nib.Nifti1Image(chest(), None), tmp_path / "neither.nii")
+    for name in ("not_packed.nii.gz", "packed.nii", "second.nii.gz", "big.nii", "quaternion.nii", "neither.nii"):
+        same_grid(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", [".nii.gz", ".mha"])
+def test_grid_with_a_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"scan{form}"
+    if form == ".mha":
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(path))
+    else:
+        nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), path)
+    same_grid(path)
+
+
+def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    """Cut voxels are not missed here, nor are voxels that cannot be HU."""
+    for form in (".nii", ".nii.gz", ".mha", ".nrrd"):
+        path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)) + 2000)
+        cut(path, 0.6)
+        assert read_grid(path).shape == (32, 32, 32)
+
+
+def test_refused_grid_of_nothing(tmp_path: Path) -> None:
+    refused_alike(tmp_path / "missing.nii", "missing.nii", "check the path")
+    refused_alike([tmp_path / "missing.dcm"], "missing.dcm", "check the path")
+    refused_alike([], "an empty list")
+    (tmp_path / "empty").mkdir()
+    refused_alike(tmp_path / "empty", "found none")
+    paths = write_series(tmp_path / "series", chest(), AXIAL)
+    paths[3].unlink()
+    refused_alike(paths, paths[3].name, "no such file")
+
+
+def test_refused_grid_of_a_folder_with_two_scans(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii", chest())
+    write_image(tmp_path / "b.mha", chest())
+    refused_alike(tmp_path, "expected one scan, got 2 (a, b)")
+
+
+@pytest.mark.parametrize("change", [lambda _, k: k != 5, set_tags(Modality="MR"), change_one(PixelSpacing=None)])
+def test_refused_grid_of_slices_that_are_no_volume(tmp_path: Path, change: Callable) -> None:
+    refused_alike(write_series(tmp_path, chest(), AXIAL, change=change))
+
+
+@pytest.mark.parametrize("form", [".nii", ".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("share", [0.0, 0.0005])
+def test_refused_grid_of_a_damaged_header(
+    tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
+    cut(path, share)
+    for read in (read_scan, read_grid):
+        with pytest.raises(ScanError, match=rf"scan\{form}: expected"):
+            read(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_refused_grid_of_a_damaged_slice(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL)
+    cut(paths[2], 0.2)
+    refused_alike(paths, paths[2].name)
+
+
+@pytest.mark.parametrize("form", [".nii", ".mha", ".nrrd"])
+def test_refused_grid_that_is_no_volume(tmp_path: Path, form: str) -> None:
+    flat, film = tmp_path / f"flat{form}", tmp_path / f"film{form}"
+    if form == ".nii":
+        nib.save(nib.Nifti1Image(chest()[:, :, 0], np.eye(4)), flat)
+        nib.save(nib.Nifti1Image(np.stack([chest()] * 2, axis=-1), np.eye(4)), film)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(flat))
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(film))
+    refused_alike(flat, "2-D image (9 × 8)")
+    refused_alike(film, "4 axes (9 × 8 × 12 × 2)")
+
+
+@pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0), (0, 0, 100)])
+def test_refused_grid_with_unusable_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
+    affine = np.eye(4)
+    affine[:3, 2] = column
+    path = write_image(tmp_path / "scan.nii", chest())
+    data = bytearray(path.read_bytes())
+    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
+    path.write_bytes(data)
+    refused_alike(path, "three independent axes")
+
+
+def test_refused_grid_in_a_unit_that_is_no_length_known_here(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
+    refused_alike(path, "got inch")
 
 
 # ---- the MONAI side ----------------------------------------------------------------------------------------------
