@@ -255,7 +255,7 @@ def test_blur_and_sharpening_move_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) -> None:
-    """From lung to tissue in one step: blur makes the step smaller; sharpening darkens and brightens its two sides."""
+    """From lung to tissue in one step: blur makes the step smaller, sharpening steeper, with its two sides darker and brighter."""
     edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
     np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
     step = TISSUE_HU - LUNG_HU
@@ -263,6 +263,7 @@ def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) ->
         blurred, sharp = (np.moveaxis(changed(name, edge, seed), axis, 0) for name in (BLUR, SHARPEN))
         assert np.diff(blurred, axis=0).max() < 0.95 * step
         assert np.ptp(blurred) < 1.001 * step
+        assert np.diff(sharp, axis=0).max() > 1.05 * step
         assert sharp[SIZE // 2 - 4 : SIZE // 2].min() < LUNG_HU - 0.01 * step
         assert sharp[SIZE // 2 : SIZE // 2 + 4].max() > TISSUE_HU + 0.01 * step
         assert np.diff(sharp, axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
