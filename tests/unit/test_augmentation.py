@@ -255,7 +255,7 @@ def test_blur_and_sharpening_move_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) -> None:
-    """From lung to tissue in one step: blur makes the step smaller, sharpening steeper, with its two sides darker and brighter."""
+    """From lung to tissue in one step: blur makes the step smaller, sharpening steeper, with an overshoot."""
     edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
     np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
     step = TISSUE_HU - LUNG_HU
