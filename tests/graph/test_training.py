@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -90,8 +91,13 @@ def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
 ) -> None:
     """Killed in the second epoch: its first step is done again, with the same result."""
     line = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*line, *options(small_data, tmp_path, max_epochs=2)], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        [*line, *options(small_data, tmp_path, max_epochs=2)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         seen = ""
