@@ -18,7 +18,6 @@ Rules of our own: an outline is a nodule >= 3 mm when it has more than one point
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.parsers import expat
 
@@ -132,11 +131,10 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
         LidcError: no XML, an XML of another kind, or one that lacks what it must hold.
     """
     root = _parse_safely(content, source)
-    kind = _local_name(root)
-    if kind == "IdriReadMessage":
+    if root.tag == "IdriReadMessage":
         return None
-    if kind != "LidcReadMessage":
-        raise LidcError(f"{source}: expected LIDC's LidcReadMessage, got <{kind}>; leave this file out")
+    if root.tag != "LidcReadMessage":
+        raise LidcError(f"{source}: expected LIDC's LidcReadMessage, got <{root.tag}>; leave this file out")
     try:
         return _series(root)
     except (ValueError, KeyError) as error:
@@ -146,7 +144,11 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
 
 
 def _parse_safely(content: bytes, source: str) -> ElementTree.Element:
-    """Parse XML that declares nothing: no document type, hence no entities to expand and no files to fetch."""
+    """Parse XML that declares nothing: no document type, hence no entities to expand and no files to fetch.
+
+    Returns:
+        The root; tags without their namespace (http://www.nih.gov, http://www.nih.gov/idri).
+    """
     scout = expat.ParserCreate()
 
     def refuse(name: str, *_: object) -> None:
@@ -155,51 +157,45 @@ def _parse_safely(content: bytes, source: str) -> ElementTree.Element:
     scout.StartDoctypeDeclHandler = refuse
     try:
         scout.Parse(content, True)
-        return ElementTree.fromstring(content)
+        root = ElementTree.fromstring(content)
     except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
         if isinstance(error, LidcError):
             raise
         raise LidcError(f"{source}: expected XML, got a damaged file ({error}); copy it again") from error
-
-
-def _local_name(element: ElementTree.Element) -> str:
-    """Tag without its namespace."""
-    return element.tag.rpartition("}")[2]
-
-
-def _children(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    return (child for child in element if _local_name(child) == name)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
-    for child in _children(element, name):
-        if text := (child.text or "").strip():
-            return text
-    raise KeyError(f"no {name}")
+    text = (element.findtext(name) or "").strip()
+    if not text:
+        raise KeyError(f"no {name}")
+    return text
 
 
 def _series(root: ElementTree.Element) -> SeriesReadings:
-    header = next(_children(root, "ResponseHeader"), None)
+    header = root.find("ResponseHeader")
     if header is None:
         raise KeyError("no ResponseHeader")
-    sessions = list(_children(root, "readingSession"))
+    sessions = root.findall("readingSession")
     if not sessions:
         raise KeyError("no readingSession")
     readings: list[Reading] = []
     marks: list[Mark] = []
     for reader, session in enumerate(sessions, start=1):
-        for nodule in _children(session, "unblindedReadNodule"):
+        for nodule in session.findall("unblindedReadNodule"):
             found = _nodule(nodule, reader)
             if isinstance(found, Reading):
                 readings.append(found)
             else:
                 marks.append(found)
-        marks += [_non_nodule(element, reader) for element in _children(session, "nonNodule")]
+        marks += [_non_nodule(element, reader) for element in session.findall("nonNodule")]
     return SeriesReadings(_text(header, "SeriesInstanceUid"), len(sessions), tuple(readings), tuple(marks))
 
 
 def _nodule(element: ElementTree.Element, reader: int) -> Reading | Mark:
-    rois = list(_children(element, "roi"))
+    rois = element.findall("roi")
     name = _text(element, "noduleID")
     if not rois:
         raise KeyError(f"nodule {name} without roi")
@@ -227,9 +223,9 @@ def _slice(element: ElementTree.Element) -> tuple[str, float]:
 
 
 def _points(element: ElementTree.Element, name: str) -> npt.NDArray[np.int64]:
-    points = [[int(_text(point, "xCoord")), int(_text(point, "yCoord"))] for point in _children(element, name)]
+    points = [[int(point.findtext(axis) or "") for axis in ("xCoord", "yCoord")] for point in element.findall(name)]
     if not points:
-        raise KeyError(f"{_local_name(element)} without {name}")
+        raise KeyError(f"{element.tag} without {name}")
     return np.array(points, dtype=np.int64)
 
 
@@ -241,11 +237,7 @@ def _is_inclusion(roi: ElementTree.Element) -> bool:
 
 
 def _ratings(element: ElementTree.Element) -> dict[str, int]:
-    given = {
-        _local_name(child): (child.text or "").strip()
-        for part in _children(element, "characteristics")
-        for child in part
-    }
+    given = {child.tag: (child.text or "").strip() for part in element.findall("characteristics") for child in part}
     values = {name: int(given[name]) for name in RATINGS if given.get(name)}
     return {name: value for name, value in values.items() if value > 0}
 

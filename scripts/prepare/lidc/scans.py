@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import Segment, SegmentKey, read_ratings, read_segments, segment_readings
 
 SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: by the user's own selection
+
+_UID = re.compile(r"[0-9][0-9.]*")
 
 _TAGS: list[Any] = [
     "SOPClassUID",
@@ -126,7 +130,8 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
     for path in tqdm(paths, desc="headers", unit="file", mininterval=1.0):
         _sort_file(path, download, found)
     _spread_damaged(download, found)
-    readings = _xml_readings([*xml_files(dicom_dir), *(xml_files(xml) if xml else [])], download)
+    files = chain(xml_files(dicom_dir), xml_files(xml) if xml else ())
+    readings = _xml_readings(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
     _pair(download, found, readings)
     return download
 
@@ -181,6 +186,8 @@ def _header(path: Path) -> pydicom.Dataset | None:
         warnings.simplefilter("ignore")  # harmless formalities, as in dicom_series
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+        if not is_directory and not _UID.fullmatch(str(dataset.get("SeriesInstanceUID", ""))):
+            raise ValueError("no SeriesInstanceUID")  # it names a folder of the output
         float(dataset.get("SliceThickness") or 0.0)
         return None if is_directory else dataset
 
@@ -202,7 +209,7 @@ def _spread_damaged(download: Download, found: _Found) -> None:
 
 
 def _xml_readings(
-    files: Sequence[tuple[str, bytes]], download: Download
+    files: Iterable[tuple[str, bytes]], download: Download
 ) -> dict[str, list[tuple[str, str, SeriesReadings]]]:
     """Source, digest and readings by series; files that cannot be used become notices."""
     readings: dict[str, list[tuple[str, str, SeriesReadings]]] = {}
@@ -216,7 +223,7 @@ def _xml_readings(
             reason = "wrong modality: XML of a radiograph"
             download.notices.append(Notice(SKIPPED, reason, source=source))
         else:
-            digest = hashlib.sha256(content[content.find(b"<readingSession") :]).hexdigest()
+            digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
             readings.setdefault(parsed.series_uid, []).append((source, digest, parsed))
     return readings
 
@@ -289,8 +296,16 @@ def _objects(download: Download, found: _Found) -> tuple[dict[str, list[Segment]
 
 
 def _digest_of(segments: Sequence[Segment], ratings: dict[SegmentKey, dict[str, int]]) -> str:
-    text = repr(sorted((s.key, s.name, [r.inside.tobytes() for r in s.regions], ratings.get(s.key)) for s in segments))
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [
+        (
+            s.key,
+            s.name,
+            [(r.sop_uid, r.corner, r.inside.shape, r.inside.tobytes()) for r in s.regions],
+            ratings.get(s.key),
+        )
+        for s in sorted(segments, key=lambda segment: segment.key)
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _tell_of_pairs(download: Download) -> None:
