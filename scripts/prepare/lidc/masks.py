@@ -34,12 +34,15 @@ class SliceTable:
         Raises:
             LidcError: no such slice, or one at another height.
         """
-        if what.sop_uid not in self.places:
+        if not what.sop_uid and what.z_mm is not None:
+            k, z_mm = min(self.places.values(), key=lambda place: abs(place[1] - float(what.z_mm or 0.0)))
+        elif what.sop_uid in self.places:
+            k, z_mm = self.places[what.sop_uid]
+        else:
             raise LidcError(
                 f"slice {what.sop_uid}: expected it in the series, found an outline of it alone: slices are missing; "
                 "download the series again"
             )
-        k, z_mm = self.places[what.sop_uid]
         if what.z_mm is not None and abs(what.z_mm - z_mm) >= SAME_SLICE_STEPS * self.step_mm:
             raise LidcError(
                 f"slice {what.sop_uid}: expected it at z = {z_mm:g} mm, where the scan has it, got an outline at "

@@ -151,7 +151,7 @@ def _paint(instances: npt.NDArray[Any], finding: Finding, label: int) -> None:
 
 
 def _write_reader_masks(path: Path, finding: Finding, affine_ras: FloatArray) -> None:
-    """All readers of one nodule in one small image: bit n (from 0) is set where the n-th of them has the voxel inside."""
+    """All readers of one nodule in one small image: bit n (from 0) is set where the n-th has the voxel inside."""
     masks = finding.masks
     assert masks is not None
     count = len(masks.readers)

@@ -50,10 +50,10 @@ class Region:
     """What one reader's nodule covers of one slice.
 
     Attributes:
-        sop_uid: SOPInstanceUID of the slice.
+        sop_uid: SOPInstanceUID of the slice; "" where the source does not say, then ``z_mm`` tells.
         z_mm: z of the slice's position, LPS; ``None`` where the source does not say.
-        corner: column and row of ``inside[0, 0]``; ``(0, 0)`` where nothing is inside.
-        inside: ``[I, J]`` bool, may be empty: a border of few points encloses no pixel.
+        corner: column and row of ``inside[0, 0]``; of the border's first ones where nothing is inside.
+        inside: ``[I, J]`` bool, no larger than needed; ``[0, 0]``: a border of few points encloses no pixel.
         border: ``[N, 2]`` columns and rows of the pixels just outside, N >= 1.
     """
 
@@ -259,7 +259,21 @@ def region_of_outlines(sop_uid: str, z_mm: float | None, outlines: list[tuple[np
             inside |= interior
         else:
             inside &= ~(interior | line)
-    return Region(sop_uid, z_mm, (int(corner[0]), int(corner[1])), inside, border)
+    return _cut(sop_uid, z_mm, inside, corner, border)
+
+
+def _cut(
+    sop_uid: str,
+    z_mm: float | None,
+    inside: npt.NDArray[np.bool_],
+    corner: npt.NDArray[np.int64],
+    border: npt.NDArray[np.int64],
+) -> Region:
+    """A region whose mask is no larger than what it holds; with nothing inside it has no pixel."""
+    pixels = np.argwhere(inside)
+    first, end = (pixels.min(axis=0), pixels.max(axis=0) + 1) if len(pixels) else (np.zeros(2, int), np.zeros(2, int))
+    cut = inside[first[0] : end[0], first[1] : end[1]].copy()
+    return Region(sop_uid, z_mm, (int(corner[0] + first[0]), int(corner[1] + first[1])), cut, border)
 
 
 def _interior(

@@ -24,7 +24,8 @@ from scipy import ndimage
 from ...geometry import FloatArray
 from .readings import LidcError, Reading, Region
 
-SAME_PLACE_MM, SAME_DIRECTION = 0.05, 1e-3  # a frame may lie this far from its slice: rounding of headers
+SAME_PLACE_MM = 0.2  # a frame may lie this far from its slice: slices jitter by 0.1 mm, pixels are 0.4 mm or more
+SAME_DIRECTION = 1e-3  # of direction cosines: rounding of headers
 NODULE_CODES = frozenset({"27925004", "M-03010"})  # SNOMED CT and its older form SRT
 
 # Code values of the ratings' names and, where they do not end in the rating itself (99LIDCQIICR "103": 3), of values.
@@ -53,7 +54,14 @@ SegmentKey = tuple[str, int]  # SOPInstanceUID of the segmentation, number of th
 
 @dataclass(frozen=True)
 class Frame:
-    """Where one frame of a segmentation lies: position of its first pixel and direction cosines, LPS mm; its size."""
+    """Where one frame of a segmentation lies.
+
+    Attributes:
+        sop_uid: of its slice; "" where it does not name one: its position then tells.
+        position_lps_mm: of the first pixel.
+        orientation: direction cosines (LPS) along a row, then along a column.
+        size: columns, rows.
+    """
 
     sop_uid: str
     position_lps_mm: tuple[float, ...]
@@ -142,9 +150,10 @@ def check_frames(
         LidcError: another size, position or orientation.
     """
     for frame in segment.frames:
-        if frame.sop_uid not in positions_lps_mm:
+        if frame.sop_uid and frame.sop_uid not in positions_lps_mm:
             continue
-        apart_mm = float(np.linalg.norm(positions_lps_mm[frame.sop_uid] - frame.position_lps_mm))
+        candidates = [positions_lps_mm[frame.sop_uid]] if frame.sop_uid else list(positions_lps_mm.values())
+        apart_mm = min(float(np.linalg.norm(place - frame.position_lps_mm)) for place in candidates)
         turned = float(np.abs(np.reshape(frame.orientation, (2, 3)).T - axes).max())
         if frame.size != tuple(shape[:2]) or apart_mm > SAME_PLACE_MM or turned > SAME_DIRECTION:
             raise LidcError(
@@ -169,7 +178,8 @@ def _is_nodule(segment: pydicom.Dataset) -> bool:
 def _segment(dataset: pydicom.Dataset, pixels: npt.NDArray[np.bool_], number: int, item: pydicom.Dataset) -> Segment:
     regions, frames = [], []
     for index, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        if groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber != number or not pixels[index].any():
+        identification = _macro(dataset, groups, "SegmentIdentificationSequence")[0]
+        if identification.ReferencedSegmentNumber != number or not pixels[index].any():
             continue
         frame = _frame(dataset, groups)
         regions.append(region_of_pixels(frame.sop_uid, frame.position_lps_mm[2], pixels[index].T))
@@ -182,17 +192,21 @@ def _segment(dataset: pydicom.Dataset, pixels: npt.NDArray[np.bool_], number: in
 
 
 def _frame(dataset: pydicom.Dataset, groups: pydicom.Dataset) -> Frame:
-    sources = [image for part in groups.DerivationImageSequence for image in part.SourceImageSequence]
-    if len(sources) != 1:
-        raise ValueError(f"a frame of {len(sources)} source images, expected 1")
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    plane = (groups if "PlaneOrientationSequence" in groups else shared).PlaneOrientationSequence[0]
+    derivations = _macro(dataset, groups, "DerivationImageSequence") or []
+    sources = [image for part in derivations for image in part.get("SourceImageSequence", [])]
+    position = _macro(dataset, groups, "PlanePositionSequence")[0].ImagePositionPatient
+    orientation = _macro(dataset, groups, "PlaneOrientationSequence")[0].ImageOrientationPatient
     return Frame(
-        str(sources[0].ReferencedSOPInstanceUID),
-        tuple(float(v) for v in groups.PlanePositionSequence[0].ImagePositionPatient),
-        tuple(float(v) for v in plane.ImageOrientationPatient),
+        str(sources[0].ReferencedSOPInstanceUID) if len(sources) == 1 else "",
+        tuple(float(value) for value in position),
+        tuple(float(value) for value in orientation),
         (int(dataset.Columns), int(dataset.Rows)),
     )
+
+
+def _macro(dataset: pydicom.Dataset, groups: pydicom.Dataset, name: str) -> Any:
+    """A functional group of one frame: its own, or the one that all frames share, or ``None`` (PS3.3, C.7.6.16)."""
+    return groups.get(name) or dataset.SharedFunctionalGroupsSequence[0].get(name)
 
 
 def region_of_pixels(sop_uid: str, z_mm: float | None, mask: npt.NDArray[np.bool_]) -> Region:
