@@ -280,14 +280,23 @@ def _interior(
     points: npt.NDArray[np.int64], shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Pixels strictly inside a closed polygon (odd number of crossings), and those on its line: two ``[I, J]`` bool."""
-    i, j = (axis[..., None] for axis in np.indices(shape))
-    (i0, j0), (i1, j1) = points.T, np.roll(points, -1, axis=0).T
-    cross = (i1 - i0) * (j - j0) - (i - i0) * (j1 - j0)
-    between = (
-        (np.minimum(i0, i1) <= i) & (i <= np.maximum(i0, i1)) & (np.minimum(j0, j1) <= j) & (j <= np.maximum(j0, j1))
-    )
-    line = ((cross == 0) & between).any(axis=-1)
-    spans = (j0 <= j) != (j1 <= j)
-    right = np.where(j1 > j0, cross > 0, cross < 0)
-    odd = np.count_nonzero(spans & right, axis=-1) % 2 == 1
-    return odd & ~line, line
+    line = np.zeros(shape, dtype=bool)
+    step = np.roll(points, -1, axis=0) - points
+    pieces = np.gcd(*np.abs(step.T))  # an edge runs through this many pixels' centres
+    edge, nth = _numbered(np.maximum(pieces, 1))
+    line[tuple((points[edge] + nth[:, None] * step[edge] // np.maximum(pieces, 1)[edge, None]).T)] = True
+    # A ray along i from a pixel in row j crosses an edge with one end after row j and one not after it.
+    edge, nth = _numbered(np.abs(step[:, 1]))
+    (i0, j0), (across, along) = points[edge].T, step[edge].T
+    rows = np.minimum(j0, j0 + along) + nth
+    crossing = i0 - (j0 - rows) * across // along  # rounded up: the pixels before it see the edge
+    count = np.zeros((shape[0] + 1, shape[1]), dtype=np.int64)
+    np.add.at(count, (crossing, rows), 1)
+    beyond = count[::-1].cumsum(axis=0)[::-1][1:]
+    return (beyond % 2 == 1) & ~line, line
+
+
+def _numbered(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each index as often as its count says, and which of its repetitions it is."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
