@@ -93,12 +93,25 @@ def write_ct(
     return write_series(folder, image, AFFINE_LPS, change=change, series_uid=series_uid)
 
 
-def xml_text(sessions: Sequence[Session], *, series_uid: str = SERIES_UID, z_shift_mm: float = 0.0) -> str:
-    """LIDC's XML of a CT reading; ``z_shift_mm`` puts outlines at a wrong height."""
+def xml_text(
+    sessions: Sequence[Session],
+    *,
+    series_uid: str = SERIES_UID,
+    z_shift_mm: float = 0.0,
+    places: Sequence[tuple[str, float]] | None = None,
+) -> str:
+    """LIDC's XML of a CT reading.
+
+    Args:
+        sessions: one for each reader.
+        series_uid: of the CT.
+        z_shift_mm: puts outlines at a wrong height.
+        places: SOPInstanceUID and z of each slice; those of :func:`write_ct` by default.
+    """
 
     def place(k: int) -> str:
-        z_mm = AFFINE_LPS[2, 3] + k * AFFINE_LPS[2, 2] + z_shift_mm
-        return f"<imageZposition>{z_mm:.6f} </imageZposition><imageSOP_UID>{sop_uid(series_uid, k)}</imageSOP_UID>"
+        uid, z_mm = places[k] if places else (sop_uid(series_uid, k), AFFINE_LPS[2, 3] + k * AFFINE_LPS[2, 2])
+        return f"<imageZposition>{z_mm + z_shift_mm:.6f} </imageZposition><imageSOP_UID>{uid}</imageSOP_UID>"
 
     def points(name: str, ring: Ring) -> str:
         return "".join(f"<{name}><xCoord>{i}</xCoord><yCoord>{j}</yCoord></{name}>" for i, j in ring)
