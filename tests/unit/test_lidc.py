@@ -314,6 +314,18 @@ def test_marks_are_neither_nodules_nor_background(tmp_path: Path) -> None:
     assert items_of(tmp_path / "out")[SERIES_UID + "2"]["box"] == []
 
 
+def test_a_nodule_within_another_keeps_its_voxels(tmp_path: Path) -> None:
+    core, mass = ((11, 8, 4), (12, 9, 4)), ((4, 3, 1), (19, 15, 7))  # more than a slice step apart on all sides
+    write_ct(tmp_path / "in")
+    write_xml(tmp_path / "in", [Session([Outlines(outlined(*core))]), Session([Outlines(outlined(*mass))])])
+    lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2)
+    item = items_of(tmp_path / "out")[SERIES_UID]
+    mask = np.asarray(nib.Nifti1Image.from_filename(item["mask"]).dataobj)
+    assert [details["readers"] for details in item["nodules"]] == [1, 1]
+    assert sorted(np.bincount(mask.ravel())[1:].tolist()) == [4, 16 * 13 * 7 - 4]
+    assert max(details["volume_mm3"] for details in item["nodules"]) == 16 * 13 * 7 * 0.5
+
+
 def test_patients_do_not_cross_folds_and_folds_do_not_depend_on_the_others(tmp_path: Path) -> None:
     source = tiny(tmp_path / "in")
     lidc(str(source), str(tmp_path / "out"), folds=3)

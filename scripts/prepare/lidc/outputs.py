@@ -78,16 +78,14 @@ def write_scan(
     clear_leftovers(folder)
     staging = _staging(folder)
     staging.mkdir(parents=True)
-    instances = np.zeros(grid.shape, dtype=np.uint8 if len(findings) < 256 else np.uint16)
     details = []
     for label, finding in enumerate(findings, start=1):
         details.append(_details(finding, label))
         if finding.masks is not None:
-            _paint(instances, finding, label)
             masks_path = f"readers_{label:02d}.nii.gz"
             _write_reader_masks(staging / masks_path, finding, grid.affine_ras)
             details[-1]["reader_masks"] = f"{folder.parent.name}/{folder.name}/{masks_path}"
-    _write_nifti(staging / MASK, instances, grid.affine_ras)
+    _write_nifti(staging / MASK, instance_mask(findings, grid.shape), grid.affine_ras)
     if isinstance(image, Volume):
         _write_nifti(staging / IMAGE, image.image_hu, image.affine_ras)
         image = f"{folder.parent.name}/{folder.name}/{IMAGE}"
@@ -141,13 +139,15 @@ def _details(finding: Finding, label: int) -> dict[str, Any]:
     }
 
 
-def _paint(instances: npt.NDArray[Any], finding: Finding, label: int) -> None:
-    """Give the consensus its label; a voxel that an earlier nodule holds stays with that one."""
-    assert finding.masks is not None
-    agreed = finding.masks.consensus()
-    i, j, k = (slice(a, a + n) for a, n in zip(finding.masks.corner, agreed.shape, strict=True))
-    cut = instances[i, j, k]
-    cut[agreed & (cut == 0)] = label
+def instance_mask(findings: Sequence[Finding], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Each consensus with its finding's number from 1; where two overlap (one may lie in the other), the smaller's."""
+    instances = np.zeros(shape, dtype=np.uint8 if len(findings) < 256 else np.uint16)
+    numbered = [(number, finding.masks) for number, finding in enumerate(findings, start=1) if finding.masks]
+    for number, masks in sorted(numbered, key=lambda one: -np.count_nonzero(one[1].consensus())):
+        agreed = masks.consensus()
+        i, j, k = (slice(a, a + n) for a, n in zip(masks.corner, agreed.shape, strict=True))
+        instances[i, j, k][agreed] = number
+    return instances
 
 
 def _write_reader_masks(path: Path, finding: Finding, affine_ras: FloatArray) -> None:
