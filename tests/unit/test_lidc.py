@@ -432,6 +432,15 @@ def test_ratings_are_read_from_a_report(tmp_path: Path) -> None:
     assert ratings == GOOD_RATINGS
 
 
+def test_a_scan_with_a_damaged_segmentation_is_not_given_fewer_readers(tmp_path: Path) -> None:
+    ct = write_ct(tmp_path / "in/CT")
+    write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)] * 3)
+    path = tmp_path / "in/objects/seg2.dcm"
+    path.write_bytes(path.read_bytes()[:-8])  # the last pixels are missing
+    with pytest.raises(LidcError, match=r"seg2\.dcm"):
+        lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
+
+
 def test_segments_that_are_no_nodules_are_told(tmp_path: Path) -> None:
     ct = write_ct(tmp_path / "in/CT")
     write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)], nodule=False)

@@ -19,8 +19,8 @@ from .masks import SliceTable
 from .nodules import find_findings, group_readings
 from .outputs import clear_leftovers, fingerprint, read_record, select, write_datalists, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
-from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
-from .segmentation_objects import check_frames
+from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, readings_of, xml_files
+from .segmentation_objects import Segment, check_frames
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +125,11 @@ def prepare_series(series: CtSeries, download: Download, folder: Path, mark: str
         LidcError: the readings do not fit the scan.
         ScanError: the scan must be refused.
     """
-    assert series.readings is not None
     paths = [str(one.path) for one in series.slices]
     grid = series_grid(paths)
-    table = slice_table(series, grid)
-    _check_segments(series, grid)
-    findings = find_findings(series.readings, table, swap_lps_ras_affine(grid.affine_ras))
+    readings, segments = readings_of(series)
+    _check_segments(series, segments, grid)
+    findings = find_findings(readings, slice_table(series, grid), swap_lps_ras_affine(grid.affine_ras))
     image: str | Volume = str(series.folder)
     if not _is_alone(series, download):
         image = read_series(paths)
@@ -147,11 +146,11 @@ def slice_table(series: CtSeries, grid: Grid) -> SliceTable:
     return SliceTable(places, grid.shape, float(spacing_mm(grid.affine_ras)[2]))
 
 
-def _check_segments(series: CtSeries, grid: Grid) -> None:
+def _check_segments(series: CtSeries, segments: Sequence[Segment], grid: Grid) -> None:
     positions = {one.sop_uid: np.array(one.position_lps_mm) for one in series.slices}
     affine_lps = swap_lps_ras_affine(grid.affine_ras)
     axes = affine_lps[:3, :2] / spacing_mm(affine_lps)[:2]
-    for segment in series.segments:
+    for segment in segments:
         check_frames(segment, grid.shape, positions, axes)
 
 

@@ -20,7 +20,15 @@ from ...dicom_series import looks_like_dicom
 from ...discovery import files_below
 from ...geometry import Point
 from .readings import LidcError, SeriesReadings, parse_xml
-from .segmentation_objects import Segment, SegmentKey, read_ratings, read_segments, segment_readings
+from .segmentation_objects import (
+    Segment,
+    SegmentationHeader,
+    SegmentKey,
+    read_ratings,
+    read_segmentation_header,
+    read_segments,
+    segment_readings,
+)
 
 SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: by the user's own selection
 
@@ -76,9 +84,10 @@ class CtSeries:
         patient: PatientID.
         thickness_mm: SliceThickness; 0 where unknown.
         slices: in the order of the files; damaged files of the same folders are among them, without UID.
-        readings: ``None`` until paired.
-        digest: of the readings' files; another one means that the scan must be done again.
-        segments: where the readings come from DICOM Segmentations.
+        readings: from XML; ``None`` until paired, and where they come from DICOM objects.
+        digest: of what was read; another one means that the scan must be done again.
+        segmentations: files with its nodules, where there is no XML.
+        ratings: of their segments.
     """
 
     uid: str
@@ -87,7 +96,8 @@ class CtSeries:
     slices: list[Slice] = field(default_factory=list)
     readings: SeriesReadings | None = None
     digest: str = ""
-    segments: tuple[Segment, ...] = ()
+    segmentations: tuple[Path, ...] = ()
+    ratings: dict[SegmentKey, dict[str, int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -134,6 +144,18 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
     readings = _xml_readings(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
     _pair(download, found, readings)
     return download
+
+
+def readings_of(series: CtSeries) -> tuple[SeriesReadings, list[Segment]]:
+    """What was read in a paired series, and the segments where it comes from DICOM Segmentations.
+
+    Raises:
+        LidcError: a segmentation cannot be read.
+    """
+    if series.readings is not None:
+        return series.readings, []
+    segments = [segment for path in series.segmentations for segment in read_segments(path)]
+    return SeriesReadings(series.uid, 0, segment_readings(segments, series.ratings), ()), segments
 
 
 def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -230,7 +252,7 @@ def _xml_readings(
 
 def _pair(download: Download, found: _Found, xml: dict[str, list[tuple[str, str, SeriesReadings]]]) -> None:
     """Give each series its readings; what has no partner leaves with a notice."""
-    segments, ratings = _objects(download, found)
+    headers, ratings = _objects(download, found)
     for uid, (modality, patient, folder) in sorted(found.others.items()):
         reason = f"wrong modality: {modality or 'none'} instead of CT"
         download.notices.append(Notice(SKIPPED, reason, uid, patient, str(folder)))
@@ -239,17 +261,15 @@ def _pair(download: Download, found: _Found, xml: dict[str, list[tuple[str, str,
             download.notices.append(Notice(SKIPPED, "XML without series", uid, source=candidates[0][0]))
         else:
             _take_xml(download, download.series[uid], candidates)
-    for uid, own in sorted(segments.items()):
+    for uid, own in sorted(headers.items()):
         if uid not in download.series:
-            download.notices.append(Notice(SKIPPED, "segmentations without series", uid))
+            detail = str(len(own))
+            download.notices.append(Notice(SKIPPED, "segmentations without series", uid, "", str(own[0].path), detail))
         elif uid not in xml:
-            series = download.series[uid]
-            series.readings = SeriesReadings(uid, 0, segment_readings(own, ratings), ())
-            series.segments = tuple(own)
-            series.digest = _digest_of(own, ratings)
+            _take_objects(download.series[uid], own, ratings)
     for uid in sorted(download.series):
         series = download.series[uid]
-        if series.readings is None:
+        if series.readings is None and not series.segmentations:
             if not any(notice.series_uid == uid for notice in download.notices):
                 where = str(series.folder)
                 download.notices.append(Notice(SKIPPED, "series without readings", uid, series.patient, where))
@@ -273,39 +293,39 @@ def _take_xml(download: Download, series: CtSeries, candidates: Sequence[tuple[s
         )
 
 
-def _objects(download: Download, found: _Found) -> tuple[dict[str, list[Segment]], dict[SegmentKey, dict[str, int]]]:
-    """Nodule segments by CT series, and the ratings of segments."""
-    segments: dict[str, list[Segment]] = {}
+def _take_objects(
+    series: CtSeries, headers: Sequence[SegmentationHeader], ratings: dict[SegmentKey, dict[str, int]]
+) -> None:
+    keys = sorted(key for header in headers for key in header.keys)
+    series.segmentations = tuple(sorted(header.path for header in headers))
+    series.ratings = {key: ratings[key] for key in keys if key in ratings}
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in series.segmentations]
+    rated = [(key, sorted(series.ratings.get(key, {}).items())) for key in keys]
+    series.digest = hashlib.sha256(repr((stamps, rated)).encode()).hexdigest()
+
+
+def _objects(
+    download: Download, found: _Found
+) -> tuple[dict[str, list[SegmentationHeader]], dict[SegmentKey, dict[str, int]]]:
+    """Segmentations with nodules by CT series, and the ratings of segments."""
+    headers: dict[str, list[SegmentationHeader]] = {}
     ratings: dict[SegmentKey, dict[str, int]] = {}
-    for path in found.segmentations:
+    for path in tqdm(found.segmentations, desc="SEG", unit="file", mininterval=1.0, disable=not found.segmentations):
         try:
-            own = read_segments(path)
+            header = read_segmentation_header(path)
         except LidcError as error:
             download.notices.append(Notice(SKIPPED, "unusable segmentation", source=str(path), detail=str(error)))
             continue
-        if not own:
+        if header.keys:
+            headers.setdefault(header.series_uid, []).append(header)
+        else:
             download.notices.append(Notice(SKIPPED, "segmentation without nodules", source=str(path)))
-        for segment in own:
-            segments.setdefault(segment.series_uid, []).append(segment)
-    for path in found.reports:
+    for path in tqdm(found.reports, desc="SR", unit="file", mininterval=1.0, disable=not found.reports):
         try:
             ratings.update(read_ratings(path))
         except LidcError as error:
             download.notices.append(Notice(SKIPPED, "unusable report", source=str(path), detail=str(error)))
-    return segments, ratings
-
-
-def _digest_of(segments: Sequence[Segment], ratings: dict[SegmentKey, dict[str, int]]) -> str:
-    parts = [
-        (
-            s.key,
-            s.name,
-            [(r.sop_uid, r.corner, r.inside.shape, r.inside.tobytes()) for r in s.regions],
-            ratings.get(s.key),
-        )
-        for s in sorted(segments, key=lambda segment: segment.key)
-    ]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return headers, ratings
 
 
 def _tell_of_pairs(download: Download) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,27 @@ class Segment:
     frames: tuple[Frame, ...]
 
 
+@dataclass(frozen=True)
+class SegmentationHeader:
+    """What pairing needs of one DICOM Segmentation: its file, the CT's SeriesInstanceUID, the segments with nodules."""
+
+    path: Path
+    series_uid: str
+    keys: tuple[SegmentKey, ...]
+
+
+def read_segmentation_header(path: Path) -> SegmentationHeader:
+    """Which nodules of which CT series a DICOM Segmentation holds, without its pixels.
+
+    Raises:
+        LidcError: it cannot be read, or does not say.
+    """
+    dataset = _read(path, stop_before_pixels=True)
+    with _damage_told(path):
+        keys = [(str(dataset.SOPInstanceUID), int(s.SegmentNumber)) for s in dataset.SegmentSequence if _is_nodule(s)]
+        return SegmentationHeader(path, str(dataset.ReferencedSeriesSequence[0].SeriesInstanceUID), tuple(keys))
+
+
 def read_segments(path: Path) -> list[Segment]:
     """The nodules of one DICOM Segmentation; segments that are no nodules give none.
 
@@ -97,14 +119,12 @@ def read_segments(path: Path) -> list[Segment]:
     dataset = _read(path)
     if dataset.get("SegmentationType") != "BINARY":
         raise LidcError(f"{path}: expected a binary segmentation, got {dataset.get('SegmentationType')}; leave it out")
-    try:
+    with _damage_told(path):
         nodules = {int(s.SegmentNumber): s for s in dataset.SegmentSequence if _is_nodule(s)}
         if not nodules:
             return []
         pixels = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns) > 0
         return [_segment(dataset, pixels, number, item) for number, item in nodules.items()]
-    except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
-        raise LidcError(f"{path}: expected a whole DICOM Segmentation, got a damaged one ({error})") from error
 
 
 def read_ratings(path: Path) -> dict[SegmentKey, dict[str, int]]:
@@ -114,15 +134,17 @@ def read_ratings(path: Path) -> dict[SegmentKey, dict[str, int]]:
         LidcError: it cannot be read.
     """
     found: dict[SegmentKey, dict[str, int]] = {}
-    for group in _containers(_read(path)):
-        keys, ratings = [], {}
-        for item in group.get("ContentSequence", []):
-            if item.get("ValueType") == "IMAGE":
-                keys += _segment_keys(item)
-            elif item.get("ValueType") == "CODE":
-                ratings.update(_rating(item))
-        for key in keys if ratings else []:
-            found.setdefault(key, {}).update(ratings)
+    report = _read(path)
+    with _damage_told(path):
+        for group in _containers(report):
+            keys, ratings = [], {}
+            for item in group.get("ContentSequence", []):
+                if item.get("ValueType") == "IMAGE":
+                    keys += _segment_keys(item)
+                elif item.get("ValueType") == "CODE":
+                    ratings.update(_rating(item))
+            for key in keys if ratings else []:
+                found.setdefault(key, {}).update(ratings)
     return found
 
 
@@ -162,11 +184,19 @@ def check_frames(
             )
 
 
-def _read(path: Path) -> pydicom.Dataset:
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise LidcError(f"{path}: expected a whole DICOM object, got a damaged one ({error}); copy it again") from error
+
+
+def _read(path: Path, *, stop_before_pixels: bool = False) -> pydicom.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # harmless formalities, as in .dicom_series
-            return pydicom.dcmread(path)
+            return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
     except Exception as error:  # pydicom raises almost any type on damaged bytes
         raise LidcError(f"{path}: expected a DICOM object, got a damaged file ({error}); copy it again") from error
 
