@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -122,8 +123,8 @@ class StopOnBadLoss:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.network.state_dict(), self.path)
         raise BrokenLossError(
-            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; the "
-            f"weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the same "
+            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
+            f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the same "
             "command then goes on from the last whole epoch."
         )
 
