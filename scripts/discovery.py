@@ -206,8 +206,8 @@ def _checked_item(where: str, item: Any) -> Entry:
 def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
     image = item["image"]
-    if _is_text(item.get("lung_mask")):
-        item = {**item, "lung_mask": str(folder / Path(item["lung_mask"]).expanduser())}
+    mask = {"lung_mask": str(folder / Path(item["lung_mask"]).expanduser())} if item.get("lung_mask") else {}
+    item = {key: value for key, value in item.items() if key != "lung_mask"} | mask  # null: there is none
     paths = [folder / Path(path).expanduser() for path in ([image] if _is_text(image) else image)]
     if len(paths) == 1 and not paths[0].is_dir():
         entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]
