@@ -22,6 +22,7 @@ from .transforms.nodules import IGNORED, NODULE
 
 logger = logging.getLogger(__name__)
 
+FILES = ("image", "mask", "lung_mask")  # keys of an item that name a file; the masks are optional
 SHOWN_FAULTS = 10  # one message names this many entries; a wrong folder makes all of them wrong
 
 
@@ -32,9 +33,9 @@ class DatalistError(UserError, ValueError):
 def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
     """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
 
-    Relative ``image`` and ``mask`` paths start at their datalist's folder. Each item gets a ``name`` of its own: the
-    one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the section adds
-    nothing.
+    Relative ``image``, ``mask`` and ``lung_mask`` paths start at their datalist's folder. Each item gets a ``name`` of
+    its own: the one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the
+    section adds nothing.
 
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
@@ -48,8 +49,11 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
-            files = {key: str(Path(path).parent / entry[key]) for key in ("image", "mask") if entry.get(key)}
-            items.append({"name": scan_stem(Path(files["image"])), **entry, **files})
+            files = {key: str(Path(path).parent / entry[key]) for key in FILES if entry.get(key)}
+            known = {
+                key: value for key, value in entry.items() if key not in FILES
+            }  # a mask may be null: there is none
+            items.append({"name": scan_stem(Path(files["image"])), **known, **files})
             faults += [f"{where} ({Path(files['image']).name}): {fault}" for fault in _faults(items[-1])]
     if faults:
         more = f"\n… and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
@@ -81,7 +85,7 @@ def _entries(path: Path, section: str) -> list[Any]:
 
 def _faults(item: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one item, its paths being complete."""
-    missing = [f"{key} {item[key]}: expected a file, found none" for key in ("image", "mask") if _is_missing(item, key)]
+    missing = [f"{key} {item[key]}: expected a file, found none" for key in FILES if _is_missing(item, key)]
     yield from missing
     try:
         boxes = np.asarray(item.get("box", []), dtype=np.float64).reshape(-1, 6)

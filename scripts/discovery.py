@@ -38,7 +38,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
         At least one MONAI datalist item: ``image`` (a path, or the paths of the slices sorted along their normal),
         ``name`` (safe for files, unique without regard to case), ``source`` (the file or folder), ``notes`` (one
         line per note, "" for none: MONAI turns an empty list into ``None``), and for a datalist the other keys
-        of its item, untouched.
+        of its item, untouched but for ``lung_mask``, a path that starts at the datalist's folder.
 
     Raises:
         ScanError: no such input, nothing in it, a datalist of another shape, an unknown section or series.
@@ -206,6 +206,8 @@ def _checked_item(where: str, item: Any) -> Entry:
 def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
     image = item["image"]
+    mask = {"lung_mask": str(folder / Path(item["lung_mask"]).expanduser())} if item.get("lung_mask") else {}
+    item = {key: value for key, value in item.items() if key != "lung_mask"} | mask  # null: there is none
     paths = [folder / Path(path).expanduser() for path in ([image] if _is_text(image) else image)]
     if len(paths) == 1 and not paths[0].is_dir():
         entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]

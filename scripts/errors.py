@@ -23,6 +23,19 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     return error
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in a line: the message of the :class:`UserError`, else kind and message of what began it.
+
+    MONAI wraps what a transform raises; the first cause is what counts.
+    """
+    known = user_error_in(error)
+    if known is not None:
+        return str(known)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
 def show_user_errors_plainly() -> None:
     """From now on an uncaught :class:`UserError` ends the program with its message alone; others as before.
 

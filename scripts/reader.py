@@ -1,7 +1,8 @@
 """Reading a scan: DICOM series, MetaImage, NRRD and NIfTI become int16 HU with a voxel-to-RAS affine.
 
 :class:`ScanReader` plugs into MONAI: ``LoadImaged(keys="image", reader=ScanReader())`` on the items of
-:func:`find_scans`. Geometry always comes from the file; what cannot be trusted is refused with a :class:`ScanError`.
+:func:`find_scans`; :class:`LabelReader` reads masks in the same way, without the checks for HU. Geometry always comes
+from the file; what cannot be trusted is refused with a :class:`ScanError`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,21 @@ import SimpleITK as sitk
 from monai.data import ImageReader
 
 from .dicom_series import looks_like_dicom, read_series, series_grid
-from .discovery import find_scans, is_image_file
+from .discovery import IMAGE_SUFFIXES, find_scans, is_image_file
 from .geometry import FloatArray, apply_affine, swap_lps_ras_affine
 from .scan import Grid, ScanError, Volume, make_grid, make_volume, quiet_itk
 
-__all__ = ["Grid", "ScanError", "ScanReader", "Volume", "find_scans", "read_grid", "read_scan"]
+__all__ = [
+    "Grid",
+    "LabelReader",
+    "ScanError",
+    "ScanReader",
+    "Volume",
+    "find_scans",
+    "read_grid",
+    "read_labels",
+    "read_scan",
+]
 
 FORM_DISAGREEMENT_MM = 1.0  # between a NIfTI file's sform and qform before it is worth a note
 GZIP_MARK = b"\x1f\x8b"  # a NIfTI file is unpacked where it begins so, whatever its name says
@@ -77,16 +88,36 @@ class ScanReader(ImageReader):
             ScanError: the scan must be refused.
         """
         volume = read_scan(img.paths)
-        return volume.image_hu, {
-            "affine": volume.affine_ras.copy(),
-            "original_affine": volume.affine_ras.copy(),
-            "space": "RAS",
-            "spatial_shape": np.array(volume.image_hu.shape),
-            "original_channel_dim": "no_channel",
-            "filename_or_obj": img.paths[0],
-            "facts": dict(volume.facts),
-            "notes": "\n".join(volume.notes),
-        }
+        facts = {"facts": dict(volume.facts), "notes": "\n".join(volume.notes)}
+        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | facts
+
+
+class LabelReader(ScanReader):
+    """MONAI image reader for one mask per call: whole numbers on a grid, in any image format (not DICOM)."""
+
+    def get_data(self, img: ScanFiles) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
+        """Read the mask.
+
+        Returns:
+            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` but for ``facts`` and ``notes``.
+
+        Raises:
+            ScanError: the mask must be refused.
+        """
+        labels, affine_ras = read_labels(img.paths)
+        return labels, _meta(img, labels.shape, affine_ras)
+
+
+def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dict[str, Any]:
+    """What MONAI wants to know of an image."""
+    return {
+        "affine": affine_ras.copy(),
+        "original_affine": affine_ras.copy(),
+        "space": "RAS",
+        "spatial_shape": np.array(shape),
+        "original_channel_dim": "no_channel",
+        "filename_or_obj": img.paths[0],
+    }
 
 
 def read_scan(image: Sequence[Any] | Any) -> Volume:
@@ -102,6 +133,42 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
     if len(paths) > 1 or not is_image_file(first):
         return read_series(paths)
     return _read_nifti(first) if _is_nifti(first) else _read_itk(first)
+
+
+def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Read a mask from an image file.
+
+    Returns:
+        ``[I, J, K]`` whole numbers as they stand in the file, and the voxel-to-RAS affine, mm.
+
+    Raises:
+        ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
+    """
+    paths = _existing(mask)
+    path = Path(paths[0])
+    if len(paths) > 1 or not path.is_file() or not is_image_file(path):
+        raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
+    if _is_nifti(path):
+        image, values = _load_nifti(path)
+        affine_ras = _nifti_affine(image)
+    else:
+        image = _load_itk(path)
+        values = sitk.GetArrayFromImage(image).T
+        affine_ras = swap_lps_ras_affine(_itk_affine_lps(image, _mm_per_unit(path, _header_text(path))))
+    shape = make_grid(str(path), values.shape, affine_ras).shape
+    return _whole_numbers(path, values.reshape(shape)), affine_ras
+
+
+def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    if values.dtype.kind in "biuf":
+        with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+            labels = values.astype(np.int16)
+        if np.array_equal(labels, values):
+            return labels
+    raise ScanError(
+        f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export the "
+        "segmentation as labels, not as probabilities or colours."
+    )
 
 
 def read_grid(image: Sequence[Any] | Any) -> Grid:
@@ -178,20 +245,29 @@ def _read_folder(folder: Path) -> Volume:
 
 
 def _read_nifti(path: Path) -> Volume:
-    """Read NIfTI with nibabel: ITK fills a truncated file with zeros, and refuses a sheared sform."""
+    image, values = _load_nifti(path)
+    return make_volume(str(path), values, _nifti_affine(image), {"Format": "NIfTI"}, notes=_form_notes(image))
+
+
+def _load_nifti(path: Path) -> tuple[Any, npt.NDArray[Any]]:
+    """A NIfTI image and its values, by nibabel: ITK fills a truncated file with zeros, and refuses a sheared sform."""
     try:
         data = path.read_bytes()
         if data[:2] == GZIP_MARK:
             data = gzip.decompress(data)  # to the end, so that its checksum is verified
         image = _nifti_class(data).from_bytes(data)
         values = np.asanyarray(image.dataobj)
-        unit = image.header.get_xyzt_units()[0]
+        _nifti_affine(image)
     except Exception as error:  # nibabel and gzip raise almost any type on damaged bytes
         raise ScanError(
             f"{path}: expected a NIfTI volume, got a truncated or damaged file ({error}); copy it again."
         ) from error
-    affine_ras = np.diag([_MM_PER_UNIT[unit]] * 3 + [1.0]) @ image.affine
-    return make_volume(str(path), values, affine_ras, {"Format": "NIfTI"}, notes=_form_notes(image))
+    return image, values
+
+
+def _nifti_affine(image: Any) -> FloatArray:
+    """Voxel to RAS mm of a NIfTI image, whatever its unit."""
+    return np.asarray(np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine)
 
 
 def _nifti_class(data: bytes) -> type[Any]:
@@ -213,8 +289,8 @@ def _form_notes(image: Any) -> tuple[str, ...]:
     return ()
 
 
-def _read_itk(path: Path) -> Volume:
-    """Read MetaImage or NRRD with SimpleITK; the unit, which ITK ignores, from the header's text."""
+def _load_itk(path: Path) -> sitk.Image:
+    """A MetaImage or NRRD image of one number per voxel."""
     try:
         with quiet_itk():
             image = sitk.ReadImage(str(path))
@@ -227,8 +303,14 @@ def _read_itk(path: Path) -> Volume:
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ScanError(
             f"{path}: expected one number per voxel, got {image.GetNumberOfComponentsPerPixel()} (colour or vectors); "
-            "export the CT as grey values in HU."
+            "export the image as grey values: a CT in HU, a mask as labels."
         )
+    return image
+
+
+def _read_itk(path: Path) -> Volume:
+    """Read MetaImage or NRRD with SimpleITK; the unit, which ITK ignores, from the header's text."""
+    image = _load_itk(path)
     header = _header_text(path)
     modality = re.search(r"^Modality\s*=\s*MET_MOD_(\w+)", header, re.MULTILINE)
     if modality and modality[1] not in ("CT", "OTHER", "UNKNOWN"):

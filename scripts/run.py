@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 
-from .errors import UserError, user_error_in
+from .errors import UserError, reason_of, user_error_in
 from .findings import ScanResult
 from .reader import find_scans
 from .reports import ResultWriter, summary_table
@@ -48,12 +48,8 @@ class RunLog:
 
     def failed(self, name: str, error: Exception) -> None:
         """Keep and show the message, once; an error that is not the user's is logged with its traceback."""
-        known = user_error_in(error)
-        cause: BaseException = known or error
-        while known is None and cause.__cause__ is not None:  # MONAI wraps what a transform raises
-            cause = cause.__cause__
-        self.failures[name] = str(known or f"{type(cause).__name__}: {cause}")
-        if known is None:
+        self.failures[name] = reason_of(error)
+        if user_error_in(error) is None:
             logger.error("%s: unexpected error", name, exc_info=error)
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
 

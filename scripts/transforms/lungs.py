@@ -3,11 +3,13 @@
 Air that is closed in the axial plane, in large pieces, is lung (with the airways), and so is lung-like
 tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
 :data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
-lung-like tissue lies outside (a cube or slab cut out of a chest), the whole volume is searched.
+lung-like tissue lies outside (a cube or slab cut out of a chest), the whole volume is searched. A given lung mask
+takes the place of the search; from the closing on, both ways are one.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SpatialCrop
 from scipy import ndimage
 
-from ..geometry import FloatArray, spacing_mm
+from ..geometry import FloatArray, spacing_mm, voxel_volume_mm3
+from ..scan import ScanError
+
+logger = logging.getLogger(__name__)
 
 COARSE_MM = 3.0  # grid of the search: fine enough for a lung's border, a thousandth of a second per slice
 AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
@@ -32,6 +37,10 @@ SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 OPEN_SHARE = 0.25  # more lung-like tissue than this outside the pieces: the lungs are not closed in this volume
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
 CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
+LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; any other mask's lungs are all above 0
+MASK_INSIDE_SHARE = 0.5  # of a given mask's volume; less: it belongs to another scan or frame
+MASK_AIR_SHARE = 0.5  # of a given mask's coarse voxels below AIR_BELOW_HU; less: it does not lie on the lungs
+MASK_AIR_DOUBT = 0.8  # less is worth a warning: five real chests have 0.97, flipped 0.44 to 0.76
 
 Mask = npt.NDArray[np.bool_]
 
@@ -93,6 +102,21 @@ def _is_open(lung_like: Mask, pieces: Mask) -> bool:
     return bool(outside.sum() > OPEN_SHARE * max(int((lung_like & pieces).sum()), 1))
 
 
+def _block_means(volume: torch.Tensor, voxel_mm: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Means of blocks of about :data:`COARSE_MM`: ``[I', J', K']`` of ``[I, J, K]``, and the voxels of a block."""
+    step = np.clip(np.round(COARSE_MM / voxel_mm).astype(np.int64), 1, np.array(volume.shape))
+    kernel = [int(s) for s in step]
+    means = F.avg_pool3d(volume[None, None].float(), kernel, ceil_mode=True, count_include_pad=False)
+    return means[0, 0].numpy(), step
+
+
+def _coarse_affine(affine: FloatArray, step: npt.NDArray[np.int64]) -> FloatArray:
+    """Where the blocks of a grid have their middles, as an affine."""
+    coarse = affine @ np.diag([*step, 1.0])
+    coarse[:3, 3] = affine[:3, :3] @ ((step - 1) / 2.0) + affine[:3, 3]
+    return np.asarray(coarse)
+
+
 def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
     """Find both lungs.
 
@@ -104,16 +128,18 @@ def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
         The lungs; see :class:`Lungs` for a volume without any.
     """
     shape = np.array(image_hu.shape)
-    step = np.clip(np.round(COARSE_MM / voxel_mm).astype(np.int64), 1, shape)
-    kernel = [int(s) for s in step]
-    coarse = F.avg_pool3d(image_hu[None, None].float(), kernel, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
+    coarse, step = _block_means(image_hu, voxel_mm)
     coarse_mm = step * voxel_mm
     lung_like = _lung_like(coarse)
     pieces = _lung_pieces(_closed_air(coarse < AIR_BELOW_HU), lung_like, float(np.prod(coarse_mm)))
     if not pieces.any() or _is_open(lung_like, pieces):
         whole = np.stack([np.zeros(3, dtype=np.int64), shape])
         return Lungs(False, whole, np.zeros(coarse.shape, dtype=np.float32), step)
-    pieces = ndimage.binary_propagation(pieces, mask=pieces | lung_like)
+    return _closed_lungs(ndimage.binary_propagation(pieces, mask=pieces | lung_like), step, coarse_mm, shape)
+
+
+def _closed_lungs(pieces: Mask, step: npt.NDArray[np.int64], coarse_mm: FloatArray, shape: np.ndarray) -> Lungs:
+    """Box of the pieces (coarse, at least one voxel) in the scan's grid, and the distance to them once closed."""
     room = np.ceil(CLOSING_MM / coarse_mm).astype(int) + 1
     padded = np.pad(pieces, [(r, r) for r in room])
     near = ndimage.distance_transform_edt(~padded, sampling=coarse_mm) <= CLOSING_MM
@@ -123,6 +149,53 @@ def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
     where = np.argwhere(pieces)
     box = np.stack([where.min(0) * step, np.minimum((where.max(0) + 1) * step, shape)])
     return Lungs(True, box, distance_mm[inner].astype(np.float32), step)
+
+
+def lungs_of_mask(mask: MetaTensor, image: MetaTensor) -> Lungs:
+    """Take both lungs from a mask instead of searching them; world positions decide, grids may differ.
+
+    Args:
+        mask: ``[1, I', J', K']`` labels: 3 and 4 are the lungs and 5 the trachea where 3 or 4 occur and nothing else
+            does (LUNA16), any value above 0 is lung elsewhere.
+        image: ``[1, I, J, K]``, HU; affines of both to RAS mm.
+
+    Raises:
+        ScanError: the mask is empty or does not lie on the lungs of this scan.
+    """
+    affine, mask_affine = (np.asarray(volume.affine, dtype=np.float64) for volume in (image, mask))
+    coarse_hu, step = _block_means(image.as_tensor()[0], spacing_mm(affine))
+    share, mask_step = _block_means(_lung_voxels(mask.as_tensor()[0]), spacing_mm(mask_affine))
+    to_mask = np.linalg.inv(_coarse_affine(mask_affine, mask_step)) @ _coarse_affine(affine, step)
+    resampled = ndimage.affine_transform(
+        share, to_mask[:3, :3], to_mask[:3, 3], output_shape=coarse_hu.shape, order=1, mode="grid-constant"
+    )
+    pieces = resampled > 0.5
+    block_mm3 = np.prod(step) * voxel_volume_mm3(affine), np.prod(mask_step) * voxel_volume_mm3(mask_affine)
+    inside = pieces.sum() * block_mm3[0] / max((share > 0.5).sum() * block_mm3[1], 1.0)
+    air = float((coarse_hu[pieces] < AIR_BELOW_HU).mean()) if pieces.any() else 0.0
+    _check_mask(mask, image, min(float(inside), 1.0), air)
+    return _closed_lungs(pieces, step, step * spacing_mm(affine), np.array(image.shape[1:]))
+
+
+def _check_mask(mask: MetaTensor, image: MetaTensor, inside: float, air: float) -> None:
+    """Refuse a lung mask that lies elsewhere; ``inside`` is its share in the scan, ``air`` that of it on air."""
+    name = mask.meta.get("filename_or_obj", "lung mask")
+    if inside < MASK_INSIDE_SHARE or air < MASK_AIR_SHARE:
+        raise ScanError(
+            f"{name}: expected a mask of the lungs of {image.meta.get('filename_or_obj', 'the scan')}, got one of "
+            f"which {inside:.0%} lies in the scan, and {air:.0%} of that on air; give this scan's own mask in its "
+            "frame, or leave lung_mask out."
+        )
+    if air < MASK_AIR_DOUBT:
+        logger.warning("%s: only %.0f %% of the lung mask lie on air; is it flipped?", name, 100 * air)
+
+
+def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
+    """1 in the lungs, 0 elsewhere: uint8."""
+    values = set(torch.unique(labels).tolist()) - {0}
+    is_luna16 = values & set(LUNA16_LUNGS) and values <= {*LUNA16_LUNGS, LUNA16_TRACHEA}
+    lungs = torch.isin(labels, torch.tensor(LUNA16_LUNGS, dtype=labels.dtype)) if is_luna16 else labels > 0
+    return lungs.to(torch.uint8)
 
 
 class CropToLungsd(MapTransform):
@@ -135,21 +208,25 @@ class CropToLungsd(MapTransform):
         keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``), on which the lungs are sought.
         margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
         allow_missing_keys: skip absent keys.
+        lung_key: a lung mask on any grid (MetaTensor), which leaves the item; where there is none, lungs are sought.
 
     Raises:
-        ValueError: a key lies on another grid than the first.
+        ValueError: a key lies on another grid than the first, or the lung mask not on the lungs.
     """
 
-    def __init__(self, keys: KeysCollection, margin_mm: float, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, margin_mm: float, allow_missing_keys: bool = False, *, lung_key: str = "lung_mask"
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.margin_mm = margin_mm
+        self.margin_mm, self.lung_key = margin_mm, lung_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.keys[0]]
         affine = np.asarray(image.affine, dtype=np.float64)
         voxel_mm = spacing_mm(affine)
-        lungs = find_lungs(image.as_tensor()[0], voxel_mm)
+        mask = item.pop(self.lung_key, None)
+        lungs = find_lungs(image.as_tensor()[0], voxel_mm) if mask is None else lungs_of_mask(mask, image)
         margin = np.ceil(self.margin_mm / voxel_mm).astype(np.int64)
         low = np.maximum(lungs.box[0] - margin, 0)
         high = np.minimum(lungs.box[1] + margin, np.array(image.shape[1:]))
@@ -157,10 +234,8 @@ class CropToLungsd(MapTransform):
         for key in self.key_iterator(item):
             _check_grid(str(key), item[key], str(self.keys[0]), image)
             item[key] = crop(item[key])
-        coarse_affine = affine @ np.diag([*lungs.step, 1.0])
-        coarse_affine[:3, 3] = affine[:3, :3] @ ((lungs.step - 1) / 2.0) + affine[:3, 3]
         item["lung_distance_mm"] = MetaTensor(
-            torch.from_numpy(lungs.distance_mm)[None], affine=torch.from_numpy(coarse_affine)
+            torch.from_numpy(lungs.distance_mm)[None], affine=torch.from_numpy(_coarse_affine(affine, lungs.step))
         )
         item["lungs_found"] = lungs.found
         return item

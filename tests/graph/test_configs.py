@@ -7,8 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+from scripts.geometry import apply_affine, swap_lps_ras
+from scripts.prepare.phantom import Chest
+from scripts.prepare.phantom_files import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, INFERENCE, EVALUATE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "inference", "evaluate"))
@@ -70,6 +76,32 @@ def test_the_papers_settings_can_be_laid_over_the_training_graph(bundle_root: st
         scheduler.step()
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[148:] == pytest.approx([1e-4, 1e-5, 1e-5, 1e-5])
+
+
+@pytest.mark.parametrize(("path", "name"), [(TRAIN, "scan_preprocessing"), (INFERENCE, "preprocessing")])
+def test_a_given_lung_mask_takes_the_place_of_the_search(
+    path: str, name: str, tmp_path: Path, small_chest: Chest, bundle_root: str
+) -> None:
+    """As LUNA16 has them, compressed, and here in another direction than the scan's: the right lung alone."""
+    scan = write_image(tmp_path / "scan.nii.gz", small_chest.image_hu, small_chest.affine_ras)
+    labels = sitk.GetImageFromArray(np.flip(3 * (small_chest.lungs == 1), 0).astype(np.uint8).T)
+    labels.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    corner_ras_mm = apply_affine(small_chest.affine_ras, [small_chest.lungs.shape[0] - 1, 0, 0])
+    labels.SetOrigin(swap_lps_ras(corner_ras_mm).tolist())
+    sitk.WriteImage(labels, str(tmp_path / "lungs.mhd"), useCompression=True)
+    parser = ConfigParser({**_config(path), "bundle_root": bundle_root})
+    parser.parse()
+    preprocessing = parser.get_parsed_content(name)
+    item = {"image": str(scan), "name": "scan", "source": "", "notes": ""}
+    searched, given = preprocessing(item), preprocessing({**item, "lung_mask": str(tmp_path / "lungs.mhd")})
+    assert "lung_mask" not in given
+    near = {key: (ready["lung_distance_mm"][0].numpy() == 0) for key, ready in (("all", searched), ("one", given))}
+    right, left = (small_chest.lungs[1::3, 1::3, 1::3] == side for side in (1, 2))
+    inner = tuple(slice(n) for n in right.shape)
+    assert near["all"][inner][right].mean() > 0.98
+    assert near["one"][inner][right].mean() > 0.98
+    assert near["all"][inner][left].mean() > 0.98
+    assert near["one"][inner][left].mean() < 0.05
 
 
 def test_inference_has_the_properties_monai_asks_for(tmp_path: Path, bundle_root: str) -> None:

@@ -149,6 +149,46 @@ def test_an_unknown_override_is_refused(option: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+# --- caching
+
+
+def test_what_was_cached_by_itself_trains_the_same(whole: tuple[Path, str], small_data: Path, tmp_path: Path) -> None:
+    paths = ("--dataset_dir", str(small_data), "--cache_dir", str(tmp_path / "cache"))
+    cached = command("caching", "--config_file", TRAIN, *paths, "--cache_workers", "2")
+    assert cached.returncode == 0, cached.stdout + cached.stderr
+    assert "preprocessing 4 scans with 2 workers" in cached.stdout
+    assert "cached 4 of 4 scans" in cached.stdout
+    assert losses(cached.stdout) == []
+    assert files_of(tmp_path / "cache") == files_of(small_data / "cache")
+    trained = train(small_data, tmp_path / "out", max_epochs=1, cache_dir=tmp_path / "cache")
+    assert "preprocessing" not in trained.stdout
+    assert losses(trained.stdout)[0].split(":")[1] == losses(whole[1])[0].split(":")[1]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_scans_that_cannot_be_preprocessed_are_named_or_left_out(whole: Any, small_data: Path, tmp_path: Path) -> None:
+    """Their headers are fine, so that the datalist is; their voxels are cut off."""
+    training = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["training"]
+    (tmp_path / "data").mkdir()
+    cut = [*training[:2], {**training[2], "image": "cut.nii.gz"}]
+    data = copy_of(small_data, tmp_path / "data", training=cut)
+    whole_scan = (small_data / training[2]["image"]).read_bytes()
+    (data / "cut.nii.gz").write_bytes(whole_scan[: len(whole_scan) // 2])
+    result = train(data, tmp_path / "out", max_epochs=1)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "error: 1 scans cannot be preprocessed; mend them, remove them from the datalists" in result.stderr
+    assert re.search(rf"^  {training[2]['name']}  .*cut\.nii\.gz: expected a NIfTI volume", result.stderr, re.MULTILINE)
+    assert losses(result.stdout) == []
+    result = train(data, tmp_path / "out", max_epochs=1, skip_broken="true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 scans cannot be preprocessed and are left out" in result.stdout
+    assert len(losses(result.stdout)) == 2
+
+
 # --- bad input
 
 

@@ -55,6 +55,21 @@ def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
     assert load_datalist([first, second], "validation") == []
 
 
+def test_a_lung_mask_starts_at_its_datalist_too_and_null_is_none(scan: Path) -> None:
+    (scan.parent / "lungs").mkdir()
+    (scan.parent / "lungs" / "1.mhd").touch()
+    path = write(
+        scan.parent / "list.json",
+        training=[
+            {"image": scan.name, "lung_mask": "lungs/1.mhd"},
+            {"image": scan.name, "mask": None, "lung_mask": None},
+        ],
+    )
+    first, second = load_datalist(path, "training")
+    assert first["lung_mask"] == str(scan.parent / "lungs" / "1.mhd")
+    assert set(second) == {"name", "image"}
+
+
 def test_scans_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
     for name in ("a/1.2.3.mhd", "b/1.2.3.mhd", "b/x.nii"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -90,6 +105,7 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"imag": "scan.nii.gz"}, r"training, item 0: expected \{'image': path, …\}, got \{'imag'"),
         ({"image": "none.nii.gz"}, r"item 0 \(none\.nii\.gz\): image .*none\.nii\.gz: expected a file, found none"),
         ({"image": "scan.nii.gz", "mask": "m.nii"}, r"mask .*m\.nii: expected a file, found none"),
+        ({"image": "scan.nii.gz", "lung_mask": "l.mhd"}, r"lung_mask .*l\.mhd: expected a file, found none"),
         ({"image": "scan.nii.gz", "box": [[1, 2, 3]]}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
         ({"image": "scan.nii.gz", "box": "1 2 3"}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0, 0]}, "got 1 boxes and 2 labels"),

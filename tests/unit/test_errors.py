@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import UserError, show_user_errors_plainly, user_error_in
+from scripts.errors import UserError, reason_of, show_user_errors_plainly, user_error_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +40,12 @@ def test_other_errors_hold_none(times: int) -> None:
 
 def test_no_error_holds_none() -> None:
     assert user_error_in(None) is None
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_reason_is_the_users_message_or_the_first_cause(times: int) -> None:
+    assert reason_of(wrapped(ScanRefused("scan.nii: expected CT"), times)) == "scan.nii: expected CT"
+    assert reason_of(wrapped(ZeroDivisionError("division by zero"), times)) == "ZeroDivisionError: division by zero"
 
 
 def fault_while_handling() -> None:

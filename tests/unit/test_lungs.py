@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from monai.data import MetaTensor
 
 from scripts.geometry import apply_affine
 from scripts.prepare.phantom import Chest, make_chest
-from scripts.transforms.lungs import CropToLungsd, Lungs, find_lungs
+from scripts.scan import ScanError
+from scripts.transforms.lungs import CropToLungsd, Lungs, find_lungs, lungs_of_mask
 
 ONE_MM = np.ones(3)
 TISSUE_HU, LUNG_HU = 40.0, -850.0
@@ -284,3 +287,114 @@ def test_mask_on_another_grid_is_refused(small_chest: Chest, change: str) -> Non
     item["mask"].meta["filename_or_obj"] = "lesions.nii.gz"
     with pytest.raises(ValueError, match=r"lesions\.nii\.gz: expected the grid of the image"):
         CropToLungsd(["image", "mask"], 5)(item)
+
+
+# --- a given lung mask
+
+NEXT_BLOCK_MM = 3.0 * np.sqrt(3) + 1e-4  # across the corner of a block
+
+
+def _volume(array: np.ndarray, affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array))[None], affine=torch.from_numpy(affine))
+
+
+def _given(chest: Chest, mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray) -> Lungs:
+    return lungs_of_mask(_volume(mask, mask_affine), _volume(chest.image_hu, affine))
+
+
+def test_the_true_mask_gives_the_lungs_that_are_found(small_chest: Chest) -> None:
+    found, given = _search(small_chest.image_hu), _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
+    assert given.found
+    assert given.step.tolist() == found.step.tolist()
+    assert _missed_mm(given.box, small_chest.lungs) <= 2  # less than half a coarse voxel of lung is none
+    assert np.abs(given.box - found.box)[:, :2].max() <= 3
+    assert given.box[0, 2] == found.box[0, 2]
+    assert given.box[1, 2] <= found.box[1, 2]  # the search takes the trachea in
+    inside = small_chest.lungs[1::3, 1::3, 1::3] > 0
+    assert np.mean(given.distance_mm[tuple(slice(n) for n in inside.shape)][inside] == 0) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("change", "trachea"), [({1: 3, 2: 4}, 5), ({1: 1, 2: 1}, 0), ({1: 20, 2: 10}, 0)], ids=["LUNA16", "binary", "own"]
+)
+def test_values_of_a_mask(small_chest: Chest, change: dict[int, int], trachea: int) -> None:
+    """LUNA16's trachea is no lung; in any other mask all that is above 0 is."""
+    expected = _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
+    labels = np.zeros(small_chest.lungs.shape, dtype=np.int16)
+    for old, new in change.items():
+        labels[small_chest.lungs == old] = new
+    labels[:9, :9, :9] = trachea
+    given = _given(small_chest, labels, np.eye(4), np.eye(4))
+    np.testing.assert_array_equal(given.box, expected.box)
+    np.testing.assert_array_equal(given.distance_mm, expected.distance_mm)
+
+
+def test_a_five_beside_other_values_is_lung(small_chest: Chest) -> None:
+    """Lobes 1 to 5, or a lone 5, are not LUNA16's."""
+    expected = _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
+    for labels in (np.where(small_chest.lungs == 1, 5, small_chest.lungs), 5 * (small_chest.lungs > 0)):
+        given = _given(small_chest, labels.astype(np.int16), np.eye(4), np.eye(4))
+        np.testing.assert_array_equal(given.distance_mm, expected.distance_mm)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mask_stored_in_another_direction_is_the_same_mask(small_chest: Chest, axis: int) -> None:
+    affine = _oblique_affine()
+    turned = np.eye(4)
+    turned[axis, axis], turned[axis, 3] = -1.0, small_chest.lungs.shape[axis] - 1
+    given = _given(small_chest, small_chest.lungs, affine, affine)
+    flipped = _given(small_chest, np.flip(small_chest.lungs, axis), affine @ turned, affine)
+    np.testing.assert_allclose(flipped.box, given.box, atol=3)  # blocks begin at the other end
+    assert np.abs(flipped.distance_mm - given.distance_mm).max() <= NEXT_BLOCK_MM
+
+
+def test_a_coarser_mask_of_a_part_of_the_grid_is_the_same_mask(small_chest: Chest) -> None:
+    affine = _oblique_affine()
+    where = np.argwhere(small_chest.lungs)
+    low = where.min(0) - 1
+    part = small_chest.lungs[tuple(slice(a, b) for a, b in zip(low, where.max(0) + 2, strict=True))][::2, ::2, ::2]
+    part_affine = affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    part_affine[:3, 3] = apply_affine(affine, low)
+    whole = _given(small_chest, small_chest.lungs, affine, affine)
+    given = _given(small_chest, part, part_affine, affine)
+    np.testing.assert_allclose(given.box, whole.box, atol=3)
+    first, second = given.distance_mm == 0, whole.distance_mm == 0
+    dice = 2 * (first & second).sum() / (first.sum() + second.sum())
+    assert dice > 0.95  # moved or grown by one block: 0.90, 0.86
+
+
+@pytest.mark.parametrize(
+    ("shift_mm", "words"), [((0, 0, 500), "0% lies in the scan"), ((0, -60, 0), "of that on air"), (None, "got one of")]
+)
+def test_a_mask_that_does_not_lie_on_the_lungs_is_refused(
+    small_chest: Chest, shift_mm: tuple[float, ...] | None, words: str
+) -> None:
+    affine = np.eye(4)
+    affine[:3, 3] = shift_mm or 0
+    mask = _volume(small_chest.lungs if shift_mm else np.zeros_like(small_chest.lungs), affine)
+    mask.meta["filename_or_obj"] = "lungs.mhd"
+    with pytest.raises(ScanError, match=rf"lungs\.mhd: expected a mask of the lungs of the scan, .*{words}"):
+        lungs_of_mask(mask, _volume(small_chest.image_hu, np.eye(4)))
+
+
+def test_a_mask_that_lies_beside_the_lungs_is_worth_a_warning(small_chest: Chest, caplog: Any) -> None:
+    affine = np.eye(4)
+    affine[0, 3] = 12.0
+    _given(small_chest, small_chest.lungs, affine, np.eye(4))
+    assert "of the lung mask lie on air; is it flipped?" in caplog.text
+    caplog.clear()
+    _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
+    assert caplog.text == ""
+
+
+def test_cropping_takes_the_mask_and_lets_it_go(small_chest: Chest) -> None:
+    """One lung alone: the box is its own."""
+    item = _item(small_chest, _oblique_affine())
+    right = (small_chest.lungs == 1).astype(np.int16)
+    cropped = CropToLungsd("image", margin_mm=0)({**item, "lung_mask": _volume(right, _oblique_affine())})
+    assert "lung_mask" not in cropped
+    assert cropped["lungs_found"] is True
+    where = np.argwhere(right)
+    np.testing.assert_allclose(cropped["image"].shape[1:], np.ptp(where, axis=0) + 1, atol=6)
+    first = apply_affine(np.linalg.inv(_oblique_affine()), np.asarray(cropped["image"].affine)[:3, 3])
+    np.testing.assert_allclose(first, where.min(0), atol=3)

@@ -34,7 +34,7 @@ from pydicom.uid import (
 from scripts import scan as scan_module
 from scripts.errors import user_error_in
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
-from scripts.reader import ScanError, ScanReader, find_scans, read_grid, read_scan
+from scripts.reader import LabelReader, ScanError, ScanReader, find_scans, read_grid, read_labels, read_scan
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
 
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
@@ -440,6 +440,14 @@ def test_handled_linked_folders_without_going_in_circles(tmp_path: Path) -> None
     (tmp_path / "scans/link").symlink_to(tmp_path / "real")
     (tmp_path / "real/loop").symlink_to(tmp_path / "scans")
     assert [entry["name"] for entry in find_scans(tmp_path / "scans")] == ["scan"]
+
+
+def test_handled_lung_mask_of_a_datalist_starts_at_its_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    items = [{"image": "scan.nii", "lung_mask": "lungs/1.mhd"}, {"image": "scan.nii", "lung_mask": None}]
+    (tmp_path / "list.json").write_text(json.dumps(items))
+    assert find_scans(tmp_path / "list.json")[0]["lung_mask"] == str(tmp_path / "lungs/1.mhd")
+    assert "lung_mask" not in find_scans(tmp_path / "list.json")[1]
 
 
 def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) -> None:
@@ -1054,6 +1062,71 @@ def test_quiet_itk_puts_settings_back(capfd: pytest.CaptureFixture[str]) -> None
     sitk.ProcessObject.SetGlobalWarningDisplay(True)
     os.write(2, b"afterwards")
     assert capfd.readouterr().err == "afterwards"
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------
+
+LABELS = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 7
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_a_mask_is_whole_numbers_on_the_grid_of_its_file_in_every_format(tmp_path: Path, form: str, dtype: Any) -> None:
+    path = write_image(tmp_path / f"mask{form}", LABELS.astype(dtype))
+    labels, affine_ras = read_labels(path)
+    assert labels.dtype == np.int16
+    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_allclose(affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-5)
+
+
+def test_a_compressed_mask_is_read(tmp_path: Path) -> None:
+    """LUNA16's lung masks: an .mhd beside a .zraw."""
+    image = sitk.GetImageFromArray(LABELS.T.astype(np.uint8))
+    sitk.WriteImage(image, str(tmp_path / "mask.mhd"), useCompression=True)
+    assert (tmp_path / "mask.zraw").exists()
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.mhd")[0], LABELS)
+
+
+def test_a_mask_has_the_grid_that_its_header_alone_gives(tmp_path: Path) -> None:
+    for form in FORMATS[1:]:
+        path = write_image(tmp_path / f"mask{form}", LABELS)
+        np.testing.assert_array_equal(read_labels(path)[1], read_grid(path).affine_ras)
+
+
+@pytest.mark.parametrize("form", ["nii", "mhd"])
+@pytest.mark.parametrize("value", [0.5, 40000.0, np.nan])
+def test_refused_mask_of_other_than_whole_numbers(tmp_path: Path, form: str, value: float) -> None:
+    values = LABELS.astype(np.float32)
+    values[1, 2, 3] = value
+    path = write_image(tmp_path / f"mask.{form}", values)
+    with pytest.raises(ScanError, match=rf"mask\.{form}: expected a mask of whole numbers .* export the segmentation"):
+        read_labels(path)
+
+
+def test_refused_mask_that_is_no_image_file(tmp_path: Path) -> None:
+    write_series(tmp_path / "dicom", chest(), AXIAL)
+    with pytest.raises(ScanError, match="dicom: expected a mask in one file"):
+        read_labels(tmp_path / "dicom")
+    with pytest.raises(ScanError, match="found no such file"):
+        read_labels(tmp_path / "mask.nii")
+    (tmp_path / "mask.nii").write_bytes(b"damaged")
+    with pytest.raises(ScanError, match="got a truncated or damaged file"):
+        read_labels(tmp_path / "mask.nii")
+
+
+READERS = {"image": ScanReader(), "mask": LabelReader()}
+
+
+def test_a_mask_is_loaded_and_turned_with_its_scan(tmp_path: Path) -> None:
+    """Image and mask in different formats, one of them turned over: the same voxels in the end."""
+    turned = AXIAL.copy()
+    turned[0] = -AXIAL[0]
+    write_image(tmp_path / "scan.nii", chest(), turned)
+    item = {"image": str(tmp_path / "scan.nii"), "mask": str(write_image(tmp_path / "mask.mhd", LABELS, turned))}
+    loading = Compose([LoadImaged(key, reader=reader, ensure_channel_first=True) for key, reader in READERS.items()])
+    ready = Orientationd(READERS, axcodes="RAS", labels=None)(loading(item))
+    np.testing.assert_allclose(ready["mask"].affine, ready["image"].affine)
+    np.testing.assert_array_equal(ready["mask"][0], LABELS[:, ::-1])
 
 
 # ---- real scans --------------------------------------------------------------------------------------------------

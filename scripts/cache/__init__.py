@@ -1,0 +1,6 @@
+"""Preprocessed scans kept on disk: what an entry holds, how a cache is filled, and what it needs."""
+
+from .filling import fill_cache
+from .scans import CachedScans, CachedToTensorsd, CacheError, ScanCache
+
+__all__ = ["CacheError", "CachedScans", "CachedToTensorsd", "ScanCache", "fill_cache"]
