@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..commands import OptionError
 from ..metrics import UNKNOWN_SCAN
 from ..reports.files import writable_folder
 from .folds import read_folds
@@ -15,10 +15,6 @@ from .system import Reference, Resampling, System, evaluate, with_folds
 from .tables import Table, read_findings, read_results, read_series_uids
 
 logger = logging.getLogger(__name__)
-
-
-class OptionError(UserError, ValueError):
-    """An option out of range."""
 
 
 def luna16(
