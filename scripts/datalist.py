@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .discovery import scan_stem, with_unique_names
+from .discovery import is_image_file, scan_stem, with_unique_names
 from .errors import UserError
 from .geometry import apply_affine, swap_lps_ras
 from .reader import ScanError, read_grid
@@ -22,6 +24,8 @@ from .transforms.nodules import IGNORED, NODULE
 
 logger = logging.getLogger(__name__)
 
+FILE_KEYS = ("image", "mask", "lung_mask")  # of an item: paths, relative to its datalist
+LUNG_MASKS = "seg-lungs"  # LUNA16's folder of lung masks, each named as its scan is
 SHOWN_FAULTS = 10  # one message names this many entries; a wrong folder makes all of them wrong
 
 
@@ -29,12 +33,19 @@ class DatalistError(UserError, ValueError):
     """A datalist that cannot be used."""
 
 
-def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
+def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "") -> list[dict[str, Any]]:
     """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
 
-    Relative ``image`` and ``mask`` paths start at their datalist's folder. Each item gets a ``name`` of its own: the
-    one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the section adds
-    nothing.
+    Relative ``image``, ``mask`` and ``lung_mask`` paths start at their datalist's folder. Each item gets a ``name`` of
+    its own: the one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the
+    section adds nothing.
+
+    Args:
+        paths: of the datalists.
+        section: of each of them.
+        image_dir: where else images may be, for datalists that do not lie beside them (such as MONAI's LUNA16 folds):
+            an image that is not at its path is looked for below this folder by its path, then by its file name without
+            ending. LUNA16's lung masks, which bear the scans' names, are passed over.
 
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
@@ -42,13 +53,16 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
     """
     items: list[dict[str, Any]] = []
     faults: list[str] = []
+    elsewhere = ImageFolder(Path(image_dir)) if image_dir else None
     for path in [paths] if isinstance(paths, str) else paths:
         for number, entry in enumerate(_entries(Path(path), section)):
             where = f"{path}, {section}, item {number}"
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
-            files = {key: str(Path(path).parent / entry[key]) for key in ("image", "mask") if entry.get(key)}
+            files = {key: str(Path(path).parent / entry[key]) for key in FILE_KEYS if entry.get(key)}
+            if elsewhere is not None and not Path(files["image"]).exists():
+                files["image"] = elsewhere.find(entry["image"]) or files["image"]
             items.append({"name": scan_stem(Path(files["image"])), **entry, **files})
             faults += [f"{where} ({Path(files['image']).name}): {fault}" for fault in _faults(items[-1])]
     if faults:
@@ -59,6 +73,45 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
             + more
         )
     return with_unique_names(items)
+
+
+class ImageFolder:
+    """The images below a folder, by name; listed once, when the first one is asked for.
+
+    Raises:
+        DatalistError: no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
+        self.folder = folder
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for parent, folders, names in os.walk(self.folder):
+            folders[:] = sorted(name for name in folders if not name.lower().startswith((".", LUNG_MASKS)))
+            for name in sorted(names):
+                if is_image_file(name) and not name.startswith("."):
+                    found.setdefault(scan_stem(Path(name)), []).append(Path(parent) / name)
+        return found
+
+    def find(self, image: str) -> str:
+        """Where the image of that path, or of that name, is; empty where it is not there.
+
+        Raises:
+            DatalistError: several images have the name.
+        """
+        if (self.folder / image).exists():
+            return str(self.folder / image)
+        places = self._by_stem.get(scan_stem(Path(image)), [])
+        if len(places) > 1:
+            raise DatalistError(
+                f"--image_dir {self.folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
+                f"({', '.join(map(str, places[:3]))}); remove all but one"
+            )
+        return str(places[0]) if places else ""
 
 
 def _entries(path: Path, section: str) -> list[Any]:
@@ -81,7 +134,7 @@ def _entries(path: Path, section: str) -> list[Any]:
 
 def _faults(item: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one item, its paths being complete."""
-    missing = [f"{key} {item[key]}: expected a file, found none" for key in ("image", "mask") if _is_missing(item, key)]
+    missing = [f"{key} {item[key]}: expected a file, found none" for key in FILE_KEYS if _is_missing(item, key)]
     yield from missing
     try:
         boxes = np.asarray(item.get("box", []), dtype=np.float64).reshape(-1, 6)
