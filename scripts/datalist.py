@@ -24,7 +24,7 @@ from .transforms.nodules import IGNORED, NODULE
 
 logger = logging.getLogger(__name__)
 
-FILE_KEYS = ("image", "mask", "lung_mask")  # of an item: paths, relative to its datalist
+FILES = ("image", "mask", "lung_mask")  # keys of an item that name a file; the masks are optional
 LUNG_MASKS = "seg-lungs"  # LUNA16's folder of lung masks, each named as its scan is
 SHOWN_FAULTS = 10  # one message names this many entries; a wrong folder makes all of them wrong
 
@@ -60,7 +60,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
-            files = {key: str(Path(path).parent / entry[key]) for key in FILE_KEYS if entry.get(key)}
+            files = {key: str(Path(path).parent / entry[key]) for key in FILES if entry.get(key)}
             if elsewhere is not None and not Path(files["image"]).exists():
                 files["image"] = elsewhere.find(entry["image"]) or files["image"]
             items.append({"name": scan_stem(Path(files["image"])), **entry, **files})
@@ -134,7 +134,7 @@ def _entries(path: Path, section: str) -> list[Any]:
 
 def _faults(item: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one item, its paths being complete."""
-    missing = [f"{key} {item[key]}: expected a file, found none" for key in FILE_KEYS if _is_missing(item, key)]
+    missing = [f"{key} {item[key]}: expected a file, found none" for key in FILES if _is_missing(item, key)]
     yield from missing
     try:
         boxes = np.asarray(item.get("box", []), dtype=np.float64).reshape(-1, 6)
