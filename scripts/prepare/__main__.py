@@ -11,6 +11,7 @@ from ..commands import run_command
 COMMANDS = {
     "development": "development:make_development_datalist",
     "luna16": "luna16:luna16",
+    "preview": "preview:preview",
     "luna16_masks": "luna16_masks:luna16_masks",
     "phantom": "phantom_command:phantom",
     "phantom_picture": "phantom_command:phantom_picture",

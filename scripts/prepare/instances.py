@@ -200,6 +200,15 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
     return mask, results
 
 
+def on_grid(labels: Labels, grid: Grid) -> Values:
+    """A mask on another grid, by nearest neighbour, values as they are: ``[I, J, K]``."""
+    mask = np.zeros(grid.shape, dtype=np.uint16)
+    for thing in things_of(labels):
+        box = _box_on(grid, labels.affine_ras, thing.box)
+        mask[box][_inside(labels, thing.value, grid, box)] = thing.value
+    return mask
+
+
 def _box_on(grid: Grid, affine_ras: FloatArray, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
     """The voxels of a grid that a box of another grid reaches, cut at the border; empty where it reaches none."""
     ends = [(part.start - 1, part.stop) for part in box]
