@@ -10,6 +10,7 @@ from ..commands import run_command
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {
     "development": "development:make_development_datalist",
+    "download": "download:download",
     "luna16": "luna16:luna16",
     "preview": "preview:preview",
     "luna16_masks": "luna16_masks:luna16_masks",
