@@ -9,6 +9,7 @@ from ..commands import run_command
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {
+    "datalist": "own_data:datalist",
     "development": "development:make_development_datalist",
     "download": "download:download",
     "luna16": "luna16:luna16",

@@ -185,7 +185,7 @@ def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: b
     for line in plan_lines(wanted, missing, free):
         logger.info("%s", line)
     needed = int(sum(one.size for one in missing) * SPARE)
-    if needed > free:
+    if needed > free and start:
         raise DownloadError(
             f"{target}: expected {needed / 1e9:.1f} GB of free disk, got {free / 1e9:.1f} GB; free some, choose "
             "another --output_dir, or begin with some --patients"
@@ -193,7 +193,8 @@ def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: b
     if not missing:
         logger.info("%s: everything is there", target)
     elif not start:
-        logger.info("nothing is transferred without --yes")
+        short = "; the disk is too small for all of it" if needed > free else ""
+        logger.info("nothing is transferred without --yes%s", short)
     else:
         writable_folder(target)
         _transfer(source, missing, target)
