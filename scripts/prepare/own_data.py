@@ -228,15 +228,17 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
     """Give each scan the mask of its name."""
     if not folder.is_dir():
         raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
-    names = {key: scan for scan in scans for key in (scan.name, scan_stem(scan.image))}
+    names = _names(scans)
     for path in sorted(path for path in folder.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES)):
-        scan = names.get(scan_stem(path))
-        if scan is None:
+        number = names.get(scan_stem(path))
+        if number is None:
             left_out.append(LeftOut("a mask has no scan of its name", str(path), "name it as its scan"))
-        elif scan.mask is not None:
+        elif number < 0:
+            left_out.append(LeftOut("two scans have the name of a mask", str(path), "rename scans and masks"))
+        elif scans[number].mask is not None:
             left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
         else:
-            scan.mask = path
+            scans[number].mask = path
 
 
 MaskFile = tuple[Any, Any]  # values and affine

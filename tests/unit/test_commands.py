@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.commands import OptionError, run_command
+from scripts.commands import OptionError, _parser, run_command
 from scripts.errors import UserError
 from scripts.evaluate.__main__ import COMMANDS as EVALUATE
 from scripts.evaluate.__main__ import main as evaluate
@@ -19,6 +22,7 @@ from scripts.network.__main__ import main as network
 from scripts.prepare.__main__ import COMMANDS as PREPARE
 from scripts.prepare.__main__ import main as prepare
 
+ROOT = Path(__file__).resolve().parents[2]
 CALLS: list[dict[str, Any]] = []
 
 
@@ -148,3 +152,19 @@ def test_every_package_has_the_same_command_line(
 def test_nothing_is_written_before_the_command_line_is_right(tmp_path: Path) -> None:
     assert prepare(["phantom", "--output_dir", str(tmp_path / "out"), "--scan", "1"]) == 2
     assert not (tmp_path / "out").exists()
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+SHOWN = [
+    (page.name, *found)
+    for page in PAGES
+    for found in re.findall(r"^ *python -m scripts\.(\w+) (\w+) (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "package", "command", "words"), SHOWN, ids=lambda text: str(text)[:40])
+def test_the_commands_of_the_docs_are_understood(page: str, package: str, command: str, words: str) -> None:
+    module, name = {"evaluate": EVALUATE, "network": NETWORK, "prepare": PREPARE}[package][command].split(":")
+    function = getattr(importlib.import_module(f"scripts.{package}.{module}"), name)
+    options = _parser(page, function).parse_args(shlex.split(words))
+    assert vars(options)

@@ -266,6 +266,9 @@ def test_a_name_that_means_two_scans_is_left_out(data: Path) -> None:
     rows = f"anna_1,{centre},7\nclinic/anna_1.mhd,{centre},8\n"
     assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
     assert reasons(data) == {"two scans have the name of a row": 1}
+    assert run(data, "--masks", str(data / "masks")) == 0
+    assert reasons(data) == {"two scans have the name of a mask": 1}
+    assert run(data, "--annotations", str(data / "nodules.csv")) == 0
     content = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
     (item,) = [item for section in content.values() for item in section if item["box"]]
     assert item["image"].endswith("clinic/anna_1.mhd")
