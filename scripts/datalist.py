@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .discovery import scan_stem, with_unique_names
+from .discovery import is_image_file, scan_stem, with_unique_names
 from .errors import UserError
 from .geometry import apply_affine, swap_lps_ras
 from .reader import ScanError, read_grid
@@ -23,6 +25,7 @@ from .transforms.nodules import IGNORED, NODULE
 logger = logging.getLogger(__name__)
 
 FILES = ("image", "mask", "lung_mask")  # keys of an item that name a file; the masks are optional
+LUNG_MASKS = "seg-lungs"  # LUNA16's folder of lung masks, each named as its scan is
 SHOWN_FAULTS = 10  # one message names this many entries; a wrong folder makes all of them wrong
 
 
@@ -30,12 +33,19 @@ class DatalistError(UserError, ValueError):
     """A datalist that cannot be used."""
 
 
-def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, Any]]:
+def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "") -> list[dict[str, Any]]:
     """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
 
     Relative ``image``, ``mask`` and ``lung_mask`` paths start at their datalist's folder. Each item gets a ``name`` of
     its own: the one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the
     section adds nothing.
+
+    Args:
+        paths: of the datalists.
+        section: of each of them.
+        image_dir: where else images may be, for datalists that do not lie beside them (such as MONAI's LUNA16 folds):
+            an image that is not at its path is looked for below this folder by its path, then by its file name without
+            ending. LUNA16's lung masks, which bear the scans' names, are passed over.
 
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
@@ -43,6 +53,7 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
     """
     items: list[dict[str, Any]] = []
     faults: list[str] = []
+    elsewhere = ImageFolder(Path(image_dir)) if image_dir else None
     for path in [paths] if isinstance(paths, str) else paths:
         for number, entry in enumerate(_entries(Path(path), section)):
             where = f"{path}, {section}, item {number}"
@@ -50,9 +61,9 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
             files = {key: str(Path(path).parent / entry[key]) for key in FILES if entry.get(key)}
-            known = {
-                key: value for key, value in entry.items() if key not in FILES
-            }  # a mask may be null: there is none
+            if elsewhere is not None and not Path(files["image"]).exists():
+                files["image"] = elsewhere.find(entry["image"]) or files["image"]
+            known = {key: value for key, value in entry.items() if key not in FILES}  # a null mask: there is none
             items.append({"name": scan_stem(Path(files["image"])), **known, **files})
             faults += [f"{where} ({Path(files['image']).name}): {fault}" for fault in _faults(items[-1])]
     if faults:
@@ -63,6 +74,45 @@ def load_datalist(paths: str | Sequence[str], section: str) -> list[dict[str, An
             + more
         )
     return with_unique_names(items)
+
+
+class ImageFolder:
+    """The images below a folder, by name; listed once, when the first one is asked for.
+
+    Raises:
+        DatalistError: no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
+        self.folder = folder
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for parent, folders, names in os.walk(self.folder):
+            folders[:] = sorted(name for name in folders if not name.lower().startswith((".", LUNG_MASKS)))
+            for name in sorted(names):
+                if is_image_file(name) and not name.startswith("."):
+                    found.setdefault(scan_stem(Path(name)), []).append(Path(parent) / name)
+        return found
+
+    def find(self, image: str) -> str:
+        """Where the image of that path, or of that name, is; empty where it is not there.
+
+        Raises:
+            DatalistError: several images have the name.
+        """
+        if (self.folder / image).exists():
+            return str(self.folder / image)
+        places = self._by_stem.get(scan_stem(Path(image)), [])
+        if len(places) > 1:
+            raise DatalistError(
+                f"--image_dir {self.folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
+                f"({', '.join(map(str, places[:3]))}); remove all but one"
+            )
+        return str(places[0]) if places else ""
 
 
 def _entries(path: Path, section: str) -> list[Any]:

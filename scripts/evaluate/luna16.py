@@ -6,19 +6,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..commands import OptionError
 from ..metrics import UNKNOWN_SCAN
 from ..reports.files import writable_folder
 from .folds import read_folds
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Reference, Resampling, System, evaluate, with_folds
-from .tables import Table, read_findings, read_results, read_series_uids
+from .tables import Table, pooled, read_findings, read_results, read_series_uids
 
 logger = logging.getLogger(__name__)
-
-
-class OptionError(UserError, ValueError):
-    """An option out of range."""
 
 
 def luna16(
@@ -29,19 +25,22 @@ def luna16(
     output_dir: str,
     excluded: str = "",
     folds: str | Sequence[str] = (),
+    pool: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> None:
     """Score nodule detections as the LUNA16 challenge does; writes froc.json, froc.csv and froc.png.
 
     Args:
-        results: one or several CSV files: seriesuid, coordX, coordY, coordZ (LPS mm), probability.
+        results: one or several CSV files: seriesuid, coordX, coordY, coordZ (LPS mm), probability; each is a system
+            of its own unless pool is given.
         annotations: CSV of the nodules: seriesuid, coordX, coordY, coordZ, diameter_mm.
         series_uids: the scans to evaluate, one series UID per row, no header.
         output_dir: gets the files; former ones of the same names are replaced.
         excluded: CSV of findings that are neither nodule nor false positive, columns as in annotations;
             a negative diameter means 10 mm.
         folds: CSV with seriesuid and fold, one datalist (JSON) for each fold, or a folder of folds.
+        pool: the results are parts of one system, such as its folds, each with scans of its own.
         resamples: of the bootstrap over scans; 0 for none.
         seed: of the bootstrap.
 
@@ -56,6 +55,8 @@ def luna16(
     reference = _reference(annotations, series_uids, excluded, [folds] if isinstance(folds, str) else folds)
     paths = [results] if isinstance(results, str) else list(results)
     tables = {name: read_results(path) for name, path in zip(_names(paths), paths, strict=True)}
+    if pool:
+        tables = {"pooled": pooled(list(tables.values()))}
     systems = []
     for name, table in tables.items():
         _say(table)

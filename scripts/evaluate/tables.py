@@ -56,6 +56,26 @@ def read_results(path: str | Path) -> Table:
     return _read_table(Path(path), SCORE_COLUMN, "a results file", may_be_empty=True)
 
 
+def pooled(tables: Sequence[Table]) -> Table:
+    """One table of the parts of one system, each of which has scans of its own.
+
+    Raises:
+        TableError: a series in two parts.
+    """
+    first: dict[str, Path] = {}
+    for table in tables:
+        for uid in sorted(set(table.series_uids)):
+            if uid in first:
+                raise TableError(
+                    f"--pool: expected every series in one results file, got {uid} in {first[uid]} and {table.path}; "
+                    "name the results of each fold once, or leave --pool away to compare systems"
+                )
+            first[uid] = table.path
+    uids = tuple(uid for table in tables for uid in table.series_uids)
+    positions_lps_mm = np.concatenate([table.positions_lps_mm for table in tables])
+    return Table(tables[0].path.parent, uids, positions_lps_mm, np.concatenate([table.values for table in tables]))
+
+
 def read_findings(path: str | Path) -> Table:
     """Nodules or excluded findings with their diameters, mm, negative where unknown.
 

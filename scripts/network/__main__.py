@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
-import fire
+from ..commands import run_command
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {"describe": "describe:describe"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 when it failed, 2 when there is no such command."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger = logging.getLogger(__name__)
-    if not arguments or arguments[0] not in COMMANDS:
-        got = arguments[0] if arguments else "nothing"
-        logger.error("Expected a command, one of: %s; got: %s", ", ".join(COMMANDS), got)
-        return 2
-    module, function = COMMANDS[arguments[0]].split(":")
-    command = getattr(importlib.import_module(f".{module}", __package__), function)
-    try:
-        fire.Fire(command, command=arguments[1:], name=f"python -m scripts.network {arguments[0]}")
-    except (ValueError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_command(str(__package__), COMMANDS, arguments)
 
 
 if __name__ == "__main__":

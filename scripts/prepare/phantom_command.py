@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..commands import OptionError
 from ..geometry import apply_affine, spacing_mm, swap_lps_ras
 from .phantom import Chest, Scan, make_chest, scan_chest
 from .phantom_files import write_dicom_series, write_image
@@ -102,13 +103,13 @@ def _write_datalist(path: Path, items: list[dict[str, Any]], validation_fraction
 
 def _check(scans: int, seed: int, file_format: str, validation_fraction: float) -> None:
     if isinstance(scans, bool) or not isinstance(scans, int) or scans < 1:
-        raise ValueError(f"--scans must be a whole number of at least 1, got {scans!r}")
+        raise OptionError(f"--scans must be a whole number of at least 1, got {scans!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"--seed must be a whole number of at least 0, got {seed!r}")
+        raise OptionError(f"--seed must be a whole number of at least 0, got {seed!r}")
     if file_format not in FORMATS:
-        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+        raise OptionError(f"--format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     if not 0 <= validation_fraction < 1:
-        raise ValueError(f"--validation_fraction must be at least 0 and below 1, got {validation_fraction!r}")
+        raise OptionError(f"--validation_fraction must be at least 0 and below 1, got {validation_fraction!r}")
 
 
 def phantom(
@@ -131,7 +132,7 @@ def phantom(
         scale: size of the bodies; 0.4 makes miniatures for a quick try.
 
     Raises:
-        ValueError: an argument out of range.
+        OptionError: an argument out of range.
         OSError: the output folder cannot be written to.
     """
     _check(scans, seed, format, validation_fraction)

@@ -274,3 +274,13 @@ def _outline_path(inside: FloatImage, pixel_mm: float) -> str:
         steps = " ".join(f"{x:.2f} {y:.2f}" for x, y in (points_mm[:-1] if closed else points_mm))
         parts.append(f"M{steps}{'Z' if closed else ''}")
     return "".join(parts)
+
+
+def outline_lines(path: str) -> list[FloatArray]:
+    """The lines of a picture's outline, each ``[points, 2]`` in mm from the left and upper border; the first point of a
+    closed one comes again at its end."""
+    lines = []
+    for part in path.split("M")[1:]:
+        points = np.array(part.removesuffix("Z").split(), dtype=np.float64).reshape(-1, 2)
+        lines.append(np.concatenate([points, points[:1]]) if part.endswith("Z") else points)
+    return lines

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -400,6 +401,16 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(
     assert main([*arguments(files), *wrong] if wrong != ["extra"] else ["luna16", "extra", *arguments(files)[1:]]) == 2
     assert not (files / "out").exists()
     assert "error:" in capsys.readouterr().err
+
+
+def test_parts_of_one_system_may_not_share_a_scan(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = arguments(files)
+    place = words.index("--results")
+    shutil.copy(words[place + 1], tmp_path / "again.csv")
+    assert main([*words[: place + 2], str(tmp_path / "again.csv"), *words[place + 2 :], "--pool"]) == 1
+    assert "--pool: expected every series in one results file, got" in caplog.text
 
 
 def test_resamples_below_0_are_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -230,7 +230,8 @@ def test_sheared_axes_are_refused(tmp_path: Path) -> None:
 
 
 def _run(folder: Path, *extra: str) -> int:
-    return main(["phantom", "--output_dir", str(folder), "--scans", "3", "--scale", "0.4", *extra])
+    scans = [] if "--scans" in extra else ["--scans", "3"]
+    return main(["phantom", "--output_dir", str(folder), "--scale", "0.4", *scans, *extra])
 
 
 def test_command_writes_a_datalist_whose_files_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

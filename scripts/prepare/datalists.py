@@ -1,0 +1,116 @@
+"""What every command that makes datalists shares: paths, whole files, and the account of what was left out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UserError
+from ..evaluate.tables import write_table
+from ..geometry import apply_affine, swap_lps_ras
+from ..reports.files import write_bytes
+from ..scan import Grid
+
+logger = logging.getLogger(__name__)
+
+LEFT_OUT_FILE = "left_out.csv"
+SHOWN = 5  # subjects named for each reason; the file holds all of them
+
+
+class PrepareError(UserError, ValueError):
+    """Data that no datalist can be made of."""
+
+
+@dataclass(frozen=True, order=True)
+class LeftOut:
+    """Something that is not in the datalist although it might be expected there.
+
+    Attributes:
+        reason: what was expected and what was found; the same words for the same cause.
+        subject: the file, scan or row.
+        advice: what to do about it.
+    """
+
+    reason: str
+    subject: str
+    advice: str = ""
+
+
+def path_in_datalist(path: Path, folder: Path) -> str:
+    """A path as a datalist in ``folder`` names it: relative where one disk holds both, with ``/`` on every system.
+
+    Links are followed in folders, where ``..`` would mislead, but not at the end: a MetaImage header that is a link
+    still has its data beside it.
+    """
+    target = path.parent.resolve() / path.name
+    try:
+        return Path(os.path.relpath(target, folder.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(target)
+
+
+def write_datalist(path: Path, sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write a datalist whole or not at all; the same sections give the same bytes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return write_bytes(path, (json.dumps(sections, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:
+    """Take what was left out for an error; called before anything is written.
+
+    Raises:
+        PrepareError: ``strict``, and something was left out.
+    """
+    if left_out and strict:
+        raise PrepareError(
+            f"--strict: expected nothing to be left out, got {len(left_out)}; mend it or leave --strict away:\n"
+            + "\n".join(_lines(left_out))
+        )
+
+
+def account_for(left_out: Sequence[LeftOut], folder: Path) -> None:
+    """Show what was left out, by reason, and keep all of it in ``left_out.csv``; no file where it is nothing."""
+    path = folder / LEFT_OUT_FILE
+    if not left_out:
+        path.unlink(missing_ok=True)
+        logger.info("left out: nothing")
+        return
+    write_table(path, ("subject", "reason", "advice"), ((o.subject, o.reason, o.advice) for o in sorted(left_out)))
+    logger.warning("left out: %d, all of them in %s", len(left_out), path)
+    for line in _lines(left_out):
+        logger.warning("%s", line)
+
+
+def _lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason: how many, the first of them, what to do."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in sorted(left_out):
+        groups.setdefault((one.reason, one.advice), []).append(one.subject)
+    return [
+        f"  {len(names):5d} × {reason}: {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
+        + (f"; {advice}" if advice else "")
+        for (reason, advice), names in groups.items()
+    ]
+
+
+def inside_grid(grid: Grid, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """``[N]`` bool: which points ``[N, 3]`` lie in a voxel of the grid."""
+    points = np.asarray(points_lps_mm, dtype=np.float64).reshape(-1, 3)
+    voxels = apply_affine(np.linalg.inv(grid.affine_ras), swap_lps_ras(points))
+    return np.asarray(((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(axis=1))
+
+
+def boxes_of(rows_lps_mm: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Boxes ``[x, y, z, d, d, d]`` of rows (x, y, z, diameter), LPS mm."""
+    return [[*(float(v) for v in row[:3]), *[float(row[3])] * 3] for row in rows_lps_mm]

@@ -1,0 +1,222 @@
+"""The command ``luna16_masks``: outlines of LIDC-IDRI for the nodules of LUNA16, so that one list trains both tasks.
+
+LUNA16 took its scans and nodules from LIDC-IDRI; the series UID names the same scan in both. A scan gets a mask only
+when all of its nodules are found: one without an outline would teach that there is nothing to outline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..datalist import FILES, load_datalist
+from ..evaluate.tables import write_table
+from ..reader import ScanError, read_grid
+from ..reports.files import writable_folder, write_bytes
+from ..transforms.nodules import NODULE
+from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict, write_datalist
+from .instances import Match, instance_mask, match_rows, read_labels, write_mask
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised whenever the same input gives other masks
+MATCH_COLUMNS = (
+    *("seriesuid", "row", "coordX", "coordY", "coordZ", "diameter_mm", "result"),
+    *("lidc_value", "distance_mm", "mask_mm3", "mask_diameter_mm"),
+)
+
+Item = dict[str, Any]
+MatchRow = list[Any]
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """What became of one scan.
+
+    Attributes:
+        mask: its new mask; ``None`` where it gets none.
+        rows: a row of ``matches.csv`` for each nodule.
+        left_out: why it gets none.
+    """
+
+    mask: Path | None
+    rows: list[MatchRow]
+    left_out: list[LeftOut]
+
+
+def luna16_masks(
+    *, datalists: str | Sequence[str], lidc: str | Sequence[str], output_dir: str, strict: bool = False
+) -> None:
+    """Attach LIDC-IDRI's outlines to LUNA16's nodules. Stop it and start it again as you like.
+
+    Args:
+        datalists: of the command luna16.
+        lidc: the output folder of the command lidc, or datalists from it.
+        output_dir: gets the datalists under their names, masks/, and matches.csv, a row for each nodule.
+        strict: take a nodule without an outline for an error.
+
+    Raises:
+        UserError: a datalist that cannot be used, a folder that cannot be written to, or with strict a nodule without
+            an outline.
+    """
+    target = writable_folder(output_dir)
+    lists = {Path(path): _sections(Path(path)) for path in ([datalists] if isinstance(datalists, str) else datalists)}
+    _check_names(list(lists))
+    outlines = _outlines([lidc] if isinstance(lidc, str) else lidc)
+    scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
+    writable_folder(target / "masks")
+    done = {
+        name: _outline(item, outlines.get(name), target)
+        for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
+    }
+    left_out = [one for outlined in done.values() for one in outlined.left_out]
+    refuse_if_strict(left_out, strict)
+    for path, sections in lists.items():
+        new = {
+            section: [_with_mask(item, done[item["name"]].mask, target) for item in items]
+            for section, items in sections.items()
+        }
+        logger.info("%s", write_datalist(target / path.name, new))
+    write_table(target / "matches.csv", MATCH_COLUMNS, (row for outlined in done.values() for row in outlined.rows))
+    account_for(left_out, target)
+    rows = [row for outlined in done.values() for row in outlined.rows]
+    logger.info(
+        "%d of %d nodules outlined; %d of %d scans with nodules have a mask",
+        *(sum(row[6] == "matched" for row in rows), len(rows)),
+        *(sum(o.mask is not None for o in done.values()), sum(bool(o.rows) for o in done.values())),
+    )
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    names = [path.name for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
+
+
+def _sections(path: Path) -> dict[str, list[Item]]:
+    """Every section of a datalist, checked, with paths that hold from here."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"{path}: expected a datalist (JSON), got none ({error}); check --datalists") from error
+    if not isinstance(content, dict):
+        raise PrepareError(f"{path}: expected a datalist with sections, got a {type(content).__name__}; correct it")
+    return {section: load_datalist(str(path), section) for section in content}
+
+
+def _outlines(places: Sequence[str]) -> dict[str, Item]:
+    """LIDC's items by series UID, from its datalists; each of its folds holds all of them."""
+    items: dict[str, Item] = {}
+    for place in map(Path, places):
+        lists = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        if not lists:
+            raise PrepareError(f"--lidc {place}: expected datalists of the command lidc, found none; check the path")
+        for path in lists:
+            for entries in json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else _absent(path):
+                for entry in entries:
+                    if entry.get("mask"):
+                        items.setdefault(str(entry["name"]), {**entry, "mask": str(path.parent / entry["mask"])})
+    return items
+
+
+def _absent(path: Path) -> list[list[Item]]:
+    raise PrepareError(f"--lidc {path}: expected a folder or a datalist, found none; check the path")
+
+
+def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """Row number, centre and diameter (LPS mm) of the nodules of an item; ignored findings get no outline."""
+    labels = item.get("label", [NODULE] * len(item.get("box", [])))
+    rows = zip(item.get("box", []), labels, strict=True)
+    return [(n, (*box[:3], sum(box[3:]) / 3.0)) for n, (box, label) in enumerate(rows) if label == NODULE]
+
+
+def _outline(item: Item, lidc: Item | None, target: Path) -> Outlined:
+    """Make one scan's mask, or take the one of a former run from the same files."""
+    nodules = _nodules(item)
+    if not nodules:
+        return Outlined(None, [], [])
+    name = item["name"]
+    path, record = target / "masks" / f"{name}.nii.gz", target / "masks" / f"{name}.json"
+    stamp = _stamp(item, lidc, nodules)
+    if lidc is None:
+        return _judged(item, nodules, [Match(row, None, float("nan"), "LIDC has no such series") for row, _ in nodules])
+    former = _former(record, stamp)
+    if former is not None and path.is_file() == bool(former["has_mask"]):
+        left_out = [LeftOut(*one) for one in former["left_out"]]
+        return Outlined(path if former["has_mask"] else None, former["rows"], left_out)
+    try:
+        labels, grid = read_labels(Path(lidc["mask"])), read_grid(item["image"])
+    except ScanError as error:
+        return _judged(item, nodules, [Match(row, None, float("nan"), f"unreadable: {error}") for row, _ in nodules])
+    mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
+    outlined = _judged(item, nodules, matches)
+    if outlined.left_out:
+        path.unlink(missing_ok=True)
+    else:
+        write_mask(path, mask, grid.affine_ras)
+        outlined = Outlined(path, outlined.rows, [])
+    told = [[one.reason, one.subject, one.advice] for one in outlined.left_out]
+    content = {"stamp": stamp, "has_mask": not told, "rows": outlined.rows, "left_out": told}
+    write_bytes(record, json.dumps(content).encode())
+    return outlined
+
+
+def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Outlined:
+    """The rows of the table, and what was left out, the scan's other nodules included."""
+    rows, left_out = [], []
+    for (row, place), match in zip(nodules, matches, strict=True):
+        rows.append([item["name"], row, *(round(v, 4) for v in place), *_measures(match)])
+        if match.reason:
+            left_out.append(LeftOut(match.reason, f"{item['name']} nodule {row}", "the scan trains detection alone"))
+    return Outlined(None, rows, left_out)
+
+
+def _measures(match: Match) -> MatchRow:
+    if match.thing is None:
+        return [match.reason, "", "", "", ""]
+    thing = match.thing
+    return [
+        "matched",
+        thing.value,
+        round(match.distance_mm, 3),
+        round(thing.volume_mm3, 2),
+        round(thing.diameter_mm, 3),
+    ]
+
+
+def _stamp(item: Item, lidc: Item | None, nodules: Sequence[Any]) -> str:
+    """Changes whenever the scan, its nodules or LIDC's mask do."""
+    parts: list[Any] = [FORMAT, nodules]
+    for path in _files(item, lidc):
+        parts.append([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _files(item: Item, lidc: Item | None) -> Iterator[Path]:
+    for path in (Path(item["image"]), *([Path(lidc["mask"])] if lidc else [])):
+        if path.exists():
+            yield path
+
+
+def _former(record: Path, stamp: str) -> dict[str, Any] | None:
+    """What a former run said of the scan; ``None`` where it did not, or of other files."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if content.get("stamp") == stamp else None
+
+
+def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:
+    """An item with its files named from the new datalist's folder."""
+    files = {key: path_in_datalist(Path(item[key]), target) for key in FILES if item.get(key) and key != "mask"}
+    new = {key: value for key, value in item.items() if key != "mask"} | files
+    return new | ({"mask": path_in_datalist(mask, target)} if mask else {})

@@ -1,0 +1,341 @@
+"""The command ``datalist``: scans, annotations and masks of one's own become a datalist to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from tqdm import tqdm
+
+from ..commands import OptionError
+from ..datalist import count_nodules
+from ..discovery import IMAGE_SUFFIXES, find_scans, scan_stem
+from ..geometry import swap_lps_ras
+from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
+from ..reader import ScanError, read_grid
+from ..reports.files import writable_folder
+from ..scan import Grid
+from ..transforms.nodules import IGNORED, NODULE
+from .datalists import (
+    LeftOut,
+    PrepareError,
+    account_for,
+    boxes_of,
+    inside_grid,
+    path_in_datalist,
+    refuse_if_strict,
+    write_datalist,
+)
+from .instances import Labels, Match, instance_mask, match_rows, read_labels, separated, things_of, write_mask
+from .own_table import FRAMES, Row, by_scan, read_rows
+
+logger = logging.getLogger(__name__)
+
+SPECK_MM = 2.0  # diameter of a mask's smallest object that is taken for a nodule; LUNA16's smallest has 3.25 mm
+
+Rows = list[tuple[float, float, float, float]]  # x, y, z (LPS mm), diameter mm
+
+
+@dataclass
+class Scan:
+    """One scan on its way into the datalist.
+
+    Attributes:
+        name: series UID or file name without ending.
+        image: file or DICOM folder.
+        key: its path below the folder that was named: the same wherever that lies.
+        patient: whose it is; scans of one patient stay in one section.
+        nodules, ignored: its findings.
+        mask: the file that outlines its nodules.
+    """
+
+    name: str
+    image: Path
+    key: str
+    patient: str
+    nodules: Rows = field(default_factory=list)
+    ignored: Rows = field(default_factory=list)
+    mask: Path | None = None
+
+
+def datalist(
+    *,
+    images: str | Sequence[str],
+    output_dir: str,
+    annotations: str = "",
+    excluded: str = "",
+    masks: str = "",
+    frame: str = "lps",
+    validation_fraction: float = 0.2,
+    patient_pattern: str = "",
+    seed: int = 0,
+    strict: bool = False,
+) -> None:
+    """Make a datalist of your own scans: datalist.json, with masks/ where masks are given.
+
+    Args:
+        images: folders (or files) with DICOM series, MetaImage, NRRD or NIfTI scans, at any depth.
+        output_dir: gets the datalist; former ones are replaced.
+        annotations: CSV of the nodules: seriesuid, coordX, coordY, coordZ, diameter_mm (as LUNA16) or scan, x, y, z,
+            diameter_mm; the first names a scan by its series UID or its file name. Without it the nodules are those of
+            the masks, and scans without a mask have none.
+        excluded: CSV of findings that are neither nodule nor background, columns as in annotations; a negative
+            diameter means 10 mm.
+        masks: folder of masks, each named as its scan (its series UID for DICOM), of nodules alone or numbered ones.
+        frame: of the positions in the tables: lps (DICOM, ITK, LUNA16) or ras (NIfTI, 3D Slicer's default), mm.
+        validation_fraction: share of the patients that validate.
+        patient_pattern: regular expression whose first group is the patient in a file's name, such as "^([^_]+)_".
+        seed: of the split.
+        strict: take it for an error when a scan or a row is left out.
+
+    Raises:
+        UserError: an option out of range, no scan, a table that cannot be read, no place to write to, or with strict
+            anything that is left out.
+    """
+    _check(frame, validation_fraction, patient_pattern)
+    left_out: list[LeftOut] = []
+    folders = [Path(path) for path in ([images] if isinstance(images, str) else images)]
+    mask_dir = Path(masks) if masks else None
+    scans = find_own_scans(folders, mask_dir, patient_pattern, left_out)
+    tables = {key: Path(path) for key, path in (("nodules", annotations), ("ignored", excluded)) if path}
+    for key, path in tables.items():
+        _add_rows(scans, path, frame, key, left_out)
+    if mask_dir:
+        _add_masks(scans, mask_dir, left_out)
+    items = _items(scans, Path(output_dir), left_out, from_masks=bool(masks) and not annotations)
+    refuse_if_strict(left_out, strict)
+    target = writable_folder(output_dir)
+    validating = _validating([scan.patient for scan, _, _ in items], validation_fraction, seed)
+    sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    for scan, item, mask in items:
+        if mask is not None:
+            writable_folder(target / "masks")
+            write_mask(target / item["mask"], *mask)
+        sections["validation" if scan.patient in validating else "training"].append(item)
+    path = write_datalist(target / "datalist.json", sections)
+    account_for(left_out, target)
+    for section, chosen in sections.items():
+        logger.info("%s, %s: %d scans, %d nodules", path, section, len(chosen), count_nodules(chosen))
+
+
+def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None:
+    if frame not in FRAMES:
+        raise OptionError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
+    if not 0 <= validation_fraction < 1:
+        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
+    try:
+        groups = re.compile(patient_pattern).groups
+    except re.error as error:
+        raise OptionError(
+            f"--patient_pattern: expected a regular expression, got {patient_pattern} ({error})"
+        ) from error
+    if patient_pattern and not groups:
+        raise OptionError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
+
+
+def find_own_scans(
+    folders: Sequence[Path], masks: Path | None, patient_pattern: str, left_out: list[LeftOut]
+) -> list[Scan]:
+    """The scans below some folders; masks that lie there too are none.
+
+    Raises:
+        PrepareError: there is none.
+    """
+    scans = []
+    for folder in folders:
+        entries = find_scans(folder)
+        places = [Path(entry["source"]) for entry in entries]
+        for entry, place in zip(entries, places, strict=True):
+            if masks is not None and masks.resolve() in place.resolve().parents:
+                continue
+            is_dicom = not isinstance(entry["image"], str)
+            if is_dicom and sum(place == other or place in other.parents for other in places) > 1:
+                advice = "give each series a folder of its own"
+                left_out.append(LeftOut("a DICOM series shares its folder", f"{place}: {entry['name']}", advice))
+                continue
+            name = entry["name"] if is_dicom else scan_stem(place)
+            key = Path(os.path.relpath(place, folder if folder.is_dir() else folder.parent)).as_posix()
+            scans.append(Scan(name, place, key, _patient(entry["image"], name, key, patient_pattern)))
+    if not scans:
+        raise PrepareError(f"--images {', '.join(map(str, folders))}: expected scans, found none that can be used")
+    return scans
+
+
+def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
+    """Whose scan it is: by DICOM, else by the pattern, else a patient of its own.
+
+    A PatientID is only compared; it goes nowhere.
+    """
+    if not isinstance(image, str):
+        header = pydicom.dcmread(image[0], stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        return f"dicom/{header.get('PatientID') or name}"
+    found = re.search(pattern, name) if pattern else None
+    return f"pattern/{found[1]}" if found else f"file/{key}"
+
+
+def _names(scans: Sequence[Scan]) -> dict[str, int]:
+    """What a table may call a scan to its number; -1 for what could mean two."""
+    keys: dict[str, int] = {}
+    for number, scan in enumerate(scans):
+        for key in {
+            scan.name,
+            scan.image.name,
+            scan_stem(scan.image),
+            scan.key,
+            str(scan.image),
+            scan.image.as_posix(),
+        }:
+            keys[key] = number if keys.get(key, number) == number else -1
+    return keys
+
+
+def _add_rows(scans: Sequence[Scan], path: Path, frame: str, key: str, left_out: list[LeftOut]) -> None:
+    """Give each scan its rows of a table."""
+    rows, bad = read_rows(path, frame)
+    left_out += [LeftOut(reason, where, "correct or remove the row") for where, reason in bad]
+    names = _names(scans)
+    found, lost = by_scan(rows, names)
+    for row in lost:
+        reason = "two scans have the name of a row" if row.scan in names else "the scan of a row is not there"
+        left_out.append(
+            LeftOut(reason, f"{path.name}, row {row.line}: {row.scan}", "name it by its path below --images")
+        )
+    for number, own in found.items():
+        scan = scans[number]
+        if own[0].patient:
+            scan.patient = f"table/{own[0].patient}"
+        for row in own:
+            fault = _fault(row, key)
+            if fault:
+                left_out.append(LeftOut(fault, f"{path.name}, row {row.line}: {row.scan}", "correct or remove the row"))
+            else:
+                size = row.diameter_mm if row.diameter_mm > 0 else UNKNOWN_DIAMETER_MM
+                getattr(scan, key).append((*row.centre_lps_mm, size))
+
+
+def _fault(row: Row, key: str) -> str:
+    return "" if row.diameter_mm > 0 or (key == "ignored" and row.diameter_mm < 0) else "the diameter is not above 0"
+
+
+def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
+    """Give each scan the mask of its name."""
+    if not folder.is_dir():
+        raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
+    names = _names(scans)
+    for path in sorted(path for path in folder.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES)):
+        number = names.get(scan_stem(path))
+        if number is None:
+            left_out.append(LeftOut("a mask has no scan of its name", str(path), "name it as its scan"))
+        elif number < 0:
+            left_out.append(LeftOut("two scans have the name of a mask", str(path), "rename scans and masks"))
+        elif scans[number].mask is not None:
+            left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
+        else:
+            scans[number].mask = path
+
+
+MaskFile = tuple[Any, Any]  # values and affine
+Made = tuple[Scan, dict[str, Any], MaskFile | None]
+
+
+def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Made]:
+    """The datalist's items, with the masks to write."""
+    made: list[Made] = []
+    outside: list[tuple[Scan, Grid, Rows]] = []
+    for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
+        try:
+            grid = read_grid(str(scan.image))
+            labels = separated(read_labels(scan.mask)) if scan.mask else None
+        except ScanError as error:
+            left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
+            continue
+        if from_masks and labels is not None:
+            scan.nodules = _outlined(scan, labels, left_out)
+        lost = [row for row in scan.nodules + scan.ignored if not inside_grid(grid, row[:3])[0]]
+        if lost:
+            outside.append((scan, grid, lost))
+            left_out += [
+                LeftOut(
+                    "a finding's centre lies outside its scan", f"{scan.name} at {_place(row)} LPS mm", "check --frame"
+                )
+                for row in lost
+            ]
+        made.append(_item(scan, [r for r in scan.nodules if r not in lost], grid, labels, target, left_out))
+        made[-1][1]["box"] += boxes_of([r for r in scan.ignored if r not in lost])
+        made[-1][1]["label"] += [IGNORED] * sum(r not in lost for r in scan.ignored)
+    _hint_at_frame(outside)
+    if not made:
+        raise PrepareError(f"expected scans that can be read, got none ({left_out[0].subject}); export them again")
+    return made
+
+
+def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Rows:
+    """The objects of a mask as nodules; specks are left out."""
+    rows: Rows = []
+    for thing in things_of(labels):
+        x, y, z = thing.centre_lps_mm.tolist()
+        if thing.diameter_mm >= SPECK_MM:
+            rows.append((x, y, z, thing.diameter_mm))
+        else:
+            where = f"{scan.mask} at {_place((x, y, z))} LPS mm"
+            left_out.append(
+                LeftOut(f"an object of a mask is smaller than {SPECK_MM:g} mm", where, "a slip of the pen?")
+            )
+    return rows
+
+
+def _item(scan: Scan, nodules: Rows, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
+    """One item without its ignored findings; the mask only where it outlines every nodule."""
+    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target)}
+    item |= {"box": boxes_of(nodules), "label": [NODULE] * len(nodules)}
+    if labels is None or not nodules:
+        return scan, item, None
+    mask, matches = instance_mask(labels, match_rows(labels, list(enumerate(nodules))), grid)
+    faults = [_unmatched(scan, nodules, match) for match in matches if match.thing is None]
+    left_out += faults
+    if faults:
+        return scan, item, None
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
+    token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name
+    return scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, (mask, grid.affine_ras)
+
+
+def _unmatched(scan: Scan, nodules: Rows, match: Match) -> LeftOut:
+    where = f"{scan.name}, nodule at {_place(nodules[match.row])} LPS mm"
+    return LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone")
+
+
+def _place(row: Sequence[float]) -> str:
+    return f"({', '.join(f'{v:.1f}' for v in row[:3])})"
+
+
+def _hint_at_frame(outside: Sequence[tuple[Scan, Grid, Rows]]) -> None:
+    """Say so where the findings would lie inside in the other frame."""
+    total = sum(len(rows) for _, _, rows in outside)
+    swapped = sum(int(inside_grid(grid, swap_lps_ras([row[:3] for row in rows])).sum()) for _, grid, rows in outside)
+    if swapped:
+        logger.warning(
+            "%d of the %d findings outside their scans would lie inside if the table were in the other frame: check "
+            "--frame",
+            swapped,
+            total,
+        )
+
+
+def _validating(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """The patients that validate: with two patients or more and a fraction above 0 at least one, and not all.
+
+    The order is that of a hash, so that one more patient changes nothing for most of the others.
+    """
+    everyone = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
+    count = round(len(everyone) * fraction)
+    if fraction > 0 and len(everyone) > 1:
+        count = min(max(count, 1), len(everyone) - 1)
+    return set(everyone[:count])

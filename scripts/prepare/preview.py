@@ -1,0 +1,280 @@
+"""The command ``preview``: contact sheets of a datalist's nodules, so that a wrong frame is seen before a training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from tqdm import tqdm
+
+from ..commands import OptionError
+from ..datalist import load_datalist
+from ..discovery import SECTIONS
+from ..findings import Detection, Nodule, ScanResult
+from ..geometry import apply_affine, swap_lps_ras
+from ..reader import ScanError, Volume, read_scan
+from ..reports.files import writable_folder
+from ..reports.pictures import Picture, Window, close_ups, outline_lines
+from ..scan import Grid
+from ..transforms.nodules import NODULE
+from .datalists import PrepareError
+from .doubts import ALARMING_SHARE, Surroundings
+from .instances import Values, on_grid, read_labels
+
+logger = logging.getLogger(__name__)
+
+WINDOW = Window(-500.0, 1500.0)  # lung, with the mediastinum still to be seen: -1250 to 250 HU
+FIELD_OF_VIEW_MM, SCALE_MM = 60.0, 10.0
+COLUMNS, ROWS = 3, 5  # nodules on a page; each is a pair of pictures
+INCHES, TITLE_INCHES, HEAD_INCHES, GAP_INCHES = (
+    1.75,
+    0.3,
+    0.75,
+    0.14,
+)  # of a picture, the lines above it, the page's head
+BACKGROUND, TEXT, FAINT = "#12161c", "#e8ecf1", "#8b97a6"
+OUTLINE, OTHERS, BOX, DOUBT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One nodule as it is shown.
+
+    Attributes:
+        name: of its scan.
+        row: its number in the datalist's item.
+        size_lps_mm: its box along x, y, z.
+        pictures: axial and coronal plane through the box's centre.
+        has_mask: whether the scan has a mask.
+        doubts: what speaks against the box.
+    """
+
+    name: str
+    row: int
+    size_lps_mm: tuple[float, float, float]
+    pictures: tuple[Picture, Picture]
+    has_mask: bool
+    doubts: tuple[str, ...]
+
+
+def preview(
+    *, datalist: str, output: str, section: str = "", nodules: int = 60, seed: int = 0, image_dir: str = ""
+) -> None:
+    """Draw nodules of a datalist, axial and coronal, with box and outline, and say which boxes cannot be right.
+
+    Args:
+        datalist: the JSON file.
+        output: the PNG file to write; further pages get -2, -3 … before the ending.
+        section: of the datalist; by default all that hold scans.
+        nodules: how many, drawn at random; 0 for all.
+        seed: of the draw.
+        image_dir: where else the images may be, as in training.
+
+    Raises:
+        UserError: a datalist that cannot be used or has no nodule, no scan that can be read, no place to write to.
+    """
+    target = Path(output)
+    if target.suffix.lower() != ".png":
+        raise OptionError(f"--output {output}: expected a name that ends in .png; correct it")
+    if nodules < 0 or seed < 0:
+        raise OptionError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
+    items = [item for one in _sections(datalist, section) for item in load_datalist(datalist, one, image_dir)]
+    chosen = choose(items, nodules, seed)
+    if not chosen:
+        raise PrepareError(f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section")
+    writable_folder(target.parent)
+    sights, failed = [], []
+    for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
+        try:
+            sights += list(look_at(item, rows))
+        except ScanError as error:
+            failed.append(str(error))
+    for line in failed:
+        logger.warning("not shown: %s", line)
+    if not sights:
+        raise PrepareError(f"{datalist}: expected scans that can be read, got none; the lines above say why")
+    for path in _write_pages(sights, target, Path(datalist).name):
+        logger.info("%s", path)
+    _report(sights)
+
+
+def _sections(datalist: str, section: str) -> list[str]:
+    """The sections to show; a file that cannot be read is left to be refused by :func:`load_datalist`."""
+    if section:
+        return [section]
+    try:
+        content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ["training"]
+    return [name for name in SECTIONS if isinstance(content, dict) and content.get(name)] or ["training"]
+
+
+def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, list[int]]]:
+    """Draw nodules; those of one scan stay together, so that each scan is read once.
+
+    Returns:
+        Items in their order, each with the numbers of its chosen rows.
+    """
+    places = [
+        (n, row)
+        for n, item in enumerate(items)
+        for row, label in enumerate(item.get("label", [NODULE] * len(item.get("box", []))))
+        if label == NODULE
+    ]
+    if 0 < count < len(places):
+        drawn = np.random.default_rng(seed).choice(len(places), count, replace=False)
+        places = [places[n] for n in sorted(drawn)]
+    rows: dict[int, list[int]] = {}
+    for n, row in places:
+        rows.setdefault(n, []).append(row)
+    return [(items[n], chosen) for n, chosen in rows.items()]
+
+
+def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
+    """Pictures of some nodules of one scan, and the doubts about them.
+
+    Raises:
+        ScanError: scan or mask cannot be read.
+    """
+    volume = read_scan(item["image"])
+    grid = Grid(volume.image_hu.shape, volume.affine_ras)
+    mask = on_grid(read_labels(Path(item["mask"])), grid) if item.get("mask") else None
+    around = Surroundings.of(volume)
+    scan = _result(item, volume, mask)
+    for row in rows:
+        box = [float(v) for v in item["box"][row]]
+        axial, coronal, _ = close_ups(scan, _nodule(volume, box, row), WINDOW, FIELD_OF_VIEW_MM)
+        doubts = tuple(around.doubts(box, mask, row + 1))
+        size = (box[3], box[4], box[5])
+        yield Sight(str(item["name"]), row, size, (axial, coronal), mask is not None, doubts)
+
+
+def _result(item: Item, volume: Volume, mask: Values | None) -> ScanResult:
+    """The scan in the form that the report's pictures are drawn from."""
+    return ScanResult(
+        name=str(item["name"]),
+        source=str(item["image"]),
+        image_hu=volume.image_hu,
+        affine_ras=volume.affine_ras,
+        mask=np.zeros(volume.image_hu.shape, np.uint16) if mask is None else mask.astype(np.uint16),
+        nodules=(),
+        candidates=(),
+        outside_lungs=0,
+        lungs_found=True,
+    )
+
+
+def _nodule(volume: Volume, box_lps_mm: Sequence[float], row: int) -> Nodule:
+    x, y, z = swap_lps_ras(box_lps_mm[:3]).tolist()
+    i, j, k = apply_affine(np.linalg.inv(volume.affine_ras), (x, y, z)).tolist()
+    return Nodule(row + 1, Detection((x, y, z), float(np.mean(box_lps_mm[3:])), 1.0), (i, j, k), None)
+
+
+def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[Path]:
+    per_page = COLUMNS * ROWS
+    pages = -(-len(sights) // per_page)
+    for page in range(pages):
+        figure = draw_page(sights[page * per_page : (page + 1) * per_page], f"{title}, page {page + 1} of {pages}")
+        path = target if page == 0 else target.with_name(f"{target.stem}-{page + 1}{target.suffix}")
+        partial = path.with_name(f".{path.name}.partial")
+        figure.savefig(partial, format="png", dpi=100, facecolor=BACKGROUND, metadata={"Software": None})
+        partial.replace(path)
+        yield path
+
+
+def draw_page(sights: Sequence[Sight], title: str) -> Figure:
+    """A page of nodules in rows."""
+    columns, rows = min(COLUMNS, len(sights)), -(-len(sights) // COLUMNS)
+    step = 2 * INCHES + 3 * GAP_INCHES
+    width = max(columns, 2) * step + GAP_INCHES  # the head needs room for its legend
+    height = HEAD_INCHES + rows * (INCHES + TITLE_INCHES + GAP_INCHES) + GAP_INCHES
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    _head(figure, title, width, height)
+    for number, sight in enumerate(sights):
+        row, column = divmod(number, COLUMNS)
+        left = GAP_INCHES + column * step
+        top = height - HEAD_INCHES - row * (INCHES + TITLE_INCHES + GAP_INCHES)
+        colour = DOUBT if sight.doubts else TEXT
+        figure.text(left / width, (top - 0.02) / height, _name(sight), color=colour, fontsize=7.5, va="top")
+        for turn, picture in enumerate(sight.pictures):
+            place = (left + turn * (INCHES + GAP_INCHES / 2), top - TITLE_INCHES - INCHES)
+            axes = figure.add_axes((place[0] / width, place[1] / height, INCHES / width, INCHES / height))
+            _draw(axes, picture, sight)
+    return figure
+
+
+def _head(figure: Figure, title: str, width: float, height: float) -> None:
+    """What is shown, and what the colours mean."""
+    figure.text(GAP_INCHES / width, 1 - 0.12 / height, title, color=TEXT, fontsize=11, va="top", weight="bold")
+    x = GAP_INCHES
+    for colour, words in (
+        (BOX, "box of the datalist"),
+        (OUTLINE, "outline"),
+        (OTHERS, "of others"),
+        (DOUBT, "doubtful"),
+    ):
+        figure.text(x / width, 1 - 0.42 / height, "■", color=colour, fontsize=9, va="top")
+        figure.text((x + 0.16) / width, 1 - 0.42 / height, words, color=FAINT, fontsize=8.5, va="top")
+        x += 0.45 + 0.066 * len(words)
+    figure.text(x / width, 1 - 0.42 / height, "axial and coronal", color=FAINT, fontsize=8.5, va="top")
+
+
+def _name(sight: Sight) -> str:
+    """Two lines above the pictures: scan, row and size; doubts."""
+    name = sight.name if len(sight.name) <= 30 else f"…{sight.name[-29:]}"
+    extra = "" if sight.has_mask else "no mask"
+    return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.doubts) or extra}"
+
+
+def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
+    """One picture with its outlines, its box and the letters at its sides."""
+    width, height = picture.width_mm, picture.height_mm
+    axes.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="bilinear")
+    for path, colour in ((picture.other_outlines, OTHERS), (picture.outline, OUTLINE)):
+        for line in outline_lines(path):
+            axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=1.1)
+    across = sight.size_lps_mm[picture.view.column_axis], sight.size_lps_mm[picture.view.row_axis]
+    corner = (width - across[0]) / 2.0, (height - across[1]) / 2.0
+    axes.add_patch(Rectangle(corner, *across, fill=False, edgecolor=BOX, linewidth=0.9, linestyle=(0, (4, 2))))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_edgecolor(DOUBT if sight.doubts else "#2b323c")
+    _letters(axes, picture)
+
+
+def _letters(axes: Axes, picture: Picture) -> None:
+    """Sides and scale, dark-edged so that they are seen on bone as well as on air."""
+    width, height = picture.width_mm, picture.height_mm
+    edge = [withStroke(linewidth=1.6, foreground=BACKGROUND)]
+    style: dict[str, Any] = {"fontsize": 6.5, "color": TEXT, "path_effects": edge}
+    axes.text(0.03 * width, 0.5 * height, picture.view.left, va="center", **style)
+    axes.text(0.5 * width, 0.03 * height, picture.view.top, va="top", ha="center", **style)
+    axes.text(0.97 * width, 0.97 * height, f"{SCALE_MM:g} mm", va="bottom", ha="right", **style)
+    right, bottom = 0.97 * width, 0.87 * height
+    axes.plot([right - SCALE_MM, right], [bottom, bottom], color=TEXT, linewidth=1.2, path_effects=edge)
+
+
+def _report(sights: Sequence[Sight]) -> None:
+    """How many boxes cannot be right, by doubt, and which."""
+    doubtful = [sight for sight in sights if sight.doubts]
+    for sight in doubtful:
+        logger.warning("doubtful: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.doubts))
+    logger.info("%d of %d boxes shown are doubtful", len(doubtful), len(sights))
+    if len(doubtful) > ALARMING_SHARE * len(sights):
+        logger.warning(
+            "so many doubtful boxes speak for a wrong frame: positions must be LPS mm (x to the left, y back)"
+        )

@@ -1,0 +1,89 @@
+"""From a LUNA16 download to scores, as in docs/data.md: folds, outlines, training, inference, evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import SimpleITK as sitk
+
+from scripts.datalist import load_datalist
+from scripts.evaluate.__main__ import main as evaluate
+from scripts.prepare.__main__ import main as prepare
+from scripts.prepare.phantom_command import phantom
+from tests.bundle import ROOT, command
+from tests.luna16_files import write_csv
+
+TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
+QUICK = {
+    **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "max_epochs": 1, "val_interval": 1},
+    **{"precision": "float32", "nodule_share": 0.8, "window_size": "[64,64,64]"},
+}
+UIDS = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{n}" for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three synthetic chests in LUNA16's files, one in each of three subsets, and their masks in LIDC's."""
+    folder = tmp_path_factory.mktemp("download")
+    phantom(output_dir=str(folder / "phantom"), scans=3, seed=11, format="mhd", scale=0.4, validation_fraction=0.0)
+    items = json.loads((folder / "phantom" / "datalist.json").read_text(encoding="utf-8"))["training"]
+    rows, outlined = [], []
+    for number, (uid, item) in enumerate(zip(UIDS, items, strict=True)):
+        place = folder / "LUNA16" / f"subset{number}"
+        place.mkdir(parents=True)
+        sitk.WriteImage(sitk.ReadImage(str(folder / "phantom" / item["image"])), str(place / f"{uid}.mhd"))
+        rows += [(uid, *box[:4]) for box in item["box"]]
+        outlined.append({"name": uid, "image": item["image"], "mask": item["mask"]})
+    write_csv(folder / "LUNA16" / "annotations.csv", rows)
+    (folder / "phantom" / "datalist.json").write_text(json.dumps({"training": outlined}), encoding="utf-8")
+    return folder
+
+
+def run(task: str, config: str, **options: Any) -> None:
+    line = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    result = command(task, "--config_file", config, *line)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_from_the_download_to_pooled_scores(download: Path, tmp_path: Path) -> None:
+    folds = tmp_path / "folds"
+    assert prepare(["luna16", "--luna16_dir", str(download / "LUNA16"), "--output_dir", str(folds)]) == 0
+    lists = [str(folds / f"dataset_fold{n}.json") for n in range(3)]
+    lidc = ["--lidc", str(download / "phantom"), "--output_dir", str(folds), "--strict"]
+    assert prepare(["luna16_masks", "--datalists", *lists, *lidc]) == 0
+    trained = load_datalist(lists[0], "training")
+    assert [item["name"] for item in trained if "mask" in item] == [u for u in UIDS[1:] if _has_nodules(trained, u)]
+
+    settings = {"dataset_dir": tmp_path, **QUICK}
+    run("training", TRAIN, datalists=str([lists[0]]), output_dir=tmp_path / "run", **settings)
+    weights = tmp_path / "run" / "model.pt"
+    results = []
+    for fold in (0, 1):
+        scored = {"datalists": str([lists[fold]]), "output_dir": tmp_path / f"scores{fold}", "checkpoint": weights}
+        run("evaluating", str([TRAIN, EVALUATE]), dataset_dir=tmp_path, resamples=0, window_size="[64,64,64]", **scored)
+        results.append(str(tmp_path / f"scores{fold}" / "predictions.csv"))
+    record = json.loads((tmp_path / "scores1" / "froc.json").read_text(encoding="utf-8"))["predictions"]
+    assert record["scans"] == 1
+
+    truth = [
+        "--annotations",
+        str(download / "LUNA16" / "annotations.csv"),
+        "--series_uids",
+        str(folds / "seriesuids.csv"),
+    ]
+    options = ["--pool", "--resamples", "0", "--output_dir", str(tmp_path / "pooled"), "--folds", *lists]
+    assert evaluate(["luna16", "--results", *results, *truth, *options]) == 0
+    pooled = json.loads((tmp_path / "pooled" / "froc.json").read_text(encoding="utf-8"))["pooled"]
+    assert (pooled["scans"], pooled["candidates_of_unknown_scans"]) == (3, {})
+    assert set(pooled["folds"]) == {f"dataset_fold{n}" for n in range(3)}
+
+    scan = download / "LUNA16" / "subset0" / f"{UIDS[0]}.mhd"
+    run("inference", INFERENCE, input=scan, output_dir=tmp_path / "out", checkpoint=weights)
+    assert (tmp_path / "out" / UIDS[0] / "nodules.json").is_file()
+
+
+def _has_nodules(items: list[dict[str, Any]], uid: str) -> bool:
+    return any(item["box"] for item in items if item["name"] == uid)
