@@ -27,7 +27,7 @@ INFERENCE, TRAIN = str(ROOT / "configs" / "inference.json"), str(ROOT / "configs
         ["--threshold=0.3"],
         ["--hu_window", "[-1000, 400]"],
         ["--lung_margin_mm", "-3"],
-        ["--network_def#layers", "2"],
+        ["--presets#compact#layers", "2"],
         ["--network_def::layers", "2"],
         ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"],
         [],
