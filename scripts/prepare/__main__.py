@@ -12,11 +12,14 @@ COMMANDS = {
     "datalist": "own_data:datalist",
     "development": "development:make_development_datalist",
     "download": "download:download",
+    "lidc": "lidc.command:lidc",
+    "lidc_picture": "lidc.picture:lidc_picture",
+    "lidc_xml": "lidc.command:lidc_xml",
     "luna16": "luna16:luna16",
-    "preview": "preview:preview",
     "luna16_masks": "luna16_masks:luna16_masks",
     "phantom": "phantom_command:phantom",
     "phantom_picture": "phantom_command:phantom_picture",
+    "preview": "preview:preview",
 }
 
 
