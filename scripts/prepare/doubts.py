@@ -1,9 +1,9 @@
 """Whether a box can be what it says: a nodule lies in or at the lungs and is denser than they are.
 
 Only what no real nodule shows counts as doubtful; a box that raises no doubt may be wrong all the same. Measured on 895
-nodules of LIDC-IDRI: none raises a doubt about its density. Of random places inside the lungs of five scans a third to
-two thirds do, and of random places in a scan more than half lie outside the lungs: a list in another frame is noticed
-by its share of doubtful boxes.
+nodules of LIDC-IDRI: none raises a doubt about its density. Of random places inside the lungs of five scans 20 to 66 %
+do, and of random places in a scan more than half lie outside the lungs: a list in another frame is noticed by its share
+of doubtful boxes.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ INFERENCE, TRAIN = str(ROOT / "configs" / "inference.json"), str(ROOT / "configs
         ["--hu_window", "[-1000, 400]"],
         ["--lung_margin_mm", "-3"],
         ["--presets#compact#layers", "2"],
-        ["--network_def::layers", "2"],
+        ["--presets::compact::layers", "2"],
         ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"],
         [],
     ],
@@ -37,7 +37,7 @@ def test_a_known_override_passes(words: list[str]) -> None:
     check_overrides(["run", "inference", "--config_file", INFERENCE, *words])
 
 
-@pytest.mark.parametrize("name", ["thresold", "network_def#layer", "network_def::layer", "evaluator#metrics"])
+@pytest.mark.parametrize("name", ["thresold", "presets#compact#layer", "presets::compact::layer", "evaluator#metrics"])
 def test_an_unknown_override_is_named(name: str) -> None:
     with pytest.raises(OverrideError, match=f"--{name}"):
         check_overrides(["run", "--config_file", INFERENCE, f"--{name}", "1"])
