@@ -69,7 +69,7 @@ def is_image_file(path: str | Path) -> bool:
 
 def _path_entries(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of a file or folder, and every series seen there."""
-    return _file_entries([path] if path.is_file() else list(_files_below(path)), str(path), series)
+    return _file_entries([path] if path.is_file() else list(files_below(path)), str(path), series)
 
 
 def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list[Entry], list[Series]]:
@@ -96,7 +96,7 @@ def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list
     return entries, seen
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every file below a folder in a stable order, hidden ones apart; links are followed, but never in a circle."""
     visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -212,7 +212,7 @@ def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], 
     if len(paths) == 1 and not paths[0].is_dir():
         entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]
         return [{**item, **entry} for entry in entries], []
-    files = paths if len(paths) > 1 else list(_files_below(paths[0]))
+    files = paths if len(paths) > 1 else list(files_below(paths[0]))
     found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series)
     if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
         whole = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]

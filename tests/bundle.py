@@ -33,12 +33,15 @@ def run_inference(source: Path, output: Path, **overrides: Any) -> None:
 def command(
     *arguments: str, launcher: tuple[str, ...] = (), folder: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given."""
+    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given.
+
+    On one thread: the tests' networks are too small for more, and times no longer depend on what else runs.
+    """
     line = [sys.executable, "-W", "ignore", "-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run"]
     return subprocess.run(
         [*line, *arguments],
         cwd=folder,
-        env=os.environ | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=900,

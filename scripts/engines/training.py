@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -35,7 +36,7 @@ class EpochHandler:
 
 
 class GradientClip:
-    """Clip the gradients' norm after each backward pass.
+    """Clip the gradients' norm after each backward pass; the norm before stays in ``engine.state.gradient_norm``.
 
     Args:
         network: whose gradients.
@@ -46,8 +47,9 @@ class GradientClip:
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Engine) -> None:
-        def clip(_: Engine) -> None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        def clip(engine: Engine) -> None:
+            state: Any = engine.state
+            state.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm))
 
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
 
@@ -86,11 +88,13 @@ class WeightAverage:
 
 
 class BrokenLossError(UserError, ArithmeticError):
-    """A loss that is no number any more."""
+    """A loss, or its gradient, that is no number any more."""
 
 
 class StopOnBadLoss:
-    """End the training where the loss is NaN or infinite, before that reaches the weights.
+    """End the training where the loss or its gradient is NaN or infinite, before that reaches the weights.
+
+    The gradient is judged by the norm that :class:`GradientClip`, attached before, has left.
 
     Args:
         network: its weights are kept in ``path``.
@@ -104,18 +108,24 @@ class StopOnBadLoss:
         self.network, self.path = network, Path(path)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check_gradient)
 
-    def _check(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"].detach())  # type: ignore[index]
-        if math.isfinite(loss):
+    def _check_loss(self, engine: Engine) -> None:
+        self._check(engine, "loss", float(engine.state.output["loss"].detach()))  # type: ignore[index]
+
+    def _check_gradient(self, engine: Engine) -> None:
+        self._check(engine, "gradient norm", getattr(engine.state, "gradient_norm", 0.0))
+
+    def _check(self, engine: Engine, what: str, value: float) -> None:
+        if math.isfinite(value):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.network.state_dict(), self.path)
         raise BrokenLossError(
-            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite loss, got {loss}; the "
-            f"weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the same "
-            "command then goes on from the last whole epoch."
+            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
+            f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the "
+            "same command then goes on from the last whole epoch."
         )
 
 

@@ -11,6 +11,9 @@ import fire
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {
+    "lidc": "lidc.command:lidc",
+    "lidc_xml": "lidc.command:lidc_xml",
+    "lidc_picture": "lidc.picture:lidc_picture",
     "development": "development:make_development_datalist",
     "phantom": "phantom_command:phantom",
     "phantom_picture": "phantom_command:phantom_picture",

@@ -15,8 +15,7 @@ def configs(*names: str) -> str:
     return str([str(ROOT / "configs" / f"{name}.json") for name in names])
 
 
-# One thread for each rank, as torchrun does by itself: another number of threads adds up in another order.
-CALM = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+CALM = {"PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 

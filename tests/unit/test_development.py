@@ -18,7 +18,14 @@ from scripts.datalist import load_datalist
 from scripts.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras
 from scripts.prepare import development
 from scripts.prepare.__main__ import main
-from scripts.prepare.development import EXCLUDED_MM, HELD_OUT_SCAN, HOST_WEIGHT, SERIES_UIDS, make_development_datalist
+from scripts.prepare.development import (
+    EXCLUDED_MM,
+    HELD_OUT_SCAN,
+    HOST_WEIGHT,
+    SERIES_UIDS,
+    UNREAD_FINDINGS_LPS_MM,
+    make_development_datalist,
+)
 from scripts.prepare.phantom import Chest
 from scripts.transforms import IGNORED, NODULE
 
@@ -89,8 +96,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scans, sixty nodules of thirty patients, and LUNA16's lists, as small as they can be."""
     folder = tmp_path_factory.mktemp("data")
     lung = np.full((EDGE, EDGE, EDGE), -850, dtype=np.int16)
-    for name in (HOST, OTHER_HOST, HELD_OUT_SCAN):
-        _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, HOST_AFFINE)
+    other_affine = HOST_AFFINE.copy()  # this scan's unread finding lies inside it
+    other_affine[:3, 3] = swap_lps_ras(UNREAD_FINDINGS_LPS_MM[OTHER_HOST][0][:3]) - EDGE / 2
+    for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine), (HELD_OUT_SCAN, HOST_AFFINE)):
+        _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
     centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
     _write_donors(folder / "lidc_nodules", centre)
     uid = SERIES_UIDS[HOST]

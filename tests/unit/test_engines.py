@@ -264,6 +264,17 @@ def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path:
     assert not (tmp_path / "state.pt").exists()
 
 
+def test_a_broken_gradient_of_a_sound_loss_ends_it_too(tmp_path: Path) -> None:
+    run = Run(tmp_path / "state.pt", 1)
+    before = run.network[0].weight.detach().clone()
+    run.network[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    for handler in (GradientClip(run.network, 1.0), StopOnBadLoss(run.network, str(tmp_path / "stopped.pt"))):
+        handler.attach(run.trainer)
+    with pytest.raises(BrokenLossError, match=r"iteration 1 .*: expected a finite gradient norm, got (nan|inf)"):
+        run.trainer.run()
+    torch.testing.assert_close(run.network[0].weight.detach(), before, rtol=0, atol=0)
+
+
 # --- validation
 
 
