@@ -211,3 +211,16 @@ def check_training_lists(
         )
     else:
         logger.info("validation list: %d scans, %d nodules", len(validation), found)
+
+
+def check_evaluation_list(items: Sequence[Mapping[str, Any]], section: str) -> None:
+    """Refuse to evaluate nothing.
+
+    Raises:
+        DatalistError: no scan in the list.
+    """
+    if not items:
+        raise DatalistError(
+            f"evaluation: expected scans in the section '{section}' of the datalists, got none; check --datalists, "
+            "--dataset_dir and --section"
+        )

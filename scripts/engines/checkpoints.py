@@ -61,7 +61,7 @@ class Validation:
         _share_buffers(self.network)
         self.validator.run(engine.state.epoch)
         state: Any = engine.state
-        value = float(self.validator.state.metrics[self.metric])
+        value = float(self.validator.state.metrics.get(self.metric, math.nan))  # no scans, no metric
         if math.isfinite(value) and state.best_validation is not None and value <= state.best_validation:
             state.stale_validations += 1
             logger.info("epoch %d: %s %.4f, best %.4f", state.epoch, self.metric, value, state.best_validation)

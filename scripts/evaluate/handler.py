@@ -81,6 +81,8 @@ def write_outlines(folder: Path, scores: OutlineScores) -> Path:
     record = scores.to_dict()
     path = write_bytes(folder / "outlines.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
+    if scores.without_reference:
+        logger.warning("%d nodules have no outline in the reference masks: not scored", scores.without_reference)
     return path
 
 

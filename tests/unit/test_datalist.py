@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from scripts.datalist import SHOWN_FAULTS, DatalistError, check_training_lists, count_nodules, load_datalist
+from scripts.datalist import (
+    SHOWN_FAULTS,
+    DatalistError,
+    check_evaluation_list,
+    check_training_lists,
+    count_nodules,
+    load_datalist,
+)
 from scripts.transforms import IGNORED, NODULE
 
 SHAPE = (10, 20, 30)
@@ -208,3 +215,9 @@ def test_a_validation_list_without_nodules_is_a_warning(
 def test_complete_lists_are_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
     check_training_lists(NODULES, [], NODULES)
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_an_evaluation_of_nothing_is_refused() -> None:
+    check_evaluation_list(EMPTY, "validation")
+    with pytest.raises(DatalistError, match="expected scans in the section 'testing' of the datalists, got none"):
+        check_evaluation_list([], "testing")

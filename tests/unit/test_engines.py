@@ -327,6 +327,16 @@ def test_without_a_metric_the_newest_weights_are_kept(tmp_path: Path) -> None:
     assert engine.state.epoch == 3
 
 
+def test_a_validation_without_scans_has_no_metric_and_keeps_the_newest_weights(tmp_path: Path) -> None:
+    network, validator = torch.nn.Linear(1, 1), FakeValidator([])
+    validator.run = lambda epoch: None  # type: ignore[method-assign]
+    engine = Engine(lambda engine, batch: None)
+    Validation(validator, 1, network, str(tmp_path / "m.pt"), metric="score", patience=1).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=2)
+    assert (tmp_path / "m.pt").exists()
+    assert engine.state.epoch == 2
+
+
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4)])
 def test_a_training_that_no_longer_improves_ends(tmp_path: Path, patience: int, epochs: int) -> None:
     validator, engine, kept = _validate(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2, 0.1], epochs=6, patience=patience)
