@@ -10,6 +10,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from .errors import UserError
+from .network.blocks import COARSEST_STRIDE
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,12 +60,27 @@ class PrecisionInferer(Inferer):
                 "precision: expected auto, float32 or bfloat16 in training, got 'float16', in which small gradients "
                 "become zero; use bfloat16"
             )
-        self.inferer, self.precision = inferer, precision
+        self.inferer, self.precision, self.training = inferer, precision, training
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         dtype = choose_precision(self.precision, inputs.device)
+        if self.training and dtype == torch.bfloat16 and breaks_bfloat16_gradients(inputs):
+            if self.precision != "auto":
+                raise PrecisionError(
+                    f"precision bfloat16: expected crops of 48 voxels or more on a CPU, got {tuple(inputs.shape[2:])}; "
+                    "raise crop_size, or use --precision float32"
+                )
+            dtype = torch.float32
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return self.inferer(inputs, network, *args, **kwargs).float()
+
+
+def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
+    """Whether the coarsest level has two cells along an axis.
+
+    PyTorch 2.13 computes wrong gradients of bfloat16 convolutions on a 2³ grid on CPUs (right on 1³, 3³, 4³).
+    """
+    return inputs.device.type == "cpu" and any(n // COARSEST_STRIDE == 2 for n in inputs.shape[2:])
 
 
 class WindowError(UserError, ValueError):

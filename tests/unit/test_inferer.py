@@ -128,3 +128,23 @@ def test_float16_is_not_trained_in() -> None:
         PrecisionInferer(SimpleInferer(), "float16", training=True)
     for precision in ("auto", "float32", "bfloat16"):
         PrecisionInferer(SimpleInferer(), precision, training=True)
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(32, torch.float32), (48, torch.bfloat16)])
+def test_crops_whose_bfloat16_gradients_would_be_wrong_are_trained_in_float32(
+    edge: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.inferer.choose_precision", lambda *_: torch.bfloat16)
+    seen = []
+
+    def network(image: Tensor) -> Tensor:
+        answer = nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
+        seen.append(answer.dtype)
+        return answer
+
+    crop = torch.zeros(1, 1, edge, edge, edge)
+    PrecisionInferer(SimpleInferer(), "auto", training=True)(crop, network)
+    assert seen == [expected]
+    if edge == 32:
+        with pytest.raises(PrecisionError, match="expected crops of 48 voxels or more on a CPU"):
+            PrecisionInferer(SimpleInferer(), "bfloat16", training=True)(crop, network)
