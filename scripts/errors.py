@@ -13,6 +13,10 @@ class UserError(Exception):
     """Base of all errors whose message says what was expected, what arrived and what to do."""
 
 
+class SettingError(UserError, ValueError):
+    """A setting out of range."""
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
 

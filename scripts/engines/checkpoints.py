@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from ..network import save_weights
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Validation:
         self, validator: Evaluator, interval: int, network: nn.Module, path: str, *, metric: str, patience: int
     ) -> None:
         if interval < 1:
-            raise ValueError(f"val_interval: expected at least 1 epoch, got {interval}")
+            raise SettingError(f"val_interval: expected at least 1 epoch, got {interval}")
         self.validator, self.interval, self.network = validator, interval, network
         self.path, self.metric, self.patience = Path(path), metric, patience
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..dataset import EpochSampler
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from ..losses import NoduleLoss
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
         torch's AveragedModel; its ``module`` is the averaged network.
     """
     if not 0.0 <= decay < 1.0:
-        raise ValueError(f"average_decay: expected a number from 0 to below 1, got {decay}")
+        raise SettingError(f"average_decay: expected a number from 0 to below 1, got {decay}")
 
     def follow(average: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
         kept = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
