@@ -46,7 +46,7 @@ class CropDataset(Dataset):
             self.nodules += [(number, row) for row in rows]
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
         if scan_weights.min() < 0 or scan_weights.max() == 0:
-            raise ValueError(
+            raise DatalistError(
                 "training list: expected weights from 0, one of them above 0, got "
                 f"{sorted(set(scan_weights.tolist()))}; correct the datalists"
             )

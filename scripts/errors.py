@@ -17,6 +17,10 @@ class SettingError(UserError, ValueError):
     """A setting out of range."""
 
 
+class DataError(UserError, ValueError):
+    """Files that can be read but do not belong together, or hold nothing to work with."""
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
 

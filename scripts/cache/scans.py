@@ -27,7 +27,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch.utils.data import Dataset
 
-from ..datalist import FILES, DatalistError
+from ..datalist import FILES
 from ..errors import UserError
 from ..transforms.crops import crop_by_affine
 
@@ -72,13 +72,11 @@ class ScanCache:
 
         Raises:
             CacheError: the entry cannot be written.
-            DatalistError: the mask holds a value that belongs to no nodule of the item.
             Exception: whatever the preprocessing raises.
         """
         folder = self.folder(item)
         if not folder.exists():
             ready = self.preprocessing(item)
-            _check_mask(item, ready)
             try:
                 self._write(folder, _arrays(ready))
             except OSError as error:
@@ -154,7 +152,7 @@ class CachedScans(Dataset):
             ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``, the item's or its file's.
 
         Raises:
-            DatalistError, CacheError, Exception: see :meth:`ScanCache.add`.
+            CacheError, Exception: see :meth:`ScanCache.add`.
         """
         item = self.data[index]
         folder = self._folders.get(index) or self.cache.folder(item)
@@ -217,17 +215,6 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _check_mask(item: Mapping[str, Any], ready: Mapping[str, Any]) -> None:
-    """Refuse a mask with a value that is no nodule's."""
-    rows = len(ready["label"])
-    highest = float(np.asarray(ready["mask"]).max(initial=0)) if "mask" in ready else 0.0
-    if highest > rows:
-        raise DatalistError(
-            f"{item['mask']}: expected values 0 to {rows}, a nodule's being its number in the datalist from 1, "
-            f"got {highest:g}; correct the mask or the datalist's boxes"
-        )
 
 
 def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:

@@ -13,6 +13,7 @@ from monai.transforms import Transform
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from ..decoding import MASK_LOGITS
+from ..errors import DataError
 from ..findings import Detection, Nodule
 from ..geometry import FloatArray, apply_affine, spacing_mm
 from ..metrics import OutlinedDetections, OutlinedTruth, ScanTruth, score_outlines
@@ -97,7 +98,7 @@ def _in_order_of(scan: MetaTensor, mask: MetaTensor) -> npt.NDArray[np.integer]:
     labels = np.asarray(apply_orientation(np.asarray(mask.as_tensor()[0]), turn))
     affine = affine @ inv_ornt_aff(turn, mask.shape[1:])
     if labels.shape != tuple(scan.shape[1:]) or not np.allclose(affine, wanted, atol=SAME_GRID):
-        raise ValueError(
+        raise DataError(
             f"{mask.meta.get('filename_or_obj', 'reference mask')}: expected a mask on the grid of its scan (size "
             f"{tuple(scan.shape[1:])}), got size {labels.shape} or another affine; resample it to that grid"
         )

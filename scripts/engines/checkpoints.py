@@ -14,12 +14,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import SettingError, UserError
 from ..network import save_weights
 
 logger = logging.getLogger(__name__)
 
+SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr")  # of a torch scheduler; the rest are settings
 PROGRESS = ("epoch", "iteration", "best_validation", "stale_validations")  # of the engine's state
 
 
@@ -90,6 +93,9 @@ def _share_buffers(network: nn.Module) -> None:
 class TrainingState:
     """Write the state of a training after each epoch, and go on from it when it is there.
 
+    What is restored is what a training has reached: weights, moments, steps, scores, random generators. What is chosen
+    comes from the configuration of today: a learning rate, weight decay or number of epochs that was changed counts.
+
     A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
     generators too, and a partly done epoch is done again. (Of several ranks the first one's generators are kept.) A
     training that is complete ends at once; ``max_epochs`` raised, it goes on. Attach it last, so that what the other
@@ -100,7 +106,8 @@ class TrainingState:
         objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
 
     Raises:
-        StateError: the state in ``path`` does not fit the objects.
+        StateError: the state in ``path`` does not fit the objects, had epochs of another length, or has more of them
+            than ``max_epochs``.
     """
 
     def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
@@ -129,7 +136,7 @@ class TrainingState:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, thing in self.objects.items():
-                thing.load_state_dict(state[name])
+                thing.load_state_dict(_reached(thing, state[name]))
             for name in PROGRESS:
                 setattr(engine.state, name, state["progress"][name])
             self._random = state["random"]
@@ -140,7 +147,21 @@ class TrainingState:
                 "another --output_dir, or the preset and settings it was begun with."
             ) from error
         self._epochs_done = engine.state.epoch
+        self._check_progress(engine)
         logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
+
+    def _check_progress(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if state.epoch_length and state.iteration != state.epoch * state.epoch_length:
+            raise StateError(
+                f"{self.path}: expected epochs of {state.epoch_length} steps, got a training with epochs of "
+                f"{state.iteration / state.epoch:g}; go on with that epoch_length, or name another --output_dir."
+            )
+        if state.max_epochs and state.epoch > state.max_epochs:
+            raise StateError(
+                f"{self.path}: expected a training of at most {state.max_epochs} epochs, got one after epoch "
+                f"{state.epoch}; raise max_epochs, or name another --output_dir."
+            )
 
     def _begin(self, engine: Engine) -> None:
         """Set the random generators, or end a run that ignite has set back to epoch 0 since it was complete."""
@@ -156,3 +177,21 @@ class TrainingState:
             if self._random["cuda"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._random["cuda"])
             self._random = None
+
+
+def _reached(thing: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state with today's settings; equal settings leave it as it is, to the last bit.
+
+    A group's learning rate is saved times what the initial one has become; the schedule goes on from there.
+    """
+    now = thing.state_dict()
+    if isinstance(thing, LRScheduler):
+        return {**now, **{key: saved[key] for key in SCHEDULE_POSITION if key in saved}}
+    if not isinstance(thing, Optimizer):
+        return saved
+    groups = []
+    for today, before in zip(now["param_groups"], saved["param_groups"], strict=True):
+        first, wanted = before.get("initial_lr", before["lr"]), today.get("initial_lr", today["lr"])
+        rate = before["lr"] if first == wanted else before["lr"] * (wanted / first if first else 0.0)
+        groups.append({**before, **today, "params": before["params"], "lr": rate})
+    return {**saved, "param_groups": groups}

@@ -124,8 +124,8 @@ class StopOnBadLoss:
         torch.save(self.network.state_dict(), self.path)
         raise BrokenLossError(
             f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
-            f"the weights before this step are in {self.path}. Go on from the last whole epoch with --precision "
-            "float32, or begin again in another --output_dir with a lower --learning_rate."
+            f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the "
+            "same command then goes on from the last whole epoch."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..metrics import RATES, SIZE_CLASSES, Confidence, Froc, Interval
 from ..reports.files import writable_folder, write_bytes
-from .plot import froc_png
+from .plot import froc_png, rate_name
 from .system import Score, System
 from .tables import table_bytes
 
@@ -100,11 +100,6 @@ def scan_lists(system: System, most: int = 5) -> list[str]:
             f"{_first(list(unknown), most)}"
         )
     return lines
-
-
-def rate_name(rate: float) -> str:
-    """1/8, 1/4, 1/2, 1, …"""
-    return f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"
 
 
 def _first(uids: Sequence[str], most: int) -> str:

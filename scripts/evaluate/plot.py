@@ -18,6 +18,11 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _DASHES = ("-", "--", "-.", ":")
 
 
+def rate_name(rate: float) -> str:
+    """1/8, 1/4, 1/2, 1, …"""
+    return f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"
+
+
 def froc_png(systems: Sequence[System]) -> bytes:
     """Draw the pooled curve of each system; one without nodules has no curve, and the legend says so."""
     figure = Figure(figsize=(7.5, 5.0), layout="constrained")
@@ -29,7 +34,7 @@ def froc_png(systems: Sequence[System]) -> bytes:
     axes.set_ylim(0.0, 1.0)
     axes.xaxis.set_major_locator(FixedLocator(RATES))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_name(rate)))
     axes.set_xlabel("false positives per scan")
     axes.set_ylabel("sensitivity")
     axes.grid(True, color="#dddddd")

@@ -15,6 +15,7 @@ import ignite.distributed as idist
 import numpy as np
 from ignite.metrics import Metric
 
+from ..errors import DataError
 from ..findings import Detection
 from .cpm import ScanTruth, ScoredScan, match_scans
 from .luna16 import Froc, Matches, froc_of
@@ -88,7 +89,7 @@ def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
     """Each named scan once, by name; scans without a name as they came.
 
     Raises:
-        ValueError: one name stands for two different scans.
+        DataError: one name stands for two different scans.
     """
     unique: dict[str, ScoredScan] = {}
     nameless = []
@@ -96,7 +97,7 @@ def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
         if not scan.truth.name:
             nameless.append(scan)
         elif not _same_truth(unique.setdefault(scan.truth.name, scan).truth, scan.truth):
-            raise ValueError(
+            raise DataError(
                 f"expected one scan of the name {scan.truth.name!r}, got two with different findings; "
                 "give every scan of the run a name of its own"
             )

@@ -1,4 +1,4 @@
-"""The networks: blocks, deformable attention, one builder per preset, the choice between them, and weights."""
+"""The networks: blocks, deformable attention, one class per preset, the choice between them, and weights."""
 
 from .blocks import mask_on_voxels
 from .checkpoint import CheckpointError, DeviceError, load_weights, ready_network, save_weights

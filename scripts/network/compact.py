@@ -51,16 +51,16 @@ class CompactNet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int],
-        blocks: Sequence[int],
+        widths: Sequence[int] = (32, 48, 64, 96),
+        blocks: Sequence[int] = (1, 2, 2, 1),
         *,
-        dim: int,
-        layers: int,
-        heads: int,
-        points: int,
-        feed_forward: int,
-        dropout: float,
-        mask_logits: int,
+        layers: int = 3,
+        dim: int = 64,
+        heads: int = 4,
+        points: int = 4,
+        feed_forward: int = 256,
+        dropout: float = 0.0,
+        mask_logits: int = 8,
     ) -> None:
         super().__init__()
         if mask_logits not in (1, STRIDE**3):
@@ -94,27 +94,4 @@ class CompactNet(nn.Module):
         return torch.cat([self.detect(y2), self.mask(y2)], dim=1)
 
 
-def compact(
-    widths: Sequence[int] = (32, 48, 64, 96),
-    blocks: Sequence[int] = (1, 2, 2, 1),
-    *,
-    layers: int = 3,
-    dim: int = 64,
-    heads: int = 4,
-    points: int = 4,
-    feed_forward: int = 256,
-    dropout: float = 0.0,
-    mask_logits: int = 8,
-) -> CompactNet:
-    """The preset that the released weights belong to; see :class:`CompactNet` for the arguments."""
-    return CompactNet(
-        widths,
-        blocks,
-        dim=dim,
-        layers=layers,
-        heads=heads,
-        points=points,
-        feed_forward=feed_forward,
-        dropout=dropout,
-        mask_logits=mask_logits,
-    )
+compact = CompactNet  # the preset, as configurations name it; its defaults are those of the released weights

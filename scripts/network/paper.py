@@ -171,18 +171,18 @@ class PaperNet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int],
-        fused_widths: Sequence[int],
+        widths: Sequence[int] = (32, 64, 64, 64),
+        fused_widths: Sequence[int] = (32, 64),
         *,
-        lateral: int,
-        dilations: Sequence[int],
-        levels: Sequence[int],
-        dim: int,
-        layers: int,
-        heads: int,
-        points: int,
-        feed_forward: int,
-        dropout: float,
+        lateral: int = 64,
+        dilations: Sequence[int] = (1, 2, 5),
+        levels: Sequence[int] = (8, 16),
+        dim: int = 128,
+        layers: int = 6,
+        heads: int = 8,
+        points: int = 4,
+        feed_forward: int = 512,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.out_channels = DETECTION_CHANNELS + 1
@@ -219,31 +219,4 @@ class PaperNet(nn.Module):
         return torch.cat([self.detect(features), self.mask(features)], dim=1)
 
 
-def paper(
-    widths: Sequence[int] = (32, 64, 64, 64),
-    fused_widths: Sequence[int] = (32, 64),
-    *,
-    lateral: int = 64,
-    dilations: Sequence[int] = (1, 2, 5),
-    levels: Sequence[int] = (8, 16),
-    dim: int = 128,
-    layers: int = 6,
-    heads: int = 8,
-    points: int = 4,
-    feed_forward: int = 512,
-    dropout: float = 0.1,
-) -> PaperNet:
-    """LWNet as published; see :class:`PaperNet` for the arguments."""
-    return PaperNet(
-        widths,
-        fused_widths,
-        lateral=lateral,
-        dilations=dilations,
-        levels=levels,
-        dim=dim,
-        layers=layers,
-        heads=heads,
-        points=points,
-        feed_forward=feed_forward,
-        dropout=dropout,
-    )
+paper = PaperNet  # the preset, as configurations name it; its defaults are the published numbers

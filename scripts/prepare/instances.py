@@ -15,12 +15,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from scipy import ndimage
 
-from ..geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, swap_lps_ras_affine, voxel_volume_mm3
+from ..geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from ..reader import read_labels
 from ..reports.files import write_bytes
-from ..scan import Grid, ScanError, quiet_itk
+from ..scan import Grid, ScanError
 
 LEAST_KEPT = 0.9  # of an object's volume must lie inside the scan; rounding to another grid loses far less
 
@@ -81,31 +81,16 @@ class Match:
     reason: str = ""
 
 
-def read_labels(path: Path) -> Labels:
-    """Read a mask from an image file.
+def labels_of(path: str | Path) -> Labels:
+    """The mask in an image file.
 
     Raises:
-        ScanError: it cannot be read, has not three axes, or holds other than whole numbers from 0.
+        ScanError: see :func:`..reader.read_labels`; or a value below 0.
     """
-    try:
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            image = nib.Nifti1Image.from_filename(path)
-            values, affine_ras = np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
-        else:
-            with quiet_itk():
-                itk = sitk.ReadImage(str(path))
-            values, affine_lps = sitk.GetArrayFromImage(itk).T, np.eye(4)
-            affine_lps[:3, :3] = np.reshape(itk.GetDirection(), (3, 3)) * np.array(itk.GetSpacing())
-            affine_lps[:3, 3] = itk.GetOrigin()
-            affine_ras = swap_lps_ras_affine(affine_lps)
-    except Exception as error:  # nibabel and ITK raise almost any type on damaged bytes
-        raise ScanError(f"{path}: expected a mask, got a file that cannot be read; copy it again") from error
-    if values.ndim != 3 or not np.array_equal(values, np.clip(values, 0, 65535).astype(np.uint16)):
-        raise ScanError(
-            f"{path}: expected a mask of three axes and whole numbers from 0, got {values.ndim} axes, {values.dtype}; "
-            "export the segmentation as labels"
-        )
-    return Labels(values.astype(np.uint16), affine_ras)
+    values, affine_ras = read_labels(path)
+    if values.min(initial=0) < 0:
+        raise ScanError(f"{path}: expected a mask of whole numbers from 0, got {values.min()}; export it as labels")
+    return Labels(values, affine_ras)
 
 
 def separated(labels: Labels) -> Labels:

@@ -22,7 +22,7 @@ from ..reader import ScanError, read_grid
 from ..reports.files import writable_folder, write_bytes
 from ..transforms.nodules import NODULE
 from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict, write_datalist
-from .instances import Match, instance_mask, match_rows, read_labels, write_mask
+from .instances import Match, instance_mask, labels_of, match_rows, write_mask
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _outline(item: Item, lidc: Item | None, target: Path) -> Outlined:
         left_out = [LeftOut(*one) for one in former["left_out"]]
         return Outlined(path if former["has_mask"] else None, former["rows"], left_out)
     try:
-        labels, grid = read_labels(Path(lidc["mask"])), read_grid(item["image"])
+        labels, grid = labels_of(lidc["mask"]), read_grid(item["image"])
     except ScanError as error:
         return _judged(item, nodules, [Match(row, None, float("nan"), f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)

@@ -33,7 +33,7 @@ from .datalists import (
     refuse_if_strict,
     write_datalist,
 )
-from .instances import Labels, Match, instance_mask, match_rows, read_labels, separated, things_of, write_mask
+from .instances import Labels, Match, instance_mask, labels_of, match_rows, separated, things_of, write_mask
 from .own_table import FRAMES, Row, by_scan, read_rows
 
 logger = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
         try:
             grid = read_grid(str(scan.image))
-            labels = separated(read_labels(scan.mask)) if scan.mask else None
+            labels = separated(labels_of(scan.mask)) if scan.mask else None
         except ScanError as error:
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue

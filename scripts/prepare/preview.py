@@ -28,7 +28,7 @@ from ..scan import Grid
 from ..transforms.nodules import NODULE
 from .datalists import PrepareError
 from .doubts import ALARMING_SHARE, Surroundings
-from .instances import Values, on_grid, read_labels
+from .instances import Values, labels_of, on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
     """
     volume = read_scan(item["image"])
     grid = Grid(volume.image_hu.shape, volume.affine_ras)
-    mask = on_grid(read_labels(Path(item["mask"])), grid) if item.get("mask") else None
+    mask = on_grid(labels_of(item["mask"]), grid) if item.get("mask") else None
     around = Surroundings.of(volume)
     scan = _result(item, volume, mask)
     for row in rows:

@@ -17,6 +17,7 @@ from monai.transforms import RandomizableTransform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from ..errors import DataError
 from ..geometry import FloatArray, spacing_mm, sphere_diameter_mm
 from .crops import crop_by_affine
 from .nodules import NODULE
@@ -72,7 +73,7 @@ class InsertNodulesd(RandomizableTransform):
             image, mask = (nibabel.Nifti1Image.from_filename(donor[key]) for key in ("image", "mask"))
             inside = np.asarray(mask.dataobj) > 0
             if not inside.any():
-                raise ValueError(f"{donor['mask']}: expected the mask of a nodule, got an empty one; remove this donor")
+                raise DataError(f"{donor['mask']}: expected the mask of a nodule, got an empty one; remove this donor")
             hu = np.asarray(image.dataobj).astype(np.int16)
             self._patches[number] = (
                 np.pad(hu, 1, mode="edge"),

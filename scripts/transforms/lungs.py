@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SpatialCrop
 from scipy import ndimage
 
+from ..errors import DataError
 from ..geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..scan import ScanError
 
@@ -245,7 +246,7 @@ def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor)
     """Refuse a volume whose voxels are not those of the image."""
     same = volume.shape[1:] == image.shape[1:]
     if not (same and np.allclose(np.asarray(volume.affine), np.asarray(image.affine), atol=SAME_GRID)):
-        raise ValueError(
+        raise DataError(
             f"{volume.meta.get('filename_or_obj', key)}: expected the grid of the {image_key} "
             f"{image.meta.get('filename_or_obj', '')} (size {tuple(image.shape[1:])}), got size "
             f"{tuple(volume.shape[1:])} or another affine; resample it to that grid"

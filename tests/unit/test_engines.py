@@ -65,13 +65,22 @@ class Stream(Dataset):
 class Run:
     """A tiny training with everything that has a state: AdamW, a schedule per iteration, numbered epochs."""
 
-    def __init__(self, path: Path, epochs: int, handlers: list[Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        epochs: int,
+        handlers: list[Any] | None = None,
+        *,
+        rate: float = 0.05,
+        planned: int = 4,
+        length: int = ITERATIONS,
+    ) -> None:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.2))
         self.average = averaged(self.network, decay=0.9)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
-        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=4 * ITERATIONS)
-        self.stream, sampler = Stream(), EpochSampler(2 * ITERATIONS)
+        self.optimizer = optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate)
+        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=planned * length)
+        self.stream, sampler = Stream(), EpochSampler(2 * length)
         objects = {"network": self.network, "average": self.average, "optimizer": optimizer, "scheduler": scheduler}
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
@@ -198,6 +207,42 @@ def test_gradients_are_clipped_to_their_norm_and_keep_their_direction() -> None:
 def test_gradients_below_the_norm_stay() -> None:
     free = _one_step(1e9)
     np.testing.assert_array_equal(_one_step(float(np.linalg.norm(free)) + 1), free)
+
+
+def _rates(run: Run) -> list[float]:
+    """The learning rate of each step of a run."""
+    rates: list[float] = []
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: rates.append(run.optimizer.param_groups[0]["lr"]))
+    run.trainer.run()
+    return rates
+
+
+def test_a_schedule_that_was_made_longer_goes_on_along_the_longer_curve(tmp_path: Path) -> None:
+    """From its second step on; the first one still has the rate that was due."""
+    whole = _rates(Run(tmp_path / "whole.pt", 8, planned=8))
+    Run(tmp_path / "state.pt", 4).trainer.run()
+    longer = _rates(Run(tmp_path / "state.pt", 8, planned=8))
+    assert len(longer) == 4 * ITERATIONS
+    assert longer[1:] == pytest.approx(whole[4 * ITERATIONS + 1 :])
+    assert longer[-1] < 0.2 * longer[1]
+
+
+def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None:
+    whole = _rates(Run(tmp_path / "whole.pt", 4))
+    Run(tmp_path / "state.pt", 2).trainer.run()
+    lower = Run(tmp_path / "state.pt", 4, rate=0.005)
+    lower.optimizer.param_groups[0]["weight_decay"] = 0.5
+    TrainingState(str(tmp_path / "state.pt"), {"optimizer": lower.optimizer})._restore(lower.trainer)
+    assert lower.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert _rates(lower) == pytest.approx([rate / 10 for rate in whole[2 * ITERATIONS :]])
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path / "state.pt", 2).trainer.run()
+    with pytest.raises(StateError, match=r"expected epochs of 5 steps, got a training with epochs of 3; go on with"):
+        Run(tmp_path / "state.pt", 4, length=5)
+    with pytest.raises(StateError, match=r"expected a training of at most 1 epochs, got one after epoch 2; raise"):
+        Run(tmp_path / "state.pt", 1)
 
 
 # --- averaged weights

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scripts.geometry import apply_affine, swap_lps_ras
-from scripts.prepare.instances import Labels, instance_mask, match_rows, read_labels, separated, things_of, write_mask
+from scripts.prepare.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of, write_mask
 from scripts.scan import Grid, ScanError
 from tests.luna16_files import SHAPE, centre_lps_mm, write_mhd
 
@@ -117,11 +117,11 @@ def test_a_mask_of_inside_and_outside_is_taken_apart() -> None:
 def test_masks_of_both_formats_are_read_alike(tmp_path: Path) -> None:
     values = labels((3, 2, 3, 5)).values
     for flipped in (False, True):
-        mhd = read_labels(write_mhd(tmp_path / f"{flipped}.mhd", values, flipped=flipped))
+        mhd = labels_of(write_mhd(tmp_path / f"{flipped}.mhd", values, flipped=flipped))
         np.testing.assert_array_equal(mhd.values, values)
         place_lps_mm = swap_lps_ras(apply_affine(mhd.affine_ras, (2, 3, 5)))
         np.testing.assert_allclose(place_lps_mm, centre_lps_mm((2, 3, 5), flipped=flipped))
-    nifti = read_labels(write_mask(tmp_path / "mask.nii.gz", values, AFFINE))
+    nifti = labels_of(write_mask(tmp_path / "mask.nii.gz", values, AFFINE))
     np.testing.assert_array_equal(nifti.values, values)
     np.testing.assert_allclose(nifti.affine_ras, AFFINE)
 
@@ -134,8 +134,8 @@ def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.full(SHAPE, 0.5, np.float32), np.full(SHAPE, -1, np.int16)])
 def test_what_is_no_mask_is_refused(values: np.ndarray, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "mask.nii.gz")
-    with pytest.raises(ScanError, match="expected a mask of three axes and whole numbers"):
-        read_labels(tmp_path / "mask.nii.gz")
+    with pytest.raises(ScanError, match="expected a mask of whole numbers from"):
+        labels_of(tmp_path / "mask.nii.gz")
     (tmp_path / "bad.mhd").write_text("nothing")
-    with pytest.raises(ScanError, match="expected a mask, got a file that cannot be read"):
-        read_labels(tmp_path / "bad.mhd")
+    with pytest.raises(ScanError, match=r"bad\.mhd: expected an image"):
+        labels_of(tmp_path / "bad.mhd")

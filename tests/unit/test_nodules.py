@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, box_utils
 
+from scripts.errors import DataError
 from scripts.transforms import IGNORED, NODULE, PADDING, BoxesToNodulesd, PadNodulesd
 
 IDENTITY = np.eye(4)
@@ -108,3 +111,45 @@ def test_padding_takes_none_and_as_many_as_there_are_rows(count: int) -> None:
 def test_padding_refuses_more_than_its_rows() -> None:
     with pytest.raises(ValueError, match="expected at most 2 nodules in a crop, got 3; raise PadNodulesd's rows"):
         PadNodulesd(2)({"nodule": np.ones((3, 4), np.float32), "label": np.zeros(3, np.int64)})
+
+
+# --- masks
+
+
+def _with_mask(*spots: tuple[int, int]) -> dict[str, Any]:
+    """Two boxes of 4 mm around voxels 3.5 and 11.5 of 2 mm, and cubes of these (value, first voxel along i)."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    values = torch.zeros(1, 16, 6, 6)
+    for value, first in spots:
+        values[0, first : first + 2, 2:4, 2:4] = value
+    image = MetaTensor(torch.zeros(1, 16, 6, 6), affine=torch.from_numpy(affine))
+    mask = MetaTensor(values, affine=torch.from_numpy(affine), meta={"filename_or_obj": "mask.nii.gz"})
+    boxes = [[-x, -5.0, 5.0, 4.0, 4.0, 4.0] for x in (7.0, 23.0)]
+    return {"image": image, "mask": mask, "box": boxes, "label": [NODULE, IGNORED]}
+
+
+@pytest.mark.parametrize("spots", [((1, 3), (2, 11)), ((2, 11),), ()], ids=["both", "one", "none"])
+def test_a_mask_may_leave_rows_out(spots: tuple[tuple[int, int], ...]) -> None:
+    assert BoxesToNodulesd()(_with_mask(*spots))["nodule"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("spots", "words"),
+    [
+        # in another order; 0 and 1 only; other numbers
+        (((2, 3), (1, 11)), r"expected value 1 around box 0 \(4 mm\), got 4 mm of it, its centre 16 mm away"),
+        (((1, 3), (1, 11)), r"expected value 1 around box 0 \(4 mm\), got 20 mm of it, its centre 8 mm away"),
+        (((101, 3), (102, 11)), r"expected values 0 to 2, got 0 to 102"),
+        (((-1, 3),), r"expected values 0 to 2, got -1 to 0"),
+    ],
+)
+def test_a_mask_that_is_numbered_otherwise_is_refused(spots: tuple[tuple[int, int], ...], words: str) -> None:
+    with pytest.raises(DataError, match=rf"mask\.nii\.gz: {words}.* a nodule's value is its number in the datalist"):
+        BoxesToNodulesd()(_with_mask(*spots))
+
+
+def test_an_outline_may_lie_beside_the_centre_of_its_box() -> None:
+    """By the diameter, 4 mm, and 5 mm more: 8 mm pass, 10 mm do not."""
+    BoxesToNodulesd()(_with_mask((1, 7)))
+    with pytest.raises(DataError, match="10 mm away"):
+        BoxesToNodulesd()(_with_mask((1, 8)))

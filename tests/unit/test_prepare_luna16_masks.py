@@ -203,5 +203,5 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
 
 def test_finished_scans_are_not_read_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(data, tmp_path / "out") == 0
-    monkeypatch.setattr(luna16_masks, "read_labels", None)
+    monkeypatch.setattr(luna16_masks, "labels_of", None)
     assert run(data, tmp_path / "out") == 0
