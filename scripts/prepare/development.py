@@ -1,7 +1,8 @@
 """Datalist from the development data: whole lungs as hosts, LIDC nodules as donors for insertion.
 
 The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
-``nodules.csv``) and ``luna16/`` (``annotations.csv``, ``annotations_excluded.csv``).
+``nodules.csv``), ``lidc_patches/`` (nodules with their surroundings, 1 mm, masks and ``patches.csv``) and ``luna16/``
+(``annotations.csv``, ``annotations_excluded.csv``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
 HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
+PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: half of such a crop lies outside it
 HELD_OUT_SCAN = "TCGA-DE-A4MA"  # never trained on; receives held-out donors for validation
 HELD_OUT_SHARE = 0.1  # of the donors' patients
 VALIDATION_COPIES, VALIDATION_NODULES = 3, 12  # held-out scan with this many insertions, this many times
@@ -79,6 +81,35 @@ def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
             }
         )
     return donors
+
+
+def _patches(data_dir: Path) -> list[dict[str, Any]]:
+    """Nodules in their own surroundings, each as a small scan; only of patients known to be in the training part."""
+    folder = data_dir / "lidc_patches"
+    patients = {
+        row["seriesuid"]: row["name"].split("_")[0] for row in _read_csv(data_dir / "lidc_nodules" / "nodules.csv")
+    }
+    items: list[dict[str, Any]] = []
+    for row in _read_csv(folder / "patches.csv"):
+        patient = patients.get(row["seriesuid"])
+        if patient is None or _is_held_out(patient):
+            continue
+        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
+        for path in files.values():
+            _require(path.is_file(), path)
+        affine = nibabel.Nifti1Image.from_filename(files["image"]).affine
+        centre = swap_lps_ras(apply_affine(affine, np.array([float(row[axis]) for axis in "ijk"])))
+        diameter = float(row["equivalent_diameter_mm"])
+        items.append(
+            {
+                "name": f"patch-{row['name']}",
+                **{key: str(path) for key, path in files.items()},
+                "weight": PATCH_WEIGHT,
+                "box": [[*centre.round(3).tolist(), diameter, diameter, diameter]],
+                "label": [NODULE],
+            }
+        )
+    return items
 
 
 def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
@@ -181,6 +212,7 @@ def make_development_datalist(data_dir: str, output_dir: str) -> str:
             name, item["box"], nibabel.Nifti1Image.from_filename(path), source, output / "masks" / path.name
         )
         lists["training"].append({**item, "mask": mask} if mask else item)
+    lists["training"] += _patches(source)
     output.mkdir(parents=True, exist_ok=True)
     partial = output / ".datalist.json.partial"
     partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")

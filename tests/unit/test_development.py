@@ -22,6 +22,7 @@ from scripts.prepare.development import (
     EXCLUDED_MM,
     HELD_OUT_SCAN,
     HOST_WEIGHT,
+    PATCH_WEIGHT,
     SERIES_UIDS,
     UNREAD_FINDINGS_LPS_MM,
     make_development_datalist,
@@ -83,8 +84,20 @@ def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
             _save(folder / "image" / f"{name}.nii.gz", image, affine)
             if patient != HOST or own:
                 _save(folder / "mask" / f"{name}.nii.gz", mask, affine)
-                rows.append({"name": name, "diameter_mm": 8.4})
+                rows.append({"name": name, "diameter_mm": 8.4, "seriesuid": f"2.25.{patient[-4:]}"})
     _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows)
+
+
+def _write_patches(folder: Path) -> None:
+    """One patch of each patient, and one of which nobody knows whose it is."""
+    inside = _ball(13, 4.2)
+    rows = []
+    for number, uid in enumerate([*(f"2.25.{patient[-4:]}" for patient in PATIENTS), ""]):
+        rows.append({"name": f"{number}_nod1", "seriesuid": uid, "i": 6.0, "j": 6.0, "k": 6.0})
+        _save(folder / "image" / f"{number}_nod1.nii.gz", np.where(inside, 30, -800).astype(np.int16), np.eye(4))
+        _save(folder / "mask" / f"{number}_nod1.nii.gz", inside.astype(np.uint8), np.eye(4))
+    columns = ("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm")
+    _write_csv(folder / "patches.csv", columns, [{**row, "equivalent_diameter_mm": 8.4} for row in rows])
 
 
 def _row(uid: str, lps_mm: np.ndarray, diameter_mm: float) -> dict[str, Any]:
@@ -102,6 +115,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
     centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
     _write_donors(folder / "lidc_nodules", centre)
+    _write_patches(folder / "lidc_patches")
     uid = SERIES_UIDS[HOST]
     nodules = [_row("1.2.3", centre, 20.0), _row(uid, centre + 12, 6.0), _row(uid, centre, 8.5)]
     excluded = [
@@ -138,10 +152,12 @@ Lists = dict[str, list[dict[str, Any]]]
 
 def test_sections_hold_what_they_should(lists: Lists) -> None:
     assert set(lists) == {"training", "validation", "donors", "validation_donors"}
-    assert [item["name"] for item in lists["training"]] == [OTHER_HOST, HOST]
+    assert [item["name"] for item in lists["training"][:2]] == [OTHER_HOST, HOST]
+    assert all(item["name"].startswith("patch-") for item in lists["training"][2:])
     assert [item["name"] for item in lists["validation"]] == [f"{HELD_OUT_SCAN}-inserted-{seed}" for seed in (0, 1)]
     assert len(lists["donors"]) + len(lists["validation_donors"]) == 2 * len(PATIENTS) - 1
-    assert {item["weight"] for item in lists["training"]} == {HOST_WEIGHT}
+    assert {item["weight"] for item in lists["training"][:2]} == {HOST_WEIGHT}
+    assert {item["weight"] for item in lists["training"][2:]} == {PATCH_WEIGHT}
     assert {item["diameter_mm"] for item in lists["donors"]} == {8.4}
 
 
@@ -154,6 +170,12 @@ def test_patients_are_split_and_never_shared(lists: Lists) -> None:
     assert not training & validation
     assert training | validation == set(PATIENTS)
     assert 1 <= len(validation) <= 8  # a tenth of thirty, as the hash falls
+
+
+def test_patches_are_of_training_patients_only(lists: Lists) -> None:
+    patients = {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]}
+    assert patients == _patients(lists["donors"])
+    np.testing.assert_allclose(lists["training"][2]["box"], [[-6.0, -6.0, 6.0, 8.4, 8.4, 8.4]])
 
 
 def test_the_split_does_not_depend_on_the_other_patients(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
@@ -255,6 +277,8 @@ def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_
         "lidc_nodules/nodules.csv",
         "lidc_nodules/image/LIDC-IDRI-0007_R_2.nii.gz",
         "lidc_nodules/mask/LIDC-IDRI-0003_R_1.nii.gz",
+        "lidc_patches/patches.csv",
+        "lidc_patches/mask/6_nod1.nii.gz",
         "luna16/annotations.csv",
         "luna16/annotations_excluded.csv",
         "scans_1mm",
