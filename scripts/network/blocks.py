@@ -145,8 +145,10 @@ class FuseUp(nn.Module):
         return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip)))
 
 
-def detection_head(channels: int) -> nn.Conv3d:
-    """A 1³ convolution to nodule logit, offset (3) and log diameter; nodules are rare before training."""
-    head = nn.Conv3d(channels, DETECTION_CHANNELS, 1)
-    nn.init.constant_(head.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
+def detection_head(channels: int, cells: int = 1) -> nn.Conv3d:
+    """A 1³ convolution to nodule logit, offset (3) and log diameter, each for ``cells`` finer cells (see
+    :func:`depth_to_space`); nodules are rare before training."""
+    head = nn.Conv3d(channels, DETECTION_CHANNELS * cells, 1)
+    prior = -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+    nn.init.constant_(head.bias[:cells], prior)  # type: ignore[index]
     return head
