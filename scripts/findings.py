@@ -46,6 +46,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
+        type_hint: "solid", "part-solid" or "ground-glass", by HU inside the outline; a hint, not a finding.
     """
 
     volume_mm3: float
@@ -53,6 +54,20 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
+    type_hint: str = ""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in the lungs a nodule lies.
+
+    Attributes:
+        side: "left" or "right", the patient's.
+        level: "upper", "middle" or "lower" third of the lungs' extent along the body.
+    """
+
+    side: str
+    level: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +79,27 @@ class Nodule:
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
         measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        location: side and third of the lungs; ``None`` where no lungs were found.
     """
 
     label: int
     detection: Detection
     centre_voxel: Point
     measurement: Measurement | None
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class LungRegion:
+    """Where the lungs lie, on a coarse grid that covers the scan.
+
+    Attributes:
+        distance_mm: ``[I', J', K']`` float32, mm to the closed lungs, 0 inside.
+        affine_ras: ``[4, 4]``, voxel of that grid to RAS mm.
+    """
+
+    distance_mm: npt.NDArray[np.float32]
+    affine_ras: FloatArray
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,9 @@ class ScanResult:
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: threshold and the other settings of the run.
+        identity: patient name, ID …; empty unless the user asked for them.
+        seconds: from reading to writing; ``None`` when it was not measured.
+        lungs: where they lie; ``None`` where none were found.
     """
 
     name: str
@@ -105,3 +138,6 @@ class ScanResult:
     notes: tuple[str, ...] = ()
     model: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    lungs: LungRegion | None = None
