@@ -7,12 +7,14 @@ operating threshold is outlined and becomes a *nodule finding*. All of them are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .geometry import FloatArray, Point, swap_lps_ras
+
+NoduleType = Literal["solid", "part-solid", "ground-glass"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
-        type_hint: "solid", "part-solid" or "ground-glass", by HU inside the outline; a hint, not a finding.
+        type_hint: what the intensities look like; a hint, no reading. "" where it was not made.
     """
 
     volume_mm3: float
@@ -54,20 +56,20 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
-    type_hint: str = ""
+    type_hint: NoduleType | Literal[""] = ""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where in the lungs a nodule lies.
+    """In which lung, and how high in it.
 
     Attributes:
-        side: "left" or "right", the patient's.
-        level: "upper", "middle" or "lower" third of the lungs' extent along the body.
+        side: the patient's, "left" or "right".
+        level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
     """
 
-    side: str
-    level: str
+    side: Literal["left", "right"]
+    level: Literal["upper", "middle", "lower"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Nodule:
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
         measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
-        location: side and third of the lungs; ``None`` where no lungs were found.
+        location: ``None`` where the two lungs were not found.
     """
 
     label: int

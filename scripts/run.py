@@ -84,7 +84,8 @@ class RunLog:
         """
         page = self.index.write(self._seconds()) if self.index is not None else None
         refused = f" ({', '.join(self.failures)})" if self.failures else ""
-        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}{f'; see {page}' if page else ''}")
+        see = f"; see {page}" if page else ""
+        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}{see}")
         if self.failures or not self.folders:
             raise SystemExit(1)
 

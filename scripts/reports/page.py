@@ -14,7 +14,8 @@ from ..findings import Detection, Nodule, ScanResult
 from ..geometry import apply_affine, spacing_mm
 from .files import write_bytes
 from .html import render_page, shown_probability
-from .pictures import Overview, Stack, Window, close_ups, overview
+from .overview import Overview, overview
+from .pictures import Stack, Window, close_ups
 from .tables import source_name
 
 # Radius of the smallest mark on the overview: smaller circles are hard to see.
@@ -216,9 +217,9 @@ def summary_sentence(result: ScanResult) -> str:
     surest = max(result.nodules, key=lambda nodule: nodule.detection.probability)
     measured, place = surest.measurement, surest.location
     size = (
-        f"{measured.long_axis_mm:.1f} × {measured.short_axis_mm:.1f} mm"
+        f"{measured.long_axis_mm:.1f}\u00a0×\u00a0{measured.short_axis_mm:.1f}\u00a0mm"
         if measured
-        else f"about {surest.detection.diameter_mm:.1f} mm"
+        else f"about {surest.detection.diameter_mm:.1f}\u00a0mm"
     )
     lung = f" in the {place.side} lung, {place.level} third" if place else ""
     subject = "It" if len(result.nodules) == 1 else f"The most probable, number {surest.label},"

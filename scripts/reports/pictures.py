@@ -1,9 +1,8 @@
 """Pictures of a scan in radiological display, whatever its orientation, spacing or shear.
 
 The patient's right (R) is on the left of axial and coronal pictures, the front (A) on top of axial and on the left of
-sagittal ones, the head (H) on top. Close-ups are planes in RAS millimetres, sampled through the affine (trilinear, as
-viewers do); the overview projects the scan along its own axis that runs most nearly along the line of sight.
-Outlines stay vectors in millimetres from the picture's upper left corner, so that they are crisp at any size.
+sagittal ones, the head (H) on top. Planes lie in RAS millimetres and are sampled through the affine (trilinear, as
+viewers do). Outlines stay vectors in millimetres from the picture's upper left corner: crisp at any size.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from contourpy import contour_generator
-from nibabel.orientations import io_orientation
 from PIL import Image
 from scipy import ndimage
 
-from ..findings import Detection, LungRegion, ScanResult
+from ..findings import Detection, ScanResult
 from ..geometry import FloatArray, Point, apply_affine, box_around, spacing_mm
 
 FloatImage = npt.NDArray[np.float32]
@@ -32,24 +30,11 @@ _HALF_VOXEL = 0.5 + 1e-6
 # Close-ups: a pixel of about half a voxel of a usual scan; a large field of view gets larger pixels instead of more.
 _PIXEL_MM = 60 / 144
 _MAX_PIXELS = 216
-# WebP: no difference to be seen at this quality, at a fifth of the size of PNG.
-_QUALITY = 80
+# WebP: hardly a difference to be seen at this quality, at a fifth of the size of PNG.
+_QUALITY = 88
 _WEBP_EFFORT = 2  # of 0 … 6: within 10 % of the smallest file in a quarter of the time
 # A step of a stack is a multiple of it.
 _STEP_MM = 0.5
-# The overview's longest side.
-_OVERVIEW_PIXELS = 480
-# A slab of few slices still gets a picture that can be seen.
-_OVERVIEW_MIN_MM = 80.0
-# Kept around the lungs on the overview.
-_OVERVIEW_MARGIN_MM = 12.0
-# Lung is smoothed by this much (sigma) and counts where its share is above the other: 3 mm within its border.
-_SHRINK_MM = 4.0
-_LUNG_SHARE = 0.8
-# How bright the body around the lungs is drawn, of 1.
-_BACKGROUND = 0.3
-# Air counts nothing where attenuation is summed, and is black where the brightest voxel is sought.
-_AIR_HU = -1000
 
 
 @dataclass(frozen=True)
@@ -147,10 +132,6 @@ class Window:
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-# All of the lungs' vessels and nodules without burning out.
-_OVERVIEW_WINDOW = Window(-400.0, 1200.0)
-
-
 def close_ups(
     result: ScanResult,
     place: Detection,
@@ -228,9 +209,7 @@ class _Block:
             others=((labels != 0) & (labels != label)).astype(np.float32),
         )
 
-    def stack(
-        self, view: View, window: Window, shape: tuple[int, int, int], pixel_mm: float, step_mm: float
-    ) -> Stack:
+    def stack(self, view: View, window: Window, shape: tuple[int, int, int], pixel_mm: float, step_mm: float) -> Stack:
         grid = self._grid_to_voxel(view, shape, pixel_mm, step_mm)
         inside = self._inside(grid, shape)
         image_hu = np.where(inside, self._values(self.image_hu, grid, shape), np.float32(_OUTSIDE_HU))
@@ -269,7 +248,7 @@ class _Block:
     def _paths(
         self, labelled: FloatImage, grid: FloatArray, inside: npt.NDArray[np.bool_], pixel_mm: float
     ) -> list[str]:
-        """Outlines of what is 1 in ``labelled``, one path per picture; only the part of the grid around it is sampled."""
+        """Outlines of what is 1 in ``labelled``, one path per picture; only the grid around it is sampled."""
         paths = [""] * len(inside)
         if not labelled.any():
             return paths
@@ -291,150 +270,6 @@ class _Block:
         low = np.clip(np.floor(on_grid.min(axis=0)).astype(int), 0, np.array(shape) - 1)
         high = np.clip(np.ceil(on_grid.max(axis=0)).astype(int) + 1, low + 1, shape)
         return tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Overview:
-    """A picture of the whole lungs, and where world positions fall on it.
-
-    Attributes:
-        picture: seen along the scan's own axis nearest to the line of sight.
-        of_lungs: ``True`` for a maximum-intensity projection of the lungs, ``False`` for a sum over the whole scan.
-        ras_to_mm: ``[2, 4]``, RAS mm to mm from the picture's left and upper border.
-    """
-
-    picture: Picture
-    of_lungs: bool
-    ras_to_mm: FloatArray
-
-    def position_mm(self, point_ras_mm: Point) -> tuple[float, float]:
-        x_mm, y_mm = (self.ras_to_mm @ [*point_ras_mm, 1.0]).tolist()
-        return x_mm, y_mm
-
-
-def overview(result: ScanResult) -> Overview:
-    """Where everything lies: the brightest voxels of the lungs seen from the front, the body around them dimmed.
-
-    Where no lungs are known it is the whole scan, summed along the line of sight as on a radiograph. A slab, less than
-    half as high as it is wide, is seen from the feet.
-    """
-    affine_ras, (image_hu, labels) = _upright(result.affine_ras, result.image_hu, result.mask)
-    voxel_mm = spacing_mm(affine_ras)
-    extent_mm = voxel_mm * image_hu.shape
-    view = AXIAL if extent_mm[2] < extent_mm[0] / 2 else CORONAL
-    lungs = None if result.lungs is None else _ShrunkLungs.of(result.lungs, affine_ras, image_hu.shape)
-    box = tuple(slice(0, n) for n in image_hu.shape) if lungs is None else lungs.box
-    axes = (view.row_axis, view.column_axis, view.sight_axis)
-    cut = image_hu[box].transpose(axes)
-    if lungs is None:
-        pixels = _radiograph(cut)
-    else:
-        pixels = _lung_projection(cut, labels[box].transpose(axes), lungs, axes)
-    corner = np.array([box[axis].start for axis in axes[:2]])
-    to_mm = np.linalg.inv(affine_ras)[list(axes[:2])]
-    to_mm[:, 3] += 0.5 - corner
-    to_mm *= voxel_mm[list(axes[:2]), None]
-    return _framed(view, pixels, voxel_mm[list(axes[:2])], to_mm, of_lungs=lungs is not None)
-
-
-def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArray, list[npt.NDArray]]:
-    """Views of volumes of one grid with its axes in the order and direction of display.
-
-    Returns:
-        ``[4, 4]`` affine to RAS mm and the volumes ``[x, y, z]``: from right to left, front to back, head to feet.
-    """
-    affine_ras = np.asarray(affine_ras, dtype=np.float64)
-    ras_axes, directions = io_orientation(affine_ras).astype(int).T
-    order = np.argsort(ras_axes)
-    flipped = [axis for axis in range(3) if directions[order[axis]] > 0]
-    to_stored = np.zeros((4, 4))
-    to_stored[3, 3] = 1.0
-    for axis, stored in enumerate(order):
-        to_stored[stored, axis] = -1.0 if axis in flipped else 1.0
-        to_stored[stored, 3] = volumes[0].shape[stored] - 1 if axis in flipped else 0.0
-    return affine_ras @ to_stored, [np.flip(volume.transpose(order), flipped) for volume in volumes]
-
-
-@dataclass(frozen=True)
-class _ShrunkLungs:
-    """Where the lungs lie in an upright scan, drawn in a little: the chest wall is brighter than anything in them.
-
-    Attributes:
-        box: of the scan's voxels, with a margin.
-        share: ``[x', y', z']`` smoothed lung, on the lungs' own grid, parallel to the scan's.
-        scale, start: ``[3]`` voxel of that grid = scale * voxel of the box + start.
-    """
-
-    box: tuple[slice, ...]
-    share: FloatImage
-    scale: FloatArray
-    start: FloatArray
-
-    @classmethod
-    def of(cls, lungs: LungRegion, affine_ras: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
-        lung_affine_ras, (distance_mm,) = _upright(lungs.affine_ras, lungs.distance_mm)
-        to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
-        scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
-        inside = distance_mm == 0
-        spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-        margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
-        low = np.maximum((np.array([s[0] for s in spans]) - 0.5 - shift) / scale - margin, 0).astype(int)
-        high = np.minimum((np.array([s[-1] for s in spans]) + 0.5 - shift) / scale + margin, shape).astype(int)
-        sigma = _SHRINK_MM / spacing_mm(lung_affine_ras)
-        share = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=2.5)
-        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-        return cls(box, share, scale, scale * low + shift)
-
-    def inside(self, axes: tuple[int, int, int], voxels: list[FloatArray]) -> npt.NDArray[np.bool_]:
-        """Whether the voxels of the box at some positions along each of ``axes`` are lung (trilinear)."""
-        values = self.share.transpose(axes)
-        for number, (axis, along) in enumerate(zip(axes, voxels, strict=True)):
-            where = np.clip(self.scale[axis] * along + self.start[axis], 0, values.shape[number] - 1)
-            below = np.minimum(where.astype(int), max(values.shape[number] - 2, 0))
-            weight = (where - below).astype(np.float32).reshape([-1 if n == number else 1 for n in range(3)])
-            above = np.minimum(below + 1, values.shape[number] - 1)
-            values = values.take(below, number) * (1 - weight) + values.take(above, number) * weight
-        return np.asarray(values > _LUNG_SHARE)
-
-
-def _lung_projection(
-    image_hu: npt.NDArray[np.int16], labels: npt.NDArray[np.uint16], lungs: _ShrunkLungs, axes: tuple[int, int, int]
-) -> FloatImage:
-    """Brightest voxel of lungs and nodules along the last axis, on the dimmed body: ``[rows, columns]``, 0 … 1."""
-    thickness = max(round(1 / abs(lungs.scale[axes[2]])), 1)
-    starts = np.arange(0, image_hu.shape[2], thickness)
-    slabs, nodules = (np.maximum.reduceat(volume, starts, axis=2) for volume in (image_hu, labels))
-    positions = [np.arange(image_hu.shape[0]), np.arange(image_hu.shape[1]), starts + (thickness - 1) / 2]
-    shown = lungs.inside(axes, [p.astype(np.float64) for p in positions]) | (nodules > 0)
-    brightest = np.where(shown, slabs, np.int16(_AIR_HU)).max(axis=2)
-    covered = ndimage.gaussian_filter(shown.any(axis=2).astype(np.float32), 1.0)
-    vessels = _OVERVIEW_WINDOW.grey(brightest) / np.float32(255)
-    return np.asarray(covered * vessels + (1 - covered) * _BACKGROUND * _radiograph(slabs))
-
-
-def _radiograph(image_hu: npt.NDArray[np.int16]) -> FloatImage:
-    """Attenuation summed along the last axis, 0 … 1."""
-    attenuation = np.maximum(image_hu, _AIR_HU).mean(axis=2, dtype=np.float32) - _AIR_HU
-    seen = attenuation[attenuation > 0]
-    low, high = np.percentile(seen, [1, 99.5]) if seen.size else (0.0, 0.0)
-    return np.asarray(np.clip((attenuation - low) / max(high - low, 1e-6), 0, 1), dtype=np.float32)
-
-
-def _framed(
-    view: View, pixels: FloatImage, pixel_mm: FloatArray, ras_to_mm: FloatArray, *, of_lungs: bool
-) -> Overview:
-    """Bring ``pixels`` (0 … 1, of ``pixel_mm`` along rows and columns) to square ones, on black where it is small."""
-    size_mm = pixel_mm * pixels.shape
-    square_mm = size_mm.max() / _OVERVIEW_PIXELS
-    rows, columns = np.maximum(np.rint(size_mm / square_mm).astype(int), 1).tolist()
-    grey = Image.fromarray(np.rint(255 * pixels).astype(np.uint8)).resize((columns, rows), Image.Resampling.BICUBIC)
-    missing = np.maximum(np.ceil((_OVERVIEW_MIN_MM - size_mm) / square_mm / 2), 0).astype(int)
-    framed = np.pad(np.asarray(grey), [(m, m) for m in missing.tolist()])
-    ras_to_mm = ras_to_mm.copy()
-    ras_to_mm[:, 3] += missing * square_mm
-    height_mm, width_mm = (size_mm + 2 * missing * square_mm).tolist()
-    # rows come before columns above, x before y on the picture
-    return Overview(Picture(view, framed, width_mm, height_mm), of_lungs, ras_to_mm[::-1])
 
 
 def _data_uri(grey: GreyImage) -> str:
