@@ -1,4 +1,4 @@
-"""A searched scan for the reports: a synthetic chest with its own nodules as findings, lungs found as a run finds them."""
+"""A searched scan for the reports: a synthetic chest, its own nodules as findings, its lungs as a run finds them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def searched_chest(chest: Chest, weaker: Sequence[float] = (0.4, 0.2), *, name: 
         location = Location("left" if centre_ras_mm[0] < 0 else "right", "middle")
         nodules.append(Nodule(label, detection, (i, j, k), measure(inside, image_hu, chest.affine_ras), location))
     middle = (np.array(chest.image_hu.shape) - 1) / 2
-    places = [_point(apply_affine(chest.affine_ras, middle + [-25, 0, 10 * n])) for n in range(len(weaker))]
+    places = [_point(apply_affine(chest.affine_ras, middle + np.array([-25, 0, 10 * n]))) for n in range(len(weaker))]
     candidates = [Detection(place, 5.0, probability) for place, probability in zip(places, weaker, strict=True)]
     return ScanResult(
         name=name,
