@@ -90,3 +90,14 @@
   document.getElementById("outlines-label").hidden = false;
   box.addEventListener("change", () => document.body.classList.toggle("no-outlines", !box.checked));
 })();
+
+// What is folded away on the screen is printed.
+(() => {
+  const folded = [...document.querySelectorAll("details")];
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = folded.filter((part) => !part.open);
+    closed.forEach((part) => { part.open = true; });
+  });
+  window.addEventListener("afterprint", () => closed.forEach((part) => { part.open = false; }));
+})();
