@@ -53,6 +53,10 @@ class Browser:
     def click(self, selector: str) -> None:
         self.send("POST", f"/element/{self.element(selector)[ELEMENT]}/click")
 
+    def seen(self, selector: str) -> bytes:
+        """The element as it is drawn (PNG)."""
+        return base64.b64decode(self.send("GET", f"/element/{self.element(selector)[ELEMENT]}/screenshot"))
+
     def console(self) -> list[str]:
         """Errors and warnings since the last call: exceptions, refused requests, breaches of the page's policy."""
         return [str(entry["message"]) for entry in self.send("POST", "/se/log", type="browser")]
@@ -69,12 +73,6 @@ class Browser:
         """``scheme``: "light" or "dark"; ``media``: "screen" or "print"."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", media=media, features=features)
-
-    def picture(self, path: Path, *, whole: bool = False) -> Path:
-        """A screenshot (PNG) of the window, or of the whole page."""
-        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
-        return path
 
 
 @contextmanager
