@@ -1,6 +1,7 @@
 """What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask and a page to look at."""
 
 from .files import OutputError
+from .index import RunIndex
 from .page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
 from .volume import MaskNifti
@@ -14,6 +15,7 @@ __all__ = [
     "OutputError",
     "PredictionTable",
     "ResultWriter",
+    "RunIndex",
     "Writer",
     "summary_table",
 ]

@@ -162,7 +162,11 @@ def test_one_broken_scan_of_three(small: tuple[Chest, Scan], tmp_path: Path) -> 
         *("--output_dir", str(tmp_path / "output")),
     )
     assert result.returncode != 0
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv"}
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv", "index.html"}
+    page = (tmp_path / "output" / "index.html").read_text(encoding="utf-8")
+    assert 'href="first/report.html"' in page
+    assert "2 scans searched, 1 refused" in page
+    assert str(tmp_path) not in page
     assert {f.name for f in (tmp_path / "output" / "third").iterdir()} == FILES
     assert result.stderr.count("second.nii") == 1
     assert "Traceback" not in result.stderr
@@ -204,7 +208,7 @@ def test_equal_file_stems_get_names_of_their_own(small: tuple[Chest, Scan], tmp_
         (tmp_path / "input" / folder).mkdir(parents=True)
         write_image(tmp_path / "input" / folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
     run_inference(tmp_path / "input", tmp_path / "output")
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv"}
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv", "index.html"}
 
 
 def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest, Scan], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from monai.transforms import Compose
 
+from scripts.reports import RunIndex
 from scripts.run import OverrideError, RunLog, ScanStream, bundle_facts, check_overrides
 from scripts.scan import ScanError
 
@@ -128,6 +129,28 @@ def test_a_run_with_a_failure_ends_with_code_1(searched: int, capsys: pytest.Cap
 def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
     with pytest.raises(SystemExit):
         RunLog().close()
+
+
+def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(RunIndex(tmp_path))
+    log.failed("b", ScanError("/data/Jane Doe/b.nii: broken"), "/data/Jane Doe/b.nii")
+    with pytest.raises(SystemExit):
+        log.close()
+    assert f"1 refused (b); see {tmp_path / 'index.html'}" in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "b.nii: broken" in page
+    assert "Jane" not in page
+
+
+def test_time_runs_from_the_begin_of_a_scan() -> None:
+    log = RunLog()
+    assert log.seconds_since_begun("a") is None
+    log.begun("a")
+    first = log.seconds_since_begun("a")
+    second = log.seconds_since_begun("a")
+    assert first is not None
+    assert second is not None
+    assert 0.0 <= first <= second < 60.0
 
 
 def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:
