@@ -46,6 +46,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
+        type_hint: "solid", "part-solid" or "ground-glass" by the HU inside the outline; "" for none.
     """
 
     volume_mm3: float
@@ -53,6 +54,20 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
+    type_hint: str = ""
+
+
+@dataclass(frozen=True)
+class Location:
+    """In which lung, and how high in it.
+
+    Attributes:
+        side: the patient's, "left" or "right".
+        level: third of the lungs along the body, "upper", "middle" or "lower".
+    """
+
+    side: str
+    level: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +79,14 @@ class Nodule:
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
         measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        location: ``None`` where no lungs were found.
     """
 
     label: int
     detection: Detection
     centre_voxel: Point
     measurement: Measurement | None
+    location: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,8 @@ class ScanResult:
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: threshold and the other settings of the run.
+        identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
+        source_files: the DICOM slices, one for each k; empty for other formats.
     """
 
     name: str
@@ -105,3 +124,5 @@ class ScanResult:
     notes: tuple[str, ...] = ()
     model: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+    source_files: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
-"""What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask and a page to look at."""
+"""What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask, a page, DICOM objects."""
 
+from .dicom import DicomReport, DicomSegmentation
 from .files import OutputError
 from .page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
@@ -7,6 +8,8 @@ from .volume import MaskNifti
 from .writer import ResultWriter, Writer
 
 __all__ = [
+    "DicomReport",
+    "DicomSegmentation",
     "HtmlReport",
     "MaskNifti",
     "NodulesCsv",
