@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
+from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
@@ -278,7 +279,7 @@ def read_identity(path: str | Path) -> dict[str, str]:
         ScanError: the file cannot be read.
     """
     try:
-        with warnings.catch_warnings():
+        with disable_value_validation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in read_header
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_IDENTITY.values()])
             texts = {name: _text(dataset, keyword) for name, keyword in _IDENTITY.items()}

@@ -8,14 +8,11 @@ they stand in the slices.
 from __future__ import annotations
 
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 
 import highdicom
-from pydicom.config import disable_value_validation
 from pydicom.uid import UID, generate_uid
 
 from .source import SourceSeries
@@ -59,14 +56,6 @@ def new_uid() -> UID:
 def tracking_id(label: int) -> str:
     """Ties a segment, a measurement group and the label in the mask to each other."""
     return f"Nodule {label}"
-
-
-@contextmanager
-def as_in_the_slices() -> Iterator[None]:
-    """Take values over without judging them: what the slices hold may break rules of the standard."""
-    with disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def finished(made: highdicom.SOPClass, source: SourceSeries) -> bytes:

@@ -17,8 +17,8 @@ from pydicom.sr.codedict import codes
 
 from ...findings import Nodule, ScanResult
 from ..tables import DISCLAIMER, nodule_record
-from .objects import MAKER, Device, as_in_the_slices, finished, new_uid, tracking_id
-from .source import SourceSeries
+from .objects import MAKER, Device, finished, new_uid, tracking_id
+from .source import SourceSeries, as_in_the_slices
 
 SERIES_NUMBER = 9002  # far from those of scanners
 _SEGMENTATION_TAGS = [

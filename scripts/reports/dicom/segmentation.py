@@ -14,8 +14,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ...findings import Nodule, ScanResult
-from .objects import MAKER, Device, as_in_the_slices, finished, new_uid, tracking_id
-from .source import SourceSeries
+from .objects import MAKER, Device, finished, new_uid, tracking_id
+from .source import SourceSeries, as_in_the_slices
 
 # Neighbours differ, and all of them from the greys of a CT; repeated from the start.
 COLOURS = ("gold", "deepskyblue", "orangered", "limegreen", "violet", "turquoise")

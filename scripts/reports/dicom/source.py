@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.config import disable_value_validation
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
@@ -52,6 +54,14 @@ class SourceSeries:
     gaps: tuple[str, ...]
 
 
+@contextmanager
+def as_in_the_slices() -> Iterator[None]:
+    """Take values over without judging them: what the slices hold may break rules of the standard."""
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_source(files: Sequence[str]) -> SourceSeries | None:
     """Read the headers of the slices that a scan was read from, in the order of k.
 
@@ -73,8 +83,7 @@ def read_source(files: Sequence[str]) -> SourceSeries | None:
 @lru_cache(maxsize=1)  # both objects of a scan ask for it
 def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | None:
     """As :func:`read_source`; the times of the files' last change tell one content of a file from another."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of harmless formalities
+    with as_in_the_slices():
         header = _header(files[0])
         gaps = _drop_unreadable(header)
         slices = [_header(file, [*_OF_EACH_SLICE]) for file in files]
