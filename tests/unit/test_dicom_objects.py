@@ -681,17 +681,18 @@ def _free_port() -> int:
 
 @needs_dcmtk
 def test_what_is_sent_arrives(tmp_path: Path) -> None:
-    """The commands of docs/dicom.md, on this machine: both objects and a slice, received as they were sent."""
+    """The commands of docs/dicom.md, on this machine: scan and objects are received as they were sent."""
     result = result_of(tmp_path / "scan")
-    sent = [*written(result, tmp_path), Path(result.source_files[0])]
+    folder = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()])(result)
     inbox, port = tmp_path / "inbox", str(_free_port())
     inbox.mkdir()
+    listen = ["storescp", "--sort-on-study-uid", "study", "--output-directory", str(inbox), port]
+    send = ["storescu", "--required", "--scan-directories", "--recurse", "--scan-pattern", "*.dcm", "127.0.0.1", port]
     with (tmp_path / "log").open("wb") as log:
-        receiver = subprocess.Popen(["storescp", "--output-directory", str(inbox), port], stdout=log, stderr=log)
+        receiver = subprocess.Popen(listen, stdout=log, stderr=log)
     try:
-        line = ["storescu", "--required", "127.0.0.1", port, *map(str, sent)]
         for _ in range(50):  # until the receiver listens
-            run = subprocess.run(line, capture_output=True, text=True, check=False)
+            run = subprocess.run([*send, str(tmp_path)], capture_output=True, text=True, check=False)
             if run.returncode == 0:
                 break
             time.sleep(0.1)
@@ -699,8 +700,8 @@ def test_what_is_sent_arrives(tmp_path: Path) -> None:
     finally:
         receiver.terminate()
         receiver.wait(timeout=10)
-    arrived = {data.SOPInstanceUID: data for data in map(pydicom.dcmread, inbox.iterdir())}
-    for path in sent:
-        data = pydicom.dcmread(path)
-        assert arrived[data.SOPInstanceUID] == data
-    assert len(arrived) == len(sent)
+    (study,) = inbox.iterdir()
+    arrived = {data.SOPInstanceUID: data for data in map(pydicom.dcmread, study.iterdir())}
+    sent = [pydicom.dcmread(path) for path in (*result.source_files, *folder.glob("*.dcm"))]
+    assert {data.SOPInstanceUID: data for data in sent} == arrived
+    np.testing.assert_array_equal(read_scan(study).image_hu, result.image_hu)

@@ -46,12 +46,10 @@ class SourceSeries:
     Attributes:
         slices: for each k what places it (no patient, no pixels); PatientName and the like of the first are empty.
         header: the first slice's header without pixels; what cannot be read is left out.
-        gaps: what the slices lack and how it was filled, one phrase each.
     """
 
     slices: tuple[Dataset, ...]
     header: Dataset
-    gaps: tuple[str, ...]
 
 
 @contextmanager
@@ -63,7 +61,7 @@ def as_in_the_slices() -> Iterator[None]:
 
 
 def read_source(files: Sequence[str]) -> SourceSeries | None:
-    """Read the headers of the slices that a scan was read from, in the order of k.
+    """Read the headers of the slices that a scan was read from, in the order of k; the log says what they lack.
 
     Returns:
         ``None``, with a warning in the log, when no object can refer to them.
@@ -80,7 +78,7 @@ def read_source(files: Sequence[str]) -> SourceSeries | None:
     return _read(tuple(files), changed)
 
 
-@lru_cache(maxsize=1)  # both objects of a scan ask for it
+@lru_cache(maxsize=1)  # both objects of a scan ask for it, and what is missing is said once
 def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | None:
     """As :func:`read_source`; the times of the files' last change tell one content of a file from another."""
     with as_in_the_slices():
@@ -98,7 +96,9 @@ def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | No
     absent = [keyword for keyword in TYPE_2 if keyword not in header]
     if absent:
         gaps.append(f"the slices lack {', '.join(absent)}: left empty")
-    return SourceSeries(stand_ins, header, (*gaps, *filled))
+    if gaps or filled:
+        logger.warning("%s: in the DICOM objects of this scan, %s", files[0], "; ".join((*gaps, *filled)))
+    return SourceSeries(stand_ins, header)
 
 
 def _header(file: str, tags: list[Any] | None = None) -> Dataset:

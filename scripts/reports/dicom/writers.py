@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from ...findings import ScanResult
 from ..files import write_bytes
 from .source import SourceSeries, read_source
-
-logger = logging.getLogger(__name__)
 
 
 class DicomSegmentation:
@@ -29,7 +26,7 @@ class DicomSegmentation:
             ScanError: the source slices cannot be read again.
         """
         source = _source(result)
-        if source is None or not result.mask.any():
+        if source is None or all(nodule.measurement is None for nodule in result.nodules):
             return None
         from .segmentation import segmentation_of
 
@@ -57,8 +54,6 @@ class DicomReport:
             return None
         from .report import report_of
 
-        if source.gaps:
-            logger.warning("%s: in the DICOM objects, %s", result.name, "; ".join(source.gaps))
         return write_bytes(folder / self.filename, report_of(result, source, folder / DicomSegmentation.filename))
 
 
