@@ -122,9 +122,10 @@ class ScanResult:
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: threshold and the other settings of the run.
-        identity: patient name, ID …; empty unless the user asked for them.
+        identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
         seconds: from reading to writing; ``None`` when it was not measured.
         lungs: where they lie; ``None`` where none were found.
+        source_files: the DICOM slices, one for each k; empty for other formats.
     """
 
     name: str
@@ -143,3 +144,4 @@ class ScanResult:
     identity: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
     lungs: LungRegion | None = None
+    source_files: tuple[str, ...] = ()

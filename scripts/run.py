@@ -24,9 +24,10 @@ from monai.bundle import ConfigParser
 from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 
+from .dicom_series import read_identity
 from .errors import UserError, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
-from .reader import find_scans
+from .reader import FILE_SEPARATOR, find_scans
 from .reports import ResultWriter, RunIndex, summary_table
 
 logger = logging.getLogger(__name__)
@@ -126,25 +127,35 @@ class ScanStream(IterableDataset):
 class WriteResultd(Transform):
     """Make a :class:`.findings.ScanResult` of an item and write it; a failure is logged and the run goes on.
 
-    Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts`` and ``notes`` in its meta),
-    ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``, ``lung_distance_mm`` (with its affine).
+    Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts``, ``notes`` and ``source_files`` in
+    its meta), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``, ``lung_distance_mm`` (with its
+    affine).
 
     Args:
         writer: writes all files of a scan.
         log: told about each scan.
         model: facts about bundle and weights, shown in the reports.
         settings: of this run, shown in the reports.
+        show_identity: whether the reports may say who was examined (known of DICOM only).
     """
 
     def __init__(
-        self, writer: ResultWriter, log: RunLog, model: Mapping[str, str], settings: Mapping[str, Any]
+        self,
+        writer: ResultWriter,
+        log: RunLog,
+        model: Mapping[str, str],
+        settings: Mapping[str, Any],
+        *,
+        show_identity: bool = False,
     ) -> None:
         self.writer, self.log = writer, log
         self.model, self.settings = dict(model), dict(settings)
+        self.show_identity = show_identity
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
         """The record of one scan."""
         scan = item["scan"]
+        source_files = tuple(file for file in scan.meta["source_files"].split(FILE_SEPARATOR) if file)
         notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
         return ScanResult(
             name=str(item["name"]),
@@ -162,6 +173,8 @@ class WriteResultd(Transform):
             settings=self.settings,
             seconds=self.log.seconds_since_begun(str(item["name"])),
             lungs=_lung_region(item),
+            identity=read_identity(source_files[0]) if self.show_identity and source_files else {},
+            source_files=source_files,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

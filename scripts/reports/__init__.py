@@ -1,5 +1,6 @@
-"""What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask and a page to look at."""
+"""What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask, a page, DICOM objects."""
 
+from .dicom import DicomReport, DicomSegmentation
 from .files import OutputError
 from .index import RunIndex
 from .page import HtmlReport
@@ -8,6 +9,8 @@ from .volume import MaskNifti
 from .writer import ResultWriter, Writer
 
 __all__ = [
+    "DicomReport",
+    "DicomSegmentation",
     "HtmlReport",
     "MaskNifti",
     "NodulesCsv",
