@@ -8,11 +8,12 @@ the pixel type of the first slice and cuts off the fraction where a later slice 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
+from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
@@ -50,6 +52,14 @@ _FACTS = {
     "Model": "ManufacturerModelName",
     "Tube voltage": "KVP",
     "Convolution kernel": "ConvolutionKernel",
+}
+_IDENTITY = {
+    "Patient name": "PatientName",
+    "Patient ID": "PatientID",
+    "Birth date": "PatientBirthDate",
+    "Sex": "PatientSex",
+    "Study date": "StudyDate",
+    "Accession number": "AccessionNumber",
 }
 _UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
 _TAGS: list[Any] = [
@@ -251,7 +261,8 @@ def read_series(paths: Sequence[str]) -> Volume:
     if thickness_mm > THICK_SLICE_MM >= step_mm:
         notes = (thick_slice_note(thickness_mm),)
     facts = {"Format": "DICOM", **ordered[0].facts}
-    return make_volume(source, _decode(ordered), affine_ras, facts, notes=notes)
+    volume = make_volume(source, _decode(ordered), affine_ras, facts, notes=notes)
+    return replace(volume, source_files=tuple(header.path for header in ordered))
 
 
 def series_grid(paths: Sequence[str]) -> Grid:
@@ -259,6 +270,33 @@ def series_grid(paths: Sequence[str]) -> Grid:
     source, ordered = _ordered_slices(paths)
     columns, rows = ordered[0].size
     return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+
+
+def read_identity(path: str | Path) -> dict[str, str]:
+    """Who was examined and when, as text to show; what the slice does not say is left out.
+
+    Raises:
+        ScanError: the file cannot be read.
+    """
+    try:
+        with disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in read_header
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_IDENTITY.values()])
+            texts = {name: _text(dataset, keyword) for name, keyword in _IDENTITY.items()}
+    except Exception as error:  # pydicom raises almost any type on damaged bytes
+        raise ScanError(
+            f"{path}: expected the DICOM slice read before, cannot read it again ({error}); keep it in place."
+        ) from error
+    return {name: _shown_identity(name, text) for name, text in texts.items() if text}
+
+
+def _shown_identity(name: str, text: str) -> str:
+    """A date as 2020-01-31; a name without the marks between its parts, its other scripts after a slash."""
+    if name.endswith("date") and re.fullmatch(r"\d{8}", text):
+        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    if name == "Patient name":
+        return " / ".join(" ".join(group.replace("^", " ").split()) for group in text.split("=") if group.strip("^ "))
+    return text
 
 
 def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader]]:

@@ -7,12 +7,14 @@ operating threshold is outlined and becomes a *nodule finding*. All of them are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .geometry import FloatArray, Point, swap_lps_ras
+
+NoduleType = Literal["solid", "part-solid", "ground-glass"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
+        type_hint: what the intensities look like; a hint, no reading. "" where it was not made.
     """
 
     volume_mm3: float
@@ -53,6 +56,20 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
+    type_hint: NoduleType | Literal[""] = ""
+
+
+@dataclass(frozen=True)
+class Location:
+    """In which lung, and how high in it.
+
+    Attributes:
+        side: the patient's, "left" or "right".
+        level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
+    """
+
+    side: Literal["left", "right"]
+    level: Literal["upper", "middle", "lower"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +81,27 @@ class Nodule:
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
         measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        location: ``None`` where the two lungs were not found.
     """
 
     label: int
     detection: Detection
     centre_voxel: Point
     measurement: Measurement | None
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class LungRegion:
+    """Where the lungs lie, on a coarse grid that covers the scan.
+
+    Attributes:
+        distance_mm: ``[I', J', K']`` float32, mm to the closed lungs, 0 inside.
+        affine_ras: ``[4, 4]``, voxel of that grid to RAS mm.
+    """
+
+    distance_mm: npt.NDArray[np.float32]
+    affine_ras: FloatArray
 
 
 @dataclass(frozen=True)
@@ -90,6 +122,10 @@ class ScanResult:
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: threshold and the other settings of the run.
+        identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
+        seconds: from reading to writing; ``None`` when it was not measured.
+        lungs: where they lie; ``None`` where none were found.
+        source_files: the DICOM slices, one for each k; empty for other formats.
     """
 
     name: str
@@ -105,3 +141,7 @@ class ScanResult:
     notes: tuple[str, ...] = ()
     model: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    lungs: LungRegion | None = None
+    source_files: tuple[str, ...] = ()

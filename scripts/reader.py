@@ -11,7 +11,7 @@ import gzip
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
 FORM_DISAGREEMENT_MM = 1.0  # between a NIfTI file's sform and qform before it is worth a note
 GZIP_MARK = b"\x1f\x8b"  # a NIfTI file is unpacked where it begins so, whatever its name says
 NIFTI_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
 HEADER_BYTES = 65536  # of a MetaImage or NRRD file: their text headers are far shorter
 
 _MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 1e-3, "micron": 1e-3, "unknown": 1.0}
@@ -82,14 +83,19 @@ class ScanReader(ImageReader):
             ``[I, J, K]`` int16 HU, and the metadata: ``affine`` and ``original_affine`` (``[4, 4]``, voxel to RAS mm),
             ``space``, ``spatial_shape``, ``original_channel_dim``, ``filename_or_obj``, ``facts`` (header facts free
             of identity, as strings; which ones depends on the file, so collate single scans, or drop them with
-            ``prune_meta_pattern="facts"``), ``notes`` (one line per note, "" for none).
+            ``prune_meta_pattern="facts"``), ``notes`` (one line per note, "" for none), ``source_files`` (the DICOM
+            slices, one for each k, joined by :data:`FILE_SEPARATOR`; "" for other formats).
 
         Raises:
             ScanError: the scan must be refused.
         """
         volume = read_scan(img.paths)
-        facts = {"facts": dict(volume.facts), "notes": "\n".join(volume.notes)}
-        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | facts
+        told = {
+            "facts": dict(volume.facts),
+            "notes": "\n".join(volume.notes),
+            "source_files": FILE_SEPARATOR.join(volume.source_files),
+        }
+        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | told
 
 
 class LabelReader(ScanReader):
@@ -99,7 +105,8 @@ class LabelReader(ScanReader):
         """Read the mask.
 
         Returns:
-            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` but for ``facts`` and ``notes``.
+            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` but for ``facts``, ``notes`` and
+            ``source_files``.
 
         Raises:
             ScanError: the mask must be refused.
@@ -240,8 +247,8 @@ def _only_scan(folder: Path) -> dict[str, Any]:
 def _read_folder(folder: Path) -> Volume:
     scan = _only_scan(folder)
     volume = read_scan(scan["image"])
-    notes = tuple(scan["notes"].splitlines()) + volume.notes
-    return Volume(volume.image_hu, volume.affine_ras, volume.facts, notes)
+    notes = (*scan["notes"].splitlines(), *volume.notes)
+    return replace(volume, notes=notes)
 
 
 def _read_nifti(path: Path) -> Volume:

@@ -43,12 +43,14 @@ class Volume:
         affine_ras: ``[4, 4]`` voxel to RAS mm; sheared for a tilted gantry.
         facts: header facts free of identity, in the order to show them; never empty.
         notes: what the reader of a report should know.
+        source_files: the DICOM slices, one for each k; empty for other formats.
     """
 
     image_hu: npt.NDArray[np.int16]
     affine_ras: FloatArray
     facts: dict[str, str]
     notes: tuple[str, ...]
+    source_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ..commands import OptionError
 from ..datalist import load_datalist
 from ..discovery import SECTIONS
-from ..findings import Detection, Nodule, ScanResult
-from ..geometry import apply_affine, swap_lps_ras
+from ..findings import Detection, ScanResult
+from ..geometry import swap_lps_ras
 from ..reader import ScanError, Volume, read_scan
 from ..reports.files import writable_folder
 from ..reports.pictures import Picture, Window, close_ups, outline_lines
@@ -154,10 +154,10 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
     scan = _result(item, volume, mask)
     for row in rows:
         box = [float(v) for v in item["box"][row]]
-        axial, coronal, _ = close_ups(scan, _nodule(volume, box, row), WINDOW, FIELD_OF_VIEW_MM)
+        axial, coronal, _ = close_ups(scan, _place(box), WINDOW, FIELD_OF_VIEW_MM, label=row + 1)
         doubts = tuple(around.doubts(box, mask, row + 1))
         size = (box[3], box[4], box[5])
-        yield Sight(str(item["name"]), row, size, (axial, coronal), mask is not None, doubts)
+        yield Sight(str(item["name"]), row, size, (axial.middle, coronal.middle), mask is not None, doubts)
 
 
 def _result(item: Item, volume: Volume, mask: Values | None) -> ScanResult:
@@ -175,10 +175,9 @@ def _result(item: Item, volume: Volume, mask: Values | None) -> ScanResult:
     )
 
 
-def _nodule(volume: Volume, box_lps_mm: Sequence[float], row: int) -> Nodule:
+def _place(box_lps_mm: Sequence[float]) -> Detection:
     x, y, z = swap_lps_ras(box_lps_mm[:3]).tolist()
-    i, j, k = apply_affine(np.linalg.inv(volume.affine_ras), (x, y, z)).tolist()
-    return Nodule(row + 1, Detection((x, y, z), float(np.mean(box_lps_mm[3:])), 1.0), (i, j, k), None)
+    return Detection((x, y, z), float(np.mean(box_lps_mm[3:])), 1.0)
 
 
 def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[Path]:

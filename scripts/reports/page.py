@@ -1,48 +1,79 @@
-"""One self-contained page per scan: pictures inline, no script, no request to anywhere."""
+"""One self-contained page per scan: pictures and script inside, no request to anywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from ..findings import Nodule, ScanResult
-from ..geometry import spacing_mm
+from ..findings import Detection, Nodule, ScanResult
+from ..geometry import apply_affine, spacing_mm
 from .files import write_bytes
-from .pictures import Picture, View, Window, close_ups, overview_position_mm, overviews
+from .html import render_page, shown_probability
+from .overview import Overview, overview
+from .pictures import Stack, Window, close_ups
 from .tables import source_name
 
 # Radius of the smallest mark on the overview: smaller circles are hard to see.
-_MIN_MARK_MM = 6.0
+_MIN_MARK_MM = 5.0
+# Pictures per view to scroll through. A report of many findings has fewer each, so that it stays a few megabytes.
+_PICTURES = 21
+_FEWEST_PICTURES = 7
+_PICTURES_OF_ALL = 210
+# Steps of the threshold on the page.
+_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the page shows of one position: an outlined nodule, or a weaker candidate that has no outline.
+
+    Attributes:
+        number: the nodule's label; weaker candidates go on counting.
+        detection: where, how large, how sure.
+        nodule: ``None`` for a weaker candidate.
+        slice_number: the axial slice nearest to its centre, as :class:`AxialSlices` counts.
+    """
+
+    number: int
+    detection: Detection
+    nodule: Nodule | None
+    slice_number: int
+
+    @property
+    def size_mm(self) -> float:
+        """Long axis where it is measured, else the network's estimate."""
+        measured = self.nodule.measurement if self.nodule else None
+        return measured.long_axis_mm if measured else self.detection.diameter_mm
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A nodule on the overview: centre and radius in mm from the picture's upper left corner."""
+    """A finding on the overview: centre and radius in mm from the picture's upper left corner."""
 
-    label: int
+    finding: Finding
     x_mm: float
     y_mm: float
     radius_mm: float
 
 
 class HtmlReport:
-    """Write ``report.html``: facts, a table of the nodules, an overview and three close-ups of each nodule.
+    """Write ``report.html``: what was found, a table, an overview and close-ups to scroll through.
 
     Args:
         window_centre_hu: middle of the HU range shown in the close-ups; lung: -600.
         window_width_hu: its width; lung: 1500.
         close_up_mm: least field of view of a close-up; a large nodule gets three times its diameter.
+        weaker_findings: how many candidates below the operating threshold the page can show on demand.
+        smallest_tested_mm: diameter of the smallest nodules the model was tested with.
         date: shown as the day of the report; ``None`` for today (UTC).
 
     Raises:
-        ValueError: the window or the field of view is not positive.
+        ValueError: the window or the field of view is not positive, or ``weaker_findings`` negative.
     """
 
     filename = "report.html"
@@ -52,13 +83,18 @@ class HtmlReport:
         window_centre_hu: float = -600.0,
         window_width_hu: float = 1500.0,
         close_up_mm: float = 60.0,
+        *,
+        weaker_findings: int = 20,
+        smallest_tested_mm: float = 3.0,
         date: str | None = None,
     ) -> None:
         if not close_up_mm > 0:
             raise ValueError(f"Expected close-ups wider than 0 mm, got {close_up_mm}. A useful width is 60.")
+        if weaker_findings < 0:
+            raise ValueError(f"Expected 0 or more weaker_findings, got {weaker_findings}. Use 0 for none.")
         self.window = Window(window_centre_hu, window_width_hu)
-        self.close_up_mm = close_up_mm
-        self.date = date
+        self.close_up_mm, self.weaker_findings = close_up_mm, weaker_findings
+        self.smallest_tested_mm, self.date = smallest_tested_mm, date
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules says so and shows the overview.
@@ -70,25 +106,58 @@ class HtmlReport:
 
     def render(self, result: ScanResult) -> str:
         """The page as text."""
-        nodules = sorted(result.nodules, key=lambda nodule: -nodule.detection.probability)
-        return _template().render(
+        axial = AxialSlices.of(result)
+        found = [Finding(n.label, n.detection, n, axial.number(n.centre_voxel)) for n in result.nodules]
+        found.sort(key=lambda finding: -finding.detection.probability)
+        weaker = weaker_candidates(result)
+        first = max((nodule.label for nodule in result.nodules), default=0) + 1
+        to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
+        shown = [
+            Finding(number, candidate, None, axial.number(apply_affine(to_voxel, candidate.centre_ras_mm).tolist()))
+            for number, candidate in enumerate(weaker[: self.weaker_findings], start=first)
+        ]
+        whole = overview(result)
+        return render_page(
+            "report",
             result=result,
             source=source_name(result.source),
             date=self.date or datetime.now(UTC).date().isoformat(),
+            smallest_tested_mm=self.smallest_tested_mm,
+            threshold=_threshold(result),
+            lowest=_lowest(_threshold(result), shown or found),
             summary=summary_sentence(result),
+            key_figures=key_figures(found, shown),
             notes=[*_search_notes(result), *result.notes],
             facts={**_geometry(result), **result.facts},
-            model={f"Model {name.replace('_', ' ')}": value for name, value in result.model.items()},
-            settings={name: _shown(value) for name, value in result.settings.items()},
-            axial=AxialSlices.of(result),
+            settings={name: _shown(value) for name, value in result.settings.items() if name != "threshold"},
+            axial=axial,
             window=self.window,
-            nodules=nodules,
-            overviews=[(picture, _marks(result, picture.view, nodules)) for picture in overviews(result)],
-            close_ups=(self._close_ups(result, nodule) for nodule in nodules),
+            found=found,
+            weaker=shown,
+            weaker_count=len(weaker),
+            overview=whole,
+            marks=_marks(whole, [*found, *shown]),
+            close_ups=self._close_ups(result, found, shown),
         )
 
-    def _close_ups(self, result: ScanResult, nodule: Nodule) -> tuple[Nodule, tuple[Picture, ...]]:
-        return nodule, close_ups(result, nodule, self.window, self.close_up_mm)
+    def _close_ups(
+        self, result: ScanResult, found: Sequence[Finding], weaker: Sequence[Finding]
+    ) -> Iterable[tuple[Finding, tuple[Stack, Stack, Stack]]]:
+        """One finding after the other, so that few pictures are in memory; weaker ones have no slices to scroll."""
+        each = pictures_per_view(len(found))
+        for finding, pictures in [*((finding, each) for finding in found), *((finding, 1) for finding in weaker)]:
+            yield (
+                finding,
+                close_ups(
+                    result,
+                    finding.detection,
+                    self.window,
+                    self.close_up_mm,
+                    label=finding.number if finding.nodule else 0,
+                    long_axis_mm=finding.size_mm,
+                    pictures=pictures,
+                ),
+            )
 
 
 @dataclass(frozen=True)
@@ -115,32 +184,70 @@ class AxialSlices:
     def axis_name(self) -> str:
         return "ijk"[self.axis]
 
-    def number(self, nodule: Nodule) -> int:
-        """The slice nearest to the nodule's centre, counted from 0."""
-        return min(max(round(nodule.centre_voxel[self.axis]), 0), self.count - 1)
+    def number(self, voxel: Sequence[float]) -> int:
+        """The slice nearest to a position in the scan's own grid, counted from 0."""
+        return min(max(round(voxel[self.axis]), 0), self.count - 1)
+
+
+def pictures_per_view(findings: int) -> int:
+    """How many pictures a stack has: an odd number, smaller where there are many findings."""
+    each = min(_PICTURES, max(_FEWEST_PICTURES, _PICTURES_OF_ALL // max(findings, 1)))
+    return each - 1 + each % 2
+
+
+def weaker_candidates(result: ScanResult) -> list[Detection]:
+    """Candidates below the operating threshold that lie in no nodule's outline, by falling probability."""
+    threshold = _threshold(result)
+    to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
+    last = np.array(result.mask.shape) - 1
+    weaker = []
+    for candidate in sorted(result.candidates, key=lambda c: -c.probability):
+        nearest = np.clip(np.rint(apply_affine(to_voxel, candidate.centre_ras_mm)).astype(int), 0, last)
+        if threshold is not None and candidate.probability < threshold and not result.mask[tuple(nearest)]:
+            weaker.append(candidate)
+    return weaker
 
 
 def summary_sentence(result: ScanResult) -> str:
-    """What was found, in one sentence; no nodule is said as what it is."""
-    count = len(result.nodules)
-    threshold = result.settings.get("threshold")
-    at = "the operating threshold" if threshold is None else f"the operating threshold of {_shown(threshold)}"
-    if count == 0:
-        return f"No nodule reached {at}. This does not mean that there is none."
-    surest = max(result.nodules, key=lambda nodule: nodule.detection.probability).detection
-    subject = "One possible nodule reaches" if count == 1 else f"{count} possible nodules reach"
-    most = "it" if count == 1 else "the most probable"
-    return (
-        f"{subject} {at}; {most} measures {surest.diameter_mm:.1f} mm across "
-        f"and has a probability of {shown_probability(surest.probability)}."
+    """What was found, below the number of nodules; no nodule is said as what it is."""
+    threshold = _threshold(result)
+    at = "the operating threshold" if threshold is None else f"the operating threshold of {threshold:g}"
+    if not result.nodules:
+        return f"Nothing reached {at}. This does not mean that there is no nodule."
+    surest = max(result.nodules, key=lambda nodule: nodule.detection.probability)
+    measured, place = surest.measurement, surest.location
+    size = (
+        f"{measured.long_axis_mm:.1f}\u00a0×\u00a0{measured.short_axis_mm:.1f}\u00a0mm"
+        if measured
+        else f"about {surest.detection.diameter_mm:.1f}\u00a0mm"
     )
+    lung = f" in the {place.side} lung, {place.level} third" if place else ""
+    subject = "It" if len(result.nodules) == 1 else f"The most probable, number {surest.label},"
+    return f"At {at}. {subject} measures {size}{lung}."
 
 
-def shown_probability(probability: float) -> str:
-    """Two decimals, but never the certainty of 1.00 or 0.00 that rounding would make."""
-    if probability > 0.994:
-        return "> 0.99"
-    return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"
+def key_figures(found: Sequence[Finding], weaker: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    """Name, value and remark of what a reader wants to know first."""
+    if not found:
+        return [("Highest probability below it", shown_probability(w.detection.probability), "") for w in weaker[:1]]
+    largest = max(found, key=lambda finding: finding.size_mm)
+    return [
+        ("Highest probability", shown_probability(found[0].detection.probability), f"number {found[0].number}"),
+        ("Largest", f"{largest.size_mm:.1f} mm", f"number {largest.number}"),
+    ]
+
+
+def _threshold(result: ScanResult) -> float | None:
+    threshold = result.settings.get("threshold")
+    return None if threshold is None else float(threshold)
+
+
+def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
+    """Where the page's threshold ends: a whole number of steps below the operating one, as low as findings reach."""
+    least = min((finding.detection.probability for finding in findings), default=threshold or 0.0)
+    start = least if threshold is None else threshold
+    steps = int(np.ceil(max(start - least, 0.0) / _STEP))
+    return max(start - steps * _STEP, 0.0)
 
 
 def _search_notes(result: ScanResult) -> list[str]:
@@ -159,13 +266,12 @@ def _geometry(result: ScanResult) -> dict[str, str]:
     return {"Size": sizes, "Spacing": f"{spacings} mm"}
 
 
-def _marks(result: ScanResult, view: View, nodules: Sequence[Nodule]) -> list[Mark]:
-    """Circles for the overview, the most probable nodule last and so on top."""
+def _marks(whole: Overview, findings: Sequence[Finding]) -> list[Mark]:
+    """Circles for the overview, the most probable finding last and so on top."""
     marks = []
-    for nodule in reversed(nodules):
-        x_mm, y_mm = overview_position_mm(result, view, nodule.detection.centre_ras_mm)
-        radius_mm = max(nodule.detection.diameter_mm / 2 + 2, _MIN_MARK_MM)
-        marks.append(Mark(nodule.label, x_mm, y_mm, radius_mm))
+    for finding in sorted(findings, key=lambda finding: finding.detection.probability):
+        x_mm, y_mm = whole.position_mm(finding.detection.centre_ras_mm)
+        marks.append(Mark(finding, x_mm, y_mm, max(finding.detection.diameter_mm / 2 + 2, _MIN_MARK_MM)))
     return marks
 
 
@@ -177,28 +283,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, dict):
         return " × ".join(_shown(item) for item in value)
     return str(value)
-
-
-def _number(value: float, decimals: int = 1) -> str:
-    """For the reader: with a minus sign that can be seen, and never "−0.0"."""
-    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
-
-
-def _plain_number(value: float, decimals: int = 2) -> str:
-    """For SVG and CSS."""
-    return f"{value:.{decimals}f}"
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    environment.filters["plain"] = _plain_number
-    environment.filters["probability"] = shown_probability
-    return environment.get_template("page.html.j2")

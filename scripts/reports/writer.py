@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..findings import ScanResult
+from .dicom import DicomReport, DicomSegmentation
 from .files import checked_name, replaced_folder, writable_folder
 from .page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable
@@ -17,14 +18,15 @@ from .volume import MaskNifti
 logger = logging.getLogger(__name__)
 
 # What a former result may hold though the present run writes fewer files.
-_RESULT_FILES = frozenset(writer.filename for writer in (NodulesJson, NodulesCsv, MaskNifti, HtmlReport))
+_WRITERS = (NodulesJson, NodulesCsv, MaskNifti, HtmlReport, DicomSegmentation, DicomReport)
+_RESULT_FILES = frozenset(writer.filename for writer in _WRITERS)
 
 
 class Writer(Protocol):
     """Writes one file of a scan's result."""
 
-    def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder`` and return the file's path."""
+    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
+        """Write into ``folder`` and return the file's path; ``None`` when this scan has no such file."""
         ...
 
 
@@ -33,7 +35,7 @@ class ResultWriter:
 
     Args:
         output_dir: made where it is missing.
-        writers: called in this order, each writes one file.
+        writers: called in this order, each writes one file or none.
         predictions: table of the whole run, ``None`` for none; a scan enters it once its folder is complete.
 
     Raises:
@@ -65,7 +67,7 @@ class ResultWriter:
         """
         target = self.output_dir / checked_name(result.name)
         with replaced_folder(target, _RESULT_FILES) as folder:
-            names = [writer(result, folder).name for writer in self.writers]
+            names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
             if len(set(names)) < len(names):
                 raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
         if self.predictions is not None:

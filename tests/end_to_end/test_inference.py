@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from scripts.errors import UserError, user_error_in
@@ -23,6 +24,7 @@ DEMO_SEED = 7
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
 REAL_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
 FILES = {"nodules.json", "nodules.csv", "mask.nii.gz", "report.html"}
+OF_DICOM = {"segmentation.dcm", "report.dcm"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     folder = _only_result(tmp_path / "output")
-    assert {f.name for f in folder.iterdir()} == FILES
+    assert {f.name for f in folder.iterdir()} == FILES | OF_DICOM
     assert str(folder / "report.html") in result.stdout
     truth_image = nibabel.load(next((tmp_path / "input" / "masks").glob("*.nii.gz")))
     truth, found_image = np.asarray(truth_image.dataobj), nibabel.load(folder / "mask.nii.gz")
@@ -162,7 +164,11 @@ def test_one_broken_scan_of_three(small: tuple[Chest, Scan], tmp_path: Path) -> 
         *("--output_dir", str(tmp_path / "output")),
     )
     assert result.returncode != 0
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv"}
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv", "index.html"}
+    page = (tmp_path / "output" / "index.html").read_text(encoding="utf-8")
+    assert 'href="first/report.html"' in page
+    assert "2 scans searched, 1 refused" in page
+    assert str(tmp_path) not in page
     assert {f.name for f in (tmp_path / "output" / "third").iterdir()} == FILES
     assert result.stderr.count("second.nii") == 1
     assert "Traceback" not in result.stderr
@@ -204,7 +210,7 @@ def test_equal_file_stems_get_names_of_their_own(small: tuple[Chest, Scan], tmp_
         (tmp_path / "input" / folder).mkdir(parents=True)
         write_image(tmp_path / "input" / folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
     run_inference(tmp_path / "input", tmp_path / "output")
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv"}
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv", "index.html"}
 
 
 def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest, Scan], tmp_path: Path) -> None:
@@ -258,4 +264,9 @@ def test_the_nodule_of_a_real_scan_is_among_the_first_three(tmp_path: Path) -> N
     first = nodules(tmp_path, REAL_SERIES)[:3]
     apart = [np.linalg.norm(np.subtract(n["centre_lps_mm"], (56.2, 86.3, -115.9))) for n in first]
     assert min(apart) < 23.35 / 2.0
-    assert nibabel.load(tmp_path / REAL_SERIES / "mask.nii.gz").shape == (512, 512, 133)
+    mask = np.asarray(nibabel.load(tmp_path / REAL_SERIES / "mask.nii.gz").dataobj)
+    assert mask.shape == (512, 512, 133)
+    segmentation = pydicom.dcmread(tmp_path / REAL_SERIES / "segmentation.dcm")
+    assert segmentation.pixel_array.sum() == np.count_nonzero(mask)
+    assert segmentation.PatientID == "LIDC-IDRI-0001"
+    assert pydicom.dcmread(tmp_path / REAL_SERIES / "report.dcm").StudyInstanceUID == segmentation.StudyInstanceUID

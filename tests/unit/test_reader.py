@@ -34,7 +34,16 @@ from pydicom.uid import (
 from scripts import scan as scan_module
 from scripts.errors import user_error_in
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
-from scripts.reader import LabelReader, ScanError, ScanReader, find_scans, read_grid, read_labels, read_scan
+from scripts.reader import (
+    FILE_SEPARATOR,
+    LabelReader,
+    ScanError,
+    ScanReader,
+    find_scans,
+    read_grid,
+    read_labels,
+    read_scan,
+)
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
 
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
@@ -156,7 +165,9 @@ def test_handled_dicom_files_in_any_order(tmp_path: Path) -> None:
     (entry,) = find_scans(tmp_path)
     assert entry["image"] == paths  # by position, not by name
     assert paths != sorted(paths)
-    np.testing.assert_array_equal(read_scan(paths[::-1]).image_hu, image)
+    volume = read_scan(paths[::-1])
+    np.testing.assert_array_equal(volume.image_hu, image)
+    assert volume.source_files == tuple(paths)  # one for each k
 
 
 def test_handled_gantry_tilt_is_a_sheared_affine_and_said(tmp_path: Path) -> None:
@@ -1015,11 +1026,13 @@ def test_meta_survives_a_dataloader(tmp_path: Path) -> None:
         assert image.meta["spatial_shape"].tolist() == list(SHAPE)
         assert image.meta["facts"] == volume.facts
         assert image.meta["notes"].splitlines() == list(volume.notes)
+        assert tuple(file for file in image.meta["source_files"].split(FILE_SEPARATOR) if file) == volume.source_files
         assert scan["notes"] == entry["notes"]
         assert image.meta["filename_or_obj"] == str(
             entry["image"] if isinstance(entry["image"], str) else entry["image"][0]
         )
     assert len(scans[1]["image"].meta["notes"].splitlines()) == 2  # tilted and thick
+    assert scans[0]["image"].meta["source_files"] == ""  # no DICOM
 
 
 def test_world_positions_survive_orientation(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
 import errno
 import gzip
+import hashlib
 import itertools
 import json
 import re
@@ -16,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.findings import Detection, Measurement, Nodule, ScanResult
+from scripts.findings import Detection, Location, LungRegion, Measurement, Nodule, ScanResult
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.reports import (
     HtmlReport,
@@ -28,8 +30,10 @@ from scripts.reports import (
     ResultWriter,
     summary_table,
 )
-from scripts.reports.page import AxialSlices, shown_probability, summary_sentence
-from scripts.reports.pictures import AXIAL, CORONAL, SAGITTAL, Window, close_ups, overview_position_mm, overviews
+from scripts.reports.html import shown_probability, shown_seconds
+from scripts.reports.overview import overview
+from scripts.reports.page import AxialSlices, pictures_per_view, summary_sentence, weaker_candidates
+from scripts.reports.pictures import AXIAL, CORONAL, Picture, Stack, Window, close_ups
 from scripts.reports.tables import scan_record, source_name
 
 LUNG = Window(-600.0, 1500.0)
@@ -289,6 +293,12 @@ class TestMask:
         assert len(gzip.decompress(content)) == 352 + 70 * 60 * 40
 
 
+def stacks(result: ScanResult, number: int = 0, *, mm: float, window: Window = LUNG, pictures: int = 1) -> list[Stack]:
+    """Close-ups of a nodule, ``mm`` wide."""
+    nodule = result.nodules[number]
+    return list(close_ups(result, nodule.detection, window, mm, label=nodule.label, pictures=pictures))
+
+
 class TestPictures:
     @pytest.mark.parametrize(
         ("order", "flips"),
@@ -299,91 +309,176 @@ class TestPictures:
         ],
     )
     @pytest.mark.parametrize("affine_ras", [AFFINE_RAS, AFFINE_RAS @ SHEAR], ids=["straight", "sheared"])
+    @pytest.mark.parametrize("lungs", [False, True], ids=["no lungs", "lungs"])
     def test_storage_order_changes_nothing(
-        self, affine_ras: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+        self, affine_ras: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool], lungs: bool
     ) -> None:
         result = make_result(affine_ras=affine_ras)
+        if lungs:
+            result = dataclasses.replace(result, lungs=lung_box(result, (6, 6, 6), (64, 54, 34)))
         stored = stored_as(result, order, flips)
-        for nodule, same in zip(result.nodules, stored.nodules, strict=True):
-            for picture, other in zip(
-                close_ups(result, nodule, LUNG, 30), close_ups(stored, same, LUNG, 30), strict=True
+        for number in range(2):
+            for stack, other in zip(
+                stacks(result, number, mm=30, pictures=3), stacks(stored, number, mm=30, pictures=3), strict=True
             ):
-                assert np.abs(picture.grey.astype(int) - other.grey).max() <= 1
-                assert _outline_box(picture.outline) == pytest.approx(_outline_box(other.outline), abs=0.02)
-        for picture, other in zip(overviews(result), overviews(stored), strict=True):
-            assert np.abs(picture.grey.astype(int) - other.grey).max() <= 1
+                for picture, same in zip(stack.pictures, other.pictures, strict=True):
+                    assert np.abs(picture.grey.astype(int) - same.grey).max() <= 1
+                    assert _outline_box(picture.outline) == pytest.approx(_outline_box(same.outline), abs=0.02)
+        whole, same = overview(result), overview(stored)
+        np.testing.assert_array_equal(whole.picture.grey, same.picture.grey)
+        point = result.nodules[0].detection.centre_ras_mm
+        assert whole.position_mm(point) == pytest.approx(same.position_mm(point))
 
     @pytest.mark.parametrize("towards", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["right", "front", "head"])
     def test_radiological_display(self, towards: tuple[int, int, int]) -> None:
         """A bright ball 12 mm to the right, front or head lies at the left, top or both of the pictures."""
         ball_ras_mm = 12.0 * np.array(towards)
         result = make_result((((0.0, 0.0, 0.0), 4.0), (tuple(ball_ras_mm), 8.0)), affine_ras=_centred_affine())
-        for picture in close_ups(result, result.nodules[0], Window(-600, 200), 40):
-            view = picture.view
-            expected_mm = [20 - ball_ras_mm[view.column_axis], 20 - ball_ras_mm[view.row_axis]]
-            if expected_mm == [20, 20]:
+        for stack in stacks(result, mm=40, window=Window(-600, 200)):
+            picture = stack.middle
+            expected_mm = np.array(
+                [20 - ball_ras_mm[picture.view.column_axis], 20 - ball_ras_mm[picture.view.row_axis]]
+            )
+            if (expected_mm == 20).all():
                 continue
-            rows, columns = np.nonzero(picture.grey > 200)
-            far = np.hypot(rows - 39.5, columns - 39.5) > 10
-            seen_mm = (np.array([columns[far].mean(), rows[far].mean()]) + 0.5) * 0.5
-            np.testing.assert_allclose(seen_mm, expected_mm, atol=0.3)
-            assert _outline_box(picture.other_outlines)[:2] == pytest.approx(np.array(expected_mm) - 4, abs=0.6)
+            columns_mm, rows_mm = _bright_mm(picture)
+            far = np.hypot(columns_mm - 20, rows_mm - 20) > 5
+            np.testing.assert_allclose([columns_mm[far].mean(), rows_mm[far].mean()], expected_mm, atol=0.3)
+            assert _outline_box(picture.other_outlines)[:2] == pytest.approx(expected_mm - 4, abs=0.6)
+
+    @pytest.mark.parametrize(
+        ("number", "towards", "first"), [(0, (0, 0, 1), "head"), (1, (0, 1, 0), "front"), (2, (1, 0, 0), "right")]
+    )
+    def test_a_stack_goes_through_the_body(self, number: int, towards: tuple[int, int, int], first: str) -> None:
+        """A ball 6 mm towards the side at which the stack begins is cut in the middle six steps before the middle."""
+        ball_ras_mm = tuple((6.0 * np.array(towards)).tolist())
+        result = make_result((((0.0, 0.0, 0.0), 3.0), (ball_ras_mm, 5.0)), affine_ras=_centred_affine())
+        stack = stacks(result, mm=30, pictures=21)[number]
+        assert stack.middle.view.first == first
+        assert (len(stack.pictures), stack.step_mm) == (21, 1.0)
+        others = [bool(picture.other_outlines) for picture in stack.pictures]
+        assert others == [abs(n - 4) <= 2 for n in range(21)]
+        own = [bool(picture.outline) for picture in stack.pictures]
+        assert own == [abs(n - 10) <= 1 for n in range(21)]
+        brightness = [int(_centre(picture)) for picture in stack.pictures]
+        assert brightness[4] > 200 > brightness[7]
+
+    def test_a_stack_reaches_beyond_a_large_nodule(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 40.0),), affine_ras=_centred_affine(), shape=(90, 90, 90))
+        for stack in stacks(result, mm=60, pictures=11):
+            assert stack.step_mm * 5 >= 20 + 3
+            assert not stack.pictures[0].outline
+            assert stack.middle.outline
 
     def test_outline_has_the_nodules_size_and_place(self) -> None:
         result = make_result((((0.0, 0.0, 0.0), 20.0),), affine_ras=_centred_affine())
-        for picture in close_ups(result, result.nodules[0], LUNG, 60):
-            assert _outline_box(picture.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
-            assert picture.outline.endswith("Z")
+        for stack in stacks(result, mm=60):
+            assert _outline_box(stack.middle.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
+            assert stack.middle.outline.endswith("Z")
 
     def test_field_of_view_grows_with_the_nodule(self) -> None:
         result = make_result((((0.0, 0.0, 0.0), 50.0),), affine_ras=_centred_affine())
-        for picture in close_ups(result, result.nodules[0], LUNG, 60):
-            assert picture.width_mm == 150
-            assert picture.grey.shape == (200, 200)
-            assert len(picture.data_uri) < 60_000
+        for stack in stacks(result, mm=60):
+            assert stack.middle.width_mm == 150
+            assert stack.middle.grey.shape == (216, 216)
+            assert len(stack.data_uri) < 30_000
 
     def test_nodule_at_the_border_keeps_black_outside(self) -> None:
         corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
         result = make_result(((corner_ras_mm, 12.0),))
-        axial = close_ups(result, result.nodules[0], Window(-1000, 4000), 30)[0]
-        assert axial.grey.shape == (72, 72)
-        assert (axial.grey[:35] == 0).all()
-        assert (axial.grey[:, :35] == 0).all()
-        assert (axial.grey[37:, 37:] > 0).all()
+        axial = stacks(result, mm=30, window=Window(-1000, 4000))[0].middle  # 72 pixels of 12 / 0.8 mm wide
+        assert axial.grey.shape == (86, 86)
+        half = 43
+        assert (axial.grey[: half - 2] == 0).all()
+        assert (axial.grey[:, : half - 2] == 0).all()
+        assert (axial.grey[half:, half:] > 0).all()
         assert axial.outline
 
     def test_centre_outside_the_grid_gives_black(self) -> None:
         result = make_result((((500.0, 0.0, 0.0), 5.0),))
-        for picture in close_ups(result, result.nodules[0], LUNG, 30):
-            assert not picture.grey.any()
-            assert picture.outline == ""
+        for stack in stacks(result, mm=30, pictures=3):
+            assert not any(picture.grey.any() or picture.outline for picture in stack.pictures)
 
     @pytest.mark.parametrize("slices", [1, 3])
     def test_slab_is_seen_as_thick_as_it_is(self, slices: int) -> None:
         affine_ras = AFFINE_RAS.copy()
         affine_ras[:3, 3] = [-0.8 * -34.5, 0.9 * 29.5, -(slices - 1)]
         result = make_result((((0.0, 0.0, 0.0), 8.0),), affine_ras=affine_ras, shape=(70, 60, slices))
-        _, coronal, _ = close_ups(result, result.nodules[0], Window(-1000, 4000), 30)
-        assert (coronal.grey[:, 30] > 0).sum() * 0.5 == 2.0 * slices
-        (overview,) = overviews(result)
-        assert overview.view is AXIAL
-        assert overview.width_mm == pytest.approx(max(70 * 0.8, 80.0))
-
-    def test_overview_places_marks_where_the_nodule_is(self) -> None:
-        result = make_result((((-10.0, 8.0, 20.0), 14.0),), affine_ras=_centred_affine(), shape=(80, 80, 80))
-        assert [picture.view for picture in overviews(result)] == [CORONAL, SAGITTAL]
-        for picture in overviews(result):
-            pixel_mm = picture.width_mm / picture.grey.shape[1]
-            brightest = picture.grey.astype(int) > 230
-            rows, columns = np.nonzero(brightest)
-            seen_mm = (np.array([columns.mean(), rows.mean()]) + 0.5) * pixel_mm
-            placed_mm = overview_position_mm(result, picture.view, result.nodules[0].detection.centre_ras_mm)
-            np.testing.assert_allclose(seen_mm, placed_mm, atol=1.0)
+        coronal = stacks(result, mm=30, window=Window(-1000, 4000))[1].middle
+        pixel_mm = coronal.width_mm / coronal.grey.shape[1]
+        assert (coronal.grey[:, 36] > 0).sum() * pixel_mm == pytest.approx(2.0 * slices, abs=pixel_mm)
+        whole = overview(result)
+        assert whole.picture.view is AXIAL
+        assert (whole.picture.width_mm, whole.picture.height_mm) == pytest.approx((80.0, 80.0), abs=0.5)
+        assert whole.position_mm((0.0, 0.0, 0.0)) == pytest.approx((40.0, 40.0), abs=0.5)
 
     def test_window_by_hand(self) -> None:
         assert LUNG.grey([-1350, -600, 150, 3000, -32768]).tolist() == [0, 128, 255, 255, 0]
         with pytest.raises(ValueError, match="wider than 0 HU"):
             Window(-600, 0)
+
+
+class TestOverview:
+    BALL_MM = (-10.0, 8.0, 20.0)
+
+    def ball(self) -> ScanResult:
+        return make_result(((self.BALL_MM, 14.0),), affine_ras=_centred_affine(), shape=(80, 80, 80))
+
+    @pytest.mark.parametrize("lungs", [False, True])
+    def test_marks_lie_where_the_nodule_is(self, lungs: bool) -> None:
+        result = self.ball()
+        if lungs:
+            result = dataclasses.replace(result, lungs=lung_box(result, (10, 10, 10), (70, 70, 70)))
+        whole = overview(result)
+        assert whole.picture.view is CORONAL
+        assert whole.of_lungs is lungs
+        columns_mm, rows_mm = _bright_mm(whole.picture)
+        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], whole.position_mm(self.BALL_MM), atol=0.7)
+        if lungs:  # a sum is bright where the ball is thick
+            assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
+
+    def test_bone_around_the_lungs_does_not_cover_them(self) -> None:
+        result = self.ball()
+        image_hu = result.image_hu.copy()
+        image_hu[:, :8] = 1000  # a plate of bone before the lungs, as wide as the picture
+        result = dataclasses.replace(result, image_hu=image_hu, lungs=lung_box(result, (10, 10, 10), (70, 70, 70)))
+        columns_mm, _ = _bright_mm(overview(result).picture)
+        assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
+
+    def test_a_nodule_outside_the_lungs_is_on_the_picture(self) -> None:
+        result = self.ball()
+        result = dataclasses.replace(result, lungs=lung_box(result, (55, 10, 10), (75, 60, 40)))
+        whole = overview(result)
+        x_mm, y_mm = whole.position_mm(self.BALL_MM)
+        assert 6.5 <= x_mm <= whole.picture.width_mm - 6.5
+        assert 6.5 <= y_mm <= whole.picture.height_mm - 6.5
+        columns_mm, rows_mm = _bright_mm(whole.picture)
+        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], [x_mm, y_mm], atol=0.7)
+
+    def test_it_is_small(self) -> None:
+        assert len(overview(self.ball()).picture.data_uri) < 60_000
+
+
+def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> LungRegion:
+    """Lungs that fill a box of voxels, on a grid twice as coarse as the scan's."""
+    shape = np.array(result.image_hu.shape) // 2
+    inside = np.zeros(shape, dtype=bool)
+    inside[tuple(slice(a // 2, b // 2) for a, b in zip(low, high, strict=True))] = True
+    to_scan = np.diag([2.0, 2.0, 2.0, 1.0])
+    to_scan[:3, 3] = 0.5
+    return LungRegion(np.where(inside, np.float32(0), np.float32(3)), result.affine_ras @ to_scan)
+
+
+def _bright_mm(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Where a picture is nearly white: mm from its left and upper border."""
+    rows, columns = np.nonzero(picture.grey > 200)
+    pixel_mm = picture.width_mm / picture.grey.shape[1]
+    return (columns + 0.5) * pixel_mm, (rows + 0.5) * pixel_mm
+
+
+def _centre(picture: Picture) -> float:
+    middle = picture.grey.shape[0] // 2
+    return float(picture.grey[middle - 1 : middle + 1, middle - 1 : middle + 1].mean())
 
 
 def _centred_affine() -> np.ndarray:
@@ -393,6 +488,8 @@ def _centred_affine() -> np.ndarray:
 
 def _outline_box(path: str) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of an SVG path, mm."""
+    if not path:
+        return 0.0, 0.0, 0.0, 0.0
     points = np.array(re.findall(r"-?\d+\.\d+", path), dtype=float).reshape(-1, 2)
     left, top = points.min(axis=0).tolist()
     right, bottom = points.max(axis=0).tolist()
@@ -411,6 +508,8 @@ class _Page(HTMLParser):
         self.identifiers: list[str] = []
         self.tags: set[str] = set()
         self.words = ""
+        self.code: dict[str, str] = {}
+        self.policy = ""
         self._open: list[str] = []
         self.feed(text)
         self.close()
@@ -421,6 +520,8 @@ class _Page(HTMLParser):
         self.tags.add(tag)
         self.addresses += [values[name] or "" for name in ("href", "src", "action", "data", "srcset") if name in values]
         self.identifiers += [values["id"] or ""] if "id" in values else []
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"] or ""
         if tag == "img":
             self.images.append(values)
         if tag not in self.VOID:
@@ -433,73 +534,151 @@ class _Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        if self._open and self._open[-1] in ("script", "style"):
+            self.code[self._open[-1]] = data
+        else:
+            self.words += data
 
 
 class TestPage:
     def test_parses_and_every_picture_has_a_text(self) -> None:
         page = _Page(HtmlReport().render(make_result()))
-        assert len(page.images) == 2 + 2 * 3
+        assert len(page.images) == 1 + 3 * 3  # overview, two nodules, a weaker candidate
         assert all(image["alt"] for image in page.images)
         assert len(set(page.identifiers)) == len(page.identifiers)
 
-    def test_asks_nothing_of_the_network(self) -> None:
+    def test_asks_nothing_of_the_network_and_runs_its_own_script_only(self) -> None:
         text = HtmlReport().render(make_result())
         page = _Page(text)
-        assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+        assert all(address.startswith(("data:image/webp;base64,", "#")) for address in page.addresses)
         assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.identifiers)
-        assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/png;base64,[^\"]+", "", text))
-        assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+        assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/webp;base64,[^\"]+", "", text))
+        assert page.tags.isdisjoint({"link", "iframe", "object", "embed", "base"})
+        assert text.count("<script") == 1
+        digest = base64.b64encode(hashlib.sha256(page.code["script"].encode()).digest()).decode()
+        assert page.policy.startswith("default-src 'none'; img-src data:;")
+        assert f"script-src 'sha256-{digest}';" in page.policy
+        assert not re.search(r"eval|innerHTML|\bFunction\b", page.code["script"])
 
     def test_says_what_it_is_and_what_was_found(self) -> None:
-        words = _Page(HtmlReport(date="2026-01-02").render(make_result())).words
+        result = make_result()
+        location = Location("right", "upper")
+        measurement = dataclasses.replace(result.nodules[0].measurement, type_hint="part-solid")
+        first = dataclasses.replace(result.nodules[0], location=location, measurement=measurement)
+        result = dataclasses.replace(result, nodules=(first, *result.nodules[1:]), seconds=34.4)
+        words = _Page(HtmlReport(date="2026-01-02").render(result)).words
         for expected in (
-            "Academic research, not a medical device, not for diagnosis; no finding does not mean no nodule.",
-            "2 possible nodules reach the operating threshold of 0.5; the most probable measures 10.0 mm across",
+            "Academic research, not a medical device, not for diagnosis.",
+            "No finding does not mean no nodule. The model was tested with nodules of 3 mm and more",
+            "2 possible nodules",
+            "At the operating threshold of 0.5. The most probable, number 1,",
+            "in the right lung, upper third.",
+            "Right, upper",
+            "10.0 × 9.0",
+            "part-solid",
             "−8.0, 5.0, 1.0",
             "Slices are thick.",
             "2 candidates were dropped outside the lungs.",
             "2026-01-02",
+            "34 s from reading to report",
             "compact",
             "counted from 0 to 39 along the scan's own array axis k; slice 0 is nearest the feet",
         ):
             assert expected in words
         assert "Jane" not in words
 
+    def test_the_smallest_size_is_the_one_of_the_configuration(self) -> None:
+        words = _Page(HtmlReport(smallest_tested_mm=4.5).render(make_result())).words
+        assert "tested with nodules of 4.5 mm and more" in words
+
     def test_nodules_are_sorted_by_probability(self) -> None:
         result = make_result()
         result = dataclasses.replace(result, nodules=result.nodules[::-1])
         text = HtmlReport().render(result)
-        assert text.index('id="nodule-1"') < text.index('id="nodule-2"')
+        assert text.index('id="finding-1"') < text.index('id="finding-2"')
 
-    @pytest.mark.parametrize("field", ["facts", "notes", "model", "settings", "source"])
+    @pytest.mark.parametrize("field", ["facts", "notes", "model", "settings", "source", "identity", "name"])
     def test_what_comes_from_files_is_escaped(self, field: str) -> None:
         evil = "<script>alert(1)<b>&\"'"
-        values = {"notes": (evil,), "source": evil.replace("/", "")}
+        values = {"notes": (evil,), "source": evil.replace("/", ""), "name": evil}
         result = dataclasses.replace(make_result(), **{field: values.get(field, {evil: evil})})
         text = HtmlReport().render(result)
-        assert "<script" not in text
-        assert "<b>" not in text
+        assert text.count("<script") == 1
+        assert "<b>&" not in text
         assert "&lt;script&gt;alert(1)&lt;b&gt;&amp;" in text
+
+    def test_the_patient_is_named_only_when_asked_for(self) -> None:
+        result = make_result()
+        assert "Patient" not in _Page(HtmlReport().render(result)).words
+        identity = {"Patient name": "Åsa 山田 Œuvré", "Patient ID": "Ω-17"}
+        page = _Page(HtmlReport().render(dataclasses.replace(result, identity=identity)))
+        assert all(text in page.words for text in ("Patient name", "Åsa 山田 Œuvré", "Ω-17"))
+
+    def test_non_ascii_text_is_written_as_utf_8(self, tmp_path: Path) -> None:
+        result = dataclasses.replace(make_result(), identity={"Patient name": "Åsa 山田"})
+        assert "Åsa 山田" in HtmlReport()(result, tmp_path).read_text(encoding="utf-8")
 
     def test_no_nodules_is_said(self) -> None:
         page = _Page(HtmlReport().render(without_nodules(make_result())))
-        assert "No nodule reached the operating threshold of 0.5. This does not mean that there is none." in page.words
-        assert len(page.images) == 2
+        assert (
+            "Nothing reached the operating threshold of 0.5. This does not mean that there is no nodule." in page.words
+        )
+        assert "No nodule reached the operating threshold of 0.5 in this scan." in page.words
+        assert len(page.images) == 1
         assert "no nodule marked" in (page.images[0]["alt"] or "")
+
+    def test_weaker_candidates_wait_below_the_threshold(self) -> None:
+        text = HtmlReport().render(make_result())
+        (row,) = re.findall(r'<tr data-finding="3"[^>]*>', text)
+        assert 'data-probability="0.012346"' in row
+        assert " hidden" in row
+        assert 'min="0.010000"' in text
+        assert 'id="finding-3"' not in HtmlReport(weaker_findings=0).render(make_result())
+
+    def test_a_candidate_inside_an_outline_is_not_shown_twice(self) -> None:
+        result = make_result()
+        twice = dataclasses.replace(result.nodules[0].detection, probability=0.4)
+        result = dataclasses.replace(result, candidates=(*result.candidates, twice))
+        assert [candidate.probability for candidate in weaker_candidates(result)] == [0.0123456789]
+
+    def test_sixty_nodules_make_a_page_of_a_few_megabytes(self) -> None:
+        centres = [
+            (x, y, z) for x in (-20.0, -8.0, 4.0, 16.0) for y in (-20.0, -7.0, 6.0) for z in (-30, -16, -2, 12, 26)
+        ]
+        result = make_result(tuple(((x, y, float(z)), 6.0) for x, y, z in centres))
+        text = HtmlReport(close_up_mm=60).render(result)
+        page = _Page(text)
+        assert len(page.images) == 1 + 3 * (60 + 1)
+        assert len(text) < 6_000_000
+        assert "60 possible nodules" in page.words
+
+    def test_a_huge_nodule_at_the_border_has_a_page(self) -> None:
+        corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
+        page = _Page(HtmlReport().render(make_result(((corner_ras_mm, 70.0),))))
+        assert "1 possible nodule" in page.words
+
+    @pytest.mark.parametrize(("findings", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
+    def test_many_findings_have_fewer_pictures_each(self, findings: int, pictures: int) -> None:
+        assert pictures_per_view(findings) == pictures
 
     def test_unfound_lungs_are_said(self) -> None:
         words = _Page(HtmlReport().render(dataclasses.replace(make_result(), lungs_found=False))).words
         assert "No closed lung was found" in words
 
     def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
-        text = HtmlReport().render(make_result((((8.0, -5.0, 1.9), 0.01),)))
+        text = HtmlReport(weaker_findings=0).render(make_result((((8.0, -5.0, 1.9), 0.01),)))
         assert text.count('class="outline guess"') == 3
         assert "<dd>–</dd>" in text
 
     def test_constant_image_has_a_page(self) -> None:
         result = without_nodules(make_result())
         _Page(HtmlReport().render(dataclasses.replace(result, image_hu=np.full(SHAPE, -1024, np.int16))))
+
+    def test_settings_that_make_no_sense_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="wider than 0 mm"):
+            HtmlReport(close_up_mm=0)
+        with pytest.raises(ValueError, match="weaker_findings"):
+            HtmlReport(weaker_findings=-1)
 
     @pytest.mark.parametrize(
         ("order", "flips", "axis", "number", "first"),
@@ -514,7 +693,7 @@ class TestPage:
     ) -> None:
         result = stored_as(make_result((((8.0, -5.0, 0.4), 10.0),)), order, flips)
         slices = AxialSlices.of(result)
-        assert (slices.axis_name, slices.number(result.nodules[0]), slices.first) == (axis, number, first)
+        assert (slices.axis_name, slices.number(result.nodules[0].centre_voxel), slices.first) == (axis, number, first)
         assert slices.count == 40
 
     @pytest.mark.parametrize(
@@ -525,7 +704,21 @@ class TestPage:
 
     def test_one_nodule_is_singular(self) -> None:
         sentence = summary_sentence(make_result((((0.0, 0.0, 0.0), 8.0),)))
-        assert sentence.startswith("One possible nodule reaches the operating threshold of 0.5; it measures 8.0 mm")
+        assert sentence.startswith("At the operating threshold of 0.5. It measures 8.0")
+
+    @pytest.mark.parametrize(
+        ("seconds", "shown"),
+        [
+            (0.84, "0.8 s"),
+            (9.96, "10 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 0 s"),
+            (312, "5 min 12 s"),
+            (7500, "2 h 5 min"),
+        ],
+    )
+    def test_durations_are_shown_as_people_say_them(self, seconds: float, shown: str) -> None:
+        assert shown_seconds(seconds) == shown
 
 
 class _Fails:

@@ -7,11 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImage
 
-from scripts.run import OverrideError, RunLog, ScanStream, bundle_facts, check_overrides
+from scripts.dicom_series import read_identity
+from scripts.reader import ScanReader, find_scans, read_scan
+from scripts.reports import NodulesJson, ResultWriter, RunIndex
+from scripts.run import OverrideError, RunLog, ScanStream, WriteResultd, bundle_facts, check_overrides
 from scripts.scan import ScanError
+from tests.dicom_files import write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 INFERENCE, TRAIN = str(ROOT / "configs" / "inference.json"), str(ROOT / "configs" / "train.json")
@@ -104,6 +109,53 @@ def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
     assert "found nothing there" in log.failures[str(tmp_path / "nowhere")]
 
 
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def _searched(folder: Path) -> dict[str, Any]:
+    """A DICOM scan as it leaves the search, with nothing found."""
+    affine_lps = np.diag([0.8, 0.8, 1.5, 1.0])
+    image = np.random.default_rng(0).integers(-900, -500, (9, 8, 12)).astype(np.int16)
+    write_series(folder, image, affine_lps)
+    (item,) = find_scans(folder)
+    scan = LoadImage(reader=ScanReader(), ensure_channel_first=True, image_only=True, dtype=np.int16)(item["image"])
+    nothing = {"nodules": [], "candidates": [], "outside_lungs": 0, "lungs_found": False}
+    return item | nothing | {"scan": scan, "mask": np.zeros(image.shape, np.uint16)}
+
+
+@pytest.mark.parametrize(
+    ("show", "identity"), [(False, {}), (True, {"Patient name": "Secret Name", "Patient ID": "SECRET-ID"})]
+)
+def test_who_was_examined_is_known_when_asked_for(show: bool, identity: dict[str, str], tmp_path: Path) -> None:
+    item = _searched(tmp_path / "scan")
+    writer = ResultWriter(tmp_path / "out", [NodulesJson()])
+    result = WriteResultd(writer, RunLog(), {}, {}, show_identity=show).result(item)
+    assert result.identity == identity
+    assert result.source_files == read_scan(tmp_path / "scan").source_files
+    assert len(result.source_files) == 12
+
+
+def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
+    def fill(dataset: Any, k: int) -> None:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+        dataset.PatientBirthDate, dataset.PatientSex, dataset.StudyDate = "19600229", "M", "20200131"
+        dataset.AccessionNumber = ""
+
+    image = np.zeros((4, 4, 2), np.int16)
+    first, _ = write_series(tmp_path, image, np.eye(4), change=fill)
+    assert read_identity(first) == {
+        "Patient name": "Yamada Tarou / 山田 太郎 / やまだ たろう",
+        "Patient ID": "SECRET-ID",
+        "Birth date": "1960-02-29",
+        "Sex": "M",
+        "Study date": "2020-01-31",
+    }
+    first.unlink()
+    with pytest.raises(ScanError, match="keep it in place"):
+        read_identity(first)
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +180,28 @@ def test_a_run_with_a_failure_ends_with_code_1(searched: int, capsys: pytest.Cap
 def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
     with pytest.raises(SystemExit):
         RunLog().close()
+
+
+def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(RunIndex(tmp_path))
+    log.failed("b", ScanError("/data/Jane Doe/b.nii: broken"), "/data/Jane Doe/b.nii")
+    with pytest.raises(SystemExit):
+        log.close()
+    assert f"1 refused (b); see {tmp_path / 'index.html'}" in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "b.nii: broken" in page
+    assert "Jane" not in page
+
+
+def test_time_runs_from_the_begin_of_a_scan() -> None:
+    log = RunLog()
+    assert log.seconds_since_begun("a") is None
+    log.begun("a")
+    first = log.seconds_since_begun("a")
+    second = log.seconds_since_begun("a")
+    assert first is not None
+    assert second is not None
+    assert 0.0 <= first <= second < 60.0
 
 
 def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Pages from the templates beside this module: one file each, with style and script inside, and nothing fetched.
+
+The page's own script is admitted by its hash; no other script can run, whatever a header holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+_TEMPLATES = Path(__file__).parent / "templates"
+DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
+
+
+def render_page(name: str, **values: Any) -> str:
+    """``<name>.html.j2`` with the style and the script of that name, after those that all pages share.
+
+    Args:
+        name: of the page's template.
+        values: what it shows; every text is escaped.
+    """
+    style = "".join(_text(f"{part}.css") for part in ("base", name))
+    script = "\n" + "".join(_text(f"{part}.js") for part in ("base", name))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = _environment().get_template(f"{name}.html.j2")
+    inside = {"style": Markup(style), "script": Markup(script), "script_hash": digest}
+    return template.render(disclaimer=DISCLAIMER, **inside, **values)
+
+
+def shown_number(value: float, decimals: int = 1) -> str:
+    """For the reader: with a minus sign that can be seen, and never "−0.0"."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def shown_probability(probability: float) -> str:
+    """Two decimals, but never the certainty of 1.00 or 0.00 that rounding would make."""
+    if probability > 0.994:
+        return "> 0.99"
+    return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"
+
+
+def shown_seconds(seconds: float) -> str:
+    """A duration for the reader: "0.8 s", "34 s", "5 min 12 s", "2 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _plain_number(value: float, decimals: int = 2) -> str:
+    """For SVG, CSS and scripts."""
+    return f"{value:.{decimals}f}"
+
+
+@cache
+def _text(name: str) -> str:
+    path = _TEMPLATES / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = shown_number
+    environment.filters["plain"] = _plain_number
+    environment.filters["probability"] = shown_probability
+    environment.filters["seconds"] = shown_seconds
+    return environment

@@ -1,0 +1,141 @@
+"""The page of a run: every scan with a link to its report, what was refused and why, how large the findings are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..findings import ScanResult
+from .files import OutputError, writable_folder, write_bytes
+from .html import render_page
+from .page import HtmlReport
+from .tables import source_name
+
+# By this a page of a former run is told from somebody's own.
+_GENERATOR = b'<meta name="generator" content="lung nodule run">'
+_BIN_MM = 2
+_LAST_BIN_MM = 30
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """What the page keeps of one scan.
+
+    Attributes:
+        name: also the result folder's name.
+        source: file or folder, without the folders above it.
+        link: to the report, or to the folder where there is none; relative to the page.
+        diameters_mm: of the findings, the network's estimate.
+        highest: the highest probability of a finding; ``None`` without findings.
+        notes: what the report says about the scan.
+        seconds: from reading to writing; ``None`` when it was not measured.
+    """
+
+    name: str
+    source: str
+    link: str
+    diameters_mm: tuple[float, ...]
+    highest: float | None
+    notes: tuple[str, ...]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Findings of one size class of the histogram: ``label`` in mm, ``count``."""
+
+    label: str
+    count: int
+
+
+class RunIndex:
+    """Collects what became of each scan; writes ``index.html`` when there were several, or one was refused.
+
+    Args:
+        output_dir: the folder of the run.
+        date: shown as the day of the run; ``None`` for today (UTC).
+
+    Raises:
+        OutputError: ``output_dir`` holds an ``index.html`` that is no page of a former run.
+    """
+
+    filename = "index.html"
+
+    def __init__(self, output_dir: str | os.PathLike[str], date: str | None = None) -> None:
+        self.path = writable_folder(output_dir) / self.filename
+        self.date = date
+        self._scans: list[ScanRow] = []
+        self._failures: list[tuple[str, str]] = []
+        if self.path.exists() and not self._is_former():
+            raise OutputError(
+                f"{self.path}: expected nothing or the page of a former run, got another file. "
+                "Move it or choose another output_dir."
+            )
+
+    def add(self, result: ScanResult, folder: Path) -> None:
+        """A scan was searched and its results lie in ``folder``."""
+        report = folder / HtmlReport.filename
+        target = report if report.exists() else folder
+        probabilities = [nodule.detection.probability for nodule in result.nodules]
+        self._scans.append(
+            ScanRow(
+                name=result.name,
+                source=source_name(result.source),
+                link=Path(os.path.relpath(target, self.path.parent)).as_posix(),
+                diameters_mm=tuple(nodule.detection.diameter_mm for nodule in result.nodules),
+                highest=max(probabilities, default=None),
+                notes=result.notes,
+                seconds=result.seconds,
+            )
+        )
+
+    def add_failure(self, name: str, reason: str, source: str = "") -> None:
+        """A scan was refused; folders above ``source`` may tell who the patient is and are left out."""
+        short = source_name(source)
+        name, reason = (text.replace(source, short) if short else text for text in (name, reason))
+        self._failures.append((name, reason))
+
+    def write(self, seconds: float | None = None) -> Path | None:
+        """Write the page; for a single scan that was not refused there is none, and a former one is removed.
+
+        Args:
+            seconds: the run took.
+
+        Returns:
+            The page, or ``None``.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if len(self._scans) + len(self._failures) < 2 and not self._failures:
+            self.path.unlink(missing_ok=True)
+            return None
+        return write_bytes(self.path, self.render(seconds).encode())
+
+    def render(self, seconds: float | None = None) -> str:
+        """The page as text."""
+        diameters_mm = [diameter for scan in self._scans for diameter in scan.diameters_mm]
+        return render_page(
+            "index",
+            scans=self._scans,
+            failures=self._failures,
+            bins=size_bins(diameters_mm),
+            findings=len(diameters_mm),
+            seconds=seconds,
+            date=self.date or datetime.now(UTC).date().isoformat(),
+        )
+
+    def _is_former(self) -> bool:
+        return self.path.is_file() and _GENERATOR in self.path.read_bytes()
+
+
+def size_bins(diameters_mm: Sequence[float]) -> list[Bin]:
+    """Counts per 2 mm from 0 to 30 mm, and of all above; empty without findings."""
+    if not diameters_mm:
+        return []
+    edges = range(0, _LAST_BIN_MM, _BIN_MM)
+    bins = [Bin(f"{low}–{low + _BIN_MM}", sum(low <= d < low + _BIN_MM for d in diameters_mm)) for low in edges]
+    return [*bins, Bin(f"≥ {_LAST_BIN_MM}", sum(d >= _LAST_BIN_MM for d in diameters_mm))]

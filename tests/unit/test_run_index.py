@@ -1,0 +1,87 @@
+"""The page of a run: which scans, how many findings of which size, what was refused and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from scripts.findings import Detection, ScanResult
+from scripts.prepare.phantom import Chest
+from scripts.reports import OutputError, RunIndex
+from scripts.reports.index import size_bins
+from tests.results import searched_chest
+
+
+@pytest.fixture(scope="module")
+def result(small_chest: Chest) -> ScanResult:
+    return searched_chest(small_chest)
+
+
+def named(result: ScanResult, name: str) -> ScanResult:
+    return dataclasses.replace(result, name=name, source=f"/ward/Jane Doe/{name}.nii")
+
+
+def test_one_scan_has_no_page_and_leaves_no_former_one(result: ScanResult, tmp_path: Path) -> None:
+    index = RunIndex(tmp_path)
+    for name in "ab":
+        index.add(named(result, name), tmp_path / name)
+    assert index.write() == tmp_path / "index.html"
+    again = RunIndex(tmp_path)
+    again.add(result, tmp_path / "chest")
+    assert again.write() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_scans_have_a_row_each(result: ScanResult, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report.html").touch()
+    index = RunIndex(tmp_path, date="2026-01-02")
+    index.add(dataclasses.replace(named(result, "a"), notes=("slices of 5 mm",)), tmp_path / "a")
+    index.add(dataclasses.replace(named(result, "b"), nodules=(), seconds=None), tmp_path / "b")
+    text = index.render(seconds=75.0)
+    assert 'href="a/report.html">a<' in text
+    assert 'href="b">b<' in text  # no report was written: the folder
+    assert text.count("<tr>") == 1 + 2
+    for expected in ("2 scans searched", "1 min 15 s", "Slices of 5 mm", "12 s", "2026-01-02", "a.nii", "0.97"):
+        assert expected in text
+    assert "refused" not in text.split("<style>")[0] + text.split("</style>")[1]
+    assert "Jane" not in text
+
+
+def test_a_single_refusal_has_a_page_without_folders(tmp_path: Path) -> None:
+    index = RunIndex(tmp_path)
+    index.add_failure("/ward/Jane Doe/scans", "/ward/Jane Doe/scans/3.dcm: <b>broken</b>", "/ward/Jane Doe/scans")
+    index.write()
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "0 scans searched, 1 refused" in text
+    assert "scans/3.dcm: &lt;b&gt;broken&lt;/b&gt;" in text
+    assert "Jane" not in text
+
+
+def test_sizes_are_counted_in_classes_of_two_millimetres() -> None:
+    counted = {b.label: b.count for b in size_bins([1.9, 2.0, 3.9, 29.9, 30.0, 80.0]) if b.count}
+    assert counted == {"0–2": 1, "2–4": 2, "28–30": 1, "≥ 30": 2}
+    assert size_bins([]) == []
+
+
+def test_the_histogram_says_its_numbers(result: ScanResult, tmp_path: Path) -> None:
+    index = RunIndex(tmp_path)
+    sizes = (5.0, 5.5, 9.0)
+    nodules = tuple(
+        dataclasses.replace(result.nodules[0], detection=Detection((0.0, 0.0, 0.0), size, 0.9)) for size in sizes
+    )
+    index.add(dataclasses.replace(result, nodules=nodules), tmp_path / "chest")
+    text = index.render()
+    assert "4–6 mm: 2<" in text
+    assert "8–10 mm: 1<" in text
+    assert "6–8 mm: 0<" in text
+    assert "--share:0.5000" in text
+
+
+def test_somebodys_page_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>Mine</h1>")
+    with pytest.raises(OutputError, match=r"index\.html.*page of a former run.*another output_dir"):
+        RunIndex(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<h1>Mine</h1>"
