@@ -145,10 +145,24 @@ class FuseUp(nn.Module):
         return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip)))
 
 
-def detection_head(channels: int, cells: int = 1) -> nn.Conv3d:
-    """A 1³ convolution to nodule logit, offset (3) and log diameter, each for ``cells`` finer cells (see
-    :func:`depth_to_space`); nodules are rare before training."""
-    head = nn.Conv3d(channels, DETECTION_CHANNELS * cells, 1)
-    prior = -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
-    nn.init.constant_(head.bias[:cells], prior)  # type: ignore[index]
+class SubCellUp(nn.Module):
+    """Cheap decoder step to the finest level: each coarse cell writes its 2³ finer ones, a 3³ convolution joins them.
+
+    The skip's ``C`` channels are joined by as many from the coarse map: ``2 · C`` come out.
+    """
+
+    def __init__(self, coarse_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.write = nn.Conv3d(coarse_channels, 8 * skip_channels, 1)
+        self.refine = conv_bn(2 * skip_channels, 2 * skip_channels)
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        joined = torch.cat([F.relu(depth_to_space(self.write(coarse), 2)), skip], dim=1)
+        return F.relu(self.refine(joined))
+
+
+def detection_head(channels: int) -> nn.Conv3d:
+    """A 1³ convolution to nodule logit, offset (3) and log diameter; nodules are rare before training."""
+    head = nn.Conv3d(channels, DETECTION_CHANNELS, 1)
+    nn.init.constant_(head.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
     return head

@@ -1,11 +1,11 @@
 """The ``compact`` preset: LWNet's parts, arranged for the cost of a laptop CPU.
 
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
-Deviations, all for speed: no layer runs finer than a quarter of the resolution (the stem folds 4³ voxels into
-channels, the heads write the maps of the 2³ finer cells of each cell); one or two residual blocks a stage and plain
+Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
+out as the 2³ voxels of a cell) and only two narrow ones at half of it; one or two residual blocks a stage and plain
 additions instead of squeeze-and-excitation and multi-dilation fusion; no position code (see
 :class:`.deformable_attention.DeformableEncoder`); no auxiliary maps while training. The network as published is
-:mod:`.paper`.
+:mod:`.paper`; how this shape was chosen stands in docs/network.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .blocks import (
     DETECTION_CHANNELS,
     FuseUp,
+    SubCellUp,
     conv_bn,
-    depth_to_space,
     detection_head,
     require_multiples,
     residual_stage,
@@ -29,7 +29,6 @@ from .blocks import (
 from .deformable_attention import DeformableEncoder
 
 STRIDE = 2  # voxels per output cell, along each axis
-FINEST = 4  # voxels per cell of the finest features, along each axis
 
 
 class CompactNet(nn.Module):
@@ -38,8 +37,8 @@ class CompactNet(nn.Module):
     The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decoding`.
 
     Args:
-        widths: channels at strides 4, 8 and 16.
-        blocks: residual blocks at each of those strides.
+        widths: channels at strides 2, 4, 8 and 16.
+        blocks: residual blocks at strides 4, 8 and 16.
         dim: channels of the deformable encoder, which runs over strides 8 and 16.
         layers: encoder layers; 0 leaves the encoder out.
         heads, points, feed_forward, dropout: of the encoder.
@@ -54,7 +53,7 @@ class CompactNet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int] = (48, 64, 64),
+        widths: Sequence[int] = (8, 48, 64, 80),
         blocks: Sequence[int] = (2, 2, 1),
         *,
         layers: int = 3,
@@ -69,10 +68,9 @@ class CompactNet(nn.Module):
         if mask_logits not in (1, STRIDE**3):
             raise ValueError(f"mask_logits: expected 1 (per cell) or {STRIDE**3} (sub-voxels), got {mask_logits}")
         self.out_channels = DETECTION_CHANNELS + mask_logits
-        w4, w8, w16 = widths
-        finer = (FINEST // STRIDE) ** 3  # output cells per cell of the finest features
-        self.stem = conv_bn(FINEST**3, w4)
-        self.stage4 = residual_stage(w4, w4, blocks[0], stride=1)
+        w2, w4, w8, w16 = widths
+        self.stem = conv_bn(STRIDE**3, w2)
+        self.stage4 = residual_stage(w2, w4, blocks[0], stride=2)
         self.stage8 = residual_stage(w4, w8, blocks[1], stride=2)
         self.stage16 = residual_stage(w8, w16, blocks[2], stride=2)
         self.project8 = nn.Conv3d(w8, dim, 1)
@@ -82,17 +80,19 @@ class CompactNet(nn.Module):
         )
         self.up8 = FuseUp(dim, dim, w8)
         self.up4 = FuseUp(w8, w4, w4)
-        self.detect = detection_head(w4, cells=finer)
-        self.mask = nn.Conv3d(w4, mask_logits * finer, 1)
+        self.up2 = SubCellUp(w4, w2)
+        self.detect = detection_head(2 * w2)
+        self.mask = nn.Conv3d(2 * w2, mask_logits, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         require_multiples(image)
-        x4 = self.stage4(F.relu(self.stem(space_to_depth(image, FINEST))))
+        x2 = F.relu(self.stem(space_to_depth(image, STRIDE)))
+        x4 = self.stage4(x2)
         x8 = self.stage8(x4)
         x16 = self.stage16(x8)
         y8, y16 = self.encoder([self.project8(x8), self.project16(x16)])
-        y4 = self.up4(self.up8(y16, y8), x4)
-        return depth_to_space(torch.cat([self.detect(y4), self.mask(y4)], dim=1), FINEST // STRIDE)
+        y2 = self.up2(self.up4(self.up8(y16, y8), x4), x2)
+        return torch.cat([self.detect(y2), self.mask(y2)], dim=1)
 
 
 compact = CompactNet  # the preset, as configurations name it; its defaults are those of the released weights

@@ -17,7 +17,7 @@ LARGEST = 1_500_000  # parameters; the paper's network has 4 955 794
 
 def small(layers: int = 2, **more: Any) -> CompactNet:
     torch.manual_seed(0)
-    return compact((6, 8, 8), layers=layers, dim=8, heads=2, feed_forward=16, **more)
+    return compact((4, 6, 8, 8), (1, 2, 1), layers=layers, dim=8, heads=2, feed_forward=16, **more)
 
 
 def test_preset_is_small() -> None:
