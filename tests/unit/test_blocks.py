@@ -18,6 +18,7 @@ from scripts.network.blocks import (
     MultiDilation,
     ResidualBlock,
     SqueezeExcitation,
+    SubCellUp,
     conv_bn,
     depth_to_space,
     detection_head,
@@ -118,6 +119,22 @@ def test_fusing_reads_both_maps_and_answers_on_the_grid_of_the_skip() -> None:
     assert fused.shape == (2, 7, 4, 6, 8)
     assert not torch.allclose(fused, fuse(-coarse, skip), atol=1e-3)
     assert not torch.allclose(fused, fuse(coarse, -skip), atol=1e-3)
+
+
+def test_sub_cells_are_written_by_their_cell_and_joined_with_the_skip() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, 3, 2, 3, 4, generator=generator)
+    skip = torch.randn(2, 5, 4, 6, 8, generator=generator)
+    up = SubCellUp(3, 5).eval()
+    joined = up(coarse, skip)
+    assert joined.shape == (2, 10, 4, 6, 8)
+    assert not torch.allclose(joined, up(-coarse, skip), atol=1e-3)
+    assert not torch.allclose(joined, up(coarse, -skip), atol=1e-3)
+    coarse[0, :, 0, 0, 0] += 1.0  # seen by its own 2³ cells and, through the convolution, by their neighbours
+    changed = (up(coarse, skip) - joined).abs().amax(dim=1) > 0
+    assert changed[0, :3, :3, :3].any() and changed[0, :2, :2, :2].all()
+    assert not changed[0, 3:].any() and not changed[0, :, 3:].any() and not changed[0, :, :, 3:].any()
+    assert not changed[1].any()
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
