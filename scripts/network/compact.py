@@ -86,7 +86,7 @@ class CompactNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         require_multiples(image)
-        x2 = F.relu(self.stem(space_to_depth(image, STRIDE)))
+        x2 = F.relu(self.stem(space_to_depth(image, 2)))
         x4 = self.stage4(x2)
         x8 = self.stage8(x4)
         x16 = self.stage16(x8)
