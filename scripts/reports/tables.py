@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -23,6 +24,7 @@ DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. N
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
 MEASUREMENTS = ("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu")
+DESCRIPTIONS = ("type_hint", "side", "level")
 
 # A micrometre: far below a voxel, and enough digits to tell two candidates apart.
 _MM_DECIMALS = 3
@@ -46,7 +48,7 @@ class NodulesJson:
 
 
 class NodulesCsv:
-    """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter and measurements."""
+    """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter, measurements, type, side, level."""
 
     filename = "nodules.csv"
 
@@ -62,10 +64,13 @@ class NodulesCsv:
                 nodule.label,
                 _rounded(nodule.detection.diameter_mm),
                 *("" if value is None else value for value in _measurement_record(nodule).values()),
+                "" if nodule.measurement is None else nodule.measurement.type_hint,
+                *(("", "") if nodule.location is None else (nodule.location.side, nodule.location.level)),
             ]
             for nodule in result.nodules
         ]
-        return write_bytes(folder / self.filename, _csv_text([[*NODULE_COLUMNS, *MEASUREMENTS], *rows]).encode())
+        columns = [*NODULE_COLUMNS, *MEASUREMENTS, *DESCRIPTIONS]
+        return write_bytes(folder / self.filename, _csv_text([columns, *rows]).encode())
 
 
 class PredictionTable:
@@ -147,6 +152,8 @@ def nodule_record(nodule: Nodule) -> dict[str, Any]:
         "diameter_mm": _rounded(detection.diameter_mm),
         "probability": _rounded_probability(detection.probability),
         **_measurement_record(nodule),
+        "type_hint": None if nodule.measurement is None else nodule.measurement.type_hint,
+        "location": None if nodule.location is None else dataclasses.asdict(nodule.location),
     }
 
 

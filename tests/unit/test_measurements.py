@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import os
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from scripts.findings import Measurement
-from scripts.measurements import axial_axes_mm, measure, slice_axis
+from scripts.measurements import axial_axes_mm, measure, slice_axis, type_hint
 
 Array = npt.NDArray[np.float64]
+
+ROOT = Path(__file__).resolve().parents[2]
+LIDC_NODULES = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "lidc_nodules"
 
 TURN = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) @ np.array(
     [[1.0, 0.0, 0.0], [0.0, 0.96, -0.28], [0.0, 0.28, 0.96]]
@@ -219,3 +226,67 @@ def test_the_mean_is_that_of_the_outline_alone() -> None:
 )
 def test_slices_are_stacked_along_the_body(steps_mm: Array, expected: int) -> None:
     assert slice_axis(affine_of(steps_mm)) == expected
+
+
+# --- type hint --------------------------------------------------------------------------------------------------------
+
+
+def hint_of(solid: int, of: int = 40, background: int = -850) -> str:
+    """A plate of 4 × 10 voxels with a rim of one voxel around it, ``solid`` of them above the threshold."""
+    image_hu = np.full((10, 14, 5), background, dtype=np.int16)
+    inside = np.zeros(image_hu.shape, dtype=bool)
+    inside[2:8, 2:14, 2] = True  # with its rim
+    core = np.argwhere(inside[3:7, 3:13, 2]) + 3
+    assert len(core) == of
+    image_hu[3:7, 3:13, 2] = -301
+    image_hu[(*core[:solid].T, np.full(solid, 2))] = -300
+    return measured_with(inside, image_hu).type_hint
+
+
+def measured_with(inside: npt.NDArray[np.bool_], image_hu: npt.NDArray[np.int16]) -> Measurement:
+    found = measure(inside, image_hu, np.diag([0.7, 0.7, 2.0, 1.0]))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("solid", "expected"),
+    [(0, "ground-glass"), (3, "ground-glass"), (4, "part-solid"), (23, "part-solid"), (24, "solid"), (40, "solid")],
+)
+def test_the_type_is_judged_by_the_share_of_solid_voxels_without_the_rim(solid: int, expected: str) -> None:
+    assert hint_of(solid) == expected  # a dark rim, as partial volume makes it
+    assert hint_of(solid, background=40) == expected  # a bright one, as at the pleura
+
+
+def test_an_outline_that_is_all_rim_is_judged_whole() -> None:
+    inside = mask_of((3, 4, 5), (3, 5, 5))
+    for value, expected in ((-300, "solid"), (-301, "ground-glass")):
+        assert measured_with(inside, np.full(inside.shape, value, dtype=np.int16)).type_hint == expected
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_rim_is_that_of_the_slices_however_the_array_is_stored(order: tuple[int, int, int]) -> None:
+    """Two slices without a rim between them: a nodule of two slices keeps its middle."""
+    image_hu = np.full((7, 8, 9), -850, dtype=np.int16)
+    inside = np.zeros(image_hu.shape, dtype=bool)
+    inside[2:5, 2:5, 4:6] = True
+    image_hu[3, 3, 4:6] = 0
+    found = measure(inside.transpose(order), image_hu.transpose(order), affine_of(np.diag([0.7, 0.7, 2.0])[:, order]))
+    assert found is not None
+    assert found.type_hint == "solid"
+
+
+@pytest.mark.skipif(not LIDC_NODULES.is_dir(), reason=f"the nodules with readings are not at {LIDC_NODULES}")
+def test_the_type_agrees_with_the_readings_of_texture_as_often_as_the_docs_say() -> None:
+    """Texture 1 is ground-glass, 5 solid, 2 to 4 lie between (4 counts as solid); 895 nodules of LIDC-IDRI."""
+    agreed: dict[str, list[bool]] = {"ground-glass": [], "part-solid": [], "solid": []}
+    with (LIDC_NODULES / "nodules.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            image = nibabel.load(LIDC_NODULES / "image" / f"{row['name']}.nii.gz")
+            inside = np.asarray(nibabel.load(LIDC_NODULES / "mask" / f"{row['name']}.nii.gz").dataobj) > 0
+            texture = float(row["texture"])
+            reading = "ground-glass" if texture < 2 else "part-solid" if texture < 4 else "solid"
+            hint = type_hint(inside, np.asarray(image.dataobj), image.affine)
+            agreed[reading].append(hint == reading)
+    assert [len(found) for found in agreed.values()] == [65, 39, 791]
+    assert [round(float(np.mean(found)), 2) for found in agreed.values()] == [0.72, 0.59, 0.89]

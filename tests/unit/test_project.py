@@ -27,8 +27,8 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
     *("errors", "commands", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network"),
-    *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "segmentation"),
-    *("inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
+    *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "location"),
+    *("segmentation", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")

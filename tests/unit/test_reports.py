@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.findings import Detection, Measurement, Nodule, ScanResult
+from scripts.findings import Detection, Location, Measurement, Nodule, ScanResult
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.reports import (
     HtmlReport,
@@ -65,9 +65,11 @@ def make_result(
         image_hu[inside] = 40.0
         mask[inside] = label
         volume_mm3 = float(inside.sum()) * voxel_volume_mm3(affine_ras)
-        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0) if inside.any() else None
+        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0, "solid")
         i, j, k = apply_affine(np.linalg.inv(affine_ras), centre_ras_mm).tolist()
-        nodules.append(Nodule(label, Detection(centre_ras_mm, diameter_mm, 0.95 / label), (i, j, k), measurement))
+        detection = Detection(centre_ras_mm, diameter_mm, 0.95 / label)
+        location = Location("left" if centre_ras_mm[0] < 0 else "right", "middle")
+        nodules.append(Nodule(label, detection, (i, j, k), measurement if inside.any() else None, location))
     return ScanResult(
         name=name,
         source="/ward/Jane Doe/scan_1.nii.gz",
@@ -139,6 +141,8 @@ class TestNodulesJson:
             "long_axis_mm": 10.0,
             "short_axis_mm": 9.0,
             "mean_hu": 40.0,
+            "type_hint": "solid",
+            "location": {"side": "right", "level": "middle"},
         }
         assert record["scan"] == {
             "facts": {"Modality": "CT"},
@@ -160,7 +164,12 @@ class TestNodulesJson:
 
     def test_missing_measurements_are_null(self) -> None:
         record = scan_record(make_result((((8.0, -5.0, 1.9), 0.01),)))["nodules"][0]
-        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu")] == [None, None, None]
+        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu", "type_hint")] == [None] * 4
+
+    def test_a_place_that_is_not_known_is_null(self) -> None:
+        result = make_result()
+        nodules = tuple(dataclasses.replace(nodule, location=None) for nodule in result.nodules)
+        assert scan_record(dataclasses.replace(result, nodules=nodules))["nodules"][0]["location"] is None
 
     def test_no_nodule_is_an_empty_list(self, tmp_path: Path) -> None:
         assert strict_json(NodulesJson()(without_nodules(make_result()), tmp_path))["nodules"] == []
@@ -179,7 +188,9 @@ class TestTables:
         assert rows[0][:7] == ["seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"]
         assert rows[1][:7] == ["scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"]
         assert rows[2][:7] == ["scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"]
-        assert {len(row) for row in rows} == {12}
+        assert rows[0][-3:] == ["type_hint", "side", "level"]
+        assert [row[-3:] for row in rows[1:]] == [["solid", "right", "middle"], ["solid", "left", "middle"]]
+        assert {len(row) for row in rows} == {15}
 
     def test_csv_without_nodules_is_the_header(self, tmp_path: Path) -> None:
         assert len(NodulesCsv()(without_nodules(make_result()), tmp_path).read_text().splitlines()) == 1
