@@ -22,7 +22,10 @@ from tests.bundle import ROOT, command, nodules, run_inference
 DEMO_SEED = 7
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
 REAL_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
-FILES = {"nodules.json", "nodules.csv", "mask.nii.gz", "report.html"}
+FILES = {
+    *("nodules.json", "nodules.csv", "mask.nii.gz", "report.html"),
+    *("nodules.mrk.json", "mask.ctbl", "mask.label.txt"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,21 @@ import errno
 import gzip
 import itertools
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.errors import SettingError
 from scripts.findings import Detection, Location, Measurement, Nodule, ScanResult
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.reports import (
+    Fingerprint,
     HtmlReport,
     MaskNifti,
     NodulesCsv,
@@ -26,11 +30,14 @@ from scripts.reports import (
     OutputError,
     PredictionTable,
     ResultWriter,
+    input_digest,
     summary_table,
 )
 from scripts.reports.page import AxialSlices, shown_probability, summary_sentence
 from scripts.reports.pictures import AXIAL, CORONAL, SAGITTAL, Window, close_ups, overview_position_mm, overviews
-from scripts.reports.tables import scan_record, source_name
+from scripts.reports.tables import SCHEMA_VERSION, scan_record, source_name
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
 
 LUNG = Window(-600.0, 1500.0)
 # An anisotropic grid that is no cube, in the orientation of most DICOM series (LPS axes).
@@ -89,6 +96,7 @@ def make_result(
             "weights": Path("/secret/model.pt"),
             "bad": float("nan"),
         },
+        input_digest=64 * "a",
     )
 
 
@@ -151,7 +159,12 @@ class TestNodulesJson:
             "affine_ras": AFFINE_RAS.tolist(),
         }
         assert record["search"] == {"lungs_found": True, "candidates_outside_lungs": 2, "candidates": 3}
-        assert record["schema_version"] == "1.0.0"
+        assert record["schema_version"] == SCHEMA_VERSION
+        assert record["candidates"] == [
+            {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
+            {"centre_lps_mm": [12.0, -9.0, 14.0], "diameter_mm": 6.0, "probability": 0.475},
+            {"centre_lps_mm": [-1.0, -2.0, 3.0], "diameter_mm": 4.0, "probability": 0.0123456789},
+        ]
         assert record["bundle"] == {"name": "compact", "version": "0.1.0"}
         assert record["notes"] == ["Slices are thick."]
         assert "not for diagnosis" in record["disclaimer"]
@@ -170,6 +183,41 @@ class TestNodulesJson:
         result = make_result()
         nodules = tuple(dataclasses.replace(nodule, location=None) for nodule in result.nodules)
         assert scan_record(dataclasses.replace(result, nodules=nodules))["nodules"][0]["location"] is None
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            make_result(),
+            without_nodules(make_result()),
+            make_result((((8.0, -5.0, 1.9), 0.01),)),  # no voxel in the outline
+            dataclasses.replace(make_result(), lungs_found=False, notes=(), facts={}, model={}, settings={}),
+        ],
+        ids=["nodules", "none", "unmeasured", "bare"],
+    )
+    def test_it_follows_its_schema(self, result: ScanResult, tmp_path: Path) -> None:
+        jsonschema.validate(strict_json(NodulesJson()(result, tmp_path)), SCHEMA)
+
+    def test_the_schema_notices_what_is_missing_or_wrong(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(SCHEMA)
+        nodule = scan_record(make_result())["nodules"][0]
+        wrong = [("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})]
+        wrong += [("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)]
+        for name, value in wrong:
+            record = {**scan_record(make_result()), "nodules": [{**nodule, name: value}]}
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(record, SCHEMA)
+        for part in (scan_record(make_result()), nodule):
+            for name in part:
+                less = {key: value for key, value in part.items() if key != name}
+                record = less if part is not nodule else {**scan_record(make_result()), "nodules": [less]}
+                with pytest.raises(jsonschema.ValidationError, match=f"'{name}' is a required property"):
+                    jsonschema.validate(record, SCHEMA)
+
+    def test_the_schema_is_that_of_the_major_version(self) -> None:
+        assert f"-{SCHEMA_VERSION.split('.')[0]}" in str(SCHEMA["$id"])
+        assert set(SCHEMA["properties"]) == set(scan_record(make_result()))
+        described = SCHEMA["$defs"]["nodule"]["properties"] | SCHEMA["$defs"]["candidate"]["properties"]
+        assert set(described) == set(scan_record(make_result())["nodules"][0])
 
     def test_no_nodule_is_an_empty_list(self, tmp_path: Path) -> None:
         assert strict_json(NodulesJson()(without_nodules(make_result()), tmp_path))["nodules"] == []
@@ -251,9 +299,54 @@ class TestTables:
         table.append(make_result(name="b"))
         assert len(table.path.read_text().splitlines()) == 7
 
-    def test_a_new_run_starts_a_new_table(self, tmp_path: Path) -> None:
-        PredictionTable(tmp_path / "predictions.csv").append(make_result())
-        assert len(PredictionTable(tmp_path / "predictions.csv").path.read_text().splitlines()) == 1
+    def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "predictions.csv")
+        write = ResultWriter(tmp_path, [NodulesJson()], table)
+        for name in ("c", "a", "b"):
+            write(without_nodules(make_result(name=name)) if name == "b" else make_result(name=name))
+        table.append(make_result(name="gone"))  # no folder
+        again = PredictionTable(tmp_path / "predictions.csv")
+        rows = list(csv.DictReader(again.path.read_text().splitlines()))
+        assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
+        assert rows[:3] == list(csv.DictReader(table.path.read_text().splitlines()))[:3]
+        again.append(make_result(name="d"))
+        again.append(dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
+        names = [row["seriesuid"] for row in csv.DictReader(again.path.read_text().splitlines())]
+        assert names == ["a", "c", "c", "c", "d", "d", "d"]
+
+    def test_a_run_that_goes_on_ends_with_the_table_of_one_that_never_stopped(self, tmp_path: Path) -> None:
+        for folder, stops in (("once", ()), ("stopped", (1, 2))):
+            for stop in (*stops, 3):
+                write = ResultWriter(
+                    tmp_path / folder, [NodulesJson()], PredictionTable(tmp_path / folder / "predictions.csv")
+                )
+                for name in "abc"[:stop]:
+                    result = make_result(name=name)
+                    if not write.finished(name, fingerprint(result)):
+                        write(result)
+                if stop == 1:  # killed after the folder, before the table
+                    write.predictions.path.write_text("seriesuid,coordX,coordY,coordZ,probability\na,1.0,2")
+        tables = [(tmp_path / folder / "predictions.csv").read_text() for folder in ("once", "stopped")]
+        assert tables[0] == tables[1]
+        assert tables[0].count("\n") == 10
+
+    def test_a_damaged_or_older_record_adds_no_row(self, tmp_path: Path) -> None:
+        for name, text in (
+            ("a", "{"),
+            ("b", "[]"),
+            ("c", "{}"),
+            ("d", '{"candidates": 3}'),
+            ("e", '{"candidates": [1]}'),
+        ):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "nodules.json").write_text(text)
+        assert PredictionTable(tmp_path / "predictions.csv").path.read_text().count("\n") == 1
+
+    def test_another_file_of_that_name_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "predictions.csv").write_text("my,own\n1,2\n")
+        with pytest.raises(OutputError, match=r"predictions\.csv.*got another file"):
+            PredictionTable(tmp_path / "predictions.csv")
+        assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
 
     def test_terminal_table_is_aligned(self) -> None:
         lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
@@ -539,8 +632,18 @@ class TestPage:
         assert sentence.startswith("One possible nodule reaches the operating threshold of 0.5; it measures 8.0 mm")
 
 
+def other_settings(result: ScanResult) -> ScanResult:
+    return dataclasses.replace(result, settings={**result.settings, "threshold": 0.3})
+
+
+def fingerprint(result: ScanResult) -> Fingerprint:
+    return Fingerprint.of_result(result)
+
+
 class _Fails:
     """A writer that leaves a piece behind and then meets ``error``."""
+
+    filename = "piece.txt"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -560,10 +663,10 @@ class TestResultWriter:
         assert _names(tmp_path / "out") == ["predictions.csv", "scan_1"]
         assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
 
-    def test_a_new_result_replaces_the_former_one(self, tmp_path: Path) -> None:
+    def test_a_new_result_replaces_the_former_one_when_asked(self, tmp_path: Path) -> None:
         ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])(make_result())
         (tmp_path / "scan_1" / ".DS_Store").touch()
-        ResultWriter(tmp_path, [NodulesJson()])(without_nodules(make_result()))
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other_settings(without_nodules(make_result())))
         assert _names(tmp_path / "scan_1") == ["nodules.json"]
         assert strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"] == []
         assert _names(tmp_path) == ["scan_1"]
@@ -573,13 +676,14 @@ class TestResultWriter:
         before = ResultWriter(tmp_path, [NodulesJson()])(make_result()) / "nodules.json"
         content = before.read_bytes()
         table = PredictionTable(tmp_path / "predictions.csv")
+        rows = table.path.read_bytes()
         write = ResultWriter(tmp_path, [NodulesJson(), _Fails(error)], table)
         expected = OutputError if isinstance(error, OSError) else RuntimeError
         with pytest.raises(expected, match=r"scan_1.*No space left on device|broken"):
             write(without_nodules(make_result()))
         assert before.read_bytes() == content
         assert _names(tmp_path) == ["predictions.csv", "scan_1"]
-        assert len(table.path.read_text().splitlines()) == 1
+        assert table.path.read_bytes() == rows
 
     def test_an_interrupted_swap_is_undone_by_the_next_run(self, tmp_path: Path) -> None:
         ResultWriter(tmp_path, [NodulesJson()])(make_result())
@@ -607,6 +711,76 @@ class TestResultWriter:
             write(without_nodules(make_result()))
         assert _names(tmp_path) == ["scan_1"]
         assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+
+    def test_the_same_scan_and_settings_are_finished(self, tmp_path: Path) -> None:
+        result = make_result()
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        assert not write.finished("scan_1", fingerprint(result))
+        write(result)
+        assert write.finished("scan_1", fingerprint(result))
+        assert not write.finished("scan_2", fingerprint(result))
+        assert not ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(result))
+
+    def test_a_result_with_files_missing_is_made_again(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        (write(make_result()) / "nodules.csv").unlink()
+        assert not write.finished("scan_1", fingerprint(make_result()))
+        write(make_result())
+        assert write.finished("scan_1", fingerprint(make_result()))
+
+    def test_a_file_that_only_some_scans_have_may_be_missing(self, tmp_path: Path) -> None:
+        class Optional(NodulesCsv):
+            filename, optional = "some.csv", True
+
+        ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).finished("scan_1", fingerprint(make_result()))
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"settings": {"threshold": 0.3}}, "bad unset now, .*threshold 0.3 now, 0.5 there"),
+            ({"model": {"name": "compact", "version": "0.2.0"}}, r"another one: version 0\.2\.0 now, 0\.1\.0 there\."),
+            ({"input_digest": 64 * "b"}, r"another one: other input files, or files changed since\."),
+        ],
+    )
+    def test_a_result_of_something_else_is_refused(self, tmp_path: Path, changed: dict, said: str) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        content = (write(make_result()) / "nodules.json").read_bytes()
+        other = dataclasses.replace(make_result(), **changed)
+        for attempt in (lambda: write.finished("scan_1", fingerprint(other)), lambda: write(other)):
+            with pytest.raises(OutputError, match=f"scan_1: expected nothing or .*{said}") as caught:
+                attempt()
+            assert "--overwrite true" in str(caught.value)
+        assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == content
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other)
+        assert write.finished("scan_1", fingerprint(other))
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"input_digest": "", "bundle": {}, "settings": {}}'])
+    def test_a_result_that_does_not_say_what_it_was_made_from_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "nodules.json").write_text(text)
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        with pytest.raises(OutputError, match="does not say what it was made from"):
+            write.finished("scan_1", Fingerprint("", {}, {}))
+        assert (tmp_path / "scan_1" / "nodules.json").read_text() == text
+
+    def test_a_result_moved_aside_by_a_killed_run_is_finished(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write(make_result()).rename(tmp_path / ".scan_1.former")
+        assert write.finished("scan_1", fingerprint(make_result()))
+        assert _names(tmp_path) == ["scan_1"]
+
+    @pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("False", False), (True, True)])
+    def test_overwrite_is_true_or_false_on_the_command_line_too(self, tmp_path: Path, value: object, on: bool) -> None:
+        assert ResultWriter(tmp_path, [NodulesJson()], overwrite=value).overwrite is on  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="overwrite: expected true or false, got 'yes'"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite="yes")  # type: ignore[arg-type]
+
+    def test_somebodys_files_are_seen_before_the_scan_is_searched(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "thesis.docx").write_text("years of work")
+        with pytest.raises(OutputError, match=r"scan_1.*thesis\.docx"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(make_result()))
 
     def test_somebodys_files_are_never_deleted(self, tmp_path: Path) -> None:
         (tmp_path / "scan_1").mkdir()
@@ -657,3 +831,32 @@ class TestResultWriter:
 
 def _names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+class TestInputDigest:
+    def test_path_size_and_time_count_and_nothing_else(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a.nii", tmp_path / "b.nii"
+        first.write_bytes(b"one")
+        second.write_bytes(b"two")
+        digest = input_digest([first, second])
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        assert input_digest([str(second), str(first)]) == digest
+        assert input_digest([tmp_path]) == digest
+        os.utime(first, ns=(5, first.stat().st_mtime_ns))  # read since
+        assert input_digest([first, second]) == digest
+        others = {digest, input_digest([first]), input_digest([])}
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.write_bytes(b"longer")
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.rename(tmp_path / "c.nii")
+        others.add(input_digest([first, tmp_path / "c.nii"]))
+        others.add(input_digest([first, second]))  # not there
+        assert len(others) == 7
+
+    def test_from_where_it_is_called_does_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a.nii").touch()
+        digest = input_digest([tmp_path / "a.nii"])
+        monkeypatch.chdir(tmp_path)
+        assert input_digest(["a.nii"]) == digest
