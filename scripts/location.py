@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from monai.transforms import Transform
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from .findings import Location, Nodule
 from .geometry import FloatArray, Point, apply_affine, spacing_mm
 
+Mask = npt.NDArray[np.bool_]
+
 SECOND_LUNG = 0.1  # the smaller piece holds at least a tenth of the larger, as in the search for the lungs
-SEVERAL_STEPS = 15  # of the coarsest spacing: 45 mm on the 3 mm grid of the search, where nothing of a lung is left
+MOST_STEPS = 15  # of the largest spacing: 45 mm on the 3 mm grid of the search, where nothing of a lung is left
 
 
 class LungSides:
@@ -32,33 +33,35 @@ class LungSides:
     of the wear's radius fits: the windpipe above it is narrower.
 
     Args:
-        left_ras_mm, right_ras_mm: ``[N, 3]``, what is left of either lung once worn away.
-        lungs_ras_mm: ``[N, 3]``, every voxel of both before.
+        lungs: ``[I, J, K]``, both before the wear.
+        left, right: what is left of either.
+        affine: ``[4, 4]``, voxel to RAS mm.
         worn_mm: radius of the wear.
     """
 
-    def __init__(
-        self, left_ras_mm: FloatArray, right_ras_mm: FloatArray, lungs_ras_mm: FloatArray, worn_mm: float
-    ) -> None:
-        self._left, self._right = KDTree(left_ras_mm), KDTree(right_ras_mm)
-        is_left = self._nearer_left(lungs_ras_mm)
-        self._heights_mm = {
-            name: (float(lungs_ras_mm[own, 2].min()), float(piece[:, 2].max()) + worn_mm)
-            for name, own, piece in (("left", is_left, left_ras_mm), ("right", ~is_left, right_ras_mm))
-        }
-
-    def _nearer_left(self, points_ras_mm: FloatArray) -> npt.NDArray[np.bool_]:
-        return np.asarray(self._left.query(points_ras_mm)[0] < self._right.query(points_ras_mm)[0])
+    def __init__(self, lungs: Mask, left: Mask, right: Mask, affine: FloatArray, worn_mm: float) -> None:
+        nearest = ndimage.distance_transform_edt(
+            ~(left | right), sampling=spacing_mm(affine), return_distances=False, return_indices=True
+        )
+        self._is_left: Mask = left[tuple(nearest)]
+        self._to_voxel = np.linalg.inv(affine)
+        self._heights_mm = {}
+        for name, own, piece in (("left", self._is_left, left), ("right", ~self._is_left, right)):
+            foot_mm = apply_affine(affine, np.argwhere(lungs & own))[:, 2].min()
+            head_mm = apply_affine(affine, np.argwhere(piece))[:, 2].max() + worn_mm
+            self._heights_mm[name] = float(foot_mm), float(head_mm)
 
     def locate(self, centre_ras_mm: Point) -> Location:
         """The nearer lung, and the third of its height; beyond its ends the outer thirds go on."""
-        side: Literal["left", "right"] = "left" if self._nearer_left(np.array(centre_ras_mm)) else "right"
+        voxel = np.rint(apply_affine(self._to_voxel, centre_ras_mm)).astype(int)
+        within = tuple(np.clip(voxel, 0, np.array(self._is_left.shape) - 1))
+        side: Literal["left", "right"] = "left" if self._is_left[within] else "right"
         foot_mm, head_mm = self._heights_mm[side]
         share = (centre_ras_mm[2] - foot_mm) / (head_mm - foot_mm)
         return Location(side, "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper")
 
 
-def tell_sides(lungs: npt.NDArray[np.bool_], affine: FloatArray) -> LungSides | None:
+def tell_sides(lungs: Mask, affine: FloatArray) -> LungSides | None:
     """Tell the lungs of a mask apart.
 
     Args:
@@ -70,16 +73,17 @@ def tell_sides(lungs: npt.NDArray[np.bool_], affine: FloatArray) -> LungSides | 
     """
     steps_mm = spacing_mm(affine)
     depth_mm = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=steps_mm)[1:-1, 1:-1, 1:-1]
-    for worn_mm in np.arange(SEVERAL_STEPS) * float(steps_mm.max()):
+    for worn_mm in np.arange(MOST_STEPS) * float(steps_mm.max()):
         labels, count = ndimage.label(depth_mm > worn_mm)
         sizes = np.bincount(labels.ravel(), minlength=3)[1:]
         first, second = np.argsort(-sizes)[:2] + 1
         if count > 1 and sizes[second - 1] >= SECOND_LUNG * sizes[first - 1]:
-            pieces = [apply_affine(affine, np.argwhere(labels == number)) for number in (first, second)]
-            left, right = sorted(pieces, key=lambda points: float(points[:, 0].mean()))  # RAS: x grows to the right
-            apart_mm = np.abs(right.mean(axis=0) - left.mean(axis=0))
-            whole = apply_affine(affine, np.argwhere(lungs))
-            return LungSides(left, right, whole, float(worn_mm)) if apart_mm.argmax() == 0 else None
+            pieces = labels == first, labels == second
+            centres = [apply_affine(affine, np.argwhere(piece).mean(axis=0)) for piece in pieces]
+            if np.abs(centres[0] - centres[1]).argmax() != 0:
+                return None
+            left, right = pieces if centres[0][0] < centres[1][0] else pieces[::-1]  # RAS: x grows to the right
+            return LungSides(lungs, left, right, affine, float(worn_mm))
     return None
 
 

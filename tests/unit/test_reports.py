@@ -24,12 +24,16 @@ from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volum
 from scripts.reports import (
     Fingerprint,
     HtmlReport,
+    ItkSnapLabels,
     MaskNifti,
     NodulesCsv,
     NodulesJson,
     OutputError,
     PredictionTable,
     ResultWriter,
+    SlicerLabels,
+    SlicerMarkups,
+    Writer,
     input_digest,
     summary_table,
 )
@@ -393,6 +397,90 @@ class TestMask:
         assert len(gzip.decompress(content)) == 352 + 70 * 60 * 40
 
 
+class TestViewers:
+    def test_points_stand_where_the_nodules_are(self, tmp_path: Path) -> None:
+        record = strict_json(SlicerMarkups()(make_result(), tmp_path))
+        assert record["@schema"].endswith("/markups-schema-v1.0.3.json#")
+        (points,) = record["markups"]
+        assert (points["type"], points["coordinateSystem"], points["coordinateUnits"]) == ("Fiducial", "LPS", "mm")
+        assert [point["label"] for point in points["controlPoints"]] == [
+            "nodule 1 (0.95, 10.0 mm)",
+            "nodule 2 (0.47, 6.0 mm)",
+        ]
+        assert [point["position"] for point in points["controlPoints"]] == [[-8.0, 5.0, 1.0], [12.0, -9.0, 14.0]]
+        assert points["display"]["pointLabelsVisibility"] is True
+
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_points_are_what_the_schema_of_slicer_asks_for(self, empty: bool, tmp_path: Path) -> None:
+        """The part of Slicer's schema 1.0.3 that bears on the fields written here, in our words."""
+        result = without_nodules(make_result()) if empty else make_result()
+        record = strict_json(SlicerMarkups()(result, tmp_path))
+        flag = {"type": "boolean"}
+        position = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+        point = {
+            "id": {"type": "string"},
+            "label": {"type": "string"},
+            "position": position,
+            "selected": flag,
+            "locked": flag,
+            "visibility": flag,
+            "positionStatus": {"enum": ["undefined", "preview", "defined"]},
+        }
+        markup = {
+            "type": {"enum": ["Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"]},
+            "name": {"type": "string"},
+            "coordinateSystem": {"enum": ["LPS", "RAS"]},
+            "coordinateUnits": {"enum": ["mm", "um"]},
+            "locked": flag,
+            "controlPoints": {"type": "array", "items": {"properties": point, "additionalProperties": False}},
+            "display": {"type": "object", "additionalProperties": flag},
+        }
+        items = {"type": "object", "required": ["type"], "properties": markup, "additionalProperties": False}
+        schema = {
+            "required": ["@schema", "markups"],
+            "properties": {"@schema": {"type": "string"}, "markups": {"type": "array", "items": items}},
+        }
+        jsonschema.validate(record, schema)
+        assert len(record["markups"][0]["controlPoints"]) == len(result.nodules)
+
+    @pytest.mark.parametrize(
+        ("writer", "pattern"),
+        [
+            (SlicerLabels(), r"(\d+) (\S+) (\d+) (\d+) (\d+) (\d+)"),
+            (ItkSnapLabels(), r'(\d+) (\d+) (\d+) (\d+) ([01]) [01] [01] "([^"]+)"'),
+        ],
+        ids=["3D Slicer", "ITK-SNAP"],
+    )
+    def test_every_label_of_the_mask_has_a_line(self, writer: Writer, pattern: str, tmp_path: Path) -> None:
+        for result, labels in ((make_result(), ["0", "1", "2"]), (without_nodules(make_result()), ["0"])):
+            lines = writer(result, tmp_path).read_text().splitlines()
+            rows = [re.fullmatch(pattern, line) for line in lines if not line.startswith("#")]
+            assert all(rows)
+            assert [row[1] for row in rows if row] == labels
+        assert lines[0] in ("# Color table file", "# ITK-SnAP Label Description File")
+
+    def test_label_tables_by_hand(self, tmp_path: Path) -> None:
+        slicer = SlicerLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert slicer[1:] == [
+            "0 background 0 0 0 0",
+            "1 nodule_1_(0.95,_10.0_mm) 31 119 180 255",
+            "2 nodule_2_(0.47,_6.0_mm) 255 127 14 255",
+        ]
+        snap = ItkSnapLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert snap[-2:] == [
+            '1 31 119 180 1 1 1 "nodule 1 (0.95, 10.0 mm)"',
+            '2 255 127 14 1 1 1 "nodule 2 (0.47, 6.0 mm)"',
+        ]
+
+    def test_an_eleventh_nodule_takes_the_first_colour_again(self, tmp_path: Path) -> None:
+        nodule = make_result().nodules[0]
+        nodules = tuple(dataclasses.replace(nodule, label=label) for label in range(1, 13))
+        lines = SlicerLabels()(dataclasses.replace(make_result(), nodules=nodules), tmp_path).read_text().splitlines()
+        colours = [line.split()[2:5] for line in lines[2:]]
+        assert colours[10:] == colours[:2]
+        assert len({tuple(colour) for colour in colours}) == 10
+
+
 class TestPictures:
     @pytest.mark.parametrize(
         ("order", "flips"),
@@ -711,6 +799,25 @@ class TestResultWriter:
             write(without_nodules(make_result()))
         assert _names(tmp_path) == ["scan_1"]
         assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+
+    @pytest.mark.parametrize("room", [0, 3000, 12000])
+    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path: Path, room: int) -> None:
+        """The file size limit of the system stands in for the disk: the first file that does not fit fails."""
+        resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
+        table = PredictionTable(tmp_path / "predictions.csv")
+        before = table.path.read_bytes()
+        write = ResultWriter(tmp_path, [SlicerMarkups(), NodulesJson(), MaskNifti(), HtmlReport()], table)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"expected room for .* bytes.*Free disk space"):
+                write(make_result())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert _names(tmp_path) == ["predictions.csv"]
+        assert table.path.read_bytes() == before
+        write(make_result())
+        assert len(_names(tmp_path / "scan_1")) == 4
 
     def test_the_same_scan_and_settings_are_finished(self, tmp_path: Path) -> None:
         result = make_result()
