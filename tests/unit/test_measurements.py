@@ -80,8 +80,8 @@ def test_a_sphere_is_measured_within_bounds(
     """Voxels to 1 mm in plane, slices to 2.5 mm, counted whole wherever the sphere lies between them.
 
     Volume within 21 % at 6 mm, 5 % at 12 mm, 1.5 % at 25 mm; effective diameter within 6.5, 1.7, 0.5 %. The axes err
-    upwards, by at most 0.7 of a pixel's diagonal (the farthest of many pairs of edges counts), and downwards where the
-    slices miss the equator; the short one by a quarter of the diagonal more.
+    upwards, by at most 0.7 of a pixel's diagonal (the farthest of many pairs of edges counts), and downwards by at most
+    a quarter of it, and where the slices miss the equator.
     """
     steps_mm = GRIDS[name]
     diagonal_mm = pixel_diagonal_mm(steps_mm)
@@ -91,8 +91,8 @@ def test_a_sphere_is_measured_within_bounds(
         found = measured(ellipsoid(steps_mm, np.full(3, diameter_mm), np.array(shift)), steps_mm)
         assert found.volume_mm3 == pytest.approx(math.pi / 6 * diameter_mm**3, rel=volume_share)
         assert found.effective_diameter_mm == pytest.approx(diameter_mm, rel=diameter_share)
-        assert -missed_mm <= found.long_axis_mm - diameter_mm <= 0.7 * diagonal_mm
-        assert -missed_mm - 0.25 * diagonal_mm <= found.short_axis_mm - diameter_mm <= 0.7 * diagonal_mm
+        for axis_mm in (found.long_axis_mm, found.short_axis_mm):
+            assert -missed_mm - 0.25 * diagonal_mm <= axis_mm - diameter_mm <= 0.7 * diagonal_mm
         assert found.short_axis_mm <= found.long_axis_mm + 1e-9
 
 
@@ -119,12 +119,16 @@ TURNS = [np.eye(3), *Rotation.random(4, rng=0).as_matrix()]
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize(
     ("axes_mm", "volume_share", "diameter_share"),
-    [((9.0, 6.0, 7.5), 0.09, 0.03), ((14.0, 10.0, 12.0), 0.045, 0.016), ((18.0, 9.0, 25.0), 0.025, 0.009)],
+    [((9.0, 6.0, 7.5), 0.12, 0.04), ((14.0, 10.0, 12.0), 0.045, 0.016), ((18.0, 9.0, 25.0), 0.025, 0.009)],
 )
 def test_a_turned_ellipsoid_is_measured_within_bounds(
     name: str, axes_mm: tuple[float, float, float], volume_share: float, diameter_share: float
 ) -> None:
-    """Volume within 9, 4.5, 2.5 %; effective diameter within 3, 1.6, 0.9 %; axes within one diagonal of a pixel."""
+    """Volume within 12, 4.5, 2.5 %; effective diameter within 4, 1.6, 0.9 %.
+
+    The long axis within 0.7, the short one within 1.2 of a pixel's diagonal: where the long one is a few degrees off,
+    more of it shows across.
+    """
     steps_mm, axes = GRIDS[name], np.array(axes_mm)
     diagonal_mm = pixel_diagonal_mm(steps_mm)
     for turn, shift in itertools.product(TURNS, [(0.0, 0.0, 0.0), (0.2, -0.3, 0.1), (0.5, 0.5, 0.5)]):
@@ -132,8 +136,8 @@ def test_a_turned_ellipsoid_is_measured_within_bounds(
         found = measured(ellipsoid(steps_mm, axes, np.array(shift), turn), steps_mm)
         assert found.volume_mm3 == pytest.approx(math.pi / 6 * float(axes.prod()), rel=volume_share)
         assert found.effective_diameter_mm == pytest.approx(float(np.cbrt(axes.prod())), rel=diameter_share)
-        assert found.long_axis_mm == pytest.approx(long_mm, abs=diagonal_mm)
-        assert found.short_axis_mm == pytest.approx(short_mm, abs=diagonal_mm)
+        assert found.long_axis_mm == pytest.approx(long_mm, abs=0.7 * diagonal_mm)
+        assert found.short_axis_mm == pytest.approx(short_mm, abs=1.2 * diagonal_mm)
 
 
 def test_the_true_axes_of_a_slice_by_hand() -> None:
