@@ -48,7 +48,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
-        type_hint: what the intensities look like; a hint, no reading. "" where it was not made.
+        type_hint: what the intensities look like (:func:`.measurements.type_hint`); a hint, no reading.
     """
 
     volume_mm3: float
@@ -56,12 +56,12 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
-    type_hint: NoduleType | Literal[""] = ""
+    type_hint: NoduleType
 
 
 @dataclass(frozen=True)
 class Location:
-    """In which lung, and how high in it.
+    """In which lung, and how high in it (:class:`.location.LocateNodulesd`).
 
     Attributes:
         side: the patient's, "left" or "right".
@@ -121,11 +121,12 @@ class ScanResult:
         facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
-        settings: threshold and the other settings of the run.
+        settings: every setting of the run that changes the result.
         identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
         seconds: from reading to writing; ``None`` when it was not measured.
         lungs: where they lie; ``None`` where none were found.
         source_files: the DICOM slices, one for each k; empty for other formats.
+        input_digest: of the files it was read from (:func:`.reports.input_digest`); empty where unknown.
     """
 
     name: str
@@ -145,3 +146,4 @@ class ScanResult:
     seconds: float | None = None
     lungs: LungRegion | None = None
     source_files: tuple[str, ...] = ()
+    input_digest: str = ""

@@ -1,17 +1,21 @@
-"""What a user gets per scan, made from a ``ScanResult`` alone: JSON, CSV, NIfTI mask, a page, DICOM objects."""
+"""What a user gets per scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, a page, DICOM objects."""
 
 from .dicom import DicomReport, DicomSegmentation
 from .files import OutputError
+from .fingerprint import Fingerprint, input_digest
 from .index import RunIndex
 from .page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
+from .viewers import ItkSnapLabels, SlicerLabels, SlicerMarkups
 from .volume import MaskNifti
 from .writer import ResultWriter, Writer
 
 __all__ = [
     "DicomReport",
     "DicomSegmentation",
+    "Fingerprint",
     "HtmlReport",
+    "ItkSnapLabels",
     "MaskNifti",
     "NodulesCsv",
     "NodulesJson",
@@ -19,6 +23,9 @@ __all__ = [
     "PredictionTable",
     "ResultWriter",
     "RunIndex",
+    "SlicerLabels",
+    "SlicerMarkups",
     "Writer",
+    "input_digest",
     "summary_table",
 ]

@@ -541,7 +541,7 @@ def test_a_scan_that_was_no_dicom_has_no_dicom_objects(tmp_path: Path) -> None:
 
 
 def test_objects_of_a_former_result_are_replaced(tmp_path: Path) -> None:
-    writer = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()])
+    writer = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()], overwrite=True)
     result = result_of(tmp_path / "scan")
     assert {f.name for f in writer(result).iterdir()} == {"nodules.json", "segmentation.dcm", "report.dcm"}
     nothing = dataclasses.replace(result, nodules=(), mask=np.zeros_like(result.mask))

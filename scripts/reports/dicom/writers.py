@@ -17,6 +17,7 @@ class DicomSegmentation:
     """
 
     filename = "segmentation.dcm"
+    optional = True  # of a scan that was no DICOM
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
         """Write into ``folder``.
@@ -41,6 +42,7 @@ class DicomReport:
     """
 
     filename = "report.dcm"
+    optional = True  # of a scan that was no DICOM
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
         """Write into ``folder``; a scan without nodules gives a report that says so.
