@@ -105,5 +105,5 @@ def test_a_switch_is_on_or_off_as_text_too(value: object, on: bool) -> None:
 
 @pytest.mark.parametrize("value", ["yes", "", 1, 0, None])
 def test_a_switch_that_is_neither_is_refused(value: object) -> None:
-    with pytest.raises(SettingError, match="^overwrite: expected true or false, got "):
+    with pytest.raises(SettingError, match=r"^overwrite: expected true or false, got "):
         checked_switch("overwrite", value)
