@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, user_error_in
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -70,8 +70,11 @@ def run_function(program: str, command: Callable[..., Any], arguments: Sequence[
         return int(stop.code or 0)
     try:
         command(**{key: _joined(value) for key, value in options.items() if " " not in key and value is not None})
-    except (UserError, OSError) as error:
-        logging.getLogger(__name__).error("error: %s", error)
+    except Exception as error:
+        told = error if isinstance(error, OSError) else user_error_in(error)  # MONAI wraps what graphs raise
+        if told is None:
+            raise
+        logging.getLogger(__name__).error("error: %s", told)
         return 1
     return 0
 

@@ -19,8 +19,8 @@ from ..inferer import PrecisionInferer, choose_precision
 from .stopwatch import Stopwatch
 
 # Edges of the square matrices; the best rate counts. Small ones fit a CPU's caches, large ones fill a GPU.
-MATRIX_EDGES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
-COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # far more than caches hold
+MATRIX_EDGES, MATRIX_EDGES_GPU = (1024, 2048, 4096), (4096, 8192, 16384)
+COPIED_BYTES, COPIED_BYTES_GPU = 2**28, 2**31  # far more than caches hold
 BUSY = 0.5  # a resource used beyond this share of its ceiling is what bounds
 
 
@@ -53,9 +53,11 @@ class Windows:
 def ceilings(device: torch.device, precision: str, repeats: int = 3) -> Ceilings:
     """Measure the machine: the best of matrix products of several sizes, and a copy (read and written bytes count)."""
     dtype = choose_precision(precision, device)
+    gpu = device.type == "cuda"
     with _convolutions_float32():
-        rates = [2 * n**3 / _product_seconds(n, device, dtype, repeats) for n in MATRIX_EDGES[device.type]]
-    source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+        edges = MATRIX_EDGES_GPU if gpu else MATRIX_EDGES
+        rates = [2 * n**3 / _product_seconds(n, device, dtype, repeats) for n in edges]
+    source = torch.ones(COPIED_BYTES_GPU if gpu else COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_seconds = min(seconds_of(lambda: target.copy_(source), device, repeats))
     return Ceilings(max(rates), 2 * source.nbytes / copy_seconds)

@@ -87,38 +87,61 @@ def benchmark(
     files = [str(ROOT / path if path == INFERENCE else Path(path).resolve()) for path in config_file]
     given = {"device": device} if device else {}
     with _threads(threads), tempfile.TemporaryDirectory() as folder:
-        parser = graph(files, **given)
-        where = torch.device(parser.get_parsed_content("device"))
-        precisions = list(dict.fromkeys(precision_name(SHORT.get(name, name), where) for name in precision))
-        builders(parser, compare)
+        where, precisions = _ready(files, given, compare, precision)
         _check_outputs(json, markdown, where.type)
         source = input or str(synthetic(Path(folder) / "scan", seed))
         _check_one_scan(source)
         report = {"command": command, "device": where.type, "machine": machine(where), "synthetic": not input}
         report |= scan_report(files, {**given, "input": source}, precisions, compare, repeats)
+        given["precision"] = precisions[0]
         if counts:
-            options = [
-                "--config_file",
-                str(files),
-                "--precision",
-                precisions[0],
-                *(["--device", device] * bool(device)),
-            ]
-            logger.info("timing the whole command for %s scans …", ", ".join(map(str, counts)))
-            report["scans"] = _scans(source, counts, options)
+            report["scans"] = _scans(source, counts, files, given)
         if scales:
-            logger.info("searching bodies of several sizes …")
-            sized = search_sizes(scales, seed, files, repeats, **given, precision=precisions[0])
-            report["sizes"] = [asdict(one) for one in sized]
+            report["sizes"] = [asdict(one) for one in search_sizes(scales, seed, files, repeats, **given)]
         if training:
             data = dataset_dir or str(synthetic(Path(folder) / "training", seed, scans=TRAINING_SCANS).parent)
-            logger.info("training a few steps with %s workers …", ", ".join(map(str, crews)))
-            report["training"] = [asdict(train_steps(data, crew, steps, **given)) for crew in crews]
-    logger.info("%s", report_text(report))
+            report["training"] = _training(data, crews, steps, device)
+    _hand_over(report, json, markdown)
+
+
+def _ready(
+    files: Sequence[str], given: Mapping[str, Any], presets: Sequence[str], precisions: Sequence[str]
+) -> tuple[torch.device, list[str]]:
+    """The device, and the precisions by the inferer's names; refuses what is not there before minutes are spent."""
+    parser = graph(files, **given)
+    parser.get_parsed_content("network")  # refuses a device that is not there, and wrong weights
+    builders(parser, presets)
+    where = torch.device(parser.get_parsed_content("device"))
+    return where, list(dict.fromkeys(precision_name(SHORT.get(name, name), where) for name in precisions))
+
+
+def _scans(source: str, counts: Sequence[int], files: Sequence[str], given: Mapping[str, str]) -> dict[str, Any]:
+    """The whole command for several numbers of scans; three or more tell whether they lie on a line."""
+    logger.info("timing the whole command for %s scans …", ", ".join(map(str, counts)))
+    options = [
+        "--config_file",
+        str(list(files)),
+        *(word for name, text in given.items() for word in (f"--{name}", text)),
+    ]
+    seconds = [time_command(source, count, options, torch.get_num_threads()) for count in counts]
+    line = asdict(line_through(counts, seconds)) if len(set(counts)) > 2 else None
+    return {"runs": [{"scans": n, "seconds": s} for n, s in zip(counts, seconds, strict=True)], "line": line}
+
+
+def _training(dataset_dir: str, crews: Sequence[int], steps: int, device: str) -> list[dict[str, Any]]:
+    logger.info("training a few steps with %s workers …", ", ".join(map(str, crews)))
+    given = {"device": device} if device else {}
+    return [asdict(train_steps(dataset_dir, crew, steps, **given)) for crew in crews]
+
+
+def _hand_over(report: Mapping[str, Any], json: str, markdown: str) -> None:
+    """Show the tables and write what was asked for."""
+    text = report_text(report)
+    logger.info("%s", text)
     if json:
         write_bytes(Path(json), (json_format.dumps(report, indent=1) + "\n").encode())
     if markdown:
-        write_bytes(Path(markdown), filled_page(Path(markdown), where.type, report_text(report)).encode())
+        write_bytes(Path(markdown), filled_page(Path(markdown), report["device"], text).encode())
 
 
 def command_line(command: Callable[..., Any], options: Mapping[str, Any]) -> str:
@@ -130,12 +153,6 @@ def command_line(command: Callable[..., Any], options: Mapping[str, Any]) -> str
         if value != parameter.default:
             words += [f"--{name}", *([] if value is True else listed)]
     return shlex.join(words)
-
-
-def _scans(source: str, counts: Sequence[int], options: Sequence[str]) -> dict[str, Any]:
-    seconds = [time_command(source, count, options, torch.get_num_threads()) for count in counts]
-    line = asdict(line_through(counts, seconds)) if len(set(counts)) > 1 else None
-    return {"runs": [{"scans": n, "seconds": s} for n, s in zip(counts, seconds, strict=True)], "line": line}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from ..errors import DataError
 from ..prepare.phantom_command import phantom
 from .search import NETWORK, ROOT, Searched, median_search
 from .stopwatch import Stage
+
+logger = logging.getLogger(__name__)
 
 MESSAGE_LINES = 5  # of a failed command, shown
 
@@ -93,7 +96,7 @@ def time_command(source: str, scans: int, options: Sequence[str], threads: int) 
 
 
 def line_through(counts: Sequence[int], seconds: Sequence[float]) -> Line:
-    """Fit of two or more different counts."""
+    """Fit of two or more different counts; with two, nothing is off."""
     each, start = np.polyfit(counts, seconds, 1).tolist()
     fitted = start + each * np.asarray(counts)
     return Line(start, each, float(np.max(np.abs(fitted - seconds) / np.asarray(seconds))))
@@ -103,6 +106,7 @@ def search_sizes(
     scales: Sequence[float], seed: int, config_files: Sequence[str], repeats: int, **overrides: Any
 ) -> list[Sized]:
     """Search synthetic bodies of several sizes."""
+    logger.info("searching bodies of %s times the size …", ", ".join(map(str, scales)))
     rows = []
     for scale in scales:
         with tempfile.TemporaryDirectory() as folder:

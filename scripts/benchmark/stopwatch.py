@@ -101,6 +101,8 @@ class Timed:
         self._call, self._name, self._watch = call, name, watch
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying asks for such names before there is a call to ask
+            raise AttributeError(name)
         return getattr(self._call, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
