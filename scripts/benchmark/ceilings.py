@@ -135,5 +135,5 @@ class _Traffic(TorchDispatchMode):
 def what_bounds(matrices: float, memory: float) -> str:
     """A sentence about two shares of ceilings."""
     if max(matrices, memory) < BUSY:
-        return "neither, the time goes to many small operations"
+        return "neither, but products too small to be fast, and operations that are not counted"
     return "matrix multiplication" if matrices >= memory else "memory traffic"

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..reader import find_scans
 from ..reports.files import writable_folder, write_bytes
 from .machine import machine
-from .networks import builders, precision_name
+from .networks import check_presets, precision_name
 from .page import filled_page, report_text
 from .report import scan_report
 from .search import ROOT, graph
@@ -110,7 +110,7 @@ def _ready(
     """The device, and the precisions by the inferer's names; refuses what is not there before minutes are spent."""
     parser = graph(files, **given)
     parser.get_parsed_content("network")  # refuses a device that is not there, and wrong weights
-    builders(parser, presets)
+    check_presets(parser, presets)
     where = torch.device(parser.get_parsed_content("device"))
     return where, list(dict.fromkeys(precision_name(SHORT.get(name, name), where) for name in precisions))
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from monai.bundle import ConfigParser
-from torch import nn
 
 from ..inferer import choose_precision
-from ..network import PresetError, ready_network
+from ..network import PresetError
 from ..network.anatomy import flops_per_voxel
 from .ceilings import Ceilings, time_windows, what_bounds
 from .search import Searched
@@ -27,7 +26,8 @@ class Cost:
 
     Attributes:
         preset, precision: which.
-        size, windows: voxels of a window along each axis, and how many the scan takes.
+        size: voxels of the timed window along each axis.
+        windows, scan_voxels: how many windows the scan takes, and all of their voxels.
         flops_per_voxel: counted, see :func:`..network.anatomy.flops_per_voxel`.
         window_seconds, peak_process_bytes, peak_cuda_bytes: see :class:`.ceilings.Windows`.
         matrix_share: of the machine's rate of matrix multiplication.
@@ -40,6 +40,7 @@ class Cost:
     precision: str
     size: tuple[int, ...]
     windows: int
+    scan_voxels: int
     flops_per_voxel: float
     window_seconds: float
     peak_process_bytes: int
@@ -59,17 +60,12 @@ def precision_name(precision: str, device: torch.device) -> str:
     return str(choose_precision(precision, device)).removeprefix("torch.")
 
 
-def builders(parser: ConfigParser, presets: Sequence[str]) -> dict[str, Callable[[], nn.Module]]:
-    """Builders of presets of a graph.
-
-    Raises:
-        PresetError: an unknown one.
-    """
+def check_presets(parser: ConfigParser, presets: Sequence[str]) -> None:
+    """Raise PresetError for a preset that the graph does not offer."""
     known = list(parser["presets"])
     for name in presets:
         if name not in known:
             raise PresetError(f"compare: expected presets among {', '.join(known)}, got {name!r}")
-    return {name: parser.get_parsed_content(f"presets::{name}") for name in presets}
 
 
 def pairs(presets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
@@ -79,29 +75,32 @@ def pairs(presets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, 
 
 
 def cost_of(key: tuple[str, str], parser: ConfigParser, limit: Ceilings, about: Searched, *, repeats: int) -> Cost:
-    """Time a few windows of a preset in a precision, and multiply by those of the scan.
+    """Time a few windows of a preset in a precision, and multiply by the voxels of the scan's.
 
     Args:
         key: preset and precision.
-        parser: the inference graph, for the preset, the device and the size of windows.
+        parser: the inference graph with that preset and without weights; what it does to a network to make it fast, it
+            does to the published one too.
         limit: the machine's, in that precision.
-        about: the searched scan; the graph's windows are as many for any preset but the published.
+        about: the searched scan; its windows are those of any preset but the published.
         repeats: windows timed.
     """
     preset, precision = key
-    device = torch.device(parser.get_parsed_content("device"))
-    network = ready_network(builders(parser, [preset])[preset](), device).eval()
-    size, count = tuple(int(n) for n in parser.get_parsed_content("window_size")), about.windows
+    device, network = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("network").eval()
+    size = tuple(int(n) for n in parser.get_parsed_content("window_size"))
+    count, scan_voxels = about.windows, about.window_voxels
     if preset == PUBLISHED:
         size, count = (TILE + 2 * TILE_MARGIN,) * 3, published_tiles(about)
-    windows = time_windows(network, size, device, precision, repeats)
+        scan_voxels = count * math.prod(size)
     flops = sum(flops_per_voxel(network).values())
+    windows = time_windows(network, size, device, precision, repeats)
     matrices = flops * math.prod(size) / windows.seconds / limit.flop_per_s
     memory = windows.traffic_bytes / windows.seconds / limit.bytes_per_s
     return Cost(
         *key,
         size=size,
         windows=count,
+        scan_voxels=scan_voxels,
         flops_per_voxel=flops,
         window_seconds=windows.seconds,
         peak_process_bytes=windows.peak_process_bytes,
@@ -109,7 +108,7 @@ def cost_of(key: tuple[str, str], parser: ConfigParser, limit: Ceilings, about: 
         matrix_share=matrices,
         memory_share=memory,
         bound=what_bounds(matrices, memory),
-        seconds_per_litre=windows.seconds * count / about.litres,
+        seconds_per_litre=windows.seconds / math.prod(size) * scan_voxels / about.litres,
     )
 
 

@@ -39,7 +39,16 @@ def scan_report(
     about = searched[precisions[0]][1]
     limits = {name: ceilings(device, name) for name in dict.fromkeys([*precisions, *(name for _, name in compared)])}
     logger.info("timing windows of %s …", ", ".join(" in ".join(key) for key in compared))
-    costs = {key: cost_of(key, parser, limits[key[1]], about, repeats=repeats) for key in compared}
+    costs = {
+        (name, number): cost_of(
+            (name, number),
+            graph(files, **{**settings, "preset": name, "checkpoint": ""}),
+            limits[number],
+            about,
+            repeats=repeats,
+        )
+        for name, number in compared
+    }
     published = costs.get((PUBLISHED, PUBLISHED_PRECISION))
     flops = sum(flops_per_voxel(parser.get_parsed_content("network_def")).values())
     return {

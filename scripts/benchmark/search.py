@@ -27,6 +27,9 @@ from .stopwatch import Stage, Stopwatch, Timed
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE, FILES, NETWORK, WINDOWS = "engine", "find files", "network", "cut and stitch windows"
 
+# Laid over the graph: scans one after the other, in one thread, so that each moment belongs to one stage.
+SERIAL = {"overlap": False}
+
 # Components by class → stage; one that is not listed is a stage of its own name.
 STAGES = {
     "LoadImaged": "read",
@@ -34,6 +37,8 @@ STAGES = {
     "Orientationd": "orient",
     "CropToLungsd": "find lungs, crop",
     "Spacingd": "resample",
+    "ToSpacingd": "resample",
+    "ScaleHud": "scale and pad",
     "ScaleIntensityRanged": "scale and pad",
     "SpatialPadd": "scale and pad",
     "DivisiblePadd": "scale and pad",
@@ -112,7 +117,7 @@ def search(config_files: Sequence[str], **overrides: Any) -> tuple[dict[str, Sta
         DataError: the scan was refused (why has been printed), or it was not one.
     """
     with tempfile.TemporaryDirectory() as folder, quiet():
-        parser = graph(config_files, output_dir=folder, **overrides)
+        parser = graph(config_files, output_dir=folder, **SERIAL, **overrides)
         evaluator, log = parser.get_parsed_content("evaluator"), parser.get_parsed_content("log")
         watch, about = Stopwatch(parser.get_parsed_content("device")), Searched()
         _put_stopwatch(parser, evaluator, watch)
