@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINE, FILES, NETWORK, WINDOWS = "engine", "find files", "network", "cut and stitch windows"
 
 # Laid over the graph: scans one after the other, in one thread, so that each moment belongs to one stage.
-SERIAL = {"overlap": False}
+SERIAL = {"background": False}
 
 # Components by class → stage; one that is not listed is a stage of its own name.
 STAGES = {

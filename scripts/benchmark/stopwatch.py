@@ -60,8 +60,14 @@ class Stopwatch:
         self._open.append(name)
 
     def end(self, name: str) -> Stage:
-        """Close a stage, and what is open inside it (as errors leave it)."""
+        """Close a stage, and what is open inside it (as errors leave it).
+
+        Raises:
+            RuntimeError: it is not open, as when work goes on in two threads at once.
+        """
         self._settle()
+        if name not in self._open:
+            raise RuntimeError(f"stage {name}: expected it among the open ones {self._open}; time one thread at a time")
         while self._open.pop() != name:
             pass
         return self.stages.setdefault(name, Stage())

@@ -98,6 +98,11 @@ def test_a_stage_that_failed_is_closed_with_the_one_around_it(clock: Callable[[f
     assert watch.stages["next"].seconds == 4.0
 
 
+def test_a_stage_that_is_not_open_is_named() -> None:
+    with pytest.raises(RuntimeError, match="stage write: expected it among the open ones"):
+        Stopwatch("cpu").end("write")
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a peak begin again")
 def test_a_peak_belongs_to_the_stage_that_made_it() -> None:
     watch = Stopwatch("cpu")
