@@ -25,7 +25,7 @@ from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 
 from .dicom_series import read_identity
-from .errors import UserError, reason_of, user_error_in
+from .errors import UserError, checked_switch, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
 from .reader import FILE_SEPARATOR, find_scans
 from .reports import ResultWriter, RunIndex, summary_table
@@ -150,7 +150,7 @@ class WriteResultd(Transform):
     ) -> None:
         self.writer, self.log = writer, log
         self.model, self.settings = dict(model), dict(settings)
-        self.show_identity = show_identity
+        self.show_identity = checked_switch("show_identity", show_identity)
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
         """The record of one scan."""
