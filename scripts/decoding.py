@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data.box_utils import non_max_suppression
 from monai.transforms import Transform
 from scipy import ndimage
@@ -28,9 +27,22 @@ LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps 
 
 def _peak_cells(logits: Tensor, peak_size: int, threshold: float) -> Tensor:
     """Cells ``[P, 3]`` that are the largest in their cube and reach the threshold (a probability)."""
-    highest = F.max_pool3d(logits[None, None], peak_size, stride=1, padding=peak_size // 2)[0, 0]
-    cells = torch.nonzero(logits == highest)
+    near_cut = torch.logit(torch.tensor(threshold), eps=1e-6) - 1e-3  # background is one plateau: it leaves first
+    cells = torch.nonzero((logits == _largest_around(logits, peak_size)) & (logits > near_cut.to(logits.device)))
     return cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= threshold]
+
+
+def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
+    """The largest value in the cube of ``peak_size`` cells around each, axis by axis: a tenth of a pooling's time."""
+    for axis in range(logits.ndim):
+        largest = logits.clone()
+        for step in range(1, peak_size // 2 + 1):
+            left = max(logits.shape[axis] - step, 0)
+            for here, there in ((0, step), (step, 0)) if left else ():
+                part = largest.narrow(axis, here, left)
+                torch.maximum(part, logits.narrow(axis, there, left), out=part)
+        logits = largest
+    return logits
 
 
 def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:

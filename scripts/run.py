@@ -1,6 +1,7 @@
 """One inference run over many scans: which scans there are, what is written, what failed, how it ends.
 
-A scan that cannot be read or written is named in one line and the others go on; the run then ends with exit code 1.
+A scan that cannot be read, searched or written is named in one line and the others go on; the run then ends with exit
+code 1. While one scan is searched, the next is read and the last is written: three are in memory, never more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ import monai.bundle
 import numpy as np
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
+from monai.utils import CommonKeys
 from torch.utils.data import IterableDataset
+from tqdm import tqdm
 
 from .errors import UserError, reason_of, user_error_in
 from .findings import ScanResult
@@ -41,6 +46,12 @@ class RunLog:
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
+        self.writing: Future[None] | None = None  # of a scan, in another thread
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        if self.writing is not None:
+            self.writing.result()
 
     def finished(self, result: ScanResult, folder: Path) -> None:
         self.folders[result.name] = folder
@@ -54,11 +65,12 @@ class RunLog:
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
 
     def close(self) -> None:
-        """Say how the run went.
+        """Say how the run went, once everything is written.
 
         Raises:
             SystemExit: code 1, when a scan failed or there was none.
         """
+        self.wait()
         refused = f" ({', '.join(self.failures)})" if self.failures else ""
         print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}")
         if self.failures or not self.folders:
@@ -73,10 +85,14 @@ class ScanStream(IterableDataset):
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
         transform: preprocessing of one item.
         log: where failures go.
+        ahead: prepare the next scan in a thread while one is searched.
     """
 
-    def __init__(self, source: str, series: str, transform: Callable[[Any], Any], log: RunLog) -> None:
+    def __init__(
+        self, source: str, series: str, transform: Callable[[Any], Any], log: RunLog, *, ahead: bool = False
+    ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
+        self.ahead = ahead
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -84,39 +100,96 @@ class ScanStream(IterableDataset):
         except UserError as error:
             self.log.failed(self.source, error)
             return
-        for number, item in enumerate(items, start=1):
-            logger.info("scan %d of %d: %s", number, len(items), item["name"])
-            try:
-                ready = self.transform(item)
-            except Exception as error:
-                self.log.failed(item["name"], error)
-            else:
-                yield ready
+        prepared = self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
+        yield from (item for item in tqdm(prepared, "scans", len(items), disable=None) if item is not None)
+
+    def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
+        """The items as :meth:`_prepare` leaves them; one is prepared while the one before it is in use."""
+        with ThreadPoolExecutor(1, "read") as pool:
+            coming = pool.submit(self._prepare, items[0])
+            for following in items[1:]:
+                item, coming = coming.result(), pool.submit(self._prepare, following)
+                yield item
+            yield coming.result()
+
+    def _prepare(self, item: Any) -> Any:
+        """One preprocessed item, ``None`` for a refused scan."""
+        logger.info("reading %s", item["name"])
+        try:
+            return self.transform(item)
+        except Exception as error:
+            self.log.failed(item["name"], error)
+            return None
+
+
+def one_scan(items: Sequence[Any]) -> Any:
+    """What the data loader makes of a batch of one item: the item, nothing is copied."""
+    (item,) = items
+    return item
+
+
+class ScanEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator, one preprocessed scan a time; a failure of network or postprocessing leaves that scan out.
+
+    Batches are single items (:func:`one_scan`), ``decollate`` is off. The inferer gets ``lung_distance_mm``; what it
+    remarks joins the item as ``remarks``.
+
+    Args:
+        log: where failures go.
+        settings: of :class:`monai.engines.SupervisedEvaluator`.
+    """
+
+    def __init__(self, *, log: RunLog, **settings: Any) -> None:
+        super().__init__(**settings, decollate=False)
+        self.log = log
+
+    def _iteration(self, engine: Any, batchdata: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        try:
+            image = batchdata["image"][None].to(engine.state.device)
+            with engine.mode(engine.network):
+                pred = engine.inferer(image, engine.network, lung_distance_mm=batchdata["lung_distance_mm"])[0]
+            remarks = getattr(engine.inferer, "remarks", ())
+            engine.state.output = {CommonKeys.PRED: pred, "remarks": remarks}
+            engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+            engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        except Exception as error:
+            self.log.failed(str(batchdata["name"]), error)
+        engine.state.batch = {}  # room for the scan after the next
+        return {}
 
 
 class WriteResultd(Transform):
     """Make a :class:`.findings.ScanResult` of an item and write it; a failure is logged and the run goes on.
 
     Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts`` and ``notes`` in its meta),
-    ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``.
+    ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``; ``remarks`` where there are any.
 
     Args:
         writer: writes all files of a scan.
         log: told about each scan.
         model: facts about bundle and weights, shown in the reports.
         settings: of this run, shown in the reports.
+        behind: write in a thread, in the order of the scans; ``log`` waits for it.
     """
 
     def __init__(
-        self, writer: ResultWriter, log: RunLog, model: Mapping[str, str], settings: Mapping[str, Any]
+        self,
+        writer: ResultWriter,
+        log: RunLog,
+        model: Mapping[str, str],
+        settings: Mapping[str, Any],
+        *,
+        behind: bool = False,
     ) -> None:
         self.writer, self.log = writer, log
         self.model, self.settings = dict(model), dict(settings)
+        self._pool = ThreadPoolExecutor(1, "write") if behind else None
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
         """The record of one scan."""
         scan = item["scan"]
         notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
+        notes += item.get("remarks", ())
         return ScanResult(
             name=str(item["name"]),
             source=str(item["source"]),
@@ -134,13 +207,26 @@ class WriteResultd(Transform):
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
         try:
-            result = self.result(item)
+            result = self.result(data)
+        except Exception as error:
+            self.log.failed(str(data["name"]), error)
+        else:
+            self._hand_over(result)
+        return {"name": data["name"]}
+
+    def _hand_over(self, result: ScanResult) -> None:
+        if self._pool is None:
+            self._write(result)
+        else:
+            self.log.wait()
+            self.log.writing = self._pool.submit(self._write, result)
+
+    def _write(self, result: ScanResult) -> None:
+        try:
             self.log.finished(result, self.writer(result))
         except Exception as error:
-            self.log.failed(str(item["name"]), error)
-        return {"name": item["name"]}
+            self.log.failed(result.name, error)
 
 
 def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ TISSUE_HU, LUNG_HU = 40.0, -850.0
 
 
 def _search(image_hu: np.ndarray, voxel_mm: np.ndarray = ONE_MM) -> Lungs:
-    return find_lungs(torch.from_numpy(np.ascontiguousarray(image_hu)), voxel_mm)
+    return find_lungs(image_hu, voxel_mm)
 
 
 def _missed_mm(box: np.ndarray, lungs: np.ndarray) -> float:

@@ -28,7 +28,7 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 ORDER = (
     *("errors", "commands", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network"),
     *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "segmentation"),
-    *("inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
+    *("windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")
