@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.box_utils import non_max_suppression
+from monai.data.box_utils import box_iou
 from monai.transforms import Transform
 from scipy import ndimage
 from torch import Tensor
@@ -22,13 +22,15 @@ from .geometry import FloatArray, apply_affine, spacing_mm
 
 # Channels of the network's output, as declared in metadata.json.
 NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
+LARGEST_CUT = 16.0  # from here on float32 knows no probability below 1
+LOGIT_ROUNDING = 1e-3  # a cut in float32 lets what it may not judge pass; the probability decides
 LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps exp() of untrained maps finite
 
 
 def _peak_cells(logits: Tensor, peak_size: int, threshold: float) -> Tensor:
     """Cells ``[P, 3]`` that are the largest in their cube and reach the threshold (a probability)."""
-    near_cut = torch.logit(torch.tensor(threshold), eps=1e-6) - 1e-3  # background is one plateau: it leaves first
-    cells = torch.nonzero((logits == _largest_around(logits, peak_size)) & (logits > near_cut.to(logits.device)))
+    cut = float(torch.logit(torch.tensor(threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
+    cells = torch.nonzero((logits == _largest_around(logits, peak_size)) & (logits >= cut))  # not all the background
     return cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= threshold]
 
 
@@ -82,6 +84,28 @@ def _proposals(pred: Tensor, voxel_mm: FloatArray, *, stride: int, threshold: fl
     return proposals
 
 
+def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
+    """Non-maximum suppression, all overlaps computed at once: as MONAI's, which computes them box by box.
+
+    Args:
+        boxes: ``[N, 6]`` first and last corner, by falling score.
+        overlap: IoU above which the weaker of two boxes goes.
+
+    Returns:
+        Indices of those that stay, in the same order.
+    """
+    if not len(boxes):
+        return []
+    rivals = (box_iou(boxes, boxes) > overlap).numpy()
+    gone = np.zeros(len(boxes), dtype=bool)
+    kept = []
+    for n in range(len(boxes)):
+        if not gone[n]:
+            kept.append(n)
+            gone |= rivals[n]
+    return kept
+
+
 def decode_candidates(
     pred: Tensor,
     affine: FloatArray,
@@ -114,7 +138,7 @@ def decode_candidates(
     proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[:top_k]]
     half_mm = proposals[:, 4:] / 2.0
     cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
-    proposals = proposals[non_max_suppression(cubes, proposals[:, 0], nms_overlap)]
+    proposals = proposals[strongest_of_overlapping(cubes, nms_overlap)]
     world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine))
     probabilities = torch.sigmoid(proposals[:, 0])
     return [

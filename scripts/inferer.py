@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .network.blocks import COARSEST_STRIDE
-from .windows import Box, Tiling, batches, cells_near, plan_windows
+from .windows import Box, Tiling, batches, blocks_near, plan_windows
 
 logger = logging.getLogger(__name__)
 
 BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
+LEAST_BLOCKS = 4  # of a window that is cut: 64 voxels, as large as the crops of a training
 LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
 
 Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
@@ -99,7 +100,7 @@ def prepare_scan(
     batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Any, ...]:
     """MONAI's ``prepare_batch`` of whole scans: where their lungs are goes to the inferer."""
-    image, label = default_prepare_batch(batch, device, non_blocking, **kwargs)
+    image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
     return image, label, (), {"lung_distance_mm": batch["lung_distance_mm"]}
 
 
@@ -118,8 +119,9 @@ class WindowError(UserError, ValueError):
 class WindowInferer(Inferer):
     """Apply a network in windows near the lungs, and stitch its maps with Gaussian weights.
 
-    Windows are those of :func:`.windows.plan_windows`. For a network with a true attribute ``any_window`` they are cut
-    to what they have to cover; for any other, of which the window is a part, they keep their size.
+    Windows are those of :func:`.windows.plan_windows`, in blocks of :data:`.network.blocks.COARSEST_STRIDE` voxels. For
+    a network with a true attribute ``any_window`` they are cut to what they have to cover; for any other, of which the
+    window is a part, they keep their size.
 
     On a GPU without enough memory fewer windows go through the network at once, then all go through it on the CPU.
     The windows stay the same, and so does the answer.
@@ -135,8 +137,8 @@ class WindowInferer(Inferer):
         remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: windows or steps that are no multiples of the stride (or of :data:`.network.blocks.COARSEST_STRIDE`
-            for windows); on a call whose image is smaller than a window.
+        WindowError: windows or overlaps that are no multiples of a block; on a call whose image is none either, or is
+            smaller than a window.
     """
 
     def __init__(
@@ -150,15 +152,13 @@ class WindowInferer(Inferer):
     ) -> None:
         super().__init__()
         shared = [edge * overlap for edge in window_size]
-        fit = all(n % COARSEST_STRIDE == 0 for n in window_size) and all(n % stride == 0 for n in shared)
-        if not 0.0 <= overlap < 1.0 or not fit:
+        if not 0.0 <= overlap < 1.0 or any(n % COARSEST_STRIDE for n in (*window_size, *shared)):
             raise WindowError(
-                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows that are multiples "
-                f"of {COARSEST_STRIDE} voxels and overlap by multiples of {stride}, got an overlap of {shared}"
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and overlaps of "
+                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 or 0.2 fit 160, 0.5 fits 96"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        self.size = tuple(int(n) // stride for n in window_size)
-        self.overlap = tuple(int(n) // stride for n in shared)
+        self.size, self.shared = (tuple(int(n) // COARSEST_STRIDE for n in edges) for edges in (window_size, shared))
         self.remarks: tuple[str, ...] = ()
 
     def __call__(
@@ -181,26 +181,21 @@ class WindowInferer(Inferer):
             ``[1, C', I/s, J/s, K/s]`` float32. Cells that no window holds are background (:data:`BACKGROUND_LOGIT`,
             then zeros).
         """
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        shape = self._cells(image)
-        if lung_distance_mm is None:
-            wanted = np.ones(shape, dtype=bool)
-        else:
-            wanted = cells_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, self.stride)
-        grain = COARSEST_STRIDE // self.stride if getattr(network, "any_window", False) else 0
-        windows = plan_windows(wanted, Tiling(self.size, self.overlap, grain))
-        return self._patiently(image, windows, network, lambda crops: network(crops, *args, **kwargs))
-
-    def _cells(self, image: Tensor) -> tuple[int, ...]:
-        """Shape of the maps of an image that can be searched."""
-        shape = tuple(n // self.stride for n in image.shape[2:])
-        fits = [n % self.stride == 0 and a >= b for n, a, b in zip(image.shape[2:], shape, self.size, strict=True)]
-        if image.shape[0] != 1 or not all(fits):
+        shape = tuple(inputs.shape[2:])
+        blocks = tuple(n // COARSEST_STRIDE for n in shape)
+        whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
+        if inputs.shape[0] != 1 or not all(whole):
             raise WindowError(
-                f"image: expected one whose edges are multiples of {self.stride} voxels and no smaller than a window of "
-                f"{[n * self.stride for n in self.size]}, got {list(image.shape)}; pad it"
+                f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a window of "
+                f"{[n * COARSEST_STRIDE for n in self.size]}, got {list(inputs.shape)}; pad it"
             )
-        return shape
+        wanted = np.ones(blocks, dtype=bool)
+        if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
+            wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, COARSEST_STRIDE)
+        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if getattr(network, "any_window", False) else self.size
+        windows = plan_windows(wanted, Tiling(self.size, self.shared, least))
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        return self._patiently(image, windows, network, lambda crops: network(crops, *args, **kwargs))
 
     def _patiently(self, image: Tensor, windows: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
         """:meth:`_stitch`, again with less memory each time that it runs out."""
@@ -211,7 +206,7 @@ class WindowInferer(Inferer):
             # The exception is gone here, and with it the tensors that its frames held.
             self._say(f"{image.device} has too little memory for {at_once} windows of the network at once")
             torch.cuda.empty_cache()
-        if image.device.type == "cpu" or not isinstance(network, nn.Module):
+        if is_cpu(image.device) or not isinstance(network, nn.Module):
             raise MemoryError(f"{image.device}: too little memory for one window of the network")
         self._say("the network ran on the CPU instead, which is slower and gives the same")
         network.to("cpu")
@@ -226,21 +221,32 @@ class WindowInferer(Inferer):
 
     def _stitch(self, image: Tensor, windows: list[Box], apply: Apply, at_once: int) -> Tensor:
         """Maps of the windows, each cell the mean of those that hold it, weighted by how central it is in them."""
-        shape = self._cells(image)
-        weights = torch.zeros(shape, device=image.device)
-        maps = torch.empty(0)
+        cells = [n // self.stride for n in image.shape[2:]]
+        weights = torch.zeros(cells, device=image.device)
+        maps: Tensor | None = None
         for group in batches(windows, at_once):
-            parts = [tuple(slice(c.start * self.stride, c.stop * self.stride) for c in window) for window in group]
-            preds = apply(torch.cat([image[(..., *part)] for part in parts])).float()
-            if not maps.numel():
-                maps = torch.zeros((preds.shape[1], *shape), device=image.device)
+            preds = apply(torch.cat([image[:, :, *_scaled(window, COARSEST_STRIDE)] for window in group])).float()
+            if maps is None:
+                maps = torch.zeros([preds.shape[1], *cells], device=image.device)
             weight = gaussian(tuple(preds.shape[2:]), image.device)
             for window, pred in zip(group, preds, strict=True):
-                maps[(slice(None), *window)].addcmul_(pred, weight)
-                weights[window].add_(weight)
+                place = _scaled(window, COARSEST_STRIDE // self.stride)
+                maps[:, *place].addcmul_(pred, weight)
+                weights[place].add_(weight)
+        if maps is None:
+            raise WindowError("image: expected something near the lungs to search, got nothing")
         maps /= weights.clamp_min(LEAST_WEIGHT)
         maps[0][weights == 0] = BACKGROUND_LOGIT
         return maps[None]
+
+
+def _scaled(window: Box, factor: int) -> Box:
+    return tuple(slice(part.start * factor, part.stop * factor) for part in window)
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether there is no other place to go to."""
+    return device.type == "cpu"
 
 
 def gaussian(shape: tuple[int, ...], device: torch.device) -> Tensor:

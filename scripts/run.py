@@ -143,7 +143,7 @@ class ScanEvaluator(SupervisedEvaluator):
         super().__init__(**settings, decollate=False)
         self.log = log
 
-    def _iteration(self, engine: Any, batchdata: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         try:
             image = batchdata["image"][None].to(engine.state.device)
             with engine.mode(engine.network):

@@ -17,7 +17,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import torch
 from scipy import ndimage
 
 from ..geometry import apply_affine, spacing_mm, swap_lps_ras

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from ..geometry import FloatArray, apply_affine, box_around, spacing_mm, swap_lps_ras
 from ..reader import Volume

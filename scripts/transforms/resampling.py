@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,12 +37,12 @@ class ToSpacingd(MapTransform):
         return item
 
     def _resampled(self, image: MetaTensor) -> MetaTensor:
-        planned = self.spacing(image, lazy=True)  # nothing is computed but the grid
+        planned = cast(MetaTensor, self.spacing(image, lazy=True))  # nothing is computed but the grid
         affine, shape = planned.peek_pending_affine(), tuple(int(n) for n in planned.peek_pending_shape())
         to_source = np.linalg.inv(np.asarray(image.affine, dtype=np.float64)) @ np.asarray(affine, dtype=np.float64)
         scale = np.diag(to_source)[:3]
         if np.abs((to_source[:3, :3] - np.diag(scale)) * shape).max() > SAME_PLACE:
-            return self.spacing(image)
+            return cast(MetaTensor, self.spacing(image))
         values = image.as_tensor()[0]
         fine_first = np.argsort(np.array(shape) / values.shape, kind="stable")  # what shrinks most goes first
         for axis in fine_first.tolist():
