@@ -10,6 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Spacing
+from monai.utils.enums import MetaKeys
 from torch import Tensor
 
 SAME_PLACE = 1e-3  # voxels: a turn or shear that moves no voxel farther is none
@@ -47,7 +48,7 @@ class ToSpacingd(MapTransform):
         fine_first = np.argsort(np.array(shape) / values.shape, kind="stable")  # what shrinks most goes first
         for axis in fine_first.tolist():
             values = _along(values, axis, shape[axis], float(scale[axis]), float(to_source[axis, 3]))
-        return MetaTensor(values[None], affine=affine, meta=image.meta)
+        return MetaTensor(values[None], meta={**image.meta, MetaKeys.AFFINE: affine})
 
 
 def _along(values: Tensor, axis: int, count: int, scale: float, start: float) -> Tensor:
