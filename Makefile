@@ -10,6 +10,7 @@ OUTPUT ?= outputs/demo
 # The recipes read these from the environment and quote them there: folders may have spaces in their names.
 export INPUT
 export OUTPUT
+export OVERWRITE
 export THRESHOLD
 
 # MONAI warns of two things at every run that the user can do nothing about.
@@ -29,6 +30,7 @@ help:
 	@echo 'make demo INPUT=path       the same on your own: DICOM folder, .mhd, .nii.gz, folder of scans, datalist'
 	@echo '          OUTPUT=path      where the results go (default: outputs/demo)'
 	@echo '          THRESHOLD=0.5    smallest probability that is reported'
+	@echo '          OVERWRITE=true   replace results that were made from something else'
 	@echo 'make test                  lint, types and all tests'
 	@echo 'make lint                  ruff and mypy only'
 	@echo 'make format                rewrite the code in the house format'
@@ -41,7 +43,7 @@ demo: $(RUNTIME)
 	absolute() { case "$$1" in /*) printf '%s' "$$1" ;; *) printf '%s' "$$PWD/$$1" ;; esac; }; \
 	output=$$(absolute "$$OUTPUT"); \
 	if [ -n "$$INPUT" ]; then input=$$(absolute "$$INPUT"); else \
-	  made="$$output/input"; input="$$made/images"; \
+	  OVERWRITE=true; made="$$output/input"; input="$$made/images"; \
 	  if [ ! -d "$$made" ] || [ ! -e "$$output/input.complete" ]; then \
 	    rm -rf "$$made"; \
 	    (set -x; "$(PY)" -m scripts.prepare phantom --output_dir "$$made" --scans 1 --seed 7 --format dicom); \
@@ -50,7 +52,8 @@ demo: $(RUNTIME)
 	fi; \
 	set -x; \
 	"$(PY)" -m monai.bundle run inference --config_file configs/inference.json \
-	  --input "$$input" --output_dir "$$output" $${THRESHOLD:+--threshold "$$THRESHOLD"}
+	  --input "$$input" --output_dir "$$output" $${OVERWRITE:+--overwrite "$$OVERWRITE"} \
+	  $${THRESHOLD:+--threshold "$$THRESHOLD"}
 
 test: lint
 	$(PY) -m pytest

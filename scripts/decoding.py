@@ -96,7 +96,7 @@ def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
     """
     if not len(boxes):
         return []
-    rivals = (box_iou(boxes, boxes) > overlap).numpy()
+    rivals = np.asarray(box_iou(boxes, boxes)) > overlap
     gone = np.zeros(len(boxes), dtype=bool)
     kept = []
     for n in range(len(boxes)):

@@ -7,12 +7,14 @@ operating threshold is outlined and becomes a *nodule finding*. All of them are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .geometry import FloatArray, Point, swap_lps_ras
+
+NoduleType = Literal["solid", "part-solid", "ground-glass"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Measurement:
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
         mean_hu: mean intensity inside the outline, HU.
+        type_hint: what the intensities look like (:func:`.measurements.type_hint`); a hint, no reading.
     """
 
     volume_mm3: float
@@ -53,6 +56,20 @@ class Measurement:
     long_axis_mm: float
     short_axis_mm: float
     mean_hu: float
+    type_hint: NoduleType
+
+
+@dataclass(frozen=True)
+class Location:
+    """In which lung, and how high in it (:class:`.location.LocateNodulesd`).
+
+    Attributes:
+        side: the patient's, "left" or "right".
+        level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
+    """
+
+    side: Literal["left", "right"]
+    level: Literal["upper", "middle", "lower"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +81,14 @@ class Nodule:
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
         measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        location: ``None`` where the two lungs were not found.
     """
 
     label: int
     detection: Detection
     centre_voxel: Point
     measurement: Measurement | None
+    location: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,8 @@ class ScanResult:
         facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
-        settings: threshold and the other settings of the run.
+        settings: every setting of the run that changes the result.
+        input_digest: of the files it was read from (:func:`.reports.input_digest`); empty where unknown.
     """
 
     name: str
@@ -105,3 +125,4 @@ class ScanResult:
     notes: tuple[str, ...] = ()
     model: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    input_digest: str = ""

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from .errors import UserError, reason_of, user_error_in
 from .findings import ScanResult
 from .reader import find_scans
-from .reports import ResultWriter, summary_table
+from .reports import Fingerprint, ResultWriter, input_digest, summary_table
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class RunLog:
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
+        self.found: list[str] = []
         self.writing: Future[None] | None = None  # of a scan, in another thread
 
     def wait(self) -> None:
@@ -56,6 +57,11 @@ class RunLog:
     def finished(self, result: ScanResult, folder: Path) -> None:
         self.folders[result.name] = folder
         logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
+
+    def skipped(self, name: str) -> None:
+        """A scan whose result stands there already."""
+        self.found.append(name)
+        logger.info("%s: searched before, with the same settings; --overwrite true searches it again", name)
 
     def failed(self, name: str, error: Exception) -> None:
         """Keep and show the message, once; an error that is not the user's is logged with its traceback."""
@@ -72,27 +78,52 @@ class RunLog:
         """
         self.wait()
         refused = f" ({', '.join(self.failures)})" if self.failures else ""
-        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}")
-        if self.failures or not self.folders:
+        found = f" {len(self.found)} searched before," if self.found else ""
+        print(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}")
+        if self.failures or not (self.folders or self.found):
             raise SystemExit(1)
 
 
+class FinishedResults:
+    """Tells scans whose result stands there already, made from the same input, model and settings.
+
+    Args:
+        writer: where results are.
+        model, settings: of this run, as :class:`WriteResultd` gets them.
+    """
+
+    def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        self.writer, self.model, self.settings = writer, model, settings
+
+    def __call__(self, name: str, digest: str) -> bool:
+        """Whether nothing is left to do; see :meth:`.reports.ResultWriter.finished`."""
+        return self.writer.finished(name, Fingerprint(digest, self.model, self.settings))
+
+
 class ScanStream(IterableDataset):
-    """The scans below an input, one after the other, preprocessed; a refused scan is logged and left out.
+    """The scans below an input, one after the other, preprocessed; refused and finished ones are logged and left out.
 
     Args:
         source: what :func:`.reader.find_scans` takes: file, folder or datalist.
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
-        transform: preprocessing of one item.
+        transform: preprocessing of one item, which has its ``input_digest`` (:func:`.reports.input_digest`).
         log: where failures go.
         ahead: prepare the next scan in a thread while one is searched.
+        finished: whether a scan of this name and digest needs no search; ``None``: all need one.
     """
 
     def __init__(
-        self, source: str, series: str, transform: Callable[[Any], Any], log: RunLog, *, ahead: bool = False
+        self,
+        source: str,
+        series: str,
+        transform: Callable[[Any], Any],
+        log: RunLog,
+        *,
+        ahead: bool = False,
+        finished: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
-        self.ahead = ahead
+        self.ahead, self.finished = ahead, finished
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -113,10 +144,15 @@ class ScanStream(IterableDataset):
             yield coming.result()
 
     def _prepare(self, item: Any) -> Any:
-        """One preprocessed item, ``None`` for a refused scan."""
-        logger.info("reading %s", item["name"])
+        """One preprocessed item, ``None`` for a refused or finished scan."""
+        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
         try:
-            return self.transform(item)
+            if self.finished is not None and self.finished(item["name"], digest):
+                self.log.skipped(item["name"])
+                return None
+            logger.info("reading %s", item["name"])
+            return self.transform({**item, "input_digest": digest})
         except Exception as error:
             self.log.failed(item["name"], error)
             return None
@@ -204,6 +240,7 @@ class WriteResultd(Transform):
             notes=tuple(dict.fromkeys(notes)),
             model=self.model,
             settings=self.settings,
+            input_digest=str(item.get("input_digest", "")),
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -89,12 +89,11 @@ def replaced_folder(target: Path, replaceable: Collection[str]) -> Iterator[Path
     partial, former = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "former"))
     try:
         _clear(partial)
-        if former.is_dir() and not target.exists():
-            former.rename(target)
+        put_back(target)
         _clear(former)
         partial.mkdir()
         yield partial
-        _check_replaceable(target, {*replaceable, *(entry.name for entry in partial.iterdir())})
+        check_replaceable(target, {*replaceable, *(entry.name for entry in partial.iterdir())})
         _swap(partial, target, former)
     except OutputError:
         raise
@@ -102,6 +101,13 @@ def replaced_folder(target: Path, replaceable: Collection[str]) -> Iterator[Path
         raise _output_error(target, "a result folder that can be written", error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_back(target: Path) -> None:
+    """Give a folder its name again that a killed run had moved aside to replace it."""
+    former = target.with_name(f".{target.name}.former")
+    if former.is_dir() and not target.exists():
+        former.rename(target)
 
 
 def _clear(folder: Path) -> None:
@@ -123,8 +129,12 @@ def _swap(partial: Path, target: Path, former: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _check_replaceable(target: Path, names: Collection[str]) -> None:
-    """Refuse to replace a file, or a folder that holds anything but a former result."""
+def check_replaceable(target: Path, names: Collection[str]) -> None:
+    """Refuse to replace a file, or a folder that holds anything but a former result.
+
+    Raises:
+        OutputError: see above.
+    """
     if not target.exists():
         return
     if not target.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -17,12 +18,13 @@ from ..findings import Detection, Nodule, ScanResult
 from ..geometry import spacing_mm, swap_lps_ras
 from .files import OutputError, checked_name, writable_folder, write_bytes
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
 MEASUREMENTS = ("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu")
+DESCRIPTIONS = ("type_hint", "side", "level")
 
 # A micrometre: far below a voxel, and enough digits to tell two candidates apart.
 _MM_DECIMALS = 3
@@ -46,7 +48,7 @@ class NodulesJson:
 
 
 class NodulesCsv:
-    """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter and measurements."""
+    """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter, measurements, type, side, level."""
 
     filename = "nodules.csv"
 
@@ -62,51 +64,109 @@ class NodulesCsv:
                 nodule.label,
                 _rounded(nodule.detection.diameter_mm),
                 *("" if value is None else value for value in _measurement_record(nodule).values()),
+                "" if nodule.measurement is None else nodule.measurement.type_hint,
+                *(("", "") if nodule.location is None else (nodule.location.side, nodule.location.level)),
             ]
             for nodule in result.nodules
         ]
-        return write_bytes(folder / self.filename, _csv_text([[*NODULE_COLUMNS, *MEASUREMENTS], *rows]).encode())
+        columns = [*NODULE_COLUMNS, *MEASUREMENTS, *DESCRIPTIONS]
+        return write_bytes(folder / self.filename, _csv_text([columns, *rows]).encode())
 
 
 class PredictionTable:
-    """The table of a whole run, from which FROC curves are drawn: every candidate of every scan.
+    """Every candidate of every scan that has a result in the table's folder; FROC curves are drawn from it.
+
+    It is made anew from the ``nodules.json`` of the results that stand there, so that a run that goes on after a stop
+    ends with the same table as one that never stopped.
 
     Args:
-        path: the CSV file. It is created at once with its header and replaces the table of a former run.
+        path: the CSV file.
 
     Raises:
-        OutputError: it cannot be created.
+        OutputError: it cannot be written, or a file of that name is no such table.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         writable_folder(self.path.parent)
-        write_bytes(self.path, _csv_text([LUNA16_COLUMNS]).encode())
+        _check_predictions(self.path)
+        self._lines = {name: lines for name, lines in map(_stored_lines, self._records()) if lines is not None}
         self._names: set[str] = set()
+        self._write()
 
     def append(self, result: ScanResult) -> None:
-        """Add the scan's candidates in one write; none adds no row.
+        """Add the scan's candidates; they replace those of a former result of that name, and none adds no row.
 
         Raises:
-            ValueError: a scan of that name is already in the table.
-            OutputError: the rows cannot be written; the table is cut back to the scans before.
+            ValueError: this run has already added a scan of that name.
+            OutputError: the rows cannot be written; the table stays as it was.
         """
-        if result.name in self._names:
-            raise ValueError(f"{self.path}: expected unique scan names in a run, got {result.name!r} again. Rename it.")
-        rows = [_luna16_row(checked_name(result.name), candidate) for candidate in result.candidates]
+        name = checked_name(result.name)
+        if name in self._names:
+            raise ValueError(f"{self.path}: expected unique scan names in a run, got {name!r} again. Rename it.")
+        former = dict(self._lines)
+        self._lines[name] = _csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
+        try:
+            self._extend(name) if name not in former else self._write()
+        except OutputError:
+            self._lines = former
+            raise
+        self._names.add(name)
+
+    def _records(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"*/{NodulesJson.filename}"))
+
+    def _write(self) -> None:
+        write_bytes(self.path, "".join([_csv_text([LUNA16_COLUMNS]), *self._lines.values()]).encode())
+
+    def _extend(self, name: str) -> None:
+        """Write one scan's rows at the end; what cannot be written whole is cut off again."""
         length = -1
         try:
             with self.path.open("ab") as file:
                 length = file.tell()
-                file.write(_csv_text(rows).encode())
+                file.write(self._lines[name].encode())
         except OSError as error:
             if length >= 0:
                 os.truncate(self.path, length)
             raise OutputError(
-                f"{self.path}: expected room for {len(rows)} rows, got: {error.strerror}. "
+                f"{self.path}: expected room for {self._lines[name].count(chr(10))} rows, got: {error.strerror}. "
                 "Free disk space or choose another output_dir."
             ) from error
-        self._names.add(result.name)
+
+
+def _check_predictions(path: Path) -> None:
+    """Refuse to write over a file that is no table of candidates."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline().rstrip("\r\n")
+    if first != ",".join(LUNA16_COLUMNS):
+        raise OutputError(
+            f"{path}: expected nothing or a table of candidates ({','.join(LUNA16_COLUMNS)}), got another file. "
+            "Move it or choose another output_dir."
+        )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A ``nodules.json``; empty where it is missing or is no JSON object."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _stored_lines(path: Path) -> tuple[str, str | None]:
+    """Name and CSV lines of a result that stands in its folder; no lines where it does not list its candidates."""
+    record, name = read_record(path), path.parent.name
+    try:
+        candidates = [
+            [name, *candidate["centre_lps_mm"], candidate["probability"]] for candidate in record["candidates"]
+        ]
+    except (KeyError, TypeError):
+        return name, None
+    return name, _csv_text(candidates)
 
 
 def scan_record(result: ScanResult) -> dict[str, Any]:
@@ -117,6 +177,7 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
         "disclaimer": DISCLAIMER,
         "name": result.name,
         "source": source_name(result.source),
+        "input_digest": result.input_digest,
         "bundle": result.model,
         "settings": result.settings,
         "scan": {
@@ -132,8 +193,9 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
         },
         "notes": result.notes,
         "nodules": [nodule_record(nodule) for nodule in result.nodules],
+        "candidates": [candidate_record(candidate) for candidate in result.candidates],
     }
-    return _plain(record)
+    return plain(record)
 
 
 def nodule_record(nodule: Nodule) -> dict[str, Any]:
@@ -141,12 +203,21 @@ def nodule_record(nodule: Nodule) -> dict[str, Any]:
     detection = nodule.detection
     return {
         "label": int(nodule.label),
-        "centre_lps_mm": [_rounded(value) for value in detection.centre_lps_mm],
+        **candidate_record(detection),
         "centre_ras_mm": [_rounded(value) for value in detection.centre_ras_mm],
         "centre_voxel": [_rounded(value) for value in nodule.centre_voxel],
-        "diameter_mm": _rounded(detection.diameter_mm),
-        "probability": _rounded_probability(detection.probability),
         **_measurement_record(nodule),
+        "type_hint": None if nodule.measurement is None else nodule.measurement.type_hint,
+        "location": None if nodule.location is None else dataclasses.asdict(nodule.location),
+    }
+
+
+def candidate_record(candidate: Detection) -> dict[str, Any]:
+    """One candidate as rounded plain values, LPS mm."""
+    return {
+        "centre_lps_mm": [_rounded(value) for value in candidate.centre_lps_mm],
+        "diameter_mm": _rounded(candidate.diameter_mm),
+        "probability": _rounded_probability(candidate.probability),
     }
 
 
@@ -210,14 +281,14 @@ def _csv_text(rows: Iterable[Iterable[object]]) -> str:
     return buffer.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn what a record may hold (NumPy values, tuples, paths) into what strict JSON knows."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):

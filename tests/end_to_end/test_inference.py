@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import nibabel
 import numpy as np
 import pytest
@@ -22,7 +24,10 @@ from tests.bundle import ROOT, command, nodules, run_inference
 DEMO_SEED = 7
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
 REAL_SERIES = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
-FILES = {"nodules.json", "nodules.csv", "mask.nii.gz", "report.html"}
+FILES = {
+    *("nodules.json", "nodules.csv", "mask.nii.gz", "report.html"),
+    *("nodules.mrk.json", "mask.ctbl", "mask.label.txt"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,13 @@ def _only_result(output: Path) -> Path:
     folders = [f for f in output.iterdir() if f.is_dir()]
     assert len(folders) == 1
     return folders[0]
+
+
+def _valid_record(folder: Path) -> dict[str, Any]:
+    """The nodules.json of a result, which follows its schema."""
+    record = json.loads((folder / "nodules.json").read_text(encoding="utf-8"))
+    jsonschema.validate(record, json.loads((ROOT / "docs/schema/nodules-1.json").read_text(encoding="utf-8")))
+    return dict(record)
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -64,7 +76,8 @@ def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
     to_voxel = np.linalg.inv(truth_image.affine)
     hits: dict[int, float] = {}
     false_findings = 0
-    for nodule in nodules(tmp_path / "output", folder.name):
+    for nodule in _valid_record(folder)["nodules"]:
+        assert nodule["location"]["side"] == ("right" if nodule["centre_ras_mm"][0] > 0 else "left")  # a centred chest
         voxel = np.rint(nibabel.affines.apply_affine(to_voxel, nodule["centre_ras_mm"])).astype(int)
         label = int(truth[tuple(voxel)])
         if label:
@@ -141,7 +154,7 @@ def test_the_mask_lies_on_the_scan_as_stored(small: tuple[Chest, Scan], tmp_path
     assert mask.shape == image.shape
     np.testing.assert_allclose(mask.affine, affine, atol=1e-3)
     labels = np.asarray(mask.dataobj)
-    for nodule in nodules(tmp_path / "output", "scan"):
+    for nodule in _valid_record(tmp_path / "output" / "scan")["nodules"]:
         inside = labels == nodule["label"]
         volume = inside.sum() * abs(np.linalg.det(affine[:3, :3]))
         assert (nodule["volume_mm3"] or 0.0) == pytest.approx(volume, abs=0.06)
@@ -183,7 +196,7 @@ def test_a_chest_without_nodules_gives_a_report(part: tuple[slice, ...], noted: 
     affine[:3, 3] += affine[:3, :3] @ [s.start or 0 for s in part]
     write_image(tmp_path / "scan.nii.gz", np.rint(chest.image_hu[part]).astype(np.int16), affine)
     run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.999)
-    content = json.loads((tmp_path / "output" / "scan" / "nodules.json").read_text(encoding="utf-8"))
+    content = _valid_record(tmp_path / "output" / "scan")
     assert content["nodules"] == []
     if noted is not None:
         assert content["search"]["lungs_found"] is not noted

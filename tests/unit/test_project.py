@@ -27,8 +27,8 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
     *("errors", "commands", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network"),
-    *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "segmentation"),
-    *("windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
+    *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "location"),
+    *("segmentation", "windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")
@@ -236,6 +236,8 @@ def test_demo_makes_a_scan_once_and_searches_it(venv: Path, tmp_path: Path) -> N
         f"{output}/input/images",
         "--output_dir",
         str(output),
+        "--overwrite",
+        "true",
     ]
     assert first == second == ["-m", "monai.bundle", "run", "inference", *searched]
 
@@ -251,6 +253,15 @@ def test_demo_takes_any_folder_name(name: str, venv: Path, tmp_path: Path) -> No
         *("--output_dir", str(tmp_path / "my results")),
         *("--threshold", "0.3"),
     ]
+
+
+@needs_make
+def test_demo_replaces_the_results_of_ones_own_scans_only_when_asked(venv: Path, tmp_path: Path) -> None:
+    for overwrite in ([], ["OVERWRITE=true"]):
+        assert make("demo", f"VENV={venv}", f"INPUT={tmp_path}", f"OUTPUT={tmp_path}", *overwrite).returncode == 0
+    plain, asked = calls(venv)
+    assert "--overwrite" not in plain
+    assert asked[-2:] == ["--overwrite", "true"]
 
 
 @needs_make

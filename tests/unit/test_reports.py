@@ -8,29 +8,40 @@ import errno
 import gzip
 import itertools
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.findings import Detection, Measurement, Nodule, ScanResult
+from scripts.errors import SettingError
+from scripts.findings import Detection, Location, Measurement, Nodule, ScanResult
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.reports import (
+    Fingerprint,
     HtmlReport,
+    ItkSnapLabels,
     MaskNifti,
     NodulesCsv,
     NodulesJson,
     OutputError,
     PredictionTable,
     ResultWriter,
+    SlicerLabels,
+    SlicerMarkups,
+    Writer,
+    input_digest,
     summary_table,
 )
 from scripts.reports.page import AxialSlices, shown_probability, summary_sentence
 from scripts.reports.pictures import AXIAL, CORONAL, SAGITTAL, Window, close_ups, overview_position_mm, overviews
-from scripts.reports.tables import scan_record, source_name
+from scripts.reports.tables import SCHEMA_VERSION, scan_record, source_name
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
 
 LUNG = Window(-600.0, 1500.0)
 # An anisotropic grid that is no cube, in the orientation of most DICOM series (LPS axes).
@@ -65,9 +76,11 @@ def make_result(
         image_hu[inside] = 40.0
         mask[inside] = label
         volume_mm3 = float(inside.sum()) * voxel_volume_mm3(affine_ras)
-        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0) if inside.any() else None
+        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0, "solid")
         i, j, k = apply_affine(np.linalg.inv(affine_ras), centre_ras_mm).tolist()
-        nodules.append(Nodule(label, Detection(centre_ras_mm, diameter_mm, 0.95 / label), (i, j, k), measurement))
+        detection = Detection(centre_ras_mm, diameter_mm, 0.95 / label)
+        location = Location("left" if centre_ras_mm[0] < 0 else "right", "middle")
+        nodules.append(Nodule(label, detection, (i, j, k), measurement if inside.any() else None, location))
     return ScanResult(
         name=name,
         source="/ward/Jane Doe/scan_1.nii.gz",
@@ -87,6 +100,7 @@ def make_result(
             "weights": Path("/secret/model.pt"),
             "bad": float("nan"),
         },
+        input_digest=64 * "a",
     )
 
 
@@ -139,6 +153,8 @@ class TestNodulesJson:
             "long_axis_mm": 10.0,
             "short_axis_mm": 9.0,
             "mean_hu": 40.0,
+            "type_hint": "solid",
+            "location": {"side": "right", "level": "middle"},
         }
         assert record["scan"] == {
             "facts": {"Modality": "CT"},
@@ -147,7 +163,12 @@ class TestNodulesJson:
             "affine_ras": AFFINE_RAS.tolist(),
         }
         assert record["search"] == {"lungs_found": True, "candidates_outside_lungs": 2, "candidates": 3}
-        assert record["schema_version"] == "1.0.0"
+        assert record["schema_version"] == SCHEMA_VERSION
+        assert record["candidates"] == [
+            {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
+            {"centre_lps_mm": [12.0, -9.0, 14.0], "diameter_mm": 6.0, "probability": 0.475},
+            {"centre_lps_mm": [-1.0, -2.0, 3.0], "diameter_mm": 4.0, "probability": 0.0123456789},
+        ]
         assert record["bundle"] == {"name": "compact", "version": "0.1.0"}
         assert record["notes"] == ["Slices are thick."]
         assert "not for diagnosis" in record["disclaimer"]
@@ -160,7 +181,47 @@ class TestNodulesJson:
 
     def test_missing_measurements_are_null(self) -> None:
         record = scan_record(make_result((((8.0, -5.0, 1.9), 0.01),)))["nodules"][0]
-        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu")] == [None, None, None]
+        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu", "type_hint")] == [None] * 4
+
+    def test_a_place_that_is_not_known_is_null(self) -> None:
+        result = make_result()
+        nodules = tuple(dataclasses.replace(nodule, location=None) for nodule in result.nodules)
+        assert scan_record(dataclasses.replace(result, nodules=nodules))["nodules"][0]["location"] is None
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            make_result(),
+            without_nodules(make_result()),
+            make_result((((8.0, -5.0, 1.9), 0.01),)),  # no voxel in the outline
+            dataclasses.replace(make_result(), lungs_found=False, notes=(), facts={}, model={}, settings={}),
+        ],
+        ids=["nodules", "none", "unmeasured", "bare"],
+    )
+    def test_it_follows_its_schema(self, result: ScanResult, tmp_path: Path) -> None:
+        jsonschema.validate(strict_json(NodulesJson()(result, tmp_path)), SCHEMA)
+
+    def test_the_schema_notices_what_is_missing_or_wrong(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(SCHEMA)
+        nodule = scan_record(make_result())["nodules"][0]
+        wrong = [("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})]
+        wrong += [("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)]
+        for name, value in wrong:
+            record = {**scan_record(make_result()), "nodules": [{**nodule, name: value}]}
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(record, SCHEMA)
+        for part in (scan_record(make_result()), nodule):
+            for name in part:
+                less = {key: value for key, value in part.items() if key != name}
+                record = less if part is not nodule else {**scan_record(make_result()), "nodules": [less]}
+                with pytest.raises(jsonschema.ValidationError, match=f"'{name}' is a required property"):
+                    jsonschema.validate(record, SCHEMA)
+
+    def test_the_schema_is_that_of_the_major_version(self) -> None:
+        assert f"-{SCHEMA_VERSION.split('.')[0]}" in str(SCHEMA["$id"])
+        assert set(SCHEMA["properties"]) == set(scan_record(make_result()))
+        described = SCHEMA["$defs"]["nodule"]["properties"] | SCHEMA["$defs"]["candidate"]["properties"]
+        assert set(described) == set(scan_record(make_result())["nodules"][0])
 
     def test_no_nodule_is_an_empty_list(self, tmp_path: Path) -> None:
         assert strict_json(NodulesJson()(without_nodules(make_result()), tmp_path))["nodules"] == []
@@ -179,7 +240,9 @@ class TestTables:
         assert rows[0][:7] == ["seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"]
         assert rows[1][:7] == ["scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"]
         assert rows[2][:7] == ["scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"]
-        assert {len(row) for row in rows} == {12}
+        assert rows[0][-3:] == ["type_hint", "side", "level"]
+        assert [row[-3:] for row in rows[1:]] == [["solid", "right", "middle"], ["solid", "left", "middle"]]
+        assert {len(row) for row in rows} == {15}
 
     def test_csv_without_nodules_is_the_header(self, tmp_path: Path) -> None:
         assert len(NodulesCsv()(without_nodules(make_result()), tmp_path).read_text().splitlines()) == 1
@@ -240,9 +303,54 @@ class TestTables:
         table.append(make_result(name="b"))
         assert len(table.path.read_text().splitlines()) == 7
 
-    def test_a_new_run_starts_a_new_table(self, tmp_path: Path) -> None:
-        PredictionTable(tmp_path / "predictions.csv").append(make_result())
-        assert len(PredictionTable(tmp_path / "predictions.csv").path.read_text().splitlines()) == 1
+    def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "predictions.csv")
+        write = ResultWriter(tmp_path, [NodulesJson()], table)
+        for name in ("c", "a", "b"):
+            write(without_nodules(make_result(name=name)) if name == "b" else make_result(name=name))
+        table.append(make_result(name="gone"))  # no folder
+        again = PredictionTable(tmp_path / "predictions.csv")
+        rows = list(csv.DictReader(again.path.read_text().splitlines()))
+        assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
+        assert rows[:3] == list(csv.DictReader(table.path.read_text().splitlines()))[:3]
+        again.append(make_result(name="d"))
+        again.append(dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
+        names = [row["seriesuid"] for row in csv.DictReader(again.path.read_text().splitlines())]
+        assert names == ["a", "c", "c", "c", "d", "d", "d"]
+
+    def test_a_run_that_goes_on_ends_with_the_table_of_one_that_never_stopped(self, tmp_path: Path) -> None:
+        for folder, stops in (("once", ()), ("stopped", (1, 2))):
+            for stop in (*stops, 3):
+                write = ResultWriter(
+                    tmp_path / folder, [NodulesJson()], PredictionTable(tmp_path / folder / "predictions.csv")
+                )
+                for name in "abc"[:stop]:
+                    result = make_result(name=name)
+                    if not write.finished(name, fingerprint(result)):
+                        write(result)
+                if stop == 1:  # killed after the folder, before the table
+                    write.predictions.path.write_text("seriesuid,coordX,coordY,coordZ,probability\na,1.0,2")
+        tables = [(tmp_path / folder / "predictions.csv").read_text() for folder in ("once", "stopped")]
+        assert tables[0] == tables[1]
+        assert tables[0].count("\n") == 10
+
+    def test_a_damaged_or_older_record_adds_no_row(self, tmp_path: Path) -> None:
+        for name, text in (
+            ("a", "{"),
+            ("b", "[]"),
+            ("c", "{}"),
+            ("d", '{"candidates": 3}'),
+            ("e", '{"candidates": [1]}'),
+        ):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "nodules.json").write_text(text)
+        assert PredictionTable(tmp_path / "predictions.csv").path.read_text().count("\n") == 1
+
+    def test_another_file_of_that_name_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "predictions.csv").write_text("my,own\n1,2\n")
+        with pytest.raises(OutputError, match=r"predictions\.csv.*got another file"):
+            PredictionTable(tmp_path / "predictions.csv")
+        assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
 
     def test_terminal_table_is_aligned(self) -> None:
         lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
@@ -287,6 +395,90 @@ class TestMask:
         content = MaskNifti()(make_result(), tmp_path).read_bytes()
         assert MaskNifti()(make_result(), tmp_path).read_bytes() == content
         assert len(gzip.decompress(content)) == 352 + 70 * 60 * 40
+
+
+class TestViewers:
+    def test_points_stand_where_the_nodules_are(self, tmp_path: Path) -> None:
+        record = strict_json(SlicerMarkups()(make_result(), tmp_path))
+        assert record["@schema"].endswith("/markups-schema-v1.0.3.json#")
+        (points,) = record["markups"]
+        assert (points["type"], points["coordinateSystem"], points["coordinateUnits"]) == ("Fiducial", "LPS", "mm")
+        assert [point["label"] for point in points["controlPoints"]] == [
+            "nodule 1 (0.95, 10.0 mm)",
+            "nodule 2 (0.47, 6.0 mm)",
+        ]
+        assert [point["position"] for point in points["controlPoints"]] == [[-8.0, 5.0, 1.0], [12.0, -9.0, 14.0]]
+        assert points["display"]["pointLabelsVisibility"] is True
+
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_points_are_what_the_schema_of_slicer_asks_for(self, empty: bool, tmp_path: Path) -> None:
+        """The part of Slicer's schema 1.0.3 that bears on the fields written here, in our words."""
+        result = without_nodules(make_result()) if empty else make_result()
+        record = strict_json(SlicerMarkups()(result, tmp_path))
+        flag = {"type": "boolean"}
+        position = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+        point = {
+            "id": {"type": "string"},
+            "label": {"type": "string"},
+            "position": position,
+            "selected": flag,
+            "locked": flag,
+            "visibility": flag,
+            "positionStatus": {"enum": ["undefined", "preview", "defined"]},
+        }
+        markup = {
+            "type": {"enum": ["Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"]},
+            "name": {"type": "string"},
+            "coordinateSystem": {"enum": ["LPS", "RAS"]},
+            "coordinateUnits": {"enum": ["mm", "um"]},
+            "locked": flag,
+            "controlPoints": {"type": "array", "items": {"properties": point, "additionalProperties": False}},
+            "display": {"type": "object", "additionalProperties": flag},
+        }
+        items = {"type": "object", "required": ["type"], "properties": markup, "additionalProperties": False}
+        schema = {
+            "required": ["@schema", "markups"],
+            "properties": {"@schema": {"type": "string"}, "markups": {"type": "array", "items": items}},
+        }
+        jsonschema.validate(record, schema)
+        assert len(record["markups"][0]["controlPoints"]) == len(result.nodules)
+
+    @pytest.mark.parametrize(
+        ("writer", "pattern"),
+        [
+            (SlicerLabels(), r"(\d+) (\S+) (\d+) (\d+) (\d+) (\d+)"),
+            (ItkSnapLabels(), r'(\d+) (\d+) (\d+) (\d+) ([01]) [01] [01] "([^"]+)"'),
+        ],
+        ids=["3D Slicer", "ITK-SNAP"],
+    )
+    def test_every_label_of_the_mask_has_a_line(self, writer: Writer, pattern: str, tmp_path: Path) -> None:
+        for result, labels in ((make_result(), ["0", "1", "2"]), (without_nodules(make_result()), ["0"])):
+            lines = writer(result, tmp_path).read_text().splitlines()
+            rows = [re.fullmatch(pattern, line) for line in lines if not line.startswith("#")]
+            assert all(rows)
+            assert [row[1] for row in rows if row] == labels
+        assert lines[0] in ("# Color table file", "# ITK-SnAP Label Description File")
+
+    def test_label_tables_by_hand(self, tmp_path: Path) -> None:
+        slicer = SlicerLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert slicer[1:] == [
+            "0 background 0 0 0 0",
+            "1 nodule_1_(0.95,_10.0_mm) 31 119 180 255",
+            "2 nodule_2_(0.47,_6.0_mm) 255 127 14 255",
+        ]
+        snap = ItkSnapLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert snap[-2:] == [
+            '1 31 119 180 1 1 1 "nodule 1 (0.95, 10.0 mm)"',
+            '2 255 127 14 1 1 1 "nodule 2 (0.47, 6.0 mm)"',
+        ]
+
+    def test_an_eleventh_nodule_takes_the_first_colour_again(self, tmp_path: Path) -> None:
+        nodule = make_result().nodules[0]
+        nodules = tuple(dataclasses.replace(nodule, label=label) for label in range(1, 13))
+        lines = SlicerLabels()(dataclasses.replace(make_result(), nodules=nodules), tmp_path).read_text().splitlines()
+        colours = [line.split()[2:5] for line in lines[2:]]
+        assert colours[10:] == colours[:2]
+        assert len({tuple(colour) for colour in colours}) == 10
 
 
 class TestPictures:
@@ -528,8 +720,18 @@ class TestPage:
         assert sentence.startswith("One possible nodule reaches the operating threshold of 0.5; it measures 8.0 mm")
 
 
+def other_settings(result: ScanResult) -> ScanResult:
+    return dataclasses.replace(result, settings={**result.settings, "threshold": 0.3})
+
+
+def fingerprint(result: ScanResult) -> Fingerprint:
+    return Fingerprint.of_result(result)
+
+
 class _Fails:
     """A writer that leaves a piece behind and then meets ``error``."""
+
+    filename = "piece.txt"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -549,10 +751,10 @@ class TestResultWriter:
         assert _names(tmp_path / "out") == ["predictions.csv", "scan_1"]
         assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
 
-    def test_a_new_result_replaces_the_former_one(self, tmp_path: Path) -> None:
+    def test_a_new_result_replaces_the_former_one_when_asked(self, tmp_path: Path) -> None:
         ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])(make_result())
         (tmp_path / "scan_1" / ".DS_Store").touch()
-        ResultWriter(tmp_path, [NodulesJson()])(without_nodules(make_result()))
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other_settings(without_nodules(make_result())))
         assert _names(tmp_path / "scan_1") == ["nodules.json"]
         assert strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"] == []
         assert _names(tmp_path) == ["scan_1"]
@@ -562,13 +764,14 @@ class TestResultWriter:
         before = ResultWriter(tmp_path, [NodulesJson()])(make_result()) / "nodules.json"
         content = before.read_bytes()
         table = PredictionTable(tmp_path / "predictions.csv")
+        rows = table.path.read_bytes()
         write = ResultWriter(tmp_path, [NodulesJson(), _Fails(error)], table)
         expected = OutputError if isinstance(error, OSError) else RuntimeError
         with pytest.raises(expected, match=r"scan_1.*No space left on device|broken"):
             write(without_nodules(make_result()))
         assert before.read_bytes() == content
         assert _names(tmp_path) == ["predictions.csv", "scan_1"]
-        assert len(table.path.read_text().splitlines()) == 1
+        assert table.path.read_bytes() == rows
 
     def test_an_interrupted_swap_is_undone_by_the_next_run(self, tmp_path: Path) -> None:
         ResultWriter(tmp_path, [NodulesJson()])(make_result())
@@ -596,6 +799,95 @@ class TestResultWriter:
             write(without_nodules(make_result()))
         assert _names(tmp_path) == ["scan_1"]
         assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+
+    @pytest.mark.parametrize("room", [0, 3000, 12000])
+    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path: Path, room: int) -> None:
+        """The file size limit of the system stands in for the disk: the first file that does not fit fails."""
+        resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
+        table = PredictionTable(tmp_path / "predictions.csv")
+        before = table.path.read_bytes()
+        write = ResultWriter(tmp_path, [SlicerMarkups(), NodulesJson(), MaskNifti(), HtmlReport()], table)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"expected room for .* bytes.*Free disk space"):
+                write(make_result())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert _names(tmp_path) == ["predictions.csv"]
+        assert table.path.read_bytes() == before
+        write(make_result())
+        assert len(_names(tmp_path / "scan_1")) == 4
+
+    def test_the_same_scan_and_settings_are_finished(self, tmp_path: Path) -> None:
+        result = make_result()
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        assert not write.finished("scan_1", fingerprint(result))
+        write(result)
+        assert write.finished("scan_1", fingerprint(result))
+        assert not write.finished("scan_2", fingerprint(result))
+        assert not ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(result))
+
+    def test_a_result_with_files_missing_is_made_again(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        (write(make_result()) / "nodules.csv").unlink()
+        assert not write.finished("scan_1", fingerprint(make_result()))
+        write(make_result())
+        assert write.finished("scan_1", fingerprint(make_result()))
+
+    def test_a_file_that_only_some_scans_have_may_be_missing(self, tmp_path: Path) -> None:
+        class Optional(NodulesCsv):
+            filename, optional = "some.csv", True
+
+        ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).finished("scan_1", fingerprint(make_result()))
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"settings": {"threshold": 0.3}}, "bad unset now, .*threshold 0.3 now, 0.5 there"),
+            ({"model": {"name": "compact", "version": "0.2.0"}}, r"another one: version 0\.2\.0 now, 0\.1\.0 there\."),
+            ({"input_digest": 64 * "b"}, r"another one: other input files, or files changed since\."),
+        ],
+    )
+    def test_a_result_of_something_else_is_refused(self, tmp_path: Path, changed: dict, said: str) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        content = (write(make_result()) / "nodules.json").read_bytes()
+        other = dataclasses.replace(make_result(), **changed)
+        for attempt in (lambda: write.finished("scan_1", fingerprint(other)), lambda: write(other)):
+            with pytest.raises(OutputError, match=f"scan_1: expected nothing or .*{said}") as caught:
+                attempt()
+            assert "--overwrite true" in str(caught.value)
+        assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == content
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other)
+        assert write.finished("scan_1", fingerprint(other))
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"input_digest": "", "bundle": {}, "settings": {}}'])
+    def test_a_result_that_does_not_say_what_it_was_made_from_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "nodules.json").write_text(text)
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        with pytest.raises(OutputError, match="does not say what it was made from"):
+            write.finished("scan_1", Fingerprint("", {}, {}))
+        assert (tmp_path / "scan_1" / "nodules.json").read_text() == text
+
+    def test_a_result_moved_aside_by_a_killed_run_is_finished(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write(make_result()).rename(tmp_path / ".scan_1.former")
+        assert write.finished("scan_1", fingerprint(make_result()))
+        assert _names(tmp_path) == ["scan_1"]
+
+    @pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("False", False), (True, True)])
+    def test_overwrite_is_true_or_false_on_the_command_line_too(self, tmp_path: Path, value: object, on: bool) -> None:
+        assert ResultWriter(tmp_path, [NodulesJson()], overwrite=value).overwrite is on  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="overwrite: expected true or false, got 'yes'"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite="yes")  # type: ignore[arg-type]
+
+    def test_somebodys_files_are_seen_before_the_scan_is_searched(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "thesis.docx").write_text("years of work")
+        with pytest.raises(OutputError, match=r"scan_1.*thesis\.docx"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(make_result()))
 
     def test_somebodys_files_are_never_deleted(self, tmp_path: Path) -> None:
         (tmp_path / "scan_1").mkdir()
@@ -646,3 +938,32 @@ class TestResultWriter:
 
 def _names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+class TestInputDigest:
+    def test_path_size_and_time_count_and_nothing_else(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a.nii", tmp_path / "b.nii"
+        first.write_bytes(b"one")
+        second.write_bytes(b"two")
+        digest = input_digest([first, second])
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        assert input_digest([str(second), str(first)]) == digest
+        assert input_digest([tmp_path]) == digest
+        os.utime(first, ns=(5, first.stat().st_mtime_ns))  # read since
+        assert input_digest([first, second]) == digest
+        others = {digest, input_digest([first]), input_digest([])}
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.write_bytes(b"longer")
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.rename(tmp_path / "c.nii")
+        others.add(input_digest([first, tmp_path / "c.nii"]))
+        others.add(input_digest([first, second]))  # not there
+        assert len(others) == 7
+
+    def test_from_where_it_is_called_does_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a.nii").touch()
+        digest = input_digest([tmp_path / "a.nii"])
+        monkeypatch.chdir(tmp_path)
+        assert input_digest(["a.nii"]) == digest

@@ -35,7 +35,7 @@ def test_every_wanted_block_is_in_a_window(wanted: np.ndarray, overlap: int, lea
     for window in plan_windows(wanted, Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3)):
         assert wanted[window].any()
         assert all(least <= part.stop - part.start <= 4 for part in window)
-        assert all(0 <= part.start and part.stop <= n for part, n in zip(window, wanted.shape, strict=True))
+        assert all(part.start >= 0 and part.stop <= n for part, n in zip(window, wanted.shape, strict=True))
         covered[window] = True
     assert covered[wanted].all()
 
