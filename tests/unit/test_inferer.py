@@ -124,7 +124,7 @@ WINDOW, BLOCK = [32, 32, 32], 16
 
 
 class Far(nn.Module):
-    """A network that sees its neighbourhood, with a convolution of 5 cells; what any window gives is told by ``free``."""
+    """A network that sees two cells around each; ``free`` tells whether its windows may be cut."""
 
     def __init__(self, free: bool = True) -> None:
         super().__init__()
