@@ -151,14 +151,15 @@ class WindowInferer(Inferer):
         at_once: int = 1,
     ) -> None:
         super().__init__()
-        shared = [edge * overlap for edge in window_size]
-        if not 0.0 <= overlap < 1.0 or any(n % COARSEST_STRIDE for n in (*window_size, *shared)):
+        shared = [round(edge * overlap, 3) for edge in window_size]
+        off = [abs(n - COARSEST_STRIDE * round(n / COARSEST_STRIDE)) for n in (*window_size, *shared)]
+        if not 0.0 <= overlap < 1.0 or max(off) >= 0.5:  # voxels: 0.167 of 96 is 16
             raise WindowError(
                 f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and overlaps of "
-                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 or 0.2 fit 160, 0.5 fits 96"
+                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 or 0.2 fit 160, 0.167 or 0.5 fit 96"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        self.size, self.shared = (tuple(int(n) // COARSEST_STRIDE for n in edges) for edges in (window_size, shared))
+        self.size, self.shared = (tuple(round(n / COARSEST_STRIDE) for n in edges) for edges in (window_size, shared))
         self.remarks: tuple[str, ...] = ()
 
     def __call__(

@@ -85,9 +85,7 @@ def _plain_preprocessing() -> Compose:
 def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
     image = item["image"].as_tensor()
     size, shared = (WINDOW // COARSEST_STRIDE,) * 3, (round(WINDOW * OVERLAP) // COARSEST_STRIDE,) * 3
-    wanted = blocks_near(
-        item["lung_distance_mm"], 15.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE
-    )
+    wanted = blocks_near(item["lung_distance_mm"], 15.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE)
     windows = plan_windows(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
     assert len(windows) > 4
     maps = torch.zeros(13, *(n // 2 for n in image.shape[1:]))

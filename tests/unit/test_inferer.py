@@ -218,6 +218,11 @@ def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) 
         WindowInferer([size] * 3, overlap, 2)
 
 
+def test_a_third_and_a_sixth_need_not_be_exact() -> None:
+    assert WindowInferer([96] * 3, 0.167, 2).shared == (1, 1, 1)
+    assert WindowInferer([96] * 3, 0.333, 2).shared == (2, 2, 2)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])
 def test_an_image_that_no_window_fits_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(WindowError, match="pad it"):
