@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, user_error_in
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -49,14 +49,32 @@ def run_command(package: str, commands: Mapping[str, str], arguments: Sequence[s
         return 2
     module, name = commands[arguments[0]].split(":")
     command = getattr(importlib.import_module(f".{module}", package), name)
+    return run_function(f"python -m {package} {arguments[0]}", command, arguments[1:])
+
+
+def run_function(program: str, command: Callable[..., Any], arguments: Sequence[str] | None = None) -> int:
+    """Run a function from the command line, as :func:`run_command` does with the one that is named.
+
+    Args:
+        program: what is typed before the options.
+        command: the function.
+        arguments: of the command line; ``None`` for those of this process.
+
+    Returns:
+        The exit status: 0, 1 when it failed, 2 when the command line is wrong.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        options = vars(_parser(f"python -m {package} {arguments[0]}", command).parse_args(arguments[1:]))
+        options = vars(_parser(program, command).parse_args(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as stop:  # argparse has said why, or has shown the help
         return int(stop.code or 0)
     try:
         command(**{key: _joined(value) for key, value in options.items() if " " not in key and value is not None})
-    except (UserError, OSError) as error:
-        logger.error("error: %s", error)
+    except Exception as error:
+        told = error if isinstance(error, OSError) else user_error_in(error)  # MONAI wraps what graphs raise
+        if told is None:
+            raise
+        logging.getLogger(__name__).error("error: %s", told)
         return 1
     return 0
 

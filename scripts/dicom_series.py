@@ -42,6 +42,7 @@ JITTER_STEPS = 0.05
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine: 0.06°, i.e. 0.3 mm across a chest
 SPACING_TOLERANCE_MM = 1e-4  # of a pixel: 0.05 mm across 512 pixels
 UNDEFINED_LENGTH = 0xFFFFFFFF
+SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
 DECODING_THREADS = 4  # ITK releases the interpreter lock; more do not help, the disk is the limit
 
 _FACTS = {
@@ -525,16 +526,14 @@ def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
 
 
 def _decode(ordered: Sequence[SliceHeader]) -> npt.NDArray[np.int16]:
-    """Pixels of all slices in HU: ``[I, J, K]`` int16."""
+    """Pixels of all slices in HU: ``[I, J, K]`` int16, contiguous."""
     columns, rows = ordered[0].size
-    stack = np.empty((len(ordered), rows, columns), dtype=np.int16)
-
-    def fill(k: int) -> None:
-        stack[k] = _decode_slice(ordered[k])
-
+    image_hu = np.empty((columns, rows, len(ordered)), dtype=np.int16)
     with quiet_itk(), ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(len(ordered))))
-    return stack.transpose(2, 1, 0)
+        for first in range(0, len(ordered), SLICES_TURNED):
+            some = list(pool.map(_decode_slice, ordered[first : first + SLICES_TURNED]))
+            image_hu[:, :, first : first + len(some)] = np.stack(some).transpose(2, 1, 0)
+    return image_hu
 
 
 def _decode_slice(header: SliceHeader) -> npt.NDArray[np.int16]:

@@ -1,16 +1,32 @@
-"""How the network is applied: numeric precision, and windows over a whole lung box."""
+"""How the network is applied: numeric precision, and windows over the lungs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from monai.inferers import Inferer, SlidingWindowInferer
-from torch import Tensor
+from monai.data import MetaTensor
+from monai.data.utils import compute_importance_map
+from monai.engines import default_prepare_batch
+from monai.inferers import Inferer
+from torch import Tensor, nn
 
 from .errors import UserError
 from .network.blocks import COARSEST_STRIDE
+from .windows import Box, Tiling, batches, blocks_near, plan_windows
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
+LEAST_BLOCKS = 4  # of a window that is cut: 64 voxels, as large as the crops of a training
+LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
+
+Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,6 +78,11 @@ class PrecisionInferer(Inferer):
             )
         self.inferer, self.precision, self.training = inferer, precision, training
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the report of the last image should say."""
+        return getattr(self.inferer, "remarks", ())
+
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         dtype = choose_precision(self.precision, inputs.device)
         if self.training and dtype == torch.bfloat16 and breaks_bfloat16_gradients(inputs):
@@ -75,6 +96,14 @@ class PrecisionInferer(Inferer):
             return self.inferer(inputs, network, *args, **kwargs).float()
 
 
+def prepare_scan(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Any, ...]:
+    """MONAI's ``prepare_batch`` of whole scans: where their lungs are goes to the inferer."""
+    image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
+    return image, label, (), {"lung_distance_mm": batch["lung_distance_mm"]}
+
+
 def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
     """Whether the coarsest level has two cells along an axis.
 
@@ -84,29 +113,144 @@ def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
 
 
 class WindowError(UserError, ValueError):
-    """Windows that cannot be stitched at the output's stride."""
+    """Windows that cannot be stitched at the output's stride, or do not fit the image."""
 
 
-class WindowInferer(SlidingWindowInferer):
-    """MONAI's sliding window with Gaussian weights, for maps at a stride.
+class WindowInferer(Inferer):
+    """Apply a network in windows near the lungs, and stitch its maps with Gaussian weights.
 
-    Where a window or the step between windows is no multiple of the stride, MONAI stitches wrong values without a
-    word; both are refused here.
+    Windows are those of :func:`.windows.plan_windows`, in blocks of :data:`.network.blocks.COARSEST_STRIDE` voxels. For
+    a network with a true attribute ``any_window`` they are cut to what they have to cover; for any other, of which the
+    window is a part, they keep their size.
+
+    On a GPU without enough memory fewer windows go through the network at once, then all go through it on the CPU.
+    The windows stay the same, and so does the answer.
 
     Args:
-        window_size: ``[3]`` voxels.
-        overlap: share of a window that it has in common with the next.
+        window_size: ``[3]`` voxels, of the largest window.
+        overlap: share of it that a window has at least in common with the next.
         stride: input voxels per output cell.
+        reach_mm: what is farther from the lungs is not searched.
+        at_once: windows of one size that go through the network together.
+
+    Attributes:
+        remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: see above.
+        WindowError: windows or overlaps that are no multiples of a block; on a call whose image is none either, or is
+            smaller than a window.
     """
 
-    def __init__(self, window_size: Sequence[int], overlap: float, stride: int) -> None:
-        steps = [edge * (1.0 - overlap) for edge in window_size]
-        if not 0.0 <= overlap < 1.0 or any(int(n) % stride for n in (*window_size, *steps)):
+    def __init__(
+        self,
+        window_size: Sequence[int],
+        overlap: float,
+        stride: int,
+        reach_mm: float = math.inf,
+        *,
+        at_once: int = 1,
+    ) -> None:
+        super().__init__()
+        shared = [round(edge * overlap, 3) for edge in window_size]
+        off = [abs(n - COARSEST_STRIDE * round(n / COARSEST_STRIDE)) for n in (*window_size, *shared)]
+        if not 0.0 <= overlap < 1.0 or max(off) >= 0.5:  # voxels: 0.167 of 96 is 16
             raise WindowError(
-                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and steps that are "
-                f"multiples of {stride} voxels, got steps of {[int(n) for n in steps]}; 0.25 or 0.5 fit 96"
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and overlaps of "
+                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 fits 160, 0.5 fits 96"
             )
-        super().__init__(roi_size=window_size, sw_batch_size=1, overlap=overlap, mode="gaussian")
+        self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
+        self.size, self.shared = (tuple(round(n / COARSEST_STRIDE) for n in edges) for edges in (window_size, shared))
+        self.remarks: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        lung_distance_mm: MetaTensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Search one image.
+
+        Args:
+            inputs: ``[1, C, I, J, K]``; a MetaTensor where distances are given.
+            network: ``[B, C, I, J, K]`` to ``[B, C', I/s, J/s, K/s]``.
+            args, kwargs: passed to the network.
+            lung_distance_mm: ``[…, I', J', K']``, to the lungs, on a grid of its own; everything is searched without.
+
+        Returns:
+            ``[1, C', I/s, J/s, K/s]`` float32. Cells that no window holds are background (:data:`BACKGROUND_LOGIT`,
+            then zeros).
+        """
+        shape = tuple(inputs.shape[2:])
+        blocks = tuple(n // COARSEST_STRIDE for n in shape)
+        whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
+        if inputs.shape[0] != 1 or not all(whole):
+            raise WindowError(
+                f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a window of "
+                f"{[n * COARSEST_STRIDE for n in self.size]}, got {list(inputs.shape)}; pad it"
+            )
+        wanted = np.ones(blocks, dtype=bool)
+        if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
+            wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, COARSEST_STRIDE)
+        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if getattr(network, "any_window", False) else self.size
+        windows = plan_windows(wanted, Tiling(self.size, self.shared, least))
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        return self._patiently(image, windows, network, lambda crops: network(crops, *args, **kwargs))
+
+    def _patiently(self, image: Tensor, windows: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
+        """:meth:`_stitch`, again with less memory each time that it runs out."""
+        self.remarks = ()
+        for at_once in dict.fromkeys((self.at_once, 1)):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return self._stitch(image, windows, apply, at_once)
+            # The exception is gone here, and with it the tensors that its frames held.
+            self._say(f"{image.device} has too little memory for {at_once} windows of the network at once")
+            torch.cuda.empty_cache()
+        if is_cpu(image.device) or not isinstance(network, nn.Module):
+            raise MemoryError(f"{image.device}: too little memory for one window of the network")
+        self._say("the network ran on the CPU instead, which is slower and gives the same")
+        network.to("cpu")
+        try:
+            return self._stitch(image.cpu(), windows, apply, 1)
+        finally:
+            network.to(image.device)
+
+    def _say(self, remark: str) -> None:
+        logger.warning("%s", remark)
+        self.remarks += (remark,)
+
+    def _stitch(self, image: Tensor, windows: list[Box], apply: Apply, at_once: int) -> Tensor:
+        """Maps of the windows, each cell the mean of those that hold it, weighted by how central it is in them."""
+        cells = [n // self.stride for n in image.shape[2:]]
+        weights = torch.zeros(cells, device=image.device)
+        maps: Tensor | None = None
+        for group in batches(windows, at_once):
+            preds = apply(torch.cat([image[:, :, *_scaled(window, COARSEST_STRIDE)] for window in group])).float()
+            if maps is None:
+                maps = torch.zeros([preds.shape[1], *cells], device=image.device)
+            weight = gaussian(tuple(preds.shape[2:]), image.device)
+            for window, pred in zip(group, preds, strict=True):
+                place = _scaled(window, COARSEST_STRIDE // self.stride)
+                maps[:, *place].addcmul_(pred, weight)
+                weights[place].add_(weight)
+        if maps is None:
+            raise WindowError("image: expected something near the lungs to search, got nothing")
+        maps /= weights.clamp_min(LEAST_WEIGHT)
+        maps[0][weights == 0] = BACKGROUND_LOGIT
+        return maps[None]
+
+
+def _scaled(window: Box, factor: int) -> Box:
+    return tuple(slice(part.start * factor, part.stop * factor) for part in window)
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether there is no other place to go to."""
+    return device.type == "cpu"
+
+
+def gaussian(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """MONAI's weights of a window's cells: ``[I, J, K]``, 1 in the middle, at least :data:`LEAST_WEIGHT`."""
+    weight = compute_importance_map(shape, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
+    return weight.clamp_min(LEAST_WEIGHT)

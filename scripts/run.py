@@ -1,6 +1,7 @@
 """One inference run over many scans: which scans there are, what is written, what failed, how it ends.
 
-A scan that cannot be read or written is named in one line and the others go on; the run then ends with exit code 1.
+A scan that cannot be read, searched or written is named in one line and the others go on; the run then ends with exit
+code 1. While one scan is searched, the next is read and the last is written: three are in memory, never more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,17 @@ import monai.bundle
 import numpy as np
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
+from monai.utils import CommonKeys
 from torch.utils.data import IterableDataset
+from tqdm import tqdm
 
 from .dicom_series import read_identity
-from .errors import UserError, reason_of, user_error_in
+from .errors import UserError, checked_switch, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
 from .reader import FILE_SEPARATOR, find_scans
-from .reports import ResultWriter, RunIndex, summary_table
+from .reports import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class RunLog:
         self.index = index
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
+        self.found: list[str] = []
+        self.writing: Future[None] | None = None  # of a scan, in another thread
         self._begun: dict[str, float] = {}
 
     def begun(self, name: str) -> None:
@@ -58,11 +65,23 @@ class RunLog:
         """``None`` for a scan whose begin was not told."""
         return time.monotonic() - self._begun[name] if name in self._begun else None
 
+    def wait(self) -> None:
+        """Until everything is written."""
+        if self.writing is not None:
+            self.writing.result()
+
     def finished(self, result: ScanResult, folder: Path) -> None:
         self.folders[result.name] = folder
         if self.index is not None:
             self.index.add(result, folder)
         logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
+
+    def skipped(self, name: str, folder: Path) -> None:
+        """A scan whose result stands there already, in ``folder``."""
+        self.found.append(name)
+        if self.index is not None:
+            self.index.add_former(folder)
+        logger.info("%s: searched before, with the same settings; --overwrite true searches it again", name)
 
     def failed(self, name: str, error: Exception, source: str = "") -> None:
         """Keep and show the message, once; an error that is not the user's is logged with its traceback.
@@ -77,35 +96,66 @@ class RunLog:
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
 
     def close(self) -> None:
-        """Write the page of the run and say how it went.
+        """Write the page of the run and say how it went, once everything is written.
 
         Raises:
             SystemExit: code 1, when a scan failed or there was none.
             OutputError: the page cannot be written.
         """
+        self.wait()
         page = self.index.write(self._seconds()) if self.index is not None else None
         refused = f" ({', '.join(self.failures)})" if self.failures else ""
+        found = f" {len(self.found)} searched before," if self.found else ""
         see = f"; see {page}" if page else ""
-        print(f"{len(self.folders)} scans searched, {len(self.failures)} refused{refused}{see}")
-        if self.failures or not self.folders:
+        print(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}")
+        if self.failures or not (self.folders or self.found):
             raise SystemExit(1)
 
     def _seconds(self) -> float | None:
         return time.monotonic() - min(self._begun.values()) if self._begun else None
 
 
+class FinishedResults:
+    """Tells scans whose result stands there already, made from the same input, model and settings.
+
+    Args:
+        writer: where results are.
+        model, settings: of this run, as :class:`WriteResultd` gets them.
+    """
+
+    def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        self.writer, self.model, self.settings = writer, model, settings
+
+    def __call__(self, name: str, digest: str) -> Path | None:
+        """The folder of a finished result, ``None`` for none; see :meth:`.reports.ResultWriter.finished`."""
+        finished = self.writer.finished(name, Fingerprint(digest, self.model, self.settings))
+        return self.writer.folder(name) if finished else None
+
+
 class ScanStream(IterableDataset):
-    """The scans below an input, one after the other, preprocessed; a refused scan is logged and left out.
+    """The scans below an input, one after the other, preprocessed; refused and finished ones are logged and left out.
 
     Args:
         source: what :func:`.reader.find_scans` takes: file, folder or datalist.
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
-        transform: preprocessing of one item.
+        transform: preprocessing of one item, which has its ``input_digest`` (:func:`.reports.input_digest`).
         log: where failures go.
+        ahead: prepare the next scan in a thread while one is searched.
+        finished: the result folder of a scan of this name and digest that needs no search; ``None``: all need one.
     """
 
-    def __init__(self, source: str, series: str, transform: Callable[[Any], Any], log: RunLog) -> None:
+    def __init__(
+        self,
+        source: str,
+        series: str,
+        transform: Callable[[Any], Any],
+        log: RunLog,
+        *,
+        ahead: bool = False,
+        finished: Callable[[str, str], Path | None] | None = None,
+    ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
+        self.ahead, self.finished = ahead, finished
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -113,15 +163,68 @@ class ScanStream(IterableDataset):
         except UserError as error:
             self.log.failed(self.source, error, self.source)
             return
-        for number, item in enumerate(items, start=1):
-            logger.info("scan %d of %d: %s", number, len(items), item["name"])
+        prepared = self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
+        yield from (item for item in tqdm(prepared, "scans", len(items), disable=None) if item is not None)
+
+    def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
+        """The items as :meth:`_prepare` leaves them; one is prepared while the one before it is in use."""
+        with ThreadPoolExecutor(1, "read") as pool:
+            coming = pool.submit(self._prepare, items[0])
+            for following in items[1:]:
+                item, coming = coming.result(), pool.submit(self._prepare, following)
+                yield item
+            yield coming.result()
+
+    def _prepare(self, item: Any) -> Any:
+        """One preprocessed item, ``None`` for a refused or finished scan."""
+        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
+        try:
+            if self.finished is not None and (folder := self.finished(item["name"], digest)) is not None:
+                self.log.skipped(item["name"], folder)
+                return None
+            logger.info("reading %s", item["name"])
             self.log.begun(item["name"])
-            try:
-                ready = self.transform(item)
-            except Exception as error:
-                self.log.failed(item["name"], error, str(item["source"]))
-            else:
-                yield ready
+            return self.transform({**item, "input_digest": digest})
+        except Exception as error:
+            self.log.failed(item["name"], error, str(item["source"]))
+            return None
+
+
+def one_scan(items: Sequence[Any]) -> Any:
+    """What the data loader makes of a batch of one item: the item, nothing is copied."""
+    (item,) = items
+    return item
+
+
+class ScanEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator, one preprocessed scan a time; a failure of network or postprocessing leaves that scan out.
+
+    Batches are single items (:func:`one_scan`), ``decollate`` is off. The inferer gets ``lung_distance_mm``; what it
+    remarks joins the item as ``remarks``.
+
+    Args:
+        log: where failures go.
+        settings: of :class:`monai.engines.SupervisedEvaluator`.
+    """
+
+    def __init__(self, *, log: RunLog, **settings: Any) -> None:
+        super().__init__(**settings, decollate=False)
+        self.log = log
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        try:
+            image = batchdata["image"][None].to(engine.state.device)
+            with engine.mode(engine.network):
+                pred = engine.inferer(image, engine.network, lung_distance_mm=batchdata["lung_distance_mm"])[0]
+            remarks = getattr(engine.inferer, "remarks", ())
+            engine.state.output = {CommonKeys.PRED: pred, "remarks": remarks}
+            engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+            engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        except Exception as error:
+            self.log.failed(str(batchdata["name"]), error, str(batchdata["source"]))
+        engine.state.batch = {}  # room for the scan after the next
+        return {}
 
 
 class WriteResultd(Transform):
@@ -129,7 +232,7 @@ class WriteResultd(Transform):
 
     Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts``, ``notes`` and ``source_files`` in
     its meta), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``, ``lung_distance_mm`` (with its
-    affine).
+    affine); ``remarks`` where there are any.
 
     Args:
         writer: writes all files of a scan.
@@ -137,6 +240,7 @@ class WriteResultd(Transform):
         model: facts about bundle and weights, shown in the reports.
         settings: of this run, shown in the reports.
         show_identity: whether the reports may say who was examined (known of DICOM only).
+        behind: write in a thread, in the order of the scans; ``log`` waits for it.
     """
 
     def __init__(
@@ -147,16 +251,19 @@ class WriteResultd(Transform):
         settings: Mapping[str, Any],
         *,
         show_identity: bool = False,
+        behind: bool = False,
     ) -> None:
         self.writer, self.log = writer, log
         self.model, self.settings = dict(model), dict(settings)
-        self.show_identity = show_identity
+        self.show_identity = checked_switch("show_identity", show_identity)
+        self._pool = ThreadPoolExecutor(1, "write") if behind else None
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
         """The record of one scan."""
         scan = item["scan"]
         source_files = tuple(file for file in scan.meta["source_files"].split(FILE_SEPARATOR) if file)
         notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
+        notes += item.get("remarks", ())
         return ScanResult(
             name=str(item["name"]),
             source=str(item["source"]),
@@ -171,20 +278,34 @@ class WriteResultd(Transform):
             notes=tuple(dict.fromkeys(notes)),
             model=self.model,
             settings=self.settings,
+            identity=read_identity(source_files[0]) if self.show_identity and source_files else {},
             seconds=self.log.seconds_since_begun(str(item["name"])),
             lungs=_lung_region(item),
-            identity=read_identity(source_files[0]) if self.show_identity and source_files else {},
             source_files=source_files,
+            input_digest=str(item.get("input_digest", "")),
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
         try:
-            result = self.result(item)
+            result = self.result(data)
+        except Exception as error:
+            self.log.failed(str(data["name"]), error, str(data["source"]))
+        else:
+            self._hand_over(result)
+        return {"name": data["name"]}
+
+    def _hand_over(self, result: ScanResult) -> None:
+        if self._pool is None:
+            self._write(result)
+        else:
+            self.log.wait()
+            self.log.writing = self._pool.submit(self._write, result)
+
+    def _write(self, result: ScanResult) -> None:
+        try:
             self.log.finished(result, self.writer(result))
         except Exception as error:
-            self.log.failed(str(item["name"]), error, str(item["source"]))
-        return {"name": item["name"]}
+            self.log.failed(result.name, error, result.source)
 
 
 def _lung_region(item: Mapping[Hashable, Any]) -> LungRegion | None:

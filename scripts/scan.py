@@ -164,6 +164,7 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
     Raises:
         ScanError: one of the four fails.
     """
+    image_hu = image_hu.ravel(order="K")  # a view in the order of memory, whatever that is
     low, high = int(image_hu.min()), int(image_hu.max())
     advice = "export the original CT, in HU, without windowing or normalising"
     if low == high:

@@ -43,7 +43,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv_bn(in_channels, out_channels, kernel=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        y = self.second(F.relu(self.first(x), inplace=True))
+        return F.relu(y + self.shortcut(x), inplace=True)
 
 
 def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -142,7 +143,7 @@ class FuseUp(nn.Module):
         self.refine = ResidualBlock(out_channels, out_channels)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip)))
+        return self.refine(F.relu(upsample_to(self.coarse(coarse), skip) + self.skip(skip), inplace=True))
 
 
 class SubCellUp(nn.Module):
@@ -158,7 +159,7 @@ class SubCellUp(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         joined = torch.cat([F.relu(depth_to_space(self.write(coarse), 2)), skip], dim=1)
-        return F.relu(self.refine(joined))
+        return F.relu(self.refine(joined), inplace=True)
 
 
 def detection_head(channels: int) -> nn.Conv3d:

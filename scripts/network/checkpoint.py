@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import UserError
 from .presets import PRESET_NAME, preset_of
@@ -23,16 +26,19 @@ class DeviceError(UserError, ValueError):
     """A device that is not there."""
 
 
-def ready_network(network: nn.Module, device: torch.device | str, checkpoint: str = "") -> nn.Module:
+def ready_network(
+    network: nn.Module, device: torch.device | str, checkpoint: str = "", *, fold: bool = False
+) -> nn.Module:
     """Load weights, and place the network for fast convolutions.
 
     Args:
         network: as its preset builds it.
         device: where it shall run.
         checkpoint: path of a state dict (plain tensors); empty for none.
+        fold: only evaluate it: see :func:`folded`.
 
     Returns:
-        The same network on the device, in channels-last memory format.
+        The same network (or its folded copy) on the device, in channels-last memory format.
 
     Raises:
         CheckpointError: no such file, no state dict of plain tensors, or one of another network.
@@ -41,7 +47,22 @@ def ready_network(network: nn.Module, device: torch.device | str, checkpoint: st
         raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
     if checkpoint:
         load_weights(network, checkpoint)
+    if fold:
+        network = folded(network)
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in evaluation, with each batch norm folded into the convolution before it; it computes the same.
+
+    Its state dict is not that of a checkpoint, and training it is another thing.
+    """
+    network = copy.deepcopy(network).eval()
+    for members in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for n, (convolution, norm) in enumerate(itertools.pairwise(list(members))):
+            if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                members[n], members[n + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    return network
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:

@@ -87,10 +87,10 @@ def _sums(networks: Mapping[str, Anatomy], group: str) -> list[str]:
     return [*sizes, *(f"{sum(part.flops for part in own) / 1000:.2f}" if own else "–" for own in parts)]
 
 
-def with_generated(text: str, generated: str, page: Path) -> str:
-    """The page's text with what stands between the marks replaced."""
-    before, begin, rest = text.partition(BEGIN)
+def with_generated(text: str, generated: str, page: Path, mark: str = BEGIN) -> str:
+    """The page's text with what stands between the marks replaced; ``mark`` is the first of them."""
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DescriptionError(f"{page}: expected the lines {BEGIN!r} and {END!r} in this order; add them")
-    return f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}"
+        raise DescriptionError(f"{page}: expected the lines {mark!r} and {END!r} in this order; add them")
+    return f"{before}{mark}\n\n{generated}\n\n{END}{after}"

@@ -18,7 +18,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import torch
 from scipy import ndimage
 
 from ..geometry import apply_affine, spacing_mm, swap_lps_ras
@@ -154,7 +153,7 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     """A copy of a scan with held-out donors inserted, written as image, mask and datalist item."""
     image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
-    lungs = find_lungs(torch.from_numpy(hu), spacing_mm(image.affine))
+    lungs = find_lungs(hu, spacing_mm(image.affine))
     to_coarse = np.diag([*(1.0 / lungs.step), 1.0])
     to_coarse[:3, 3] = -(lungs.step - 1) / (2.0 * lungs.step)
     closed = crop_by_affine(lungs.distance_mm, to_coarse, hu.shape, order=1) < 1.0

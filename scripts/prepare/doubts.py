@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from ..geometry import FloatArray, apply_affine, box_around, spacing_mm, swap_lps_ras
 from ..reader import Volume
@@ -43,7 +42,7 @@ class Surroundings:
     def of(cls, volume: Volume) -> Surroundings:
         turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
         affine_ras = np.asarray(turned.affine, dtype=np.float64)
-        lungs = find_lungs(torch.from_numpy(np.array(turned.dataobj, dtype=np.float32)), spacing_mm(affine_ras))
+        lungs = find_lungs(np.asarray(turned.dataobj), spacing_mm(affine_ras))
         coarse = affine_ras @ np.diag([*lungs.step, 1.0])
         coarse[:3, 3] = affine_ras[:3, :3] @ ((lungs.step - 1) / 2.0) + affine_ras[:3, 3]
         return cls(volume, lungs if lungs.found else None, np.asarray(np.linalg.inv(coarse), dtype=np.float64))

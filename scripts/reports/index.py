@@ -12,7 +12,7 @@ from ..findings import ScanResult
 from .files import OutputError, writable_folder, write_bytes
 from .html import render_page
 from .page import HtmlReport
-from .tables import source_name
+from .tables import NodulesJson, read_record, source_name
 
 # By this a page of a former run is told from somebody's own.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
@@ -89,6 +89,24 @@ class RunIndex:
                 highest=max(probabilities, default=None),
                 notes=result.notes,
                 seconds=result.seconds,
+            )
+        )
+
+    def add_former(self, folder: Path) -> None:
+        """The result of an earlier run in ``folder`` stands for a scan of this one."""
+        record = read_record(folder / NodulesJson.filename)
+        report = folder / HtmlReport.filename
+        target = report if report.exists() else folder
+        nodules = record.get("nodules", ())
+        self._scans.append(
+            ScanRow(
+                name=folder.name,
+                source=str(record.get("source", "")),
+                link=Path(os.path.relpath(target, self.path.parent)).as_posix(),
+                diameters_mm=tuple(float(nodule["diameter_mm"]) for nodule in nodules),
+                highest=max((float(nodule["probability"]) for nodule in nodules), default=None),
+                notes=("searched by an earlier run", *record.get("notes", ())),
+                seconds=None,
             )
         )
 

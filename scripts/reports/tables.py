@@ -43,8 +43,7 @@ class NodulesJson:
         Raises:
             OutputError: the file cannot be written.
         """
-        text = json.dumps(scan_record(result), indent=2, ensure_ascii=False, allow_nan=False)
-        return write_bytes(folder / self.filename, (text + "\n").encode())
+        return write_bytes(folder / self.filename, _json_text(scan_record(result)).encode())
 
 
 class NodulesCsv:
@@ -273,6 +272,19 @@ def _rounded(value: float, decimals: int = _MM_DECIMALS) -> float | None:
 
 def _rounded_probability(probability: float) -> float:
     return float(f"{probability:.{_PROBABILITY_DIGITS}g}")
+
+
+def _json_text(record: Mapping[str, Any]) -> str:
+    """A line for each field, and for each item of a list: hundreds of candidates stay readable."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    fields = []
+    for name, value in record.items():
+        items = ",\n    ".join(map(line, value)) if isinstance(value, list) else ""
+        fields.append(f"  {line(name)}: " + (f"[\n    {items}\n  ]" if items else line(value)))
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def _csv_text(rows: Iterable[Iterable[object]]) -> str:

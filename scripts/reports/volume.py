@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 
 import nibabel as nib
@@ -32,8 +33,10 @@ class MaskNifti:
         Raises:
             OutputError: the file cannot be written.
         """
-        content = mask_image(result).to_bytes()
-        return write_bytes(folder / self.filename, gzip.compress(content, compresslevel=_COMPRESSION, mtime=0))
+        packed = io.BytesIO()
+        with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=_COMPRESSION, mtime=0) as file:
+            mask_image(result).to_stream(file)  # slice by slice: the volume is never there as bytes
+        return write_bytes(folder / self.filename, packed.getvalue())
 
 
 def mask_image(result: ScanResult) -> nib.Nifti1Image:

@@ -4,6 +4,7 @@ from .crops import RandomCropd
 from .insertion import InsertNodulesd
 from .lungs import CropToLungsd, find_lungs
 from .nodules import IGNORED, NODULE, PADDING, BoxesToNodulesd, PadNodulesd
+from .resampling import ScaleHud, ToSpacingd
 
 __all__ = [
     "IGNORED",
@@ -14,5 +15,7 @@ __all__ = [
     "InsertNodulesd",
     "PadNodulesd",
     "RandomCropd",
+    "ScaleHud",
+    "ToSpacingd",
     "find_lungs",
 ]

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SpatialCrop
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
 from ..errors import DataError
@@ -38,6 +40,8 @@ SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 OPEN_SHARE = 0.25  # more lung-like tissue than this outside the pieces: the lungs are not closed in this volume
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
 CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
+ROUNDING_MM = 1e-3  # distances are float32
+SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
 LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; any other mask's lungs are all above 0
 MASK_INSIDE_SHARE = 0.5  # of a given mask's volume; less: it belongs to another scan or frame
 MASK_AIR_SHARE = 0.5  # of a given mask's coarse voxels below AIR_BELOW_HU; less: it does not lie on the lungs
@@ -103,12 +107,18 @@ def _is_open(lung_like: Mask, pieces: Mask) -> bool:
     return bool(outside.sum() > OPEN_SHARE * max(int((lung_like & pieces).sum()), 1))
 
 
-def _block_means(volume: torch.Tensor, voxel_mm: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _block_means(
+    volume: npt.NDArray[Any], voxel_mm: FloatArray
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Means of blocks of about :data:`COARSE_MM`: ``[I', J', K']`` of ``[I, J, K]``, and the voxels of a block."""
     step = np.clip(np.round(COARSE_MM / voxel_mm).astype(np.int64), 1, np.array(volume.shape))
-    kernel = [int(s) for s in step]
-    means = F.avg_pool3d(volume[None, None].float(), kernel, ceil_mode=True, count_include_pad=False)
-    return means[0, 0].numpy(), step
+    thick, *sides = (int(s) for s in step)
+    means = []
+    for start in range(0, len(volume), thick * SLAB_BLOCKS):
+        slab = np.ascontiguousarray(volume[start : start + thick * SLAB_BLOCKS], dtype=np.float32)
+        kernel = (min(thick, len(slab)), *sides)
+        means.append(F.avg_pool3d(torch.from_numpy(slab)[None], kernel, ceil_mode=True, count_include_pad=False)[0])
+    return torch.cat(means).numpy(), step
 
 
 def _coarse_affine(affine: FloatArray, step: npt.NDArray[np.int64]) -> FloatArray:
@@ -118,7 +128,7 @@ def _coarse_affine(affine: FloatArray, step: npt.NDArray[np.int64]) -> FloatArra
     return np.asarray(coarse)
 
 
-def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
+def find_lungs(image_hu: npt.NDArray[Any], voxel_mm: FloatArray) -> Lungs:
     """Find both lungs.
 
     Args:
@@ -142,14 +152,23 @@ def find_lungs(image_hu: torch.Tensor, voxel_mm: FloatArray) -> Lungs:
 def _closed_lungs(pieces: Mask, step: npt.NDArray[np.int64], coarse_mm: FloatArray, shape: np.ndarray) -> Lungs:
     """Box of the pieces (coarse, at least one voxel) in the scan's grid, and the distance to them once closed."""
     room = np.ceil(CLOSING_MM / coarse_mm).astype(int) + 1
-    padded = np.pad(pieces, [(r, r) for r in room])
-    near = ndimage.distance_transform_edt(~padded, sampling=coarse_mm) <= CLOSING_MM
-    closed = ndimage.distance_transform_edt(near, sampling=coarse_mm) > CLOSING_MM
-    distance_mm = ndimage.distance_transform_edt(~(closed | padded), sampling=coarse_mm)
-    inner = tuple(slice(r, -r) for r in room)
+    lungs = np.pad(pieces, [(r, r) for r in room])
     where = np.argwhere(pieces)
-    box = np.stack([where.min(0) * step, np.minimum((where.max(0) + 1) * step, shape)])
-    return Lungs(True, box, distance_mm[inner].astype(np.float32), step)
+    first, last = where.min(0), where.max(0) + 1
+    reached = tuple(slice(a, b + 2 * r) for a, b, r in zip(first, last, room, strict=True))
+    near = _distance_mm(lungs[reached], coarse_mm) <= CLOSING_MM + ROUNDING_MM
+    lungs[reached] |= _distance_mm(~near, coarse_mm) > CLOSING_MM + ROUNDING_MM
+    inner = tuple(slice(r, -r) for r in room)
+    box = np.stack([first * step, np.minimum(last * step, shape)])
+    return Lungs(True, box, np.ascontiguousarray(_distance_mm(lungs, coarse_mm)[inner]), step)
+
+
+def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
+    """Distance of every voxel to the nearest one inside (there is one), mm; 0 inside."""
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    image.SetSpacing(voxel_mm[::-1].tolist())  # ITK's x is the last axis
+    signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayFromImage(signed), np.float32(0.0))
 
 
 def lungs_of_mask(mask: MetaTensor, image: MetaTensor) -> Lungs:
@@ -164,8 +183,8 @@ def lungs_of_mask(mask: MetaTensor, image: MetaTensor) -> Lungs:
         ScanError: the mask is empty or does not lie on the lungs of this scan.
     """
     affine, mask_affine = (np.asarray(volume.affine, dtype=np.float64) for volume in (image, mask))
-    coarse_hu, step = _block_means(image.as_tensor()[0], spacing_mm(affine))
-    share, mask_step = _block_means(_lung_voxels(mask.as_tensor()[0]), spacing_mm(mask_affine))
+    coarse_hu, step = _block_means(image.as_tensor()[0].numpy(), spacing_mm(affine))
+    share, mask_step = _block_means(_lung_voxels(mask.as_tensor()[0]).numpy(), spacing_mm(mask_affine))
     to_mask = np.linalg.inv(_coarse_affine(mask_affine, mask_step)) @ _coarse_affine(affine, step)
     resampled = ndimage.affine_transform(
         share, to_mask[:3, :3], to_mask[:3, 3], output_shape=coarse_hu.shape, order=1, mode="grid-constant"
@@ -203,31 +222,41 @@ class CropToLungsd(MapTransform):
     """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
 
     Writes ``lung_distance_mm`` (MetaTensor ``[1, I', J', K']``, mm to the closed lungs, with its own affine) and
-    ``lungs_found`` (bool) beside the keys. The volume must be oriented with k along the body (``Orientationd`` RAS).
+    ``lungs_found`` (bool) beside the keys. Nothing is copied: what is cut are views.
 
     Args:
-        keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``), on which the lungs are sought.
+        keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``, in any orientation), on which the lungs are
+            sought.
         margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
         allow_missing_keys: skip absent keys.
         lung_key: a lung mask on any grid (MetaTensor), which leaves the item; where there is none, lungs are sought.
+        whole_key: under which the CT stays in the item, not cut; ``None`` for nowhere.
 
     Raises:
         ValueError: a key lies on another grid than the first, or the lung mask not on the lungs.
     """
 
     def __init__(
-        self, keys: KeysCollection, margin_mm: float, allow_missing_keys: bool = False, *, lung_key: str = "lung_mask"
+        self,
+        keys: KeysCollection,
+        margin_mm: float,
+        allow_missing_keys: bool = False,
+        *,
+        lung_key: str = "lung_mask",
+        whole_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.margin_mm, self.lung_key = margin_mm, lung_key
+        self.margin_mm, self.lung_key, self.whole_key = margin_mm, lung_key, whole_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.keys[0]]
-        affine = np.asarray(image.affine, dtype=np.float64)
-        voxel_mm = spacing_mm(affine)
         mask = item.pop(self.lung_key, None)
-        lungs = find_lungs(image.as_tensor()[0], voxel_mm) if mask is None else lungs_of_mask(mask, image)
+        if mask is None:
+            lungs, affine = _find_in_any_orientation(image)
+        else:
+            lungs, affine = lungs_of_mask(mask, image), np.asarray(image.affine, dtype=np.float64)
+        voxel_mm = spacing_mm(image.affine)
         margin = np.ceil(self.margin_mm / voxel_mm).astype(np.int64)
         low = np.maximum(lungs.box[0] - margin, 0)
         high = np.minimum(lungs.box[1] + margin, np.array(image.shape[1:]))
@@ -235,11 +264,24 @@ class CropToLungsd(MapTransform):
         for key in self.key_iterator(item):
             _check_grid(str(key), item[key], str(self.keys[0]), image)
             item[key] = crop(item[key])
+        if self.whole_key is not None:
+            item[self.whole_key] = image
         item["lung_distance_mm"] = MetaTensor(
             torch.from_numpy(lungs.distance_mm)[None], affine=torch.from_numpy(_coarse_affine(affine, lungs.step))
         )
         item["lungs_found"] = lungs.found
         return item
+
+
+def _find_in_any_orientation(image: MetaTensor) -> tuple[Lungs, FloatArray]:
+    """:func:`find_lungs` of a view turned to RAS: the box in the image's own grid, and the turned grid's affine."""
+    own = np.asarray(image.affine, dtype=np.float64)
+    shape, turn = image.shape[1:], io_orientation(own)
+    affine = own @ inv_ornt_aff(turn, shape)
+    lungs = find_lungs(apply_orientation(image.as_tensor()[0].numpy(), turn), spacing_mm(affine))
+    box = lungs.box[:, turn[:, 0].astype(int)]
+    mirrored = np.array(shape) - box[::-1]
+    return replace(lungs, box=np.where(turn[:, 1] < 0, mirrored, box)), affine
 
 
 def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from scripts.network import (
     CheckpointError,
     DeviceError,
     choose_preset,
+    compact,
     load_weights,
+    paper,
     preset_of,
     ready_network,
     save_weights,
 )
+from tests.networks import TOLERANCE, as_if_trained, noise
 
 RELEASED = Path(__file__).resolve().parents[2] / "models" / "model.pt"
 
@@ -70,6 +74,21 @@ def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: P
     wide = ready_network(nn.Conv3d(4, 4, 3), torch.device("cpu")).weight
     assert isinstance(wide, Tensor)
     assert wide.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("build", [compact, paper])
+def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], nn.Module]) -> None:
+    network = as_if_trained(build())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ready = ready_network(network, "cpu", fold=True)
+    assert sum(isinstance(module, nn.BatchNorm3d) for module in network.modules()) > 10
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in ready.modules())
+    image = noise(1, 1, 32, 48, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(image), network(image), rtol=0, atol=10 * TOLERANCE)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert getattr(ready, "any_window", False) is getattr(network, "any_window", False)
 
 
 def test_no_checkpoint_leaves_the_network_as_built() -> None:

@@ -7,11 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from monai.data.box_utils import non_max_suppression
 
-from scripts.decoding import LARGEST_DIAMETER_MM, DecodeCandidatesd, DropOutsideLungsd, decode_candidates
+from scripts.decoding import (
+    LARGEST_DIAMETER_MM,
+    DecodeCandidatesd,
+    DropOutsideLungsd,
+    _largest_around,
+    decode_candidates,
+    strongest_of_overlapping,
+)
 from scripts.findings import Detection
 
 SHAPE = (9, 6, 12)  # cells; no two sizes equal, so that swapped axes show
@@ -250,6 +259,28 @@ def test_threshold_zero_keeps_every_peak_and_one_only_certainty() -> None:
     assert decode(pred, threshold=1.0) == []
     pred[0, 3, 2, 5] = 1000.0
     assert [d.probability for d in decode(pred, threshold=1.0)] == [1.0]
+
+
+@pytest.mark.parametrize("peak_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 2, 3)])
+def test_the_largest_around_is_what_pooling_finds(peak_size: int, shape: tuple[int, ...]) -> None:
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    pooled = F.max_pool3d(logits[None, None], peak_size, stride=1, padding=peak_size // 2)[0, 0]
+    assert torch.equal(_largest_around(logits, peak_size), pooled)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("count", [0, 1, 200])
+def test_suppression_is_monais(count: int, overlap: float) -> None:
+    generator = torch.Generator().manual_seed(count)
+    low = 30.0 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
+    boxes = torch.cat([low, low + 10.0 * torch.rand(count, 3, generator=generator)], dim=1)
+    scores = torch.linspace(1.0, 0.0, count)
+    expected = non_max_suppression(boxes, scores, overlap).tolist() if count else []
+    assert strongest_of_overlapping(boxes, overlap) == expected
+    assert count < 2 or 1 < len(expected) < count
 
 
 def test_no_peak_gives_an_empty_list() -> None:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SimpleInferer
+from scipy import ndimage
 from torch import Tensor, nn
 
 from scripts.errors import UserError
-from scripts.inferer import PRECISIONS, PrecisionError, PrecisionInferer, WindowError, WindowInferer, choose_precision
+from scripts.inferer import (
+    BACKGROUND_LOGIT,
+    PRECISIONS,
+    PrecisionError,
+    PrecisionInferer,
+    WindowError,
+    WindowInferer,
+    choose_precision,
+    prepare_scan,
+)
+from scripts.windows import Tiling, blocks_near, plan_windows
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
@@ -105,22 +118,199 @@ def test_further_arguments_reach_the_inner_inferer() -> None:
     assert inner.got == ((5,), {"extra": "yes"})
 
 
-@pytest.mark.parametrize("overlap", [0.25, 0.5])
-@pytest.mark.parametrize("shape", [(16, 16, 16), (18, 40, 34), (52, 20, 30)])
+# --- windows
+
+WINDOW, BLOCK = [32, 32, 32], 16
+
+
+class Far(nn.Module):
+    """A network that sees two cells around each; ``free`` tells whether its windows may be cut."""
+
+    def __init__(self, free: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.any_window = free
+        self.near = nn.Conv3d(1, 3, 2, stride=2)
+        self.far = nn.Conv3d(3, 4, 5, padding=2)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.shapes.append(tuple(image.shape))
+        answer: Tensor = self.far(torch.relu(self.near(image)))
+        return answer
+
+
+def _image(*shape: int) -> MetaTensor:
+    noise = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(1))
+    return MetaTensor(noise, affine=torch.eye(4, dtype=torch.float64))
+
+
+def _lungs(inside: np.ndarray) -> MetaTensor:
+    """Distances on the grid of 1 mm voxels."""
+    distance = ndimage.distance_transform_edt(~inside).astype(np.float32)
+    return MetaTensor(torch.from_numpy(distance)[None], affine=torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(32, 32, 32), (48, 80, 64), (96, 32, 48)])
 def test_windows_stitch_to_what_one_pass_gives(shape: tuple[int, int, int], overlap: float) -> None:
-    """Exact for a network that looks at its own cell only; sizes even, not multiples of the window."""
+    """Exact for a network that looks at its own cell only."""
     network, image = Watched(), torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(1))
-    windows = SlidingWindowInferer((16, 16, 16), sw_batch_size=2, overlap=overlap, mode="gaussian")
     with torch.no_grad():
-        stitched = PrecisionInferer(windows, "float32")(image, network)
+        stitched = PrecisionInferer(WindowInferer(WINDOW, overlap, 2), "float32")(image, network)
         assert stitched.shape == (1, 3, *(n // 2 for n in shape))
         torch.testing.assert_close(stitched, network(image), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("overlap", [0.3, 0.28, 1.0, -0.5])
-def test_windows_that_cannot_be_stitched_are_refused(overlap: float) -> None:
+def _one_by_one(image: Tensor, network: nn.Module, windows: list[Any]) -> Tensor:
+    """The plain path: each window by itself, weighted sums in double precision."""
+    shape = [n // 2 for n in image.shape[2:]]
+    maps, weights = np.zeros((4, *shape)), np.zeros(shape)
+    for window in windows:
+        crop = image[(0, 0, *(slice(p.start * BLOCK, p.stop * BLOCK) for p in window))]
+        pred = network(crop[None, None])[0].double().numpy()
+        sizes = pred.shape[1:]
+        axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (0.125 * n)) ** 2) for n in sizes]
+        weight = np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3)
+        cells = tuple(slice(p.start * BLOCK // 2, p.stop * BLOCK // 2) for p in window)
+        maps[(slice(None), *cells)] += pred * weight
+        weights[cells] += weight
+    maps[:, weights > 0] /= weights[weights > 0]
+    maps[0, weights == 0] = BACKGROUND_LOGIT
+    return torch.from_numpy(maps)[None].float()
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_windows_are_weighed_as_one_by_one(free: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = Far(free), _image(96, 48, 64)
+    inside = np.zeros((96, 48, 64), dtype=bool)
+    inside[4:20, 10:30, 4:60], inside[86:90, 22:26, 22:26] = True, True
+    lungs = _lungs(inside)
+    monkeypatch.setattr("scripts.inferer.LEAST_BLOCKS", 1)
+    tiling = Tiling((2,) * 3, (1,) * 3, (1 if free else 2,) * 3)
+    windows = plan_windows(blocks_near(lungs, 5.0, np.eye(4), inside.shape, BLOCK), tiling)
+    with torch.no_grad():
+        found = WindowInferer(WINDOW, 0.5, 2, 5.0, at_once=at_once)(image, network, lung_distance_mm=lungs)
+        assert sum(shape[0] for shape in network.shapes) == len(windows)
+        assert max(shape[0] for shape in network.shapes) <= at_once
+        assert all(shape[2:] == (32, 32, 32) for shape in network.shapes) is not free
+        torch.testing.assert_close(found, _one_by_one(image.as_tensor(), network, windows), rtol=0, atol=2e-5)
+
+
+def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
+    """The same windows, some of them skipped: equal wherever something was searched."""
+    network, image = Far(free=False), _image(128, 32, 32)
+    inside = np.zeros((128, 32, 32), dtype=bool)
+    inside[4:12] = True
+    inferer = WindowInferer(WINDOW, 0.0, 2, 5.0)
+    with torch.no_grad():
+        everything = inferer(image, network)
+        near = inferer(image, network, lung_distance_mm=_lungs(inside))
+    assert (near[0, 0] == BACKGROUND_LOGIT).sum() == 3 * 16**3
+    torch.testing.assert_close(near[:, :, :16], everything[:, :, :16], rtol=0, atol=0)
+    assert not near[:, 1:, 16:].any()
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(96, 0.25), (96, 0.3), (96, 1.0), (96, -0.5), (40, 0.0)])
+def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
-        WindowInferer([96, 96, 96], overlap, 2)
+        WindowInferer([size] * 3, overlap, 2)
+
+
+def test_a_third_and_a_sixth_need_not_be_exact() -> None:
+    assert WindowInferer([96] * 3, 0.167, 2).shared == (1, 1, 1)
+    assert WindowInferer([96] * 3, 0.333, 2).shared == (2, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])
+def test_an_image_that_no_window_fits_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(WindowError, match="pad it"):
+        WindowInferer(WINDOW, 0.5, 2)(torch.zeros(shape), Far())
+
+
+# --- not enough memory
+
+
+class Hungry(Far):
+    """Runs out of memory for more than ``most`` windows at once, or for the first ``times`` calls."""
+
+    def __init__(self, most: int, times: int = 10**6) -> None:
+        super().__init__()
+        self.most, self.times = most, times
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[0] > self.most and self.times > 0:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(image)
+
+
+def test_too_little_memory_for_several_windows_gives_the_same_one_by_one() -> None:
+    image = _image(64, 64, 64)
+    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=4)
+    with torch.no_grad():
+        plenty, scarce = inferer(image, Far()), inferer(image, Hungry(most=1))
+    torch.testing.assert_close(scarce, plenty, rtol=0, atol=2e-5)
+    assert inferer.remarks == ("cpu has too little memory for 4 windows of the network at once",)
+    with torch.no_grad():
+        inferer(image, Far())
+    assert inferer.remarks == ()  # of the last image
+
+
+def test_too_little_memory_on_the_device_is_searched_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a GPU: the image says that it lies there; the network moves away and back."""
+    moves: list[str] = []
+    network, image = Hungry(most=0, times=2), _image(48, 32, 32)
+    monkeypatch.setattr(network, "to", lambda device: moves.append(str(device)))
+    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=2)
+    monkeypatch.setattr("scripts.inferer.is_cpu", lambda device: False)
+    with torch.no_grad():
+        found = PrecisionInferer(inferer, "float32")(image, network)
+        torch.testing.assert_close(found, inferer(image, Far()), rtol=0, atol=2e-5)
+    assert moves == ["cpu", "cpu"]  # there, and back to the image's device
+
+
+def test_what_the_windows_remark_is_told() -> None:
+    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=2)
+    wrapped = PrecisionInferer(inferer, "float32")
+    with torch.no_grad():
+        wrapped(_image(64, 32, 32), Hungry(most=1))
+    assert len(wrapped.remarks) == 1
+    assert PrecisionInferer(SimpleInferer(), "float32").remarks == ()
+
+
+def test_no_memory_at_all_is_an_error() -> None:
+    with pytest.raises(MemoryError, match="cpu: too little memory for one window"):
+        WindowInferer(WINDOW, 0.0, 2)(_image(32, 32, 32), Hungry(most=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_without_memory_gives_the_answer_of_the_cpu() -> None:
+    image, inferer = _image(64, 64, 64), WindowInferer(WINDOW, 0.5, 2, at_once=2)
+    with torch.no_grad():
+        expected = inferer(image, Far())
+        network = Far().cuda()
+        torch.cuda.set_per_process_memory_fraction(1e-6)
+        try:
+            found = inferer(image.cuda(), network)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "CPU" in inferer.remarks[-1]
+    assert next(network.parameters()).is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=2e-5)
+
+
+def test_a_whole_scan_goes_to_the_inferer_with_its_lungs() -> None:
+    batch = {"image": _image(2, 2, 2), "lung_distance_mm": _image(1, 1, 1), "label": torch.ones(1)}
+    image, label, arguments, keywords = prepare_scan(batch, "cpu")
+    assert image.shape == (1, 1, 2, 2, 2)
+    assert label is not None
+    assert arguments == ()
+    assert keywords == {"lung_distance_mm": batch["lung_distance_mm"]}
+
+
+# --- training
 
 
 def test_float16_is_not_trained_in() -> None:

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Orientationd
+from scipy import ndimage
 
 from scripts.geometry import apply_affine
 from scripts.prepare.phantom import Chest, make_chest
 from scripts.scan import ScanError
-from scripts.transforms.lungs import CropToLungsd, Lungs, find_lungs, lungs_of_mask
+from scripts.transforms.lungs import CropToLungsd, Lungs, _distance_mm, find_lungs, lungs_of_mask
 
 ONE_MM = np.ones(3)
 TISSUE_HU, LUNG_HU = 40.0, -850.0
 
 
 def _search(image_hu: np.ndarray, voxel_mm: np.ndarray = ONE_MM) -> Lungs:
-    return find_lungs(torch.from_numpy(np.ascontiguousarray(image_hu)), voxel_mm)
+    return find_lungs(image_hu, voxel_mm)
 
 
 def _missed_mm(box: np.ndarray, lungs: np.ndarray) -> float:
@@ -287,6 +289,36 @@ def test_mask_on_another_grid_is_refused(small_chest: Chest, change: str) -> Non
     item["mask"].meta["filename_or_obj"] = "lesions.nii.gz"
     with pytest.raises(ValueError, match=r"lesions\.nii\.gz: expected the grid of the image"):
         CropToLungsd(["image", "mask"], 5)(item)
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "SLP", "IRA"])
+def test_the_scan_may_lie_in_any_orientation(code: str, small_chest: Chest) -> None:
+    upright = _item(small_chest, np.eye(4))["image"]
+    turned = Orientationd("image", axcodes=code, labels=None)({"image": upright})["image"]
+    expected = CropToLungsd("image", margin_mm=5)({"image": upright})
+    found = CropToLungsd("image", margin_mm=5)({"image": turned})
+    back = Orientationd("image", axcodes="RAS", labels=None)({"image": found["image"]})["image"]
+    assert torch.equal(back.as_tensor(), expected["image"].as_tensor())
+    np.testing.assert_allclose(np.asarray(back.affine), np.asarray(expected["image"].affine), atol=1e-6)
+    assert torch.equal(found["lung_distance_mm"].as_tensor(), expected["lung_distance_mm"].as_tensor())
+    np.testing.assert_allclose(
+        np.asarray(found["lung_distance_mm"].affine), np.asarray(expected["lung_distance_mm"].affine), atol=1e-6
+    )
+
+
+def test_the_whole_scan_is_kept_and_nothing_is_copied(small_chest: Chest) -> None:
+    image = _item(small_chest, np.diag([-1.0, -1.0, 1.0, 1.0]))["image"]
+    found = CropToLungsd("image", margin_mm=5, whole_key="scan")({"image": image})
+    assert found["scan"] is image
+    assert found["image"].untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("voxel_mm", [(3.0, 3.0, 3.0), (2.8, 3.1, 2.5)])
+def test_distances_are_euclidean(voxel_mm: tuple[float, float, float]) -> None:
+    inside = np.random.default_rng(0).random((9, 14, 11)) > 0.98
+    assert inside.any()
+    expected = ndimage.distance_transform_edt(~inside, sampling=voxel_mm)
+    np.testing.assert_allclose(_distance_mm(inside, np.array(voxel_mm)), expected, atol=1e-4)
 
 
 # --- a given lung mask

@@ -28,7 +28,8 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 ORDER = (
     *("errors", "commands", "geometry", "scan", "dicom_series", "discovery", "reader", "transforms", "network"),
     *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "location"),
-    *("segmentation", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
+    *("segmentation", "windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
+    "benchmark",
 )
 
 MAKE_TARGETS = ("help", "demo", "test", "lint", "format", "clean")

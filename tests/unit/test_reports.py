@@ -205,6 +205,14 @@ class TestNodulesJson:
     def test_it_follows_its_schema(self, result: ScanResult, tmp_path: Path) -> None:
         jsonschema.validate(strict_json(NodulesJson()(result, tmp_path)), SCHEMA)
 
+    def test_each_field_and_each_candidate_has_a_line(self, tmp_path: Path) -> None:
+        for result in (make_result(), dataclasses.replace(without_nodules(make_result()), notes=('a "b",\n]', "ü"))):
+            path = NodulesJson()(result, tmp_path)
+            assert strict_json(path) == scan_record(result)
+            lists = [items for items in (result.notes, result.nodules, result.candidates) if items]
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert len(lines) == 2 + len(scan_record(result)) + sum(len(items) + 1 for items in lists)
+
     def test_the_schema_notices_what_is_missing_or_wrong(self) -> None:
         jsonschema.Draft202012Validator.check_schema(SCHEMA)
         nodule = scan_record(make_result())["nodules"][0]

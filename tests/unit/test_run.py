@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImage
+from torch import Tensor, nn
 
 from scripts.dicom_series import read_identity
 from scripts.reader import ScanReader, find_scans, read_scan
-from scripts.reports import NodulesJson, ResultWriter, RunIndex
-from scripts.run import OverrideError, RunLog, ScanStream, WriteResultd, bundle_facts, check_overrides
+from scripts.reports import NodulesJson, ResultWriter, RunIndex, input_digest
+from scripts.reports.files import OutputError
+from scripts.run import (
+    OverrideError,
+    RunLog,
+    ScanEvaluator,
+    ScanStream,
+    WriteResultd,
+    bundle_facts,
+    check_overrides,
+    one_scan,
+)
 from scripts.scan import ScanError
 from tests.dicom_files import write_series
 
@@ -154,6 +172,181 @@ def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
     first.unlink()
     with pytest.raises(ScanError, match="keep it in place"):
         read_identity(first)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_scans_come_in_order_and_none_is_read_before_the_last_is_taken(ahead: bool, tmp_path: Path) -> None:
+    """One ahead at most: what is prepared is counted each time that the consumer takes an item."""
+    for name in "abcd":
+        (tmp_path / f"{name}.nii").touch()
+    prepared: list[str] = []
+
+    def read(item: dict[str, Any]) -> str:
+        prepared.append(item["name"])
+        return str(item["name"])
+
+    stream = ScanStream(str(tmp_path), "auto", read, RunLog(), ahead=ahead)
+    taken = []
+    for name in stream:
+        taken.append(name)
+        time.sleep(0.05)
+        assert prepared == list("abcd"[: len(taken) + ahead])
+    assert taken == list("abcd")
+
+
+def test_a_scan_ahead_is_prepared_in_another_thread(three: Path) -> None:
+    threads: list[str] = []
+    stream = ScanStream(str(three), "auto", lambda _: threads.append(threading.current_thread().name), RunLog())
+    list(stream)
+    stream.ahead = True
+    list(stream)
+    assert threads[:3] == [threading.current_thread().name] * 3
+    assert all(name.startswith("read") for name in threads[3:])
+
+
+def test_a_stream_that_is_left_early_ends(three: Path) -> None:
+    stream = iter(ScanStream(str(three), "auto", lambda item: item["name"], RunLog(), ahead=True))
+    assert next(stream) == "a"
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(
+    three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, str] = {}
+
+    def finished(name: str, digest: str) -> Path | None:
+        asked[name] = digest
+        if name == "c":
+            raise OutputError("c: expected nothing, got another result")
+        return three if name == "a" else None
+
+    log = RunLog()
+    stream = ScanStream(str(three), "auto", lambda item: item, log, finished=finished)
+    (item,) = stream
+    assert item["name"] == "b"
+    assert item["input_digest"] == asked["b"] == input_digest([three / "b.nii"])
+    assert log.found == ["a"]
+    assert list(log.failures) == ["c"]
+    with pytest.raises(SystemExit):
+        log.close()
+    assert "0 scans searched, 1 searched before, 1 refused (c)" in capsys.readouterr().out
+
+
+def test_a_run_that_finds_everything_done_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog()
+    log.skipped("a", Path("a"))
+    log.close()
+    assert capsys.readouterr().out == "0 scans searched, 1 searched before, 0 refused\n"
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def _item(name: str) -> dict[str, Any]:
+    volume = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4, dtype=torch.float64))
+    return {"name": name, "source": name, "image": volume, "lung_distance_mm": volume, "scan": object()}
+
+
+def _search(
+    inferer: Callable[..., Any], postprocessing: Callable[..., Any], log: RunLog, names: str = "abc"
+) -> ScanEvaluator:
+    evaluator = ScanEvaluator(
+        log=log,
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=one_scan),
+        network=nn.Identity(),
+        inferer=inferer,
+        postprocessing=postprocessing,
+    )
+    evaluator.run()
+    return evaluator
+
+
+class Remarking(Inferer):
+    """Remarks the number of its call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks: tuple[str, ...] = ()
+        self.calls = 0
+
+    def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
+        assert inputs.shape == (1, 1, 4, 4, 4)
+        assert given["lung_distance_mm"].shape == (1, 4, 4, 4)
+        self.calls += 1
+        self.remarks = (f"call {self.calls}",)
+        return inputs.as_tensor() + self.calls
+
+
+def test_maps_and_remarks_join_the_item_and_nothing_else_is_touched() -> None:
+    seen: list[dict[str, Any]] = []
+    evaluator = _search(Remarking(), lambda item: seen.append(item) or {"name": item["name"]}, RunLog())  # type: ignore[func-returns-value]
+    assert [item["name"] for item in seen] == list("abc")
+    assert [float(item["pred"].mean()) for item in seen] == [1.0, 2.0, 3.0]
+    assert all(item["pred"].shape == item["image"].shape == (1, 4, 4, 4) for item in seen)
+    assert [item["remarks"] for item in seen] == [("call 1",), ("call 2",), ("call 3",)]
+    assert evaluator.state.batch == {}  # the scan is let go
+
+
+@pytest.mark.parametrize("where", ["network", "postprocessing"])
+def test_a_failing_search_leaves_one_scan_out(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    class Failing(Remarking):
+        def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
+            found = super().__call__(inputs, network, **given)
+            if where == "network" and self.calls == 2:
+                raise RuntimeError("no memory")
+            return found
+
+    def write(item: dict[str, Any]) -> dict[str, Any]:
+        if where == "postprocessing" and item["name"] == "b":
+            raise ZeroDivisionError("no outline")
+        done.append(item["name"])
+        return {"name": item["name"]}
+
+    log = RunLog()
+    _search(Failing(), write, log)
+    assert done == ["a", "c"]
+    assert list(log.failures) == ["b"]
+    assert capsys.readouterr().err.startswith("error: b: ")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Slow(WriteResultd):
+    """Results are names; the first takes long to write, and the second fails."""
+
+    def result(self, item: Any) -> Any:
+        return SimpleNamespace(name=item["name"], source=item["name"], nodules=())
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, tmp_path: Path) -> None:
+    written: list[tuple[str, str]] = []
+
+    def writer(result: Any) -> Path:
+        time.sleep(0.2 if result.name == "a" else 0.0)
+        written.append((result.name, threading.current_thread().name))
+        if result.name == "b":
+            raise OutputError("b: no room")
+        return tmp_path / result.name
+
+    log = RunLog()
+    write = Slow(writer, log, {}, {}, behind=behind)  # type: ignore[arg-type]
+    for name in "abc":
+        assert write({"name": name}) == {"name": name}
+        if name == "a" and behind:
+            assert written == []
+    with pytest.raises(SystemExit):
+        log.close()
+    assert [name for name, _ in written] == list("abc")
+    assert all(thread.startswith("write") is behind for _, thread in written)
+    assert list(log.folders) == ["a", "c"]
+    assert log.failures == {"b": "b: no room"}
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

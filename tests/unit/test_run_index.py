@@ -9,7 +9,7 @@ import pytest
 
 from scripts.findings import Detection, ScanResult
 from scripts.prepare.phantom import Chest
-from scripts.reports import OutputError, RunIndex
+from scripts.reports import NodulesJson, OutputError, RunIndex
 from scripts.reports.index import size_bins
 from tests.results import searched_chest
 
@@ -48,6 +48,22 @@ def test_several_scans_have_a_row_each(result: ScanResult, tmp_path: Path) -> No
         assert expected in text
     assert "refused" not in text.split("<style>")[0] + text.split("</style>")[1]
     assert "Jane" not in text
+
+
+def test_a_result_of_an_earlier_run_has_its_row(result: ScanResult, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    NodulesJson()(dataclasses.replace(named(result, "a"), notes=("slices of 5 mm",)), tmp_path / "a")
+    index = RunIndex(tmp_path)
+    index.add_former(tmp_path / "a")
+    text = index.render()
+    assert 'href="a">a<' in text
+    for expected in ("a.nii", "0.97", "Slices of 5 mm", "earlier run"):
+        assert expected in text
+    fresh = RunIndex(tmp_path)
+    fresh.add(named(result, "a"), tmp_path / "a")
+    (former,), (now,) = index._scans, fresh._scans
+    assert former.diameters_mm == pytest.approx(now.diameters_mm, abs=1e-3)
+    assert former.highest == pytest.approx(now.highest, abs=1e-6)
 
 
 def test_a_single_refusal_has_a_page_without_folders(tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""The inference graph against the plain path: MONAI's transforms, the network as trained, one window after the other.
+
+Memory: what a larger field of view costs.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import (
+    Compose,
+    CopyItemsd,
+    DivisiblePadd,
+    LoadImaged,
+    Orientationd,
+    ScaleIntensityRanged,
+    Spacingd,
+    SpatialPadd,
+)
+
+from scripts.decoding import DecodeCandidatesd, DropOutsideLungsd
+from scripts.findings import Detection
+from scripts.inferer import LEAST_BLOCKS, gaussian
+from scripts.network import ready_network
+from scripts.network.blocks import COARSEST_STRIDE
+from scripts.prepare.phantom import make_chest, scan_chest
+from scripts.prepare.phantom_files import write_image
+from scripts.reader import ScanReader
+from scripts.segmentation import OutlineNodulesd
+from scripts.transforms import CropToLungsd
+from scripts.windows import Tiling, blocks_near, plan_windows
+from tests.bundle import ROOT, run_inference
+
+WINDOW, OVERLAP, THRESHOLD = 64, 0.25, 0.3
+OVERRIDES = {
+    "precision": "float32",
+    "window_size": [WINDOW] * 3,
+    "window_overlap": OVERLAP,
+    "threshold": THRESHOLD,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature chest with anisotropic voxels, stored in LPS as DICOM scans are."""
+    chest = make_chest(3, scale=0.4, nodules=3)
+    made = scan_chest(chest, 3)
+    path = tmp_path_factory.mktemp("same") / "scan.nii"
+    turned = nibabel.Nifti1Image(made.image_hu, made.affine_ras).as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.orientations.io_orientation(made.affine_ras), nibabel.orientations.axcodes2ornt("LPS")
+        )
+    )
+    write_image(path, np.asarray(turned.dataobj), turned.affine)
+    return path
+
+
+def _plain_preprocessing() -> Compose:
+    pads = {"keys": "image", "method": "end", "mode": "constant", "value": -1.0}
+    return Compose(
+        [
+            LoadImaged("image", reader=ScanReader(), ensure_channel_first=True, dtype=np.int16),
+            CopyItemsd("image", names="scan"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            CropToLungsd("image", margin_mm=15.0),
+            Spacingd("image", pixdim=(1, 1, 1), mode="bilinear", padding_mode="border", dtype=np.float64),
+            ScaleIntensityRanged("image", a_min=-1200, a_max=600, b_min=-1, b_max=1, clip=True),
+            SpatialPadd(spatial_size=[WINDOW] * 3, **pads),
+            DivisiblePadd(k=COARSEST_STRIDE, **pads),
+        ]
+    )
+
+
+def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
+    image = item["image"].as_tensor()
+    size, shared = (WINDOW // COARSEST_STRIDE,) * 3, (round(WINDOW * OVERLAP) // COARSEST_STRIDE,) * 3
+    wanted = blocks_near(item["lung_distance_mm"], 15.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE)
+    windows = plan_windows(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
+    assert len(windows) > 4
+    maps = torch.zeros(13, *(n // 2 for n in image.shape[1:]))
+    weights = torch.zeros(maps.shape[1:])
+    for window in windows:
+        part = tuple(slice(p.start * COARSEST_STRIDE, p.stop * COARSEST_STRIDE) for p in window)
+        cells = tuple(slice(p.start // 2, p.stop // 2) for p in part)
+        with torch.no_grad():
+            pred = network(image[:, *part][None])[0]
+        weight = gaussian(tuple(pred.shape[1:]), torch.device("cpu"))
+        maps[:, *cells] += pred * weight
+        weights[cells] += weight
+    maps = maps / weights.clamp_min(1e-3)
+    maps[0][weights == 0] = -20.0
+    return maps
+
+
+@pytest.fixture(scope="module")
+def plain(scan: Path) -> dict[str, Any]:
+    """What the plain path finds."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / "inference.json"))
+    parser["bundle_root"] = str(ROOT)
+    network = ready_network(parser.get_parsed_content("network_def"), "cpu", str(ROOT / "models" / "model.pt")).eval()
+    item = _plain_preprocessing()({"image": str(scan)})
+    item["pred"] = _plain_maps(item, network)
+    settings = {name: parser.get_parsed_content(name) for name in ("stride", "peak_size", "top_k", "nms_overlap")}
+    smallest = parser.get_parsed_content("smallest_diameter_mm")
+    steps = [
+        DecodeCandidatesd(threshold=0.01, smallest_diameter_mm=smallest, **settings),
+        DropOutsideLungsd(margin_mm=parser.get_parsed_content("outside_lungs_mm")),
+        OutlineNodulesd(threshold=THRESHOLD, stride=2, mask_threshold=0.5, margin_mm=5.0),
+    ]
+    return dict(Compose(steps)(item))
+
+
+def _predictions(output: Path) -> list[tuple[np.ndarray, float]]:
+    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [(np.array([float(r[c]) for c in ("coordX", "coordY", "coordZ")]), float(r["probability"])) for r in rows]
+
+
+def test_the_graph_finds_and_outlines_what_the_plain_path_does(
+    scan: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    run_inference(scan, tmp_path, **OVERRIDES)
+    found = _predictions(tmp_path)
+    expected: list[Detection] = [c for c in plain["candidates"] if c.probability >= 0.02]
+    assert len(expected) >= 5
+    for candidate in expected:
+        apart = [float(np.linalg.norm(centre - candidate.centre_lps_mm)) for centre, _ in found]
+        nearest = int(np.argmin(apart))
+        assert apart[nearest] < 0.5
+        assert found[nearest][1] == pytest.approx(candidate.probability, abs=0.01)
+    mask = np.asarray(nibabel.load(tmp_path / "scan" / "mask.nii.gz").dataobj)
+    assert mask.max() == plain["mask"].max() >= 1
+    for label in range(1, int(mask.max()) + 1):
+        mine, theirs = mask == label, plain["mask"] == label
+        assert 2.0 * (mine & theirs).sum() >= 0.99 * (mine.sum() + theirs.sum())
+
+
+def test_nothing_changes_with_what_runs_beside_the_search(scan: Path, tmp_path: Path) -> None:
+    for name, background in (("beside", True), ("alone", False)):
+        run_inference(scan, tmp_path / name, background=background, **OVERRIDES)
+    tables = [(tmp_path / name / "predictions.csv").read_bytes() for name in ("beside", "alone")]
+    assert tables[0] == tables[1]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+PEAK = """
+import resource, runpy, sys
+sys.argv = ["monai.bundle", *sys.argv[1:]]
+try:
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def _peak_mb(scan: Path, output: Path) -> float:
+    """Most memory of the command line on one scan, MB; on one thread, and without threads beside it."""
+    words = ["run", "inference", "--config_file", "configs/inference.json", "--input", str(scan)]
+    words += ["--output_dir", str(output), "--background", "False", "--window_size", str([WINDOW] * 3)]
+    words += ["--window_overlap", str(OVERLAP)]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return float(run.stdout.split("peak")[-1]) / 1024.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_a_larger_field_of_view_costs_its_voxels_and_no_more(tmp_path: Path) -> None:
+    """The same lungs in forty times the volume. A voxel of the scan has 2 bytes, one of a float copy 4, of maps 6.5."""
+    chest = make_chest(3, scale=0.4, nodules=1)
+    image_hu, affine = np.rint(chest.image_hu).astype(np.int16), chest.affine_ras
+    room = 150
+    wide = np.pad(image_hu, room, constant_values=-1000)
+    wide_affine = affine.copy()
+    wide_affine[:3, 3] -= affine[:3, :3] @ np.full(3, room)
+    write_image(tmp_path / "narrow.nii", image_hu, affine)
+    write_image(tmp_path / "wide.nii", wide, wide_affine)
+    added_mb = (wide.nbytes - image_hu.nbytes) / 2**20
+    assert added_mb > 100
+    peaks = [_peak_mb(tmp_path / f"{name}.nii", tmp_path / name) for name in ("narrow", "wide")]
+    assert peaks[1] - peaks[0] < 2.5 * added_mb, (peaks, added_mb)
