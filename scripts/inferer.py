@@ -156,7 +156,7 @@ class WindowInferer(Inferer):
         if not 0.0 <= overlap < 1.0 or max(off) >= 0.5:  # voxels: 0.167 of 96 is 16
             raise WindowError(
                 f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and overlaps of "
-                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 fits 160, 0.5 fits 96"
+                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 fits 160, 0.167 fits 96"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
         self.size, self.shared = (tuple(round(n / COARSEST_STRIDE) for n in edges) for edges in (window_size, shared))

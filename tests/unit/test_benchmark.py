@@ -50,7 +50,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Lays a narrow network with random weights and small windows over the graph."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    settings = {"presets#tiny": TINY, "preset": "tiny", "checkpoint": "", "window_size": [32, 32, 32]}
+    settings = {
+        "presets#tiny": TINY,
+        "preset": "tiny",
+        "checkpoint": "",
+        "window_size": [32, 32, 32],
+        "window_overlap": 0.5,
+    }
     path.write_text(json.dumps({**settings, "candidate_threshold": 0.499}), encoding="utf-8")
     return str(path)
 
