@@ -128,7 +128,7 @@ class WindowInferer(Inferer):
 
     Args:
         window_size: ``[3]`` voxels, of the largest window.
-        overlap: share of it that a window has at least in common with the next.
+        overlap: share of it that a window has at least in common with the next; rounded up to whole blocks.
         stride: input voxels per output cell.
         reach_mm: what is farther from the lungs is not searched.
         at_once: windows of one size that go through the network together.
@@ -137,8 +137,8 @@ class WindowInferer(Inferer):
         remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: windows or overlaps that are no multiples of a block; on a call whose image is none either, or is
-            smaller than a window.
+        WindowError: windows that are no multiples of a block, or an overlap that leaves none; on a call whose image is
+            no multiple either, or is smaller than a window.
     """
 
     def __init__(
@@ -151,15 +151,16 @@ class WindowInferer(Inferer):
         at_once: int = 1,
     ) -> None:
         super().__init__()
-        shared = [round(edge * overlap, 3) for edge in window_size]
-        off = [abs(n - COARSEST_STRIDE * round(n / COARSEST_STRIDE)) for n in (*window_size, *shared)]
-        if not 0.0 <= overlap < 1.0 or max(off) >= 0.5:  # voxels: 0.167 of 96 is 16
+        self.size = tuple(int(edge) // COARSEST_STRIDE for edge in window_size)
+        self.shared = tuple(math.ceil(round(n * overlap, 2)) for n in self.size)  # 0.167 of 6 is 1
+        fits = all(int(edge) % COARSEST_STRIDE == 0 for edge in window_size)
+        if not fits or not 0.0 <= overlap < 1.0 or any(a >= b for a, b in zip(self.shared, self.size, strict=True)):
             raise WindowError(
-                f"window_size {list(window_size)} with window_overlap {overlap}: expected windows and overlaps of "
-                f"multiples of {COARSEST_STRIDE} voxels, got overlaps of {shared}; 0.1 fits 160, 0.167 fits 96"
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected edges of multiples of "
+                f"{COARSEST_STRIDE} voxels, and an overlap from 0 that leaves {COARSEST_STRIDE} or more once it "
+                "is rounded up to such multiples; 0.1 fits 160, 96 and 64"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        self.size, self.shared = (tuple(round(n / COARSEST_STRIDE) for n in edges) for edges in (window_size, shared))
         self.remarks: tuple[str, ...] = ()
 
     def __call__(

@@ -212,7 +212,14 @@ def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
     assert not near[:, 1:, 16:].any()
 
 
-@pytest.mark.parametrize(("size", "overlap"), [(96, 0.25), (96, 0.3), (96, 1.0), (96, -0.5), (40, 0.0)])
+def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
+    sizes = {(160, 0.1): (10, 1), (96, 0.1): (6, 1), (96, 0.25): (6, 2), (64, 0.5): (4, 2), (96, 0.0): (6, 0)}
+    for (size, overlap), blocks in sizes.items():
+        inferer = WindowInferer([size] * 3, overlap, 2)
+        assert (inferer.size[0], inferer.shared[0]) == blocks
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(96, 0.9), (96, 1.0), (96, -0.5), (40, 0.0), (16, 0.1)])
 def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
         WindowInferer([size] * 3, overlap, 2)
