@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
 LEAST_BLOCKS = 4  # of a window that is cut: 64 voxels, as large as the crops of a training
+HALF_VOXEL = 0.5  # 0.167 of 96 voxels are 16
 LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
 
 Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
@@ -128,7 +129,7 @@ class WindowInferer(Inferer):
 
     Args:
         window_size: ``[3]`` voxels, of the largest window.
-        overlap: share of it that a window has at least in common with the next; rounded up to whole blocks.
+        overlap: share of it that a window has at least in common with the next; whole blocks are taken.
         stride: input voxels per output cell.
         reach_mm: what is farther from the lungs is not searched.
         at_once: windows of one size that go through the network together.
@@ -137,8 +138,8 @@ class WindowInferer(Inferer):
         remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: windows that are no multiples of a block, or an overlap that leaves none; on a call whose image is
-            no multiple either, or is smaller than a window.
+        WindowError: windows that are no multiples of a block, or overlap by more than half; on a call whose image is no
+            multiple either, or is smaller than a window.
     """
 
     def __init__(
@@ -151,16 +152,15 @@ class WindowInferer(Inferer):
         at_once: int = 1,
     ) -> None:
         super().__init__()
-        self.size = tuple(int(edge) // COARSEST_STRIDE for edge in window_size)
-        self.shared = tuple(math.ceil(round(n * overlap, 2)) for n in self.size)  # 0.167 of 6 is 1
-        fits = all(int(edge) % COARSEST_STRIDE == 0 for edge in window_size)
-        if not fits or not 0.0 <= overlap < 1.0 or any(a >= b for a, b in zip(self.shared, self.size, strict=True)):
+        self.size = tuple(int(n) // COARSEST_STRIDE for n in window_size)
+        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in window_size) or not all(self.size):
             raise WindowError(
-                f"window_size {list(window_size)} with window_overlap {overlap}: expected edges of multiples of "
-                f"{COARSEST_STRIDE} voxels, and an overlap from 0 that leaves {COARSEST_STRIDE} or more once it "
-                "is rounded up to such multiples; 0.1 fits 160, 96 and 64"
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected multiples of "
+                f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.1 is a good choice"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
+        shared = [math.ceil((n * overlap - HALF_VOXEL) / COARSEST_STRIDE) for n in window_size]
+        self.shared = tuple(min(n, size - 1) for n, size in zip(shared, self.size, strict=True))
         self.remarks: tuple[str, ...] = ()
 
     def __call__(

@@ -219,15 +219,18 @@ def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
         assert (inferer.size[0], inferer.shared[0]) == blocks
 
 
-@pytest.mark.parametrize(("size", "overlap"), [(96, 0.9), (96, 1.0), (96, -0.5), (40, 0.0), (16, 0.1)])
+@pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, 1.0), (96, -0.5), (40, 0.0), (0, 0.1)])
 def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
         WindowInferer([size] * 3, overlap, 2)
 
 
-def test_a_third_and_a_sixth_need_not_be_exact() -> None:
-    assert WindowInferer([96] * 3, 0.167, 2).shared == (1, 1, 1)
-    assert WindowInferer([96] * 3, 0.333, 2).shared == (2, 2, 2)
+@pytest.mark.parametrize(
+    ("size", "overlap", "blocks"),
+    [(96, 0.167, 1), (96, 0.25, 2), (96, 0.333, 2), (160, 0.1, 1), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 0)],
+)
+def test_windows_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap: float, blocks: int) -> None:
+    assert WindowInferer([size] * 3, overlap, 2).shared == (blocks,) * 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])
