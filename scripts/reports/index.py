@@ -77,14 +77,12 @@ class RunIndex:
 
     def add(self, result: ScanResult, folder: Path) -> None:
         """A scan was searched and its results lie in ``folder``."""
-        report = folder / HtmlReport.filename
-        target = report if report.exists() else folder
         probabilities = [nodule.detection.probability for nodule in result.nodules]
         self._scans.append(
             ScanRow(
                 name=result.name,
                 source=source_name(result.source),
-                link=Path(os.path.relpath(target, self.path.parent)).as_posix(),
+                link=self._link(folder),
                 diameters_mm=tuple(nodule.detection.diameter_mm for nodule in result.nodules),
                 highest=max(probabilities, default=None),
                 notes=result.notes,
@@ -95,14 +93,12 @@ class RunIndex:
     def add_former(self, folder: Path) -> None:
         """The result of an earlier run in ``folder`` stands for a scan of this one."""
         record = read_record(folder / NodulesJson.filename)
-        report = folder / HtmlReport.filename
-        target = report if report.exists() else folder
         nodules = record.get("nodules", ())
         self._scans.append(
             ScanRow(
                 name=folder.name,
                 source=str(record.get("source", "")),
-                link=Path(os.path.relpath(target, self.path.parent)).as_posix(),
+                link=self._link(folder),
                 diameters_mm=tuple(float(nodule["diameter_mm"]) for nodule in nodules),
                 highest=max((float(nodule["probability"]) for nodule in nodules), default=None),
                 notes=("searched by an earlier run", *record.get("notes", ())),
@@ -145,6 +141,12 @@ class RunIndex:
             seconds=seconds,
             date=self.date or datetime.now(UTC).date().isoformat(),
         )
+
+    def _link(self, folder: Path) -> str:
+        """From the page to a scan's report, or to its folder where there is none."""
+        report = folder / HtmlReport.filename
+        target = report if report.exists() else folder
+        return Path(os.path.relpath(target, self.path.parent)).as_posix()
 
     def _is_former(self) -> bool:
         return self.path.is_file() and _GENERATOR in self.path.read_bytes()

@@ -177,6 +177,16 @@ def test_a_narrow_field_of_view_that_opens_a_lung_loses_only_tips(
     assert np.mean(lungs.distance_mm[coarse] > 5) < 0.005
 
 
+def test_a_thick_mattress_does_not_hide_the_lungs(full_chest: Chest) -> None:
+    image = full_chest.image_hu
+    thick = round(0.25 * (full_chest.lungs > 0).sum() / (image.shape[0] * image.shape[2]))
+    mattress = np.full((image.shape[0], thick, image.shape[2]), -800, dtype=np.int16)
+    lungs = _search(np.concatenate([mattress, image], axis=1))
+    assert lungs.found
+    assert lungs.box[0, 1] >= thick
+    assert _missed_mm(lungs.box - [0, thick, 0], full_chest.lungs) <= 3
+
+
 def test_closed_lung_beside_an_open_one_is_not_enough() -> None:
     image, (i, j, k) = _body()
     image[((i - 50) ** 2 + (j - 75) ** 2 + 0 * k < 30**2) & (k > 20) & (k < 90)] = LUNG_HU  # closed, 0.2 l

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import highdicom
 from pydicom.uid import UID, generate_uid
@@ -51,6 +52,21 @@ class Device:
 def new_uid() -> UID:
     """A UID of its own, 2.25 and a random UUID (PS3.5, B.2)."""
     return generate_uid(prefix=None)
+
+
+def identification(device: Device, series_number: int) -> dict[str, Any]:
+    """Arguments that highdicom takes for any object: a series and an instance of its own, and who made it."""
+    return {
+        "series_instance_uid": new_uid(),
+        "series_number": series_number,
+        "sop_instance_uid": new_uid(),
+        "instance_number": 1,
+        "manufacturer": MAKER,
+        "manufacturer_model_name": device.name,
+        "software_versions": device.version,
+        "device_serial_number": device.weights,
+        "specific_character_set": None,
+    }
 
 
 def tracking_id(label: int) -> str:

@@ -17,7 +17,7 @@ from pydicom.sr.codedict import codes
 
 from ...findings import Nodule, ScanResult
 from ..tables import DISCLAIMER, nodule_record
-from .objects import MAKER, Device, finished, new_uid, tracking_id
+from .objects import MAKER, Device, finished, identification, new_uid, tracking_id
 from .source import SourceSeries, as_in_the_slices
 
 SERIES_NUMBER = 9002  # far from those of scanners
@@ -59,19 +59,11 @@ def report_of(result: ScanResult, source: SourceSeries, segmentation: Path) -> b
         made = sr.Comprehensive3DSR(
             evidence=evidence,
             content=_content(groups or [_no_findings(algorithm)], device),
-            series_instance_uid=new_uid(),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=new_uid(),
-            instance_number=1,
-            manufacturer=MAKER,
-            manufacturer_model_name=device.name,
-            software_versions=device.version,
-            device_serial_number=device.weights,
+            **identification(device, SERIES_NUMBER),
             series_description="Lung nodule measurements (research only)",
             is_complete=True,
             is_verified=False,
             is_final=False,
-            specific_character_set=None,
         )
         return finished(made, source)
 

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ...findings import Nodule, ScanResult
-from .objects import MAKER, Device, finished, new_uid, tracking_id
+from .objects import MAKER, Device, finished, identification, new_uid, tracking_id
 from .source import SourceSeries, as_in_the_slices
 
 # Neighbours differ, and all of them from the greys of a CT; repeated from the start.
@@ -44,19 +44,11 @@ def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
             pixel_array=frames(result.mask, [nodule.label for nodule in outlined]),
             segmentation_type="BINARY",
             segment_descriptions=[_segment(n, nodule, algorithm) for n, nodule in enumerate(outlined, start=1)],
-            series_instance_uid=new_uid(),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=new_uid(),
-            instance_number=1,
-            manufacturer=MAKER,
-            manufacturer_model_name=device.name,
-            software_versions=device.version,
-            device_serial_number=device.weights,
+            **identification(device, SERIES_NUMBER),
             content_label="LUNG_NODULES",
             content_description="Lung nodules; research only, not for diagnosis",
             series_description="Lung nodule outlines (research only)",
             transfer_syntax_uid=ExplicitVRLittleEndian,
-            specific_character_set=None,
         )
         _use_one_kind_of_uid(made)
         return finished(made, source)
