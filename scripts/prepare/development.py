@@ -33,17 +33,22 @@ HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synth
 PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: half of such a crop lies outside it
 HELD_OUT_SCAN = "TCGA-DE-A4MA"  # never trained on; receives held-out donors for validation
 HELD_OUT_SHARE = 0.1  # of the donors' patients
-VALIDATION_COPIES, VALIDATION_NODULES = 3, 12  # held-out scan with this many insertions, this many times
+VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
 
 SERIES_UIDS = {
     "LIDC-IDRI-0001": "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192",
     "LIDC-IDRI-0002": "1.3.6.1.4.1.14519.5.2.1.6279.6001.619372068417051974713149104919",
 }
 
-# Masses in scans that nobody has read for nodules, seen by eye: centre LPS mm, diameter mm. Never background.
+# Patches without a series: up to this number they count the patients from LIDC-IDRI-0001, as all with a series do.
+LAST_PATIENT_IN_ORDER = 75
+
+# Masses and spiculated opacities in scans that nobody has read for nodules, seen by eye: centre LPS mm, diameter mm.
+# Never background, and neither true nor false in validation.
 UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
     "C3N-00247": [(-81.2, -190.2, -193.0, 28.0)],
     "CMB-CRC-MSB-01068": [(95.2, -2.0, -108.5, 24.0), (46.2, 22.0, -72.5, 16.0)],
+    "TCGA-DE-A4MA": [(-109.1, -112.2, -939.1, 12.0), (-106.6, -162.8, -932.6, 12.0)],
 }
 
 
@@ -90,7 +95,9 @@ def _patches(data_dir: Path) -> list[dict[str, Any]]:
     }
     items: list[dict[str, Any]] = []
     for row in _read_csv(folder / "patches.csv"):
-        patient = patients.get(row["seriesuid"])
+        number = int(row["name"].split("_")[0])
+        counted = f"LIDC-IDRI-{number + 1:04d}" if number <= LAST_PATIENT_IN_ORDER else None
+        patient = patients.get(row["seriesuid"], counted)
         if patient is None or _is_held_out(patient):
             continue
         files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
@@ -150,21 +157,25 @@ def _host_mask(
 
 
 def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output: Path, seed: int) -> dict[str, Any]:
-    """A copy of a scan with held-out donors inserted, written as image, mask and datalist item."""
+    """A copy of a scan with each of the donors inserted, away from what is known there; image, mask, datalist item."""
     image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
     lungs = find_lungs(hu, spacing_mm(image.affine))
     to_coarse = np.diag([*(1.0 / lungs.step), 1.0])
     to_coarse[:3, 3] = -(lungs.step - 1) / (2.0 * lungs.step)
     closed = crop_by_affine(lungs.distance_mm, to_coarse, hu.shape, order=1) < 1.0
+    known_lps_mm = np.reshape(item["box"], (-1, 6))[:, :3]
+    voxels = apply_affine(np.linalg.inv(image.affine), swap_lps_ras(known_lps_mm))
     data: dict[Hashable, Any] = {
         "image": hu[None],
         "lung": closed[None],
-        "nodule": np.zeros((0, 4), dtype=np.float32),
-        "label": np.zeros(0, dtype=np.int64),
+        "nodule": np.array(
+            [[*voxel, row[3]] for voxel, row in zip(voxels, item["box"], strict=True)], dtype=np.float32
+        ),
+        "label": np.array(item["label"], dtype=np.int64),
     }
-    for turn in range(VALIDATION_NODULES):
-        insert = InsertNodulesd(donors, prob=1.0, most=1, scale=(1.0, 1.0))
+    for turn, donor in enumerate(donors):
+        insert = InsertNodulesd([donor], prob=1.0, most=1, scale=(1.0, 1.0))
         insert.set_random_state(seed * 1000 + turn)
         data = insert(data)
     output.mkdir(parents=True, exist_ok=True)
@@ -176,7 +187,7 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
     boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
     files = {key: str((output / f"{name}-{key}.nii.gz").resolve()) for key in ("image", "mask")}
-    return {"name": name, **files, "box": boxes, "label": [NODULE] * len(boxes)}
+    return {"name": name, **files, "box": boxes, "label": data["label"].tolist()}
 
 
 def make_development_datalist(data_dir: str, output_dir: str) -> str:
@@ -199,14 +210,15 @@ def make_development_datalist(data_dir: str, output_dir: str) -> str:
     for path in scans:
         name = path.name.removesuffix(".nii.gz")
         item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
+        item["box"], item["label"] = _findings(name, source)
         if name == HELD_OUT_SCAN:
-            logger.info("inserting %d held-out nodules into %s", VALIDATION_COPIES * VALIDATION_NODULES, name)
+            held_out = lists["validation_donors"]
+            logger.info("inserting %d held-out nodules into %s", len(held_out), name)
+            copies = -(-len(held_out) // VALIDATION_NODULES)
             lists["validation"] += [
-                _with_insertions(item, lists["validation_donors"], output / "validation", seed)
-                for seed in range(VALIDATION_COPIES)
+                _with_insertions(item, held_out[seed::copies], output / "validation", seed) for seed in range(copies)
             ]
             continue
-        item["box"], item["label"] = _findings(name, source)
         mask = _host_mask(
             name, item["box"], nibabel.Nifti1Image.from_filename(path), source, output / "masks" / path.name
         )

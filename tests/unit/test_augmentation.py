@@ -161,9 +161,9 @@ def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most()
 
 SIZE = 24  # of the crops here
 LUNG_HU, TISSUE_HU = -850.0, 50.0
-BLUR, SHARPEN, NOISE, SCALE, SHIFT = INTENSITY = (
-    *("RandGaussianSmoothd", "RandGaussianSharpend", "RandGaussianNoised"),
-    *("RandScaleIntensityd", "RandShiftIntensityd"),
+STRONG_NOISE, BLUR, THICK, SHARPEN, NOISE, SCALE, SHIFT = INTENSITY = (
+    *("RandGaussianNoised", "RandGaussianSmoothd", "RandGaussianSmoothd+", "RandGaussianSharpend"),
+    *("RandGaussianNoised+", "RandScaleIntensityd", "RandShiftIntensityd"),
 )
 SEEDS = range(6)
 
@@ -175,14 +175,26 @@ def graph() -> ConfigParser:
     return parser
 
 
+def step_names(parser: ConfigParser) -> list[str]:
+    """Of each step its class; a second one of a class gets a plus, and so on."""
+    names: list[str] = []
+    for step in parser["augmentation#transforms"]:
+        name = step["_target_"] if isinstance(step, dict) else step
+        names.append(name + "+" * sum(other.rstrip("+") == name for other in names))
+    return names
+
+
 @functools.cache
 def intensity(name: str | None) -> Compose:
-    """What the training graph does to the HU of a crop, with chance 1 for one transform and 0 for the others."""
+    """What the training graph does to the HU of a crop, with chance 1 for one transform and 0 for the others.
+
+    A transform is named by its class; ``name+`` is the second of that class.
+    """
     parser, key = graph(), "augmentation#transforms"
     steps = range(len(parser[key]))
-    for n in steps:
+    for n, own in enumerate(step_names(parser)):
         if "prob" in parser[f"{key}#{n}"]:
-            parser[f"{key}#{n}#prob"] = float(parser[f"{key}#{n}#_target_"] == name)
+            parser[f"{key}#{n}#prob"] = float(own == name)
     return Compose([parser.get_parsed_content(f"{key}#{n}") for n in steps])
 
 
@@ -200,7 +212,7 @@ def noisy_lung() -> npt.NDArray[np.float32]:
 
 
 def test_these_are_all_random_changes_of_intensity_in_the_graph() -> None:
-    names = [one["_target_"] for one in graph()["augmentation#transforms"] if isinstance(one, dict)]
+    names = step_names(graph())
     assert [name for name in names if name.startswith("Rand")] == list(INTENSITY)
 
 
@@ -233,14 +245,14 @@ def test_without_chance_the_image_stays() -> None:
 
 
 @pytest.mark.parametrize("hu", [-1000.0, LUNG_HU, TISSUE_HU])
-@pytest.mark.parametrize("name", [BLUR, SHARPEN])
+@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
 def test_blur_and_sharpening_keep_hu_levels_up_to_the_border(name: str, hu: float) -> None:
     for seed in SEEDS:
         image = changed(name, np.full((SIZE,) * 3, hu, dtype=np.float32), seed)
         np.testing.assert_allclose(image, hu, rtol=5e-4)
 
 
-@pytest.mark.parametrize("name", [BLUR, SHARPEN])
+@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
 def test_blur_and_sharpening_move_nothing(name: str) -> None:
     """A symmetric blob keeps its centroid and its sum."""
     for seed, centre in zip(SEEDS, itertools.permutations((9, 11, 14)), strict=True):
@@ -269,11 +281,22 @@ def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) ->
         assert np.diff(sharp, axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
 
 
-def test_noise_has_no_mean_and_the_strength_of_the_graph() -> None:
-    (largest,) = (one["std"] for one in graph()["augmentation#transforms"] if isinstance(one, dict) and "std" in one)
+def test_thick_slices_blur_one_axis_alone() -> None:
+    """The crop's third axis, which after the quarter turns may be any of the scan's."""
+    for axis in range(3):
+        edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
+        np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
+        for seed in SEEDS:
+            steepest = np.diff(np.moveaxis(changed(THICK, edge, seed), axis, 0), axis=0).max() / (TISSUE_HU - LUNG_HU)
+            assert steepest < 0.6 if axis == 2 else steepest > 0.75
+
+
+@pytest.mark.parametrize("name", [STRONG_NOISE, NOISE])
+def test_noise_has_no_mean_and_the_strength_of_the_graph(name: str) -> None:
+    largest = graph()["augmentation#transforms"][step_names(graph()).index(name)]["std"]
     strengths = []
     for seed in range(20):
-        noise = changed(NOISE, noisy_lung(), seed) - noisy_lung()
+        noise = changed(name, noisy_lung(), seed) - noisy_lung()
         strengths.append(noise.std())
         assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
         assert abs(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1]) < 0.05  # each voxel has its own

@@ -22,6 +22,7 @@ from scripts.prepare.development import (
     EXCLUDED_MM,
     HELD_OUT_SCAN,
     HOST_WEIGHT,
+    LAST_PATIENT_IN_ORDER,
     PATCH_WEIGHT,
     SERIES_UIDS,
     UNREAD_FINDINGS_LPS_MM,
@@ -34,6 +35,11 @@ HOST, OTHER_HOST = "LIDC-IDRI-0001", "C3N-00247"
 EDGE = 40
 HOST_AFFINE = np.array([[1, 0, 0, -60.0], [0, 1, 0, -80.0], [0, 0, 1, -130.0], [0, 0, 0, 1]])
 HOST_VOXEL = (20, 18, 22)  # of the host's nodule
+HELD_OUT_EDGE = 64  # both of its unread findings lie inside
+HELD_OUT_AFFINE = np.eye(4)
+HELD_OUT_AFFINE[:3, 3] = (
+    np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]], axis=0) - HELD_OUT_EDGE / 2
+)
 DONOR_COLUMNS = (
     "name",
     "seriesuid",
@@ -89,10 +95,11 @@ def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
 
 
 def _write_patches(folder: Path) -> None:
-    """One patch of each patient, and one of which nobody knows whose it is."""
+    """One patch of each patient, every fifth without its series, and one of which nobody knows whose it is."""
     inside = _ball(13, 4.2)
     rows = []
-    for number, uid in enumerate([*(f"2.25.{patient[-4:]}" for patient in PATIENTS), ""]):
+    known = {n: "" if n % 5 == 0 else f"2.25.{patient[-4:]}" for n, patient in enumerate(PATIENTS)}
+    for number, uid in {**known, LAST_PATIENT_IN_ORDER + 1: ""}.items():
         rows.append({"name": f"{number}_nod1", "seriesuid": uid, "i": 6.0, "j": 6.0, "k": 6.0})
         _save(folder / "image" / f"{number}_nod1.nii.gz", np.where(inside, 30, -800).astype(np.int16), np.eye(4))
         _save(folder / "mask" / f"{number}_nod1.nii.gz", inside.astype(np.uint8), np.eye(4))
@@ -111,8 +118,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lung = np.full((EDGE, EDGE, EDGE), -850, dtype=np.int16)
     other_affine = HOST_AFFINE.copy()  # this scan's unread finding lies inside it
     other_affine[:3, 3] = swap_lps_ras(UNREAD_FINDINGS_LPS_MM[OTHER_HOST][0][:3]) - EDGE / 2
-    for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine), (HELD_OUT_SCAN, HOST_AFFINE)):
+    for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine)):
         _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
+    large = np.full((HELD_OUT_EDGE,) * 3, -850, dtype=np.int16)
+    _save(folder / "scans_1mm" / f"{HELD_OUT_SCAN}.nii.gz", large, HELD_OUT_AFFINE)
     centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
     _write_donors(folder / "lidc_nodules", centre)
     _write_patches(folder / "lidc_patches")
@@ -134,7 +143,6 @@ def output_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """What the command writes, with fewer insertions than it makes of real data."""
     output = tmp_path_factory.mktemp("output") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(development, "VALIDATION_COPIES", 2)
         patch.setattr(development, "VALIDATION_NODULES", 3)
         path = make_development_datalist(str(data_dir), str(output))
     assert path == str(output / "datalist.json")
@@ -154,7 +162,10 @@ def test_sections_hold_what_they_should(lists: Lists) -> None:
     assert set(lists) == {"training", "validation", "donors", "validation_donors"}
     assert [item["name"] for item in lists["training"][:2]] == [OTHER_HOST, HOST]
     assert all(item["name"].startswith("patch-") for item in lists["training"][2:])
-    assert [item["name"] for item in lists["validation"]] == [f"{HELD_OUT_SCAN}-inserted-{seed}" for seed in (0, 1)]
+    copies = -(-len(lists["validation_donors"]) // 3)
+    assert copies >= 2
+    names = [f"{HELD_OUT_SCAN}-inserted-{seed}" for seed in range(copies)]
+    assert [item["name"] for item in lists["validation"]] == names
     assert len(lists["donors"]) + len(lists["validation_donors"]) == 2 * len(PATIENTS) - 1
     assert {item["weight"] for item in lists["training"][:2]} == {HOST_WEIGHT}
     assert {item["weight"] for item in lists["training"][2:]} == {PATCH_WEIGHT}
@@ -228,21 +239,24 @@ def test_unread_findings_are_ignored_never_background(lists: Lists) -> None:
 
 def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
     counts = []
+    unread = [[*row, row[3], row[3]] for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]]
     for item in lists["validation"]:
         image = nibabel.Nifti1Image.from_filename(item["image"])
         mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
         values = np.asarray(image.dataobj)
-        np.testing.assert_allclose(image.affine, HOST_AFFINE)
-        assert item["label"] == [NODULE] * len(item["box"])
+        np.testing.assert_allclose(image.affine, HELD_OUT_AFFINE)
+        inserted = item["box"][len(unread) :]
+        assert item["label"] == [IGNORED] * len(unread) + [NODULE] * len(inserted)
+        np.testing.assert_allclose(item["box"][: len(unread)], unread, atol=2e-3)
         assert mask.max() == len(item["box"])
-        for number, box in enumerate(item["box"], start=1):
+        for number, box in enumerate(inserted, start=len(unread) + 1):
             own = mask == number
-            centre = swap_lps_ras(apply_affine(HOST_AFFINE, np.argwhere(own).mean(axis=0)))
+            centre = swap_lps_ras(apply_affine(HELD_OUT_AFFINE, np.argwhere(own).mean(axis=0)))
             np.testing.assert_allclose(box[:3], centre, atol=2e-3)
             np.testing.assert_allclose(box[3:], sphere_diameter_mm(own.sum()), atol=2e-3)
             assert values[ndimage.binary_erosion(own)].mean() > -50
         assert np.all(values[~ndimage.binary_dilation(mask > 0, iterations=5)] == -850)
-        counts.append(len(item["box"]))
+        counts.append(len(inserted))
     assert max(counts) >= 2
     assert lists["validation"][0]["box"] != lists["validation"][1]["box"]
 
@@ -250,10 +264,9 @@ def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
 def test_insertions_keep_to_closed_lungs(small_chest: Chest, data_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "chest.nii.gz"
     _save(path, small_chest.image_hu.astype(np.int16), small_chest.affine_ras)
-    donors = development._donors(data_dir)["donors"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(development, "VALIDATION_NODULES", 6)
-        item = development._with_insertions({"name": "chest", "image": str(path)}, donors, tmp_path, 0)
+    donors = development._donors(data_dir)["donors"][:6]
+    bare = {"name": "chest", "image": str(path), "box": [], "label": []}
+    item = development._with_insertions(bare, donors, tmp_path, 0)
     assert len(item["box"]) >= 3
     outside_mm = ndimage.distance_transform_edt(small_chest.lungs == 0)
     for box in item["box"]:
@@ -263,7 +276,6 @@ def test_insertions_keep_to_closed_lungs(small_chest: Chest, data_dir: Path, tmp
 
 def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(development, "VALIDATION_COPIES", 2)
         patch.setattr(development, "VALIDATION_NODULES", 3)
         again = json.loads(Path(make_development_datalist(str(data_dir), str(tmp_path))).read_text(encoding="utf-8"))
     for section in lists:
