@@ -21,7 +21,8 @@ from monai.transforms import Compose
 from torch import nn
 
 from ..errors import DataError
-from ..geometry import spacing_mm, voxel_volume_mm3
+from ..geometry import spacing_mm
+from ..transforms.lungs import lung_mm3
 from .stopwatch import Stage, Stopwatch, Timed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,8 +174,7 @@ def _take_notes(parser: ConfigParser, about: Searched) -> None:
 
     def note_scan(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         distance, scan = item["lung_distance_mm"], item["scan"]
-        voxel_mm3 = voxel_volume_mm3(np.asarray(distance.affine, dtype=np.float64))
-        about.lung_mm3 = float((distance == 0).sum()) * voxel_mm3
+        about.lung_mm3 = lung_mm3(distance)
         about.name, about.lungs_found, about.box = (
             str(item["name"]),
             item["lungs_found"],

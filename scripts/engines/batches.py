@@ -18,7 +18,7 @@ from ..findings import Detection, Nodule
 from ..geometry import FloatArray, apply_affine, spacing_mm
 from ..metrics import OutlinedDetections, OutlinedTruth, ScanTruth, score_outlines
 from ..segmentation import OutlineSettings, outline_given
-from ..transforms.lungs import SAME_GRID
+from ..transforms.lungs import SAME_GRID, lung_mm3
 from ..transforms.nodules import NODULE, PADDING
 
 TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
@@ -35,7 +35,8 @@ def prepare_training_batch(
 class PairWithTruthd(Transform):
     """Put what the metric compares, ``(candidates, truth)``, in the place of the maps (``pred``), which go to ``maps``.
 
-    Reads ``candidates``, ``nodule``, ``label``, ``name`` and the affine of ``image``.
+    Reads ``candidates``, ``nodule``, ``label``, the affine of ``image`` and, where they are there, ``name`` and
+    ``lung_distance_mm``.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -44,7 +45,9 @@ class PairWithTruthd(Transform):
         rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
         centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
         name = str(item.get("name", ""))
-        truth = ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, name)
+        distance = item.get("lung_distance_mm")
+        litres = 0.0 if distance is None else lung_mm3(distance) / 1e6
+        truth = ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, name, litres)
         item["maps"], item["pred"] = item.get("pred"), (item["candidates"], truth)
         return item
 

@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from ..geometry import swap_lps_ras
 from ..metrics import FrocMetric, OutlineMetric, OutlineScores, ScoredScan
 from ..reports.files import writable_folder, write_bytes
+from .operating import summary, write_operating
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System
 from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
@@ -26,7 +27,8 @@ class SaveEvaluation:
 
     ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` hold what was scored
     (LPS mm, all digits), so that ``python -m scripts.evaluate luna16`` gives the same numbers from them; ``froc.json``,
-    ``froc.csv`` and ``froc.png`` are those of that command. ``outlines.json`` holds the outlines' scores.
+    ``froc.csv`` and ``froc.png`` are those of that command. ``outlines.json`` holds the outlines' scores,
+    ``operating.json`` thresholds, calibration and the curve per litre of lung (:mod:`.operating`).
 
     Args:
         metric: the evaluation's metric.
@@ -70,9 +72,11 @@ class SaveEvaluation:
         score = Score.of(self.metric.matches, self.resampling)
         system = System("predictions", score, scans_without_candidates=empty)
         write_evaluation(folder, [system])
+        operating = write_operating(folder, score.froc, self.metric.matches, named, self.resampling)
         if self.outlines is not None and self.outlines.scores is not None:
             write_outlines(folder, self.outlines.scores)
         logger.info("%s\n%s", folder / "froc.json", "\n".join([text_table([system]), *scan_lists(system)]))
+        logger.info("%s\n%s", folder / "operating.json", "\n".join(summary(operating)))
         return system
 
 

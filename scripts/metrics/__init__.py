@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bootstrap import BAND_RATES, Confidence, Interval, confidence_of
+from .calibration import BINS, Calibration, Reliability, ReliabilityBin, calibration_of
 from .cpm import ScanTruth, ScoredScan, froc, match_scans
 from .luna16 import (
     MAX_CANDIDATES,
@@ -32,15 +33,19 @@ from .outlines import (
     summarise,
 )
 from .overlap import MISSED, Overlap, compare_masks
+from .per_litre import LITRE_RATES, PerLitre, per_litre_of
 from .running import FrocMetric, OutlineMetric
 
 __all__ = [
     "BAND_RATES",
+    "BINS",
+    "LITRE_RATES",
     "MAX_CANDIDATES",
     "MISSED",
     "RATES",
     "SIZE_CLASSES",
     "UNKNOWN_SCAN",
+    "Calibration",
     "Candidates",
     "Confidence",
     "Counts",
@@ -56,10 +61,14 @@ __all__ = [
     "OutlinedDetections",
     "OutlinedTruth",
     "Overlap",
+    "PerLitre",
+    "Reliability",
+    "ReliabilityBin",
     "ScanTruth",
     "ScoredScan",
     "SizeReadings",
     "Statistic",
+    "calibration_of",
     "compare_masks",
     "confidence_of",
     "froc",
@@ -68,6 +77,7 @@ __all__ = [
     "luna16_froc",
     "match",
     "match_scans",
+    "per_litre_of",
     "score_outlines",
     "size_class",
     "summarise",

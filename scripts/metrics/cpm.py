@@ -22,12 +22,14 @@ class ScanTruth:
         is_nodule: ``[N]`` bool; ``False`` for excluded findings.
         name: series UID or another name, unique in the run; a scan seen twice counts once. Without it every
             scan counts.
+        lung_litres: volume of the lungs searched; 0 when not known.
     """
 
     centres_ras_mm: FloatArray
     diameters_mm: FloatArray
     is_nodule: np.ndarray
     name: str = ""
+    lung_litres: float = 0.0
 
 
 @dataclass(frozen=True)

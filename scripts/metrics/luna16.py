@@ -288,7 +288,7 @@ def froc_of(matches: Matches) -> Froc:
     return Froc(x, y, thresholds, tuple(readings.tolist()), cpm, counts, tuple(sizes))
 
 
-def curve(false: FloatArray, hits: FloatArray, scans: int, nodules: float) -> tuple[FloatArray, FloatArray]:
+def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> tuple[FloatArray, FloatArray]:
     """False positives per scan and sensitivity at each point.
 
     Both go by way of the share of the total, and in this order of operations, as with the challenge and scikit-learn's
@@ -298,7 +298,7 @@ def curve(false: FloatArray, hits: FloatArray, scans: int, nodules: float) -> tu
     Args:
         false: ``[L + 1]`` false positives down to each point, from 0.
         hits: ``[L + 1]`` hits, from 0.
-        scans: how many.
+        scans: how many; or litres, for a rate per litre.
         nodules: how many; with none the sensitivity is NaN.
     """
     x = false / false[-1] * false[-1] / scans if false[-1] > 0 else np.zeros(len(false))

@@ -220,6 +220,12 @@ def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
     return lungs.to(torch.uint8)
 
 
+def lung_mm3(lung_distance_mm: MetaTensor) -> float:
+    """Volume of the closed lungs, of the whole scan where none were found; see :class:`CropToLungsd`."""
+    affine = np.asarray(lung_distance_mm.affine, dtype=np.float64)
+    return float((lung_distance_mm == 0).sum()) * voxel_volume_mm3(affine)
+
+
 class CropToLungsd(MapTransform):
     """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
 

@@ -1,0 +1,139 @@
+"""What the evaluation says beyond LUNA16's curve, to run the network by: thresholds, reliability, litres of lung."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..metrics import (
+    LITRE_RATES,
+    RATES,
+    Calibration,
+    Froc,
+    Matches,
+    ScoredScan,
+    calibration_of,
+    per_litre_of,
+)
+from ..reports.files import write_bytes
+from .system import Resampling
+
+_DIGITS = 6
+
+
+def write_operating(
+    folder: Path, froc: Froc, matches: Matches, scans: Mapping[str, ScoredScan], how: Resampling
+) -> Any:
+    """Write ``operating.json`` and, where there are true and false candidates, ``reliability.png``.
+
+    Args:
+        folder: exists.
+        froc, matches: of the scans.
+        scans: by name, in the order of the matches' indices.
+        how: the bootstrap.
+
+    Returns:
+        The record.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    calibration = calibration_of(matches)
+    record = {
+        "threshold_at": _plain({f"{rate:g}": threshold_at(froc, rate) for rate in RATES}),
+        "calibration": None if calibration is None else _plain(asdict(calibration)),
+        "per_litre": _per_litre(matches, scans, how),
+    }
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_bytes(folder / "operating.json", text.encode())
+    if calibration is not None:
+        write_bytes(folder / "reliability.png", reliability_png(calibration))
+    return record
+
+
+def threshold_at(froc: Froc, rate: float) -> float | None:
+    """The lowest threshold with at most ``rate`` false positives per scan; ``None`` when every candidate is too many.
+
+    A candidate counts from its threshold on, so that the threshold itself belongs to it.
+    """
+    last = int(np.flatnonzero(froc.false_positives_per_scan <= rate)[-1])
+    threshold = float(froc.thresholds[last])
+    return threshold if math.isfinite(threshold) else None
+
+
+def reliability_png(calibration: Calibration) -> bytes:
+    """Share of true candidates against probability, as it is and after the fit; a mark grows with its candidates."""
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    line = f"fit: {calibration.scale:.2f} · logit {calibration.shift:+.2f}"
+    for part, colour, name in ((calibration.before, "#0072b2", "as it is"), (calibration.after, "#d55e00", line)):
+        there = [one for one in part.bins if one.candidates]
+        x, y = [one.mean_probability for one in there], [one.true_share for one in there]
+        sizes = [20.0 + 8.0 * math.sqrt(one.candidates) for one in there]
+        label = f"{name} (expected error {part.expected_error:.3f})"
+        axes.scatter(x, y, s=sizes, color=colour, label=label, alpha=0.7, clip_on=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("probability")
+    axes.set_ylabel("share of nodules among the candidates")
+    axes.grid(True, color="#dddddd")
+    axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """The record in a few lines."""
+    thresholds = ", ".join(f"{rate}: {value}" for rate, value in record["threshold_at"].items())
+    lines = [f"threshold by false positives per scan: {thresholds}"]
+    if record["calibration"] is not None:
+        before, after = (record["calibration"][name]["expected_error"] for name in ("before", "after"))
+        lines.append(
+            f"expected calibration error {before:.3f}; {after:.3f} with {record['calibration']['scale']:.3f} * logit "
+            f"{record['calibration']['shift']:+.3f}"
+        )
+    if record["per_litre"] is not None:
+        read = ", ".join(f"{rate}: {value}" for rate, value in record["per_litre"]["sensitivity_at"].items())
+        lines.append(f"sensitivity by false findings per litre ({record['per_litre']['litres']:.2f} litres): {read}")
+    return lines
+
+
+def _per_litre(matches: Matches, scans: Mapping[str, ScoredScan], how: Resampling) -> dict[str, Any] | None:
+    """The curve per litre of all scans, and what each scan holds; ``None`` when a scan's lungs are not known."""
+    litres = [scan.truth.lung_litres for scan in scans.values()]
+    if not litres or min(litres) <= 0:
+        return None
+    read = per_litre_of(matches, sum(litres), resamples=how.resamples, seed=how.seed)
+    rates = [f"{rate:g}" for rate in LITRE_RATES]
+    return _plain(
+        {
+            "litres": read.litres,
+            "sensitivity_at": dict(zip(rates, read.readings, strict=True)),
+            "interval": {rate: [i.low, i.high] for rate, i in zip(rates, read.intervals, strict=False)},
+            "scans": {
+                name: {"litres": scan.truth.lung_litres, "nodules": int((matches.nodule_scans == n).sum())}
+                for n, (name, scan) in enumerate(scans.items())
+            },
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: rounded, and what is undefined is ``None``."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return round(value, _DIGITS) if math.isfinite(value) else None
+    return value

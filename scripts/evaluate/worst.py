@@ -1,0 +1,135 @@
+"""The worst cases of an evaluation as pictures: nodules below the threshold, false findings above it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+
+from ..findings import Detection
+from ..geometry import FloatArray, apply_affine
+from ..metrics import ScanTruth
+from ..reports.files import writable_folder
+
+HALF_WIDTH_MM = 20  # of a picture
+COLUMNS = 4
+SAME_PLACE_MM, SAME_PICTURE = 4.0, 0.05  # copies of one scan show a finding more than once; one picture is enough
+BACKGROUND = -1.0  # beyond the scan: the darkest value of the network's input
+
+
+@dataclass(frozen=True)
+class Case:
+    """One miss or false finding.
+
+    Attributes:
+        title: what it is.
+        badness: the worst come first.
+        centre_ras_mm: of the finding.
+        picture: ``[2, 2 h + 1, 2 h + 1]``: the axial and the coronal slice, first axis down.
+    """
+
+    title: str
+    badness: float
+    centre_ras_mm: FloatArray
+    picture: npt.NDArray[np.float32]
+
+    def shows(self, other: Case) -> bool:
+        """Whether the other is the same finding in a copy of the scan."""
+        apart_mm = np.linalg.norm(self.centre_ras_mm - other.centre_ras_mm)
+        return bool(apart_mm < SAME_PLACE_MM and np.abs(self.picture - other.picture).mean() < SAME_PICTURE)
+
+
+class WorstCases:
+    """Write ``misses.png`` and ``false_findings.png`` of an evaluation, on each rank those of its own scans.
+
+    Misses are nodules without a candidate from the threshold on, the largest first; false findings are the strongest
+    candidates from the threshold on that lie in no finding. A kind without cases has no file.
+
+    Args:
+        output_dir: gets the pictures.
+        threshold: the operating threshold, a probability.
+        most: pictures of each kind.
+    """
+
+    def __init__(self, output_dir: str, *, threshold: float, most: int = 12) -> None:
+        self.folder, self.threshold, self.most = Path(output_dir), threshold, most
+        self._cases: dict[str, list[Case]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda _: self._cases.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._draw)
+
+    def _keep(self, engine: Engine) -> None:
+        state: Any = engine.state
+        for batch, output in zip(state.batch, state.output, strict=True):
+            item = {**batch, **output}
+            for kind, cases in _cases_of(item, self.threshold).items():
+                kept = self._cases.setdefault(kind, [])
+                kept += [case for case in cases if not any(case.shows(other) for other in kept)]
+                kept.sort(key=lambda case: -case.badness)
+                del kept[self.most :]
+
+    def _draw(self, _: Engine) -> None:
+        folder = writable_folder(self.folder)
+        for kind, cases in self._cases.items():
+            if cases:
+                draw_cases(cases).savefig(folder / f"{kind}.png", metadata={"Software": None})
+
+
+def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]]:
+    """The misses and false findings of one scan, as the graph's post-processing left it."""
+    candidates: Sequence[Detection]
+    truth: ScanTruth
+    candidates, truth = item["pred"]
+    image, affine = np.asarray(item["image"][0], dtype=np.float32), np.asarray(item["image"].affine, dtype=np.float64)
+    centres = np.array([c.centre_ras_mm for c in candidates], dtype=np.float64).reshape(-1, 3)
+    scores = np.array([c.probability for c in candidates], dtype=np.float64)
+    apart_mm = np.linalg.norm(centres[:, None] - truth.centres_ras_mm[None], axis=2)
+    hits = apart_mm < np.abs(truth.diameters_mm) / 2.0
+    best = np.where(hits, scores[:, None], 0.0).max(axis=0, initial=0.0)
+    misses = [
+        Case(f"{diameter:.1f} mm, p {p:.2f}", float(diameter), centre, _picture(image, affine, centre))
+        for centre, diameter, p, wanted in zip(
+            truth.centres_ras_mm, truth.diameters_mm, best, truth.is_nodule, strict=True
+        )
+        if wanted and p < threshold
+    ]
+    false = [
+        Case(f"p {p:.2f}", float(p), centre, _picture(image, affine, centre))
+        for centre, p, hit in zip(centres, scores, hits.any(axis=1), strict=True)
+        if not hit and p >= threshold
+    ]
+    return {"misses": misses, "false_findings": false}
+
+
+def _picture(image: npt.NDArray[np.float32], affine: FloatArray, centre_ras_mm: FloatArray) -> npt.NDArray[np.float32]:
+    """The axial and the coronal slice through a position of a RAS volume of 1 mm, as radiologists look at them."""
+    middle = np.rint(apply_affine(np.linalg.inv(affine), centre_ras_mm)).astype(int)
+    low, high = middle - HALF_WIDTH_MM, middle + HALF_WIDTH_MM + 1
+    size = np.array(image.shape)
+    part = image[tuple(slice(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True))]
+    before, after = np.maximum(-low, 0), np.maximum(high - size, 0)
+    part = np.pad(part, list(zip(before, after, strict=True)), constant_values=BACKGROUND)
+    h = HALF_WIDTH_MM
+    return np.stack([part[::-1, ::-1, h].T, part[::-1, h, ::-1].T])
+
+
+def draw_cases(cases: Sequence[Case]) -> Figure:
+    """A grid of cases, axial beside coronal."""
+    rows = -(-len(cases) // COLUMNS)
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.0 * rows), dpi=90, layout="constrained", facecolor="white")
+    for axes, case in zip(
+        figure.subplots(rows, COLUMNS, squeeze=False).flat, [*cases, *[None] * COLUMNS], strict=False
+    ):
+        axes.set_axis_off()
+        if case is not None:
+            axes.imshow(np.concatenate(list(case.picture), axis=1), cmap="gray", vmin=-1, vmax=0.6)
+            axes.set_title(case.title, fontsize=9)
+    return figure

@@ -1,0 +1,68 @@
+"""Sensitivity by false findings per litre of lung: for a few lungs, where a rate per scan says little.
+
+The curve is LUNA16's with the litres searched in the place of the scans. Its intervals come from nodules drawn again
+with replacement, the false findings staying as they are: they say how certain the sensitivity in *these* lungs is and
+nothing of other lungs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..geometry import FloatArray
+from .bootstrap import Interval
+from .luna16 import Matches, curve, read_curve
+
+LITRE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # false findings per litre; a pair of lungs holds 4 to 6 litres
+
+
+@dataclass(frozen=True)
+class PerLitre:
+    """Readings of the curve.
+
+    Attributes:
+        litres: of lung in all scans.
+        readings: sensitivity at :data:`LITRE_RATES`; NaN without nodules.
+        intervals: of the readings; empty without resamples or nodules.
+    """
+
+    litres: float
+    readings: tuple[float, ...]
+    intervals: tuple[Interval, ...]
+
+
+def per_litre_of(
+    matches: Matches, litres: float, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> PerLitre:
+    """Read the curve.
+
+    Args:
+        matches: of all scans.
+        litres: of lung in them, above 0.
+        resamples: of the nodules; 0 for none.
+        level: of the intervals.
+        seed: of the draw.
+    """
+    readings = tuple(_readings(matches, litres).tolist())
+    nodules = len(matches.nodule_scores)
+    if not nodules or not resamples:
+        return PerLitre(litres, readings, ())
+    rng = np.random.default_rng(seed)
+    drawn = [_readings(_with(matches, rng.integers(0, nodules, nodules)), litres) for _ in range(resamples)]
+    bounds = np.quantile(np.stack(drawn), [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
+    intervals = tuple(Interval(float(low), float(high)) for low, high in bounds.T)
+    return PerLitre(litres, readings, intervals)
+
+
+def _readings(matches: Matches, litres: float) -> FloatArray:
+    steps = matches.steps
+    false, hits = (steps.totals(kind.astype(np.float64)) for kind in (~steps.is_hit, steps.is_hit))
+    return read_curve(*curve(false, hits, litres, len(matches.nodule_scores)), LITRE_RATES)
+
+
+def _with(matches: Matches, nodules: np.ndarray) -> Matches:
+    """The same false findings and the nodules of these numbers."""
+    names = ("nodule_scans", "nodule_diameters_mm", "nodule_scores")
+    return replace(matches, **{name: getattr(matches, name)[nodules] for name in names})
