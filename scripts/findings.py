@@ -117,7 +117,7 @@ class ScanResult:
         nodules: by falling probability; labels 1, 2, ….
         candidates: every detection inside the lungs down to the candidate threshold, by falling probability.
         outside_lungs: number of candidates dropped because they lie outside the dilated lungs.
-        lungs_found: ``False`` when no closed lung was found and the whole volume was searched.
+        lungs_found: ``False`` when there was no closed lung; see :class:`.transforms.lungs.Lungs`.
         facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.

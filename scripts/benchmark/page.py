@@ -80,7 +80,7 @@ def scan_line(report: Report) -> str:
     return (
         f"{'A synthetic chest' if report['synthetic'] else 'A scan'} of {_times(scan['shape'])} voxels of "
         f"{_times(scan['spacing_mm'], '.2f')} mm ({_times(field, '.0f')} mm): "
-        f"{scan['litres']:.2f} litres {'of lung' if scan['lungs_found'] else '(no closed lungs: all of it)'}, "
+        f"{scan['litres']:.2f} litres {'of lung' if scan['lungs_found'] else '(no closed lungs: what is searched)'}, "
         f"{_times(scan['box'])} voxels searched in {scan['windows']} windows of {_times(settings['window_size'])} that "
         f"overlap by {settings['window_overlap']:g}. Medians of {report['repeats']} after a warm-up."
     )

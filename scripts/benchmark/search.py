@@ -59,7 +59,7 @@ class Searched:
     Attributes:
         name: of the scan.
         shape, spacing_mm: of its own grid.
-        lung_mm3: volume of the closed lungs; of the whole scan where ``lungs_found`` is false.
+        lung_mm3: see :func:`..transforms.lungs.lung_mm3`.
         lungs_found: see :class:`..transforms.CropToLungsd`.
         box: voxels of the network's input (lungs, margin, padding).
         windows: times the network was called on one window; ``window_voxels``: all of their voxels.

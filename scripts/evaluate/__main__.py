@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from ..commands import run_command
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
-COMMANDS = {"luna16": "luna16:luna16", "example": "example:example"}
+COMMANDS = {
+    "luna16": "luna16:luna16",
+    "cross_validate": "cross_validation:cross_validate",
+    "example": "example:example",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import numpy.typing as npt
 from ignite.engine import Engine, Events
@@ -46,7 +47,7 @@ class Case:
 
 
 class WorstCases:
-    """Write ``misses.png`` and ``false_findings.png`` of an evaluation, on each rank those of its own scans.
+    """Write ``misses.png`` and ``false_findings.png`` of an evaluation; of several ranks the first one's scans.
 
     Misses are nodules without a candidate from the threshold on, the largest first; false findings are the strongest
     candidates from the threshold on that lie in no finding. A kind without cases has no file.
@@ -77,6 +78,8 @@ class WorstCases:
                 del kept[self.most :]
 
     def _draw(self, _: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         folder = writable_folder(self.folder)
         for kind, cases in self._cases.items():
             if cases:

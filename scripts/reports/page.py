@@ -253,7 +253,9 @@ def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
 def _search_notes(result: ScanResult) -> list[str]:
     notes = []
     if not result.lungs_found:
-        notes.append("No closed lung was found in this volume, so all of it was searched, body wall included.")
+        notes.append(
+            "No closed lung was found in this volume, so all of it near aerated lung was searched, body wall included."
+        )
     if result.outside_lungs:
         one = result.outside_lungs == 1
         notes.append(f"{result.outside_lungs} candidate{' was' if one else 's were'} dropped outside the lungs.")

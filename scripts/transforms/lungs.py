@@ -3,7 +3,8 @@
 Air that is closed in the axial plane, in large pieces, is lung (with the airways), and so is lung-like
 tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
 :data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
-lung-like tissue lies outside (a cube or slab cut out of a chest), the whole volume is searched. A given lung mask
+lung-like tissue lies outside (a cube or slab cut out of a chest), nobody can say where a lung ends: all that lies
+within :data:`OPEN_ROOM_MM` of pieces as dense as lung is searched, and without any the whole volume. A given lung mask
 takes the place of the search; from the closing on, both ways are one.
 """
 
@@ -40,6 +41,8 @@ SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 # More lung-like tissue than this outside the pieces, as a share of theirs: the lungs are not closed in this volume.
 # Five whole chests have 0.06 to 0.26 there, mattress and covers; cut through a lung, they have 0.51 and far more.
 OPEN_SHARE = 0.5
+OPEN_PIECE_MM3 = 2.0e3  # a piece of 2 ml counts where no lung is closed: the corner of a second lung
+OPEN_ROOM_MM = 15.0  # around them: room for consolidation and for a mass at the pleura
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
 CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
 ROUNDING_MM = 1e-3  # distances are float32
@@ -57,9 +60,10 @@ class Lungs:
     """Result of :func:`find_lungs`.
 
     Attributes:
-        found: ``False`` when no closed lung exists; the box is then the whole volume and the distance zero.
+        found: ``False`` when no closed lung exists; the box is then the whole volume, and the distance that to the
+            surroundings of pieces as dense as lung (:data:`OPEN_ROOM_MM`), zero everywhere without any.
         box: ``[2, 3]`` first and one-past-last voxel of the lungs in the scan's grid, without margin.
-        distance_mm: ``[I', J', K']`` float32 on the coarse grid: distance to the closed lungs, 0 inside.
+        distance_mm: ``[I', J', K']`` float32 on the coarse grid: distance to the lungs, 0 inside.
         step: ``[3]`` voxels of the scan per coarse voxel.
     """
 
@@ -97,10 +101,13 @@ def _lung_pieces(closed: Mask, lung_like: Mask, voxel_mm3: float) -> Mask:
     return np.isin(labels, np.flatnonzero(large | further) + 1)
 
 
+def _as_dense_as_lung(coarse_hu: npt.NDArray[np.float32]) -> Mask:
+    return np.asarray((coarse_hu > LUNG_HU[0]) & (coarse_hu < LUNG_HU[1]))
+
+
 def _lung_like(coarse_hu: npt.NDArray[np.float32]) -> Mask:
     """Tissue as dense as aerated lung, without thin partial-volume shells."""
-    lung_like = (coarse_hu > LUNG_HU[0]) & (coarse_hu < LUNG_HU[1])
-    return np.asarray(ndimage.binary_opening(lung_like, structure=np.ones((3, 3, 3), dtype=bool)))
+    return np.asarray(ndimage.binary_opening(_as_dense_as_lung(coarse_hu), np.ones((3, 3, 3), dtype=bool)))
 
 
 def _is_open(lung_like: Mask, pieces: Mask) -> bool:
@@ -146,8 +153,7 @@ def find_lungs(image_hu: npt.NDArray[Any], voxel_mm: FloatArray) -> Lungs:
     lung_like = _lung_like(coarse)
     pieces = _lung_pieces(_closed_air(coarse < AIR_BELOW_HU), lung_like, float(np.prod(coarse_mm)))
     if not pieces.any() or _is_open(lung_like, pieces):
-        whole = np.stack([np.zeros(3, dtype=np.int64), shape])
-        return Lungs(False, whole, np.zeros(coarse.shape, dtype=np.float32), step)
+        return _open_lungs(coarse, step, coarse_mm, shape)
     return _closed_lungs(ndimage.binary_propagation(pieces, mask=pieces | lung_like), step, coarse_mm, shape)
 
 
@@ -163,6 +169,22 @@ def _closed_lungs(pieces: Mask, step: npt.NDArray[np.int64], coarse_mm: FloatArr
     inner = tuple(slice(r, -r) for r in room)
     box = np.stack([first * step, np.minimum(last * step, shape)])
     return Lungs(True, box, np.ascontiguousarray(_distance_mm(lungs, coarse_mm)[inner]), step)
+
+
+def _open_lungs(
+    coarse_hu: npt.NDArray[np.float32], step: npt.NDArray[np.int64], coarse_mm: FloatArray, shape: np.ndarray
+) -> Lungs:
+    """Lungs that are not closed in the volume: the surroundings of what is as dense as lung, else all of it.
+
+    Partial-volume shells stay in, for a thin slice of lung at the volume's face looks like one.
+    """
+    labels, _ = ndimage.label(_as_dense_as_lung(coarse_hu))
+    large = np.bincount(labels.ravel()) * float(np.prod(coarse_mm)) >= OPEN_PIECE_MM3
+    large[0] = False
+    distance_mm = np.zeros(coarse_hu.shape, dtype=np.float32)
+    if large.any():
+        distance_mm = np.maximum(_distance_mm(large[labels], coarse_mm) - np.float32(OPEN_ROOM_MM), np.float32(0.0))
+    return Lungs(False, np.stack([np.zeros(3, dtype=np.int64), shape]), distance_mm, step)
 
 
 def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
@@ -221,7 +243,7 @@ def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
 
 
 def lung_mm3(lung_distance_mm: MetaTensor) -> float:
-    """Volume of the closed lungs, of the whole scan where none were found; see :class:`CropToLungsd`."""
+    """Volume of the closed lungs, of what is searched where none were found; see :class:`CropToLungsd`."""
     affine = np.asarray(lung_distance_mm.affine, dtype=np.float64)
     return float((lung_distance_mm == 0).sum()) * voxel_volume_mm3(affine)
 
@@ -229,7 +251,7 @@ def lung_mm3(lung_distance_mm: MetaTensor) -> float:
 class CropToLungsd(MapTransform):
     """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
 
-    Writes ``lung_distance_mm`` (MetaTensor ``[1, I', J', K']``, mm to the closed lungs, with its own affine) and
+    Writes ``lung_distance_mm`` (MetaTensor ``[1, I', J', K']``, :attr:`Lungs.distance_mm`, with its own affine) and
     ``lungs_found`` (bool) beside the keys. Nothing is copied: what is cut are views.
 
     Args:

@@ -16,9 +16,9 @@ from scripts.prepare.phantom_command import phantom
 from tests.bundle import ROOT, command
 from tests.luna16_files import write_csv
 
-TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
+INFERENCE = str(ROOT / "configs" / "inference.json")
 QUICK = {
-    **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "max_epochs": 1, "val_interval": 1},
+    **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "max_epochs": 1},
     **{"precision": "float32", "nodule_share": 0.8, "window_size": "[64,64,64]"},
 }
 UIDS = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{n}" for n in range(3)]
@@ -57,29 +57,26 @@ def test_from_the_download_to_pooled_scores(download: Path, tmp_path: Path) -> N
     trained = load_datalist(lists[0], "training")
     assert [item["name"] for item in trained if "mask" in item] == [u for u in UIDS[1:] if _has_nodules(trained, u)]
 
-    settings = {"dataset_dir": tmp_path, **QUICK}
-    run("training", TRAIN, datalists=str([lists[0]]), output_dir=tmp_path / "run", **settings)
-    weights = tmp_path / "run" / "model.pt"
-    results = []
-    for fold in (0, 1):
-        scored = {"datalists": str([lists[fold]]), "output_dir": tmp_path / f"scores{fold}"}  # the released weights
-        run("evaluating", str([TRAIN, EVALUATE]), dataset_dir=tmp_path, resamples=0, window_size="[64,64,64]", **scored)
-        results.append(str(tmp_path / f"scores{fold}" / "predictions.csv"))
-    record = json.loads((tmp_path / "scores1" / "froc.json").read_text(encoding="utf-8"))["predictions"]
-    assert record["scans"] == 1
+    runs = tmp_path / "runs"
+    settings = [f"{name}={value}" for name, value in {"dataset_dir": tmp_path, **QUICK}.items()]
+    options = ["--datalists", *lists[:2], "--output_dir", str(runs), "--resamples", "0"]
+    assert evaluate(["cross_validate", *options, "--settings", *settings, "no_such_key=1"]) == 1  # said by the graph
+    assert evaluate(["cross_validate", *options, "--settings", *settings]) == 0
+    pooled = json.loads((runs / "all_folds" / "froc.json").read_text(encoding="utf-8"))["pooled"]
+    assert pooled["scans"] == 2
+    assert {name: fold["scans"] for name, fold in pooled["folds"].items()} == {"dataset_fold0": 1, "dataset_fold1": 1}
+    weights = runs / "dataset_fold0" / "model.pt"
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")}
+    assert evaluate(["cross_validate", *options]) == 0  # everything is there
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")} == written
 
-    truth = [
-        "--annotations",
-        str(download / "LUNA16" / "annotations.csv"),
-        "--series_uids",
-        str(folds / "seriesuids.csv"),
-    ]
-    options = ["--pool", "--resamples", "0", "--output_dir", str(tmp_path / "pooled"), "--folds", *lists]
-    assert evaluate(["luna16", "--results", *results, *truth, *options]) == 0
-    pooled = json.loads((tmp_path / "pooled" / "froc.json").read_text(encoding="utf-8"))["pooled"]
-    assert pooled["scans"] == 3
-    assert pooled["cpm"] > 0.1
-    assert set(pooled["folds"]) == {f"dataset_fold{n}" for n in range(3)}
+    results = [str(runs / f"dataset_fold{n}" / "scores" / "predictions.csv") for n in range(2)]
+    truth = ["--annotations", str(download / "LUNA16" / "annotations.csv")]
+    scans = ["--series_uids", str(runs / "all_folds" / "seriesuids.csv")]
+    outside = ["--pool", "--resamples", "0", "--output_dir", str(tmp_path / "pooled"), "--folds", *lists]
+    assert evaluate(["luna16", "--results", *results, *truth, *scans, *outside]) == 0
+    again = json.loads((tmp_path / "pooled" / "froc.json").read_text(encoding="utf-8"))["pooled"]
+    assert (again["cpm"], again["nodules"]) == (pooled["cpm"], pooled["nodules"])
 
     scan = download / "LUNA16" / "subset0" / f"{UIDS[0]}.mhd"
     run("inference", INFERENCE, input=scan, output_dir=tmp_path / "out", checkpoint=weights)

@@ -423,7 +423,29 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str], caplog: p
     assert "--series_uids" in capsys.readouterr().out
     assert main(["luna17"]) == 2
     assert main([]) == 2
-    assert "Expected a command, one of: luna16, example; got: luna17" in caplog.text
+    assert "Expected a command, one of: luna16, cross_validate, example; got: luna17" in caplog.text
+
+
+# --- cross-validation; its whole way is in tests/end_to_end/test_luna16.py -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--datalists", "none.json"], "expected files, found none at"),
+        (["--datalists", "a/fold.json", "b/fold.json"], "expected a name of its own for each fold"),
+        (["--datalists", "{list}", "--settings", "max_epochs"], "expected NAME=VALUE"),
+        (["--datalists", "{list}", "--settings", "output_dir=x"], "other than datalists, output_dir"),
+    ],
+)
+def test_a_wrong_cross_validation_is_refused_before_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str], message: str
+) -> None:
+    (tmp_path / "fold.json").write_text("{}")
+    arguments = [option.format(list=tmp_path / "fold.json") for option in options]
+    assert main(["cross_validate", *arguments, "--output_dir", str(tmp_path / "out")]) == 1
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists()
 
 
 # --- in the graph -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where the lungs are: found when closed, the whole volume when not, and never a lung missed."""
+"""Where the lungs are: found when closed, all around aerated lung when not, and never a lung missed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from scipy import ndimage
 from scripts.geometry import apply_affine
 from scripts.prepare.phantom import Chest, make_chest
 from scripts.scan import ScanError
-from scripts.transforms.lungs import CropToLungsd, Lungs, _distance_mm, find_lungs, lungs_of_mask
+from scripts.transforms.lungs import (
+    OPEN_PIECE_MM3,
+    OPEN_ROOM_MM,
+    CropToLungsd,
+    Lungs,
+    _distance_mm,
+    find_lungs,
+    lungs_of_mask,
+)
 
 ONE_MM = np.ones(3)
 TISSUE_HU, LUNG_HU = 40.0, -850.0
@@ -104,30 +112,41 @@ def _whole(lungs: Lungs, shape: tuple[int, ...]) -> bool:
     return not lungs.found and lungs.box.tolist() == [[0, 0, 0], list(shape)] and not lungs.distance_mm.any()
 
 
-def test_a_cube_from_inside_a_lung_is_searched_whole(full_chest: Chest) -> None:
+def _not_searched_mm3(lungs: Lungs, inside: np.ndarray) -> int:
+    """Of a volume of 1 mm voxels that stays whole: how much of what lies inside is said to be outside the lungs."""
+    assert not lungs.found
+    assert lungs.box.tolist() == [[0, 0, 0], list(inside.shape)]
+    fine = lungs.distance_mm
+    for axis, step in enumerate(lungs.step):
+        fine = np.repeat(fine, step, axis=axis)
+    return int((fine[tuple(slice(n) for n in inside.shape)][inside] > 0).sum())
+
+
+def test_a_cube_from_inside_a_lung_misses_none_of_it(full_chest: Chest) -> None:
     centre = np.rint(np.argwhere(full_chest.lungs == 1).mean(axis=0)).astype(int)
     i, j, k = (slice(c - 50, c + 50) for c in centre)
     assert (full_chest.lungs[i, j, k] > 0).mean() > 0.5
-    assert _whole(_search(full_chest.image_hu[i, j, k]), (100, 100, 100))
+    assert _not_searched_mm3(_search(full_chest.image_hu[i, j, k]), full_chest.lungs[i, j, k] > 0) == 0
 
 
 @pytest.mark.parametrize("shift_mm", [40, 60, 80, 100])
-def test_a_cube_with_parts_of_both_lungs_is_searched_whole(full_chest: Chest, shift_mm: int) -> None:
+def test_a_cube_with_parts_of_both_lungs_misses_no_large_piece(full_chest: Chest, shift_mm: int) -> None:
     centre = np.rint(np.argwhere(full_chest.lungs == 1).mean(axis=0)).astype(int)
     other = np.rint(np.argwhere(full_chest.lungs == 2).mean(axis=0)).astype(int)
     centre[0] += shift_mm * np.sign(other[0] - centre[0])
     i, j, k = (slice(c - 50, c + 50) for c in centre)
     assert (full_chest.lungs[i, j, k] > 0).mean() > 0.3
-    assert _whole(_search(full_chest.image_hu[i, j, k]), (100, 100, 100))
+    assert _not_searched_mm3(_search(full_chest.image_hu[i, j, k]), full_chest.lungs[i, j, k] > 0) < OPEN_PIECE_MM3
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_slab_along_the_body_is_searched_whole(full_chest: Chest, axis: int) -> None:
+def test_a_slab_along_the_body_misses_no_large_piece(full_chest: Chest, axis: int) -> None:
     middle = int(np.argwhere(full_chest.lungs == 1).mean(axis=0)[axis])
     box = [slice(None)] * 3
     box[axis] = slice(middle - 10, middle + 10)
-    image = full_chest.image_hu[tuple(box)]
-    assert _whole(_search(image), image.shape)
+    assert (
+        _not_searched_mm3(_search(full_chest.image_hu[tuple(box)]), full_chest.lungs[tuple(box)] > 0) < OPEN_PIECE_MM3
+    )
 
 
 def test_an_axial_slab_shows_closed_lungs_and_none_is_missed(full_chest: Chest) -> None:
@@ -136,9 +155,23 @@ def test_an_axial_slab_shows_closed_lungs_and_none_is_missed(full_chest: Chest) 
     assert _missed_mm(lungs.box, full_chest.lungs[:, :, 150:170]) <= 3
 
 
-def test_an_axial_slab_of_a_small_chest_is_searched_whole(small_chest: Chest) -> None:
-    image = small_chest.image_hu[:, :, 60:80]
-    assert _whole(_search(image), image.shape)
+def test_an_axial_slab_of_a_small_chest_misses_no_lung(small_chest: Chest) -> None:
+    assert _not_searched_mm3(_search(small_chest.image_hu[:, :, 60:80]), small_chest.lungs[:, :, 60:80] > 0) == 0
+
+
+def test_what_lies_far_from_open_lung_is_not_searched() -> None:
+    """Lung-like tissue up to i = 60, open on three sides: 15 mm more count as lung."""
+    image, _ = _body()
+    image[:60] = LUNG_HU
+    lungs = _search(image)
+    assert lungs.distance_mm.max() == pytest.approx(100 - OPEN_ROOM_MM, abs=3)
+    inside = np.zeros(image.shape, dtype=bool)
+    inside[:74] = True
+    assert _not_searched_mm3(lungs, inside) == 0
+    assert _not_searched_mm3(lungs, ~inside) > 0.95 * (~inside).sum()
+    small = np.full_like(image, TISSUE_HU)
+    small[:10, :10, :10] = LUNG_HU  # 1 ml: too little to say where the lung is
+    assert _whole(_search(small), small.shape)
 
 
 def test_soft_tissue_is_searched_whole() -> None:
@@ -158,7 +191,9 @@ def test_trachea_and_bowel_gas_alone_are_no_lung() -> None:
     image[((i - 80) ** 2 + (j - 75) ** 2 + 0 * k) < 9**2] = -1000  # a trachea of 18 mm
     image[((i - 40) ** 2 + (j - 40) ** 2 + (k - 30) ** 2) < 22**2] = -990  # 45 ml of gas
     image[((i - 120) ** 2 + (j - 100) ** 2 + (k - 30) ** 2) < 25**2] = -990
-    assert _whole(_search(image), image.shape)
+    lungs = _search(image)
+    assert not lungs.found
+    assert lungs.box.tolist() == [[0, 0, 0], list(image.shape)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +227,7 @@ def test_closed_lung_beside_an_open_one_is_not_enough() -> None:
     image[((i - 50) ** 2 + (j - 75) ** 2 + 0 * k < 30**2) & (k > 20) & (k < 90)] = LUNG_HU  # closed, 0.2 l
     assert _search(image).found
     image[100:, 20:130, 10:110] = LUNG_HU  # open at the last i
-    assert _whole(_search(image), image.shape)
+    assert _not_searched_mm3(_search(image), image == LUNG_HU) == 0
 
 
 def test_lung_beside_a_thin_shell_of_partial_volume_is_enough() -> None:

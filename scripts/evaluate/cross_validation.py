@@ -1,0 +1,128 @@
+"""The command ``cross_validate``: train on all folds but one, score that one, for each; then all of them together."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..commands import OptionError
+from ..errors import UserError
+from ..reports.files import writable_folder, write_bytes
+from .luna16 import luna16
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TRAIN, EVALUATE = (str(CONFIGS / f"{name}.json") for name in ("train", "evaluate"))
+SCORED = (
+    "predictions.csv",
+    "annotations.csv",
+    "annotations_excluded.csv",
+    "seriesuids.csv",
+)  # of a fold, LUNA16's form
+OWN_SETTINGS = ("datalists", "output_dir", "checkpoint", "val_interval")  # what the command itself sets
+
+
+class FoldError(UserError, RuntimeError):
+    """A fold that could not be trained or scored."""
+
+
+def cross_validate(
+    *, datalists: str | Sequence[str], output_dir: str, settings: str | Sequence[str] = (), resamples: int = 1000
+) -> None:
+    """Train and score each fold, then score all scans together as LUNA16 counts.
+
+    A fold is validated once, after its last epoch: it is a test, and nothing is chosen by it. What is finished is not
+    done again: a training that was stopped goes on when the same command is given again, a scored fold is skipped.
+
+    Args:
+        datalists: one datalist (JSON) for each fold, with training and validation.
+        output_dir: gets a folder for each fold, named after its datalist, and the scores of all in all_folds.
+        settings: of both graphs, as NAME=VALUE: max_epochs=75 device=cuda:0 …
+        resamples: of the bootstrap over scans; 0 for none.
+
+    Raises:
+        UserError: a datalist that is not there, two of one name, a setting that is none, a fold that fails.
+    """
+    lists = [datalists] if isinstance(datalists, str) else list(datalists)
+    folds = {Path(path).stem: Path(path).resolve() for path in lists}
+    if len(folds) < len(lists):
+        raise OptionError(f"--datalists: expected a name of its own for each fold, got {lists}; rename the files")
+    missing = [str(path) for path in folds.values() if not path.is_file()]
+    if missing:
+        raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
+    chosen = _parsed([settings] if isinstance(settings, str) else settings)
+    folder = writable_folder(output_dir).resolve()
+    started = time.monotonic()
+    for number, (name, path) in enumerate(folds.items(), start=1):
+        scores = folder / name / "scores"
+        if not (scores / "froc.json").is_file():
+            logger.info("fold %d of %d: %s", number, len(folds), name)
+            _run("training", [TRAIN], {"output_dir": folder / name, "val_interval": "$@max_epochs"}, path, chosen)
+            weights = {"checkpoint": folder / name / "model.pt", "output_dir": scores}
+            _run("evaluating", [TRAIN, EVALUATE], weights, path, chosen)
+            logger.info("%s: scored, %.1f hours so far", name, (time.monotonic() - started) / 3600)
+    together = writable_folder(folder / "all_folds")
+    for table in SCORED[1:]:
+        write_bytes(together / table, _joined([folder / name / "scores" / table for name in folds]))
+    luna16(
+        results=[str(folder / name / "scores" / SCORED[0]) for name in folds],
+        annotations=str(together / "annotations.csv"),
+        excluded=str(together / "annotations_excluded.csv"),
+        series_uids=str(together / "seriesuids.csv"),
+        folds=[str(path) for path in folds.values()],
+        output_dir=str(together),
+        pool=True,
+        resamples=resamples,
+    )
+
+
+def _parsed(settings: Sequence[str]) -> dict[str, str]:
+    """Settings by name."""
+    pairs = [setting.partition("=") for setting in settings]
+    for name, sign, value in pairs:
+        if not (name and sign and value) or name in OWN_SETTINGS:
+            raise OptionError(
+                "--settings: expected NAME=VALUE with a key of configs/train.json other than "
+                f"{', '.join(OWN_SETTINGS)}, got {name + sign + value!r}; correct it"
+            )
+    return {name: value for name, _, value in pairs}
+
+
+def _run(
+    task: str, configs: Sequence[str], own: Mapping[str, object], datalist: Path, settings: Mapping[str, str]
+) -> None:
+    """Run a graph of the bundle in a process of its own.
+
+    Raises:
+        FoldError: it failed; it has said why.
+    """
+    options = {"config_file": str(list(configs)), "datalists": str([str(datalist)]), **own, **settings}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    result = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", task, *words], cwd=CONFIGS.parent, check=False
+    )
+    if result.returncode:
+        raise FoldError(
+            f"{datalist}: expected the {task} of this fold to succeed, got exit status {result.returncode}; what it "
+            "said stands above. Correct it and give the same command again: what is finished is kept."
+        )
+
+
+def _joined(tables: Sequence[Path]) -> bytes:
+    """Several CSV files as one; a header they share stands once."""
+    parts = []
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as file:
+            parts.append(list(csv.reader(file)))
+    shared = bool(parts[0]) and parts[0][0][:1] == ["seriesuid"]
+    rows = [*parts[0], *(row for part in parts[1:] for row in part[shared:])]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
