@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -446,6 +447,29 @@ def test_a_wrong_cross_validation_is_refused_before_it_starts(
     assert main(["cross_validate", *arguments, "--output_dir", str(tmp_path / "out")]) == 1
     assert message in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_fails_ends_the_cross_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def fails_at_the_third(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(words)
+        return subprocess.CompletedProcess(words, int(len(calls) == 3))
+
+    monkeypatch.setattr(subprocess, "run", fails_at_the_third)
+    lists = [tmp_path / f"fold{n}.json" for n in range(2)]
+    for path in lists:
+        path.write_text("{}")
+    options = ["--output_dir", str(tmp_path / "out"), "--settings", "max_epochs=3"]
+    assert main(["cross_validate", "--datalists", *map(str, lists), *options]) == 1
+    assert f"{lists[1]}: expected the training of this fold to succeed, got exit status 1" in caplog.text
+    assert [words[4] for words in calls] == ["training", "evaluating", "training"]
+    for words in calls:
+        named = dict(zip(words[5::2], words[6::2], strict=True))
+        assert named["--max_epochs"] == "3"
+        assert named["--datalists"] in (str([str(path)]) for path in lists)
 
 
 # --- in the graph -----------------------------------------------------------------------------------------------------
