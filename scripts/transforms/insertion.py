@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from ..errors import DataError
 from ..geometry import FloatArray, spacing_mm, sphere_diameter_mm
 from .crops import crop_by_affine
-from .nodules import NODULE
+from .nodules import IGNORED, NODULE
 
 PARENCHYMA_HU = (-960.0, -650.0)  # local mean of aerated lung: neither trachea nor tissue
 SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
@@ -47,7 +47,8 @@ class InsertNodulesd(RandomizableTransform):
     """Insert up to ``most`` donors into a crop of 1 mm voxels.
 
     Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (made when absent),
-    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``; inserted nodules are appended as rows.
+    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``; inserted nodules are appended as rows, those
+    that the crop's border cuts with the centre and the diameter of the whole nodule (ignored when it lies outside).
     Where ``lung`` ``[1, I, J, K]`` is there, only places inside it are used. A crop without a free piece of
     parenchyma stays as it is.
 
@@ -55,7 +56,7 @@ class InsertNodulesd(RandomizableTransform):
         donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing.
         prob: share of crops that receive nodules.
         most: largest number per crop.
-        scale: range of the random zoom of a donor.
+        scale: range of the random zoom of a donor, its logarithm evenly drawn.
     """
 
     def __init__(self, donors: Sequence[Mapping[str, Any]], *, prob: float, most: int, scale: tuple[float, float]):
@@ -85,7 +86,7 @@ class InsertNodulesd(RandomizableTransform):
     def _draw_donor(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """A donor on a 1 mm cube after a random turn, flip and zoom: HU and soft mask, centred; at most ``shape``."""
         hu, inside, mm = self._patch(int(self.R.choice(len(self.donors), p=self._chances)))
-        zoom = float(self.R.uniform(*self.scale))
+        zoom = float(np.exp(self.R.uniform(*np.log(self.scale))))
         turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
         turn = turn * self.R.choice([-1.0, 1.0], 3)
         where = np.argwhere(inside)
@@ -121,19 +122,22 @@ class InsertNodulesd(RandomizableTransform):
         here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
         there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
         kept = (smooth_hu[here] > SOLID_HU) | (mask[here] > 0)
-        inside = _largest_piece((soft[there] > 0.5) & ~kept)
-        volume = int(inside.sum())
-        if volume < SMALLEST_VOXELS:
+        whole = soft > 0.5  # beyond the crop the nodule goes on
+        whole[there] &= ~kept
+        whole = _largest_piece(whole)
+        inside = whole[there]
+        if inside.sum() < SMALLEST_VOXELS:
             return
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
         alpha[kept] = 0.0
         image[here] += alpha * (hu[there] - image[here])
         number = len(item["label"]) + 1
         mask[here][inside] = number
-        centre = np.argwhere(inside).mean(0) + [s.start for s in here]
-        row = np.array([[*centre, sphere_diameter_mm(volume)]], dtype=np.float32)
+        centre = np.argwhere(whole).mean(0) + low
+        row = np.array([[*centre, sphere_diameter_mm(float(whole.sum()))]], dtype=np.float32)
+        in_crop = (centre >= 0).all() and (centre <= np.array(image.shape) - 1).all()
         item["nodule"] = np.concatenate([item["nodule"], row])
-        item["label"] = np.append(item["label"], NODULE)
+        item["label"] = np.append(item["label"], NODULE if in_crop else IGNORED)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)

@@ -58,6 +58,12 @@ def _inserter(donors: list[dict[str, Any]], seed: int = 0, **changes: Any) -> In
     return insert
 
 
+def _is_cut(own: np.ndarray) -> bool:
+    """Whether a nodule reaches the crop's border."""
+    where = np.argwhere(own)
+    return bool((where.min(axis=0) == 0).any() or (where.max(axis=0) == np.array(own.shape) - 1).any())
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mask_row_and_image_agree(ball: dict[str, Any], seed: int) -> None:
     before = _lung()
@@ -65,8 +71,12 @@ def test_mask_row_and_image_agree(ball: dict[str, Any], seed: int) -> None:
     assert out["label"].tolist() == [NODULE]
     assert set(np.unique(out["mask"])) == {0, 1}
     own = out["mask"][0] == 1
-    np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
-    assert out["nodule"][0, 3] == pytest.approx(sphere_diameter_mm(own.sum()), rel=1e-5)
+    if _is_cut(own):  # then the row tells of the whole nodule
+        assert out["nodule"][0, 3] > sphere_diameter_mm(own.sum())
+        assert out["nodule"][0, 3] == pytest.approx(9.0, rel=0.04)
+    else:
+        np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
+        assert out["nodule"][0, 3] == pytest.approx(sphere_diameter_mm(own.sum()), rel=1e-5)
     changed = np.abs(out["image"][0] - before["image"][0]) > 1.0
     assert changed[own].all()
     assert not changed[~ndimage.binary_dilation(own, iterations=5)].any()
@@ -251,7 +261,23 @@ def test_donor_larger_than_the_crop_is_cut(rod: dict[str, Any]) -> None:
     out = _inserter([rod], scale=(2.0, 2.0))(_lung(20))
     assert len(out["label"]) == 1
     own = out["mask"][0] == 1
-    np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
+    assert _is_cut(own)
+    assert out["nodule"][0, 3] > sphere_diameter_mm(own.sum())
+
+
+@pytest.mark.parametrize("shift", [0, 5])
+def test_a_nodule_cut_by_the_border_has_the_row_of_the_whole_one(ball: dict[str, Any], shift: int) -> None:
+    """Its centre lies ``shift`` + 2 voxels before the border of the third axis; beyond it the nodule goes on."""
+    lung, plane = _lung(), EDGE - 3 - shift
+    lung["lung"] = np.zeros_like(lung["image"], dtype=np.uint8)
+    lung["lung"][0, 8:-8, 8:-8, plane] = 1
+    placed = [out for out in (_inserter([ball], seed)(lung) for seed in range(30)) if len(out["label"])]
+    assert len(placed) > 3
+    for out in placed:
+        assert out["label"].tolist() == [NODULE]
+        assert out["nodule"][0, 2] == pytest.approx(plane, abs=0.6)
+        assert out["nodule"][0, 3] == pytest.approx(9.0, rel=0.06)
+        assert _is_cut(out["mask"][0] == 1) == (shift == 0)
 
 
 def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> None:
