@@ -47,7 +47,7 @@ class Case:
 
 
 class WorstCases:
-    """Write ``misses.png`` and ``false_findings.png`` of an evaluation; of several ranks the first one's scans.
+    """Write ``misses.png`` and ``false_findings.png`` of an evaluation.
 
     Misses are nodules without a candidate from the threshold on, the largest first; false findings are the strongest
     candidates from the threshold on that lie in no finding. A kind without cases has no file.
@@ -60,30 +60,37 @@ class WorstCases:
 
     def __init__(self, output_dir: str, *, threshold: float, most: int = 12) -> None:
         self.folder, self.threshold, self.most = Path(output_dir), threshold, most
-        self._cases: dict[str, list[Case]] = {}
+        self._seen: list[tuple[str, Case]] = []
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda _: self._cases.clear())
+        engine.add_event_handler(Events.STARTED, lambda _: self._seen.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.COMPLETED, self._draw)
 
     def _keep(self, engine: Engine) -> None:
         state: Any = engine.state
         for batch, output in zip(state.batch, state.output, strict=True):
-            item = {**batch, **output}
-            for kind, cases in _cases_of(item, self.threshold).items():
-                kept = self._cases.setdefault(kind, [])
-                kept += [case for case in cases if not any(case.shows(other) for other in kept)]
-                kept.sort(key=lambda case: -case.badness)
-                del kept[self.most :]
+            for kind, cases in _cases_of({**batch, **output}, self.threshold).items():
+                self._seen += [(kind, case) for case in worst_of(cases, self.most)]
 
     def _draw(self, _: Engine) -> None:
+        gathered: Any = idist.all_gather(self._seen) if idist.get_world_size() > 1 else [self._seen]
         if idist.get_rank() > 0:
             return
         folder = writable_folder(self.folder)
-        for kind, cases in self._cases.items():
+        for kind in ("misses", "false_findings"):
+            cases = worst_of([case for part in gathered for named, case in part if named == kind], self.most)
             if cases:
                 draw_cases(cases).savefig(folder / f"{kind}.png", metadata={"Software": None})
+
+
+def worst_of(cases: Sequence[Case], most: int) -> list[Case]:
+    """The worst cases, in an order of their own whatever the order they come in; what one shows another does not."""
+    kept: list[Case] = []
+    for case in sorted(cases, key=lambda case: (-case.badness, *case.centre_ras_mm.tolist())):
+        if len(kept) < most and not any(case.shows(other) for other in kept):
+            kept.append(case)
+    return kept
 
 
 def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]]:

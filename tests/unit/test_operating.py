@@ -17,7 +17,7 @@ from scipy import special
 
 from scripts.evaluate.handler import SaveEvaluation
 from scripts.evaluate.operating import threshold_at
-from scripts.evaluate.worst import HALF_WIDTH_MM, WorstCases
+from scripts.evaluate.worst import HALF_WIDTH_MM, WorstCases, worst_of
 from scripts.findings import Detection
 from scripts.metrics import (
     LITRE_RATES,
@@ -195,7 +195,8 @@ def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **opti
     engine = Engine(lambda engine, batch: [{"pred": (candidates, truth)}])
     worst.attach(engine)
     engine.run([[{"image": MetaTensor(image, affine=torch.eye(4))}]] * copies)
-    return worst._cases
+    kinds = ("misses", "false_findings")
+    return {kind: worst_of([case for named, case in worst._seen if named == kind], worst.most) for kind in kinds}
 
 
 def at(place: Any, probability: float) -> Detection:
