@@ -70,11 +70,11 @@ def threshold_at(froc: Froc, rate: float) -> float | None:
 
 
 def reliability_png(calibration: Calibration) -> bytes:
-    """Share of true candidates against probability, as it is and after the fit; a mark grows with its candidates."""
+    """Share of true candidates against probability, without and with the temperature; marks grow with candidates."""
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
-    line = f"fit: {calibration.scale:.2f} · logit {calibration.shift:+.2f}"
+    line = f"with temperature {calibration.temperature:.3f}"
     for part, colour, name in ((calibration.before, "#0072b2", "as it is"), (calibration.after, "#d55e00", line)):
         there = [one for one in part.bins if one.candidates]
         x, y = [one.mean_probability for one in there], [one.true_share for one in there]
@@ -99,8 +99,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     if record["calibration"] is not None:
         before, after = (record["calibration"][name]["expected_error"] for name in ("before", "after"))
         lines.append(
-            f"expected calibration error {before:.3f}; {after:.3f} with {record['calibration']['scale']:.3f} * logit "
-            f"{record['calibration']['shift']:+.3f}"
+            f"expected calibration error {before:.3f}; {after:.3f} with a temperature of "
+            f"{record['calibration']['temperature']:.3f}"
         )
     if record["per_litre"] is not None:
         read = ", ".join(f"{rate}: {value}" for rate, value in record["per_litre"]["sensitivity_at"].items())

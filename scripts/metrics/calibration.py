@@ -1,8 +1,9 @@
-"""How far a probability can be taken at its word: reliability of the scores, and the line that would mend them.
+"""How far a probability can be taken at its word: reliability of the scores, and the temperature that would mend them.
 
 A candidate counts as true when it is the best one inside a nodule, as false when it lies in no finding; all others are
-left out (:mod:`.luna16`). The mending is Platt's: a scale and a shift of the logit, fitted by maximum likelihood. It
-keeps the order of the scores, so the FROC curve stays.
+left out (:mod:`.luna16`). The mending is a temperature that divides the logit, fitted by maximum likelihood (Guo et
+al., On calibration of modern neural networks, 2017). It keeps the order of the scores, so the FROC curve stays, and
+what is as likely as not stays so: 0.5 is the same threshold before and after.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .luna16 import BoolArray, Matches
 
 BINS = 10  # of equal width
 LARGEST_LOGIT = 30.0  # a probability of 0 or 1 has none
+LARGEST_FACTOR = 20.0  # of a logit, either way: true and false ones that do not overlap would make it endless
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability as it is, and as it would be with ``scale * logit + shift``.
+    """Reliability as it is, and as it would be with ``logit / temperature``.
 
     Attributes:
-        scale, shift: of the fit; 1 and 0 leave the probabilities as they are.
-        before, after: the fit.
+        temperature: 1 leaves the probabilities as they are, below 1 they were not sure enough.
+        before, after: it is applied.
     """
 
-    scale: float
-    shift: float
+    temperature: float
     before: Reliability
     after: Reliability
 
@@ -96,9 +97,10 @@ def calibration_of(matches: Matches) -> Calibration | None:
     logits = np.clip(special.logit(probabilities), -LARGEST_LOGIT, LARGEST_LOGIT)
     signed = np.where(true, 1.0, -1.0)
 
-    def loss(line: FloatArray) -> float:
-        return float(np.logaddexp(0.0, -signed * (line[0] * logits + line[1])).mean())
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0.0, -signed * logits / np.exp(log_temperature)).mean())
 
-    scale, shift = optimize.minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x
-    mended = special.expit(scale * logits + shift)
-    return Calibration(float(scale), float(shift), Reliability.of(probabilities, true), Reliability.of(mended, true))
+    bounds = (-np.log(LARGEST_FACTOR), np.log(LARGEST_FACTOR))
+    temperature = float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    mended = special.expit(logits / temperature)
+    return Calibration(temperature, Reliability.of(probabilities, true), Reliability.of(mended, true))

@@ -24,7 +24,7 @@ class CalibrationError(UserError, ValueError):
 
 
 def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "compact") -> None:
-    """Write weights whose nodule logit is ``scale * logit + shift`` of those given; the order of scores stays.
+    """Write weights whose nodule logit is that of the given ones divided by the temperature; the order of scores stays.
 
     Args:
         checkpoint: the weights.
@@ -35,42 +35,41 @@ def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "co
     Raises:
         UserError: files that cannot be read or do not belong together, a place that cannot be written to.
     """
-    scale, shift = read_fit(operating)
+    temperature = read_temperature(operating)
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
     parser["preset"] = preset
     network = choose_preset(parser.get_parsed_content("presets"), preset)
     load_weights(network, checkpoint)
-    apply_fit(network, scale, shift)
+    apply_temperature(network, temperature)
     save_weights(network, output)
-    logger.info("%s: %.4f * logit %+.4f", output, scale, shift)
+    logger.info("%s: logits divided by %.4f", output, temperature)
 
 
-def read_fit(operating: str) -> tuple[float, float]:
-    """Scale and shift of an evaluation's ``operating.json``.
+def read_temperature(operating: str) -> float:
+    """The temperature in an evaluation's ``operating.json``.
 
     Raises:
-        CalibrationError: no such file, or without a usable fit.
+        CalibrationError: no such file, or without a usable temperature.
     """
     try:
         record: Any = json.loads(Path(operating).read_text(encoding="utf-8"))
-        scale, shift = (float(record["calibration"][name]) for name in ("scale", "shift"))
+        temperature = float(record["calibration"]["temperature"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CalibrationError(
             f"{operating}: expected the operating.json of an evaluation with true and false candidates, got "
             f"{type(error).__name__}: {error}; run the evaluation on scans with nodules first."
         ) from error
-    if not scale > 0.0:
+    if not temperature > 0.0:
         raise CalibrationError(
-            f"{operating}: expected a scale above 0, got {scale:g}: higher scores are less often true; these weights "
-            "have learned nothing yet, train them first."
+            f"{operating}: expected a temperature above 0, got {temperature:g}; evaluate the weights again."
         )
-    return scale, shift
+    return temperature
 
 
-def apply_fit(network: nn.Module, scale: float, shift: float) -> None:
-    """Fold the fit into the network's detection head, in place; its first channel is the nodule logit."""
+def apply_temperature(network: nn.Module, temperature: float) -> None:
+    """Fold a temperature into the network's detection head, in place; its first channel is the nodule logit."""
     head: Any = network.detect
     with torch.no_grad():
-        head.weight[0] *= scale
-        head.bias[0] = scale * head.bias[0] + shift
+        head.weight[0] /= temperature
+        head.bias[0] /= temperature

@@ -33,7 +33,7 @@ from scripts.metrics import (
     per_litre_of,
 )
 from scripts.network.__main__ import main
-from scripts.network.calibrate import apply_fit
+from scripts.network.calibrate import apply_temperature
 from scripts.network.checkpoint import load_weights, save_weights
 from scripts.network.compact import CompactNet
 from scripts.network.presets import choose_preset
@@ -58,11 +58,11 @@ def matches(hits: list[float], false: list[float], missed: int = 0, scans: int =
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def drawn(scale: float, shift: float, count: int = 20000) -> Matches:
-    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(scale z + shift)."""
+def drawn(temperature: float, count: int = 20000) -> Matches:
+    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(z / temperature)."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0.0, 2.0, count)
-    true = rng.random(count) < special.expit(scale * logits + shift)
+    true = rng.random(count) < special.expit(logits / temperature)
     scores = special.expit(logits)
     hits, false = int(true.sum()), int((~true).sum())
     return replace(
@@ -72,14 +72,13 @@ def drawn(scale: float, shift: float, count: int = 20000) -> Matches:
     )
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (2.5, -1.0), (0.6, 0.5)])
-def test_the_fit_finds_what_was_drawn(scale: float, shift: float) -> None:
-    calibration = calibration_of(drawn(scale, shift))
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 2.5])
+def test_the_fit_finds_what_was_drawn(temperature: float) -> None:
+    calibration = calibration_of(drawn(temperature))
     assert calibration is not None
-    assert calibration.scale == pytest.approx(scale, rel=0.06)
-    assert calibration.shift == pytest.approx(shift, abs=0.06)
-    assert calibration.after.expected_error < 0.012
-    if scale != 1.0:
+    assert calibration.temperature == pytest.approx(temperature, rel=0.06)
+    assert calibration.after.expected_error < 0.015
+    if temperature != 1.0:
         assert calibration.before.expected_error > 0.04
 
 
@@ -100,7 +99,7 @@ def test_one_kind_of_candidates_cannot_be_calibrated(hits: list[float], false: l
 def test_certain_probabilities_can_be_calibrated() -> None:
     calibration = calibration_of(matches([1.0, 1.0, 0.4], [0.0, 0.6]))
     assert calibration is not None
-    assert math.isfinite(calibration.scale + calibration.shift)
+    assert math.isfinite(calibration.temperature)
 
 
 def test_scores_that_are_no_probabilities_are_refused() -> None:
@@ -234,28 +233,28 @@ def test_the_worst_stay_and_nothing_gives_no_file(tmp_path: Path) -> None:
 # --- calibrated weights -----------------------------------------------------------------------------------------------
 
 
-def test_folding_the_fit_changes_the_nodule_logit_alone() -> None:
+def test_folding_the_temperature_changes_the_nodule_logit_alone() -> None:
     torch.manual_seed(0)
     network = CompactNet().eval()
     image = torch.randn(1, 1, 32, 32, 32)
     with torch.inference_mode():
         before = network(image)
-        apply_fit(network, 2.5, -0.7)
+        apply_temperature(network, 0.4)
         after = network(image)
-    torch.testing.assert_close(after[:, 0], 2.5 * before[:, 0] - 0.7, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after[:, 0], 2.5 * before[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after[:, 1:], before[:, 1:], rtol=0, atol=0)
 
 
 def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
     network = choose_preset({"compact": CompactNet}, "compact")
     save_weights(network, tmp_path / "model.pt")
-    (tmp_path / "operating.json").write_text('{"calibration": {"scale": 2.0, "shift": 0.5}}')
+    (tmp_path / "operating.json").write_text('{"calibration": {"temperature": 0.5}}')
     options = {"checkpoint": "model.pt", "operating": "operating.json", "output": "mended.pt"}
     arguments = [part for name, file in options.items() for part in (f"--{name}", str(tmp_path / file))]
     assert main(["calibrate", *arguments]) == 0
     mended: Any = choose_preset({"compact": CompactNet}, "compact")
     load_weights(mended, str(tmp_path / "mended.pt"))
-    torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0] + 0.5)  # type: ignore[union-attr,index]
+    torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0])  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize(
@@ -264,10 +263,10 @@ def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
         (None, "FileNotFoundError"),
         ("{", "JSONDecodeError"),
         ('{"calibration": null}', "TypeError"),
-        ('{"calibration": {"scale": -1.0, "shift": 0.0}}', "expected a scale above 0, got -1"),
+        ('{"calibration": {"temperature": -1.0}}', "expected a temperature above 0, got -1"),
     ],
 )
-def test_an_unusable_fit_is_refused(
+def test_an_unusable_temperature_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None, message: str
 ) -> None:
     if content is not None:
