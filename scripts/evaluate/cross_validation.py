@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -20,12 +21,8 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, EVALUATE = (str(CONFIGS / f"{name}.json") for name in ("train", "evaluate"))
-SCORED = (
-    "predictions.csv",
-    "annotations.csv",
-    "annotations_excluded.csv",
-    "seriesuids.csv",
-)  # of a fold, LUNA16's form
+# Of a fold, in LUNA16's form.
+SCORED = ("predictions.csv", "annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
 OWN_SETTINGS = ("datalists", "output_dir", "checkpoint", "val_interval")  # what the command itself sets
 
 
@@ -48,7 +45,8 @@ def cross_validate(
         resamples: of the bootstrap over scans; 0 for none.
 
     Raises:
-        UserError: a datalist that is not there, two of one name, a setting that is none, a fold that fails.
+        UserError: a datalist that is not there, two of one name, a setting that is none, other settings than those of
+            the folds that are there, a fold that fails.
     """
     lists = [datalists] if isinstance(datalists, str) else list(datalists)
     folds = {Path(path).stem: Path(path).resolve() for path in lists}
@@ -59,6 +57,7 @@ def cross_validate(
         raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
     chosen = _parsed([settings] if isinstance(settings, str) else settings)
     folder = writable_folder(output_dir).resolve()
+    _same_settings(folder / "settings.json", chosen)
     started = time.monotonic()
     for number, (name, path) in enumerate(folds.items(), start=1):
         scores = folder / name / "scores"
@@ -93,6 +92,17 @@ def _parsed(settings: Sequence[str]) -> dict[str, str]:
                 f"{', '.join(OWN_SETTINGS)}, got {name + sign + value!r}; correct it"
             )
     return {name: value for name, _, value in pairs}
+
+
+def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
+    """Note the settings of a cross-validation; folds of other ones are no parts of it."""
+    written = (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode()
+    if path.is_file() and path.read_bytes() != written:
+        raise OptionError(
+            f"--settings: expected those that the folds there were begun with ({path}), got {dict(settings)}; give the "
+            "same, or another --output_dir"
+        )
+    write_bytes(path, written)
 
 
 def _run(

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ..findings import Detection
 from ..geometry import FloatArray, apply_affine
 from ..metrics import ScanTruth
+from ..metrics.luna16 import known_diameters_mm
 from ..reports.files import writable_folder
 
 HALF_WIDTH_MM = 20  # of a picture
@@ -102,7 +103,7 @@ def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]
     centres = np.array([c.centre_ras_mm for c in candidates], dtype=np.float64).reshape(-1, 3)
     scores = np.array([c.probability for c in candidates], dtype=np.float64)
     apart_mm = np.linalg.norm(centres[:, None] - truth.centres_ras_mm[None], axis=2)
-    hits = apart_mm < np.abs(truth.diameters_mm) / 2.0
+    hits = apart_mm < known_diameters_mm(truth.diameters_mm) / 2.0
     best = np.where(hits, scores[:, None], 0.0).max(axis=0, initial=0.0)
     misses = [
         Case(f"{diameter:.1f} mm, p {p:.2f}", float(diameter), centre, _picture(image, affine, centre))

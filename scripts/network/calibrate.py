@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from ..errors import UserError
 from .checkpoint import load_weights, save_weights
-from .describe import CONFIG
+from .describe import CONFIG, presets_in
 from .presets import choose_preset
 
 logger = logging.getLogger(__name__)
@@ -36,10 +35,7 @@ def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "co
         UserError: files that cannot be read or do not belong together, a place that cannot be written to.
     """
     temperature = read_temperature(operating)
-    parser = ConfigParser()
-    parser.read_config(str(CONFIG))
-    parser["preset"] = preset
-    network = choose_preset(parser.get_parsed_content("presets"), preset)
+    network = choose_preset(presets_in(CONFIG), preset)
     load_weights(network, checkpoint)
     apply_temperature(network, temperature)
     save_weights(network, output)

@@ -66,7 +66,8 @@ def test_from_the_download_to_pooled_scores(download: Path, tmp_path: Path) -> N
     assert {name: fold["scans"] for name, fold in pooled["folds"].items()} == {"dataset_fold0": 1, "dataset_fold1": 1}
     weights = runs / "dataset_fold0" / "model.pt"
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")}
-    assert evaluate(["cross_validate", *options]) == 0  # everything is there
+    assert evaluate(["cross_validate", *options]) == 1  # other settings
+    assert evaluate(["cross_validate", *options, "--settings", *settings]) == 0  # everything is there
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")} == written
 
     results = [str(runs / f"dataset_fold{n}" / "scores" / "predictions.csv") for n in range(2)]

@@ -189,7 +189,7 @@ def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **opti
     image = torch.full((1, SIZE, SIZE, SIZE), -0.8)
     for i, j, k in NODULES.astype(int):
         image[0, i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = 0.4
-    truth = ScanTruth(NODULES, np.array([8.0, 12.0, -10.0]), np.array([True, True, False]), "scan")
+    truth = ScanTruth(NODULES, np.array([8.0, 12.0, -1.0]), np.array([True, True, False]), "scan")
     worst = WorstCases(str(folder), threshold=0.5, **options)
     engine = Engine(lambda engine, batch: [{"pred": (candidates, truth)}])
     worst.attach(engine)
@@ -203,7 +203,13 @@ def at(place: Any, probability: float) -> Detection:
 
 
 def test_misses_and_false_findings_are_told_apart(tmp_path: Path) -> None:
-    found = [at(NODULES[0], 0.9), at(NODULES[1], 0.3), at(NODULES[2], 0.8), at((5, 5, 50), 0.7), at((5, 50, 50), 0.2)]
+    found = [
+        at(NODULES[0], 0.9),
+        at(NODULES[1], 0.3),
+        at(NODULES[2] + [0, 0, 4], 0.8),
+        at((5, 5, 50), 0.7),
+        at((5, 50, 50), 0.2),
+    ]
     cases = run_worst(tmp_path, found, copies=3)
     assert [case.title for case in cases["misses"]] == ["12.0 mm, p 0.30"]
     assert [case.title for case in cases["false_findings"]] == ["p 0.70"]
