@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
 HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
 PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: half of such a crop lies outside it
-HELD_OUT_SCAN = "TCGA-DE-A4MA"  # never trained on; receives held-out donors for validation
+HELD_OUT_SCAN = "TCGA-DE-A4MA"  # unless another is named; never trained on, receives held-out donors for validation
 HELD_OUT_SHARE = 0.1  # of the donors' patients
 VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
 
@@ -63,12 +63,15 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _is_held_out(patient: str) -> bool:
-    """Split patients by a hash of their ID, so that the split never depends on order or on what else is there."""
-    return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_SHARE
+def _is_held_out(patient: str, scan: str) -> bool:
+    """Split patients by a hash of their ID, so that the split never depends on order or on what else is there.
+
+    The patient of the held-out scan is held out in any case.
+    """
+    return patient == scan or int(hashlib.sha256(patient.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_SHARE
 
 
-def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
+def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
     """Donors for training and for validation, split by patient."""
     folder = data_dir / "lidc_nodules"
     donors: dict[str, list[dict[str, Any]]] = {"donors": [], "validation_donors": []}
@@ -77,7 +80,7 @@ def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
         files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
         for path in files.values():
             _require(path.is_file(), path)
-        donors["validation_donors" if _is_held_out(patient) else "donors"].append(
+        donors["validation_donors" if _is_held_out(patient, held_out) else "donors"].append(
             {
                 "name": row["name"],
                 **{key: str(path) for key, path in files.items()},
@@ -87,7 +90,7 @@ def _donors(data_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return donors
 
 
-def _patches(data_dir: Path) -> list[dict[str, Any]]:
+def _patches(data_dir: Path, held_out: str) -> list[dict[str, Any]]:
     """Nodules in their own surroundings, each as a small scan; only of patients known to be in the training part."""
     folder = data_dir / "lidc_patches"
     patients = {
@@ -98,7 +101,7 @@ def _patches(data_dir: Path) -> list[dict[str, Any]]:
         number = int(row["name"].split("_")[0])
         counted = f"LIDC-IDRI-{number + 1:04d}" if number <= LAST_PATIENT_IN_ORDER else None
         patient = patients.get(row["seriesuid"], counted)
-        if patient is None or _is_held_out(patient):
+        if patient is None or _is_held_out(patient, held_out):
             continue
         files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
         for path in files.values():
@@ -190,40 +193,46 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     return {"name": name, **files, "box": boxes, "label": data["label"].tolist()}
 
 
-def make_development_datalist(data_dir: str, output_dir: str) -> str:
+def make_development_datalist(data_dir: str, output_dir: str, held_out: str = HELD_OUT_SCAN) -> str:
     """Write ``<output_dir>/datalist.json`` with the sections training, validation, donors and validation_donors.
 
     Args:
         data_dir: the development data, see this module's docstring.
         output_dir: gets the datalist, host masks, and the validation scans with their insertions.
+        held_out: the scan of ``scans_1mm`` that is never trained on and receives the held-out donors; its own nodules
+            count as neither true nor false, since each copy has them.
 
     Returns:
         The datalist's path.
 
     Raises:
-        FileNotFoundError: a part of the data is missing.
+        FileNotFoundError: a part of the data is missing, such as the scan to hold out.
     """
     source, output = Path(data_dir), Path(output_dir)
-    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source)}
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source, held_out)}
+    patches = _patches(source, held_out)
     scans = sorted((source / "scans_1mm").glob("*.nii.gz"))
     _require(bool(scans), source / "scans_1mm" / "*.nii.gz")
+    named = source / "scans_1mm" / f"{held_out}.nii.gz"
+    _require(named in scans, named)
     for path in scans:
         name = path.name.removesuffix(".nii.gz")
         item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
         item["box"], item["label"] = _findings(name, source)
-        if name == HELD_OUT_SCAN:
-            held_out = lists["validation_donors"]
-            logger.info("inserting %d held-out nodules into %s", len(held_out), name)
-            copies = -(-len(held_out) // VALIDATION_NODULES)
+        if name == held_out:
+            donors = lists["validation_donors"]
+            logger.info("inserting %d held-out nodules into %s", len(donors), name)
+            copies = -(-len(donors) // VALIDATION_NODULES)
+            item["label"] = [IGNORED] * len(item["label"])
             lists["validation"] += [
-                _with_insertions(item, held_out[seed::copies], output / "validation", seed) for seed in range(copies)
+                _with_insertions(item, donors[seed::copies], output / "validation", seed) for seed in range(copies)
             ]
             continue
         mask = _host_mask(
             name, item["box"], nibabel.Nifti1Image.from_filename(path), source, output / "masks" / path.name
         )
         lists["training"].append({**item, "mask": mask} if mask else item)
-    lists["training"] += _patches(source)
+    lists["training"] += patches
     output.mkdir(parents=True, exist_ok=True)
     partial = output / ".datalist.json.partial"
     partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")

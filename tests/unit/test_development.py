@@ -195,7 +195,7 @@ def test_the_split_does_not_depend_on_the_other_patients(lists: Lists, data_dir:
     with (folder / "nodules.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows[:20:-1])
-    donors = development._donors(tmp_path)
+    donors = development._donors(tmp_path, HELD_OUT_SCAN)
     assert _patients(donors["donors"]) < _patients(lists["donors"])
     assert _patients(donors["validation_donors"]) <= _patients(lists["validation_donors"])
 
@@ -267,7 +267,7 @@ def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
 def test_insertions_keep_to_closed_lungs(small_chest: Chest, data_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "chest.nii.gz"
     _save(path, small_chest.image_hu.astype(np.int16), small_chest.affine_ras)
-    donors = development._donors(data_dir)["donors"][:6]
+    donors = development._donors(data_dir, HELD_OUT_SCAN)["donors"][:6]
     bare = {"name": "chest", "image": str(path), "box": [], "label": []}
     item = development._with_insertions(bare, donors, tmp_path, 0)
     assert len(item["box"]) >= 3
@@ -286,6 +286,27 @@ def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_
             assert {**first, "image": "", "mask": ""} == {**second, "image": "", "mask": ""}
 
 
+def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    path = make_development_datalist(str(data_dir), str(tmp_path), held_out=HOST)
+    other = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert [item["name"] for item in other["training"][:2]] == [OTHER_HOST, HELD_OUT_SCAN]
+    assert [item["name"] for item in other["validation"]] == [f"{HOST}-inserted-0"]
+    own = lists["training"][1]["box"]
+    labels = other["validation"][0]["label"]
+    assert labels[: len(own)] == [IGNORED] * len(own)  # its own nodules: each copy has them
+    assert NODULE in labels[len(own) :]
+
+
+def test_the_patient_of_the_held_out_lung_is_held_out(lists: Lists, data_dir: Path) -> None:
+    patient = lists["donors"][0]["name"].split("_")[0]
+    donors = development._donors(data_dir, patient)
+    assert _patients(donors["donors"]) == _patients(lists["donors"]) - {patient}
+    assert _patients(donors["validation_donors"]) == _patients(lists["validation_donors"]) | {patient}
+    names = {f"patch-{n}" for n in range(len(PATIENTS)) if PATIENTS[n] == patient}
+    patches = [{item["name"].split("_")[0] for item in development._patches(data_dir, scan)} for scan in ("", patient)]
+    assert patches[0] - patches[1] == names
+
+
 @pytest.mark.parametrize(
     "missing",
     [
@@ -297,6 +318,7 @@ def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_
         "luna16/annotations.csv",
         "luna16/annotations_excluded.csv",
         "scans_1mm",
+        f"scans_1mm/{HELD_OUT_SCAN}.nii.gz",
     ],
 )
 def test_what_is_missing_is_named(
@@ -304,7 +326,6 @@ def test_what_is_missing_is_named(
 ) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data_dir, copy)
-    (copy / "scans_1mm" / f"{HELD_OUT_SCAN}.nii.gz").unlink()  # insertion takes time and is of no interest here
     if missing == "scans_1mm":
         shutil.rmtree(copy / missing)
     else:
