@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..commands import run_command
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
-COMMANDS = {"describe": "describe:describe", "calibrate": "calibrate:calibrate"}
+COMMANDS = {"describe": "describe:describe", "calibrate": "calibrate:calibrate", "reach": "reach:reach"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

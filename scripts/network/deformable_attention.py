@@ -122,9 +122,7 @@ class DeformableAttention(nn.Module):
         batch, count, dim = queries.shape
         precise = centres.dtype  # positions need float32 even where the network runs in bfloat16
         width = dim // self.heads
-        offsets = self.offsets(queries).to(precise).reshape(batch, count, self.heads, self.levels, self.points, 3)
-        weights = self.weights(queries).to(precise).reshape(batch, count, self.heads, self.levels * self.points)
-        weights = weights.softmax(-1).reshape(batch, count, self.heads, self.levels, self.points)
+        offsets, weights = self.choose(queries, precise)
         total = torch.zeros(batch * self.heads, width, count, dtype=precise, device=queries.device)
         for level, features in enumerate(maps):
             i, j, k = features.shape[2], features.shape[3], features.shape[4]
@@ -137,6 +135,19 @@ class DeformableAttention(nn.Module):
             total = total + (sample_trilinear(value, points) * share).sum(-1)
         gathered = total.reshape(batch, dim, count).transpose(1, 2)
         return self.output(gathered.to(queries.dtype))
+
+    def choose(self, queries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Where queries ``[B, Q, dim]`` look, and how much each point counts.
+
+        Returns:
+            Offsets ``[B, Q, heads, levels, points, 3]`` from the query, in voxels of the level looked at; weights
+            ``[B, Q, heads, levels, points]``, of one head's points together 1. Both in ``dtype``.
+        """
+        batch, count = queries.shape[:2]
+        shape = (batch, count, self.heads, self.levels, self.points)
+        offsets = self.offsets(queries).to(dtype).reshape(*shape, 3)
+        weights = self.weights(queries).to(dtype).reshape(batch, count, self.heads, -1).softmax(-1)
+        return offsets, weights.reshape(shape)
 
 
 class DeformableEncoderLayer(nn.Module):
