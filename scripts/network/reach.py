@@ -68,12 +68,12 @@ def windows_of(image: str, size: int) -> Iterator[Tensor]:
     parser.read_config(str(CONFIG))
     parser["window_size"] = [size] * 3
     data: Any = {"image": image}
-    for part in ("scan_preprocessing", "scan_to_network"):
-        data = parser.get_parsed_content(part)(data)
+    for transform in ("scan_preprocessing", "scan_to_network"):
+        data = parser.get_parsed_content(transform)(data)
     volume = torch.as_tensor(data["image"]).float()
-    parts = dense_patch_slices(tuple(volume.shape[1:]), (size,) * 3, (size,) * 3)
-    for part in parts[:: -(-len(parts) // MOST_WINDOWS)]:
-        yield volume[(slice(None), *part)][None]
+    windows = dense_patch_slices(tuple(volume.shape[1:]), (size,) * 3, (size,) * 3)
+    for window in windows[:: -(-len(windows) // MOST_WINDOWS)]:
+        yield volume[(slice(None), *window)][None]
 
 
 def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
