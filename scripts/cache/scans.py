@@ -33,7 +33,7 @@ from ..transforms.crops import crop_by_affine
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 5  # raised whenever the same scan and settings give other arrays
+CACHE_VERSION = 6  # raised whenever the same scan and settings give other arrays
 ABANDONED_S = 3600.0  # writing an entry takes seconds: what another machine left this long ago is nobody's
 
 _MACHINE = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())

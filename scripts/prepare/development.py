@@ -43,11 +43,25 @@ SERIES_UIDS = {
 # Patches without a series: up to this number they count the patients from LIDC-IDRI-0001, as all with a series do.
 LAST_PATIENT_IN_ORDER = 75
 
-# Masses and spiculated opacities in scans that nobody has read for nodules, seen by eye: centre LPS mm, diameter mm.
+# Masses, nodules and opacities in scans that nobody has read for nodules, seen by eye, most of them among the strongest
+# findings of networks that had not been trained on the scan: centre LPS mm, diameter mm.
 # Never background, and neither true nor false in validation.
 UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
-    "C3N-00247": [(-81.2, -190.2, -193.0, 28.0)],
-    "CMB-CRC-MSB-01068": [(95.2, -2.0, -108.5, 24.0), (46.2, 22.0, -72.5, 16.0)],
+    "C3N-00247": [
+        (-81.2, -190.2, -193.0, 28.0),
+        (-18.1, -231.4, -158.0, 12.0),
+        (107.0, -131.5, -195.1, 10.0),
+        (-114.8, -125.5, -155.5, 8.0),
+    ],
+    "CMB-CRC-MSB-01068": [
+        (95.2, -2.0, -108.5, 24.0),
+        (46.2, 22.0, -72.5, 16.0),
+        (90.3, 13.0, -60.4, 10.0),
+        (-65.8, -19.3, -200.8, 14.0),
+        (-99.5, -50.5, -163.4, 10.0),
+        (-86.4, 32.0, -149.3, 8.0),
+        (-93.2, -43.2, -122.1, 10.0),
+    ],
     "TCGA-DE-A4MA": [(-109.1, -112.2, -939.1, 12.0), (-106.6, -162.8, -932.6, 12.0)],
 }
 

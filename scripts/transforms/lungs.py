@@ -4,8 +4,9 @@ Air that is closed in the axial plane, in large pieces, is lung (with the airway
 tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
 :data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
 lung-like tissue lies outside (a cube or slab cut out of a chest), nobody can say where a lung ends: all that lies
-within :data:`OPEN_ROOM_MM` of pieces as dense as lung is searched, and without any the whole volume. A given lung mask
-takes the place of the search; from the closing on, both ways are one.
+within :data:`OPEN_ROOM_MM` of pieces as dense as lung is searched, without those that lie in room air (a couch), and
+without any piece the whole volume. A given lung mask takes the place of the search; from the closing on, both ways are
+one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
 # Five whole chests have 0.06 to 0.26 there, mattress and covers; cut through a lung, they have 0.51 and far more.
 OPEN_SHARE = 0.5
 OPEN_PIECE_MM3 = 2.0e3  # a piece of 2 ml counts where no lung is closed: the corner of a second lung
+ROOM_AIR_HU = -980.0  # on the coarse grid: room air is below it, the air of a lung hardly ever
+ROOM_AIR_MM3 = 1.0e5  # a piece of 0.1 litre: no airway
+ROOM_AIR_SHARE = 0.25  # more of a piece's surface on it: a couch (0.50 in a chest cut at its sides; its lungs 0.00)
 OPEN_ROOM_MM = 15.0  # around them: room for consolidation and for a mass at the pleura
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
 CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
@@ -178,13 +182,36 @@ def _open_lungs(
 
     Partial-volume shells stay in, for a thin slice of lung at the volume's face looks like one.
     """
-    labels, _ = ndimage.label(_as_dense_as_lung(coarse_hu))
-    large = np.bincount(labels.ravel()) * float(np.prod(coarse_mm)) >= OPEN_PIECE_MM3
-    large[0] = False
+    pieces = _open_pieces(coarse_hu, float(np.prod(coarse_mm)))
     distance_mm = np.zeros(coarse_hu.shape, dtype=np.float32)
-    if large.any():
-        distance_mm = np.maximum(_distance_mm(large[labels], coarse_mm) - np.float32(OPEN_ROOM_MM), np.float32(0.0))
+    if pieces.any():
+        distance_mm = np.maximum(_distance_mm(pieces, coarse_mm) - np.float32(OPEN_ROOM_MM), np.float32(0.0))
     return Lungs(False, np.stack([np.zeros(3, dtype=np.int64), shape]), distance_mm, step)
+
+
+def _open_pieces(coarse_hu: npt.NDArray[np.float32], voxel_mm3: float) -> Mask:
+    """Large pieces as dense as lung: the largest, and those that do not lie in room air as couch and covers do.
+
+    The largest stays whatever it borders on: it may be a lung beside a bulla or a pneumothorax.
+    """
+    labels, sizes_mm3 = _sized_pieces(_as_dense_as_lung(coarse_hu), voxel_mm3)
+    air_labels, air_mm3 = _sized_pieces(coarse_hu < ROOM_AIR_HU, voxel_mm3)
+    room_air = (air_mm3 >= ROOM_AIR_MM3)[air_labels]
+    pieces = np.zeros(coarse_hu.shape, dtype=bool)
+    for number in np.flatnonzero(sizes_mm3 >= OPEN_PIECE_MM3):
+        piece = labels == number
+        around = ndimage.binary_dilation(piece) & ~piece
+        if number == sizes_mm3.argmax() or room_air[around].mean() <= ROOM_AIR_SHARE:
+            pieces |= piece
+    return pieces
+
+
+def _sized_pieces(mask: Mask, voxel_mm3: float) -> tuple[npt.NDArray[np.integer], FloatArray]:
+    """Numbers of the connected pieces, and the volume of each number; 0 is not a piece and has none."""
+    labels, _ = ndimage.label(mask)
+    sizes_mm3 = np.bincount(labels.ravel()).astype(np.float64) * voxel_mm3
+    sizes_mm3[0] = 0.0
+    return labels, sizes_mm3
 
 
 def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:

@@ -116,8 +116,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scans, sixty nodules of thirty patients, and LUNA16's lists, as small as they can be."""
     folder = tmp_path_factory.mktemp("data")
     lung = np.full((EDGE, EDGE, EDGE), -850, dtype=np.int16)
-    other_affine = HOST_AFFINE.copy()  # this scan's unread finding lies inside it
-    other_affine[:3, 3] = swap_lps_ras(UNREAD_FINDINGS_LPS_MM[OTHER_HOST][0][:3]) - EDGE / 2
+    other_affine = np.diag([8.0, 8.0, 8.0, 1.0])  # this scan's unread findings lie inside it
+    unread = np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[OTHER_HOST]], axis=0)
+    other_affine[:3, 3] = unread - 8.0 * EDGE / 2
     for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine)):
         _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
     large = np.full((HELD_OUT_EDGE,) * 3, -850, dtype=np.int16)
@@ -232,8 +233,9 @@ def test_host_mask_lies_on_the_host_and_names_its_row(lists: Lists) -> None:
 
 def test_unread_findings_are_ignored_never_background(lists: Lists) -> None:
     other = lists["training"][0]
-    assert other["box"] == [[-81.2, -190.2, -193.0, 28.0, 28.0, 28.0]]
-    assert other["label"] == [IGNORED]
+    assert other["box"][0] == [-81.2, -190.2, -193.0, 28.0, 28.0, 28.0]
+    assert len(other["box"]) == len(UNREAD_FINDINGS_LPS_MM[OTHER_HOST])
+    assert other["label"] == [IGNORED] * len(other["box"])
     assert "mask" not in other
 
 

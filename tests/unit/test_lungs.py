@@ -174,6 +174,28 @@ def test_what_lies_far_from_open_lung_is_not_searched() -> None:
     assert _whole(_search(small), small.shape)
 
 
+def test_a_couch_beside_open_lung_is_not_searched(full_chest: Chest) -> None:
+    """The middle of the body alone, open on both sides, on a couch of foam in room air."""
+    middle = full_chest.image_hu.shape[0] // 2
+    body = (slice(middle - 75, middle + 75),)
+    air, foam = (np.full((150, 15, full_chest.image_hu.shape[2]), hu, dtype=np.int16) for hu in (-1000, -900))
+    couch = [air, foam, air, air]
+    lungs = _search(np.concatenate([*couch, full_chest.image_hu[body]], axis=1))
+    lung = np.concatenate([*(part > 0 for part in couch), full_chest.lungs[body] > 0], axis=1)
+    assert _not_searched_mm3(lungs, lung) < OPEN_PIECE_MM3
+    below = np.zeros_like(lung)
+    below[:, :42] = True  # the foam and 12 mm of air on both sides
+    assert _not_searched_mm3(lungs, below) == below.sum()
+
+
+def test_lung_beside_a_bulla_is_searched() -> None:
+    image, _ = _body()
+    image[:60] = LUNG_HU  # 1.1 litres, open on three sides
+    image[60:110] = -1000  # most of its border
+    image[130:, :80] = LUNG_HU  # a second piece, of 0.3 litre, that does not touch it
+    assert _not_searched_mm3(_search(image), image == LUNG_HU) == 0
+
+
 def test_soft_tissue_is_searched_whole() -> None:
     assert _whole(_search(np.full((50, 61, 70), TISSUE_HU, dtype=np.float32)), (50, 61, 70))
 
