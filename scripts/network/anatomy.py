@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .blocks import FuseUp, MultiDilation, ResidualBlock, SqueezeExcitation, SubCellUp
+from .blocks import FuseUp, MultiDilation, ResidualBlock, SqueezeExcitation, SubCellHead, SubCellUp
 from .deformable_attention import DeformableEncoder
 from .paper import AddUp, LevelEncoder, LevelFusion
 
@@ -168,6 +168,8 @@ def words_for(module: nn.Module) -> str:
             return f"{len(module.layers)} deformable layers"
         case FuseUp() | AddUp():
             return "up, add, residual block"
+        case SubCellHead():
+            return "convolution 1³, sub-cells"
         case SubCellUp():
             return f"sub-cells, join, {words_for(module.refine)}"
         case nn.Sequential():

@@ -149,17 +149,35 @@ class FuseUp(nn.Module):
 class SubCellUp(nn.Module):
     """Cheap decoder step to the finest level: each coarse cell writes its 2³ finer ones, a 3³ convolution joins them.
 
-    The skip's ``C`` channels are joined by as many from the coarse map: ``2 · C`` come out.
+    Half as many channels as the skip has are written beside the skip's own; as many as it has come out.
     """
 
     def __init__(self, coarse_channels: int, skip_channels: int) -> None:
         super().__init__()
-        self.write = nn.Conv3d(coarse_channels, 8 * skip_channels, 1)
-        self.refine = conv_bn(2 * skip_channels, 2 * skip_channels)
+        written = skip_channels // 2
+        self.write = nn.Conv3d(coarse_channels, 8 * written, 1)
+        self.refine = conv_bn(written + skip_channels, skip_channels)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         joined = torch.cat([F.relu(depth_to_space(self.write(coarse), 2)), skip], dim=1)
         return F.relu(self.refine(joined), inplace=True)
+
+
+class SubCellHead(nn.Module):
+    """Maps of the next finer level straight from a coarse one: each coarse cell writes those of its 2³ finer ones.
+
+    ``[B, C, I, J, K] -> [B, out_channels, 2·I, 2·J, 2·K]`` by one 1³ convolution, of zeros before training: it adds to
+    the maps of another head. Rows ``8·n … 8·n + 7`` of its weights write channel n.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.write = nn.Conv3d(channels, 8 * out_channels, 1)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)  # type: ignore[arg-type]
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        return depth_to_space(self.write(coarse), 2)
 
 
 def detection_head(channels: int) -> nn.Conv3d:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from .blocks import DETECTION_CHANNELS
 from .checkpoint import load_weights, save_weights
 from .describe import CONFIG, presets_in
 from .presets import choose_preset
@@ -64,8 +65,9 @@ def read_temperature(operating: str) -> float:
 
 
 def apply_temperature(network: nn.Module, temperature: float) -> None:
-    """Fold a temperature into the network's detection head, in place; its first channel is the nodule logit."""
-    head: Any = network.detect
+    """Fold a temperature into the network's detection heads, in place; their first channel is the nodule logit."""
     with torch.no_grad():
-        head.weight[0] /= temperature
-        head.bias[0] /= temperature
+        for name, parameter in network.named_parameters():
+            if name.startswith("detect"):
+                rows = len(parameter) // DETECTION_CHANNELS  # as many a channel as sub-cells
+                parameter[:rows] /= temperature

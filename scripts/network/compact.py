@@ -2,7 +2,7 @@
 
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
 Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
-out as the 2³ voxels of a cell) and only two narrow ones at half of it; one or two residual blocks a stage and plain
+out as the 2³ voxels of a cell) and only four narrow ones at half of it; one or two residual blocks a stage and plain
 additions instead of squeeze-and-excitation and multi-dilation fusion; no position code (see
 :class:`.deformable_attention.DeformableEncoder`); no auxiliary maps while training. The network as published is
 :mod:`.paper`; how this shape was chosen stands in docs/network.md.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .blocks import (
     DETECTION_CHANNELS,
     FuseUp,
+    SubCellHead,
     SubCellUp,
     conv_bn,
     detection_head,
@@ -38,7 +39,7 @@ class CompactNet(nn.Module):
 
     Args:
         widths: channels at strides 2, 4, 8 and 16.
-        blocks: residual blocks at strides 4, 8 and 16.
+        blocks: residual blocks at strides 2, 4, 8 and 16.
         dim: channels of the deformable encoder, which runs over strides 8 and 16.
         layers: encoder layers; 0 leaves the encoder out.
         heads, points, feed_forward, dropout: of the encoder.
@@ -56,8 +57,8 @@ class CompactNet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int] = (8, 48, 64, 80),
-        blocks: Sequence[int] = (2, 2, 1),
+        widths: Sequence[int] = (16, 48, 64, 80),
+        blocks: Sequence[int] = (1, 1, 2, 1),
         *,
         layers: int = 3,
         dim: int = 64,
@@ -73,9 +74,10 @@ class CompactNet(nn.Module):
         self.out_channels = DETECTION_CHANNELS + mask_logits
         w2, w4, w8, w16 = widths
         self.stem = conv_bn(STRIDE**3, w2)
-        self.stage4 = residual_stage(w2, w4, blocks[0], stride=2)
-        self.stage8 = residual_stage(w4, w8, blocks[1], stride=2)
-        self.stage16 = residual_stage(w8, w16, blocks[2], stride=2)
+        self.stage2 = residual_stage(w2, w2, blocks[0], stride=1)
+        self.stage4 = residual_stage(w2, w4, blocks[1], stride=2)
+        self.stage8 = residual_stage(w4, w8, blocks[2], stride=2)
+        self.stage16 = residual_stage(w8, w16, blocks[3], stride=2)
         self.project8 = nn.Conv3d(w8, dim, 1)
         self.project16 = nn.Conv3d(w16, dim, 1)
         self.encoder = DeformableEncoder(
@@ -84,18 +86,22 @@ class CompactNet(nn.Module):
         self.up8 = FuseUp(dim, dim, w8)
         self.up4 = FuseUp(w8, w4, w4)
         self.up2 = SubCellUp(w4, w2)
-        self.detect = detection_head(2 * w2)
-        self.mask = nn.Conv3d(2 * w2, mask_logits, 1)
+        self.detect = detection_head(w2)
+        self.mask = nn.Conv3d(w2, mask_logits, 1)
+        self.detect4 = SubCellHead(w4, DETECTION_CHANNELS)
+        self.mask4 = SubCellHead(w4, mask_logits)
 
     def forward(self, image: Tensor) -> Tensor:
         require_multiples(image)
-        x2 = F.relu(self.stem(space_to_depth(image, 2)), inplace=True)
+        x2 = self.stage2(F.relu(self.stem(space_to_depth(image, 2)), inplace=True))
         x4 = self.stage4(x2)
         x8 = self.stage8(x4)
         x16 = self.stage16(x8)
         y8, y16 = self.encoder([self.project8(x8), self.project16(x16)])
-        y2 = self.up2(self.up4(self.up8(y16, y8), x4), x2)
-        return torch.cat([self.detect(y2), self.mask(y2)], dim=1)
+        y4 = self.up4(self.up8(y16, y8), x4)
+        y2 = self.up2(y4, x2)
+        detection, mask = self.detect(y2) + self.detect4(y4), self.mask(y2) + self.mask4(y4)
+        return torch.cat([detection, mask], dim=1)
 
 
 compact = CompactNet  # the preset, as configurations name it; its defaults are those of the released weights

@@ -18,6 +18,7 @@ from scripts.network.blocks import (
     MultiDilation,
     ResidualBlock,
     SqueezeExcitation,
+    SubCellHead,
     SubCellUp,
     conv_bn,
     depth_to_space,
@@ -124,16 +125,28 @@ def test_fusing_reads_both_maps_and_answers_on_the_grid_of_the_skip() -> None:
 def test_sub_cells_are_written_by_their_cell_and_joined_with_the_skip() -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(2, 3, 2, 3, 4, generator=generator)
-    skip = torch.randn(2, 5, 4, 6, 8, generator=generator)
-    up = SubCellUp(3, 5).eval()
+    skip = torch.randn(2, 6, 4, 6, 8, generator=generator)
+    up = SubCellUp(3, 6).eval()
     joined = up(coarse, skip)
-    assert joined.shape == (2, 10, 4, 6, 8)
+    assert joined.shape == (2, 6, 4, 6, 8)
     assert not torch.allclose(joined, up(-coarse, skip), atol=1e-3)
     assert not torch.allclose(joined, up(coarse, -skip), atol=1e-3)
     coarse[0, :, 0, 0, 0] += 1.0  # seen by its own 2³ cells and, through the convolution, by their neighbours
     changed = (up(coarse, skip) - joined).abs().amax(dim=1) > 0
     assert changed[0, :2, :2, :2].all()
     assert changed.sum() == changed[0, :3, :3, :3].sum()
+
+
+def test_a_sub_cell_head_is_silent_before_training_and_writes_each_channel_of_the_finer_cells() -> None:
+    head = SubCellHead(3, 2)
+    coarse = torch.ones(1, 3, 2, 2, 2)
+    assert not head(coarse).any()
+    with torch.no_grad():
+        head.write.bias[:8] = torch.arange(8.0)  # type: ignore[index]
+    maps = head(coarse)
+    assert maps.shape == (1, 2, 4, 4, 4)
+    assert maps[0, 0, :2, :2, :2].flatten().tolist() == list(range(8))
+    assert not maps[0, 1].any()
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
