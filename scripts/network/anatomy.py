@@ -30,7 +30,7 @@ GROUPS = {
     "fusion of levels": ("fusion",),
     "deformable encoder": ("project", "encoder"),
     "decoder": ("up",),
-    "heads": ("detect", "mask"),
+    "heads": ("detect", "mask", "coarse"),
 }
 
 
@@ -169,7 +169,7 @@ def words_for(module: nn.Module) -> str:
         case FuseUp() | AddUp():
             return "up, add, residual block"
         case SubCellHead():
-            return "convolution 1³, sub-cells"
+            return "convolution 1³, sub-cells, add"
         case SubCellUp():
             return f"sub-cells, join, {words_for(module.refine)}"
         case nn.Sequential():

@@ -164,20 +164,20 @@ class SubCellUp(nn.Module):
 
 
 class SubCellHead(nn.Module):
-    """Maps of the next finer level straight from a coarse one: each coarse cell writes those of its 2³ finer ones.
+    """What a coarse level adds to the maps of the next finer one: each coarse cell writes those of its 2³ finer ones.
 
-    ``[B, C, I, J, K] -> [B, out_channels, 2·I, 2·J, 2·K]`` by one 1³ convolution, of zeros before training: it adds to
-    the maps of another head. Rows ``8·n … 8·n + 7`` of its weights write channel n.
+    One 1³ convolution, of zeros before training. Rows ``8·n … 8·n + 7`` of its weights write channel n.
     """
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, coarse_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.write = nn.Conv3d(channels, 8 * out_channels, 1)
+        self.write = nn.Conv3d(coarse_channels, 8 * out_channels, 1)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)  # type: ignore[arg-type]
 
-    def forward(self, coarse: Tensor) -> Tensor:
-        return depth_to_space(self.write(coarse), 2)
+    def forward(self, coarse: Tensor, maps: Tensor) -> Tensor:
+        """``[B, C, I, J, K]`` and ``[B, out_channels, 2·I, 2·J, 2·K]`` to the latter's shape."""
+        return maps + depth_to_space(self.write(coarse), 2)
 
 
 def detection_head(channels: int) -> nn.Conv3d:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .blocks import DETECTION_CHANNELS
 from .checkpoint import load_weights, save_weights
+from .compact import STRIDE, CompactNet
 from .describe import CONFIG, presets_in
 from .presets import choose_preset
 
@@ -65,9 +66,16 @@ def read_temperature(operating: str) -> float:
 
 
 def apply_temperature(network: nn.Module, temperature: float) -> None:
-    """Fold a temperature into the network's detection heads, in place; their first channel is the nodule logit."""
+    """Fold a temperature into the network's heads, in place: the nodule logit is the first channel of each."""
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.startswith("detect"):
-                rows = len(parameter) // DETECTION_CHANNELS  # as many a channel as sub-cells
-                parameter[:rows] /= temperature
+        for rows in _nodule_logit_rows(network):
+            rows /= temperature
+
+
+def _nodule_logit_rows(network: Any) -> Iterator[torch.Tensor]:
+    """The parts of weights and biases that write the nodule logit."""
+    for parameter in network.detect.parameters():
+        yield parameter[:1]
+    if isinstance(network, CompactNet):
+        for parameter in network.coarse.parameters():
+            yield parameter[: STRIDE**3]

@@ -88,8 +88,7 @@ class CompactNet(nn.Module):
         self.up2 = SubCellUp(w4, w2)
         self.detect = detection_head(w2)
         self.mask = nn.Conv3d(w2, mask_logits, 1)
-        self.detect4 = SubCellHead(w4, DETECTION_CHANNELS)
-        self.mask4 = SubCellHead(w4, mask_logits)
+        self.coarse = SubCellHead(w4, self.out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         require_multiples(image)
@@ -100,8 +99,7 @@ class CompactNet(nn.Module):
         y8, y16 = self.encoder([self.project8(x8), self.project16(x16)])
         y4 = self.up4(self.up8(y16, y8), x4)
         y2 = self.up2(y4, x2)
-        detection, mask = self.detect(y2) + self.detect4(y4), self.mask(y2) + self.mask4(y4)
-        return torch.cat([detection, mask], dim=1)
+        return self.coarse(y4, torch.cat([self.detect(y2), self.mask(y2)], dim=1))
 
 
 compact = CompactNet  # the preset, as configurations name it; its defaults are those of the released weights

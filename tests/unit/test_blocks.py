@@ -137,16 +137,15 @@ def test_sub_cells_are_written_by_their_cell_and_joined_with_the_skip() -> None:
     assert changed.sum() == changed[0, :3, :3, :3].sum()
 
 
-def test_a_sub_cell_head_is_silent_before_training_and_writes_each_channel_of_the_finer_cells() -> None:
+def test_a_sub_cell_head_adds_nothing_before_training_and_then_to_each_channel_of_the_finer_cells() -> None:
     head = SubCellHead(3, 2)
-    coarse = torch.ones(1, 3, 2, 2, 2)
-    assert not head(coarse).any()
+    coarse, maps = torch.ones(1, 3, 2, 2, 2), torch.ones(1, 2, 4, 4, 4)
+    torch.testing.assert_close(head(coarse, maps), maps, rtol=0, atol=0)
     with torch.no_grad():
         head.write.bias[:8] = torch.arange(8.0)  # type: ignore[index]
-    maps = head(coarse)
-    assert maps.shape == (1, 2, 4, 4, 4)
-    assert maps[0, 0, :2, :2, :2].flatten().tolist() == list(range(8))
-    assert not maps[0, 1].any()
+    added = head(coarse, maps) - maps
+    assert added[0, 0, :2, :2, :2].flatten().tolist() == list(range(8))
+    assert not added[0, 1].any()
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------

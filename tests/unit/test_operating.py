@@ -242,8 +242,8 @@ def test_the_worst_stay_and_nothing_gives_no_file(tmp_path: Path) -> None:
 def test_folding_the_temperature_changes_the_nodule_logit_alone() -> None:
     torch.manual_seed(0)
     network = CompactNet().eval()
-    torch.nn.init.normal_(network.detect4.write.weight)
-    torch.nn.init.normal_(network.detect4.write.bias)
+    torch.nn.init.normal_(network.coarse.write.weight)
+    torch.nn.init.normal_(network.coarse.write.bias)
     image = torch.randn(1, 1, 32, 32, 32)
     with torch.inference_mode():
         before = network(image)
