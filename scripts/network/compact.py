@@ -2,8 +2,9 @@
 
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
 Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
-out as the 2³ voxels of a cell) and only four narrow ones at half of it; one or two residual blocks a stage and plain
-additions instead of squeeze-and-excitation and multi-dilation fusion; no position code (see
+out as the 2³ voxels of a cell) and only four narrow ones at half of it; the last level's maps are those of its heads
+plus what the level before writes into them; one or two residual blocks a stage and plain additions instead of
+squeeze-and-excitation and multi-dilation fusion; no position code (see
 :class:`.deformable_attention.DeformableEncoder`); no auxiliary maps while training. The network as published is
 :mod:`.paper`; how this shape was chosen stands in docs/network.md.
 """
