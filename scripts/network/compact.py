@@ -74,11 +74,12 @@ class CompactNet(nn.Module):
             raise ValueError(f"mask_logits: expected 1 (per cell) or {STRIDE**3} (sub-voxels), got {mask_logits}")
         self.out_channels = DETECTION_CHANNELS + mask_logits
         w2, w4, w8, w16 = widths
+        b2, b4, b8, b16 = blocks
         self.stem = conv_bn(STRIDE**3, w2)
-        self.stage2 = residual_stage(w2, w2, blocks[0], stride=1)
-        self.stage4 = residual_stage(w2, w4, blocks[1], stride=2)
-        self.stage8 = residual_stage(w4, w8, blocks[2], stride=2)
-        self.stage16 = residual_stage(w8, w16, blocks[3], stride=2)
+        self.stage2 = residual_stage(w2, w2, b2, stride=1)
+        self.stage4 = residual_stage(w2, w4, b4, stride=2)
+        self.stage8 = residual_stage(w4, w8, b8, stride=2)
+        self.stage16 = residual_stage(w8, w16, b16, stride=2)
         self.project8 = nn.Conv3d(w8, dim, 1)
         self.project16 = nn.Conv3d(w16, dim, 1)
         self.encoder = DeformableEncoder(
