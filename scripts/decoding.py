@@ -185,14 +185,14 @@ class DecodeCandidatesd(Transform):
 
 
 class DropOutsideLungsd(Transform):
-    """Keep the candidates that touch the lungs: those whose centre is at most radius + margin away from them.
+    """Keep the candidates in and near the lungs: those whose centre is at most a margin away from them.
 
     Reads ``candidates``, ``lung_distance_mm`` (see :class:`.transforms.CropToLungsd`, it covers the whole scan); writes
     ``candidates`` and ``outside_lungs``, the number dropped. A candidate up to one voxel of the distance map beyond its
     border is judged at the border; one farther out lies in padding and is dropped.
 
     Args:
-        margin_mm: allowed beyond the radius.
+        margin_mm: farthest centre.
     """
 
     def __init__(self, margin_mm: float) -> None:
@@ -203,15 +203,15 @@ class DropOutsideLungsd(Transform):
         distance = item["lung_distance_mm"]
         distance_mm = np.asarray(distance[0])
         to_voxel = np.linalg.inv(np.asarray(distance.affine, dtype=np.float64))
-        kept = [c for c in item["candidates"] if self._touches(c, distance_mm, to_voxel)]
+        kept = [c for c in item["candidates"] if self._is_near(c, distance_mm, to_voxel)]
         item["outside_lungs"] = len(item["candidates"]) - len(kept)
         item["candidates"] = kept
         return item
 
-    def _touches(self, candidate: Detection, distance_mm: FloatArray, to_voxel: FloatArray) -> bool:
+    def _is_near(self, candidate: Detection, distance_mm: FloatArray, to_voxel: FloatArray) -> bool:
         voxel = apply_affine(to_voxel, candidate.centre_ras_mm)
         last = np.array(distance_mm.shape) - 1
         if (voxel < -1.5).any() or (voxel > last + 1.5).any():  # the border voxels end half a voxel farther out
             return False
         i, j, k = np.clip(np.round(voxel).astype(int), 0, last).tolist()
-        return float(distance_mm[i, j, k]) <= candidate.diameter_mm / 2.0 + self.margin_mm
+        return float(distance_mm[i, j, k]) <= self.margin_mm

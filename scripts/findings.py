@@ -6,15 +6,19 @@ operating threshold is outlined and becomes a *nodule finding*. All of them are 
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .geometry import FloatArray, Point, swap_lps_ras
+from .geometry import FloatArray, Point, swap_lps_ras, voxel_volume_mm3
+from .transforms.lung_search import Part
 
 NoduleType = Literal["solid", "part-solid", "ground-glass"]
+Side = Literal["left", "right"]
+LUNG_SIDES: tuple[Side, Side] = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Location:
         level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
     """
 
-    side: Literal["left", "right"]
+    side: Side
     level: Literal["upper", "middle", "lower"]
 
 
@@ -92,16 +96,42 @@ class Nodule:
 
 
 @dataclass(frozen=True)
-class LungRegion:
-    """Where the lungs lie, on a coarse grid that covers the scan.
+class SearchRegion:
+    """Where a scan was searched, on a coarse grid that covers it; see :class:`.transforms.lungs.Lungs`.
 
     Attributes:
-        distance_mm: ``[I', J', K']`` float32, mm to the closed lungs, 0 inside.
-        affine_ras: ``[4, 4]``, voxel of that grid to RAS mm.
+        kind: "lungs", "cut-out" or "body".
+        distance_mm: ``[I', J', K']`` float32, mm to what counts as lung, 0 inside; very far where no nodule can be.
+        parts: ``[I', J', K']`` uint8, values of :class:`.transforms.lung_search.Part`.
+        affine_ras: ``[4, 4]``, cell of that grid to RAS mm.
     """
 
+    kind: str
     distance_mm: npt.NDArray[np.float32]
+    parts: npt.NDArray[np.uint8]
     affine_ras: FloatArray
+
+    @classmethod
+    def of(cls, item: Mapping[Hashable, Any]) -> SearchRegion:
+        """Of an item as :class:`.transforms.CropToLungsd` leaves it."""
+        distance, parts = item["lung_distance_mm"], item["lung_parts"]
+        affine_ras = np.asarray(distance.affine, dtype=np.float64)
+        return cls(
+            str(item["region"]), np.asarray(distance.as_tensor()[0]), np.asarray(parts.as_tensor()[0]), affine_ras
+        )
+
+    def lung(self, side: Side) -> npt.NDArray[np.bool_]:
+        """``[I', J', K']``, cells of one lung."""
+        return np.asarray(self.parts == {"left": Part.LEFT_LUNG, "right": Part.RIGHT_LUNG}[side])
+
+    def lung_volume_l(self, side: Side) -> float:
+        """Litres of one lung, its vessels and nodules included."""
+        return float(self.lung(side).sum() * voxel_volume_mm3(self.affine_ras) / 1e6)
+
+    @property
+    def lungs_found(self) -> bool:
+        """Whether lungs were outlined: in a cut-out nobody can say where they end."""
+        return self.kind != "cut-out" and bool(np.isin(self.parts, (Part.LEFT_LUNG, Part.RIGHT_LUNG)).any())
 
 
 @dataclass(frozen=True)
@@ -116,15 +146,14 @@ class ScanResult:
         mask: ``[I, J, K]`` uint16 instance labels on the same grid, 0 = background.
         nodules: by falling probability; labels 1, 2, ….
         candidates: every detection inside the lungs down to the candidate threshold, by falling probability.
-        outside_lungs: number of candidates dropped because they lie outside the dilated lungs.
-        lungs_found: ``False`` when there was no closed lung; see :class:`.transforms.lungs.Lungs`.
+        outside_lungs: number of candidates dropped because they lie outside the lungs and their surroundings.
         facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
         notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: every setting of the run that changes the result.
         identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
         seconds: from reading to writing; ``None`` when it was not measured.
-        lungs: where they lie; ``None`` where none were found.
+        region: where it was searched; ``None`` where nobody knows.
         source_files: the DICOM slices, one for each k; empty for other formats.
         input_digest: of the files it was read from (:func:`.reports.input_digest`); empty where unknown.
     """
@@ -137,13 +166,12 @@ class ScanResult:
     nodules: tuple[Nodule, ...]
     candidates: tuple[Detection, ...]
     outside_lungs: int
-    lungs_found: bool
     facts: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     model: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
-    lungs: LungRegion | None = None
+    region: SearchRegion | None = None
     source_files: tuple[str, ...] = ()
     input_digest: str = ""

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .dicom_series import read_identity
 from .errors import UserError, checked_switch, reason_of, user_error_in
-from .findings import LungRegion, ScanResult
+from .findings import ScanResult, SearchRegion
 from .reader import FILE_SEPARATOR, find_scans
 from .reports import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
 
@@ -231,8 +231,8 @@ class WriteResultd(Transform):
     """Make a :class:`.findings.ScanResult` of an item and write it; a failure is logged and the run goes on.
 
     Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts``, ``notes`` and ``source_files`` in
-    its meta), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``lungs_found``, ``lung_distance_mm`` (with its
-    affine); ``remarks`` where there are any.
+    its meta), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``region``, ``lung_distance_mm`` (with its
+    affine), ``lung_parts``; ``remarks`` where there are any.
 
     Args:
         writer: writes all files of a scan.
@@ -273,14 +273,13 @@ class WriteResultd(Transform):
             nodules=tuple(item["nodules"]),
             candidates=tuple(item["candidates"]),
             outside_lungs=int(item["outside_lungs"]),
-            lungs_found=bool(item["lungs_found"]),
             facts={str(k): str(v) for k, v in scan.meta["facts"].items()},
             notes=tuple(dict.fromkeys(notes)),
             model=self.model,
             settings=self.settings,
             identity=read_identity(source_files[0]) if self.show_identity and source_files else {},
             seconds=self.log.seconds_since_begun(str(item["name"])),
-            lungs=_lung_region(item),
+            region=SearchRegion.of(item),
             source_files=source_files,
             input_digest=str(item.get("input_digest", "")),
         )
@@ -306,14 +305,6 @@ class WriteResultd(Transform):
             self.log.finished(result, self.writer(result))
         except Exception as error:
             self.log.failed(result.name, error, result.source)
-
-
-def _lung_region(item: Mapping[Hashable, Any]) -> LungRegion | None:
-    if not item["lungs_found"]:
-        return None
-    distance = item["lung_distance_mm"]
-    affine_ras = np.asarray(distance.affine, dtype=np.float64)
-    return LungRegion(np.asarray(distance.as_tensor()[0], dtype=np.float32), affine_ras)
 
 
 def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
 
-from scripts.findings import Detection, Location, LungRegion, Nodule, ScanResult
+from scripts.findings import Detection, Location, Nodule, ScanResult, SearchRegion
 from scripts.geometry import Point, apply_affine
 from scripts.measurements import measure
 from scripts.prepare.phantom import Chest
-from scripts.transforms import CropToLungsd
+from scripts.transforms import find_lungs
+from tests.parts import TrueParts
 
 THRESHOLD = 0.5
 
@@ -40,19 +39,17 @@ def searched_chest(chest: Chest, weaker: Sequence[float] = (0.4, 0.2), *, name: 
         nodules=tuple(nodules),
         candidates=(*(nodule.detection for nodule in nodules), *candidates),
         outside_lungs=0,
-        lungs_found=True,
         facts={"Modality": "CT"},
         model={"name": "compact", "version": "0.1.0"},
         settings={"threshold": THRESHOLD, "candidate_threshold": 0.01},
         seconds=12.3,
-        lungs=_lungs(image_hu, chest),
+        region=_region(chest),
     )
 
 
-def _lungs(image_hu: np.ndarray, chest: Chest) -> LungRegion:
-    image = MetaTensor(torch.from_numpy(image_hu)[None], affine=torch.from_numpy(chest.affine_ras))
-    distance = CropToLungsd("image", margin_mm=15.0)({"image": image})["lung_distance_mm"]
-    return LungRegion(distance.as_tensor()[0].numpy(), np.asarray(distance.affine, dtype=np.float64))
+def _region(chest: Chest) -> SearchRegion:
+    lungs = find_lungs(chest.image_hu, chest.affine_ras, TrueParts(chest))
+    return SearchRegion(lungs.region, lungs.distance_mm, lungs.parts, lungs.affine_ras)
 
 
 def _point(values: np.ndarray) -> Point:

@@ -21,6 +21,7 @@ from monai.transforms import Compose
 from torch import nn
 
 from ..errors import DataError
+from ..findings import SearchRegion
 from ..geometry import spacing_mm
 from ..transforms.lungs import lung_mm3
 from .stopwatch import Stage, Stopwatch, Timed
@@ -60,7 +61,7 @@ class Searched:
         name: of the scan.
         shape, spacing_mm: of its own grid.
         lung_mm3: see :func:`..transforms.lungs.lung_mm3`.
-        lungs_found: see :class:`..transforms.CropToLungsd`.
+        lungs_found: see :class:`..findings.SearchRegion`.
         box: voxels of the network's input (lungs, margin, padding).
         windows: times the network was called on one window; ``window_voxels``: all of their voxels.
         nodules: how many were found.
@@ -177,7 +178,7 @@ def _take_notes(parser: ConfigParser, about: Searched) -> None:
         about.lung_mm3 = lung_mm3(distance)
         about.name, about.lungs_found, about.box = (
             str(item["name"]),
-            item["lungs_found"],
+            SearchRegion.of(item).lungs_found,
             tuple(item["image"].shape[1:]),
         )
         about.shape = tuple(scan.shape[1:])

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0
 ASKED_HEADERS = 50  # an estimate reads the headers of so many scans at most: a DICOM series has hundreds
 BYTES_PER_VOXEL = 3.0  # int16 image, uint8 lungs; a uint8 mask is one more
-COARSE_BYTES_PER_MM3 = 4.0 / 27.0  # float32 on a grid of 3 mm, over the whole scan
+COARSE_BYTES_PER_MM3 = 4.0 / 64.0  # float32 on a grid of 4 mm, over the whole scan
 LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # of a scan's volume; LIDC-IDRI-0001's is 0.43
 
 Item = Mapping[str, Any]

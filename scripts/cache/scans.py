@@ -1,8 +1,8 @@
 """Scans as the preprocessing leaves them, kept as plain arrays: each is computed once and then read as memory maps.
 
-An entry is a folder named by a hash of all that its content depends on: another file, box or setting makes another
-entry, and the old one is never read again. It is written beside its place and appears by a rename, so an interruption
-at any moment leaves no half entry; what it leaves (:meth:`ScanCache.prepare`) is removed when a cache is next filled.
+An entry is a folder named by a hash of all that its content depends on: another file, box, setting, weight of the lung
+search or line of code makes another entry, and the old one is never read again. It is written beside its place and
+appears by a rename, so an interruption at any moment leaves no half entry; what it leaves (:meth:`ScanCache.prepare`) is removed when a cache is next filled.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from torch.utils.data import Dataset
 from ..datalist import FILES
 from ..errors import UserError
 from ..transforms.crops import crop_by_affine
+from .fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 6  # raised whenever the same scan and settings give other arrays
 ABANDONED_S = 3600.0  # writing an entry takes seconds: what another machine left this long ago is nobody's
 
 _MACHINE = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
@@ -51,20 +51,17 @@ class ScanCache:
         preprocessing: gives ``image`` ``[1, I, J, K]``, ``lung_distance_mm``, ``nodule``, ``label`` and, when the item
             has one, ``mask``.
         cache_dir: where entries live.
-        settings: text that changes whenever the preprocessing's result does.
     """
 
-    def __init__(
-        self, preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], cache_dir: str, settings: str
-    ) -> None:
+    def __init__(self, preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], cache_dir: str) -> None:
         self.preprocessing = preprocessing
         self.cache_dir = Path(cache_dir)
-        self.settings = settings
+        self.made_by = fingerprint([preprocessing, _arrays])
 
     def folder(self, item: Mapping[str, Any]) -> Path:
         """Where the entry of a datalist item is or will be."""
         stamps = {key: [_stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
-        text = json.dumps([CACHE_VERSION, self.settings, stamps, item.get("box"), item.get("label")], sort_keys=True)
+        text = json.dumps([self.made_by, stamps, item.get("box"), item.get("label")], sort_keys=True)
         return self.cache_dir / hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def add(self, item: Mapping[str, Any]) -> Path:
@@ -221,7 +218,7 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """What is kept of a preprocessed item; see :meth:`CachedScans.__getitem__`."""
     image, distance = ready["image"], ready["lung_distance_mm"]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
+        "image": np.asarray(image[0], dtype=np.int16),
         "affine": np.asarray(image.affine, dtype=np.float64),
         "lung": _lungs_on_grid(distance, image),
         "lung_distance_mm": np.asarray(distance[0], dtype=np.float32),

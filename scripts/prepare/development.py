@@ -20,9 +20,10 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from ..geometry import apply_affine, spacing_mm, swap_lps_ras
+from ..geometry import apply_affine, swap_lps_ras
 from ..transforms.crops import crop_by_affine
 from ..transforms.insertion import InsertNodulesd
+from ..transforms.lung_search import LungSearch
 from ..transforms.lungs import find_lungs
 from ..transforms.nodules import IGNORED, NODULE
 
@@ -177,9 +178,8 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     """A copy of a scan with each of the donors inserted, away from what is known there; image, mask, datalist item."""
     image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
-    lungs = find_lungs(hu, spacing_mm(image.affine))
-    to_coarse = np.diag([*(1.0 / lungs.step), 1.0])
-    to_coarse[:3, 3] = -(lungs.step - 1) / (2.0 * lungs.step)
+    lungs = find_lungs(hu, image.affine, LungSearch(), source=item["name"])
+    to_coarse = np.linalg.inv(lungs.affine_ras) @ image.affine
     closed = crop_by_affine(lungs.distance_mm, to_coarse, hu.shape, order=1) < 1.0
     known_lps_mm = np.reshape(item["box"], (-1, 6))[:, :3]
     voxels = apply_affine(np.linalg.inv(image.affine), swap_lps_ras(known_lps_mm))

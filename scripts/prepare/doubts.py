@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 
 from ..geometry import FloatArray, apply_affine, box_around, spacing_mm, swap_lps_ras
-from ..reader import Volume
+from ..reader import ScanError, Volume
+from ..transforms.lung_search import LungSearch
 from ..transforms.lungs import Lungs, find_lungs
 from .instances import Values
 
@@ -30,22 +31,21 @@ class Surroundings:
 
     Attributes:
         volume: the scan.
-        lungs: ``None`` where no closed lung was found; then nobody can say what lies outside.
-        to_coarse: ``[4, 4]``, RAS mm to voxels of the lungs' grid.
+        lungs: ``None`` where no lungs were outlined; then nobody can say what lies outside.
     """
 
     volume: Volume
     lungs: Lungs | None
-    to_coarse: FloatArray
 
     @classmethod
     def of(cls, volume: Volume) -> Surroundings:
         turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
         affine_ras = np.asarray(turned.affine, dtype=np.float64)
-        lungs = find_lungs(np.asarray(turned.dataobj), spacing_mm(affine_ras))
-        coarse = affine_ras @ np.diag([*lungs.step, 1.0])
-        coarse[:3, 3] = affine_ras[:3, :3] @ ((lungs.step - 1) / 2.0) + affine_ras[:3, 3]
-        return cls(volume, lungs if lungs.found else None, np.asarray(np.linalg.inv(coarse), dtype=np.float64))
+        try:
+            lungs = find_lungs(np.asarray(turned.dataobj), affine_ras, LungSearch())
+        except ScanError:  # no lungs in it
+            return cls(volume, None)
+        return cls(volume, lungs if lungs.region == "lungs" else None)
 
     def doubts(self, box_lps_mm: Sequence[float], mask: Values | None, value: int) -> Iterator[str]:
         """What speaks against a box ``[x, y, z, w, h, d]``, in a few words each.
@@ -66,7 +66,8 @@ class Surroundings:
     def _outside_lungs_mm(self, centre_lps_mm: FloatArray) -> float:
         assert self.lungs is not None
         distance_mm = self.lungs.distance_mm
-        voxel = np.rint(apply_affine(self.to_coarse, swap_lps_ras(centre_lps_mm))).astype(int)
+        to_cell = np.linalg.inv(self.lungs.affine_ras)
+        voxel = np.rint(apply_affine(to_cell, swap_lps_ras(centre_lps_mm))).astype(int)
         return float(distance_mm[tuple(np.clip(voxel, 0, np.array(distance_mm.shape) - 1))])
 
     def _is_air(self, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:

@@ -171,7 +171,6 @@ def _result(item: Item, volume: Volume, mask: Values | None) -> ScanResult:
         nodules=(),
         candidates=(),
         outside_lungs=0,
-        lungs_found=True,
     )
 
 

@@ -14,12 +14,14 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 from scipy import ndimage
 
-from ..findings import LungRegion, ScanResult
+from ..findings import ScanResult, SearchRegion
 from ..geometry import FloatArray, Point, apply_affine, spacing_mm
-from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window
+from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path
 
 # The overview's longest side.
 _OVERVIEW_PIXELS = 480
+# The longer side of the picture with the lungs' outline.
+_LUNGS_PIXELS = 240
 # A slab of few slices still gets a picture that can be seen.
 _OVERVIEW_MIN_MM = 80.0
 # Kept around the lungs on the overview.
@@ -65,7 +67,10 @@ def overview(result: ScanResult) -> Overview:
     extent_mm = voxel_mm * image_hu.shape
     view = AXIAL if extent_mm[2] < extent_mm[0] / 2 else CORONAL
     to_voxel = np.asarray(np.linalg.inv(affine_ras), dtype=np.float64)
-    lungs = None if result.lungs is None else _ShrunkLungs.of(result.lungs, affine_ras, image_hu.shape)
+    region = result.region
+    lungs = None
+    if region is not None and region.lungs_found:
+        lungs = _ShrunkLungs.of(region, affine_ras, image_hu.shape)
     if lungs is not None:
         lungs = lungs.around(_reach(result, to_voxel, voxel_mm), image_hu.shape)
     box = tuple(slice(0, n) for n in image_hu.shape) if lungs is None else lungs.box
@@ -78,6 +83,33 @@ def overview(result: ScanResult) -> Overview:
     pixel_mm = voxel_mm[list(axes[:2])]
     to_mm = to_mm * pixel_mm[:, None]
     return _framed(view, pixels, pixel_mm, to_mm, of_lungs=lungs is not None)
+
+
+def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
+    """The coronal plane through the middle of the lungs with their outline; ``None`` where none were outlined."""
+    region = result.region
+    if region is None or not region.lungs_found:
+        return None
+    lungs = region.lung("left") | region.lung("right")
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(lungs.shape) - 1)
+    ends_mm = apply_affine(region.affine_ras, corners)
+    low, high = ends_mm.min(axis=0), ends_mm.max(axis=0)
+    pixel_mm = float((high - low)[[0, 2]].max()) / _LUNGS_PIXELS
+    shape = (1, *np.maximum(np.ceil((high - low)[[2, 0]] / pixel_mm), 2).astype(int).tolist())
+    to_ras = np.zeros((4, 4))  # (plane, row, column): rows fall in z, columns in x
+    to_ras[2, 1] = to_ras[0, 2] = -pixel_mm
+    to_ras[:, 3] = high[0], apply_affine(region.affine_ras, np.argwhere(lungs).mean(axis=0))[1], high[2], 1.0
+    to_ras[1, 0] = -pixel_mm
+
+    def plane(volume: npt.NDArray, affine_ras: npt.ArrayLike, outside: float) -> FloatImage:
+        grid = np.linalg.inv(np.asarray(affine_ras, dtype=np.float64)) @ to_ras
+        return ndimage.affine_transform(
+            volume, grid[:3, :3], grid[:3, 3], output_shape=shape, output=np.float32, order=1, cval=outside
+        )[0]
+
+    grey = window.grey(plane(result.image_hu, result.affine_ras, _AIR_HU))
+    outline = outline_path(plane(lungs.astype(np.float32), region.affine_ras, 0.0), pixel_mm)
+    return Picture(CORONAL, grey, shape[2] * pixel_mm, shape[1] * pixel_mm, outline)
 
 
 def _reach(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
@@ -122,11 +154,10 @@ class _ShrunkLungs:
     start: FloatArray
 
     @classmethod
-    def of(cls, lungs: LungRegion, affine_ras: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
-        lung_affine_ras, (distance_mm,) = _upright(lungs.affine_ras, lungs.distance_mm)
+    def of(cls, region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
+        lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
         to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
         scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
-        inside = distance_mm == 0
         spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
         margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
         low = np.maximum((np.array([s[0] for s in spans]) - 0.5 - shift) / scale - margin, 0).astype(int)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..findings import Detection, Nodule, ScanResult
+from ..findings import Detection, Nodule, ScanResult, SearchRegion, Side
 from ..geometry import apply_affine, spacing_mm
 from .files import write_bytes
 from .html import render_page, shown_probability
-from .overview import Overview, overview
+from .overview import Overview, lungs_picture, overview
 from .pictures import Stack, Window, close_ups
 from .tables import source_name
 
@@ -24,6 +24,17 @@ _MIN_MARK_MM = 5.0
 _PICTURES = 21
 _FEWEST_PICTURES = 7
 _PICTURES_OF_ALL = 210
+# Lungs of an adult hold one to four litres each, the left a little less; children's hold less.
+LARGEST_LUNG_L, SMALLEST_LUNG_L, LEAST_RATIO = 6.0, 0.4, 0.4
+# More lung than this on the first or last plane is not just an apex or a recess.
+CUT_MM2 = 1000.0
+_REGION_NOTES = {
+    "cut-out": (
+        "This volume is cut out of a chest, so nobody can say where its lungs end. What lies within 25 mm of aerated "
+        "lung was searched."
+    ),
+    "body": "All that is inside the body was searched, not the lungs alone. Outside them most findings are false.",
+}
 # Steps of the threshold on the page.
 _STEP = 0.01
 
@@ -136,6 +147,8 @@ class HtmlReport:
             weaker=shown,
             weaker_count=len(weaker),
             overview=whole,
+            lungs=lungs_picture(result, self.window),
+            lung_litres=_lung_litres(result),
             marks=_marks(whole, [*found, *shown]),
             close_ups=self._close_ups(result, found, shown),
         )
@@ -252,14 +265,46 @@ def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
 
 def _search_notes(result: ScanResult) -> list[str]:
     notes = []
-    if not result.lungs_found:
-        notes.append(
-            "No closed lung was found in this volume, so all of it near aerated lung was searched, body wall included."
-        )
+    if result.region is not None:
+        notes += lung_doubts(result.region)
+        if result.region.kind in _REGION_NOTES:
+            notes.append(_REGION_NOTES[result.region.kind])
     if result.outside_lungs:
         one = result.outside_lungs == 1
         notes.append(f"{result.outside_lungs} candidate{' was' if one else 's were'} dropped outside the lungs.")
     return notes
+
+
+def _lung_litres(result: ScanResult) -> str:
+    """Volumes of both lungs in words; empty where none were outlined."""
+    if result.region is None or not result.region.lungs_found:
+        return ""
+    return f"{result.region.lung_volume_l('right'):.2f} l right, {result.region.lung_volume_l('left'):.2f} l left"
+
+
+def lung_doubts(region: SearchRegion) -> list[str]:
+    """What is odd about the lungs as they were found: their volumes, or that the scan cuts them."""
+    if not region.lungs_found:
+        return []
+    litres: dict[Side, float] = {side: region.lung_volume_l(side) for side in ("left", "right")}
+    small, large = sorted(litres, key=lambda side: litres[side])
+    doubts = []
+    if litres[large] > LARGEST_LUNG_L or litres[small] < SMALLEST_LUNG_L or litres[small] < LEAST_RATIO * litres[large]:
+        doubts.append(
+            f"The lungs measure {litres['right']:.1f} l (right) and {litres['left']:.1f} l (left), which is unusual. "
+            "Check their outline: parts may not have been searched."
+        )
+    ends = {"top": -1, "bottom": 0}
+    cut = [end for end, k in ends.items() if _cut_mm2(region, k) > CUT_MM2]
+    if cut:
+        doubts.append(f"The lungs are cut at the {' and the '.join(cut)} of the scan; what lies beyond was not seen.")
+    return doubts
+
+
+def _cut_mm2(region: SearchRegion, k: int) -> float:
+    """Area of lung on the first or last plane of the region's grid, which runs from feet to head."""
+    plane = region.lung("left")[:, :, k] | region.lung("right")[:, :, k]
+    return float(plane.sum() * np.prod(spacing_mm(region.affine_ras)[:2]))
 
 
 def _geometry(result: ScanResult) -> dict[str, str]:

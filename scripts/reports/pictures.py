@@ -258,7 +258,7 @@ class _Block:
         moved[:3, 3] = apply_affine(grid, corner)
         planes = np.where(inside[part], self._values(labelled, moved, inside[part].shape), np.float32(0))
         for number, plane in enumerate(planes, start=corner[0]):
-            paths[number] = _outline_path(plane, pixel_mm, (corner[2], corner[1]))
+            paths[number] = outline_path(plane, pixel_mm, (corner[2], corner[1]))
         return paths
 
     def _part_of_grid(self, labelled: FloatImage, grid: FloatArray, shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -278,7 +278,7 @@ def _data_uri(grey: GreyImage) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _outline_path(inside: FloatImage, pixel_mm: float, corner: tuple[int, int] = (0, 0)) -> str:
+def outline_path(inside: FloatImage, pixel_mm: float, corner: tuple[int, int] = (0, 0)) -> str:
     """Where ``inside`` passes one half, as an SVG path in mm; the empty string where it never does.
 
     ``corner`` is the column and row of the picture at which ``inside`` begins.

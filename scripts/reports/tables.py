@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..findings import Detection, Nodule, ScanResult
+from ..findings import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
 from ..geometry import spacing_mm, swap_lps_ras
 from .files import OutputError, checked_name, writable_folder, write_bytes
 
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
@@ -186,7 +186,7 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
             "affine_ras": affine,
         },
         "search": {
-            "lungs_found": result.lungs_found,
+            **_region_record(result.region),
             "candidates_outside_lungs": result.outside_lungs,
             "candidates": len(result.candidates),
         },
@@ -195,6 +195,14 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
         "candidates": [candidate_record(candidate) for candidate in result.candidates],
     }
     return plain(record)
+
+
+def _region_record(region: SearchRegion | None) -> dict[str, Any]:
+    """Where the scan was searched, and how large its lungs are; ``None`` for what is not known."""
+    if region is None:
+        return {"region": None, "lungs_found": False, "lung_volume_l": None}
+    litres = {side: _rounded(region.lung_volume_l(side)) for side in LUNG_SIDES} if region.lungs_found else None
+    return {"region": region.kind, "lungs_found": region.lungs_found, "lung_volume_l": litres}
 
 
 def nodule_record(nodule: Nodule) -> dict[str, Any]:

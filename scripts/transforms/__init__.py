@@ -2,9 +2,11 @@
 
 from .crops import RandomCropd
 from .insertion import InsertNodulesd
+from .lung_search import LungSearch, Part
 from .lungs import CropToLungsd, find_lungs
 from .nodules import IGNORED, NODULE, PADDING, BoxesToNodulesd, PadNodulesd
 from .resampling import ScaleHud, ToSpacingd
+from .to_grid import scan_to_grid
 
 __all__ = [
     "IGNORED",
@@ -13,9 +15,12 @@ __all__ = [
     "BoxesToNodulesd",
     "CropToLungsd",
     "InsertNodulesd",
+    "LungSearch",
     "PadNodulesd",
+    "Part",
     "RandomCropd",
     "ScaleHud",
     "ToSpacingd",
     "find_lungs",
+    "scan_to_grid",
 ]

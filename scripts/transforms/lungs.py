@@ -1,217 +1,208 @@
-"""Where the lungs are: a classical, weight-free search on a coarse copy of the scan.
+"""Where a scan is searched: in and near the lungs, and never outside the body.
 
-Air that is closed in the axial plane, in large pieces, is lung (with the airways), and so is lung-like
-tissue that continues it: a narrow field of view opens a lung in some slices. The whole is closed by
-:data:`CLOSING_MM` so that vessels and nodules at the pleura belong to it. When no closed piece exists, or much
-lung-like tissue lies outside (a cube or slab cut out of a chest), nobody can say where a lung ends: all that lies
-within :data:`OPEN_ROOM_MM` of pieces as dense as lung is searched, without those that lie in room air (a couch), and
-without any piece the whole volume. A given lung mask takes the place of the search; from the closing on, both ways are
-one.
+The parts of the chest (:mod:`.lung_search`) become one map of distances to the lungs, from which everything follows:
+the box that is resampled, the windows that the network sees, the candidates that are kept. Where no nodule can be
+(outside the body, in gas that is no lung) the map says :data:`NEVER_MM`.
+
+The lungs are closed by :data:`CLOSING_MM`, so that masses at hilum and pleura belong to them. In a volume cut out of a
+chest (a cube, a slab along the body) nobody can say where a lung ends: more room counts as lung, and without any lung
+all that is inside the body. A whole body without lungs (a head, an abdomen, a water phantom) is refused. A given lung
+mask takes the place of the lungs that the network finds.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SpatialCrop
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from ..geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..scan import ScanError
+from .lung_search import CoarseScan, LungSearch, Part, Parts, coarse_scan
 
 logger = logging.getLogger(__name__)
 
-COARSE_MM = 3.0  # grid of the search: fine enough for a lung's border, a thousandth of a second per slice
-AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
-LUNG_HU = (-960.0, -500.0)  # aerated lung on the coarse grid: neither room air nor tissue
-SMALLEST_LUNG_MM3 = 1.0e5  # 0.1 litre: larger than a trachea or a gas bubble in the bowel
-FURTHER_PIECE_MM3 = 2.0e4  # 20 ml: an apex cut off by an artefact counts, a bubble of bowel gas is not lung-like
-SECOND_PIECE = 0.1  # a second lung holds at least a tenth of the first
-# More lung-like tissue than this outside the pieces, as a share of theirs: the lungs are not closed in this volume.
-# Five whole chests have 0.06 to 0.26 there, mattress and covers; cut through a lung, they have 0.51 and far more.
-OPEN_SHARE = 0.5
-OPEN_PIECE_MM3 = 2.0e3  # a piece of 2 ml counts where no lung is closed: the corner of a second lung
-ROOM_AIR_HU = -980.0  # on the coarse grid: room air is below it, the air of a lung hardly ever
-ROOM_AIR_MM3 = 1.0e5  # a piece of 0.1 litre: no airway
-ROOM_AIR_SHARE = 0.25  # more of a piece's surface on it: a couch (0.50 in a chest cut at its sides; its lungs 0.00)
-OPEN_ROOM_MM = 15.0  # around them: room for consolidation and for a mass at the pleura
+Mask = npt.NDArray[np.bool_]
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[:, :, None]  # neighbours on one axial plane
+Region = Literal["lungs", "cut-out", "body"]
+
+CLOSING_MM = 12.0  # closes over hilar vessels and over masses at hilum and pleura
+CUT_OUT_ROOM_MM = 15.0  # around the lung of a cut-out: room for consolidation and for a mass at the pleura
+CUT_OUT_SHARE = 0.5  # of the lateral faces lies in the body: more than a field of view that cuts arms or flanks
+LEAST_LUNG_MM3 = 5.0e4  # 50 ml: less in a whole body is gas of the bowel or a sinus
+LEAST_PIECE_MM3 = 2.0e3  # 2 ml: smaller pieces are gas of the bowel, or partial volume
+LEAST_LUNG_SHARE = 0.05  # of the largest piece of gas: less is gas of the bowel
+BOWEL_WALL_CELLS = 3  # around gas of the bowel that looked like lung: its wall and contents
+LEAST_AERATED_SHARE = 0.1  # of a piece of lung: a lung that holds less air is tissue
+LEAST_BODY_SHARE = 0.05  # of the largest piece: the other half of a body that air divides, but no piece of clothing
+GAS_BELOW_HU = -500.0  # the mean of a cell: gas, or its border
+NEVER_MM = 1000.0  # farther than any margin
 SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
-CLOSING_MM = 12.0  # closes over hilar vessels and over nodules at the pleura
 ROUNDING_MM = 1e-3  # distances are float32
-SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
 LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; any other mask's lungs are all above 0
 MASK_INSIDE_SHARE = 0.5  # of a given mask's volume; less: it belongs to another scan or frame
-MASK_AIR_SHARE = 0.5  # of a given mask's coarse voxels below AIR_BELOW_HU; less: it does not lie on the lungs
+MASK_AIR_SHARE = 0.5  # of a given mask's cells below AIR_BELOW_HU; less: it does not lie on the lungs
 MASK_AIR_DOUBT = 0.8  # less is worth a warning: five real chests have 0.97, flipped 0.44 to 0.76
+AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
 
-Mask = npt.NDArray[np.bool_]
+
+class RegionError(UserError, ValueError):
+    """A region that does not exist."""
 
 
 @dataclass(frozen=True)
 class Lungs:
-    """Result of :func:`find_lungs`.
+    """Where a scan is searched.
 
     Attributes:
-        found: ``False`` when no closed lung exists; the box is then the whole volume, and the distance that to the
-            surroundings of pieces as dense as lung (:data:`OPEN_ROOM_MM`), zero everywhere without any.
-        box: ``[2, 3]`` first and one-past-last voxel of the lungs in the scan's grid, without margin.
-        distance_mm: ``[I', J', K']`` float32 on the coarse grid: distance to the lungs, 0 inside.
-        step: ``[3]`` voxels of the scan per coarse voxel.
+        region: "lungs": near them; "cut-out": the same with more room; "body": all that is inside it.
+        parts: ``[I', J', K']``, values of :class:`.lung_search.Part`; small pieces are settled.
+        distance_mm: ``[I', J', K']`` float32, to what counts as lung, 0 inside; :data:`NEVER_MM` where no nodule is.
+        box: ``[2, 3]`` first and one-past-last voxel of what counts as lung, in the scan's grid, without margin.
+        affine_ras: ``[4, 4]``, cell to RAS mm.
     """
 
-    found: bool
-    box: npt.NDArray[np.int64]
+    region: Region
+    parts: Parts
     distance_mm: npt.NDArray[np.float32]
-    step: npt.NDArray[np.int64]
+    box: npt.NDArray[np.int64]
+    affine_ras: FloatArray
 
 
-def _closed_air(air: Mask) -> Mask:
-    """Air that touches no in-plane border of its axial slice (axis k)."""
-    in_plane = np.zeros((3, 3, 3), dtype=bool)
-    in_plane[:, :, 1] = ndimage.generate_binary_structure(2, 1)
-    labels, count = ndimage.label(air, structure=in_plane)
-    touching = np.zeros(count + 1, dtype=bool)
-    for face in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        touching[face.ravel()] = True
-    touching[0] = True
-    return np.asarray(~touching[labels])
-
-
-def _lung_pieces(closed: Mask, lung_like: Mask, voxel_mm3: float) -> Mask:
-    """The largest component and a second of comparable size, and any further one that is mostly lung-like.
-
-    Nothing is kept where the largest is smaller than :data:`SMALLEST_LUNG_MM3`.
-    """
-    labels, count = ndimage.label(closed)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * voxel_mm3
-    if count == 0 or sizes.max() < SMALLEST_LUNG_MM3:
-        return np.zeros_like(closed)
-    share = np.bincount(labels[lung_like].ravel(), minlength=count + 1)[1:] * voxel_mm3 / sizes
-    second = np.sort(sizes)[-2:][0]
-    large = (sizes >= second) & (sizes >= SMALLEST_LUNG_MM3) & (sizes >= SECOND_PIECE * sizes.max())
-    further = (sizes >= FURTHER_PIECE_MM3) & (share > 0.5)
-    return np.isin(labels, np.flatnonzero(large | further) + 1)
-
-
-def _as_dense_as_lung(coarse_hu: npt.NDArray[np.float32]) -> Mask:
-    return np.asarray((coarse_hu > LUNG_HU[0]) & (coarse_hu < LUNG_HU[1]))
-
-
-def _lung_like(coarse_hu: npt.NDArray[np.float32]) -> Mask:
-    """Tissue as dense as aerated lung, without thin partial-volume shells."""
-    return np.asarray(ndimage.binary_opening(_as_dense_as_lung(coarse_hu), np.ones((3, 3, 3), dtype=bool)))
-
-
-def _is_open(lung_like: Mask, pieces: Mask) -> bool:
-    """Whether much lung-like tissue lies outside the pieces."""
-    outside = lung_like & ~ndimage.binary_dilation(pieces, iterations=2)
-    return bool(outside.sum() > OPEN_SHARE * max(int((lung_like & pieces).sum()), 1))
-
-
-def _block_means(
-    volume: npt.NDArray[Any], voxel_mm: FloatArray
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Means of blocks of about :data:`COARSE_MM`: ``[I', J', K']`` of ``[I, J, K]``, and the voxels of a block."""
-    step = np.clip(np.round(COARSE_MM / voxel_mm).astype(np.int64), 1, np.array(volume.shape))
-    thick, *sides = (int(s) for s in step)
-    means = []
-    for start in range(0, len(volume), thick * SLAB_BLOCKS):
-        slab = np.ascontiguousarray(volume[start : start + thick * SLAB_BLOCKS], dtype=np.float32)
-        kernel = (min(thick, len(slab)), *sides)
-        means.append(F.avg_pool3d(torch.from_numpy(slab)[None], kernel, ceil_mode=True, count_include_pad=False)[0])
-    return torch.cat(means).numpy(), step
-
-
-def _coarse_affine(affine: FloatArray, step: npt.NDArray[np.int64]) -> FloatArray:
-    """Where the blocks of a grid have their middles, as an affine."""
-    coarse = affine @ np.diag([*step, 1.0])
-    coarse[:3, 3] = affine[:3, :3] @ ((step - 1) / 2.0) + affine[:3, 3]
-    return np.asarray(coarse)
-
-
-def find_lungs(image_hu: npt.NDArray[Any], voxel_mm: FloatArray) -> Lungs:
-    """Find both lungs.
+def find_lungs(
+    image_hu: npt.NDArray[Any],
+    affine_ras: FloatArray,
+    search: LungSearch,
+    *,
+    lung_mask: MetaTensor | None = None,
+    region: str = "lungs",
+    source: str = "scan",
+) -> Lungs:
+    """Find where to search.
 
     Args:
-        image_hu: ``[I, J, K]``, HU, k along the body (RAS or any flip of it).
-        voxel_mm: ``[3]`` spacing, mm.
+        image_hu: ``[I, J, K]``, HU, axes in RAS order.
+        affine_ras: ``[4, 4]``, voxel to RAS mm.
+        search: finds the parts.
+        lung_mask: ``[1, …]`` on any grid, in the place of the lungs found; see :func:`_with_lungs_of`.
+        region: "lungs", or "body" for all that is inside it.
+        source: of the scan, for messages.
 
-    Returns:
-        The lungs; see :class:`Lungs` for a volume without any.
+    Raises:
+        ScanError: a whole body without lungs, or a mask that does not lie on the lungs.
+        RegionError: another region.
     """
-    shape = np.array(image_hu.shape)
-    coarse, step = _block_means(image_hu, voxel_mm)
-    coarse_mm = step * voxel_mm
-    lung_like = _lung_like(coarse)
-    pieces = _lung_pieces(_closed_air(coarse < AIR_BELOW_HU), lung_like, float(np.prod(coarse_mm)))
-    if not pieces.any() or _is_open(lung_like, pieces):
-        return _open_lungs(coarse, step, coarse_mm, shape)
-    return _closed_lungs(ndimage.binary_propagation(pieces, mask=pieces | lung_like), step, coarse_mm, shape)
+    if region not in ("lungs", "body"):
+        raise RegionError(f"region: expected lungs or body, got {region!r}")
+    scan = coarse_scan(image_hu, affine_ras)
+    parts = _settled(search(scan), scan)
+    if lung_mask is not None:
+        parts = _with_lungs_of(lung_mask, parts, scan, source)
+    body, lungs = parts != Part.OUTSIDE, is_lung(parts)
+    is_cut_out = _share_of_sides(body) > CUT_OUT_SHARE
+    searched: Region = "body" if region == "body" else "cut-out" if is_cut_out else "lungs"
+    if not is_cut_out and body.any() and lungs.sum() * voxel_volume_mm3(scan.affine_ras) < LEAST_LUNG_MM3:
+        raise ScanError(
+            f"{source}: expected a chest CT, got a body without lungs (less than {LEAST_LUNG_MM3 / 1e3:.0f} ml); give "
+            "the series of the chest"
+        )
+    if not lungs.any():
+        searched, lungs = "body", body if body.any() else np.ones_like(body)
+        body = lungs
+    elif searched == "body":
+        lungs = body
+    return _region(searched, parts, lungs, body, scan, np.array(image_hu.shape))
 
 
-def _closed_lungs(pieces: Mask, step: npt.NDArray[np.int64], coarse_mm: FloatArray, shape: np.ndarray) -> Lungs:
-    """Box of the pieces (coarse, at least one voxel) in the scan's grid, and the distance to them once closed."""
-    room = np.ceil(CLOSING_MM / coarse_mm).astype(int) + 1
-    lungs = np.pad(pieces, [(r, r) for r in room])
-    where = np.argwhere(pieces)
-    first, last = where.min(0), where.max(0) + 1
-    reached = tuple(slice(a, b + 2 * r) for a, b, r in zip(first, last, room, strict=True))
-    near = _distance_mm(lungs[reached], coarse_mm) <= CLOSING_MM + ROUNDING_MM
-    lungs[reached] |= _distance_mm(~near, coarse_mm) > CLOSING_MM + ROUNDING_MM
-    inner = tuple(slice(r, -r) for r in room)
-    box = np.stack([first * step, np.minimum(last * step, shape)])
-    return Lungs(True, box, np.ascontiguousarray(_distance_mm(lungs, coarse_mm)[inner]), step)
+def is_lung(parts: Parts) -> Mask:
+    """Cells of either lung."""
+    return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))
 
 
-def _open_lungs(
-    coarse_hu: npt.NDArray[np.float32], step: npt.NDArray[np.int64], coarse_mm: FloatArray, shape: np.ndarray
-) -> Lungs:
-    """Lungs that are not closed in the volume: the surroundings of what is as dense as lung, else all of it.
+def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
+    """Distances to ``lungs`` (at least one cell), closed, and their box in the scan's grid."""
+    distance_mm = _distance_mm(lungs, scan.cell_mm)
+    if region != "body":
+        closed = _closed(lungs, scan.cell_mm)
+        room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
+        distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
+    if is_lung(parts).any():
+        distance_mm[(scan.hu < GAS_BELOW_HU) & ~is_lung(parts)] = NEVER_MM
+    distance_mm[~body] = NEVER_MM
+    reached = np.argwhere(distance_mm == 0)
+    if not len(reached):
+        reached = np.argwhere(body)
+    box = np.stack([np.floor(reached.min(0) * scan.step), np.ceil((reached.max(0) + 1) * scan.step)]).astype(np.int64)
+    return Lungs(region, parts, distance_mm, np.clip(box, 0, shape), scan.affine_ras)
 
-    Partial-volume shells stay in, for a thin slice of lung at the volume's face looks like one.
+
+def _settled(parts: Parts, scan: CoarseScan) -> Parts:
+    """One body without holes, and lungs that are whole pieces of gas.
+
+    Other pieces of body lie outside. Gas of the bowel can look like lung, but hangs together with no lung: of the
+    pieces of gas, the large ones that are mostly lung are lung altogether but for the airway, and the others are none.
     """
-    pieces = _open_pieces(coarse_hu, float(np.prod(coarse_mm)))
-    distance_mm = np.zeros(coarse_hu.shape, dtype=np.float32)
-    if pieces.any():
-        distance_mm = np.maximum(_distance_mm(pieces, coarse_mm) - np.float32(OPEN_ROOM_MM), np.float32(0.0))
-    return Lungs(False, np.stack([np.zeros(3, dtype=np.int64), shape]), distance_mm, step)
+    labels, sizes = _sized_pieces(parts != Part.OUTSIDE)
+    body = (sizes >= LEAST_BODY_SHARE * sizes.max())[labels] & (labels > 0)
+    settled = np.where(body, parts, np.uint8(Part.OUTSIDE))
+    settled[ndimage.binary_fill_holes(body, IN_PLANE) & ~body] = Part.BODY
+    labels, sizes = _sized_pieces(settled == Part.AIRWAY)
+    settled[(labels != sizes.argmax()) & (labels > 0)] = Part.BODY
+    gas = (scan.hu < GAS_BELOW_HU) & (settled != Part.OUTSIDE)
+    labels, sizes = _sized_pieces(gas)
+    lung_share = np.bincount(labels[is_lung(settled)], minlength=len(sizes)) / np.maximum(sizes, 1)
+    least = max(LEAST_PIECE_MM3 / voxel_volume_mm3(scan.affine_ras), LEAST_LUNG_SHARE * sizes.max())
+    aerated = ((sizes >= least) & (lung_share > 0.5))[labels] & gas
+    bowel = gas & ~aerated & is_lung(settled)
+    settled[ndimage.binary_dilation(bowel, iterations=BOWEL_WALL_CELLS) & is_lung(settled) & ~aerated] = Part.BODY
+    _join(settled, aerated & ~is_lung(settled) & (settled != Part.AIRWAY))
+    labels, sizes = _sized_pieces(is_lung(settled))
+    with_air = np.bincount(labels[aerated], minlength=len(sizes)) >= LEAST_AERATED_SHARE * np.maximum(sizes, 1)
+    settled[~with_air[labels] & (labels > 0)] = Part.BODY
+    return settled
 
 
-def _open_pieces(coarse_hu: npt.NDArray[np.float32], voxel_mm3: float) -> Mask:
-    """Large pieces as dense as lung: the largest, and those that do not lie in room air as couch and covers do.
-
-    The largest stays whatever it borders on: it may be a lung beside a bulla or a pneumothorax.
-    """
-    labels, sizes_mm3 = _sized_pieces(_as_dense_as_lung(coarse_hu), voxel_mm3)
-    air_labels, air_mm3 = _sized_pieces(coarse_hu < ROOM_AIR_HU, voxel_mm3)
-    room_air = (air_mm3 >= ROOM_AIR_MM3)[air_labels]
-    pieces = np.zeros(coarse_hu.shape, dtype=bool)
-    for number in np.flatnonzero(sizes_mm3 >= OPEN_PIECE_MM3):
-        piece = labels == number
-        around = ndimage.binary_dilation(piece) & ~piece
-        if number == sizes_mm3.argmax() or room_air[around].mean() <= ROOM_AIR_SHARE:
-            pieces |= piece
-    return pieces
+def _join(parts: Parts, cells: Mask) -> None:
+    """Make cells part of the lung that is nearest, in place."""
+    lungs = np.argwhere(is_lung(parts))
+    if len(lungs) and cells.any():
+        _, nearest = cKDTree(lungs).query(np.argwhere(cells))
+        parts[cells] = parts[tuple(lungs[nearest].T)]
 
 
-def _sized_pieces(mask: Mask, voxel_mm3: float) -> tuple[npt.NDArray[np.integer], FloatArray]:
-    """Numbers of the connected pieces, and the volume of each number; 0 is not a piece and has none."""
+def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+    """Numbers of the connected pieces, and the cells of each number; 0 is not a piece and has none."""
     labels, _ = ndimage.label(mask)
-    sizes_mm3 = np.bincount(labels.ravel()).astype(np.float64) * voxel_mm3
-    sizes_mm3[0] = 0.0
-    return labels, sizes_mm3
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels, sizes
+
+
+def _share_of_sides(body: Mask) -> float:
+    """Share of the four lateral faces that lies in the body."""
+    faces = (body[0], body[-1], body[:, 0], body[:, -1])
+    return float(sum(face.sum() for face in faces) / sum(face.size for face in faces))
+
+
+def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
+    """Lungs closed by :data:`CLOSING_MM`: a ball of it outside them touches none of what was added."""
+    room = np.ceil(CLOSING_MM / cell_mm).astype(int) + 1
+    near = _distance_mm(np.pad(lungs, [(r, r) for r in room]), cell_mm) <= CLOSING_MM + ROUNDING_MM
+    closed = _distance_mm(~near, cell_mm) > CLOSING_MM + ROUNDING_MM
+    return np.asarray(closed[tuple(slice(r, -r) for r in room)] | lungs)
 
 
 def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
@@ -222,40 +213,45 @@ def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
     return np.maximum(sitk.GetArrayFromImage(signed), np.float32(0.0))
 
 
-def lungs_of_mask(mask: MetaTensor, image: MetaTensor) -> Lungs:
-    """Take both lungs from a mask instead of searching them; world positions decide, grids may differ.
+def _with_lungs_of(mask: MetaTensor, parts: Parts, scan: CoarseScan, source: str) -> Parts:
+    """Parts whose lungs are those of a mask; world positions decide, grids may differ.
 
     Args:
-        mask: ``[1, I', J', K']`` labels: 3 and 4 are the lungs and 5 the trachea where 3 or 4 occur and nothing else
-            does (LUNA16), any value above 0 is lung elsewhere.
-        image: ``[1, I, J, K]``, HU; affines of both to RAS mm.
+        mask: ``[1, I, J, K]`` labels: 3 and 4 are the lungs and 5 the trachea where 3 or 4 occur and nothing else
+            does (LUNA16), any value above 0 is lung elsewhere; affine to RAS mm.
+        parts: found in the scan; they tell left from right.
+        scan: on the same grid.
+        source: of the scan, for messages.
 
     Raises:
         ScanError: the mask is empty or does not lie on the lungs of this scan.
     """
-    affine, mask_affine = (np.asarray(volume.affine, dtype=np.float64) for volume in (image, mask))
-    coarse_hu, step = _block_means(image.as_tensor()[0].numpy(), spacing_mm(affine))
-    share, mask_step = _block_means(_lung_voxels(mask.as_tensor()[0]).numpy(), spacing_mm(mask_affine))
-    to_mask = np.linalg.inv(_coarse_affine(mask_affine, mask_step)) @ _coarse_affine(affine, step)
-    resampled = ndimage.affine_transform(
-        share, to_mask[:3, :3], to_mask[:3, 3], output_shape=coarse_hu.shape, order=1, mode="grid-constant"
+    affine = np.asarray(mask.affine, dtype=np.float64)
+    own = coarse_scan(_lung_voxels(mask.as_tensor()[0]).numpy(), affine)
+    to_mask = np.linalg.inv(own.affine_ras) @ scan.affine_ras
+    shares = ndimage.affine_transform(
+        own.hu, to_mask[:3, :3], to_mask[:3, 3], output_shape=parts.shape, order=1, mode="grid-constant"
     )
-    pieces = resampled > 0.5
-    block_mm3 = np.prod(step) * voxel_volume_mm3(affine), np.prod(mask_step) * voxel_volume_mm3(mask_affine)
-    inside = pieces.sum() * block_mm3[0] / max((share > 0.5).sum() * block_mm3[1], 1.0)
-    air = float((coarse_hu[pieces] < AIR_BELOW_HU).mean()) if pieces.any() else 0.0
-    _check_mask(mask, image, min(float(inside), 1.0), air)
-    return _closed_lungs(pieces, step, step * spacing_mm(affine), np.array(image.shape[1:]))
+    lungs = shares > 0.5
+    whole_mm3 = (own.hu > 0.5).sum() * voxel_volume_mm3(own.affine_ras)
+    inside = lungs.sum() * voxel_volume_mm3(scan.affine_ras) / max(whole_mm3, 1.0)
+    air = float((scan.hu[lungs] < AIR_BELOW_HU).mean()) if lungs.any() else 0.0
+    _check_mask(str(mask.meta.get("filename_or_obj", "lung mask")), source, min(float(inside), 1.0), air)
+    given = np.where(is_lung(parts) & ~lungs, np.uint8(Part.BODY), parts)
+    if not is_lung(given).any():
+        middle = np.argwhere(lungs)[:, 0].mean()
+        given[lungs & (np.arange(len(parts)) < middle)[:, None, None]] = Part.LEFT_LUNG
+        given[lungs & (given != Part.LEFT_LUNG)] = Part.RIGHT_LUNG
+    _join(given, lungs & ~is_lung(given))
+    return given
 
 
-def _check_mask(mask: MetaTensor, image: MetaTensor, inside: float, air: float) -> None:
+def _check_mask(name: str, source: str, inside: float, air: float) -> None:
     """Refuse a lung mask that lies elsewhere; ``inside`` is its share in the scan, ``air`` that of it on air."""
-    name = mask.meta.get("filename_or_obj", "lung mask")
     if inside < MASK_INSIDE_SHARE or air < MASK_AIR_SHARE:
         raise ScanError(
-            f"{name}: expected a mask of the lungs of {image.meta.get('filename_or_obj', 'the scan')}, got one of "
-            f"which {inside:.0%} lies in the scan, and {air:.0%} of that on air; give this scan's own mask in its "
-            "frame, or leave lung_mask out."
+            f"{name}: expected a mask of the lungs of {source}, got one of which {inside:.0%} lies in the scan, and "
+            f"{air:.0%} of that on air; give this scan's own mask in its frame, or leave lung_mask out."
         )
     if air < MASK_AIR_DOUBT:
         logger.warning("%s: only %.0f %% of the lung mask lie on air; is it flipped?", name, 100 * air)
@@ -270,7 +266,7 @@ def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
 
 
 def lung_mm3(lung_distance_mm: MetaTensor) -> float:
-    """Volume of the closed lungs, of what is searched where none were found; see :class:`CropToLungsd`."""
+    """Volume of what counts as lung; see :class:`Lungs`."""
     affine = np.asarray(lung_distance_mm.affine, dtype=np.float64)
     return float((lung_distance_mm == 0).sum()) * voxel_volume_mm3(affine)
 
@@ -278,67 +274,70 @@ def lung_mm3(lung_distance_mm: MetaTensor) -> float:
 class CropToLungsd(MapTransform):
     """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
 
-    Writes ``lung_distance_mm`` (MetaTensor ``[1, I', J', K']``, :attr:`Lungs.distance_mm`, with its own affine) and
-    ``lungs_found`` (bool) beside the keys. Nothing is copied: what is cut are views.
+    Writes beside the keys ``lung_distance_mm`` and ``lung_parts`` (MetaTensors ``[1, I', J', K']`` of one grid,
+    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.region`). Nothing is copied: what is
+    cut are views.
 
     Args:
         keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``, in any orientation), on which the lungs are
             sought.
+        search: finds the parts of the chest.
         margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
+        region: "lungs", or "body" to search all that is inside it.
         allow_missing_keys: skip absent keys.
         lung_key: a lung mask on any grid (MetaTensor), which leaves the item; where there is none, lungs are sought.
         whole_key: under which the CT stays in the item, not cut; ``None`` for nowhere.
 
     Raises:
-        ValueError: a key lies on another grid than the first, or the lung mask not on the lungs.
+        ScanError, RegionError: see :func:`find_lungs`.
+        DataError: a key lies on another grid than the first.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
+        search: LungSearch,
         margin_mm: float,
-        allow_missing_keys: bool = False,
         *,
+        region: str = "lungs",
+        allow_missing_keys: bool = False,
         lung_key: str = "lung_mask",
         whole_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.margin_mm, self.lung_key, self.whole_key = margin_mm, lung_key, whole_key
+        self.search, self.margin_mm, self.region = search, margin_mm, region
+        self.lung_key, self.whole_key = lung_key, whole_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.keys[0]]
-        mask = item.pop(self.lung_key, None)
-        if mask is None:
-            lungs, affine = _find_in_any_orientation(image)
-        else:
-            lungs, affine = lungs_of_mask(mask, image), np.asarray(image.affine, dtype=np.float64)
-        voxel_mm = spacing_mm(image.affine)
-        margin = np.ceil(self.margin_mm / voxel_mm).astype(np.int64)
-        low = np.maximum(lungs.box[0] - margin, 0)
-        high = np.minimum(lungs.box[1] + margin, np.array(image.shape[1:]))
+        lungs, box = self._find(image, item.pop(self.lung_key, None))
+        margin = np.ceil(self.margin_mm / spacing_mm(image.affine)).astype(np.int64)
+        low = np.maximum(box[0] - margin, 0)
+        high = np.minimum(box[1] + margin, np.array(image.shape[1:]))
         crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
         for key in self.key_iterator(item):
             _check_grid(str(key), item[key], str(self.keys[0]), image)
             item[key] = crop(item[key])
         if self.whole_key is not None:
             item[self.whole_key] = image
-        item["lung_distance_mm"] = MetaTensor(
-            torch.from_numpy(lungs.distance_mm)[None], affine=torch.from_numpy(_coarse_affine(affine, lungs.step))
-        )
-        item["lungs_found"] = lungs.found
+        affine = torch.from_numpy(lungs.affine_ras)
+        item["lung_distance_mm"] = MetaTensor(torch.from_numpy(lungs.distance_mm)[None], affine=affine)
+        item["lung_parts"] = MetaTensor(torch.from_numpy(lungs.parts)[None], affine=affine)
+        item["region"] = lungs.region
         return item
 
-
-def _find_in_any_orientation(image: MetaTensor) -> tuple[Lungs, FloatArray]:
-    """:func:`find_lungs` of a view turned to RAS: the box in the image's own grid, and the turned grid's affine."""
-    own = np.asarray(image.affine, dtype=np.float64)
-    shape, turn = image.shape[1:], io_orientation(own)
-    affine = own @ inv_ornt_aff(turn, shape)
-    lungs = find_lungs(apply_orientation(image.as_tensor()[0].numpy(), turn), spacing_mm(affine))
-    box = lungs.box[:, turn[:, 0].astype(int)]
-    mirrored = np.array(shape) - box[::-1]
-    return replace(lungs, box=np.where(turn[:, 1] < 0, mirrored, box)), affine
+    def _find(self, image: MetaTensor, mask: MetaTensor | None) -> tuple[Lungs, npt.NDArray[np.int64]]:
+        """:func:`find_lungs` of a view turned to RAS, and the box in the image's own grid."""
+        own = np.asarray(image.affine, dtype=np.float64)
+        shape, turn = image.shape[1:], io_orientation(own)
+        turned = apply_orientation(image.as_tensor()[0].numpy(), turn)
+        source = str(image.meta.get("filename_or_obj", "the scan"))
+        affine = own @ inv_ornt_aff(turn, shape)
+        lungs = find_lungs(turned, affine, self.search, lung_mask=mask, region=self.region, source=source)
+        box = lungs.box[:, turn[:, 0].astype(int)]
+        mirrored = np.array(shape) - box[::-1]
+        return lungs, np.where(turn[:, 1] < 0, mirrored, box)
 
 
 def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:

@@ -17,33 +17,40 @@ SAME_PLACE = 1e-3  # voxels: a turn or shear that moves no voxel farther is none
 
 
 class ToSpacingd(MapTransform):
-    """Resample trilinearly to another spacing, as MONAI's ``Spacingd`` with the border repeated does.
+    """Resample to another spacing as MONAI's ``Spacingd`` with the border repeated does, and round to int16.
 
     The grid is MONAI's. Where its axes run along those of the image, each axis is interpolated by itself, which gives
-    the same to rounding for a tenth of the time; a sheared grid (gantry tilt) is left to MONAI.
+    the same to rounding for a tenth of the time; a sheared grid (gantry tilt) and labels are left to MONAI.
 
     Args:
-        keys: images ``[1, I, J, K]``, any number type; they become float32.
+        keys: images of HU or labels, ``[1, I, J, K]``, any number type; they become int16.
         pixdim: ``[3]`` spacing, mm.
+        modes: "bilinear" or "nearest", for each key.
+        allow_missing_keys: skip absent keys.
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
-        super().__init__(keys)
-        self.spacing = Spacing(pixdim, mode="bilinear", padding_mode="border", dtype=np.float32)
+    def __init__(
+        self, keys: KeysCollection, pixdim: Sequence[float], modes: Sequence[str], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.modes = list(modes)
+        self.spacings = {m: Spacing(pixdim, mode=m, padding_mode="border", dtype=np.float32) for m in set(modes)}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self._resampled(item[key])
+        for key, mode in self.key_iterator(item, self.modes):
+            image = self._resampled(item[key]) if mode == "bilinear" else self.spacings[mode](item[key])
+            item[key] = image.round_().to(torch.int16)
         return item
 
     def _resampled(self, image: MetaTensor) -> MetaTensor:
-        planned = cast(MetaTensor, self.spacing(image, lazy=True))  # nothing is computed but the grid
+        spacing = self.spacings["bilinear"]
+        planned = cast(MetaTensor, spacing(image, lazy=True))  # nothing is computed but the grid
         affine, shape = planned.peek_pending_affine(), tuple(int(n) for n in planned.peek_pending_shape())
         to_source = np.linalg.inv(np.asarray(image.affine, dtype=np.float64)) @ np.asarray(affine, dtype=np.float64)
         scale = np.diag(to_source)[:3]
         if np.abs((to_source[:3, :3] - np.diag(scale)) * shape).max() > SAME_PLACE:
-            return cast(MetaTensor, self.spacing(image))
+            return cast(MetaTensor, spacing(image))
         values = image.as_tensor()[0]
         fine_first = np.argsort(np.array(shape) / values.shape, kind="stable")  # what shrinks most goes first
         for axis in fine_first.tolist():
@@ -72,7 +79,7 @@ class ScaleHud(MapTransform):
     """Map a range of HU to [-1, 1] and clip, as MONAI's ``ScaleIntensityRanged`` does, in one copy.
 
     Args:
-        keys: images of float32.
+        keys: images of any number type; they become float32.
         hu_window: what becomes -1, and what becomes 1.
     """
 
@@ -83,6 +90,7 @@ class ScaleHud(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            scaled = (item[key] - (self.low + self.high) / 2.0).mul_(2.0 / (self.high - self.low)).clamp_(-1.0, 1.0)
-            item[key] = scaled
+            image = item[key] if torch.is_tensor(item[key]) else torch.as_tensor(item[key])
+            centred = image - (self.low + self.high) / 2.0
+            item[key] = centred.mul_(2.0 / (self.high - self.low)).clamp_(-1.0, 1.0)
         return item

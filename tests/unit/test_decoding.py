@@ -332,15 +332,15 @@ def kept(candidates: list[Detection], distance_mm: MetaTensor, margin_mm: float 
     return out["candidates"], out["outside_lungs"]
 
 
-def test_candidates_are_kept_when_they_touch_the_dilated_lungs() -> None:
-    inside = at_voxel((1.0, 4.0, 3.0))
-    reaching = at_voxel((5.0, 4.0, 3.0), diameter_mm=8.0)  # 9 mm away, radius 4 + margin 5
-    too_far = at_voxel((5.0, 4.0, 3.0), diameter_mm=7.9)
-    assert kept([inside, reaching, too_far], distance_map()) == ([inside, reaching], 1)
+def test_candidates_are_kept_up_to_the_margin_whatever_their_size() -> None:
+    inside, near = at_voxel((1.0, 4.0, 3.0)), at_voxel((4.0, 4.0, 3.0))  # 6 mm away
+    too_far = at_voxel((4.0, 4.0, 3.0), diameter_mm=30.0)
+    assert kept([inside, near], distance_map(), margin_mm=6.0) == ([inside, near], 0)
+    assert kept([inside, too_far], distance_map(), margin_mm=5.9) == ([inside], 1)
 
 
 def test_order_and_count_hold_for_many() -> None:
-    candidates = [at_voxel((float(i), 1.0, 2.0)) for i in (9, 0, 8, 1, 7, 4)]  # 4: 6 mm away, radius 2 + margin 5
+    candidates = [at_voxel((float(i), 1.0, 2.0)) for i in (9, 0, 8, 1, 7, 3)]  # 3: 3 mm away
     assert kept(candidates, distance_map()) == ([candidates[1], candidates[3], candidates[5]], 3)
 
 

@@ -101,7 +101,6 @@ def result_of(
         nodules=nodules,
         candidates=(),
         outside_lungs=0,
-        lungs_found=True,
         model=MODEL,
         settings=SETTINGS,
         source_files=volume.source_files,

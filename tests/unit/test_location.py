@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 
-from scripts.findings import Detection, Location, Nodule
+from scripts.findings import Detection, Location, Nodule, SearchRegion
 from scripts.geometry import Point, apply_affine
-from scripts.location import LocateNodulesd, tell_sides
+from scripts.location import LocateNodulesd, locate
 from scripts.prepare.phantom import Chest
 from scripts.reader import ScanReader
-from scripts.transforms import CropToLungsd
+from scripts.transforms import CropToLungsd, LungSearch, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data")
@@ -25,7 +26,7 @@ REAL = DATA / "scans" / "LIDC-IDRI-0001"
 
 def located(image: MetaTensor, *centres_ras_mm: Point) -> list[Location | None]:
     """What the graph says of nodules at these places."""
-    item = CropToLungsd(keys="image", margin_mm=15.0)({"image": Orientation("RAS", labels=None)(image)})
+    item = CropToLungsd("image", LungSearch(), 15.0)({"image": Orientation("RAS", labels=None)(image)})
     item["nodules"] = [Nodule(n, Detection(c, 6.0, 0.9), c, None) for n, c in enumerate(centres_ras_mm, start=1)]
     return [nodule.location for nodule in LocateNodulesd()(item)["nodules"]]
 
@@ -81,44 +82,37 @@ def test_how_the_scan_is_stored_changes_nothing(full_chest: Chest, shifted: tupl
     assert located(meta(np.flip(image_hu, axis), affine @ turn), *places) == expected
 
 
-def ball(grid: np.ndarray, centre_mm: tuple[float, float, float], radius_mm: float) -> np.ndarray:
-    return np.asarray(np.linalg.norm(grid - np.array(centre_mm), axis=-1) <= radius_mm)
-
-
-GRID = np.stack(np.meshgrid(*[np.arange(0.0, 200.0, 4.0)] * 3, indexing="ij"), axis=-1)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 
 
-def test_two_balls_joined_by_a_bridge_are_two_lungs() -> None:
-    bridge = (np.abs(GRID[..., 1:] - 100.0) < 12.0).all(axis=-1) & (np.abs(GRID[..., 0] - 100.0) < 60.0)
-    lungs = ball(GRID, (50.0, 100.0, 90.0), 40.0) | ball(GRID, (150.0, 100.0, 110.0), 44.0) | bridge
-    sides = tell_sides(lungs, AFFINE)
-    assert sides is not None
-    assert sides.locate((10.0, 100.0, 90.0)) == Location("left", "middle")
-    assert sides.locate((95.0, 100.0, 60.0)) == Location("left", "lower")
-    assert sides.locate((110.0, 100.0, 150.0)) == Location("right", "upper")
-    assert sides.locate((120.0, 100.0, 190.0)) == Location("right", "upper")
-    assert sides.locate((120.0, 100.0, 20.0)) == Location("right", "lower")
+def _region(**cells: slice) -> SearchRegion:
+    """Columns of lung along k, 20 cells wide."""
+    parts = np.full((50, 50, 50), Part.BODY, dtype=np.uint8)
+    for (side, height), start in zip(cells.items(), (2, 28), strict=False):
+        parts[start : start + 20, 10:40, height] = {"left": Part.LEFT_LUNG, "right": Part.RIGHT_LUNG}[side]
+    return SearchRegion("lungs", np.zeros(parts.shape, np.float32), parts, AFFINE)
 
 
-@pytest.mark.parametrize(
-    "lungs",
-    [
-        np.zeros(GRID.shape[:3], dtype=bool),
-        ball(GRID, (50.0, 100.0, 90.0), 40.0),
-        ball(GRID, (50.0, 100.0, 50.0), 40.0) | ball(GRID, (60.0, 100.0, 150.0), 40.0),  # one above the other
-        ball(GRID, (50.0, 100.0, 90.0), 40.0) | ball(GRID, (150.0, 100.0, 110.0), 14.0),  # no second lung
-        np.ones(GRID.shape[:3], dtype=bool),
-    ],
-    ids=["none", "one", "one above the other", "one and a bubble", "everything"],
-)
-def test_where_no_two_lungs_lie_side_by_side_nothing_is_said(lungs: np.ndarray) -> None:
-    assert tell_sides(lungs, AFFINE) is None
+def test_thirds_are_those_of_the_lung_itself() -> None:
+    region = _region(left=slice(0, 30), right=slice(20, 50))
+    places: dict[Point, Location] = {
+        (10.0, 100.0, 90.0): Location("left", "upper"),
+        (90.0, 100.0, 60.0): Location("left", "middle"),
+        (110.0, 100.0, 90.0): Location("right", "lower"),
+        (120.0, 100.0, 190.0): Location("right", "upper"),
+        (180.0, 100.0, 1.0): Location("right", "lower"),  # below it
+    }
+    assert locate(list(places), region) == list(places.values())
 
 
-def test_without_lungs_there_is_no_place() -> None:
-    cube = np.full((80, 80, 80), -850, dtype=np.int16)
-    assert located(meta(cube, np.eye(4)), (40.0, 40.0, 40.0)) == [None]
+def test_one_lung_alone_has_all_nodules() -> None:
+    assert locate([(190.0, 100.0, 100.0)], _region(left=slice(0, 50))) == [Location("left", "middle")]
+
+
+def test_without_outlined_lungs_there_is_no_place() -> None:
+    cut_out = dataclasses.replace(_region(left=slice(0, 50)), kind="cut-out")
+    assert locate([(40.0, 40.0, 40.0)], cut_out) == [None]
+    assert locate([(40.0, 40.0, 40.0)], _region()) == [None]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real scan is not at {REAL}")

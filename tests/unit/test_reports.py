@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import SettingError
-from scripts.findings import Detection, Location, LungRegion, Measurement, Nodule, ScanResult
+from scripts.findings import Detection, Location, Measurement, Nodule, ScanResult, SearchRegion
 from scripts.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.reports import (
     Fingerprint,
@@ -40,10 +40,11 @@ from scripts.reports import (
     summary_table,
 )
 from scripts.reports.html import shown_probability, shown_seconds
-from scripts.reports.overview import overview
-from scripts.reports.page import AxialSlices, pictures_per_view, summary_sentence, weaker_candidates
+from scripts.reports.overview import lungs_picture, overview
+from scripts.reports.page import AxialSlices, lung_doubts, pictures_per_view, summary_sentence, weaker_candidates
 from scripts.reports.pictures import AXIAL, CORONAL, Picture, Stack, Window, close_ups
 from scripts.reports.tables import SCHEMA_VERSION, scan_record, source_name
+from scripts.transforms.lung_search import Part
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
 
@@ -94,7 +95,6 @@ def make_result(
         nodules=tuple(nodules),
         candidates=(*(nodule.detection for nodule in nodules), Detection((1.0, 2.0, 3.0), 4.0, 0.0123456789)),
         outside_lungs=2,
-        lungs_found=True,
         facts={"Modality": "CT"},
         notes=("Slices are thick.",),
         model={"name": "compact", "version": "0.1.0"},
@@ -166,7 +166,13 @@ class TestNodulesJson:
             "spacing_mm": [0.8, 0.9, 2.0],
             "affine_ras": AFFINE_RAS.tolist(),
         }
-        assert record["search"] == {"lungs_found": True, "candidates_outside_lungs": 2, "candidates": 3}
+        assert record["search"] == {
+            "region": None,
+            "lungs_found": False,
+            "lung_volume_l": None,
+            "candidates_outside_lungs": 2,
+            "candidates": 3,
+        }
         assert record["schema_version"] == SCHEMA_VERSION
         assert record["candidates"] == [
             {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
@@ -198,7 +204,7 @@ class TestNodulesJson:
             make_result(),
             without_nodules(make_result()),
             make_result((((8.0, -5.0, 1.9), 0.01),)),  # no voxel in the outline
-            dataclasses.replace(make_result(), lungs_found=False, notes=(), facts={}, model={}, settings={}),
+            dataclasses.replace(make_result(), notes=(), facts={}, model={}, settings={}),
         ],
         ids=["nodules", "none", "unmeasured", "bare"],
     )
@@ -515,7 +521,7 @@ class TestPictures:
     ) -> None:
         result = make_result(affine_ras=affine_ras)
         if lungs:
-            result = dataclasses.replace(result, lungs=lung_box(result, (6, 6, 6), (64, 54, 34)))
+            result = dataclasses.replace(result, region=lung_box(result, (6, 6, 6), (64, 54, 34)))
         stored = stored_as(result, order, flips)
         for number in range(2):
             for stack, other in zip(
@@ -628,7 +634,7 @@ class TestOverview:
     def test_marks_lie_where_the_nodule_is(self, lungs: bool) -> None:
         result = self.ball()
         if lungs:
-            result = dataclasses.replace(result, lungs=lung_box(result, (10, 10, 10), (70, 70, 70)))
+            result = dataclasses.replace(result, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
         whole = overview(result)
         assert whole.picture.view is CORONAL
         assert whole.of_lungs is lungs
@@ -641,13 +647,13 @@ class TestOverview:
         result = self.ball()
         image_hu = result.image_hu.copy()
         image_hu[:, :8] = 1000  # a plate of bone before the lungs, as wide as the picture
-        result = dataclasses.replace(result, image_hu=image_hu, lungs=lung_box(result, (10, 10, 10), (70, 70, 70)))
+        result = dataclasses.replace(result, image_hu=image_hu, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
         columns_mm, _ = _bright_mm(overview(result).picture)
         assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
 
     def test_a_nodule_outside_the_lungs_is_on_the_picture(self) -> None:
         result = self.ball()
-        result = dataclasses.replace(result, lungs=lung_box(result, (55, 10, 10), (75, 60, 40)))
+        result = dataclasses.replace(result, region=lung_box(result, (55, 10, 10), (75, 60, 40)))
         whole = overview(result)
         x_mm, y_mm = whole.position_mm(self.BALL_MM)
         assert 6.5 <= x_mm <= whole.picture.width_mm - 6.5
@@ -659,14 +665,15 @@ class TestOverview:
         assert len(overview(self.ball()).picture.data_uri) < 60_000
 
 
-def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> LungRegion:
+def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:
     """Lungs that fill a box of voxels, on a grid twice as coarse as the scan's."""
     shape = np.array(result.image_hu.shape) // 2
     inside = np.zeros(shape, dtype=bool)
     inside[tuple(slice(a // 2, b // 2) for a, b in zip(low, high, strict=True))] = True
     to_scan = np.diag([2.0, 2.0, 2.0, 1.0])
     to_scan[:3, 3] = 0.5
-    return LungRegion(np.where(inside, np.float32(0), np.float32(3)), result.affine_ras @ to_scan)
+    parts = np.where(inside, np.uint8(Part.RIGHT_LUNG), np.uint8(Part.BODY))
+    return SearchRegion("lungs", np.where(inside, np.float32(0), np.float32(3)), parts, result.affine_ras @ to_scan)
 
 
 def _bright_mm(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
@@ -861,9 +868,35 @@ class TestPage:
     def test_many_findings_have_fewer_pictures_each(self, findings: int, pictures: int) -> None:
         assert pictures_per_view(findings) == pictures
 
-    def test_unfound_lungs_are_said(self) -> None:
-        words = _Page(HtmlReport().render(dataclasses.replace(make_result(), lungs_found=False))).words
-        assert "No closed lung was found" in words
+    @pytest.mark.parametrize(
+        ("kind", "words"), [("cut-out", "cut out of a chest"), ("body", "All that is inside the body was searched")]
+    )
+    def test_another_region_is_said(self, kind: str, words: str) -> None:
+        result = make_result()
+        region = dataclasses.replace(lung_box(result, (6, 6, 6), (64, 54, 34)), kind=kind)
+        assert words in _Page(HtmlReport().render(dataclasses.replace(result, region=region))).words
+
+    def test_lungs_are_drawn_and_measured(self) -> None:
+        result = make_result()
+        region = lung_box(result, (10, 10, 10), (60, 50, 30))  # 40 × 36 × 40 mm
+        page = _Page(HtmlReport().render(dataclasses.replace(result, region=region)))
+        assert "0.06 l right, 0.00 l left" in page.words
+        assert "which is unusual" in page.words
+        picture = lungs_picture(dataclasses.replace(result, region=region), Window(-600.0, 1500.0))
+        assert picture is not None
+        left, top, right, bottom = _outline_box(picture.outline)
+        assert [right - left, bottom - top] == pytest.approx([40, 40], abs=1.5)
+        assert scan_record(dataclasses.replace(result, region=region))["search"]["lung_volume_l"] == {
+            "left": 0.0,
+            "right": 0.058,
+        }
+
+    def test_lungs_that_the_scan_cuts_are_said(self) -> None:
+        result = make_result()
+        whole = lung_box(result, (4, 4, 6), (66, 56, 30))
+        cut = lung_box(result, (4, 4, 0), (66, 56, 30))
+        assert not any("cut" in doubt for doubt in lung_doubts(whole))
+        assert [doubt for doubt in lung_doubts(cut) if "The lungs are cut at the bottom" in doubt]
 
     def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
         text = HtmlReport(weaker_findings=0).render(make_result((((8.0, -5.0, 1.9), 0.01),)))

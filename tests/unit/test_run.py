@@ -137,7 +137,9 @@ def _searched(folder: Path) -> dict[str, Any]:
     write_series(folder, image, affine_lps)
     (item,) = find_scans(folder)
     scan = LoadImage(reader=ScanReader(), ensure_channel_first=True, image_only=True, dtype=np.int16)(item["image"])
-    nothing = {"nodules": [], "candidates": [], "outside_lungs": 0, "lungs_found": False}
+    cells = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4, dtype=torch.float64))
+    where = {"region": "body", "lung_distance_mm": cells, "lung_parts": cells.to(torch.uint8)}
+    nothing = {"nodules": [], "candidates": [], "outside_lungs": 0, **where}
     return item | nothing | {"scan": scan, "mask": np.zeros(image.shape, np.uint16)}
 
 

@@ -1,0 +1,93 @@
+"""What a transform is, as text: its parameters, its weights, and the code that runs.
+
+Two transforms of the same text give the same arrays, so a cache whose entries are named by it can hold no old ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Mapping, Set
+from types import ModuleType
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from torch import nn
+
+PACKAGE = __name__.split(".")[0]
+
+
+def fingerprint(transform: Any) -> str:
+    """Hash of a transform: 64 hexadecimal digits."""
+    modules: set[str] = set()
+    described = _described(transform, modules, ())
+    code = sorted((name, _source_digest(name)) for module in modules for name in _imported(module))
+    return _digest(repr([monai.__version__, described, sorted(set(code))]).encode())
+
+
+def _described(value: Any, modules: set[str], parents: tuple[int, ...]) -> Any:
+    """A value as nested tuples and strings; the modules of its classes and functions join ``modules``."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | np.dtype | torch.dtype | torch.device):
+        return repr(value)
+    if id(value) in parents:
+        return "…"
+    parents = (*parents, id(value))
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
+        return str(array.dtype), array.shape, _digest(array.tobytes())
+    if isinstance(value, Mapping):
+        return tuple((str(key), _described(value[key], modules, parents)) for key in sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return tuple(_described(one, modules, parents) for one in value)
+    if isinstance(value, Set):
+        return tuple(sorted(repr(one) for one in value))
+    named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
+    modules.add(str(named.__module__))
+    name = f"{named.__module__}.{named.__qualname__}"
+    if isinstance(value, nn.Module):
+        return name, repr(value), _described(value.state_dict(), modules, parents)
+    if named is value or isinstance(value, np.random.RandomState):
+        return name
+    return name, _described(getattr(value, "__dict__", {}), modules, parents)
+
+
+@functools.cache
+def _imported(module: str) -> frozenset[str]:
+    """A module of this package and all modules of it that it imports, also by way of others; none of other packages."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name.split(".")[0] != PACKAGE or name not in sys.modules:
+            continue
+        seen.add(name)
+        waiting += _imports_of(sys.modules[name])
+    return frozenset(seen)
+
+
+def _imports_of(module: ModuleType) -> list[str]:
+    """Modules that a module names in its import statements."""
+    names = []
+    for node in ast.walk(ast.parse(inspect.getsource(module) or "")):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = str(module.__package__).split(".")
+            start = ".".join(base[: len(base) - node.level + 1]) if node.level else ""
+            whole = ".".join(part for part in (start, node.module or "") if part)
+            names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+    return names
+
+
+@functools.cache
+def _source_digest(module: str) -> str:
+    return _digest(inspect.getsource(sys.modules[module]).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,158 @@
+"""The command ``lungs``: the lung search at points that were read by eye, and a contact sheet of its outlines."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from ..geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
+from ..reader import read_scan
+from ..reports.files import writable_folder
+from ..transforms.lung_search import BUNDLE_ROOT, LungSearch, Part, coarse_scan
+from ..transforms.lungs import Lungs, find_lungs
+from .tables import write_table
+
+logger = logging.getLogger(__name__)
+
+KEPT_MM = 10.0  # candidates farther from the lungs are dropped
+SHOWN_HU = (-1100.0, 300.0)
+OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place whose kind was read by eye."""
+
+    centre_lps_mm: tuple[float, float, float]
+    kind: str
+    remark: str
+
+
+def lungs(
+    *,
+    scan_dir: str,
+    output_dir: str,
+    points: str = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv"),
+    checkpoint: str = "",
+    only: str = "",
+) -> None:
+    """Score the lung search at read points, and draw what it finds.
+
+    Args:
+        scan_dir: searched for the scans that the points name: ``NAME.nii.gz`` or a DICOM folder ``NAME``.
+        output_dir: gets points.csv (each point, and what was said of it), score.csv and lungs.png.
+        points: CSV with name, x_lps_mm, y_lps_mm, z_lps_mm, kind, remark.
+        checkpoint: weights of the lung network; default the released ones.
+        only: beginnings of names, separated by commas; default all.
+
+    Raises:
+        UserError: a scan is missing, or a file cannot be written.
+    """
+    folder, wanted = writable_folder(output_dir), _read_points(points)
+    search = LungSearch(checkpoint) if checkpoint else LungSearch()
+    rows, found = [], {}
+    for name in sorted(wanted):
+        if only and not name.startswith(tuple(only.split(","))):
+            continue
+        image_hu, affine_ras = _in_ras_order(_path(scan_dir, name))
+        start = time.perf_counter()
+        found[name] = find_lungs(image_hu, affine_ras, search, source=name)
+        logger.info("%s: %.2f s for %.0f Mvoxel", name, time.perf_counter() - start, image_hu.size / 1e6)
+        rows += [(name, *p.centre_lps_mm, p.kind, p.remark, *_verdict(found[name], p)) for p in wanted[name]]
+        _draw(folder / f"{name}.png", name, found[name], coarse_scan(image_hu, affine_ras).hu)
+    write_table(
+        folder / "points.csv",
+        ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark", "part", "distance_mm", "right"),
+        rows,
+    )
+    total, right = Counter(row[4] for row in rows), Counter(row[4] for row in rows if row[-1])
+    write_table(
+        folder / "score.csv", ("kind", "right", "points"), [(kind, right[kind], total[kind]) for kind in sorted(total)]
+    )
+    logger.info("%s", ", ".join(f"{kind} {right[kind]}/{total[kind]}" for kind in sorted(total)))
+
+
+def is_right(kind: str, part: int, distance_mm: float) -> bool:
+    """Whether what is said of a point fits its kind.
+
+    Lung, lesions and consolidation must be searched; soft tissue may be searched near a lung, but is no lung; bowel and
+    what is outside the body must not be searched; of airways any answer but a lung's is right.
+    """
+    if kind in ("lung", "lesion_in_lung", "consolidation"):
+        return distance_mm <= KEPT_MM
+    if kind in ("bowel", "outside"):
+        return distance_mm > KEPT_MM
+    return part not in (Part.LEFT_LUNG, Part.RIGHT_LUNG)
+
+
+def _verdict(lungs: Lungs, point: Point) -> tuple[str, float, int]:
+    cell = np.rint(apply_affine(np.linalg.inv(lungs.affine_ras), swap_lps_ras(np.array(point.centre_lps_mm)))).astype(
+        int
+    )
+    i, j, k = np.clip(cell, 0, np.array(lungs.parts.shape) - 1).tolist()
+    part, distance_mm = int(lungs.parts[i, j, k]), float(lungs.distance_mm[i, j, k])
+    return Part(part).name.lower(), round(distance_mm, 1), int(is_right(point.kind, part, distance_mm))
+
+
+def _read_points(path: str) -> dict[str, list[Point]]:
+    wanted: dict[str, list[Point]] = {}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            centre = (float(row["x_lps_mm"]), float(row["y_lps_mm"]), float(row["z_lps_mm"]))
+            wanted.setdefault(row["name"], []).append(Point(centre, row["kind"], row["remark"]))
+    return wanted
+
+
+def _path(scan_dir: str, name: str) -> str:
+    for path in sorted(
+        [*Path(scan_dir).rglob(f"{name}.nii.gz"), *Path(scan_dir).rglob(name)], key=lambda p: len(p.parts)
+    ):
+        if path.is_dir() or "mask" not in path.parent.name:
+            return str(path)
+    raise UserError(f"scan_dir {scan_dir}: expected {name}.nii.gz or a folder {name} in it, got neither")
+
+
+def _in_ras_order(path: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    volume = read_scan(path)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
+    return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
+
+
+def _draw(path: Path, name: str, lungs: Lungs, hu: npt.NDArray[np.float32]) -> None:
+    """Four coronal and four axial planes with the outlines of lungs, airway and body."""
+    figure = Figure(figsize=(16, 8), facecolor="#12161c", layout="constrained")
+    cell_mm = spacing_mm(lungs.affine_ras)
+    for n, (axis, at) in enumerate(_planes(lungs)):
+        axes = figure.add_subplot(2, 4, n + 1)
+        plane = (slice(None),) * axis + (at,)
+        aspect = cell_mm[2] / cell_mm[0] if axis == 1 else cell_mm[1] / cell_mm[0]
+        axes.imshow(hu[plane].T, origin="lower", aspect=aspect, cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1])
+        parts = lungs.parts[plane].T
+        shown = {"body": parts > 0, "airway": parts == Part.AIRWAY, "lung": (parts == 2) | (parts == 3)}
+        for part, mask in shown.items():
+            if mask.any() and not mask.all():
+                axes.contour(mask, [0.5], colors=OUTLINES[part], linewidths=1.0)
+        axes.axis("off")
+    litres = [float((lungs.parts == side).sum() * np.prod(cell_mm) / 1e6) for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG)]
+    figure.suptitle(f"{name}: right {litres[0]:.2f} l, left {litres[1]:.2f} l, {lungs.region}", color="#e8ecf1")
+    figure.savefig(path, dpi=60)
+
+
+def _planes(lungs: Lungs) -> Iterator[tuple[int, int]]:
+    where = np.argwhere((lungs.parts == 2) | (lungs.parts == 3))
+    where = where if len(where) else np.argwhere(np.ones_like(lungs.parts))
+    for axis in (1, 2):
+        low, high = where[:, axis].min(), where[:, axis].max()
+        for share in (0.15, 0.4, 0.6, 0.85):
+            yield axis, int(low + share * (high - low))
