@@ -126,12 +126,16 @@ class Frame:
             return coarse
         out = coarse
         for axis in range(3):
-            source = np.moveaxis(out, axis, 0)
-            fine = np.empty((2 * source.shape[0] - 1, *source.shape[1:]), dtype=np.float32)
-            fine[::2] = source
-            fine[1::2] = (source[:-1] + source[1:]) * np.float32(0.5)
-            out = np.moveaxis(fine, 0, axis)
-        return np.ascontiguousarray(out)
+            before, after, even, odd = ((slice(None),) * axis + (s,) for s in _HALVES)
+            fine = np.empty([2 * n - 1 if a == axis else n for a, n in enumerate(out.shape)], dtype=np.float32)
+            fine[even] = out
+            np.add(out[before], out[after], out=fine[odd])
+            fine[odd] *= np.float32(0.5)
+            out = fine
+        return out
+
+
+_HALVES = (slice(None, -1), slice(1, None), slice(None, None, 2), slice(1, None, 2))
 
 
 def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -> Box | None:

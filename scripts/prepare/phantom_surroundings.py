@@ -118,7 +118,7 @@ def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generat
     for layer in range(int(rng.integers(1, 3))):
         knots = (11.0 * unit, 11.0 * unit, 40.0 * unit)
         folds = np.abs(smooth_noise(rng, frame.coarse_shape, knots)) + 0.4 * smooth_noise(rng, frame.coarse_shape, knots)
-        lift = 3.5 + 4 * layer + rng.uniform(2.0, 5.5) * folds
+        lift = 3.5 + 4 * layer + rng.uniform(2.5, 7.0) * folds
         gap = np.abs(frame.upsample((skin - np.maximum(lift, 1.5)).astype(np.float32))) * size
         np.subtract(np.float32(rng.uniform(0.9, 1.2)), gap, out=gap)
         np.clip(gap, 0, 1, out=gap)
@@ -136,20 +136,15 @@ def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: flo
     return point
 
 
-def _add_electrode(frame: Frame, image: Field, skin: Field, angle_deg: float, z: float) -> None:
-    """A foam pad, the gel under it and the metal stud on it, into ``image`` in place."""
-    size = float(np.mean(frame.stretch))
-    foot = _on_skin(frame, skin, angle_deg, z, 0.0)
-    ahead = _on_skin(frame, skin, angle_deg, z, 8.0) - foot
-    normal = ahead / np.linalg.norm(ahead)
+def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None:
+    """A foam pad, the gel under it and the metal stud on it, on the skin around ``foot``, into ``image`` in place."""
     box = local_box(image.shape, foot - 20 * size, foot + 20 * size)
     if box is None:
         return
-    offset = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1) - foot
-    height = offset @ normal
-    radius = np.sqrt(np.maximum((offset**2).sum(axis=-1) - height**2, 0))
-    for reach, low, high, value in ((16, 0, 1.6, PAD_HU), (8, 0, 2.0, GEL_HU), (3.2, 1.5, 5.0, METAL_HU)):
-        disc = np.maximum(radius - reach * size, np.maximum(low * size - height, height - max(high * size, low + 1)))
+    x, y, z = np.ix_(*(np.arange(s.start, s.stop) - o for s, o in zip(box, foot, strict=True)))
+    radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
+    for reach, low, high, value in ((16.0, 0.0, 1.6, PAD_HU), (8.0, 0.0, 2.0, GEL_HU), (4.5, 1.5, 4.5, METAL_HU)):
+        disc = np.maximum(radius - reach * size, np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5)))
         blend(image[box], inside(disc.astype(np.float32)), value)
 
 
@@ -161,12 +156,15 @@ def _add_cable(frame: Frame, image: Field, skin: Field, points: Array) -> None:
         _stamp(image, voxels, np.full(len(voxels), radius * size), value)
 
 
-def _add_leads(frame: Frame, image: Field, skin: Field, rng: np.random.Generator) -> None:
-    """Two to four electrodes, whose cables leave the scan together, into ``image`` in place."""
+def _add_leads(frame: Frame, image: Field, skin: Field, depth: Field, rng: np.random.Generator) -> None:
+    """Two to four electrodes, whose cables leave the scan together, into ``image`` in place.
+
+    ``skin`` is the distance to it on the coarse grid in model mm, ``depth`` the same on the full grid in mm.
+    """
     out_deg, out_z = rng.uniform(-40, 40), rng.choice([LOW_Z - 10, HIGH_Z + 10])
     for index in rng.permutation(len(_ELECTRODES))[: rng.integers(2, 5)]:
         angle, z = _ELECTRODES[index] + rng.uniform(-6, 6, 2)
-        _add_electrode(frame, image, skin, angle, z)
+        _add_electrode(image, depth, _on_skin(frame, skin, angle, z, 0.0), float(np.mean(frame.stretch)))
         knots = np.linspace(0, 1, 6)
         wander = np.stack([rng.uniform(-9, 9, 6), np.zeros(6), rng.uniform(3, 11, 6)], axis=1)
         wander[0] = 0, 0, 5
@@ -205,5 +203,5 @@ def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Genera
     thickness = np.float32(rng.uniform(1.5, 3.0))
     blend(out, np.clip(0.5 - depth, 0, 1) * np.clip(thickness + 0.5 + depth, 0, 1), SKIN_HU)
     _add_clothes(wide, out, skin, rng)
-    _add_leads(wide, out, skin, rng)
+    _add_leads(wide, out, skin, depth, rng)
     return out, box
