@@ -108,12 +108,14 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     placed = place_nodules(rng, anatomy, vessels, count, affine_ras)
     paint_nodules(rng, image, placed, anatomy, affine_ras)
     lungs = np.where(anatomy.lung_mm < 0, np.where(anatomy.lobe <= 3, 1, 2), 0).astype(np.uint8)
-    del anatomy, vessels
+    del anatomy, vessels  # memory for what follows
     wide, box = surround(image, frame, patient, np.random.default_rng([seed, 3]))
-    affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
-    whole_lungs = np.zeros(wide.shape, dtype=np.uint8)
-    whole_lungs[box] = lungs
-    return Chest(wide, instance_mask(placed, affine_ras, wide.shape), whole_lungs, affine_ras, placed, box)
+    wide_affine_ras = affine_ras.copy()
+    wide_affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
+    wide_lungs = np.zeros(wide.shape, dtype=np.uint8)
+    wide_lungs[box] = lungs
+    mask = instance_mask(placed, wide_affine_ras, wide.shape)
+    return Chest(wide, mask, wide_lungs, wide_affine_ras, placed, box)
 
 
 def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) -> None:

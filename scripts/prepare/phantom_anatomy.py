@@ -457,17 +457,14 @@ def _shapes(frame: Frame, xyz: Field, patient: Patient) -> dict[str, Field]:
     return shapes
 
 
-def build_anatomy(
-    patient: Patient, frame: Frame, rng: np.random.Generator, extra: np.random.Generator
-) -> Anatomy:
+def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extra: np.random.Generator) -> Anatomy:
     """Render a patient's trunk on the frame's grid, without its skin; ``extra`` decides about stomach and bowel."""
     xyz = frame.model_coordinates()
     shapes = _shapes(frame, xyz, patient)
     size = np.float32(np.mean(frame.stretch))
-    tissue = frame.upsample(_soft_tissue(frame, xyz, patient, shapes, rng, extra))
-    body = frame.upsample(shapes["body"]) * size
+    tissue = _soft_tissue(frame, xyz, patient, shapes, rng, extra)
     image = np.full(frame.shape, AIR_HU, dtype=np.float32)
-    blend(image, inside(body), tissue)
+    blend(image, inside(frame.upsample(shapes["body"]) * size), frame.upsample(tissue))
     _add_bones(frame, image, shapes["bone"], frame.upsample(shapes["column"]), rng)
     lobe, fissure = _lobes(xyz)
     index = tuple(np.arange(n) // frame.step for n in frame.shape)

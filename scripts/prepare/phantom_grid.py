@@ -46,9 +46,7 @@ def along_axes(matrices: Sequence[Field], field: Field) -> Field:
     return np.ascontiguousarray(out)
 
 
-def smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], knot_spacing: float | tuple[float, ...]
-) -> Field:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], knot_spacing: float | tuple[float, ...]) -> Field:
     """Band-limited Gaussian noise of unit variance (in the mean), features about ``2 * knot_spacing`` samples wide.
 
     ``knot_spacing`` is one number, or one for each axis.

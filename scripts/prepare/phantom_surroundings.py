@@ -35,6 +35,7 @@ ARMS_DOWN_SHARE = 0.2  # of the patients; the others hold their arms over the he
 _MARGIN_MM = {"up": 22.0, "down": 46.0}  # added on the left and right
 _BACK_MM, _FRONT_MM = 24.0, 22.0  # added behind and in front
 SKIN_HU, CLOTH_HU, GEL_HU, PAD_HU, METAL_HU, CABLE_HU = 20.0, -640.0, 120.0, -250.0, 3000.0, 60.0
+_FREE_BELOW_HU = -965.0  # emptier than the mattress
 
 # Flesh and bone of the right shoulder and arm, by posture.
 _FLESH: dict[str, list[Tube]] = {
@@ -43,7 +44,9 @@ _FLESH: dict[str, list[Tube]] = {
 }
 _HUMERUS: dict[str, list[Tube]] = {
     "up": [[(146, -10, 256, 21), (151, -6, 268, 19), (156, -1, 290, 12.5), (166, 8, 335, 11)]],
-    "down": [[(148, -10, 248, 21), (155, -12, 236, 19), (166, -14, 206, 12.5), (182, -16, 120, 11), (184, -14, -60, 11)]],
+    "down": [
+        [(148, -10, 248, 21), (155, -12, 236, 19), (166, -14, 206, 12.5), (182, -16, 120, 11), (184, -14, -60, 11)]
+    ],
 }
 # The couch, from the top: thickness in mm and HU of cover, mattress, shell, foam core, shell.
 _COUCH = ((1.0, -780.0), (17.0, -955.0), (2.2, 250.0), (24.0, -890.0), (2.5, 250.0))
@@ -112,16 +115,19 @@ def _stamp(image: Field, voxels: Array, radii: Array, value: float) -> None:
 
 
 def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generator) -> None:
-    """One or two thin sheets, which hang in folds along the body with air under them, into ``image`` in place."""
+    """One or two thin sheets, which hang in folds along the body with air under them, into free air in ``image``."""
     size = np.float32(np.mean(frame.stretch))
     unit = float(size) / frame.step  # coarse samples per model mm
     for layer in range(int(rng.integers(1, 3))):
         knots = (11.0 * unit, 11.0 * unit, 40.0 * unit)
-        folds = np.abs(smooth_noise(rng, frame.coarse_shape, knots)) + 0.4 * smooth_noise(rng, frame.coarse_shape, knots)
+        folds = np.abs(smooth_noise(rng, frame.coarse_shape, knots)) + 0.4 * smooth_noise(
+            rng, frame.coarse_shape, knots
+        )
         lift = 3.5 + 4 * layer + rng.uniform(2.5, 7.0) * folds
         gap = np.abs(frame.upsample((skin - np.maximum(lift, 1.5)).astype(np.float32))) * size
         np.subtract(np.float32(rng.uniform(0.9, 1.2)), gap, out=gap)
         np.clip(gap, 0, 1, out=gap)
+        gap[image > _FREE_BELOW_HU] = 0  # cloth lies on the couch and the electrodes, not in them
         image += gap * np.maximum(np.float32(CLOTH_HU) - image, 0)
 
 
@@ -144,7 +150,9 @@ def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None
     x, y, z = np.ix_(*(np.arange(s.start, s.stop) - o for s, o in zip(box, foot, strict=True)))
     radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
     for reach, low, high, value in ((16.0, 0.0, 1.6, PAD_HU), (8.0, 0.0, 2.0, GEL_HU), (4.5, 1.5, 4.5, METAL_HU)):
-        disc = np.maximum(radius - reach * size, np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5)))
+        disc = np.maximum(
+            radius - reach * size, np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5))
+        )
         blend(image[box], inside(disc.astype(np.float32)), value)
 
 
@@ -202,6 +210,6 @@ def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Genera
     out[box] = image + outside * (out[box] - image)  # where nothing is outside, the very same values
     thickness = np.float32(rng.uniform(1.5, 3.0))
     blend(out, np.clip(0.5 - depth, 0, 1) * np.clip(thickness + 0.5 + depth, 0, 1), SKIN_HU)
-    _add_clothes(wide, out, skin, rng)
     _add_leads(wide, out, skin, depth, rng)
+    _add_clothes(wide, out, skin, rng)
     return out, box
