@@ -119,12 +119,11 @@ def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generat
     size = np.float32(np.mean(frame.stretch))
     unit = float(size) / frame.step  # coarse samples per model mm
     for layer in range(int(rng.integers(1, 3))):
-        knots = (11.0 * unit, 11.0 * unit, 40.0 * unit)
-        folds = np.abs(smooth_noise(rng, frame.coarse_shape, knots)) + 0.4 * smooth_noise(
-            rng, frame.coarse_shape, knots
+        folds, slack = (
+            np.abs(smooth_noise(rng, frame.coarse_shape, (width * unit, width * unit, 45 * unit))) for width in (14, 32)
         )
-        lift = 3.5 + 4 * layer + rng.uniform(2.5, 7.0) * folds
-        gap = np.abs(frame.upsample((skin - np.maximum(lift, 1.5)).astype(np.float32))) * size
+        lift = 3.0 + 4 * layer + rng.uniform(3.0, 8.0) * folds * (0.25 + slack)
+        gap = np.abs(frame.upsample((skin - lift).astype(np.float32))) * size
         np.subtract(np.float32(rng.uniform(0.9, 1.2)), gap, out=gap)
         np.clip(gap, 0, 1, out=gap)
         gap[image > _FREE_BELOW_HU] = 0  # cloth lies on the couch and the electrodes, not in them
