@@ -14,8 +14,9 @@ from scipy import fft, ndimage
 
 from ..geometry import apply_affine, spacing_mm
 from .phantom_anatomy import Anatomy, add_airway_tubes, build_anatomy, draw_patient, make_frame
-from .phantom_grid import Array, Field, Frame, along_axes, blend, inside, smooth_noise
+from .phantom_grid import Array, Box, Field, Frame, along_axes, blend, inside, smooth_noise
 from .phantom_nodules import PhantomNodule, draw_count, instance_mask, paint_nodules, place_nodules
+from .phantom_surroundings import surround
 from .phantom_trees import Tree, accompany, bent_segments, draw_segments, grow_tree
 
 MAX_NODULES = 8
@@ -40,11 +41,12 @@ class Chest:
     """A synthetic chest before it is scanned: no noise, 1 mm voxels, RAS axes.
 
     Attributes:
-        image_hu: ``[I, J, K]`` float32.
+        image_hu: ``[I, J, K]`` float32, clothes and couch included.
         mask: ``[I, J, K]`` uint8, instance labels 1 … N of the nodules, 0 elsewhere.
         lungs: ``[I, J, K]`` uint8, 1 right lung, 2 left lung, vessels and nodules included.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
         nodules: in the order of their labels; may be empty.
+        trunk_box: the voxels of the grid that the trunk alone takes; what surrounds it lies outside and inside.
     """
 
     image_hu: npt.NDArray[np.float32] = field(repr=False)
@@ -52,6 +54,7 @@ class Chest:
     lungs: npt.NDArray[np.uint8] = field(repr=False)
     affine_ras: Array
     nodules: tuple[PhantomNodule, ...]
+    trunk_box: Box
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     frame = make_frame(patient, rng)
     affine_ras = np.eye(4)
     affine_ras[:3, 3] = frame.origin * frame.stretch + np.round(rng.uniform((-15, -15, -320), (15, 15, -20)), 1)
-    anatomy = build_anatomy(patient, frame, rng)
+    anatomy = build_anatomy(patient, frame, rng, np.random.default_rng([seed, 2]))
     image = anatomy.image_hu
     _add_parenchyma(frame, anatomy, rng)
     vessels = _fill_lungs(frame, anatomy, patient.blood_hu, rng)
@@ -105,7 +108,14 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     placed = place_nodules(rng, anatomy, vessels, count, affine_ras)
     paint_nodules(rng, image, placed, anatomy, affine_ras)
     lungs = np.where(anatomy.lung_mm < 0, np.where(anatomy.lobe <= 3, 1, 2), 0).astype(np.uint8)
-    return Chest(image, instance_mask(placed, affine_ras, image.shape), lungs, affine_ras, placed)
+    del anatomy, vessels  # memory for what follows
+    wide, box = surround(image, frame, patient, np.random.default_rng([seed, 3]))
+    wide_affine_ras = affine_ras.copy()
+    wide_affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
+    wide_lungs = np.zeros(wide.shape, dtype=np.uint8)
+    wide_lungs[box] = lungs
+    mask = instance_mask(placed, wide_affine_ras, wide.shape)
+    return Chest(wide, mask, wide_lungs, wide_affine_ras, placed, box)
 
 
 def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) -> None:
@@ -131,9 +141,9 @@ def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator, spacing: flo
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     points = points + rng.uniform(-0.48, 0.48, points.shape) * spacing
     index = tuple(np.clip(np.rint(points).astype(int), 0, shape - 1).T)
-    keep = (anatomy.lobe[index] == lobe) & (anatomy.lung_mm[index] < -LEAF_DEPTH_MM)
+    keep = (anatomy.lobe[index] == lobe) & (anatomy.room_mm[index] < -LEAF_DEPTH_MM)
     keep &= anatomy.fissure_mm[index] > LEAF_DEPTH_MM
-    keep &= (anatomy.lung_mm[index] > -CENTRAL_MM) | (rng.random(len(points)) < CENTRAL_SHARE)
+    keep &= (anatomy.room_mm[index] > -CENTRAL_MM) | (rng.random(len(points)) < CENTRAL_SHARE)
     return points[keep]
 
 
@@ -176,8 +186,12 @@ def _fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.
     return np.concatenate([starts, radii[:, :1]], axis=1)
 
 
-def draw_scan_affine(rng: np.random.Generator, chest: Chest, style: str) -> tuple[Array, tuple[int, int, int]]:
-    """Draw the grid of a scan that covers the chest.
+def draw_scan_affine(
+    rng: np.random.Generator, chest: Chest, style: str
+) -> tuple[Array, tuple[int, int, int], list[tuple[int, int]]]:
+    """Draw the grid of a scan that covers the chest and nearly all that surrounds it.
+
+    The grid is drawn around the trunk and then grows on all sides by whole voxels.
 
     Args:
         rng: source of spacing and direction.
@@ -186,10 +200,11 @@ def draw_scan_affine(rng: np.random.Generator, chest: Chest, style: str) -> tupl
             permuted and flipped, sometimes oblique: research formats).
 
     Returns:
-        ``[4, 4]`` voxel-to-RAS affine and the grid's shape.
+        ``[4, 4]`` voxel-to-RAS affine, the grid's shape, and by how many voxels it grew before and after each axis.
     """
     in_plane, slices = float(rng.uniform(0.6, 0.95)), float(rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5]))
-    extent = np.array(chest.image_hu.shape) - 1.0
+    start = np.array([s.start for s in chest.trunk_box], dtype=float)
+    extent = np.array([s.stop for s in chest.trunk_box]) - start - 1
     slices = max(slices, float(np.prod(extent)) / (in_plane**2 * _MAX_VOXELS))
     spacing = np.array([in_plane, in_plane, slices])
     oblique = rng.random() < 0.25
@@ -198,15 +213,18 @@ def draw_scan_affine(rng: np.random.Generator, chest: Chest, style: str) -> tupl
     angles = rng.uniform(-1, 1, 3) * np.deg2rad(4.0 if style == "axial" else 10.0) * oblique
     matrix = _rotation(angles) @ np.diag(signs)[:, order] * spacing[order]
     shape = np.ceil((extent / spacing)[order]).astype(int) + 1
-    middle = apply_affine(chest.affine_ras, extent / 2)
+    middle = apply_affine(chest.affine_ras, start + extent / 2)
+    room = np.stack([start, np.array(chest.image_hu.shape) - 1 - start - extent])  # mm on either side
+    ahead = matrix[order, np.arange(3)] > 0
+    grown = (np.where(ahead, room[:, order], room[::-1, order]) / spacing[order]).astype(int)
     affine = np.eye(4)
     affine[:3, :3] = matrix
-    affine[:3, 3] = middle - matrix @ ((shape - 1) / 2)
-    i, j, k = shape.tolist()
-    return affine, (i, j, k)
+    affine[:3, 3] = middle - matrix @ ((shape - 1) / 2 + grown[0])
+    i, j, k = (shape + grown.sum(axis=0)).tolist()
+    return affine, (i, j, k), [(int(a), int(b)) for a, b in grown.T]
 
 
-_MAX_VOXELS = 3.2e7  # keeps one scan within 64 MB and some seconds
+_MAX_VOXELS = 3.2e7  # around the trunk; keeps one scan within 100 MB and some seconds
 
 
 def _rotation(angles: Array) -> Array:
@@ -293,14 +311,15 @@ def scan_chest(chest: Chest, seed: int, *, style: str = "axial") -> Scan:
     if style not in ("axial", "any"):
         raise ValueError(f'style must be "axial" or "any", got {style!r}')
     rng = np.random.default_rng([seed, 1])
-    affine_ras, shape = draw_scan_affine(rng, chest, style)
+    affine_ras, shape, grown = draw_scan_affine(rng, chest, style)
     sharpness = float(rng.uniform(0, 1))
     slice_axis = int(np.abs(affine_ras[2, :3] / spacing_mm(affine_ras)).argmax())
     thickness = float(spacing_mm(affine_ras)[slice_axis] * rng.choice([1.0, 1.25]))
     blur_mm = np.array([0.62 - 0.22 * sharpness, 0.62 - 0.22 * sharpness, max(thickness / 2.6, 0.3)])
     image = _resample(chest, affine_ras, shape, blur_mm, 0.35 * max(sharpness - 0.5, 0))
     strength = rng.uniform(8, 16) * (1 + 1.6 * sharpness) / np.sqrt(max(thickness, 0.8))
-    noise = _noise(rng, shape, sharpness, slice_axis)
+    trunk_shape = tuple(n - a - b for n, (a, b) in zip(shape, grown, strict=True))
+    noise = np.pad(_noise(rng, trunk_shape, sharpness, slice_axis), grown, mode="wrap")  # it is periodic in the plane
     image += np.float32(strength) * np.clip(1 + image / 2500, 0.55, 1.2) * noise
     hu = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
     kernel = f"B{20 + 10 * round(6 * sharpness)}"

@@ -13,12 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from .phantom_abdomen import fill_abdomen
 from .phantom_grid import (
+    AIR_HU,
     FAR_MM,
+    FAT_HU,
+    MUSCLE_HU,
     Array,
     Field,
     Frame,
+    Tube,
     blend,
+    coarse_tubes,
+    ellipsoid,
     inside,
     local_box,
     smooth_max,
@@ -28,8 +35,7 @@ from .phantom_grid import (
     stamp_tube,
 )
 
-AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU = -1000.0, -105.0, 55.0, 0.0
-LIVER_HU, SPLEEN_HU, CARTILAGE_HU, DISC_HU = 58.0, 48.0, 125.0, 85.0
+CARTILAGE_HU, DISC_HU = 125.0, 85.0
 CORTEX_HU, MARROW_HU, ENDPLATE_HU = 780.0, 190.0, 480.0
 LOW_Z, HIGH_Z = -28.0, 284.0  # model mm covered: from the upper abdomen to just above the apices
 APEX_Z = 265.0
@@ -44,7 +50,6 @@ _BODY_HALF_WIDTH = (134.0, 138.0, 141.0, 141.0, 141.0, 144.0, 146.0, 143.0, 136.
 _CAGE_POWER, _BODY_POWER = 2.2, 2.5  # superellipse exponents of the axial contours
 _VERTEBRA_PITCH, _TOP_VERTEBRA_Z = 23.0, 263.0  # T1 at the top; its rib is the first
 
-Tube = list[tuple[float, float, float, float]]
 # Tubes of the mediastinum: points (x, y, z) and radius, model mm.
 _AORTA: Tube = [(-4, 14, 118, 15), (4, 18, 140, 16), (13, 16, 165, 16), (9, 8, 186, 15), (-4, -8, 195, 14),
           (-17, -26, 190, 13), (-25, -41, 172, 12.5), (-27, -46, 140, 12), (-25, -46, 90, 11.5), (-17, -42, 40, 11),
@@ -94,6 +99,8 @@ _CHAMBERS: list[Ellipsoid] = [
     ((-36, 22, 82), (23, 20, 25)),
     ((-2, -17, 114), (30, 14, 18)),
 ]
+_HEART_FAT: list[Ellipsoid] = [((34, 52, 60), (26, 26, 16)), ((-66, 50, 56), (24, 24, 14))]
+_FAT_FILLET_MM = 44.0  # the fat rounds the angle between heart and diaphragm over this length
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,15 @@ class Anatomy:
     Attributes:
         image_hu: ``[I, J, K]``; the lungs still hold soft tissue only (they are filled later).
         lung_mm: distance to the lungs' surface, mm, negative inside.
+        room_mm: the same to the surface of the part of the lungs in which vessels and nodules are placed: without the
+            angles beside the tip of the heart, which are narrow.
         lobe: 1 right upper, 2 middle, 3 right lower, 4 left upper, 5 left lower (uint8, meaningful in the lungs).
         fissure_mm: unsigned distance to the nearest fissure, mm.
     """
 
     image_hu: Field
     lung_mm: Field
+    room_mm: Field
     lobe: npt.NDArray[np.uint8]
     fissure_mm: Field
 
@@ -180,25 +190,8 @@ def _superellipse(x: Field, y: Field, half_width: Field, front: Field, back: Fie
     return (np.power(u**power + v**power, 1 / power) - 1) * np.minimum(half_width, half_depth)
 
 
-def _ellipsoid(xyz: Field, centre: tuple[float, ...], axes: tuple[float, ...], grow: float = 1) -> Field:
-    """Distance to an ellipsoid, model mm, computed on the coarse grid."""
-    q = [(xyz[a] - centre[a]) / (axes[a] * grow) for a in range(3)]
-    radius = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
-    return np.clip((radius - 1) * min(axes) * grow, -FAR_MM, FAR_MM).astype(np.float32)
-
-
-def _coarse_tubes(frame: Frame, tubes: list[Tube], margin: float = 14.0) -> Field:
-    """Distance to tubes given in model mm, on the coarse grid, model mm; ``FAR_MM`` beyond ``margin``."""
-    unit = float(np.mean(frame.stretch)) / frame.step  # coarse samples per model mm
-    distance = np.full(frame.coarse_shape, FAR_MM * unit, dtype=np.float32)
-    for tube in tubes:
-        points = np.array(tube, dtype=np.float64)
-        stamp_tube(distance, frame.to_voxel(points[:, :3]) / frame.step, points[:, 3] * unit, margin=margin * unit)
-    return distance / np.float32(unit)
-
-
 def _heart(xyz: Field, patient: Patient, parts: list[Ellipsoid]) -> Field:
-    first, *others = (_ellipsoid(xyz, centre, axes, patient.spread) for centre, axes in parts)
+    first, *others = (ellipsoid(xyz, centre, axes, patient.spread) for centre, axes in parts)
     for part in others:
         first = smooth_min(first, part, 12.0)
     return first
@@ -255,9 +248,15 @@ def _mediastinum(xyz: Field, heart: Field, vessels: Field, airway: Field, column
     out = (np.abs(x - _middle(xyz)) - width).astype(np.float32)
     for part, skin, rounding in ((vessels, 2.0, 8.0), (airway, 2.0, 8.0), (heart, 3.5, 9.0), (column, 4.0, 10.0)):
         out = smooth_min(out, part - np.float32(skin), rounding)
-    for centre, axes in (((34, 52, 60), (26, 26, 16)), ((-66, 50, 56), (24, 24, 14))):  # fat beside the apex
-        out = smooth_min(out, _ellipsoid(xyz, centre, axes), 10.0)
     return out
+
+
+def _with_fat(xyz: Field, between: Field, angle: Field | None = None) -> Field:
+    """``between`` with the fat pads beside the tip of the heart, which fill ``angle`` (``None``: whole ellipsoids)."""
+    for centre, axes in _HEART_FAT:
+        pad = ellipsoid(xyz, centre, axes)
+        between = smooth_min(between, pad if angle is None else smooth_max(pad, angle, 8.0), 10.0)
+    return between
 
 
 def _muscle_mm(xyz: Field) -> Field:
@@ -273,8 +272,8 @@ def _muscle_mm(xyz: Field) -> Field:
     return (10 + pectoral + lateral + erector + trapezius + shoulder).astype(np.float32)
 
 
-def _body(frame: Frame, xyz: Field, patient: Patient) -> Field:
-    """Distance to the skin, model mm."""
+def trunk(frame: Frame, xyz: Field, patient: Patient) -> Field:
+    """Distance to the skin of the body without shoulders and arms, on the coarse grid, model mm."""
     x, y, z = xyz
     fat = np.float32(patient.fat_mm)
     front = _profile(_CAGE_FRONT, z) + 17 + 0.8 * fat + 16 * np.clip((z - 175) / 60, 0, 1).astype(np.float32)
@@ -283,32 +282,20 @@ def _body(frame: Frame, xyz: Field, patient: Patient) -> Field:
     if patient.breast > 0:
         for sign in (1.0, -1.0):
             axes = (58.0, 34.0 * patient.breast, 48.0)
-            out = smooth_min(out, _ellipsoid(xyz, (sign * 74, 74.0, 118.0), axes), 22.0)
+            out = smooth_min(out, ellipsoid(xyz, (sign * 74, 74.0, 118.0), axes), 22.0)
     groove = 6 * np.exp(-((x / 14) ** 2)) * (y < -60)
     return (out + groove).astype(np.float32)
 
 
-def _abdomen(frame: Frame, xyz: Field, tissue: Field, below: Field, rng: np.random.Generator) -> None:
-    """Liver, spleen, stomach (with its air) and fat below the diaphragm, into ``tissue`` in place."""
-    x, _y, _z = xyz
-    blend(tissue, inside(below, 2.0), FAT_HU + 15 * smooth_noise(rng, frame.coarse_shape, 8.0))
-    under = below + 4
-    liver = smooth_max(under, (-x - 18 + 0.4 * (_z - 40)).astype(np.float32), 12.0)
-    blend(tissue, inside(liver, 2.0), LIVER_HU + rng.uniform(-10, 30))
-    spleen = np.maximum(under, _ellipsoid(xyz, (-84, -42, 14), (32, 36, 40)))
-    blend(tissue, inside(spleen, 2.0), SPLEEN_HU)
-    stomach = np.maximum(under + 3, _ellipsoid(xyz, (-58, 26, 16), (38, 40, 40)))
-    blend(tissue, inside(stomach, 2.0), 45.0)
-    lumen = stomach + 4
-    blend(tissue, inside(lumen, 2.0), 15.0)
-    gas = np.maximum(lumen, (rng.uniform(20, 45) - xyz[1]).astype(np.float32))
-    blend(tissue, inside(gas, 2.0), -960.0)
-
-
 def _soft_tissue(
-    frame: Frame, xyz: Field, patient: Patient, shapes: dict[str, Field], rng: np.random.Generator
+    frame: Frame,
+    xyz: Field,
+    patient: Patient,
+    shapes: dict[str, Field],
+    rng: np.random.Generator,
+    extra: np.random.Generator,
 ) -> Field:
-    """HU of everything but bone, lung and airway, on the coarse grid."""
+    """HU of everything but bone, lung, airway and skin, on the coarse grid."""
     noise = smooth_noise(rng, frame.coarse_shape, 6.0)
     tissue = (FAT_HU + 8 * noise).astype(np.float32)
     streaks = np.clip(smooth_noise(rng, frame.coarse_shape, 4.0) - 1.1, 0, 1)
@@ -322,10 +309,10 @@ def _soft_tissue(
     if patient.breast > 0:
         gland = np.clip(smooth_noise(rng, frame.coarse_shape, 5.0) * 0.8 + 0.2, 0, 1)
         for sign in (1.0, -1.0):
-            part = _ellipsoid(xyz, (sign * 74, 86.0, 118.0), (38, 26 * patient.breast, 32))
+            part = ellipsoid(xyz, (sign * 74, 86.0, 118.0), (38, 26 * patient.breast, 32))
             blend(tissue, np.where(muscle > 3, inside(part, 8.0) * gland, 0), 35.0)
     blend(tissue, inside(shapes["cavity"] + 1.5, 2.0), FAT_HU + 12 * noise)
-    _abdomen(frame, xyz, tissue, np.maximum(shapes["cage"] + 2, -shapes["diaphragm"] - 2), rng)
+    fill_abdomen(frame, xyz, tissue, np.maximum(shapes["cage"] + 2, -shapes["diaphragm"] - 2), rng, extra)
     blend(tissue, inside(np.maximum(shapes["cage"], np.abs(shapes["diaphragm"] + 1.0) - 1.5), 2.0), 45.0)
     blend(tissue, inside(shapes["column"], 2.0), DISC_HU)
     blend(tissue, inside(shapes["canal"], 2.0), 30.0)
@@ -334,8 +321,6 @@ def _soft_tissue(
     blend(tissue, inside(shapes["chambers"], 3.0), patient.blood_hu)
     blend(tissue, inside(shapes["oesophagus"], 2.0), 38.0)
     blend(tissue, inside(shapes["vessels"], 2.0), patient.blood_hu)
-    skin = np.clip(1 - np.abs(shapes["body"] + 1.0) / 1.6, 0, 1)
-    blend(tissue, skin, SKIN_HU)
     return tissue
 
 
@@ -454,51 +439,40 @@ def _shapes(frame: Frame, xyz: Field, patient: Patient) -> dict[str, Field]:
     x, y, z = xyz
     outline = [_profile(p, z) for p in (_CAGE_HALF_WIDTH, _CAGE_FRONT, _CAGE_BACK)]
     shapes = {"cage": _distance(frame, _superellipse(x, y, outline[0], outline[1], outline[2], _CAGE_POWER))}
-    shapes["body"] = _body(frame, xyz, patient)
+    shapes["body"] = trunk(frame, xyz, patient)
     shapes["diaphragm"] = _distance(frame, _diaphragm(xyz, patient))
     apex = _distance(frame, _apices(xyz))
     shapes["heart"] = _heart(xyz, patient, _HEART)
     shapes["chambers"] = _heart(xyz, patient, _CHAMBERS)
     tubes = [_AORTA, *_PULMONARY, *_PULMONARY_VEINS, *_CAVAL, *_ARCH_BRANCHES]
-    shapes["vessels"] = _coarse_tubes(frame, tubes)
-    shapes["oesophagus"] = _coarse_tubes(frame, [_OESOPHAGUS])
-    airway = np.minimum(_coarse_tubes(frame, [TRACHEA, *BRONCHI]), shapes["oesophagus"])
+    shapes["vessels"] = coarse_tubes(frame, tubes)
+    shapes["oesophagus"] = coarse_tubes(frame, [_OESOPHAGUS])
+    airway = np.minimum(coarse_tubes(frame, [TRACHEA, *BRONCHI]), shapes["oesophagus"])
     shapes["column"], shapes["bone"], shapes["canal"] = _spine(xyz)
     shapes["cavity"] = np.maximum(np.maximum(shapes["cage"], shapes["diaphragm"]), -z - 70)
     shapes["thorax"] = smooth_max(smooth_max(shapes["cage"], shapes["diaphragm"], 3.0), apex, 8.0)
-    shapes["between"] = _mediastinum(xyz, shapes["heart"], shapes["vessels"], airway, shapes["column"])
+    between = _mediastinum(xyz, shapes["heart"], shapes["vessels"], airway, shapes["column"])
+    shapes["room"] = _with_fat(xyz, between)
+    shapes["between"] = _with_fat(xyz, between, smooth_min(shapes["heart"], -shapes["diaphragm"], _FAT_FILLET_MM))
     return shapes
 
 
-def _add_table(frame: Frame, image: Field) -> None:
-    """The curved table top behind the patient: two thin shells with foam between, below the skin only."""
-    size = float(frame.stretch[1])
-    image = image[:, : int(70 * size)]  # the table lies at the back
-    i, j = (np.arange(n, dtype=np.float32) for n in image.shape[:2])
-    bend = 0.0011 / size * (i - i.mean()) ** 2
-    height = j[None, :] - (4 * size + bend)[:, None]
-    for level, value in ((0.0, -350.0), (16.0 * size, -780.0)):
-        share = np.clip(1.6 * size + 0.5 - np.abs(height - level), 0, 1)
-        blend(image, share[:, :, None], value)
-
-
-def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator) -> Anatomy:
-    """Render a patient's body on the frame's grid."""
+def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extra: np.random.Generator) -> Anatomy:
+    """Render a patient's trunk on the frame's grid, without its skin; ``extra`` decides about stomach and bowel."""
     xyz = frame.model_coordinates()
     shapes = _shapes(frame, xyz, patient)
     size = np.float32(np.mean(frame.stretch))
-    tissue = frame.upsample(_soft_tissue(frame, xyz, patient, shapes, rng))
-    body = frame.upsample(shapes["body"]) * size
+    tissue = _soft_tissue(frame, xyz, patient, shapes, rng, extra)
     image = np.full(frame.shape, AIR_HU, dtype=np.float32)
-    _add_table(frame, image)
-    blend(image, inside(body), tissue)
+    blend(image, inside(frame.upsample(shapes["body"]) * size), frame.upsample(tissue))
     _add_bones(frame, image, shapes["bone"], frame.upsample(shapes["column"]), rng)
     lobe, fissure = _lobes(xyz)
     index = tuple(np.arange(n) // frame.step for n in frame.shape)
-    lung = _whole_lungs(smooth_max(shapes["thorax"], -shapes["between"], 2.0), lobe)
+    lung, room = (_whole_lungs(smooth_max(shapes["thorax"], -shapes[w], 2.0), lobe) for w in ("between", "room"))
     return Anatomy(
         image_hu=image,
         lung_mm=frame.upsample(lung) * size,
+        room_mm=frame.upsample(room) * size,
         lobe=lobe[np.ix_(*index)],
         fissure_mm=frame.upsample(fissure) * size,
     )

@@ -17,6 +17,8 @@ from scipy import sparse
 Field = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
 Box = tuple[slice, slice, slice]
+Tube = list[tuple[float, float, float, float]]  # points (x, y, z) and radius, model mm
+AIR_HU, FAT_HU, MUSCLE_HU = -1000.0, -105.0, 55.0
 FAR_MM = 60.0  # stands for "far away" in distance fields that are only computed near a shape
 
 
@@ -44,9 +46,13 @@ def along_axes(matrices: Sequence[Field], field: Field) -> Field:
     return np.ascontiguousarray(out)
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], knot_spacing: float) -> Field:
-    """Band-limited Gaussian noise of unit variance (in the mean), features about ``2 * knot_spacing`` samples wide."""
-    bases = [spline_basis(n, knot_spacing) for n in shape]
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], knot_spacing: float | tuple[float, ...]) -> Field:
+    """Band-limited Gaussian noise of unit variance (in the mean), features about ``2 * knot_spacing`` samples wide.
+
+    ``knot_spacing`` is one number, or one for each axis.
+    """
+    spacings = np.broadcast_to(knot_spacing, len(shape)).tolist()
+    bases = [spline_basis(n, spacing) for n, spacing in zip(shape, spacings, strict=True)]
     knots = rng.standard_normal(tuple(b.shape[1] for b in bases), dtype=np.float32)
     gain = float(np.prod([np.sqrt((b**2).sum(axis=1).mean()) for b in bases]))
     return along_axes(bases, knots / np.float32(gain))
@@ -118,12 +124,16 @@ class Frame:
             return coarse
         out = coarse
         for axis in range(3):
-            source = np.moveaxis(out, axis, 0)
-            fine = np.empty((2 * source.shape[0] - 1, *source.shape[1:]), dtype=np.float32)
-            fine[::2] = source
-            fine[1::2] = (source[:-1] + source[1:]) * np.float32(0.5)
-            out = np.moveaxis(fine, 0, axis)
-        return np.ascontiguousarray(out)
+            before, after, even, odd = ((slice(None),) * axis + (s,) for s in _HALVES)
+            fine = np.empty([2 * n - 1 if a == axis else n for a, n in enumerate(out.shape)], dtype=np.float32)
+            fine[even] = out
+            np.add(out[before], out[after], out=fine[odd])
+            fine[odd] *= np.float32(0.5)
+            out = fine
+        return out
+
+
+_HALVES = (slice(None, -1), slice(1, None), slice(None, None, 2), slice(1, None, 2))
 
 
 def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -> Box | None:
@@ -183,3 +193,20 @@ def stamp_tube(
     """Stamp a polyline ``[P, 3]`` with a radius per point (or one for all) as capsules."""
     r = np.broadcast_to(np.asarray(radii, dtype=np.float64), points.shape[:1])
     stamp_capsules(distance, points[:-1], points[1:], np.stack([r[:-1], r[1:]], axis=1), flatten=flatten, margin=margin)
+
+
+def ellipsoid(xyz: Field, centre: tuple[float, ...], axes: tuple[float, ...], grow: float = 1) -> Field:
+    """Distance to an ellipsoid, model mm, at the model coordinates ``xyz [3, ...]``."""
+    q = [(xyz[a] - centre[a]) / (axes[a] * grow) for a in range(3)]
+    radius = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
+    return np.clip((radius - 1) * min(axes) * grow, -FAR_MM, FAR_MM).astype(np.float32)
+
+
+def coarse_tubes(frame: Frame, tubes: list[Tube], margin: float = 14.0) -> Field:
+    """Distance to tubes given in model mm, on the coarse grid, model mm; ``FAR_MM`` beyond ``margin``."""
+    unit = float(np.mean(frame.stretch)) / frame.step  # coarse samples per model mm
+    distance = np.full(frame.coarse_shape, FAR_MM * unit, dtype=np.float32)
+    for tube in tubes:
+        points = np.array(tube, dtype=np.float64)
+        stamp_tube(distance, frame.to_voxel(points[:, :3]) / frame.step, points[:, 3] * unit, margin=margin * unit)
+    return distance / np.float32(unit)

@@ -97,7 +97,7 @@ def _pick(rng: np.random.Generator, table: dict[str, float]) -> str:
 
 def _place(rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: float, attachment: str) -> Array | None:
     """Propose a centre, voxels, or ``None``. ``vessels``: ``[V, 4]`` centre line points and radius."""
-    shape = np.array(anatomy.lung_mm.shape)
+    shape = np.array(anatomy.room_mm.shape)
     if attachment == "vessel":
         fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
         if len(fitting) == 0:
@@ -110,7 +110,7 @@ def _place(rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: f
     index = tuple(np.rint(centre).astype(int))
     if np.any(np.array(index) < 4) or np.any(np.array(index) >= shape - 4):
         return None
-    depth = -float(anatomy.lung_mm[index])
+    depth = -float(anatomy.room_mm[index])
     if attachment == "pleura":
         return centre if 0.35 * radius < depth < 0.75 * radius else None
     if depth < radius + 1.5:
@@ -166,7 +166,7 @@ def _make_outline(
     offset = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
     shape = _blob(rng, offset, radius, margin)
     points = offset + centre[:, None, None, None].astype(np.float32)
-    pleura = ndimage.map_coordinates(anatomy.lung_mm, points, order=1, mode="nearest", output=np.float32)
+    pleura = ndimage.map_coordinates(anatomy.room_mm, points, order=1, mode="nearest", output=np.float32)
     pleura = pleura + np.float32(0.3)  # stay just inside the pleura
     wanted = round(4 / 3 * np.pi * radius**3 / step**3)
     candidates = shape[pleura <= 0]
@@ -207,7 +207,7 @@ def place_nodules(
         count: how many, ≥ 0.
         affine_ras: ``[4, 4]``, voxel to RAS mm of the 1 mm grid.
     """
-    largest_mm = _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.lung_mm.min())
+    largest_mm = _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.room_mm.min())
     placed: list[PhantomNodule] = []
     for _ in range(count):
         nodule = _place_one(rng, anatomy, vessels, placed, affine_ras, largest_mm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +16,11 @@ from scipy import ndimage
 
 from scripts.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.prepare.__main__ import main
-from scripts.prepare.phantom import Chest, make_chest, scan_chest
+from scripts.prepare.phantom import Chest, draw_scan_affine, make_chest, scan_chest
+from scripts.prepare.phantom_anatomy import draw_patient, make_frame, trunk
 from scripts.prepare.phantom_files import write_dicom_series, write_image
 from scripts.prepare.phantom_nodules import DIAMETER_RANGE_MM, draw_count, draw_diameter_mm
+from scripts.prepare.phantom_surroundings import ARMS_DOWN_SHARE, surround
 
 SEEDS = (0, 1, 2)
 
@@ -96,7 +98,7 @@ def test_tissues_have_their_hu(chests: dict[int, Chest], seed: int) -> None:
     assert image.dtype == np.float32
     assert np.isfinite(image).all()
     assert -1024 <= image.min() <= -1000
-    assert 500 < image.max() < 1600
+    assert image.max() <= 3071
     deep = ndimage.binary_erosion(chest.lungs > 0, iterations=3) & (chest.mask == 0)
     assert -910 < np.median(image[deep]) < -840
     assert np.mean(image[deep] > -500) > 0.01  # vessels
@@ -104,7 +106,155 @@ def test_tissues_have_their_hu(chests: dict[int, Chest], seed: int) -> None:
     assert np.mean((image[wall] > -130) & (image[wall] < -80)) > 0.05  # fat
     assert np.mean((image[wall] > 20) & (image[wall] < 90)) > 0.1  # muscle, liver
     assert np.mean(image[wall] > 300) > 0.01  # bone
-    assert image[0, -1, -1] == pytest.approx(-1000)
+    assert np.mean((image > 500) & (image < 1600)) > 0.001  # compact bone
+
+
+# Seed, nodules (RAS mm and diameter), and HU along a line through the chest (every seventh voxel of ``[start:, j, k]``
+# in the trunk's box) as the first version that drew chests made them.
+_AS_EVER = {
+    0: (
+        [(29.061, -6.338, -176.743, 8.342), (23.537, 11.718, -177.985, 7.079), (41.572, -4.293, -206.275, 10.168)],
+        (
+            23,
+            116,
+            63,
+            72,
+            [
+                47.49,
+                -858.32,
+                -893.39,
+                -902.36,
+                -897.93,
+                -899.85,
+                -909.63,
+                184.6,
+                184.6,
+                -595.86,
+                -901.27,
+                -900.67,
+                -920.15,
+                63.73,
+            ],
+        ),
+    ),
+    1: (
+        [(21.012, -21.076, 33.515, 4.138), (46.692, 3.886, -5.223, 5.673), (-27.736, -16.356, 44.773, 4.810)],
+        (
+            15,
+            116,
+            56,
+            60,
+            [
+                56.16,
+                -934.18,
+                -874.5,
+                -854.28,
+                -892.43,
+                -177.76,
+                -836.23,
+                -97.6,
+                -787.48,
+                -985.0,
+                -818.94,
+                -908.59,
+                -908.96,
+                -881.62,
+                -660.53,
+            ],
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", _AS_EVER)
+def test_chest_and_nodules_of_a_seed_stay_as_they_are(chests: dict[int, Chest], seed: int) -> None:
+    nodules, (start, stop, j, k, hu) = _AS_EVER[seed]
+    found = [(*n.centre_ras_mm, n.diameter_mm) for n in chests[seed].nodules]
+    np.testing.assert_allclose(found, nodules, atol=0.002)
+    trunk = chests[seed].image_hu[chests[seed].trunk_box]
+    np.testing.assert_allclose(trunk[start:stop:7, j, k], hu, atol=0.05)
+
+
+@pytest.mark.parametrize("posture", ["up", "down"])
+def test_nothing_below_the_skin_of_the_trunk_changes(posture: str) -> None:
+    patient = draw_patient(np.random.default_rng(0), 0.4)
+    frame = make_frame(patient, np.random.default_rng(1))
+    image = np.random.default_rng(2).uniform(-1000, 1000, frame.shape).astype(np.float32)
+    seed = next(s for s in range(99) if (np.random.default_rng(s).random() < ARMS_DOWN_SHARE) == (posture == "down"))
+    wide, box = surround(image, frame, patient, np.random.default_rng(seed))
+    deep = trunk(frame, frame.model_coordinates(), patient) * np.mean(frame.stretch) < -3.5
+    assert deep.mean() > 0.4
+    np.testing.assert_array_equal(wide[box][deep], image[deep])
+    assert np.all(np.array(wide.shape) >= frame.shape)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_body_lies_on_a_couch_in_room_air(chests: dict[int, Chest], seed: int) -> None:
+    image = chests[seed].image_hu
+    in_front = image[:, -3:]
+    assert np.median(in_front) == -1000
+    assert np.mean(in_front > -500) < 0.02
+    plane = image[:, :, image.shape[2] // 2]
+    pieces, _count = ndimage.label(plane > -300)
+    body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    back = np.array([np.flatnonzero(row)[0] if row.any() else plane.shape[1] for row in body])
+    middle = slice(plane.shape[0] // 4, -plane.shape[0] // 4)
+    for row, first in zip(plane[middle], back[middle], strict=True):
+        assert row[:first].max() > 0  # the shell, behind the skin
+        assert np.any((row[:first] > -970) & (row[:first] < -940))  # the mattress
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_metal_of_the_electrodes_lies_on_the_skin(chests: dict[int, Chest], seed: int) -> None:
+    chest = chests[seed]
+    metal = chest.image_hu > 2000
+    assert metal.any()
+    pieces, _count = ndimage.label(ndimage.binary_opening((chest.image_hu > -300) & ~metal, iterations=2))
+    body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    body = ndimage.binary_fill_holes(body | (chest.lungs > 0))
+    assert not np.any(metal & ndimage.binary_erosion(body, iterations=3))
+    assert ndimage.distance_transform_edt(~body)[metal].min() < 4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gas_in_the_stomach_lies_over_its_contents_below_the_left_lung(chests: dict[int, Chest], seed: int) -> None:
+    chest = chests[seed]
+    left = ndimage.binary_dilation(chest.lungs == 2, iterations=2)
+    top = np.where(left.any(axis=2), left.argmax(axis=2), 0)  # of the diaphragm, the first lung voxel from below
+    below = np.arange(left.shape[2]) < top[:, :, None]
+    gas, _count = ndimage.label(below & (chest.image_hu < -900))
+    volumes_ml = np.bincount(gas.ravel())[1:] / 1000 / 0.4**3
+    assert volumes_ml.max() > 8
+    i, j, k = np.rint(ndimage.center_of_mass(gas == 1 + volumes_ml.argmax())).astype(int)
+    behind = chest.image_hu[i, j - 12 : j, k]  # the patient lies on the back
+    assert np.any((behind > -20) & (behind < 90))
+
+
+def test_arms_lie_beside_the_body_or_over_the_head(chests: dict[int, Chest]) -> None:
+    def bones_aside(chest: Chest, k: int) -> int:
+        plane = chest.image_hu[:, :, k]
+        width = plane.shape[0]
+        return sum(bool((part > 500).any()) for part in (plane[: width // 10], plane[-(width // 10) :]))
+
+    low, high = 3, -12
+    assert bones_aside(chests[1], low) == 2
+    assert bones_aside(chests[0], low) == 0
+    assert bones_aside(chests[0], high) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 3, 8])
+def test_a_scan_shows_what_surrounds_the_body_and_nothing_else(chests: dict[int, Chest], seed: int) -> None:
+    chest = chests[1]
+    affine_ras, shape, grown = draw_scan_affine(np.random.default_rng(seed), chest, "axial")
+    corners = np.array(list(product(*[(0, n - 1) for n in shape])))
+    found = apply_affine(np.linalg.inv(chest.affine_ras) @ affine_ras, corners)
+    low, high = found.min(axis=0), found.max(axis=0)
+    spacing = np.linalg.norm(affine_ras[:3, :3], axis=0)
+    oblique = 0.12 * max(shape * spacing) * (np.count_nonzero(np.abs(affine_ras[:3, :3]) > 1e-9) > 3)
+    assert np.all(np.abs(low) < 2 * spacing + oblique)
+    assert np.all(np.abs(high - np.array(chest.image_hu.shape) + 1) < 2 * spacing + oblique)
+    assert grown[2] == (0, 0)
+    assert min(grown[0] + grown[1]) > 0
 
 
 def test_nodule_kinds_differ_in_hu() -> None:
