@@ -8,10 +8,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping, Set
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import monai
@@ -26,7 +26,7 @@ def fingerprint(transform: Any) -> str:
     """Hash of a transform: 64 hexadecimal digits."""
     modules: set[str] = set()
     described = _described(transform, modules, ())
-    code = sorted((name, _source_digest(name)) for module in modules for name in _imported(module))
+    code = sorted((name, _digest(_source(name) or b"")) for module in modules for name in _imported(module))
     return _digest(repr([monai.__version__, described, sorted(set(code))]).encode())
 
 
@@ -63,30 +63,40 @@ def _imported(module: str) -> frozenset[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen or name.split(".")[0] != PACKAGE or name not in sys.modules:
-            continue
-        seen.add(name)
-        waiting += _imports_of(sys.modules[name])
+        if name not in seen and name.split(".")[0] == PACKAGE and _source(name) is not None:
+            seen.add(name)
+            waiting += _imports_of(name)
     return frozenset(seen)
 
 
-def _imports_of(module: ModuleType) -> list[str]:
-    """Modules that a module names in its import statements."""
+def _imports_of(module: str) -> list[str]:
+    """Names of modules, and of what is taken from them, in a module's import statements."""
     names = []
-    for node in ast.walk(ast.parse(inspect.getsource(module) or "")):
+    for node in ast.walk(ast.parse(_source(module) or b"")):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = str(module.__package__).split(".")
-            start = ".".join(base[: len(base) - node.level + 1]) if node.level else ""
-            whole = ".".join(part for part in (start, node.module or "") if part)
+            inner = 0 if _is_package(module) else 1
+            base = module.split(".")
+            start = base[: len(base) - node.level + 1 - inner] if node.level else []
+            whole = ".".join([*start, *([node.module] if node.module else [])])
             names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
     return names
 
 
+def _is_package(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
 @functools.cache
-def _source_digest(module: str) -> str:
-    return _digest(inspect.getsource(sys.modules[module]).encode())
+def _source(module: str) -> bytes | None:
+    """The code of a module; ``None`` for what is none, such as a class."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # its parent is no package
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).read_bytes()
 
 
 def _digest(content: bytes) -> str:

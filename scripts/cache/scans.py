@@ -2,7 +2,8 @@
 
 An entry is a folder named by a hash of all that its content depends on: another file, box, setting, weight of the lung
 search or line of code makes another entry, and the old one is never read again. It is written beside its place and
-appears by a rename, so an interruption at any moment leaves no half entry; what it leaves (:meth:`ScanCache.prepare`) is removed when a cache is next filled.
+appears by a rename, so an interruption at any moment leaves no half entry; what it leaves
+(:meth:`ScanCache.prepare`) is removed when a cache is next filled.
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """What is kept of a preprocessed item; see :meth:`CachedScans.__getitem__`."""
     image, distance = ready["image"], ready["lung_distance_mm"]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "image": np.asarray(image[0], dtype=np.int16),
+        "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
         "affine": np.asarray(image.affine, dtype=np.float64),
         "lung": _lungs_on_grid(distance, image),
         "lung_distance_mm": np.asarray(distance[0], dtype=np.float32),

@@ -115,12 +115,11 @@ def _read_points(path: str) -> dict[str, list[Point]]:
 
 
 def _path(scan_dir: str, name: str) -> str:
-    for path in sorted(
-        [*Path(scan_dir).rglob(f"{name}.nii.gz"), *Path(scan_dir).rglob(name)], key=lambda p: len(p.parts)
-    ):
-        if path.is_dir() or "mask" not in path.parent.name:
-            return str(path)
-    raise UserError(f"scan_dir {scan_dir}: expected {name}.nii.gz or a folder {name} in it, got neither")
+    folders = [path for path in sorted(Path(scan_dir).rglob(name)) if path.is_dir()]
+    files = [path for path in sorted(Path(scan_dir).rglob(f"{name}.nii.gz")) if "mask" not in path.parent.name]
+    if not folders + files:
+        raise UserError(f"scan_dir {scan_dir}: expected {name}.nii.gz or a folder {name} in it, got neither")
+    return str((folders + files)[0])
 
 
 def _in_ras_order(path: str) -> tuple[npt.NDArray[np.int16], FloatArray]:

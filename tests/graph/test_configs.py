@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,17 @@ def test_a_given_lung_mask_takes_the_place_of_the_search(
     item = {"image": str(scan), "name": "scan", "source": "", "notes": ""}
     searched, given = preprocessing(item), preprocessing({**item, "lung_mask": str(tmp_path / "lungs.mhd")})
     assert "lung_mask" not in given
-    near = {key: (ready["lung_distance_mm"][0].numpy() == 0) for key, ready in (("all", searched), ("one", given))}
-    right, left = (small_chest.lungs[1::3, 1::3, 1::3] == side for side in (1, 2))
-    inner = tuple(slice(n) for n in right.shape)
-    assert near["all"][inner][right].mean() > 0.98
-    assert near["one"][inner][right].mean() > 0.98
-    assert near["all"][inner][left].mean() > 0.98
-    assert near["one"][inner][left].mean() < 0.05
+    right, left = (apply_affine(small_chest.affine_ras, np.argwhere(small_chest.lungs == side)) for side in (1, 2))
+
+    def share_inside(ready: Mapping[str, Any], points_ras_mm: np.ndarray) -> float:
+        distance = ready["lung_distance_mm"]
+        cells = np.rint(apply_affine(np.linalg.inv(np.asarray(distance.affine)), points_ras_mm)).astype(int)
+        return float((distance[0].numpy()[tuple(np.clip(cells, 0, np.array(distance.shape[1:]) - 1).T)] == 0).mean())
+
+    assert share_inside(searched, right) > 0.95
+    assert share_inside(given, right) > 0.95
+    assert share_inside(searched, left) > 0.95
+    assert share_inside(given, left) < 0.1
 
 
 def test_inference_has_the_properties_monai_asks_for(tmp_path: Path, bundle_root: str) -> None:

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd
 
 from scripts.cache import CachedScans, CachedToTensorsd, CacheError, ScanCache, fill_cache, filling
+from scripts.cache import fingerprint as code
 from scripts.cache import scans as entries
+from scripts.cache.fingerprint import fingerprint
 from scripts.scan import ScanError
-from scripts.transforms import NODULE
+from scripts.transforms import NODULE, CropToLungsd, LungSearch, ScaleHud
 from tests.bundle import ROOT
 
 # --- CachedScans
@@ -33,8 +36,8 @@ SHAPE = (9, 10, 11)
 class Preprocessing:
     """Gives what an item asks for, and counts."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, settings: str = "1 mm") -> None:
+        self.settings, self.calls = settings, 0
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         self.calls += 1
@@ -62,8 +65,8 @@ def _scans(folder: Path, settings: str = "1 mm", **item: Any) -> tuple[CachedSca
     image = folder / "image.nii.gz"
     if not image.exists():
         image.write_bytes(b"voxels")
-    preprocessing = Preprocessing()
-    cache = ScanCache(preprocessing, str(folder / "cache"), settings)
+    preprocessing = Preprocessing(settings)
+    cache = ScanCache(preprocessing, str(folder / "cache"))
     return CachedScans([{"image": str(image), **item}], cache), preprocessing
 
 
@@ -123,7 +126,7 @@ def test_all_files_of_a_scan_count(tmp_path: Path) -> None:
         item = {"image": str(tmp_path / image)}
         for expected in (1, 2):
             preprocessing = Preprocessing()
-            CachedScans([item], ScanCache(preprocessing, str(tmp_path / "c" / image), ""))[0]
+            CachedScans([item], ScanCache(preprocessing, str(tmp_path / "c" / image)))[0]
             assert preprocessing.calls == 1
             assert len(list((tmp_path / "c" / image).iterdir())) == expected
             (tmp_path / changed).write_bytes(b"other, longer voxels")
@@ -133,6 +136,42 @@ def test_lungs_come_to_the_grid_of_the_image(tmp_path: Path) -> None:
     lung = _scans(tmp_path)[0][0]["lung"]
     assert lung[:, 5, 5].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # at i = 2 the distance is 1 mm
     assert (lung == lung[:, :1, :1]).all()
+
+
+def _weighted(value: float) -> torch.nn.Module:
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, value)
+    torch.nn.init.constant_(layer.bias, 0.0)
+    return layer
+
+
+def test_an_entry_is_named_by_all_that_made_it() -> None:
+    """Parameters, weights and code; not the state of a random generator."""
+    made = {
+        fingerprint(transform)
+        for transform in (
+            Compose([ScaleHud("image", (-1200, 600))]),
+            Compose([ScaleHud("image", (-1000, 600))]),
+            Compose([ScaleHud("label", (-1200, 600))]),
+            Compose([Orientationd("image", "RAS", labels=None)]),
+            CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0),
+            CropToLungsd("image", LungSearch("", _weighted(2.0)), 15.0),
+            CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0, region="body"),
+        )
+    }
+    assert len(made) == 7
+    same, other = Compose([ScaleHud("image", (-1200, 600))]), Compose([ScaleHud("image", (-1200, 600))])
+    other.set_random_state(3)
+    assert fingerprint(same) == fingerprint(other)
+
+
+def test_an_entry_is_named_by_the_code_that_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of what the lung search imports counts, one of a report does not."""
+    transform = CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0)
+    before, source = fingerprint(transform), code._source
+    for module, changes in (("scripts.geometry", True), ("scripts.reports.page", False)):
+        monkeypatch.setattr(code, "_source", lambda m, edited=module: source(m) and source(m) + b"#" * (m == edited))
+        assert (fingerprint(transform) != before) is changes
 
 
 @pytest.mark.parametrize("change", ["settings", "file", "time", "box", "label"])
@@ -209,6 +248,8 @@ def test_two_processes_may_compute_the_same_entry(tmp_path: Path) -> None:
 class Filler:
     """A preprocessing whose result depends on the file; a scan named ``bad…`` is refused, ``odd…`` breaks."""
 
+    __module__ = "tests.unit.test_cache"  # pytest has another name for it than the processes that import it
+
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         path = Path(item["image"])
         if path.name.startswith("bad"):
@@ -231,7 +272,7 @@ FOUR = ("a_1.nii", "a_2.nii", "a_3.nii", "a_4.nii")
 
 
 def _fill(cache_dir: Path, lists: dict[str, list[Any]], workers: int = 0, **more: Any) -> dict[str, list[Any]]:
-    cache = ScanCache(Filler(), str(cache_dir), "1 mm")
+    cache = ScanCache(Filler(), str(cache_dir))
     return fill_cache(cache, lists, workers=workers, spacing_mm=(1.0, 1.0, 1.0), **more)
 
 
@@ -314,9 +355,9 @@ def _free(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
 
 
 def test_disk_is_estimated_from_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """20³ voxels of 2 mm are 64 000 mm³: 3 bytes for each, and 4 bytes for each 27."""
+    """20³ voxels of 2 mm are 64 000 mm³: 3 bytes for each, and 4 bytes for each 64."""
     items = _list(tmp_path, *FOUR)
-    whole, coarse = 4 * 3 * 64e3 / 1e9, 4 * 4 * 64e3 / 27 / 1e9
+    whole, coarse = 4 * 3 * 64e3 / 1e9, 4 * 4 * 64e3 / 64 / 1e9
     estimate = filling._estimate_gb(items, (1.0, 1.0, 1.0))
     assert estimate == pytest.approx(
         {"least": 0.2 * whole + coarse, "usual": 0.5 * whole + coarse, "most": whole + coarse}
@@ -379,7 +420,7 @@ def test_unused_entries_are_counted_and_deleted_only_on_demand(tmp_path: Path, c
         _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR[:3])})
     assert "1 entries (0.00 GB) belong to no scan of these datalists; --remove_unused true deletes them" in caplog.text
     assert len(list((tmp_path / "cache").iterdir())) == 5
-    kept = ScanCache(Filler(), str(tmp_path / "cache"), "1 mm").folder(_list(tmp_path, "a_1.nii")[0])
+    kept = ScanCache(Filler(), str(tmp_path / "cache")).folder(_list(tmp_path, "a_1.nii")[0])
     _fill(tmp_path / "cache", {"training": _list(tmp_path, "a_1.nii")}, remove_unused=True)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {kept.name, "notes"}
 
@@ -410,7 +451,7 @@ def test_a_killed_filling_ends_in_the_same_files(tmp_path: Path, workers: int) -
     """Killed with all its processes in the middle of writing an entry."""
     lists = {"training": _list(tmp_path, *FOUR)}
     _fill(tmp_path / "whole", lists)
-    third = ScanCache(Filler(), str(tmp_path / "cache"), "1 mm").folder(lists["training"][2])
+    third = ScanCache(Filler(), str(tmp_path / "cache")).folder(lists["training"][2])
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(workers), third.name]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
@@ -435,7 +476,7 @@ def _wait_for_the_end_of(process: int) -> None:
 
 def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
     """A half entry of a living process, or a young one of another machine, may yet be finished."""
-    cache = ScanCache(Filler(), str(tmp_path), "1 mm")
+    cache = ScanCache(Filler(), str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     name = "0" * 24

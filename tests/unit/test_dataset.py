@@ -20,7 +20,7 @@ class FakeScans(CachedScans):
     """Scans in memory; scan n has the intensity -800 - n everywhere."""
 
     def __init__(self, items: list[dict[str, Any]]) -> None:
-        super().__init__([{"weight": item.get("weight", 1.0)} for item in items], ScanCache(dict, "", ""))
+        super().__init__([{"weight": item.get("weight", 1.0)} for item in items], ScanCache(dict, ""))
         self.items = items
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -286,7 +286,8 @@ def test_the_true_mask_gives_the_lungs_that_are_found(small_chest: Chest) -> Non
     found = find_lungs(small_chest.image_hu, np.eye(4), TrueParts(small_chest))
     assert given.region == "lungs"
     assert np.mean((given.parts == found.parts)[found.parts > Part.BODY]) > 0.99
-    np.testing.assert_allclose(given.box, found.box, atol=CELL_MM)
+    first, second = given.distance_mm == 0, found.distance_mm == 0
+    assert 2 * (first & second).sum() / (first.sum() + second.sum()) > 0.97
 
 
 @pytest.mark.parametrize(
@@ -340,7 +341,7 @@ def test_a_coarser_mask_of_a_part_of_the_grid_is_the_same_mask(small_chest: Ches
 
 
 @pytest.mark.parametrize(
-    ("shift_mm", "words"), [((0, 0, 500), "0% lies in the scan"), ((0, -60, 0), "of that on air"), (None, "got one of")]
+    ("shift_mm", "words"), [((0, 0, 500), "0% lies in the scan"), ((0, 0, -60), "of that on air"), (None, "got one of")]
 )
 def test_a_mask_that_does_not_lie_on_the_lungs_is_refused(
     small_chest: Chest, shift_mm: tuple[float, ...] | None, words: str
