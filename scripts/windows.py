@@ -1,7 +1,8 @@
 """Which windows of a volume the network has to see, so that all that is wanted is covered and little else is.
 
-The volume is cut along one axis into slabs, each slab along the next axis into rows, each row into windows; each time
-only the extent of what is wanted there counts. Windows overlap, and are spread evenly over that extent.
+The volume is cut along one axis into slabs, each slab along the next axis into rows, each row into windows. Slabs, rows
+and windows may be of any length up to the largest; dynamic programming finds the cuts that compute the least. Where
+something wanted goes on, neighbours overlap; where nothing is wanted between them, they do not.
 
 All of it is counted in *blocks*: cells of the network's coarsest level. Windows that begin at whole blocks see the scan
 on the same coarse grid, so that where two of them overlap they say nearly the same.
@@ -39,17 +40,42 @@ class Tiling:
     overlap: tuple[int, ...]
     least: tuple[int, ...]
 
-    def along(self, axis: int, low: int, high: int, length: int) -> Iterator[slice]:
-        """Windows over ``[low, high)`` of an axis of ``length`` blocks, which is at least one window long."""
+    def turned(self, order: Sequence[int]) -> Tiling:
+        """The same for axes in another order."""
+        return Tiling(*(tuple(values[n] for n in order) for values in (self.size, self.overlap, self.least)))
+
+    def pieces(self, axis: int, length: int) -> list[tuple[int, int]]:
+        """Ends of all slabs or rows that an axis of ``length`` blocks can be cut into."""
+        spans = range(min(self.least[axis], length), min(self.size[axis], length) + 1)
+        return [(start, start + span) for span in spans for start in range(length - span + 1)]
+
+    def _of_run(self, axis: int, run: int) -> tuple[int, int]:
+        """How many windows a run of wanted blocks needs, and how long they are."""
         size, overlap = self.size[axis], self.overlap[axis]
-        count = max(1, math.ceil((high - low - overlap) / (size - overlap)))
-        size = min(size, max(self.least[axis], math.ceil((high - low + (count - 1) * overlap) / count)))
-        first = low if count > 1 else low - (size - (high - low)) // 2
-        first = min(max(first, 0), length - size)
-        last = min(max(high - size, first), length - size)
-        for n in range(count):
-            start = first + (last - first) * n // max(count - 1, 1)
-            yield slice(start, start + size)
+        count = max(1, math.ceil((run - overlap) / (size - overlap)))
+        return count, min(size, max(self.least[axis], math.ceil((run + (count - 1) * overlap) / count)))
+
+    def cost_along(self, axis: int, wanted: Mask) -> npt.NDArray[np.float64]:
+        """Blocks of all windows over each line along the last axis of ``wanted``."""
+        of_run = np.array([0, *(math.prod(self._of_run(axis, n)) for n in range(1, wanted.shape[-1] + 1))], float)
+        total = np.zeros(wanted.shape[:-1])
+        run = np.zeros(wanted.shape[:-1], dtype=np.int64)
+        for n in range(wanted.shape[-1]):
+            total += np.where(wanted[..., n], 0.0, of_run[run])
+            run = np.where(wanted[..., n], run + 1, 0)
+        return np.asarray(total + of_run[run])
+
+    def along(self, axis: int, wanted: npt.NDArray[np.bool_]) -> Iterator[slice]:
+        """Windows over the runs of wanted blocks of a line, which is at least one window long."""
+        ends = np.flatnonzero(np.diff(np.pad(wanted, 1).astype(np.int8)))
+        for low, high in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
+            count, size = self._of_run(axis, high - low)
+            first = low if count > 1 else low - (size - (high - low)) // 2
+            first = min(max(first, 0), len(wanted) - size)
+            last = min(max(high - size, first), len(wanted) - size)
+            for n in range(count):
+                start = first + (last - first) * n // max(count - 1, 1)
+                yield slice(start, start + size)
 
 
 def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
@@ -63,22 +89,100 @@ def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
         Windows that together hold every wanted block, in the order of axes (slabs, rows, windows) that computes the
         least; none where nothing is wanted.
     """
-    plans = [list(_cut(wanted, tiling, order, (slice(None),) * 3)) for order in itertools.permutations(range(3))]
-    return min(plans, key=volume)
+    if not wanted.any():
+        return []
+    plans = [_plan(wanted.transpose(order), tiling.turned(order)) for order in itertools.permutations(range(3))]
+    order, best = min(zip(itertools.permutations(range(3)), plans, strict=True), key=lambda plan: volume(plan[1]))
+    back = np.argsort(order)
+    return [tuple(box[n] for n in back) for box in best]
 
 
-def _cut(wanted: Mask, tiling: Tiling, order: Sequence[int], box: Box) -> Iterator[Box]:
-    """Windows within ``box``, which is cut along the axes of ``order``, the first one first."""
-    axis, *rest = order
-    filled = np.flatnonzero(wanted[box].any(axis=tuple(n for n in range(3) if n != axis)))
-    if not filled.size:
-        return
-    for part in tiling.along(axis, int(filled[0]), int(filled[-1]) + 1, wanted.shape[axis]):
-        smaller = (*box[:axis], part, *box[axis + 1 :])
-        if rest:
-            yield from _cut(wanted, tiling, rest, smaller)
-        elif wanted[smaller].any():
-            yield smaller
+def _plan(wanted: Mask, tiling: Tiling) -> list[Box]:
+    """Windows of slabs along the first axis and rows along the second one, which compute the least."""
+    slabs, rows = (tiling.pieces(axis, wanted.shape[axis]) for axis in (0, 1))
+    line = _any_between(_any_between(wanted, slabs, 0), rows, 1)  # [slabs, rows, blocks of the last axis]
+    lengths = [np.array([b - a for a, b in pieces]) for pieces in (slabs, rows)]
+    cost = tiling.cost_along(2, line) * lengths[0][:, None] * lengths[1]
+    row_wanted = _any_between(wanted, slabs, 0).any(axis=2)
+    slab_cost, _ = _cover(cost, row_wanted, rows, tiling.overlap[1])
+    _, chosen = _cover(slab_cost[None], wanted.any(axis=(1, 2))[None], slabs, tiling.overlap[0])
+    boxes: list[Box] = []
+    for slab in chosen[0]:
+        _, own_rows = _cover(cost[slab][None], row_wanted[slab][None], rows, tiling.overlap[1])
+        for row in own_rows[0]:
+            ends = slice(*slabs[slab]), slice(*rows[row])
+            boxes += [(*ends, part) for part in tiling.along(2, line[slab, row])]
+    return boxes
+
+
+def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Mask:
+    """Whether anything is true between each pair of ends along an axis, which they take the place of."""
+    counts = np.cumsum(np.insert(mask.astype(np.int32), 0, 0, axis=axis), axis=axis)
+    starts, stops = np.array(pieces).T
+    return np.asarray(counts.take(stops, axis) > counts.take(starts, axis))
+
+
+def _cover(
+    cost: npt.NDArray[np.float64], wanted: Mask, pieces: Sequence[tuple[int, int]], overlap: int
+) -> tuple[npt.NDArray[np.float64], list[list[int]]]:
+    """Choose pieces that cover what is wanted along one axis at the least cost, for many lines at once.
+
+    Args:
+        cost: ``[L, P]`` of each piece in each line.
+        wanted: ``[L, N]``.
+        pieces: P pairs of ends in ``[0, N]``.
+        overlap: of two pieces between which something wanted goes on.
+
+    Returns:
+        ``[L]`` costs, and for each line the numbers of its pieces.
+    """
+    lines, length = wanted.shape
+    by_stop: dict[int, list[int]] = {}
+    for number, (_, stop) in enumerate(pieces):
+        by_stop.setdefault(stop, []).append(number)
+    ended = np.full((lines, length + 1), np.inf)  # all before is covered, and a piece ends here
+    clear = np.full((lines, length + 1), np.inf)  # all before is covered, and nothing wanted has to overlap from here
+    last = np.full((lines, length + 1), -1)
+    clear[:, 0] = 0.0
+    for stop in range(1, length + 1):
+        for number in by_stop.get(stop, ()):
+            start = pieces[number][0]
+            before = np.minimum(clear[:, start], ended[:, start + overlap : stop].min(axis=1, initial=np.inf))
+            total = before + cost[:, number]
+            better = total < ended[:, stop]
+            ended[better, stop], last[better, stop] = total[better], number
+        clear[:, stop] = np.where(wanted[:, stop - 1], np.inf, clear[:, stop - 1])
+        ends_run = np.ones(lines, bool) if stop == length else ~wanted[:, stop]
+        clear[:, stop] = np.where(ends_run, np.minimum(clear[:, stop], ended[:, stop]), clear[:, stop])
+    return clear[:, length], [_traced(ended[n], clear[n], last[n], pieces, wanted[n], overlap) for n in range(lines)]
+
+
+def _traced(
+    ended: npt.NDArray[np.float64],
+    clear: npt.NDArray[np.float64],
+    last: npt.NDArray[np.int64],
+    pieces: Sequence[tuple[int, int]],
+    wanted: npt.NDArray[np.bool_],
+    overlap: int,
+) -> list[int]:
+    """The pieces behind the cost at the end of a line, first one first."""
+    chosen: list[int] = []
+    at = len(wanted)
+    while at > 0:
+        if clear[at] == clear[at - 1] and not wanted[at - 1]:
+            at -= 1
+            continue
+        while True:
+            number = int(last[at])
+            chosen.append(number)
+            start = pieces[number][0]
+            inner = ended[start + overlap : at]
+            if inner.size and inner.min() < clear[start]:
+                at = start + overlap + int(inner.argmin())
+            else:
+                at = start
+                break
+    return chosen[::-1]
 
 
 def volume(windows: Sequence[Box]) -> int:

@@ -191,7 +191,7 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
     if rng.random() < 0.08:  # a lung without air
         side = _one_side(rng, parts)
         hu[side] = _tissue(rng, int(side.sum()))
-    for _ in range(rng.randint(0, 3) if rng.random() < 0.5 else 0):
+    for _ in range(rng.randint(0, 3) if rng.random() < 0.6 else 0):  # masses, up to 10 cm
         mass = _ball(rng, lungs, rng.uniform(8, 50) / CELL_MM) & (lungs | (parts == Part.AIRWAY))
         hu[mass] = _tissue(rng, int(mass.sum()))
     return hu

@@ -26,11 +26,11 @@ from ..geometry import FloatArray, spacing_mm
 CELL_MM = 4.0  # fine enough for a lung's border to a few millimetres, a thousandth of a second per slice
 HU_RANGE = (-1024.0, 400.0)  # becomes -1 to 1: room air to contrast medium and spongy bone
 TISSUE_ABOVE_HU = -300.0  # the mean of a cell: no air in it
-LEAST_SURE = 0.9  # of a cell of tissue that counts as lung: it is trained on more sick lungs than there are
+LEAST_SURE = 0.7  # of a cell of tissue that counts as lung: it is trained on more sick lungs than there are
 COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
 SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
-RELEASED = BUNDLE_ROOT / "models" / "lungs.pt"
+RELEASED = BUNDLE_ROOT / "models" / "lung_search.pt"
 
 Parts = npt.NDArray[np.uint8]
 
@@ -171,12 +171,12 @@ def _load(network: nn.Module, checkpoint: str) -> None:
     path = Path(checkpoint)
     if not path.is_file():
         raise LungWeightsError(
-            f"lung_checkpoint {path}: expected the weights of the lung network, got no such file; give models/lungs.pt"
+            f"lung_checkpoint {path}: expected the weights of the lung network, got no such file; give models/lung_search.pt"
         )
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or strange file
         raise LungWeightsError(
             f"lung_checkpoint {path}: expected the weights of the lung network (a state dict), got: "
-            f"{str(error).splitlines()[0]}; give models/lungs.pt, or what train_lungs.json wrote"
+            f"{str(error).splitlines()[0]}; give models/lung_search.pt, or what train_lungs.json wrote"
         ) from error

@@ -60,7 +60,7 @@ def test_order_in_memory_and_flips_change_nothing(order: tuple[int, ...]) -> Non
 
 
 def test_other_weights_are_refused(tmp_path: Any) -> None:
-    with pytest.raises(LungWeightsError, match=r"got no such file; give models/lungs\.pt"):
+    with pytest.raises(LungWeightsError, match=r"got no such file; give models/lung_search\.pt"):
         LungSearch(str(tmp_path / "none.pt"))
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(LungWeightsError, match="expected the weights of the lung network"):
