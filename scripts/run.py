@@ -6,12 +6,9 @@ code 1. While one scan is searched, the next is read and the last is written: th
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import inspect
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -19,10 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import numpy as np
-from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
 from monai.utils import CommonKeys
@@ -36,10 +30,6 @@ from .reader import FILE_SEPARATOR, find_scans
 from .reports import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
 
 logger = logging.getLogger(__name__)
-
-
-class OverrideError(UserError, ValueError):
-    """A command-line override that names nothing in the configuration."""
 
 
 class RunLog:
@@ -323,39 +313,3 @@ def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.is_file() else "none"
     return {"name": metadata["name"], "version": metadata["version"], "weights": f"{weights.name} (sha256 {digest})"}
 
-
-def check_overrides(arguments: Sequence[str] | None = None) -> None:
-    """Refuse an override on the command line of ``monai.bundle run`` that names nothing in its configuration.
-
-    MONAI adds such a name to the configuration, where nothing reads it.
-
-    Args:
-        arguments: the command line; default this process's. Without ``--config_file`` nothing is checked.
-
-    Raises:
-        OverrideError: unknown names, each with the closest known one.
-    """
-    own = {n for n, p in inspect.signature(monai.bundle.run).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    given = _options(sys.argv[1:] if arguments is None else arguments)
-    if "config_file" not in given:
-        return
-    parser = ConfigParser(ConfigParser.load_config_files(DefaultParseValue(given["config_file"])))
-    unknown = [name for name in given if name not in own and name.replace("#", "::") not in parser]
-    if unknown:
-        known = [str(name) for name in parser.get() if not str(name).startswith("_")]
-        hints = [f"--{n} (did you mean {', '.join(difflib.get_close_matches(n, known, 2)) or '…'}?)" for n in unknown]
-        raise OverrideError(
-            f"expected overrides that exist in {given['config_file']}, got {'; '.join(hints)}. "
-            f"Top-level names: {', '.join(known)}."
-        )
-
-
-def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """``--name value`` and ``--name=value`` of a command line; a value may begin with a single dash."""
-    options: dict[str, str] = {}
-    for position, word in enumerate(arguments):
-        if re.match("--?[A-Za-z_]", word):  # fire takes one dash or two; "-3" is a value
-            name, equals, value = word.lstrip("-").partition("=")
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            options[name.replace("-", "_")] = value if equals else following
-    return options

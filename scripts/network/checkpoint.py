@@ -42,14 +42,40 @@ def ready_network(
 
     Raises:
         CheckpointError: no such file, no state dict of plain tensors, or one of another network.
+        DeviceError: a device that is not there.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
+    device = checked_device(device)
     if checkpoint:
         load_weights(network, checkpoint)
     if fold:
         network = folded(network)
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def checked_device(device: torch.device | str | int) -> torch.device:
+    """A device on which tensors can be made.
+
+    Raises:
+        DeviceError: there is none of that name, or not here.
+    """
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(
+            f"device {device}: expected cpu, cuda or cuda:N, got another name; use --device cuda for a GPU, or "
+            "--device cpu."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except Exception as error:  # torch and its back ends raise nearly anything
+        count = torch.cuda.device_count()
+        raise DeviceError(
+            f"device {device}: expected a device that torch can use, found {count} GPUs and none like this; use "
+            "--device cpu."
+        ) from error
+    return chosen
 
 
 def folded(network: nn.Module) -> nn.Module:
