@@ -17,7 +17,7 @@ from .call import SEPARATOR, Call, OverrideError, names_in, normal, shown
 
 RECORDS = ("settings", "model_facts")  # say what runs; nothing runs by them
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # MONAI's, in no configuration
-RUN_IDS = {"init_id": "initialize", "final_id": "finalize"}  # what runs beside the run; a graph may lack these two
+BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # what runs before and after; a graph may lack them
 
 
 def is_syntax(value: Any) -> bool:
@@ -42,17 +42,15 @@ def check_ids(workflow: ConfigWorkflow) -> None:
     """
     parser = workflow.parser
     advice = "name the right configuration, and put a value with spaces or * in quotes."
-    if workflow.run_id not in parser or not _is_run(parser.get(workflow.run_id)):
-        known = [name for name in parser.get() if name in ("run", "caching", "finalize") or _is_alias(parser, name)]
+    others = ("imports", *BESIDE_RUN.values())
+    if workflow.run_id in others or not _is_run(parser.get(workflow.run_id)):
+        known = [name for name in parser.get() if name not in others and isinstance(parser.get(name), list)]
+        known = [name for name in known if _is_run(parser.get(name))]
         raise OverrideError(f"expected something to run ({', '.join(known)}), got {workflow.run_id!r}; {advice}")
-    for option, usual in RUN_IDS.items():
+    for option, usual in BESIDE_RUN.items():
         value = getattr(workflow, option)
         if value != usual and value not in parser:
             raise OverrideError(f"--{option}: expected a name of the configuration, got {value!r}; {advice}")
-
-
-def _is_alias(parser: ConfigParser, name: str) -> bool:
-    return name != "run" and parser.get(name) in ("%run", parser.get("run"))
 
 
 def _is_run(content: Any) -> bool:
@@ -72,8 +70,7 @@ def check_names(overrides: Iterable[str], bases: Sequence[ConfigParser], call: C
     unknown = [name for name in overrides if not _has_place(name, bases, call.workflow.parser)]
     if unknown:
         hints = [f"--{shown(n)} (did you mean {_nearest(n, known, call.workflow.parser)}?)" for n in unknown]
-        top = ", ".join(name for name in known if SEPARATOR not in name)
-        raise OverrideError(f"expected names of the configuration, got {'; '.join(hints)}. Top-level names: {top}.")
+        raise OverrideError(f"expected names that the configuration has, got {'; '.join(hints)}.")
     for base in bases:
         for name in overrides:
             _check_record(name, base)

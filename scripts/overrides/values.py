@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ConfigParser
+from monai.bundle import ConfigExpression, ConfigParser
 
 from ..errors import SettingError, checked_switch
 from ..network.checkpoint import checked_device
@@ -49,7 +49,7 @@ def set_value(
         OverrideError: a value of another kind.
         DeviceError: a device that is not there.
     """
-    checks = [_check_for(name, _followed(base.get(name), base)) for base in bases if name in base]
+    checks = [_check_for(name, _followed(base.get(name), base), parser) for base in bases if name in base]
     if not checks or None in checks:
         return
     if name in words and words[name] is None and checks[0] is not _switch:
@@ -97,9 +97,9 @@ def _followed(content: Any, base: ConfigParser) -> Any:
     return content
 
 
-def _check_for(name: str, usual: Any) -> Check | None:
+def _check_for(name: str, usual: Any, known: ConfigParser) -> Check | None:
     """How to check a value in the place of ``usual``; ``None`` where anything may stand."""
-    special: dict[str, Check] = dict.fromkeys(PATHS, functools.partial(_text, is_path=True))
+    special: dict[str, Check] = dict.fromkeys(PATHS, functools.partial(_text, known=known, is_path=True))
     special |= dict.fromkeys(WHOLE_NUMBERS, _whole) | dict.fromkeys(PATH_LISTS, _paths) | {"device": _device}
     if name in special:
         return special[name]
@@ -110,7 +110,7 @@ def _check_for(name: str, usual: Any) -> Check | None:
     if isinstance(usual, list) and usual and all(isinstance(part, int | float) for part in usual):
         whole = all(isinstance(part, int) for part in usual)
         return functools.partial(_numbers, count=len(usual), check=_whole if whole else _number)
-    return _text if isinstance(usual, str) and not is_syntax(usual) else None
+    return functools.partial(_text, known=known) if isinstance(usual, str) and not is_syntax(usual) else None
 
 
 def _put(parser: ConfigParser, name: str, value: Any) -> None:
@@ -126,7 +126,7 @@ def _put(parser: ConfigParser, name: str, value: Any) -> None:
     parser._do_parse(value, name)
 
 
-def _text(name: str, value: Any, word: str | None, *, is_path: bool = False) -> Any:
+def _text(name: str, value: Any, word: str | None, *, known: ConfigParser, is_path: bool = False) -> Any:
     value = value if word is None else word
     if isinstance(value, Path):
         return value
@@ -134,7 +134,7 @@ def _text(name: str, value: Any, word: str | None, *, is_path: bool = False) -> 
         raise OverrideError(f"{name}: expected text, got {value!r}; put it in quotes.")
     if is_path and word is None:
         _check_unchanged(name, value)
-    return value if _is_evaluated(value) else _literal(value)
+    return value if _is_evaluated(value, known) else _literal(value)
 
 
 def _check_unchanged(name: str, path: str) -> None:
@@ -146,9 +146,12 @@ def _check_unchanged(name: str, path: str) -> None:
         )
 
 
-def _is_evaluated(value: str) -> bool:
-    """Whether MONAI shall evaluate text: it looks like an expression or a reference, and no such file is there."""
-    return (value.startswith("$") or bool(_REFERENCE.fullmatch(value))) and not Path(value).exists()
+def _is_evaluated(text: str, known: ConfigParser) -> bool:
+    """Whether MONAI shall evaluate text: an expression (``$HOME/scans`` is none) or a reference to what is there."""
+    if Path(text).exists():
+        return False
+    is_expression = ConfigExpression.is_expression(text) and any(sign in text for sign in "@('\"[")
+    return is_expression or (bool(_REFERENCE.fullmatch(text)) and text[1:] in known)
 
 
 def _literal(text: str) -> str:
