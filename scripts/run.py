@@ -1,7 +1,8 @@
 """One inference run over many scans: which scans there are, what is written, what failed, how it ends.
 
 A scan that cannot be read, searched or written is named in one line and the others go on; the run then ends with exit
-code 1. While one scan is searched, the next is read and the last is written: three are in memory, never more.
+code 1. While one scan is searched, the next is read and the last is written: three are in memory, never more (unless
+more are asked for by ``num_workers``). Several runs may share an output folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,16 +22,18 @@ import numpy as np
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
 from monai.utils import CommonKeys
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from .dicom_series import read_identity
-from .errors import UserError, checked_switch, reason_of, user_error_in
+from .errors import SettingError, UserError, checked_switch, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
 from .reader import FILE_SEPARATOR, find_scans
-from .reports import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
+from .reports import BusyError, Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
 
 logger = logging.getLogger(__name__)
+
+WAIT_S = 1.0  # between two looks at scans that another process searches
 
 
 class RunLog:
@@ -45,7 +49,15 @@ class RunLog:
         self.failures: dict[str, str] = {}
         self.found: list[str] = []
         self.writing: Future[None] | None = None  # of a scan, in another thread
+        self.when_failed: Callable[[str], object] | None = None  # told the name of each scan that is given up
+        self._order: tuple[str, ...] = ()
         self._begun: dict[str, float] = {}
+
+    def expect(self, names: Sequence[str]) -> None:
+        """The scans of the run, in the order in which they are to be listed."""
+        self._order = tuple(names)
+        if self.index is not None:
+            self.index.order = self._order
 
     def begun(self, name: str) -> None:
         """A scan is about to be read."""
@@ -79,6 +91,8 @@ class RunLog:
         ``source`` is the scan's file or folder, which the page of the run shows without the folders above it.
         """
         self.failures[name] = reason_of(error)
+        if self.when_failed is not None:
+            self.when_failed(name)
         if self.index is not None:
             self.index.add_failure(name, self.failures[name], source)
         if user_error_in(error) is None:
@@ -94,7 +108,8 @@ class RunLog:
         """
         self.wait()
         page = self.index.write(self._seconds()) if self.index is not None else None
-        refused = f" ({', '.join(self.failures)})" if self.failures else ""
+        ordered = sorted(self.failures, key=lambda name: self._order.index(name) if name in self._order else -1)
+        refused = f" ({', '.join(ordered)})" if ordered else ""
         found = f" {len(self.found)} searched before," if self.found else ""
         see = f"; see {page}" if page else ""
         print(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}")
@@ -106,7 +121,9 @@ class RunLog:
 
 
 class FinishedResults:
-    """Tells scans whose result stands there already, made from the same input, model and settings.
+    """Tells scans that need no search: their result stands there already, made from the same input, model and settings.
+
+    All others are claimed for this process; several that share an output folder share the scans.
 
     Args:
         writer: where results are.
@@ -117,9 +134,26 @@ class FinishedResults:
         self.writer, self.model, self.settings = writer, model, settings
 
     def __call__(self, name: str, digest: str) -> Path | None:
-        """The folder of a finished result, ``None`` for none; see :meth:`.reports.ResultWriter.finished`."""
-        finished = self.writer.finished(name, Fingerprint(digest, self.model, self.settings))
+        """The folder of a finished result, ``None`` for none; see :meth:`.reports.ResultWriter.finished`.
+
+        Raises:
+            BusyError: another process searches the scan at the moment.
+            OtherClaimError: another process searches another scan of this name at the moment.
+        """
+        claims = self.writer.claims
+        claims.take(name, digest)
+        try:
+            finished = self.writer.finished(name, Fingerprint(digest, self.model, self.settings))
+        except BaseException:
+            claims.release(name)
+            raise
+        if finished:
+            claims.release(name)
         return self.writer.folder(name) if finished else None
+
+    def release(self, name: str) -> None:
+        """Leave a scan to other processes."""
+        self.writer.claims.release(name)
 
 
 class ScanStream(IterableDataset):
@@ -130,7 +164,7 @@ class ScanStream(IterableDataset):
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
         transform: preprocessing of one item, which has its ``input_digest`` (:func:`.reports.input_digest`).
         log: where failures go.
-        ahead: prepare the next scan in a thread while one is searched.
+        ahead: so many scans are prepared in as many threads while one is searched.
         finished: the result folder of a scan of this name and digest that needs no search; ``None``: all need one.
     """
 
@@ -141,32 +175,51 @@ class ScanStream(IterableDataset):
         transform: Callable[[Any], Any],
         log: RunLog,
         *,
-        ahead: bool = False,
+        ahead: int = 0,
         finished: Callable[[str, str], Path | None] | None = None,
     ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
-        self.ahead, self.finished = ahead, finished
+        self.ahead, self.finished = int(ahead), finished
+        self._left: list[Any] = []  # items that another process searches
+        if isinstance(finished, FinishedResults):
+            log.when_failed = finished.release
 
     def __iter__(self) -> Iterator[Any]:
+        if get_worker_info() is not None:
+            raise SettingError("dataloader: expected scans to be read in this process, got workers; use num_workers 0.")
         try:
             items = find_scans(self.source, series=self.series)
         except UserError as error:
             self.log.failed(self.source, error, self.source)
             return
-        prepared = self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
-        yield from (item for item in tqdm(prepared, "scans", len(items), disable=None) if item is not None)
+        self.log.expect([item["name"] for item in items])
+        yield from (item for item in tqdm(self._all(items), "scans", len(items), disable=None) if item is not None)
+
+    def _all(self, items: Sequence[Any]) -> Iterator[Any]:
+        """What :meth:`_prepare` makes of the items; those of other processes last, when these are done or gone."""
+        while items:
+            self._left = []
+            yield from self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
+            items = self._left
+            if items:
+                time.sleep(WAIT_S)
 
     def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
-        """The items as :meth:`_prepare` leaves them; one is prepared while the one before it is in use."""
-        with ThreadPoolExecutor(1, "read") as pool:
-            coming = pool.submit(self._prepare, items[0])
-            for following in items[1:]:
-                item, coming = coming.result(), pool.submit(self._prepare, following)
-                yield item
-            yield coming.result()
+        """The items as :meth:`_prepare` leaves them; some are prepared while the one before them is in use."""
+        pool = ThreadPoolExecutor(self.ahead, "read")
+        coming: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                coming.append(pool.submit(self._prepare, item))
+                if len(coming) > self.ahead:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _prepare(self, item: Any) -> Any:
-        """One preprocessed item, ``None`` for a refused or finished scan."""
+        """One preprocessed item, ``None`` for a scan that is refused, finished or searched by another process."""
         images = [item["image"]] if isinstance(item["image"], str) else item["image"]
         digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
         try:
@@ -176,6 +229,9 @@ class ScanStream(IterableDataset):
             logger.info("reading %s", item["name"])
             self.log.begun(item["name"])
             return self.transform({**item, "input_digest": digest})
+        except BusyError:
+            self._left.append(item)
+            return None
         except Exception as error:
             self.log.failed(item["name"], error, str(item["source"]))
             return None
@@ -185,6 +241,20 @@ def one_scan(items: Sequence[Any]) -> Any:
     """What the data loader makes of a batch of one item: the item, nothing is copied."""
     (item,) = items
     return item
+
+
+class ScanLoader(DataLoader):
+    """Hands over one scan a time, as the stream prepares them.
+
+    Args:
+        dataset: the scans.
+        num_workers: so many scans at least are prepared ahead, in threads: a process of its own would have to copy
+            each scan, and what became of it.
+    """
+
+    def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:
+        dataset.ahead = max(dataset.ahead, num_workers)
+        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=one_scan)
 
 
 class ScanEvaluator(SupervisedEvaluator):

@@ -1,5 +1,6 @@
 """What a user gets per scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, a page, DICOM objects."""
 
+from .claims import BusyError, OtherClaimError
 from .dicom import DicomReport, DicomSegmentation
 from .files import OutputError
 from .fingerprint import Fingerprint, input_digest
@@ -11,6 +12,7 @@ from .volume import MaskNifti
 from .writer import ResultWriter, Writer
 
 __all__ = [
+    "BusyError",
     "DicomReport",
     "DicomSegmentation",
     "Fingerprint",
@@ -19,6 +21,7 @@ __all__ = [
     "MaskNifti",
     "NodulesCsv",
     "NodulesJson",
+    "OtherClaimError",
     "OutputError",
     "PredictionTable",
     "ResultWriter",

@@ -6,8 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import UserError
@@ -28,12 +27,17 @@ def checked_name(name: str) -> str:
     Raises:
         ValueError: it is empty, starts with a dot or holds anything but A–Z, a–z, 0–9, ``.``, ``_`` and ``-``.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(
             f"Expected a scan name of letters, digits, '.', '_' and '-' that does not start with a dot, got {name!r}. "
             "Name the scan by its series UID or rename its file."
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder of that name may hold a result; what is hidden does not."""
+    return bool(_NAME.fullmatch(name))
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
@@ -48,7 +52,7 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise _output_error(path, "a folder that can be written to", error) from error
+        raise output_error(path, "a folder that can be written to", error) from error
     return path
 
 
@@ -63,44 +67,35 @@ def write_bytes(path: Path, content: bytes) -> Path:
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
-        raise _output_error(path, f"room for {len(content)} bytes in a writable folder", error) from error
+        raise output_error(path, f"room for {len(content)} bytes in a writable folder", error) from error
     finally:
         partial.unlink(missing_ok=True) if partial.is_file() else None
     return path
 
 
-@contextmanager
-def replaced_folder(target: Path, replaceable: Collection[str]) -> Iterator[Path]:
-    """Fill a folder beside ``target`` and put it in place at the end; on any error ``target`` stays as it was.
+def replace_folder(target: Path, new: Path, replaceable: Collection[str]) -> None:
+    """Put a folder in the place of a former one; on any error ``target`` stays as it was.
 
     A run killed between the two renames leaves the former folder as ``.<name>.former``; the next call puts it back.
+    One process at a time may do this.
 
     Args:
         target: the folder to make or replace.
+        new: what it will be; on the same file system.
         replaceable: file names a former ``target`` may hold. The names in the new folder and what file browsers
             leave behind may be replaced as well; anything else is somebody's work and is not deleted.
 
-    Yields:
-        The empty folder ``.<name>.partial``.
-
     Raises:
-        OutputError: an ``OSError`` while filling or moving, or ``target`` holds other files.
+        OutputError: it cannot be moved, or ``target`` holds other files.
     """
-    partial, former = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "former"))
+    former = target.with_name(f".{target.name}.former")
     try:
-        _clear(partial)
         put_back(target)
         _clear(former)
-        partial.mkdir()
-        yield partial
-        check_replaceable(target, {*replaceable, *(entry.name for entry in partial.iterdir())})
-        _swap(partial, target, former)
-    except OutputError:
-        raise
+        check_replaceable(target, {*replaceable, *(entry.name for entry in new.iterdir())})
+        _swap(new, target, former)
     except OSError as error:
-        raise _output_error(target, "a result folder that can be written", error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise output_error(target, "a result folder that can be written", error) from error
 
 
 def put_back(target: Path) -> None:
@@ -151,7 +146,8 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
         )
 
 
-def _output_error(path: Path, expected: str, error: OSError) -> OutputError:
+def output_error(path: Path, expected: str, error: OSError) -> OutputError:
+    """What to raise for an error of the file system; one that says all already stays."""
     if isinstance(error, OutputError):
         return error
     reason = error.strerror or str(error)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 
 from ..findings import ScanResult
-from .files import OutputError, writable_folder, write_bytes
+from .claims import claims_on
+from .files import OutputError, is_name, writable_folder, write_bytes
 from .html import render_page
 from .page import HtmlReport
-from .tables import NodulesJson, read_record, source_name
+from .tables import NodulesJson, file_stamp, read_record, source_name
 
 # By this a page of a former run is told from somebody's own.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
+_REFUSED = re.compile(r"<li><strong>([^<]*)</strong><span>([^<]*)</span></li>")  # of the page's template
 _BIN_MM = 2
 _LAST_BIN_MM = 30
 
@@ -52,7 +56,10 @@ class Bin:
 
 
 class RunIndex:
-    """Collects what became of each scan; writes ``index.html`` when there were several, or one was refused.
+    """Collects what became of each scan; writes ``index.html`` when there are several, or one was refused.
+
+    The page lists the scans of this run in their order, then the other results that stand in the folder, and what
+    runs that shared the folder meanwhile have refused.
 
     Args:
         output_dir: the folder of the run.
@@ -67,6 +74,8 @@ class RunIndex:
     def __init__(self, output_dir: str | os.PathLike[str], date: str | None = None) -> None:
         self.path = writable_folder(output_dir) / self.filename
         self.date = date
+        self.order: tuple[str, ...] = ()
+        self._before = file_stamp(self.path)
         self._scans: list[ScanRow] = []
         self._failures: list[tuple[str, str]] = []
         if self.path.exists() and not self._is_former():
@@ -113,7 +122,7 @@ class RunIndex:
         self._failures.append((name, reason))
 
     def write(self, seconds: float | None = None) -> Path | None:
-        """Write the page; for a single scan that was not refused there is none, and a former one is removed.
+        """Write the page; for a single result, not refused, there is none, and a former one is removed.
 
         Args:
             seconds: the run took.
@@ -124,23 +133,47 @@ class RunIndex:
         Raises:
             OutputError: it cannot be written.
         """
-        if len(self._scans) + len(self._failures) < 2 and not self._failures:
-            self.path.unlink(missing_ok=True)
-            return None
-        return write_bytes(self.path, self.render(seconds).encode())
+        with claims_on(self.path.parent).lock():
+            own = self._scans, self._failures
+            try:
+                self._add_others()
+                if len(self._scans) + len(self._failures) < 2 and not self._failures:
+                    self.path.unlink(missing_ok=True)
+                    return None
+                return write_bytes(self.path, self.render(seconds).encode())
+            finally:
+                self._scans, self._failures = own
 
     def render(self, seconds: float | None = None) -> str:
         """The page as text."""
-        diameters_mm = [diameter for scan in self._scans for diameter in scan.diameters_mm]
+        scans = sorted(self._scans, key=lambda scan: self._place(scan.name))
+        diameters_mm = [diameter for scan in scans for diameter in scan.diameters_mm]
         return render_page(
             "index",
-            scans=self._scans,
-            failures=self._failures,
+            scans=scans,
+            failures=sorted(self._failures, key=lambda failure: self._place(failure[0])),
             bins=size_bins(diameters_mm),
             findings=len(diameters_mm),
             seconds=seconds,
             date=self.date or datetime.now(UTC).date().isoformat(),
         )
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """What rows are sorted by: scans of this run in their order, then others by name."""
+        return (self.order.index(name), "") if name in self.order else (len(self.order), name)
+
+    def _add_others(self) -> None:
+        """Rows of results that other runs have written, and what those that ran beside this one have refused."""
+        self._scans, self._failures = list(self._scans), list(self._failures)
+        known = {scan.name for scan in self._scans} | {name for name, _ in self._failures}
+        for record in sorted(self.path.parent.glob(f"*/{NodulesJson.filename}")):
+            if is_name(record.parent.name) and record.parent.name not in known and read_record(record):
+                known.add(record.parent.name)
+                self.add_former(record.parent)
+        if file_stamp(self.path) not in (None, self._before) and self._is_former():
+            text = self.path.read_text(encoding="utf-8")
+            refused = [(unescape(name), unescape(reason)) for name, reason in _REFUSED.findall(text)]
+            self._failures += [(name, reason) for name, reason in refused if name not in known]
 
     def _link(self, folder: Path) -> str:
         """From the page to a scan's report, or to its folder where there is none."""

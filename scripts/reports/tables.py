@@ -16,7 +16,8 @@ import numpy as np
 
 from ..findings import Detection, Nodule, ScanResult
 from ..geometry import spacing_mm, swap_lps_ras
-from .files import OutputError, checked_name, writable_folder, write_bytes
+from .claims import claims_on
+from .files import OutputError, checked_name, is_name, writable_folder, write_bytes
 
 SCHEMA_VERSION = "1.1.0"
 DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
@@ -75,8 +76,9 @@ class NodulesCsv:
 class PredictionTable:
     """Every candidate of every scan that has a result in the table's folder; FROC curves are drawn from it.
 
-    It is made anew from the ``nodules.json`` of the results that stand there, so that a run that goes on after a stop
-    ends with the same table as one that never stopped.
+    It is made anew from the ``nodules.json`` of the results that stand there each time that one is added: a run that
+    goes on after a stop, or several that share the folder, end with the same table as one that never stopped. Rows are
+    in the order of the names.
 
     Args:
         path: the CSV file.
@@ -87,11 +89,12 @@ class PredictionTable:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        writable_folder(self.path.parent)
-        _check_predictions(self.path)
-        self._lines = {name: lines for name, lines in map(_stored_lines, self._records()) if lines is not None}
+        self._claims = claims_on(writable_folder(self.path.parent))
+        self._read: dict[str, tuple[Any, str | None]] = {}  # by name: stamp of the record, rows
         self._names: set[str] = set()
-        self._write()
+        with self._claims.lock():
+            _check_predictions(self.path)
+            self._write(self._there())
 
     def append(self, result: ScanResult) -> None:
         """Add the scan's candidates; they replace those of a former result of that name, and none adds no row.
@@ -103,35 +106,54 @@ class PredictionTable:
         name = checked_name(result.name)
         if name in self._names:
             raise ValueError(f"{self.path}: expected unique scan names in a run, got {name!r} again. Rename it.")
-        former = dict(self._lines)
-        self._lines[name] = _csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
-        try:
-            self._extend(name) if name not in former else self._write()
-        except OutputError:
-            self._lines = former
-            raise
+        own = _csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
+        with self._claims.lock():
+            # A folder that another machine has just written may not be seen here yet: its rows stay.
+            self._write({**_lines_of(self.path), **self._there(), name: own})
+            self._read[name] = (file_stamp(self._record(name)), own)
         self._names.add(name)
 
-    def _records(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"*/{NodulesJson.filename}"))
+    def _there(self) -> dict[str, str]:
+        """The rows of the results that stand in the folder, by name."""
+        names = {path.parent.name for path in self.path.parent.glob(f"*/{NodulesJson.filename}")}
+        names |= {name for name in _lines_of(self.path) if self._record(name).is_file()}
+        return {name: rows for name in names if is_name(name) and (rows := self._rows(name)) is not None}
 
-    def _write(self) -> None:
-        write_bytes(self.path, "".join([_csv_text([LUNA16_COLUMNS]), *self._lines.values()]).encode())
+    def _rows(self, name: str) -> str | None:
+        """The rows of a result, read when it is new or has changed; ``None`` where it does not list its candidates."""
+        stamp = file_stamp(self._record(name))
+        if self._read.get(name, (None, None))[0] != stamp:
+            self._read[name] = (stamp, _stored_lines(self._record(name)))
+        return self._read[name][1]
 
-    def _extend(self, name: str) -> None:
-        """Write one scan's rows at the end; what cannot be written whole is cut off again."""
-        length = -1
-        try:
-            with self.path.open("ab") as file:
-                length = file.tell()
-                file.write(self._lines[name].encode())
-        except OSError as error:
-            if length >= 0:
-                os.truncate(self.path, length)
-            raise OutputError(
-                f"{self.path}: expected room for {self._lines[name].count(chr(10))} rows, got: {error.strerror}. "
-                "Free disk space or choose another output_dir."
-            ) from error
+    def _record(self, name: str) -> Path:
+        return self.path.parent / name / NodulesJson.filename
+
+    def _write(self, rows: Mapping[str, str]) -> None:
+        write_bytes(self.path, "".join([_csv_text([LUNA16_COLUMNS]), *(rows[n] for n in sorted(rows))]).encode())
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another one that takes its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _lines_of(path: Path) -> dict[str, str]:
+    """The whole rows of a table by the scan's name; none where there is no table."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines: dict[str, str] = {}
+    for line in text.splitlines(keepends=True)[1:]:
+        if line.endswith("\n") and line.count(",") == len(LUNA16_COLUMNS) - 1:
+            name = line.split(",", 1)[0]
+            lines[name] = lines.get(name, "") + line
+    return lines
 
 
 def _check_predictions(path: Path) -> None:
@@ -156,16 +178,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _stored_lines(path: Path) -> tuple[str, str | None]:
-    """Name and CSV lines of a result that stands in its folder; no lines where it does not list its candidates."""
+def _stored_lines(path: Path) -> str | None:
+    """CSV lines of a result that stands in its folder; ``None`` where it does not list its candidates."""
     record, name = read_record(path), path.parent.name
     try:
         candidates = [
             [name, *candidate["centre_lps_mm"], candidate["probability"]] for candidate in record["candidates"]
         ]
     except (KeyError, TypeError):
-        return name, None
-    return name, _csv_text(candidates)
+        return None
+    return _csv_text(candidates)
 
 
 def scan_record(result: ScanResult) -> dict[str, Any]:

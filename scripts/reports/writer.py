@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import checked_switch
 from ..findings import ScanResult
-from .files import OutputError, check_replaceable, checked_name, put_back, replaced_folder, writable_folder
+from .claims import claims_on
+from .files import OutputError, check_replaceable, checked_name, output_error, put_back, replace_folder, writable_folder
 from .fingerprint import Fingerprint
 from .tables import NodulesJson, PredictionTable, read_record
 
@@ -41,6 +43,8 @@ class Writer(Protocol):
 class ResultWriter:
     """Write each scan's result into ``<output_dir>/<name>/``, whole or not at all.
 
+    Several processes may write into one ``output_dir``, each scan by the one that claims it.
+
     Args:
         output_dir: made where it is missing.
         writers: called in this order, each writes one file or none.
@@ -67,6 +71,10 @@ class ResultWriter:
         self.writers = tuple(writers)
         self.predictions = predictions
         self._files = _RESULT_FILES | {writer.filename for writer in writers}
+        self.claims = claims_on(self.output_dir)
+        self.claims.sweep()
+        for partial in self.output_dir.glob(".*.partial/"):  # of a killed run of version 0.3 or before
+            shutil.rmtree(partial, ignore_errors=True)
 
     def folder(self, name: str) -> Path:
         """Where the result of a scan belongs.
@@ -88,7 +96,8 @@ class ResultWriter:
             ValueError: the name is not safe.
         """
         target = self.folder(name)
-        put_back(target)
+        with self.claims.lock():
+            put_back(target)
         check_replaceable(target, self._files)
         present = {entry.name for entry in target.iterdir()} & self._files if target.is_dir() else set()
         if self.overwrite or not present:
@@ -111,14 +120,37 @@ class ResultWriter:
         Raises:
             ValueError: the name is not safe, two writers use one file name, or the scan is already in the table.
             OutputError: see :meth:`finished`, or the disk is full; nothing is left half-written.
+            BusyError, OtherClaimError: another process searches this scan, or another one of its name.
         """
-        self.finished(result.name, Fingerprint.of_result(result))
+        name, target = result.name, self.folder(result.name)
+        self.claims.take(name, result.input_digest)
+        try:
+            self.finished(name, Fingerprint.of_result(result))
+            with self.claims.private_folder(name) as folder:
+                self._fill(folder, result)
+                with self.claims.lock():
+                    self._put_in_place(folder, result)
+        except OSError as error:
+            raise output_error(target, "a result folder that can be written", error) from error
+        finally:
+            self.claims.release(name)
+        logger.info("%s: %d nodules, written to %s", name, len(result.nodules), target)
+        return target
+
+    def _fill(self, folder: Path, result: ScanResult) -> None:
+        names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
+
+    def _put_in_place(self, folder: Path, result: ScanResult) -> None:
+        """Make a folder the scan's result unless something else has come to stand there since the search began."""
         target = self.folder(result.name)
-        with replaced_folder(target, self._files) as folder:
-            names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
-            if len(set(names)) < len(names):
-                raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
+        if not self.claims.holds(result.name):
+            raise OutputError(
+                f"{target}: expected a scan that this run alone searches, got one that another run took over, since "
+                "this one stood still too long. Search it again."
+            )
+        self.finished(result.name, Fingerprint.of_result(result))
+        replace_folder(target, folder, self._files)
         if self.predictions is not None:
             self.predictions.append(result)
-        logger.info("%s: %d nodules, written to %s", result.name, len(result.nodules), target)
-        return target

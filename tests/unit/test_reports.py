@@ -307,7 +307,7 @@ class TestTables:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
         try:
-            with pytest.raises(OutputError, match=r"predictions\.csv.*room for 3 rows"):
+            with pytest.raises(OutputError, match=r"predictions\.csv.*room for 187 bytes"):
                 table.append(make_result(name="b"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
