@@ -19,6 +19,9 @@ from .scan import ScanError
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd")
 SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for
 
+RESULT_RECORD = "nodules.json"  # in the folder of each result
+RESULT_MARK_BYTES = 512  # the record names its schema and disclaimer first
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Entry = dict[str, Any]
@@ -97,16 +100,29 @@ def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder in a stable order, hidden ones apart; links are followed, but never in a circle."""
+    """Every file below a folder in a stable order; links are followed, but never in a circle.
+
+    Left out: what is hidden, and the results of a run, whose masks look like scans.
+    """
     visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited:
+        if real in visited or is_result(Path(parent)):
             folders.clear()
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds the result of a scan, told by the first lines of its record."""
+    try:
+        with (folder / RESULT_RECORD).open("rb") as file:
+            first = file.read(RESULT_MARK_BYTES)
+    except OSError:
+        return False
+    return all(f'"{key}"'.encode() in first for key in ("schema_version", "disclaimer"))
 
 
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:

@@ -29,6 +29,8 @@ LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its midd
 
 Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
 
+NATIVE_BFLOAT16 = (8, 0)  # compute capability of Ampere; a T4 or RTX 20 has 7.5
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,7 +50,7 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
     kind = torch.device(device).type
     if precision == "auto":
         if kind == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+            return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
         able = torch.cpu.get_capabilities() if kind == "cpu" else {}
         native = any(able.get(name, False) for name in ("avx512_bf16", "amx_tile"))
         return torch.bfloat16 if native else torch.float32
@@ -56,6 +58,13 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
         usable = [name for name in PRECISIONS if name != "float16" or kind != "cpu"]
         raise PrecisionError(f"precision: expected one of {', '.join(['auto', *usable])} on {kind}, got {precision!r}")
     return PRECISIONS[precision]
+
+
+def multiplies_bfloat16(device: torch.device | str) -> bool:
+    """Whether a GPU has circuits for bfloat16 (NVIDIA from Ampere on); others emulate it, slower than float32."""
+    if torch.version.hip is not None:  # AMD numbers its GPUs in another way
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16
 
 
 class PrecisionInferer(Inferer):

@@ -83,11 +83,12 @@ class Claims:
             owner = self._attempt(name, about)
         if owner is None:
             return
+        target = self.folder.parent / name
         if owner.about == about:
-            raise BusyError(f"{name}: expected a scan that no other run searches, got one that {owner.shown} does; wait.")
+            raise BusyError(f"{target}: expected a scan that no other run searches, got one of {owner.shown}; wait.")
         raise OtherClaimError(
-            f"{name}: expected a name of one scan, got another scan of that name, which {owner.shown} searches into "
-            f"{self.folder.parent}. Rename one, or choose another output_dir."
+            f"{target}: expected one scan of this name, got another one, which {owner.shown} searches at the moment. "
+            "Rename one of them, or choose another output_dir."
         )
 
     def holds(self, name: str) -> bool:

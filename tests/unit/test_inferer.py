@@ -58,9 +58,23 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, able: dict[str
     assert choose_precision("auto", "cpu") == expected
 
 
-@pytest.mark.parametrize(("able", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_asks_the_gpu(monkeypatch: pytest.MonkeyPatch, able: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((7, 0), torch.float32),  # V100
+        ((7, 5), torch.float32),  # T4, RTX 20
+        ((8, 0), torch.bfloat16),  # A100
+        ((8, 6), torch.bfloat16),  # RTX 30
+        ((9, 0), torch.bfloat16),  # H100
+        ((12, 0), torch.bfloat16),  # RTX 50
+    ],
+)
+def test_auto_takes_what_the_gpu_multiplies_itself(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    """The GPU's own number is given, not the answer; emulation, which torch counts as support, does not count."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choose_precision("auto", "cuda:0") == expected
 
 

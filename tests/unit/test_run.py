@@ -1,4 +1,4 @@
-"""One run over many scans: overrides, refusals, the end of a run."""
+"""One run over many scans: refusals, the end of a run, several runs at once."""
 
 from __future__ import annotations
 
@@ -24,67 +24,17 @@ from scripts.reader import ScanReader, find_scans, read_scan
 from scripts.reports import NodulesJson, ResultWriter, RunIndex, input_digest
 from scripts.reports.files import OutputError
 from scripts.run import (
-    OverrideError,
     RunLog,
     ScanEvaluator,
     ScanStream,
     WriteResultd,
     bundle_facts,
-    check_overrides,
     one_scan,
 )
 from scripts.scan import ScanError
 from tests.dicom_files import write_series
 
 ROOT = Path(__file__).resolve().parents[2]
-INFERENCE, TRAIN = str(ROOT / "configs" / "inference.json"), str(ROOT / "configs" / "train.json")
-
-
-# --- overrides --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--threshold", "0.3"],
-        ["--threshold=0.3"],
-        ["--hu_window", "[-1000, 400]"],
-        ["--lung_margin_mm", "-3"],
-        ["--presets#compact#layers", "2"],
-        ["--presets::compact::layers", "2"],
-        ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"],
-        [],
-    ],
-)
-def test_a_known_override_passes(words: list[str]) -> None:
-    check_overrides(["run", "inference", "--config_file", INFERENCE, *words])
-
-
-@pytest.mark.parametrize("name", ["thresold", "presets#compact#layer", "presets::compact::layer", "evaluator#metrics"])
-def test_an_unknown_override_is_named(name: str) -> None:
-    with pytest.raises(OverrideError, match=f"--{name}"):
-        check_overrides(["run", "--config_file", INFERENCE, f"--{name}", "1"])
-
-
-def test_the_closest_name_is_offered() -> None:
-    with pytest.raises(OverrideError, match=r"--thresold \(did you mean threshold"):
-        check_overrides(["run", "--config_file", INFERENCE, "--thresold=1"])
-
-
-def test_a_single_dash_is_an_override_too() -> None:
-    with pytest.raises(OverrideError, match="thresold"):
-        check_overrides(["run", "--config_file", INFERENCE, "-thresold", "0.1"])
-
-
-def test_several_configurations_count_together() -> None:
-    both = f"['{TRAIN}', '{ROOT / 'configs' / 'evaluate.json'}']"
-    check_overrides(["run", "evaluating", "--config_file", both, "--max_epochs", "1"])
-    with pytest.raises(OverrideError, match="--max_epoch "):
-        check_overrides(["run", "evaluating", "--config_file", both, "--max_epoch", "1"])
-
-
-def test_without_a_configuration_nothing_is_checked() -> None:
-    check_overrides(["-q", "--anything", "1"])
 
 
 # --- scans ------------------------------------------------------------------------------------------------------------
