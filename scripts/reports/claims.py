@@ -27,7 +27,8 @@ from .files import OutputError
 FOLDER = ".running"  # in the output folder; hidden, so that nothing takes what lies there for a scan or a result
 BEAT_S = 10.0
 STALE_S = 120.0  # twelve beats: a busy machine or a slow file system misses some
-WAIT_S = 0.05
+WAIT_S = 0.01
+RETRIES = 5
 _LOCK = "@folder"  # no scan's name holds "@"
 
 
@@ -101,6 +102,9 @@ class Claims:
     def release(self, name: str) -> None:
         """Give a claim back; one that is not held is none."""
         with self._lock:
+            for _ in range(RETRIES):  # another process may hold it in its hands, to look whose it is
+                if name in self._held and not self.holds(name):
+                    time.sleep(WAIT_S)
             if self.holds(name):
                 self._held[name].unlink(missing_ok=True)
             self._held.pop(name, None)
@@ -187,6 +191,8 @@ class Claims:
             return False
         if judged is None and not self._is_stale(path):
             return not path.exists()
+        if _owner(path) != judged:  # somebody was faster
+            return False
         aside = path.with_name(f"{path.name}.{self.token}.old")
         try:
             path.rename(aside)
@@ -201,8 +207,8 @@ class Claims:
     def _is_stale(self, path: Path) -> bool:
         try:
             return self._age_s(path) > STALE_S
-        except FileNotFoundError:
-            return True
+        except FileNotFoundError:  # given back meanwhile
+            return False
 
     def _age_s(self, path: Path) -> float:
         """Since a file was touched, by the clock of the file system: machines' clocks differ."""

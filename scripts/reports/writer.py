@@ -96,8 +96,9 @@ class ResultWriter:
             ValueError: the name is not safe.
         """
         target = self.folder(name)
-        with self.claims.lock():
-            put_back(target)
+        if not target.exists():
+            with self.claims.lock():
+                put_back(target)
         check_replaceable(target, self._files)
         present = {entry.name for entry in target.iterdir()} & self._files if target.is_dir() else set()
         if self.overwrite or not present:
