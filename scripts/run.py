@@ -382,4 +382,3 @@ def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:
     weights = Path(checkpoint)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.is_file() else "none"
     return {"name": metadata["name"], "version": metadata["version"], "weights": f"{weights.name} (sha256 {digest})"}
-

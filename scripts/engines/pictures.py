@@ -18,6 +18,7 @@ from matplotlib.patches import Circle
 from ..decoding import MASK_LOGITS
 from ..findings import Detection
 from ..geometry import FloatArray, apply_affine
+from ..reports.files import write_figure
 from ..segmentation import logits_at
 from ..transforms.nodules import NODULE
 
@@ -129,7 +130,7 @@ class PredictionPictures:
             return
         figure = draw_scenes(self._scenes)
         self.folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.folder / f"epoch_{engine.state.epoch:04d}.png")
+        write_figure(self.folder / f"epoch_{engine.state.epoch:04d}.png", figure)
         if self.writer is not None:
             canvas = FigureCanvasAgg(figure)
             canvas.draw()

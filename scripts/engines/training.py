@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..dataset import EpochSampler
 from ..errors import SettingError, UserError
 from ..losses import NoduleLoss
+from ..network import save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ class StopOnBadLoss:
     def _check(self, engine: Engine, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.network.state_dict(), self.path)
+        save_weights(self.network, self.path)
         raise BrokenLossError(
             f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
             f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the "

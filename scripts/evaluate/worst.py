@@ -17,7 +17,7 @@ from ..findings import Detection
 from ..geometry import FloatArray, apply_affine
 from ..metrics import ScanTruth
 from ..metrics.luna16 import known_diameters_mm
-from ..reports.files import writable_folder
+from ..reports.files import writable_folder, write_figure
 
 HALF_WIDTH_MM = 20  # of a picture
 COLUMNS = 4
@@ -82,7 +82,7 @@ class WorstCases:
         for kind in ("misses", "false_findings"):
             cases = worst_of([case for part in gathered for named, case in part if named == kind], self.most)
             if cases:
-                draw_cases(cases).savefig(folder / f"{kind}.png", metadata={"Software": None})
+                write_figure(folder / f"{kind}.png", draw_cases(cases), metadata={"Software": None})
 
 
 def worst_of(cases: Sequence[Case], most: int) -> list[Case]:

@@ -146,7 +146,7 @@ def _loadable(folder: Path) -> Iterable[ConfigParser]:
     for chosen in itertools.chain(((file,) for file in files), itertools.permutations(files, 2)):
         try:
             yield ConfigParser(ConfigParser.load_config_files(list(chosen)))
-        except Exception:  # noqa: S112 - any file may lie there, and MONAI raises nearly anything
+        except Exception:
             continue
 
 

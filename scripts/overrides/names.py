@@ -109,7 +109,7 @@ def _is_same(value: Any, other: Any) -> bool:
     """Whether a value is that of a file, though MONAI may have resolved it since."""
     if isinstance(other, str) and isinstance(value, str):
         return other.replace("#", SEPARATOR) == value.replace("#", SEPARATOR)
-    return isinstance(other, str) and other.startswith("%") or (type(value) is type(other) and bool(value == other))
+    return (isinstance(other, str) and other.startswith("%")) or (type(value) is type(other) and bool(value == other))
 
 
 def _may_be_of_a_file(value: Any) -> bool:

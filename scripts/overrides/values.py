@@ -200,7 +200,9 @@ def _numbers(name: str, value: Any, word: str | None, *, count: int, check: Chec
         return value
     if not isinstance(value, list | tuple) or len(value) != count:
         example = [1, 2, 3, 4][:count]
-        raise OverrideError(f'{name}: expected {count} numbers, such as "{example}", got {word or value!r}; correct it.')
+        raise OverrideError(
+            f'{name}: expected {count} numbers, such as "{example}", got {word or value!r}; correct it.'
+        )
     return [check(name, part, None) for part in value]
 
 

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ import numpy as np
 from scipy import ndimage
 
 from ..geometry import apply_affine, spacing_mm, swap_lps_ras
+from ..reports.files import write_bytes
 from ..transforms.crops import crop_by_affine
 from ..transforms.insertion import InsertNodulesd
 from ..transforms.lungs import find_lungs
 from ..transforms.nodules import IGNORED, NODULE
+from .instances import write_mask
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _host_mask(
     if not mask.any():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(mask, image.affine), output)
+    write_mask(output, mask, image.affine)
     return str(output.resolve())
 
 
@@ -198,8 +199,7 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
     output.mkdir(parents=True, exist_ok=True)
     name = f"{item['name']}-inserted-{seed}"
     for key, dtype in (("image", np.int16), ("mask", np.uint8)):
-        volume = nibabel.Nifti1Image(data[key][0].round().astype(dtype), image.affine)
-        nibabel.save(volume, output / f"{name}-{key}.nii.gz")
+        write_mask(output / f"{name}-{key}.nii.gz", data[key][0].round().astype(dtype), image.affine)
     rows = data["nodule"].astype(float)
     centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
     boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
@@ -248,8 +248,6 @@ def make_development_datalist(data_dir: str, output_dir: str, held_out: str = HE
         lists["training"].append({**item, "mask": mask} if mask else item)
     lists["training"] += patches
     output.mkdir(parents=True, exist_ok=True)
-    partial = output / ".datalist.json.partial"
-    partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")
-    os.replace(partial, output / "datalist.json")
+    write_bytes(output / "datalist.json", json.dumps(lists, indent=1).encode())
     logger.info("%s: %s", output / "datalist.json", {key: len(value) for key, value in lists.items()})
     return str(output / "datalist.json")

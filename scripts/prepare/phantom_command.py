@@ -13,6 +13,7 @@ import numpy as np
 
 from ..commands import OptionError
 from ..geometry import apply_affine, spacing_mm, swap_lps_ras
+from ..reports.files import write_figure
 from .phantom import Chest, Scan, make_chest, scan_chest
 from .phantom_files import write_dicom_series, write_image
 from .phantom_nodules import PhantomNodule
@@ -193,5 +194,5 @@ def phantom_picture(output: str, seed: int = 0) -> None:
         axes.set_axis_off()
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90, facecolor="black", metadata={"Software": None})
+    write_figure(path, figure, dpi=90, facecolor="black", metadata={"Software": None})
     logger.info("%s written", path)

@@ -39,11 +39,12 @@ def _staged(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         yield folder
-        for item in sorted(folder.iterdir(), key=lambda p: p.name == target.name):  # the named file comes last
-            place = target.parent / item.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            item.replace(place)
+        parts = sorted(folder.iterdir(), key=lambda p: p.name == target.name)  # the named file comes last
+        former = folder / ".former"
+        if target.exists() and (len(parts) > 1 or target.is_dir()):
+            target.rename(former)  # never half a folder, nor a header beside other data
+        for item in parts:
+            item.replace(target.parent / item.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

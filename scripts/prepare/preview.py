@@ -22,7 +22,7 @@ from ..discovery import SECTIONS
 from ..findings import Detection, ScanResult
 from ..geometry import swap_lps_ras
 from ..reader import ScanError, Volume, read_scan
-from ..reports.files import writable_folder
+from ..reports.files import writable_folder, write_figure
 from ..reports.pictures import Picture, Window, close_ups, outline_lines
 from ..scan import Grid
 from ..transforms.nodules import NODULE
@@ -186,10 +186,7 @@ def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[
     for page in range(pages):
         figure = draw_page(sights[page * per_page : (page + 1) * per_page], f"{title}, page {page + 1} of {pages}")
         path = target if page == 0 else target.with_name(f"{target.stem}-{page + 1}{target.suffix}")
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png", dpi=100, facecolor=BACKGROUND, metadata={"Software": None})
-        partial.replace(path)
-        yield path
+        yield write_figure(path, figure, dpi=100, facecolor=BACKGROUND, metadata={"Software": None})
 
 
 def draw_page(sights: Sequence[Sight], title: str) -> Figure:

@@ -280,4 +280,3 @@ def _create(path: Path, owner: Owner) -> None:
             f"{path}: expected room for {len(content)} bytes in a writable folder, got: {error.strerror}. "
             "Free disk space or choose another output_dir."
         ) from error
-

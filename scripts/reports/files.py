@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
 
@@ -71,6 +76,17 @@ def write_bytes(path: Path, content: bytes) -> Path:
     finally:
         partial.unlink(missing_ok=True) if partial.is_file() else None
     return path
+
+
+def write_figure(path: Path, figure: Figure, **settings: Any) -> Path:
+    """Write a figure in the format of the path's ending, whole or not at all; ``settings`` as ``savefig`` takes them.
+
+    Raises:
+        OutputError: see :func:`write_bytes`.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower() or "png", **settings)
+    return write_bytes(path, buffer.getvalue())
 
 
 def replace_folder(target: Path, new: Path, replaceable: Collection[str]) -> None:

@@ -219,9 +219,7 @@ def test_a_living_claim_is_kept(tmp_path: Path) -> None:
         assert json.loads(path.read_text())["token"] == "t"
 
 
-@pytest.mark.parametrize(
-    ("age_s", "owner"), [(STALE_S + 30.0, {}), (0.0, {"machine": MACHINE, "process": 2**22 + 1})]
-)
+@pytest.mark.parametrize(("age_s", "owner"), [(STALE_S + 30.0, {}), (0.0, {"machine": MACHINE, "process": 2**22 + 1})])
 def test_a_claim_whose_owner_is_gone_is_taken_over(age_s: float, owner: dict[str, Any], tmp_path: Path) -> None:
     _claim(tmp_path, "scan", age_s, **owner)
     claims = Claims(tmp_path)

@@ -32,7 +32,9 @@ class Graph:
         values = {name: f"@{name}" for name in names if name.split("#")[0] != "train"}
         keep = {"_target_": f"{__name__}.keep", "_requires_": "@scripts_path", "values": values}
         overlay = folder / f"{graphs[-1]}_overlay.json"
-        overlay.write_text(json.dumps({"initialize": ["@scripts_path"], "run": ["@kept"], "kept": keep}), encoding="utf-8")
+        overlay.write_text(
+            json.dumps({"initialize": ["@scripts_path"], "run": ["@kept"], "kept": keep}), encoding="utf-8"
+        )
         self.files = [*(str(CONFIGS / f"{graph}.json") for graph in graphs), str(overlay)]
 
     def words(self, *words: str) -> dict[str, Any]:
@@ -345,7 +347,9 @@ def test_switches_are_switched(text: str, inference: Graph, train: Graph) -> Non
     assert train.words("--skip_broken", "false")["skip_broken"] is False
 
 
-@pytest.mark.parametrize(("text", "value"), [(".3", 0.3), ("1", 1), ("0x1", 1), ("3e-1", 0.3), ("$0.1 + 0.2", 0.1 + 0.2)])
+@pytest.mark.parametrize(
+    ("text", "value"), [(".3", 0.3), ("1", 1), ("0x1", 1), ("3e-1", 0.3), ("$0.1 + 0.2", 0.1 + 0.2)]
+)
 def test_numbers_are_numbers(text: str, value: float, inference: Graph) -> None:
     assert inference.words("--threshold", text)["threshold"] == value
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ...geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
 from ...reader import read_scan
+from ...reports.files import write_figure
 from ...scan import Volume
 from .outputs import RECORD
 from .readings import LidcError
@@ -98,4 +99,4 @@ def _draw(path: Path, scan: Volume, centre: FloatArray, lines: list[tuple[npt.ND
                 limits(*(ends if axis == across or head_up == "lower" else ends[::-1]))
         axes.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90, facecolor="black", metadata={"Software": None})
+    write_figure(path, figure, dpi=90, facecolor="black", metadata={"Software": None})
