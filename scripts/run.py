@@ -186,7 +186,10 @@ class ScanStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
-            raise SettingError("dataloader: expected scans to be read in this process, got workers; use num_workers 0.")
+            raise SettingError(
+                "dataloader: expected scans to be read in this process, got worker processes; use the num_workers of "
+                "scripts.run.ScanLoader, which are threads."
+            )
         try:
             items = find_scans(self.source, series=self.series)
         except UserError as error:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ def _write_own_and_contested(start: Any, number: int, folder: Path, overwrite: b
             try:
                 write(_of(number, f"contested_{n}"))
                 log.write(f"contested_{n} {number} written\n")
-            except (BusyError, OtherClaimError, OutputError) as error:
-                assert f"contested_{n}: expected" in str(error)
+            except (BusyError, OtherClaimError, OutputError):
                 log.write(f"contested_{n} {number} refused\n")
 
 
@@ -162,12 +161,12 @@ def _search(start: Any, number: int, scans: Path, folder: Path, ahead: int, kill
 
 
 @pytest.fixture
-def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def scans(tmp_path: Path) -> Path:
     folder = tmp_path / "scans"
     folder.mkdir()
     for name in "abcdefgh":
         (folder / f"{name}.nii").touch()
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

@@ -20,12 +20,15 @@ from monai.transforms import Compose, LoadImage
 from torch import Tensor, nn
 
 from scripts.dicom_series import read_identity
+from scripts.errors import SettingError
+from scripts.prepare.phantom_files import write_image
 from scripts.reader import ScanReader, find_scans, read_scan
-from scripts.reports import NodulesJson, ResultWriter, RunIndex, input_digest
+from scripts.reports import MaskNifti, NodulesJson, ResultWriter, RunIndex, input_digest
 from scripts.reports.files import OutputError
 from scripts.run import (
     RunLog,
     ScanEvaluator,
+    ScanLoader,
     ScanStream,
     WriteResultd,
     bundle_facts,
@@ -33,6 +36,7 @@ from scripts.run import (
 )
 from scripts.scan import ScanError
 from tests.dicom_files import write_series
+from tests.unit.test_reports import make_result
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +156,49 @@ def test_a_scan_ahead_is_prepared_in_another_thread(three: Path) -> None:
     list(stream)
     assert threads[:3] == [threading.current_thread().name] * 3
     assert all(name.startswith("read") for name in threads[3:])
+
+
+def test_several_workers_are_threads_and_search_each_scan_once(tmp_path: Path) -> None:
+    for name in "abcdef":
+        (tmp_path / f"{name}.nii").touch()
+    together = threading.Barrier(2, timeout=10)
+
+    def read(item: dict[str, Any]) -> str:
+        together.wait()  # passes only while two are prepared at once
+        return str(item["name"])
+
+    loader = ScanLoader(ScanStream(str(tmp_path), "auto", read, RunLog()), num_workers=2)
+    assert list(loader) == list("abcdef")
+
+
+def test_processes_as_workers_are_refused(three: Path) -> None:
+    stream = ScanStream(str(three), "auto", lambda item: item["name"], RunLog())
+    with pytest.raises(SettingError, match="got worker processes"):
+        list(DataLoader(stream, batch_size=None, num_workers=1))
+
+
+def test_refused_scans_are_told_in_the_order_of_the_run(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(RunIndex(three))
+    log.expect("abc")
+    for name in "ca":
+        log.failed(name, ScanError("broken"))
+    with pytest.raises(SystemExit):
+        log.close()
+    assert "2 refused (a, c)" in capsys.readouterr().out
+
+
+def test_results_within_the_input_are_no_scans(tmp_path: Path) -> None:
+    """Whatever output folder they are in, the input itself too; scans beside them are found."""
+    volume = np.zeros((8, 8, 8), np.int16)
+    for folder in (tmp_path, tmp_path / "out", tmp_path / "scan_9"):
+        folder.mkdir(exist_ok=True)
+        ResultWriter(folder, [NodulesJson(), MaskNifti()])(make_result())
+        write_image(folder / "scan.nii.gz", volume, np.eye(4))
+    (tmp_path / "nodules.json").write_text('{"mine": 1}')
+    found = [Path(scan["image"]).relative_to(tmp_path).as_posix() for scan in find_scans(tmp_path)]
+    assert found == ["scan.nii.gz", "out/scan.nii.gz", "scan_9/scan.nii.gz"]
+    with pytest.raises(ScanError, match="found none"):
+        find_scans(tmp_path / "out" / "scan_1")
 
 
 def test_a_stream_that_is_left_early_ends(three: Path) -> None:

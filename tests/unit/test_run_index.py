@@ -76,6 +76,58 @@ def test_a_single_refusal_has_a_page_without_folders(tmp_path: Path) -> None:
     assert "Jane" not in text
 
 
+def test_rows_come_in_the_order_of_the_run(result: ScanResult, tmp_path: Path) -> None:
+    """Not in that of a race: a scan that is refused while reading is told before one that is still being written."""
+    pages = []
+    for told in ("abcd", "dcab"):
+        index = RunIndex(tmp_path, date="2026-01-02")
+        index.order = tuple("cabd")
+        for name in told:
+            if name in "cd":
+                index.add_failure(name, "broken")
+            else:
+                index.add(named(result, name), tmp_path / name)
+        pages.append(index.render())
+    assert pages[0] == pages[1]
+    assert pages[0].index('href="a"') < pages[0].index('href="b"')
+    assert pages[0].index("<strong>c</strong>") < pages[0].index("<strong>d</strong>")
+
+
+def test_results_of_other_runs_in_the_folder_have_rows(result: ScanResult, tmp_path: Path) -> None:
+    for name in "xyz":
+        (tmp_path / name).mkdir()
+        NodulesJson()(named(result, name), tmp_path / name)
+    index = RunIndex(tmp_path)
+    index.order = ("y",)
+    index.add(named(result, "y"), tmp_path / "y")
+    index.write()
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert [text.count(f'href="{name}">') for name in "xyz"] == [1, 1, 1]
+    assert text.index('href="y"') < text.index('href="x"') < text.index('href="z"')
+    assert "3 scans searched" in text
+
+
+def test_what_a_run_beside_this_one_refused_stays(result: ScanResult, tmp_path: Path) -> None:
+    earlier = RunIndex(tmp_path)
+    earlier.add_failure("old", "broken")
+    earlier.write()
+    one, other = RunIndex(tmp_path), RunIndex(tmp_path)
+    one.add_failure("a", "<b> & broken")
+    one.write()
+    other.add_failure("b", "broken")
+    other.write()
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<strong>a</strong><span>&lt;b&gt; &amp; broken</span>" in text
+    assert "<strong>b</strong>" in text
+    assert "<strong>old</strong>" not in text  # of a run that had ended before these began
+    (tmp_path / "a").mkdir()
+    NodulesJson()(named(result, "a"), tmp_path / "a")
+    late = RunIndex(tmp_path)
+    late.add_failure("b", "broken")
+    late.write()
+    assert "<strong>a</strong>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
 def test_sizes_are_counted_in_classes_of_two_millimetres() -> None:
     counted = {b.label: b.count for b in size_bins([1.9, 2.0, 3.9, 29.9, 30.0, 80.0]) if b.count}
     assert counted == {"0–2": 1, "2–4": 2, "28–30": 1, "≥ 30": 2}
