@@ -308,6 +308,8 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         ),
         (("--threshold", "1.5"), "threshold: expected a number from 0 to 1, got 1.5"),
         (("--threshold", "0.0001"), "--threshold: expected at least candidate_threshold (0.0002)"),
+        (("--top_k", "0"), "top_k: expected at least 1, got 0"),
+        (("--hu_window", "[400, -1000]"), "hu_window: expected the lower HU first"),
         (("--top_k", "2.5"), "top_k: expected a whole number, such as 3, got '2.5'"),
         (("--windows_at_once", "x"), "windows_at_once: expected a whole number"),
         (("--hu_window", "5"), "hu_window: expected 2 numbers"),
