@@ -269,6 +269,16 @@ def test_laid_over_files_count(tmp_path: Path) -> None:
     assert "--thresold" in refusal(lambda: both.workflow(thresold=0.3))
 
 
+def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
+    """From Python the files are not known: what is a component, is run or is referred to may come from one."""
+    graph = Graph(tmp_path, ["train"], ("learning_rate",))
+    mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "presets#mine": {"_target_": "dict"}, "my_run": ["$print()"]}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    graph.files.append(str(tmp_path / "mine.json"))
+    assert graph.workflow()["learning_rate"] == 0.5
+    assert "--my_rat " in refusal(lambda: graph.workflow(my_rat=0.4))
+
+
 def test_all_unknown_names_are_named(inference: Graph) -> None:
     message = refusal(lambda: inference.words("--thresold", "1", "-overwritte", "true"))
     assert "--thresold" in message
