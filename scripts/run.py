@@ -132,6 +132,7 @@ class FinishedResults:
 
     def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self.writer, self.model, self.settings = writer, model, settings
+        self._met: set[str] = set()  # scans that another process was searching
 
     def __call__(self, name: str, digest: str) -> Path | None:
         """The folder of a finished result, ``None`` for none; see :meth:`.reports.ResultWriter.finished`.
@@ -141,9 +142,14 @@ class FinishedResults:
             OtherClaimError: another process searches another scan of this name at the moment.
         """
         claims = self.writer.claims
-        claims.take(name, digest)
         try:
-            finished = self.writer.finished(name, Fingerprint(digest, self.model, self.settings))
+            claims.take(name, digest)
+        except BusyError:
+            self._met.add(name)
+            raise
+        try:
+            mine = Fingerprint(digest, self.model, self.settings)
+            finished = self.writer.finished(name, mine, is_new=name in self._met)
         except BaseException:
             claims.release(name)
             raise

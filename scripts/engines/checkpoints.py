@@ -19,6 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import SettingError, UserError
 from ..network import save_weights
+from ..reports import BusyError
+from ..reports.claims import claims_on
+from ..reports.files import writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +109,8 @@ class TrainingState:
         objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
 
     Raises:
-        StateError: the state in ``path`` does not fit the objects, had epochs of another length, or has more of them
-            than ``max_epochs``.
+        StateError: another training writes to the folder, or the state in ``path`` does not fit the objects, had epochs
+            of another length, or has more of them than ``max_epochs``.
     """
 
     def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
@@ -116,6 +119,9 @@ class TrainingState:
         self._random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            self._claim()
+            engine.add_event_handler(Events.COMPLETED, lambda: claims_on(self.path.parent).release(self.path.name))
         if self.path.exists():
             self._restore(engine)
             engine.add_event_handler(Events.STARTED, self._begin)
@@ -128,9 +134,19 @@ class TrainingState:
         state["progress"] = {name: getattr(engine.state, name, None) for name in PROGRESS}
         state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         torch.save(state, partial)
         os.replace(partial, self.path)
+
+    def _claim(self) -> None:
+        """One training in a folder: two would go on from each other's states."""
+        try:
+            claims_on(writable_folder(self.path.parent)).take(self.path.name, "training")
+        except BusyError as error:
+            raise StateError(
+                f"{self.path}: expected a folder of this training alone, got one that another training writes to now; "
+                "wait for its end, or name another --output_dir."
+            ) from error
 
     def _restore(self, engine: Engine) -> None:
         try:

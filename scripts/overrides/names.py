@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import pydoc
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .call import SEPARATOR, Call, OverrideError, names_in, normal, shown
 
+_REFERENCE = re.compile(r"@(\w+)")
 RECORDS = ("settings", "model_facts")  # say what runs; nothing runs by them
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # MONAI's, in no configuration
 BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # what runs before and after; a graph may lack them
@@ -29,7 +31,9 @@ def overrides_of(call: Call, bases: Sequence[ConfigParser], words: Iterable[str]
     """Names and values that are not from the files; ``None`` for a word that MONAI took for no value."""
     own = _own_options(call)
     if call.given is None:
-        return dict(_added(call.workflow.parser.get(), bases, own)) if bases else {}
+        merged = call.workflow.parser.get()
+        used = set(_REFERENCE.findall(json.dumps(merged, default=str)))
+        return dict(_added(merged, bases, own | used)) if bases else {}
     given = {normal(name): value for name, value in call.given.items()}
     return {name: given.get(name) for name in dict.fromkeys((*given, *words)) if name not in own}
 
@@ -88,7 +92,10 @@ def _own_options(call: Call) -> set[str]:
 
 
 def _added(merged: Any, bases: Sequence[ConfigParser], skip: set[str], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and value of what a merged configuration has and none of the files; of a component that is new, nothing."""
+    """Name and value of what a merged configuration has and none of the files; of a component that is new, nothing.
+
+    ``skip`` are names that need no place in the files, since they are MONAI's, or others refer to them.
+    """
     parts = merged.items() if isinstance(merged, dict) else enumerate(merged)
     for key, value in parts:
         name = f"{above}{SEPARATOR}{key}" if above else str(key)
@@ -99,7 +106,7 @@ def _added(merged: Any, bases: Sequence[ConfigParser], skip: set[str], above: st
             yield from _added(value, same, skip, name) if same else ()
         elif nested and any(isinstance(part, dict | list) for part in value):
             yield from _added(value, nested, skip, name)
-        elif any(_is_same(value, base.get(name)) for base in there) or name in skip:
+        elif any(_is_same(value, base.get(name)) for base in there) or (name in skip and not there):
             continue
         elif there or not (isinstance(merged, list) or _may_be_of_a_file(value)):
             yield name, value
@@ -122,7 +129,7 @@ def _has_place(name: str, bases: Sequence[ConfigParser], merged: ConfigParser) -
     if name and any(name in base for base in bases):
         return True
     above, _, key = name.rpartition(SEPARATOR)
-    component = merged.get(above) if above else None
+    component: Any = merged.get(above) if above else None
     if not ConfigComponent.is_instantiable(component):
         return False
     arguments = _arguments_of(component, merged)
@@ -137,7 +144,7 @@ def _arguments_of(component: Mapping[str, Any], parser: ConfigParser) -> set[str
     found = pydoc.locate(target)
     if not callable(found):
         return None
-    above = [kind.__init__ for kind in found.__mro__ if "__init__" in vars(kind)] if isinstance(found, type) else []
+    above = [vars(kind)["__init__"] for kind in getattr(found, "__mro__", ()) if "__init__" in vars(kind)]
     names: set[str] = set()
     for function in above or [found]:  # an initialiser with **settings passes them to the one above it
         parameters = inspect.signature(function).parameters.values()
@@ -150,7 +157,7 @@ def _arguments_of(component: Mapping[str, Any], parser: ConfigParser) -> set[str
 def _nearest(name: str, known: Sequence[str], merged: ConfigParser) -> str:
     """The names most like one, of its own place where there are any."""
     above = name.rpartition(SEPARATOR)[0]
-    component = merged.get(above) if above else None
+    component: Any = merged.get(above) if above else None
     arguments = _arguments_of(component, merged) if ConfigComponent.is_instantiable(component) else None
     beside = [other for other in known if other.rpartition(SEPARATOR)[0] == above]
     beside += [f"{above}{SEPARATOR}{argument}" for argument in sorted(arguments or ())]

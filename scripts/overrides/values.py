@@ -25,6 +25,12 @@ SHARES = (
     *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "window_overlap", "nodule_share"),
     *("insertion_share", "average_decay"),
 )
+LEAST: dict[str, float] = {
+    **dict.fromkeys(("top_k", "peak_size", "windows_at_once", "batch_size", "epoch_length", "max_epochs"), 1),
+    **dict.fromkeys(("val_interval", "log_interval", "crop_size", "resamples"), 1),
+    **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed"), 0),
+    **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),
+}
 # Targets count voxels as millimetres, and the networks' maps have half the input's resolution.
 FIXED: dict[str, Any] = {"spacing_mm": [1.0, 1.0, 1.0], "stride": 2}
 
@@ -188,6 +194,8 @@ def _number(name: str, value: Any, word: str | None, kind: type = numbers.Real) 
         raise OverrideError(f"{name}: expected {wanted}, got {value if word is None else word!r}; correct it.")
     if name in SHARES and not 0.0 <= value <= 1.0:  # type: ignore[operator]
         raise OverrideError(f"{name}: expected a number from 0 to 1, got {value}; correct it.")
+    if value < LEAST.get(name, -math.inf):  # type: ignore[operator]
+        raise OverrideError(f"{name}: expected at least {LEAST[name]}, got {value}; correct it.")
     return value
 
 
@@ -203,6 +211,8 @@ def _numbers(name: str, value: Any, word: str | None, *, count: int, check: Chec
         raise OverrideError(
             f'{name}: expected {count} numbers, such as "{example}", got {word or value!r}; correct it.'
         )
+    if name.endswith("hu_window") and sorted(set(value)) != list(value):
+        raise OverrideError(f"{name}: expected the lower HU first, got {list(value)}; correct it.")
     return [check(name, part, None) for part in value]
 
 

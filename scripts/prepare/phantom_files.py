@@ -43,8 +43,13 @@ def _staged(target: Path) -> Iterator[Path]:
         former = folder / ".former"
         if target.exists() and (len(parts) > 1 or target.is_dir()):
             target.rename(former)  # never half a folder, nor a header beside other data
-        for item in parts:
-            item.replace(target.parent / item.name)
+        try:
+            for item in parts:
+                item.replace(target.parent / item.name)
+        except BaseException:
+            if former.exists() and parts[0].exists():  # nothing of the new one is in place
+                former.rename(target)
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

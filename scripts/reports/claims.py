@@ -135,7 +135,8 @@ class Claims:
     def private_folder(self, name: str) -> Iterator[Path]:
         """An empty folder beside the results that no other writer uses; gone at the end unless it was moved."""
         path = self.folder / f"{name}.{MACHINE}.{self.process}.{uuid.uuid4().hex[:12]}.partial"
-        path.mkdir(parents=True)
+        while not _make(path):
+            self._make_folder()
         try:
             yield path
         finally:
@@ -160,26 +161,29 @@ class Claims:
         """Claim a name; whose it is where it cannot be had."""
         path = self.folder / f"{name}.claim"
         mine = Owner(MACHINE, self.process, self.token, about)
-        for _ in range(100):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
             try:
                 _create(path, mine)
             except OutputError:
                 self._tidy()
                 raise
+            except FileNotFoundError:
+                self._make_folder()
+                continue
             except FileExistsError:
                 owner = _owner(path)
-                if owner is not None and owner.token == self.token:
-                    break
-                if not self._take_over(path):
+                if owner is None or owner.token != self.token:
+                    if self._take_over(path):
+                        continue
                     return owner or Owner("another machine", 0, "", about)
-            except FileNotFoundError:
-                continue  # the last of the others has just removed the folder
-            else:
-                break
-        self._held[name] = path
-        self._beat()
-        return None
+            self._held[name] = path
+            self._beat()
+            return None
+
+    def _make_folder(self) -> None:
+        """Where claims are; whoever gives the last one back removes it, at any moment."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(self.folder)
 
     def _take_over(self, path: Path) -> bool:
         """Remove a claim whose owner is gone; whether it is to be had now.
@@ -255,6 +259,25 @@ def _owner(path: Path) -> Owner | None:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; whether it is there, which it is not where the folder above it is none.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return folder.is_dir()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: expected a folder that can be made, got: {error.strerror}. Choose another output_dir."
+        ) from error
+    return True
 
 
 def _create(path: Path, owner: Owner) -> None:

@@ -84,8 +84,13 @@ class ResultWriter:
         """
         return self.output_dir / checked_name(name)
 
-    def finished(self, name: str, fingerprint: Fingerprint) -> bool:
+    def finished(self, name: str, fingerprint: Fingerprint, *, is_new: bool = False) -> bool:
         """Whether the result of a scan stands there already, whole and made from the same input, model and settings.
+
+        Args:
+            name: of the scan.
+            fingerprint: what this run makes its result from.
+            is_new: another run has written it since this one began, so that ``overwrite`` asks for no second search.
 
         Returns:
             ``True``: nothing is left to do. ``False``: nothing is there, or something that may be replaced: a result
@@ -101,10 +106,12 @@ class ResultWriter:
                 put_back(target)
         check_replaceable(target, self._files)
         present = {entry.name for entry in target.iterdir()} & self._files if target.is_dir() else set()
-        if self.overwrite or not present:
+        if not present or (self.overwrite and not is_new):
             return False
         there = Fingerprint.of_record(read_record(target / NodulesJson.filename))
         differences = fingerprint.differences(there)
+        if differences and self.overwrite:
+            return False
         if differences:
             raise OutputError(
                 f"{target}: expected nothing or a result of the same scan and settings, got another one: "

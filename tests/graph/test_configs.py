@@ -52,6 +52,24 @@ def test_several_ranks_are_the_same_in_training_and_evaluation() -> None:
     assert {key: value for key, value in train.items() if not key.startswith("train#")} == evaluate
 
 
+@pytest.mark.parametrize(
+    ("name", "workers", "ahead"),
+    [
+        ("num_workers", 0, None),
+        ("train#dataloader#num_workers", 0, None),
+        ("train#dataloader#num_workers", 2, 4),
+        ("num_workers", 1, 4),
+    ],
+)
+def test_a_loader_without_workers_fetches_nothing_ahead(name: str, workers: int, ahead: int | None) -> None:
+    """torch refuses the one without the other."""
+    parser = ConfigParser(_config(TRAIN))
+    parser[name] = workers
+    parser.parse()
+    assert parser.get_parsed_content("train#dataloader#num_workers") == workers
+    assert parser.get_parsed_content("train#dataloader#prefetch_factor") == ahead
+
+
 def test_windows_stitch_at_whole_cells() -> None:
     """A window or a step that is no multiple of the stride gives silently wrong maps in MONAI's stitching."""
     config = _config(INFERENCE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ from scripts.engines import (
 from scripts.engines.checkpoints import StateError
 from scripts.engines.training import BrokenLossError, duration
 from scripts.losses import NoduleLoss
+from scripts.processes import MACHINE
+from scripts.reports.claims import FOLDER
 from scripts.transforms import IGNORED, NODULE, PADDING
 
 ITERATIONS = 3  # per epoch
@@ -235,6 +239,19 @@ def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None
     TrainingState(str(tmp_path / "state.pt"), {"optimizer": lower.optimizer})._restore(lower.trainer)
     assert lower.optimizer.param_groups[0]["weight_decay"] == 0.5
     assert _rates(lower) == pytest.approx([rate / 10 for rate in whole[2 * ITERATIONS :]])
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    """They would go on from each other's states; the claim of one that has ended is none."""
+    owner = {"machine": MACHINE, "process": os.getppid(), "token": "t", "about": "training"}
+    claim = tmp_path / FOLDER / "state.pt.claim"
+    claim.parent.mkdir()
+    claim.write_text(json.dumps(owner))
+    with pytest.raises(StateError, match=r"state\.pt: expected a folder of this training alone.*--output_dir"):
+        Run(tmp_path / "state.pt", 1)
+    claim.write_text(json.dumps(owner | {"process": 2**22 + 1}))
+    Run(tmp_path / "state.pt", 1).trainer.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:

@@ -269,6 +269,16 @@ def test_laid_over_files_count(tmp_path: Path) -> None:
     assert "--thresold" in refusal(lambda: both.workflow(thresold=0.3))
 
 
+def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
+    """From Python the files are not known: what is a component, is run or is referred to may come from one."""
+    graph = Graph(tmp_path, ["train"], ("learning_rate",))
+    mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "presets#mine": {"_target_": "dict"}, "my_run": ["$print()"]}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    graph.files.append(str(tmp_path / "mine.json"))
+    assert graph.workflow()["learning_rate"] == 0.5
+    assert "--my_rat " in refusal(lambda: graph.workflow(my_rat=0.4))
+
+
 def test_all_unknown_names_are_named(inference: Graph) -> None:
     message = refusal(lambda: inference.words("--thresold", "1", "-overwritte", "true"))
     assert "--thresold" in message
@@ -308,6 +318,8 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         ),
         (("--threshold", "1.5"), "threshold: expected a number from 0 to 1, got 1.5"),
         (("--threshold", "0.0001"), "--threshold: expected at least candidate_threshold (0.0002)"),
+        (("--top_k", "0"), "top_k: expected at least 1, got 0"),
+        (("--hu_window", "[400, -1000]"), "hu_window: expected the lower HU first"),
         (("--top_k", "2.5"), "top_k: expected a whole number, such as 3, got '2.5'"),
         (("--windows_at_once", "x"), "windows_at_once: expected a whole number"),
         (("--hu_window", "5"), "hu_window: expected 2 numbers"),

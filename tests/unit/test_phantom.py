@@ -21,6 +21,7 @@ from scripts.prepare.phantom_anatomy import draw_patient, make_frame, trunk
 from scripts.prepare.phantom_files import write_dicom_series, write_image
 from scripts.prepare.phantom_nodules import DIAMETER_RANGE_MM, draw_count, draw_diameter_mm
 from scripts.prepare.phantom_surroundings import ARMS_DOWN_SHARE, surround
+from scripts.reader import read_scan
 
 SEEDS = (0, 1, 2)
 
@@ -330,6 +331,39 @@ def test_written_voxel_keeps_its_world_position(tmp_path: Path, name: str, affin
         marked = np.argwhere(np.asarray(loaded.dataobj) == 321)[0]
         np.testing.assert_allclose(apply_affine(loaded.affine, marked), expected, atol=1e-3)
     assert not list(path.parent.glob(".partial*"))
+
+
+@pytest.mark.parametrize(("name", "moves"), [("series", 0), ("a.mhd", 0), ("a.mhd", 1), ("a.nii.gz", 0)])
+def test_a_scan_that_is_replaced_is_never_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moves: int
+) -> None:
+    """Stopped before the first or between two moves: the former scan, the new one, or none."""
+
+    def write(value: int) -> None:
+        array = np.full((7, 8, 9), value, dtype=np.int16)
+        array[0] = -900  # air: what has one value alone is no scan
+        if "." in name:
+            write_image(tmp_path / name, array, np.eye(4))
+        else:
+            write_dicom_series(tmp_path / name, array, np.eye(4), uid_seed=1)
+
+    write(10)
+    left, replace = [moves], Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(20)
+    if moves:
+        assert not (tmp_path / name).exists()  # its data are the new ones
+    else:
+        assert np.count_nonzero(read_scan(tmp_path / name).image_hu == 10) == 6 * 8 * 9
+    assert not list(tmp_path.glob(".partial*"))
 
 
 @pytest.mark.parametrize("compress", [False, True])
