@@ -42,11 +42,11 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_chest() -> Chest:
-    """A miniature of 130 × 112 × 124 mm with a nodule at a vessel and one at the pleura; not to be changed."""
+    """A miniature of 148 × 129 × 124 mm with a nodule at a vessel and one at the pleura; not to be changed."""
     return make_chest(2, scale=0.4, nodules=2)
 
 
 @pytest.fixture(scope="session")
 def full_chest() -> Chest:
-    """A chest of 301 × 275 × 309 mm with eight nodules, three of them at the pleura; not to be changed."""
+    """A chest of 389 × 317 × 309 mm, arms down, with eight nodules, three of them at the pleura; not to be changed."""
     return make_chest(3, nodules=8)

@@ -79,7 +79,7 @@ class Scan:
 def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> Chest:
     """Render a synthetic chest.
 
-    ``make_chest(seed, scale=0.4, nodules=2)`` is a miniature for tests: about 140 × 110 × 110 voxels, both lungs
+    ``make_chest(seed, scale=0.4, nodules=2)`` is a miniature for tests: about 155 × 130 × 115 voxels, both lungs
     closed, in about a second.
 
     Args:
