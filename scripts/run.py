@@ -29,7 +29,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from .dicom_series import read_identity
+from .dicom_header import read_identity
 from .errors import UserError, checked_switch, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
 from .reader import FILE_SEPARATOR, find_scans

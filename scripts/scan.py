@@ -5,17 +5,15 @@ A refused scan raises :class:`ScanError`; its message names the file, what was e
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from .errors import UserError
 from .geometry import FloatArray, spacing_mm
+from .paths import printable
 
 AIR_HU = (-1200, -400)  # lung and air; emphysema ends near -1000, the rest is room for noise
 AIR_SHARE = 0.005  # of all voxels; the poorest of 592 real 100 mm cubes and 3 mm slabs has 0.024, nodule crops 0.15
@@ -27,11 +25,16 @@ SPACING_RANGE_MM = (0.05, 30.0)  # micro-CT and metres lie outside: the unit of 
 THICK_SLICE_MM = 3.0  # nodules of 3 to 6 mm fade into thicker slices
 TILT_NOTE_DEGREES = 0.5  # less moves the top of a 300 mm scan by under 3 mm, and the affine holds it anyway
 
+LARGEST_SCAN = 2**32  # voxels: more than 2048 slices of 1024 × 1024; a header that claims more is damaged
+
 _HU_LIMITS = (-32768, 32767)  # int16
 
 
 class ScanError(UserError, ValueError):
-    """A scan that must be refused."""
+    """A scan that must be refused; the message is one line of valid text, whatever the paths in it are."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -187,31 +190,6 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
         raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}.")
 
 
-@contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Keep ITK, its codecs and MetaIO from writing to the terminal; both settings are put back afterwards.
-
-    MetaIO and the JPEG codecs write to file descriptor 2 directly, so that one is turned away as well; what fails is
-    raised as an exception and told once.
-    """
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no stderr at all, as under pythonw
-        stderr = -1
-    try:
-        if stderr >= 0:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        if stderr >= 0:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
 def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
     """Share of ``total`` that ``values`` make up once their most frequent values are taken as padding."""
     if values.size <= BELOW_AIR_SHARE * total:
@@ -229,6 +207,10 @@ def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
     if len(shape) < 3 or min(shape) < 2:
         raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
+    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
+        raise ScanError(
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
+        )
     return shape
 
 

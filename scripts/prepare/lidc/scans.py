@@ -16,8 +16,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
-from ...dicom_series import looks_like_dicom
-from ...discovery import files_below
+from ...discovery import files_below, looks_like_dicom
 from ...geometry import Point
 from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import (
