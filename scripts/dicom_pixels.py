@@ -11,18 +11,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import closing
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import CTImageStorage, RLELossless
 
 from .dicom_header import SliceHeader, lenient, read_dataset
+from .gdcm import Decoders
 from .scan import DENSE_HU, ScanError, to_hu
 
 SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
@@ -44,19 +45,21 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
     columns, rows = ordered[0].size
     image_hu = np.empty((columns, rows, len(ordered)), dtype=np.int16)
     tails: list[int] = []
-    with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:
+    threads = min(DECODING_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, closing(Decoders(threads)) as gdcm:
+        decode_slice = partial(_decode_slice, gdcm=gdcm)
         for first in range(0, len(ordered), SLICES_TURNED):
-            some = list(pool.map(_decode_slice, ordered[first : first + SLICES_TURNED]))
+            some = list(pool.map(decode_slice, ordered[first : first + SLICES_TURNED]))
             image_hu[:, :, first : first + len(some)] = np.stack([hu for hu, _ in some]).transpose(2, 1, 0)
             tails += [tail for _, tail in some]
     return image_hu, _check_tails(source, ordered, tails)
 
 
-def _decode_slice(header: SliceHeader) -> tuple[npt.NDArray[np.int16], int]:
+def _decode_slice(header: SliceHeader, gdcm: Decoders) -> tuple[npt.NDArray[np.int16], int]:
     """One slice in HU, ``[J, I]``, and how many of its last rows are zeros as stored."""
     columns, rows = header.size
     try:
-        stored = _plain(header) if header.stored.offset is not None else _unpacked(header)
+        stored = _plain(header) if header.stored.offset is not None else _unpacked(header, gdcm)
     except ScanError:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
@@ -89,7 +92,7 @@ def _word(header: SliceHeader) -> np.dtype[Any]:
     return np.dtype(f"u{allocated // 8}").newbyteorder("<" if header.stored.syntax.is_little_endian else ">")
 
 
-def _unpacked(header: SliceHeader) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _unpacked(header: SliceHeader, gdcm: Decoders) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Pixels of a compressed or deflated file, one word each."""
     columns, rows = header.size
     if header.stored.syntax.is_deflated:
@@ -97,8 +100,8 @@ def _unpacked(header: SliceHeader) -> npt.NDArray[np.unsignedinteger[Any]]:
         start = header.frame * rows * columns
         return np.frombuffer(data, dtype)[start : start + rows * columns].reshape(rows, columns)
     if header.frames == 1:
-        return _by_gdcm(header, next(generate_frames(_pixel_data(header.path), number_of_frames=1)))
-    return _by_gdcm(header, _frames(header.path, header.frames)[header.frame])
+        return _by_gdcm(header, next(generate_frames(_pixel_data(header.path), number_of_frames=1)), gdcm)
+    return _by_gdcm(header, _frames(header.path, header.frames)[header.frame], gdcm)
 
 
 def _pixel_data(path: str) -> bytes:
@@ -112,7 +115,7 @@ def _frames(path: str, frames: int) -> list[bytes]:
     return list(generate_frames(_pixel_data(path), number_of_frames=frames))
 
 
-def _by_gdcm(header: SliceHeader, frame: bytes) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Decode one frame: only what says how it is coded goes into the file that GDCM gets."""
     allocated, stored, high = header.stored.bits or (16, 16, 15)
     syntax = header.stored.syntax
@@ -136,7 +139,7 @@ def _by_gdcm(header: SliceHeader, frame: bytes) -> npt.NDArray[np.unsignedintege
     with tempfile.TemporaryDirectory(prefix="slice-") as folder:
         path = Path(folder) / "slice.dcm"
         dataset.save_as(path, enforce_file_format=True)
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+        pixels = gdcm(str(path))
     if pixels.ndim == 3 and len(pixels) == 1 and pixels.dtype.kind in "iu":
         return pixels[0].view(f"u{pixels.dtype.itemsize}")
     return np.asarray(pixels)

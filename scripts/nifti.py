@@ -57,7 +57,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     """
     reason = unreadable(path)
     if reason:
-        raise ScanError(f"{path}: expected a NIfTI volume, got {reason}, a truncated or damaged file; copy it again.")
+        raise _damaged(path, reason)
     try:
         with path.open("rb") as file:
             packed = file.read(2) == GZIP_MARK
@@ -90,7 +90,7 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     return nifti, values.reshape(nifti.grid.shape)
 
 
-def _damaged(path: Path, error: Exception) -> ScanError:
+def _damaged(path: Path, error: object) -> ScanError:
     return ScanError(f"{path}: expected a NIfTI volume, got a truncated or damaged file ({error}); copy it again.")
 
 

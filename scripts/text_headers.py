@@ -99,7 +99,7 @@ def read_text_header(path: Path) -> TextHeader:
     """
     reason = unreadable(path)
     if reason:
-        raise ScanError(f"{path}: expected an image, got {reason}; copy it again.")
+        raise ScanError(f"{path}: expected an image, got a truncated or damaged file ({reason}); copy it again.")
     with path.open("rb") as file:
         data = file.read(HEADER_BYTES)
     try:

@@ -26,8 +26,8 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
-    *("errors", "paths", "commands", "geometry", "scan", "text_headers", "nifti", "dicom_header", "dicom_pixels"),
-    *("dicom_series", "discovery", "reader", "transforms", "network"),
+    *("errors", "paths", "commands", "geometry", "scan", "text_headers", "nifti", "gdcm"),
+    *("dicom_header", "dicom_pixels", "dicom_series", "discovery", "reader", "transforms", "network"),
     *("targets", "losses", "datalist", "cache", "dataset", "findings", "decoding", "measurements", "location"),
     *("segmentation", "windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
     "benchmark",
