@@ -124,18 +124,30 @@ def data_files(path: Path) -> tuple[Path, ...]:
 
 
 def data_fault(path: Path) -> str:
-    """Why the voxels of a MetaImage or NRRD file cannot be whole, by the size of its files; "" where they may be."""
-    header = read_text_header(path)
+    """Why the voxels of a MetaImage or NRRD file cannot be whole, by its header and the size of its files alone.
+
+    Returns:
+        "" where nothing speaks against it, for other files, and for headers that cannot be read; the same words for
+        the same cause.
+    """
+    if not path.name.lower().endswith((".mhd", ".mha", *NRRD_SUFFIXES)):
+        return ""
+    try:
+        return _fault_of(read_text_header(path))
+    except ScanError:
+        return ""
+
+
+def _fault_of(header: TextHeader) -> str:
     for file in header.files:
         reason = unreadable(file)
         if reason:
-            return f"the data file is missing: {file.name} is {reason}"
-    sizes = [file.stat().st_size - max(header.skip, 0) for file in header.files]
+            known = {"no such file or folder": "not there", "an empty file": "empty"}
+            return f"the data file is {known.get(reason, reason)}"
+    size = sum(file.stat().st_size - max(header.skip, 0) for file in header.files)
     needed = _needed_bytes(header)
-    if header.encoding == "raw" and sum(sizes) < needed:
-        return f"the data file is shorter than the header says: truncated, {sum(sizes)} of {needed} bytes"
-    if header.encoding != "raw" and sum(sizes) * MAX_RATIO < needed:
-        return f"truncated: {sum(sizes)} packed bytes cannot hold the {needed} bytes that the header says"
+    if (header.encoding == "raw" and size < needed) or size * MAX_RATIO < needed:
+        return "the data file is shorter than the header says"
     return ""
 
 
@@ -150,7 +162,7 @@ def read_values(header: TextHeader) -> npt.NDArray[Any]:
             f"{header.path}: expected one number per voxel, got {header.components} (colour or vectors); export the "
             "image as grey values: a CT in HU, a mask as labels."
         )
-    fault = data_fault(header.path)
+    fault = _fault_of(header)
     if not fault:
         try:
             values = _values(header)

@@ -23,6 +23,7 @@ from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..reader import ScanError, read_grid
 from ..reports.files import writable_folder
 from ..scan import Grid
+from ..text_headers import data_fault
 from ..transforms.nodules import IGNORED, NODULE
 from .datalists import (
     LeftOut,
@@ -34,7 +35,6 @@ from .datalists import (
     refuse_if_strict,
     write_datalist,
 )
-from .metaimage import data_fault
 
 logger = logging.getLogger(__name__)
 

@@ -570,10 +570,10 @@ def test_slices_that_nothing_can_refer_to(
     assert reason in said
 
 
-def test_slices_that_are_gone_are_an_error(tmp_path: Path) -> None:
+def test_slices_that_are_gone_do_not_cost_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = result_of(tmp_path / "scan")
     Path(result.source_files[3]).unlink()
-    with pytest.raises(ScanError, match=r"keep the scan in place"):
+    XX
         DicomReport()(result, tmp_path)
 
 

@@ -535,7 +535,7 @@ def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) 
         json.dumps([{"image": name} for name in ("missing.nii", "gone", "empty", "two")])
     )
     entries = find_scans(tmp_path / "list.json")
-    assert [entry["name"] for entry in entries] == ["missing", "gone", "empty", "two"]
+    assert [entry["name"] for entry in entries] == ["missing", "item", "item-2", "item-3"]  # no folder's name
     words = ("missing.nii: expected", "gone: expected", "found none", r"expected one scan, got 2 \(1.2.1, 1.2.2\)")
     for entry, match in zip(entries, words, strict=True):
         with pytest.raises(ScanError, match=match):
@@ -704,7 +704,7 @@ def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(write_image(tmp_path / "scan.nii", chest()).read_bytes(), compresslevel=0))
     data[-200] ^= 0xFF
     path.write_bytes(data)
-    refused(path, "CRC")
+    refused(path, "incorrect data check")
 
 
 @pytest.mark.parametrize(
