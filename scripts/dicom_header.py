@@ -298,8 +298,8 @@ def _slice_header(
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
     if not series_uid or not study_uid:
         raise ValueError("no StudyInstanceUID or SeriesInstanceUID")
-    position = _floats(one, "ImagePositionPatient", 3)
-    spacing, thickness = _floats(one, "PixelSpacing", 2), _floats(one, "SliceThickness", 1)
+    position = floats_of(one, "ImagePositionPatient", 3)
+    spacing, thickness = floats_of(one, "PixelSpacing", 2), floats_of(one, "SliceThickness", 1)
     facts = {name: _text(one, keyword) for name, keyword in _FACTS.items()}
     facts["Slice thickness"] = f"{thickness[0]:g}" if thickness and thickness[0] > 0 else ""
     stored, fault = _stored(dataset.file_meta.TransferSyntaxUID, one, offset)
@@ -316,7 +316,7 @@ def _slice_header(
         image_type=frozenset(_text(one, "ImageType").upper().split("/")) - {""},
         words=_words(one),
         position_lps_mm=None if position is None else (position[0], position[1], position[2]),
-        orientation=_floats(one, "ImageOrientationPatient", 6),
+        orientation=floats_of(one, "ImageOrientationPatient", 6),
         pixel_spacing_mm=spacing if spacing and min(spacing) > 0 else None,
         thickness_mm=thickness[0] if thickness and thickness[0] > 0 else None,
         size=(_int(one, "Columns") or 0, _int(one, "Rows") or 0),
@@ -346,7 +346,7 @@ def _stored(syntax: UID, one: pydicom.Dataset, offset: int | None) -> tuple[Stor
     elif bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
         fault = f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
     has = [keyword in one and one[keyword].value not in (None, "") for keyword in ("RescaleSlope", "RescaleIntercept")]
-    slope, intercept = (_floats(one, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (floats_of(one, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if any(has) and (slope is None or intercept is None or slope[0] == 0):
         fault = "RescaleSlope and RescaleIntercept as one number each, found something else"
     if "ModalityLUTSequence" in one:
@@ -417,7 +417,7 @@ def _int(dataset: pydicom.Dataset, keyword: str) -> int | None:
         return None
 
 
-def _floats(dataset: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+def floats_of(dataset: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them."""
     try:
         value = dataset.get(keyword)

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from scripts.dicom_header import lenient
 
 STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
 SERIES_UID = "1.2.826.0.1.3680043.8.498.2"
 RESCALE_INTERCEPT = -4096
+
+RAW: dict[str, dict[bytes, bytes]] = {}  # of each SOPInstanceUID: what stands in for values, and they themselves
 
 Change = Callable[[Dataset, int], Any]
 
@@ -48,12 +53,27 @@ def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.N
     return dataset
 
 
+def set_raw(dataset: Dataset, keyword: str, value: str | bytes) -> None:
+    """Set a value as it shall stand in the file, however wrong pydicom finds it: digits that :func:`save` replaces."""
+    raw = value if isinstance(value, bytes) else value.encode("latin-1")
+    raw += b" " * (len(raw) % 2)
+    with lenient:
+        setattr(dataset, keyword, "7" * len(raw))
+    start = dictionary_VR(keyword).encode() + len(raw).to_bytes(2, "little")
+    RAW.setdefault(str(dataset.SOPInstanceUID), {})[start + b"7" * len(raw)] = start + raw
+
+
 def save(dataset: Dataset, path: Path) -> Path:
     """Write a dataset with the file meta information that fits it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.save_as(path, enforce_file_format=True)
+    with lenient:
+        dataset.save_as(path, enforce_file_format=True)
+    for placeholder, raw in RAW.pop(str(dataset.SOPInstanceUID), {}).items():
+        data = path.read_bytes()
+        assert data.count(placeholder) == 1
+        path.write_bytes(data.replace(placeholder, raw))
     return path
 
 

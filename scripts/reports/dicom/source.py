@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from ...dicom_header import lenient, read_dataset
+from ...dicom_header import floats_of, lenient, read_dataset
 from ...scan import ScanError
 
 logger = logging.getLogger(__name__)
@@ -143,9 +143,10 @@ def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[s
     if not shared.get("FrameOfReferenceUID"):
         shared.FrameOfReferenceUID = generate_uid(prefix=None)
         filled.append("the slices lack FrameOfReferenceUID: a new one is used")
-    if not shared.get("SliceThickness"):
+    thickness_mm = floats_of(shared, "SliceThickness", 1)
+    if not thickness_mm or thickness_mm[0] <= 0:
         shared.SliceThickness = format_number_as_ds(step_mm)
-        filled.append(f"the slices lack SliceThickness: their distance of {step_mm:.3g} mm is used")
+        filled.append(f"the slices lack a SliceThickness: their distance of {step_mm:.3g} mm is used")
     return shared, filled
 
 
