@@ -146,7 +146,7 @@ def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[s
     thickness_mm = floats_of(shared, "SliceThickness", 1)
     if not thickness_mm or thickness_mm[0] <= 0:
         shared.SliceThickness = format_number_as_ds(step_mm)
-        filled.append(f"the slices lack a SliceThickness: their distance of {step_mm:.3g} mm is used")
+        filled.append(f"the slices lack SliceThickness: their distance of {step_mm:.3g} mm is used")
     return shared, filled
 
 
