@@ -205,8 +205,8 @@ def _faults(item: Mapping[str, Any]) -> Iterator[str]:
         yield f"box: expected finite centres and sizes above 0 mm, got {boxes.tolist()}"
     elif (boxes[:, 3:] > LARGEST_NODULE_MM).any():
         yield (
-            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max():g} mm; are these corners (x1, "
-            "y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size"
+            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max():g} mm; are these corners "
+            "(x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size"
         )
     elif len(boxes) and not missing:
         yield from _listed_twice(boxes[labels == NODULE] if len(labels) == len(boxes) else boxes)

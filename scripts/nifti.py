@@ -134,6 +134,8 @@ def _raw_header(data: bytes) -> Any:
         raise ValueError(f"lengths {header['dim'].tolist()}")
     if int(header["bitpix"]) != 8 * header.get_data_dtype().itemsize:
         raise ValueError(f"{header['bitpix']} bits a voxel of {header.get_data_dtype()}")
+    if bytes(header["magic"].item()).rstrip(b"\0")[:3] not in (b"n+1", b"n+2"):
+        raise ValueError(f"magic {header['magic'].item()!r}, expected that of one file with its voxels in it")
     if not size + 4 <= float(header["vox_offset"]) < 2**31:
         raise ValueError(f"voxels begin at byte {header['vox_offset']}")
     return header
@@ -203,6 +205,12 @@ def _form_notes(header: Any) -> tuple[str, ...]:
         forms = header.get_sform(), header.get_qform()
     except Exception:  # a quaternion that is none
         return ("the quaternion of the NIfTI header cannot be read: the sform is used",)
+    with np.errstate(all="ignore"):
+        return _disagreement(header, forms)
+
+
+def _disagreement(header: Any, forms: tuple[FloatArray, FloatArray]) -> tuple[str, ...]:
+    """A note where two affines, in the header's unit, place the corners of the scan apart."""
     last = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
     corners = np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
     apart = np.linalg.norm(apply_affine(forms[0], corners) - apply_affine(forms[1], corners), axis=1).max()

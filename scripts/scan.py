@@ -22,6 +22,7 @@ DENSE_HU = 2000  # above cortical bone; only metal and teeth lie higher
 DENSE_SHARE = 0.1  # of all voxels; the densest of 895 real nodule crops has 0.02
 PADDING_VALUES = 2  # a scan has one value outside the field of view (-2000, -3024, …), a resampled one may have two
 SPACING_RANGE_MM = (0.05, 30.0)  # micro-CT and metres lie outside: the unit of the file is then not what it says
+FARTHEST_MM = 1e6  # of the origin from the scanner's; a number beyond is none
 THICK_SLICE_MM = 3.0  # nodules of 3 to 6 mm fade into thicker slices
 TILT_NOTE_DEGREES = 0.5  # less moves the top of a 300 mm scan by under 3 mm, and the affine holds it anyway
 
@@ -217,7 +218,7 @@ def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check_affine(source: str, affine: FloatArray) -> None:
     """Refuse a grid that is not finite, is flat, or has steps no chest CT has."""
     low, high = SPACING_RANGE_MM
-    if np.isfinite(affine).all():
+    if np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM:
         steps_mm = spacing_mm(affine)
         flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
         if not flat and low <= steps_mm.min() and steps_mm.max() <= high:

@@ -1,7 +1,7 @@
 """Damaged headers by the thousand: each gives a scan or one clear line, never a crash, a hang or more memory than due.
 
 ``python -m tests.fuzz_headers --count 10000 --seed 0`` runs them in a process of its own under a limit of memory, and
-names those that end it. Case n of a seed is always the same; ``--first n --count 1 --keep folder`` writes it to a folder.
+names those that end it. Case n of a seed is always the same; ``--first n --keep folder`` writes it to a folder.
 """
 
 from __future__ import annotations
@@ -52,16 +52,10 @@ def _itk(path: Path, *, compressed: bool = False) -> None:
 
 def _nrrd_beside(folder: Path) -> None:
     lines = (
-        "NRRD0004",
-        "type: short",
-        "dimension: 3",
-        "space: LPS",
-        "sizes: 9 8 12",
-        "encoding: raw",
-        "endian: little",
+        *("NRRD0004", "type: short", "dimension: 3", "space: LPS", "sizes: 9 8 12", "encoding: raw", "endian: little"),
+        *("space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)", "space origin: (0,0,0)", "data file: a.raw"),
     )
-    more = ("space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)", "space origin: (0,0,0)", "data file: a.raw")
-    (folder / "a.nhdr").write_text("\n".join((*lines, *more)) + "\n")
+    (folder / "a.nhdr").write_text("\n".join(lines) + "\n")
     (folder / "a.raw").write_bytes(_chest().tobytes(order="F"))
 
 
@@ -185,11 +179,9 @@ def outcome(folder: Path, seconds: float = SECONDS) -> str:
             entries = find_scans(folder)
             volumes = [(read_grid(entry["image"]), read_scan(entry["image"])) for entry in entries]
         except UserError as error:
-            assert "\n" not in str(error)
-            assert "expected" in str(error)
+            if "\n" in str(error) or "expected" not in str(error):
+                raise AssertionError(f"no clear line: {error}") from error
             return "refused"
-        except BaseExceptionGroup:
-            raise
     for grid, volume in volumes:
         assert volume.image_hu.shape == grid.shape
         assert volume.image_hu.size <= 8 * 1024  # what the files can hold
