@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
 from pydicom.uid import CTImageStorage, RLELossless
 
 from .dicom_header import SliceHeader, lenient, read_dataset
@@ -139,7 +140,12 @@ def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[n
     with tempfile.TemporaryDirectory(prefix="slice-") as folder:
         path = Path(folder) / "slice.dcm"
         dataset.save_as(path, enforce_file_format=True)
-        pixels = gdcm(str(path))
+        try:
+            pixels = gdcm(str(path))
+        except ValueError:
+            if syntax != RLELossless:
+                raise
+            pixels = pixel_array(dataset, raw=True)[None]  # slow, but takes what GDCM stumbles over
     if pixels.ndim == 3 and len(pixels) == 1 and pixels.dtype.kind in "iu":
         return pixels[0].view(f"u{pixels.dtype.itemsize}")
     return np.asarray(pixels)
