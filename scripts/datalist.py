@@ -191,7 +191,8 @@ def _faults(item: Mapping[str, Any]) -> Iterator[str]:
     try:
         boxes = np.asarray(item.get("box", []), dtype=np.float64).reshape(-1, 6)
         given = np.asarray(item.get("label", [NODULE] * len(boxes))).reshape(-1)
-        if len(given) and (given.dtype.kind not in "iuf" or not np.array_equal(given, np.rint(given))):
+        whole = given.dtype.kind in "iu" or (given.dtype.kind == "f" and set(given) <= {float(NODULE), float(IGNORED)})
+        if len(given) and not whole:
             raise ValueError("labels that are no whole numbers")
         labels = given.astype(np.int64)
     except (TypeError, ValueError, OverflowError):

@@ -16,9 +16,8 @@ from typing import Any
 from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
 from .paths import is_below, kind_of, unreadable
-from .scan import ScanError
+from .scan import IMAGE_SUFFIXES, ScanError
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
 PARTIAL_SUFFIXES = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp")  # of copies under way
 SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for

@@ -7,7 +7,8 @@ from the file; what cannot be trusted is refused with a :class:`ScanError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,22 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
     """
     paths = _existing(image)
     first = Path(paths[0])
-    if len(paths) == 1 and kind_of(first) == "folder":
-        return _read_folder(first)
-    if len(paths) > 1 or not is_image_file(first):
-        return read_series(paths)
-    return _read_nifti(first) if _is_nifti(first) else _read_text_headed(first)
+    with _hiding(paths):
+        if len(paths) == 1 and kind_of(first) == "folder":
+            return _read_folder(first)
+        if len(paths) > 1 or not is_image_file(first):
+            return read_series(paths)
+        return _read_nifti(first) if _is_nifti(first) else _read_text_headed(first)
+
+
+@contextmanager
+def _hiding(paths: Sequence[str]) -> Iterator[None]:
+    """Folders and slices may be named after patients: no page shows them."""
+    try:
+        yield
+    except ScanError as error:
+        error.hidden or error.hide(paths)
+        raise
 
 
 def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], FloatArray]:
@@ -144,8 +156,12 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
         ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
     """
     paths = _existing(mask)
-    path = Path(paths[0])
-    if len(paths) > 1 or kind_of(path) != "file" or not is_image_file(path):
+    with _hiding(paths):
+        return _read_labels(Path(paths[0]), len(paths))
+
+
+def _read_labels(path: Path, files: int) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    if files > 1 or kind_of(path) != "file" or not is_image_file(path):
         raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
     if _is_nifti(path):
         nifti, values = read_nifti(path)

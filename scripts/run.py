@@ -34,6 +34,7 @@ from .errors import UserError, checked_switch, reason_of, user_error_in
 from .findings import LungRegion, ScanResult
 from .reader import FILE_SEPARATOR, find_scans
 from .reports import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
+from .scan import published_reason
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class RunLog:
         """
         self.failures[name] = reason_of(error)
         if self.index is not None:
-            self.index.add_failure(name, self.failures[name], source)
+            self.index.add_failure(name, published_reason(error), source)
         if user_error_in(error) is None:
             logger.error("%s: unexpected error", name, exc_info=error)
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
@@ -178,8 +179,8 @@ class ScanStream(IterableDataset):
     def _prepare(self, item: Any) -> Any:
         """One preprocessed item, ``None`` for a refused or finished scan."""
         images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
         try:
+            digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
             if self.finished is not None and (folder := self.finished(item["name"], digest)) is not None:
                 self.log.skipped(item["name"], folder)
                 return None

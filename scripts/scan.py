@@ -6,15 +6,19 @@ A refused scan raises :class:`ScanError`; its message names the file, what was e
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UserError
+from .errors import UserError, reason_of, user_error_in
 from .geometry import FloatArray, spacing_mm
 from .paths import printable
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # of scans in one file; DICOM has others
 AIR_HU = (-1200, -400)  # lung and air; emphysema ends near -1000, the rest is room for noise
 AIR_SHARE = 0.005  # of all voxels; the poorest of 592 real 100 mm cubes and 3 mm slabs has 0.024, nodule crops 0.15
 BELOW_AIR_SHARE = 0.05  # of all voxels, padding apart: noise and undershoot stay far below 1 %
@@ -32,10 +36,35 @@ _HU_LIMITS = (-32768, 32767)  # int16
 
 
 class ScanError(UserError, ValueError):
-    """A scan that must be refused; the message is one line of valid text, whatever the paths in it are."""
+    """A scan that must be refused; the message is one line of valid text, whatever the paths in it are.
+
+    Attributes:
+        hidden: what of the message may name a patient, longest first, each with what a page shows instead.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+        self.hidden: tuple[tuple[str, str], ...] = ()
+
+    def hide(self, paths: Sequence[str]) -> None:
+        """Keep folders, and names of slices, off pages; the name of a scan in one file stays."""
+        shown = {}
+        for number, path in enumerate(paths, 1):
+            name = os.path.basename(path)
+            is_image = name.lower().endswith(IMAGE_SUFFIXES)
+            shown[path] = name if is_image else f"#{number}"
+            shown[os.path.dirname(path)] = "…"
+            if not is_image and re.search(r"[^\W\d]", name):  # digits alone are no name
+                shown[name] = f"#{number}"
+        self.hidden = tuple(sorted(((printable(k), v) for k, v in shown.items() if k), key=lambda pair: -len(pair[0])))
+
+
+def published_reason(error: BaseException) -> str:
+    """Why something failed, as :func:`.errors.reason_of` has it, but without what :meth:`ScanError.hide` hides."""
+    known, reason = user_error_in(error), reason_of(error)
+    for hidden, shown in known.hidden if isinstance(known, ScanError) else ():
+        reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", lambda _, shown=shown: shown, reason)
+    return reason
 
 
 @dataclass(frozen=True)

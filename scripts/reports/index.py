@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..findings import ScanResult
+from ..paths import printable
+from ..scan import IMAGE_SUFFIXES
 from .files import OutputError, writable_folder, write_bytes
 from .html import render_page
 from .page import HtmlReport
-from .tables import NodulesJson, read_record, source_name
+from .tables import NodulesJson, published_source, read_record, source_name
 
 # By this a page of a former run is told from somebody's own.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
@@ -81,7 +83,7 @@ class RunIndex:
         self._scans.append(
             ScanRow(
                 name=result.name,
-                source=source_name(result.source),
+                source=published_source(result),
                 link=self._link(folder),
                 diameters_mm=tuple(nodule.detection.diameter_mm for nodule in result.nodules),
                 highest=max(probabilities, default=None),
@@ -107,9 +109,10 @@ class RunIndex:
         )
 
     def add_failure(self, name: str, reason: str, source: str = "") -> None:
-        """A scan was refused; folders above ``source`` may tell who the patient is and are left out."""
-        short = source_name(source)
-        name, reason = (text.replace(source, short) if short else text for text in (name, reason))
+        """A scan was refused; folders may tell who the patient is and are left out."""
+        is_file = source.lower().endswith((*IMAGE_SUFFIXES, ".json"))
+        short = source_name(source) if is_file else "the input"
+        name, reason = (text.replace(printable(source), short) if source else text for text in (name, reason))
         self._failures.append((name, reason))
 
     def write(self, seconds: float | None = None) -> Path | None:
