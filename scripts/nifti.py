@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.arrayproxy import ArrayProxy
 
 from .geometry import FloatArray, apply_affine, spacing_mm
 from .paths import unreadable
@@ -83,8 +84,10 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     nifti = read_nifti_header(path)
     try:
         data = _bytes_of(path, nifti)
-        image = _class_of(data).from_bytes(data)
-        values = np.asanyarray(image.dataobj)
+        slope, intercept = nifti.header.get_slope_inter()
+        place = (nifti.header.get_data_shape(), nifti.header.get_data_dtype(), int(nifti.header["vox_offset"]))
+        scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+        values = np.asanyarray(ArrayProxy(io.BytesIO(data), (*place, *scaling)))
     except Exception as error:  # nibabel and zlib raise almost any type on damaged bytes
         raise _damaged(path, error) from error
     return nifti, values.reshape(nifti.grid.shape)
@@ -115,7 +118,7 @@ def _bytes_of(path: Path, nifti: NiftiHeader) -> bytes:
 
 def _class_of(data: bytes) -> type[Any]:
     size = {data[:4][::step] for step in (1, -1)}  # of the header, in either byte order
-    return nib.Nifti2Image if (540).to_bytes(4, "little") in size else nib.Nifti1Image
+    return nib.Nifti2Header if (540).to_bytes(4, "little") in size else nib.Nifti1Header
 
 
 def _raw_header(data: bytes) -> Any:
@@ -124,7 +127,7 @@ def _raw_header(data: bytes) -> Any:
     Raises:
         ValueError: it cannot be that of one file with its voxels in it.
     """
-    kind = _class_of(data).header_class
+    kind = _class_of(data)
     size = kind.template_dtype.itemsize
     if len(data) < size or size not in (int.from_bytes(data[:4], order) for order in ("little", "big")):
         raise ValueError("no NIfTI header")

@@ -122,7 +122,7 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "box": [box(37.75, -55.25, 129.0)]}, r"box 0: expected a centre inside .*RAS"),
         (
             {"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]},
-            r"up to 100 mm, got 275 mm; are these corners",
+            "up to 100 mm, got 275 mm",
         ),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-37.8, 55.2, 129.1)]}, "each nodule once, got two"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: whole numbers"),
@@ -130,7 +130,10 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": ["0"]}, "label: whole numbers"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": True}, "label: whole numbers"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": 1e30}, "label"),
-        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)] * 2, "label": 0}, "got 2 boxes and 1 labels"),
+        (
+            {"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-38, 52, 129)], "label": 0},
+            "got 2 boxes and 1 labels",
+        ),
         ({"image": "scan.nii.gz", "box": {"x": 1}}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
         ({"image": "scan.nii.gz", "mask": ["m.nii"]}, r"mask: expected a path, got \['m.nii'\]"),
         ({"image": "scan.nii.gz", "lung_mask": 3}, "lung_mask: expected a path, got 3"),
@@ -165,9 +168,7 @@ def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")
     corners = [[10.0, 20.0, 30.0, 16.0, 27.0, 35.0], [40.0, 11.0, 5.0, 47.0, 17.0, 12.0]]
     path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in corners])
-    with pytest.raises(
-        DatalistError, match=r"2 boxes that read as corners \(x1, y1, z1, x2, y2, z2\), such as \[10\.0"
-    ):
+    with pytest.raises(DatalistError, match=r"2 boxes that read as corners .*, such as \[10\.0, 20\.0"):
         load_datalist(path, "training")
     sizes = [[*one[:3], *(b - a for a, b in zip(one[:3], one[3:], strict=True))] for one in corners]
     path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in sizes])
@@ -180,9 +181,7 @@ def _two_lists(tmp_path: Path, how: str) -> tuple[list[dict[str, Any]], list[dic
     for name in ("a", "b"):
         image = sitk.GetImageFromArray(rng.integers(-900, 0, SHAPE[::-1]).astype(np.int16))
         sitk.WriteImage(image, tmp_path / f"{name}.mhd")
-    same = {"path": "a.mhd", "link": "link.mhd", "copy": "copy.mhd", "folder": "a.mhd", "uid": "b.mhd", "no": "b.mhd"}[
-        how
-    ]
+    same = {"path": "a.mhd", "link": "link.mhd", "copy": "copy.mhd"}.get(how, "b.mhd")
     (tmp_path / "link.mhd").symlink_to("a.mhd")
     (tmp_path / "copy.mhd").write_text((tmp_path / "a.mhd").read_text().replace("a.raw", "copy.raw"))
     (tmp_path / "copy.raw").write_bytes((tmp_path / "a.raw").read_bytes())
