@@ -303,7 +303,7 @@ def _in_both(some: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, An
             marks: list[Any] = [os.path.realpath(image)]
             if re.fullmatch(r"\d+(\.\d+){5,}", str(item.get("name", ""))):
                 marks.append(item["name"])
-            if (own := _sizes(Path(image))) in sizes and sum(own):
+            if (own := _sizes(Path(image))) in sizes and any(own):
                 marks.append((own, _sample(Path(image))))
             for mark in marks:
                 if is_other and mark in seen:

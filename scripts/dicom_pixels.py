@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
-from pydicom.uid import CTImageStorage, RLELossless
+from pydicom.uid import UID, CTImageStorage, RLELossless
 
 from .dicom_header import SliceHeader, lenient, read_dataset
 from .gdcm import Decoders
@@ -129,7 +129,7 @@ def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[n
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.Columns, dataset.Rows = header.size
     stored = allocated if syntax == RLELossless else stored  # RLE keeps whole words
@@ -154,7 +154,7 @@ def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[n
 def _rescaled(header: SliceHeader, words: npt.NDArray[np.unsignedinteger[Any]]) -> npt.NDArray[np.int16]:
     """HU of stored words: unused bits taken away, sign, padding, slope and intercept."""
     _, stored, high = header.stored.bits or (16, 16, 15)
-    values = words.astype(np.int64 if words.dtype.itemsize > 2 else np.int32)
+    values: npt.NDArray[np.signedinteger[Any]] = words.astype(np.int64 if words.dtype.itemsize > 2 else np.int32)
     values = (values >> (high + 1 - stored)) & ((1 << stored) - 1)
     if header.stored.signed:
         values -= (values >> (stored - 1)) << stored

@@ -107,7 +107,7 @@ def _file_entries(
     """
     images = [] if _is_uid(series) else [path for path in files if is_image_file(path)]
     entries = [_entry(str(path), scan_stem(path), str(path)) for path in images]
-    studies, broken = _read_studies(_slice_files([path for path in files if not is_image_file(path)]))
+    studies, broken = _read_studies(slice_files([path for path in files if not is_image_file(path)]))
     seen: list[Series] = []
     told: set[Path] = set()  # damaged files and closed folders that an entry already holds
     for study in studies:
@@ -156,7 +156,7 @@ def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path
         yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _slice_files(paths: Sequence[Path]) -> list[Path]:
+def slice_files(paths: Sequence[Path]) -> list[Path]:
     """The files that are DICOM, and those that should be: empty, cut, unfetched or unreadable ones among slices.
 
     A file with an ending of its own (``.txt``) is somebody else's, unless it is named like the slices beside it. One

@@ -142,7 +142,8 @@ def _hiding(paths: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except ScanError as error:
-        error.hidden or error.hide(paths)
+        if not error.hidden:
+            error.hide(paths)
         raise
 
 

@@ -63,7 +63,7 @@ def published_reason(error: BaseException) -> str:
     """Why something failed, as :func:`.errors.reason_of` has it, but without what :meth:`ScanError.hide` hides."""
     known, reason = user_error_in(error), reason_of(error)
     for hidden, shown in known.hidden if isinstance(known, ScanError) else ():
-        reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", lambda _, shown=shown: shown, reason)
+        reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", shown.replace("\\", r"\\"), reason)
     return reason
 
 

@@ -268,7 +268,7 @@ def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
 
 def _marks(uid: str, grid: Grid, rows: Sequence[Finding], left_out: list[LeftOut]) -> dict[str, Any]:
     """Boxes and labels of a scan; empty for a scan without findings."""
-    kept = []
+    kept: list[Finding] = []
     for row in rows:
         fault = ""
         if not inside_grid(grid, row[:3])[0]:

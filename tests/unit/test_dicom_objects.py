@@ -31,7 +31,7 @@ from scripts.prepare.phantom_files import write_dicom_series
 from scripts.reader import find_scans, read_scan
 from scripts.reports import DicomReport, DicomSegmentation, NodulesJson, ResultWriter
 from scripts.reports.dicom.segmentation import frames
-from tests.dicom_files import STUDY_UID, set_raw, write_series
+from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
@@ -603,6 +603,15 @@ def test_odd_header_values_cost_neither_scan_nor_objects(tags: dict[str, str], t
     result = result_of(tmp_path / "scan", change=change)
     written_files = [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())]
     assert written_files == [tmp_path / "segmentation.dcm", tmp_path / "report.dcm"]
+
+
+def test_an_enhanced_ct_has_no_objects_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = np.random.default_rng(0).integers(-900, -500, SHAPE).astype(np.int16)
+    path = write_enhanced(tmp_path / "scan" / "enhanced.dcm", image, AXIAL)
+    plain = result_of(tmp_path / "plain")
+    result = dataclasses.replace(plain, source_files=read_scan(path).source_files)
+    assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
+    assert "no DICOM objects are written: expected slices of SOP class CT Image Storage" in caplog.text
 
 
 def test_a_study_that_holds_former_results_is_read_as_before(tmp_path: Path) -> None:
