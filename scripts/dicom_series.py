@@ -1,36 +1,43 @@
-"""DICOM: slice headers, series and their choice, and the volume of one series.
+"""DICOM: series, which of a study is read, and the volume of one series.
 
 Order and geometry come from ImagePositionPatient and ImageOrientationPatient of every slice alone (PS3.3 C.7.6.2);
-SliceLocation and InstanceNumber are not trusted. Pixels are decoded slice by slice, because ITK's series reader takes
-the pixel type of the first slice and cuts off the fraction where a later slice has a fractional rescale slope.
+SliceLocation and InstanceNumber are not trusted.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import struct
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pydicom
-import SimpleITK as sitk
-from pydicom.config import disable_value_validation
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import MediaStorageDirectoryStorage
 
-from .geometry import FloatArray, Point, swap_lps_ras_affine
-from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_grid, make_volume, quiet_itk, thick_slice_note, to_hu
+from .dicom_header import SliceHeader, read_headers
+from .dicom_pixels import decode
+from .geometry import FloatArray, swap_lps_ras_affine
+from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_grid, make_volume, thick_slice_note
 
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
-LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})  # values seen in ImageType
 PROJECTION_TYPES = frozenset({"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE"})  # not HU of a thin slice
+PROJECTION_WORDS = re.compile(r"\b(MIP|MINIP|AVEIP|AIP|MAX ?IP|MIN ?IP|MAXIMUM INT|MINIMUM INT)")
+# RescaleType: the standard's name of HU, and "unspecified", which scanners also write for HU.
+HU_TYPES = frozenset({"", "HU", "US"})
+# In ImageType or the series' description: what is computed from spectra or several series, screenshots and reports.
+COMPUTED_WORDS = re.compile(
+    r"IODINE(?! ?CONTRAST)|\bJOD(KARTE|BILD)|\bVNC|VIRTUAL.?(NON|UNENH)|\bVUE\b|Z.?EFF|EFF.?Z|EFF\w*.(Z|ATOMIC)|"
+    r"ELECTRON.?DENS|MATERIAL|\bMAT (SPEC|REM|FRAC|VAL|MOD)|WATER.?(MAP|DENS|\()|CALCIUM.?(MAP|SUPP|\()|URIC|OVERLAY|"
+    r"\bFUS(ION|ED)|PERFUSION|\bPBV\b|SUBTRACT|COLOU?R|DOSE.?(REPORT|INFO|SHEET|RECORD)|PATIENT.?PROTOCOL|"
+    r"SOM\d.?PROT|SCREEN.?(SAVE|SHOT|CAP)|KEY.?IMAGE|\bVRT\b|VOLUME.?REND"
+)
+CHEST_WORDS = re.compile(
+    r"CHEST|THORA|TORA[XC]|LUNG|PULM|POUMON|\bT\.?A\.?P\b|\bC\.?A\.?P\b|\bTHX|\bCTPA\b|WHOLE.?BODY"
+)
+OTHER_WORDS = re.compile(
+    r"HEAD|BRAIN|SKULL|CRANI|CEREBR|SCH(AE|Ä)DEL|KOPF|NECK|HALS|CERVI|FACE|FACIAL|SINUS|ORBIT|TEMPORAL|\bEAR\b|DENTAL|"
+    r"\bJAW|MANDIB|MAXILLA|ABDOM|PELVI|BECKEN|LIVER|KIDNEY|RENAL|PANCREA|COLON|LUMB|[CL].?SPINE|SACR|\bHIP\b|FEMUR|KNEE|"
+    r"\bLEG|ANKLE|FOOT|EXTREMITY|\bARM\b|ELBOW|WRIST|HAND\b|SHOULDER|PHANTOM"
+)
 FEW_SLICES = 10  # a series with fewer is a sample or a bolus tracker when a longer one exists
 AXIAL_COSINE = 0.8  # of the normal with the body's axis: 37°, beyond any gantry tilt (30°)
 DUPLICATE_MM = 0.01  # two slices closer than this lie on each other: no scanner reconstructs so finely
@@ -41,91 +48,6 @@ JITTER_MM = 0.1
 JITTER_STEPS = 0.05
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine: 0.06°, i.e. 0.3 mm across a chest
 SPACING_TOLERANCE_MM = 1e-4  # of a pixel: 0.05 mm across 512 pixels
-UNDEFINED_LENGTH = 0xFFFFFFFF
-SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
-DECODING_THREADS = 4  # ITK releases the interpreter lock; more do not help, the disk is the limit
-
-_FACTS = {
-    "Modality": "Modality",
-    "Series UID": "SeriesInstanceUID",
-    "Slice thickness": "SliceThickness",
-    "Manufacturer": "Manufacturer",
-    "Model": "ManufacturerModelName",
-    "Tube voltage": "KVP",
-    "Convolution kernel": "ConvolutionKernel",
-}
-_IDENTITY = {
-    "Patient name": "PatientName",
-    "Patient ID": "PatientID",
-    "Birth date": "PatientBirthDate",
-    "Sex": "PatientSex",
-    "Study date": "StudyDate",
-    "Accession number": "AccessionNumber",
-}
-_UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
-_TAGS: list[Any] = [
-    *_FACTS.values(),
-    "StudyInstanceUID",
-    "ImageType",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-]
-
-
-@dataclass(frozen=True)
-class SliceHeader:
-    """What is needed of one DICOM file; ``None`` where the header lacks it.
-
-    Attributes:
-        path: the file.
-        study_uid: StudyInstanceUID.
-        series_uid: SeriesInstanceUID.
-        modality: "CT", "MR", …; "" where absent.
-        image_type: the values of ImageType, upper case.
-        position_lps_mm: centre of the first pixel.
-        orientation: direction cosines (LPS) along a row, then along a column.
-        pixel_spacing_mm: between rows, then between columns.
-        size: columns, rows (i, j).
-        frames: number of frames in the file.
-        colour: PhotometricInterpretation.
-        has_all_pixels: whether the file is long enough for the pixels it announces.
-        facts: header facts free of identity.
-    """
-
-    path: str
-    study_uid: str
-    series_uid: str
-    modality: str
-    image_type: frozenset[str]
-    position_lps_mm: Point | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing_mm: tuple[float, ...] | None
-    size: tuple[int, int]
-    frames: int
-    colour: str
-    has_all_pixels: bool
-    facts: dict[str, str]
-
-    @property
-    def is_localizer(self) -> bool:
-        """Whether ImageType calls it a localizer."""
-        return bool(self.image_type & LOCALIZER_TYPES)
-
-    @property
-    def normal(self) -> FloatArray:
-        """Unit normal of the slice, LPS; zeros where the orientation is missing or meaningless."""
-        if self.orientation is None:
-            return np.zeros(3)
-        normal = np.cross(self.orientation[:3], self.orientation[3:])
-        length = np.linalg.norm(normal)
-        return normal / length if length > 0.5 else np.zeros(3)
 
 
 @dataclass(frozen=True)
@@ -157,7 +79,7 @@ class Series:
     @property
     def thickness_mm(self) -> float:
         """Slice thickness or distance, whichever is larger: what a small nodule is averaged over or lost between."""
-        return max(self.step_mm, _thickness_mm(self.slices[0]) or 0.0)
+        return max(self.step_mm, self.slices[0].thickness_mm or 0.0)
 
     @property
     def is_axial(self) -> bool:
@@ -165,13 +87,43 @@ class Series:
 
     @property
     def is_projection(self) -> bool:
-        return bool(self.slices[0].image_type & PROJECTION_TYPES)
+        first = self.slices[0]
+        return bool(first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0]))
+
+    @property
+    def is_hu(self) -> bool:
+        """Whether nothing in the headers says that the values are others than HU of a scanner."""
+        if any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices):
+            return False
+        first = self.slices[0]
+        texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
+        return not any(COMPUTED_WORDS.search(text) for text in texts)
+
+    @property
+    def other_part(self) -> str:
+        """The word that says that this is no chest; "" where nothing says so, or something says that it is one."""
+        for words in self.slices[0].words:
+            if CHEST_WORDS.search(words):
+                return ""
+            other = OTHER_WORDS.search(words)
+            if other:
+                return other[0].strip().lower()
+        return ""
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it is CT in HU at all, be it thick, short or of another part of the body."""
+        return not any(list(self._faults().values())[:5])
 
     def _faults(self) -> dict[str, bool]:
-        """What speaks against a series, gravest first, and whether it does."""
+        """What speaks against a series, gravest first, and whether it does; :attr:`is_fit` counts the first five."""
         return {
             f"modality {self.modality}, not CT": self.modality != "CT",
             "localizer": self.slices[0].is_localizer,
+            "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
+            "not HU": not self.is_hu,
+            "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
+            f"of the {self.other_part}, not the chest": bool(self.other_part),
             f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
             "intensity projection": self.is_projection,
             "not axial": not self.is_axial,
@@ -193,46 +145,6 @@ class Series:
         return f"{self.uid} ({self.modality}, {count}{thickness})"
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the file has the DICOM mark after its 128-byte preamble, or a suffix that promises it."""
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def read_header(path: str | Path) -> SliceHeader | None:
-    """Read the header of one DICOM file, pixels left out.
-
-    Returns:
-        ``None`` for a DICOMDIR, which holds no image.
-
-    Raises:
-        ScanError: the file is missing, truncated in its header, or not DICOM.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of harmless formalities (padded UIDs, odd value lengths)
-            with open(path, "rb") as file:
-                dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-                if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                    return None
-                return _slice_header(str(path), dataset, has_all_pixels=_has_all_pixels(file, dataset))
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: expected a DICOM slice, found no such file; check the path.") from error
-    except InvalidDicomError as error:
-        raise ScanError(
-            f"{path}: expected a DICOM file, got something else or an empty file; copy the series again or remove it."
-        ) from error
-    except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(
-            f"{path}: expected a DICOM header, got a truncated or damaged one ({error}); copy the series again."
-        ) from error
-
-
 def group_series(headers: Sequence[SliceHeader]) -> list[Series]:
     """Group slices by SeriesInstanceUID, in the order of the UIDs; localizers leave a series that has other images."""
     groups: dict[str, list[SliceHeader]] = {}
@@ -249,158 +161,52 @@ def read_series(paths: Sequence[str]) -> Volume:
     """Read one series from its slice files, in any order.
 
     Args:
-        paths: one file per slice, all of the same series.
+        paths: one file per slice, or one with all of them as frames, all of the same series.
 
     Raises:
         ScanError: anything that would make the volume or its geometry wrong (see the checks below).
     """
-    source, ordered = _ordered_slices(paths)
+    source, ordered, notes = _ordered_slices(paths)
     affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
-    thickness_mm = _thickness_mm(ordered[0]) or 0.0
+    thickness_mm = ordered[0].thickness_mm or 0.0
     step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
-    notes: tuple[str, ...] = ()
+    make_grid(source, (*ordered[0].size, len(ordered)), affine_ras)  # before anything is made of that size
+    image_hu, more_notes = decode(source, ordered)
+    notes = (*notes, *more_notes)
     if thickness_mm > THICK_SLICE_MM >= step_mm:
-        notes = (thick_slice_note(thickness_mm),)
-    facts = {"Format": "DICOM", **ordered[0].facts}
-    volume = make_volume(source, _decode(ordered), affine_ras, facts, notes=notes)
+        notes = (*notes, thick_slice_note(thickness_mm))
+    volume = make_volume(source, image_hu, affine_ras, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
     return replace(volume, source_files=tuple(header.path for header in ordered))
 
 
 def series_grid(paths: Sequence[str]) -> Grid:
     """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
-    source, ordered = _ordered_slices(paths)
+    source, ordered, _ = _ordered_slices(paths)
     columns, rows = ordered[0].size
     return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
 
 
-def read_identity(path: str | Path) -> dict[str, str]:
-    """Who was examined and when, as text to show; what the slice does not say is left out.
-
-    Raises:
-        ScanError: the file cannot be read.
-    """
-    try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in read_header
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_IDENTITY.values()])
-            texts = {name: _text(dataset, keyword) for name, keyword in _IDENTITY.items()}
-    except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(
-            f"{path}: expected the DICOM slice read before, cannot read it again ({error}); keep it in place."
-        ) from error
-    return {name: _shown_identity(name, text) for name, text in texts.items() if text}
-
-
-def _shown_identity(name: str, text: str) -> str:
-    """A date as 2020-01-31; a name without the marks between its parts, its other scripts after a slash."""
-    if name.endswith("date") and re.fullmatch(r"\d{8}", text):
-        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
-    if name == "Patient name":
-        return " / ".join(" ".join(group.replace("^", " ").split()) for group in text.split("=") if group.strip("^ "))
-    return text
-
-
-def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader]]:
-    """The name of a series for messages, and its slices along their normal, checked to make one volume."""
+def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple[str, ...]]:
+    """The name of a series for messages, its slices along their normal, checked to make one volume, and notes."""
     headers = []
     for path in paths:
-        header = read_header(path)
-        if header is None:
+        found = read_headers(path)
+        if not found:
             raise ScanError(f"{path}: expected a DICOM slice, got a DICOMDIR; leave it out of the list.")
-        headers.append(header)
+        headers += found
     source = f"{Path(paths[0]).parent} (series {headers[0].series_uid})"
-    _check_kind(source, headers)
-    _check_alike(source, headers)
-    ordered = _sorted_along_normal(headers)
+    images = [header for header in headers if not (header.frames > 1 and header.is_localizer)] or headers
+    notes = (localizer_note(len(headers) - len(images)),) if len(images) < len(headers) else ()
+    _check_kind(source, images)
+    _check_origin(source, images)
+    _check_alike(source, images)
+    ordered = _sorted_along_normal(images)
     _check_steps(source, ordered)
-    return source, ordered
+    return source, ordered, notes
 
 
-def _slice_header(path: str, dataset: pydicom.Dataset, *, has_all_pixels: bool) -> SliceHeader:
-    series_uid, study_uid = str(dataset.get("SeriesInstanceUID", "")), str(dataset.get("StudyInstanceUID", ""))
-    if not series_uid or not study_uid:
-        raise ValueError("no StudyInstanceUID or SeriesInstanceUID")
-    position = _floats(dataset, "ImagePositionPatient", 3)
-    image_type = dataset.get("ImageType") or []
-    facts = {name: _text(dataset, keyword) for name, keyword in _FACTS.items()}
-    return SliceHeader(
-        path=path,
-        study_uid=study_uid,
-        series_uid=series_uid,
-        modality=str(dataset.get("Modality", "")),
-        image_type=frozenset(str(v).upper() for v in ([image_type] if isinstance(image_type, str) else image_type)),
-        position_lps_mm=None if position is None else (position[0], position[1], position[2]),
-        orientation=_floats(dataset, "ImageOrientationPatient", 6),
-        pixel_spacing_mm=_floats(dataset, "PixelSpacing", 2),
-        size=(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)),
-        frames=int(dataset.get("NumberOfFrames") or 1),
-        colour=str(dataset.get("PhotometricInterpretation", "MONOCHROME2")),
-        has_all_pixels=has_all_pixels,
-        facts={name: text + _UNITS.get(name, "") for name, text in facts.items() if text},
-    )
-
-
-def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset) -> bool:
-    """Whether the pixel data that starts at the file's position is all there.
-
-    GDCM fills what is missing with whatever it finds, so the lengths are counted here (PS3.5, 7.1 and A.4).
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_deflated:  # one compressed stream, already unpacked to its end
-        return True
-    order = "<" if syntax.is_little_endian else ">"
-    head = file.read(8 if syntax.is_implicit_VR else 12)
-    if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
-        return False
-    (length,) = struct.unpack(order + "I", head[-4:])
-    if length == UNDEFINED_LENGTH:
-        return _has_all_items(file)
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    needed = (dataset.get("Rows") or 0) * (dataset.get("Columns") or 0) * ((dataset.get("BitsAllocated") or 0) // 8)
-    return needed <= length <= left
-
-
-def _has_all_items(file: BinaryIO) -> bool:
-    """Whether the items of encapsulated pixel data run up to their delimiter."""
-    size = os.fstat(file.fileno()).st_size
-    while len(head := file.read(8)) == 8:
-        group, element, length = struct.unpack("<HHI", head)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return True
-        if (group, element) != (0xFFFE, 0xE000) or file.tell() + length > size:
-            return False
-        file.seek(length, os.SEEK_CUR)
-    return False
-
-
-def _floats(dataset: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Read a multi-valued number; ``None`` where it is absent, malformed, not finite or of another length."""
-    try:
-        values = tuple(float(value) for value in dataset.get(keyword) or ())
-    except (TypeError, ValueError):
-        return None
-    return values if len(values) == count and bool(np.isfinite(values).all()) else None
-
-
-def _text(dataset: pydicom.Dataset, keyword: str) -> str:
-    """A header value on one line; "" where absent or malformed."""
-    try:
-        value = dataset.get(keyword)
-    except (TypeError, ValueError):
-        return ""
-    if isinstance(value, (list, pydicom.multival.MultiValue)):
-        value = "/".join(str(part) for part in value)
-    if isinstance(value, float):  # a decimal string keeps its trailing zeros
-        value = f"{value:g}"
-    return " ".join(str(value if value is not None else "").split())
-
-
-def _thickness_mm(header: SliceHeader) -> float | None:
-    text = header.facts.get("Slice thickness", "").removesuffix(" mm")
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def localizer_note(count: int) -> str:
+    return f"{count} localizer image(s) of the series ignored"
 
 
 def _places_mm(headers: Sequence[SliceHeader]) -> FloatArray | None:
@@ -416,7 +222,7 @@ def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
     """Sort along the normal; where positions are missing, by path (such a series is refused when it is read)."""
     places = _places_mm(headers)
     if places is None:
-        return sorted(headers, key=lambda header: header.path)
+        return sorted(headers, key=lambda header: (header.path, header.frame))
     return [headers[n] for n in np.argsort(places, kind="stable")]
 
 
@@ -426,20 +232,24 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     if len(series) > 1:
         raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
     for header in headers:
-        where = f"{source}, file {Path(header.path).name}"
+        where = f"{source}, file {header.name}"
         if header.modality != "CT":
             raise ScanError(f"{where}: expected modality CT, got {header.modality or 'none'}; choose a CT series.")
         if header.is_localizer:
             raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
-        if header.frames > 1:
+        if header.frames > 1 and not header.stack:
             raise ScanError(
-                f"{where}: expected one slice per file, got {header.frames} frames (enhanced multi-frame CT); "
-                "convert it to single-frame CT, e.g. with dcm4che's emf2sf."
+                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
+                "frames (multi-frame), got frames without places; export the original series."
             )
         if not header.colour.startswith("MONOCHROME2"):
             raise ScanError(
                 f"{where}: expected grey CT values (MONOCHROME2), got {header.colour}; export the CT itself."
             )
+        if header.rescale_type not in HU_TYPES:
+            raise ScanError(f"{where}: expected HU, got RescaleType {header.rescale_type}; choose the CT itself.")
+        if header.fault:
+            raise ScanError(f"{where}: expected {header.fault}; export the original series.")
         if not header.has_all_pixels:
             raise ScanError(f"{where}: expected all pixels, got a truncated or damaged file; copy the series again.")
     if len(headers) < 2:
@@ -448,11 +258,42 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
         )
 
 
+def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several patients, studies, frames of reference, stacks or time points.
+
+    What a slice does not say is no contradiction; whose names they are is not told.
+    """
+    for what, values in (
+        ("patient (PatientID)", [header.patient[0] for header in headers]),
+        ("patient (PatientName)", [header.patient[1] for header in headers]),
+        ("study", [header.study_uid for header in headers]),
+        ("frame of reference", [header.frame_of_reference for header in headers]),
+        ("stack", [header.stack[0] if header.stack else "" for header in headers]),
+        ("time point", [header.stack[1] if header.stack else "" for header in headers]),
+        ("kind of image", ["/".join(sorted(header.image_type)) if header.stack else "" for header in headers]),
+    ):
+        first: dict[str, SliceHeader] = {}
+        for value, header in zip(values, headers, strict=True):
+            if value:
+                first.setdefault(value, header)
+        if len(first) > 1:
+            names = ", ".join(header.name for header in list(first.values())[:2])
+            raise ScanError(
+                f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
+                "of its own."
+            )
+    if len({header.stored.rescale is None for header in headers}) > 1:
+        raise ScanError(
+            f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
+            "original series."
+        )
+
+
 def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse slices without geometry, or whose size, spacing or orientation differ."""
     first = headers[0]
     for header in headers:
-        where = f"{source}, file {Path(header.path).name}"
+        where = f"{source}, file {header.name}"
         for name, value in (
             ("ImagePositionPatient", header.position_lps_mm),
             ("ImageOrientationPatient", header.orientation),
@@ -467,8 +308,8 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
         ):
             if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
                 raise ScanError(
-                    f"{where}: expected the {name} {others} of {Path(first.path).name}, got {mine}; keep only the "
-                    "slices that belong together."
+                    f"{where}: expected the {name} {others} of {first.name}, got {mine}; keep only the slices that "
+                    "belong together."
                 )
     axes = np.reshape(first.orientation or (), (2, 3))
     if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
@@ -487,7 +328,7 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     if places is None:
         raise ScanError(f"{source}: expected slice positions, found none; export the original series.")
     steps = np.diff(places)
-    names = [Path(header.path).name for header in ordered]
+    names = [header.name for header in ordered]
     n = int(np.argmin(steps))
     if steps[n] < DUPLICATE_MM:
         raise ScanError(
@@ -523,31 +364,3 @@ def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
     affine[:3, 2] = (np.array(last.position_lps_mm) - origin) / (len(ordered) - 1)
     affine[:3, 3] = origin
     return affine
-
-
-def _decode(ordered: Sequence[SliceHeader]) -> npt.NDArray[np.int16]:
-    """Pixels of all slices in HU: ``[I, J, K]`` int16, contiguous."""
-    columns, rows = ordered[0].size
-    image_hu = np.empty((columns, rows, len(ordered)), dtype=np.int16)
-    with quiet_itk(), ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(ordered), SLICES_TURNED):
-            some = list(pool.map(_decode_slice, ordered[first : first + SLICES_TURNED]))
-            image_hu[:, :, first : first + len(some)] = np.stack(some).transpose(2, 1, 0)
-    return image_hu
-
-
-def _decode_slice(header: SliceHeader) -> npt.NDArray[np.int16]:
-    """Pixels of one slice in HU (rescale slope and intercept applied by GDCM): ``[J, I]`` int16."""
-    try:
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(header.path, imageIO="GDCMImageIO"))
-    except RuntimeError as error:
-        raise ScanError(
-            f"{header.path}: expected readable pixels, got a truncated or damaged file; copy the series again."
-        ) from error
-    columns, rows = header.size
-    if pixels.shape != (1, rows, columns):
-        raise ScanError(
-            f"{header.path}: expected one slice of {columns} × {rows} grey pixels, got an array of {pixels.shape}; "
-            "export the series again."
-        )
-    return to_hu(header.path, pixels[0])

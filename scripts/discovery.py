@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .dicom_series import Series, SliceHeader, group_series, looks_like_dicom, read_header
-from .scan import ScanError
+from .dicom_header import SliceHeader, begins_as_dataset, read_headers
+from .dicom_series import Series, group_series, localizer_note
+from .paths import is_below, kind_of, unreadable
+from .scan import IMAGE_SUFFIXES, ScanError
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd")
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
+PARTIAL_SUFFIXES = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp")  # of copies under way
 SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for
 
 RESULT_RECORD = "nodules.json"  # in the folder of each result
@@ -47,9 +50,11 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
         ScanError: no such input, nothing in it, a datalist of another shape, an unknown section or series.
     """
     path = Path(source)
-    if not path.exists():
-        raise ScanError(f"{path}: expected a scan, a folder or a datalist, found nothing there; check the path.")
-    if path.suffix.lower() == ".json":
+    kind = kind_of(path)
+    if kind not in ("file", "folder"):
+        kind = kind.replace("no such file or folder", "nothing there")
+        raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {kind}; check the path.")
+    if kind == "file" and path.suffix.lower() == ".json":
         entries, seen = _datalist_entries(path, series, section)
     elif section is not None:
         raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
@@ -70,42 +75,82 @@ def is_image_file(path: str | Path) -> bool:
     return str(path).lower().endswith(IMAGE_SUFFIXES)
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether the file has the DICOM mark after its 128-byte preamble, or a suffix that promises it."""
+    return path.suffix.lower() in DICOM_SUFFIXES or (kind_of(path) == "file" and _start(path)[128:132] == b"DICM")
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a regular file; empty where it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError:
+        return b""
+
+
 def _path_entries(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of a file or folder, and every series seen there."""
-    return _file_entries([path] if path.is_file() else list(files_below(path)), str(path), series)
+    if kind_of(path) == "file" and path.name.upper() != "DICOMDIR":
+        return _file_entries([path], str(path), series)
+    path = path.parent if kind_of(path) == "file" else path
+    closed: list[Path] = []
+    files = list(files_below(path, closed))
+    if closed == [path]:
+        raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
+    return _file_entries(files, str(path), series, closed)
 
 
-def _file_entries(files: Sequence[Path], source: str, series: str) -> tuple[list[Entry], list[Series]]:
-    """Entries of the image files and DICOM studies among ``files``, and every series seen."""
+def _file_entries(
+    files: Sequence[Path], source: str, series: str, closed: Sequence[Path] = ()
+) -> tuple[list[Entry], list[Series]]:
+    """Entries of the image files and DICOM studies among ``files``, and every series seen.
+
+    ``closed`` are folders that cannot be read: what they hold may belong to any series around them.
+    """
     images = [] if _is_uid(series) else [path for path in files if is_image_file(path)]
     entries = [_entry(str(path), scan_stem(path), str(path)) for path in images]
-    studies, broken = _read_studies([path for path in files if not is_image_file(path) and looks_like_dicom(path)])
+    studies, broken = _read_studies(slice_files([path for path in files if not is_image_file(path)]))
     seen: list[Series] = []
-    told: set[Path] = set()  # folders whose damaged files an entry already holds
+    told: set[Path] = set()  # damaged files and closed folders that an entry already holds
     for study in studies:
         seen += study
         for chosen, notes in _choose(study, series):
             folders = {Path(header.path).parent for header in chosen.slices}
             # A damaged file may be a slice of any series beside it: each of them is then refused, never silently short.
             damaged = [path for path in broken if path.parent in folders]
-            paths = [header.path for header in chosen.slices] + [str(path) for path in damaged]
-            told |= folders
+            damaged += [path for path in closed if _may_hold_slices(path, folders)]
+            paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
+            told.update(damaged)
             where = str(min(folders)) if len(folders) == 1 else source
             entries.append(_entry(paths, chosen.uid, where, notes))
-    for path in broken:
-        if path.parent not in told and not _is_uid(series):
-            told.add(path.parent)  # one entry tells of a folder of damaged files
-            entries.append(_entry([str(path)], scan_stem(path), str(path.parent)))
+    alone = {} if _is_uid(series) else {path.parent: path for path in reversed(broken) if path not in told}
+    # One entry tells of a folder of damaged files.
+    entries += [_entry([str(path)], scan_stem(path), str(path.parent)) for path in sorted(alone.values())]
+    entries += [_entry([str(path)], "closed", str(path)) for path in closed if path not in told and not _is_uid(series)]
     return entries, seen
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def _may_hold_slices(closed: Path, folders: set[Path]) -> bool:
+    """Whether a folder that cannot be read lies in one of a series, or beside several of them."""
+    return any(is_below(closed, folder) for folder in folders) or (
+        len(folders) > 1 and any(is_below(closed, folder.parent) for folder in folders)
+    )
+
+
+def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
     """Every file below a folder in a stable order; links are followed, but never in a circle.
 
-    Left out: what is hidden, and the results of a run, whose masks look like scans.
+    Links to nothing, pipes and the like are listed too. Folders that cannot be read go into ``closed``. Left out: what
+    is hidden, and the results of a run, whose masks look like scans.
     """
     visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        if closed is not None:
+            closed.append(Path(os.fsdecode(error.filename or folder)))
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(parent)
         if real in visited or is_result(Path(parent)):
             folders.clear()
@@ -123,6 +168,39 @@ def is_result(folder: Path) -> bool:
     except OSError:
         return False
     return all(f'"{key}"'.encode() in first for key in ("schema_version", "disclaimer"))
+def slice_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that are DICOM, and those that should be: empty, cut, unfetched or unreadable ones among slices.
+
+    A file with an ending of its own (``.txt``) is somebody else's, unless it is named like the slices beside it. One
+    without is a slice that is missing when it is named with a digit and cannot be read, or begins as DICOM does
+    without its preamble; beside slices also when it holds binary data of another kind.
+    """
+    result = []
+    shapes: dict[Path, set[str]] = {}
+    for path in paths:
+        if looks_like_dicom(path):
+            shapes.setdefault(path.parent, set()).add(_shape(path.name))
+    for path in paths:
+        beside = shapes.get(path.parent, set())
+        if path.name.upper() == "DICOMDIR":
+            continue
+        if looks_like_dicom(path) or _shape(path.name) in beside or _shape(_without_partial(path.name)) in beside:
+            result.append(path)
+        elif re.search(r"\d", path.name) and not re.search(r"\.[A-Za-z]\w{0,7}$", path.name):
+            start = _start(path) if kind_of(path) == "file" else b""
+            is_missing = bool(unreadable(path)) and kind_of(path) not in ("a named pipe", "a socket", "a device")
+            if is_missing or begins_as_dataset(start) or (beside and b"\0" in start):
+                result.append(path)
+    return result
+
+
+def _shape(name: str) -> str:
+    """A file's name with every number, decimal or hexadecimal, replaced by one sign."""
+    return re.sub(r"[0-9a-f]*\d[0-9a-f]*", "#", name.lower())
+
+
+def _without_partial(name: str) -> str:
+    return next((name[: -len(suffix)] for suffix in PARTIAL_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:
@@ -130,15 +208,16 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
     studies: dict[str, list[SliceHeader]] = {}
     broken = []
     for path in paths:
-        if path.name.upper() == "DICOMDIR":
-            continue
         try:
-            header = read_header(path)
+            headers = read_headers(path)
         except ScanError:
             broken.append(path)
             continue
-        if header is not None:
+        for header in headers:
             studies.setdefault(header.study_uid, []).append(header)
+    folders = {Path(header.path).parent for headers in studies.values() for header in headers}
+    # Alone, what only began like DICOM is something else.
+    broken = [path for path in broken if path.parent in folders or looks_like_dicom(path) or unreadable(path)]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
 
 
@@ -148,7 +227,7 @@ def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
     if _is_uid(series):
         chosen, reason = [s for s in ranked if s.uid == series], "named"
     elif series == "all":
-        fit = [s for s in ranked if s.modality == "CT" and not s.slices[0].is_localizer]
+        fit = [s for s in ranked if s.is_fit]
         chosen, reason = fit or ranked[:1], "each CT series is read"
     else:
         chosen, reason = ranked[:1], "thinnest axial CT" if not ranked[0].shortcomings() else "best of the study"
@@ -158,6 +237,8 @@ def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
 def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]:
     """Say what else the study holds, and why this series was taken."""
     notes = []
+    if len(study) == 1 and chosen.other_part:
+        notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
     if len(study) > 1:
         others = "; ".join(
             f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
@@ -168,7 +249,7 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
             others = "; ".join(s.describe() for s in study if s is not chosen)
         notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {others}")
     if chosen.ignored_localizers:
-        notes.append(f"{chosen.ignored_localizers} localizer image(s) of the series ignored")
+        notes.append(localizer_note(chosen.ignored_localizers))
     return notes
 
 
@@ -185,8 +266,8 @@ def _datalist_entries(path: Path, series: str, section: str | None) -> tuple[lis
 def _datalist_items(path: Path, section: str | None) -> list[tuple[str, Any]]:
     """The items of a datalist, each with the words that name it in a message."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:
         raise ScanError(
             f"{path}: expected a datalist in JSON, got something else ({error}); correct the file."
         ) from error
@@ -214,7 +295,9 @@ def _checked_item(where: str, item: Any) -> Entry:
     if isinstance(item, str):
         item = {"image": item}
     image = item.get("image") if isinstance(item, dict) else None
-    if not (_is_text(image) or (isinstance(image, list) and image and all(_is_text(path) for path in image))):
+    mask = item.get("lung_mask") if isinstance(item, dict) else None
+    is_list = isinstance(image, list) and bool(image) and all(_is_text(path) for path in image)
+    if not ((_is_text(image) or is_list) and (mask is None or _is_text(mask))):
         raise ScanError(f"{where}: expected {{'image': path, …}}, got {str(item)[:80]}; correct the datalist.")
     return item
 
@@ -222,22 +305,23 @@ def _checked_item(where: str, item: Any) -> Entry:
 def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
     image = item["image"]
-    mask = {"lung_mask": str(folder / Path(item["lung_mask"]).expanduser())} if item.get("lung_mask") else {}
+    mask = {"lung_mask": str(folder / os.path.expanduser(item["lung_mask"]))} if item.get("lung_mask") else {}
     item = {key: value for key, value in item.items() if key != "lung_mask"} | mask  # null: there is none
-    paths = [folder / Path(path).expanduser() for path in ([image] if _is_text(image) else image)]
-    if len(paths) == 1 and not paths[0].is_dir():
+    paths = [folder / os.path.expanduser(path) for path in ([image] if _is_text(image) else image)]
+    if len(paths) == 1 and kind_of(paths[0]) != "folder":
         entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]
         return [{**item, **entry} for entry in entries], []
-    files = paths if len(paths) > 1 else list(files_below(paths[0]))
-    found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series)
+    closed: list[Path] = []
+    files = paths if len(paths) > 1 else list(files_below(paths[0], closed))
+    found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series, closed)
     if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
         whole = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
-        found = [_entry(whole, scan_stem(paths[0]), str(paths[0]))]
+        found = [_entry(whole, "item", str(paths[0]))]  # a folder's name may be a patient's
     return [{**item, **entry} for entry in found], seen
 
 
 def _plain(path: Path) -> tuple[str, str, str]:
-    return str(path), scan_stem(path), str(path)
+    return str(path), scan_stem(path) if is_image_file(path) or kind_of(path) == "file" else "item", str(path)
 
 
 def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:

@@ -25,11 +25,12 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from .dicom_series import read_identity
+from .dicom_header import read_identity
 from .errors import SettingError, UserError, checked_switch, reason_of, user_error_in
 from .findings import ScanResult, SearchRegion
 from .reader import FILE_SEPARATOR, find_scans
 from .reports import BusyError, Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
+from .scan import published_reason
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class RunLog:
         if self.when_failed is not None:
             self.when_failed(name)
         if self.index is not None:
-            self.index.add_failure(name, self.failures[name], source)
+            self.index.add_failure(name, published_reason(error), source)
         if user_error_in(error) is None:
             logger.error("%s: unexpected error", name, exc_info=error)
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
@@ -230,8 +231,8 @@ class ScanStream(IterableDataset):
     def _prepare(self, item: Any) -> Any:
         """One preprocessed item, ``None`` for a scan that is refused, finished or searched by another process."""
         images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
         try:
+            digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
             if self.finished is not None and (folder := self.finished(item["name"], digest)) is not None:
                 self.log.skipped(item["name"], folder)
                 return None

@@ -5,18 +5,20 @@ A refused scan raises :class:`ScanError`; its message names the file, what was e
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
-from .errors import UserError
+from .errors import UserError, reason_of, user_error_in
 from .geometry import FloatArray, spacing_mm
+from .paths import printable
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # of scans in one file; DICOM has others
 AIR_HU = (-1200, -400)  # lung and air; emphysema ends near -1000, the rest is room for noise
 AIR_SHARE = 0.005  # of all voxels; the poorest of 592 real 100 mm cubes and 3 mm slabs has 0.024, nodule crops 0.15
 BELOW_AIR_SHARE = 0.05  # of all voxels, padding apart: noise and undershoot stay far below 1 %
@@ -24,14 +26,45 @@ DENSE_HU = 2000  # above cortical bone; only metal and teeth lie higher
 DENSE_SHARE = 0.1  # of all voxels; the densest of 895 real nodule crops has 0.02
 PADDING_VALUES = 2  # a scan has one value outside the field of view (-2000, -3024, …), a resampled one may have two
 SPACING_RANGE_MM = (0.05, 30.0)  # micro-CT and metres lie outside: the unit of the file is then not what it says
+FARTHEST_MM = 1e6  # of the origin from the scanner's; a number beyond is none
 THICK_SLICE_MM = 3.0  # nodules of 3 to 6 mm fade into thicker slices
 TILT_NOTE_DEGREES = 0.5  # less moves the top of a 300 mm scan by under 3 mm, and the affine holds it anyway
+
+LARGEST_SCAN = 2**32  # voxels: more than 2048 slices of 1024 × 1024; a header that claims more is damaged
 
 _HU_LIMITS = (-32768, 32767)  # int16
 
 
 class ScanError(UserError, ValueError):
-    """A scan that must be refused."""
+    """A scan that must be refused; the message is one line of valid text, whatever the paths in it are.
+
+    Attributes:
+        hidden: what of the message may name a patient, longest first, each with what a page shows instead.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+        self.hidden: tuple[tuple[str, str], ...] = ()
+
+    def hide(self, paths: Sequence[str]) -> None:
+        """Keep folders, and names of slices, off pages; the name of a scan in one file stays."""
+        shown = {}
+        for number, path in enumerate(paths, 1):
+            name = os.path.basename(path)
+            is_image = name.lower().endswith(IMAGE_SUFFIXES)
+            shown[path] = name if is_image else f"#{number}"
+            shown[os.path.dirname(path)] = "…"
+            if not is_image and re.search(r"[^\W\d]", name):  # digits alone are no name
+                shown[name] = f"#{number}"
+        self.hidden = tuple(sorted(((printable(k), v) for k, v in shown.items() if k), key=lambda pair: -len(pair[0])))
+
+
+def published_reason(error: BaseException) -> str:
+    """Why something failed, as :func:`.errors.reason_of` has it, but without what :meth:`ScanError.hide` hides."""
+    known, reason = user_error_in(error), reason_of(error)
+    for hidden, shown in known.hidden if isinstance(known, ScanError) else ():
+        reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", shown.replace("\\", r"\\"), reason)
+    return reason
 
 
 @dataclass(frozen=True)
@@ -187,31 +220,6 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
         raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}.")
 
 
-@contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Keep ITK, its codecs and MetaIO from writing to the terminal; both settings are put back afterwards.
-
-    MetaIO and the JPEG codecs write to file descriptor 2 directly, so that one is turned away as well; what fails is
-    raised as an exception and told once.
-    """
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no stderr at all, as under pythonw
-        stderr = -1
-    try:
-        if stderr >= 0:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        if stderr >= 0:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
 def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
     """Share of ``total`` that ``values`` make up once their most frequent values are taken as padding."""
     if values.size <= BELOW_AIR_SHARE * total:
@@ -229,13 +237,17 @@ def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
     if len(shape) < 3 or min(shape) < 2:
         raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
+    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
+        raise ScanError(
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
+        )
     return shape
 
 
 def _check_affine(source: str, affine: FloatArray) -> None:
     """Refuse a grid that is not finite, is flat, or has steps no chest CT has."""
     low, high = SPACING_RANGE_MM
-    if np.isfinite(affine).all():
+    if np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM:
         steps_mm = spacing_mm(affine)
         flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
         if not flat and low <= steps_mm.min() and steps_mm.max() <= high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..datalist import SAME_PLACE_MM
 from ..errors import UserError
 from ..evaluate.tables import write_table
 from ..geometry import apply_affine, swap_lps_ras
@@ -109,6 +111,11 @@ def inside_grid(grid: Grid, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool
     points = np.asarray(points_lps_mm, dtype=np.float64).reshape(-1, 3)
     voxels = apply_affine(np.linalg.inv(grid.affine_ras), swap_lps_ras(points))
     return np.asarray(((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(axis=1))
+
+
+def is_same_place(row_lps_mm: Sequence[float], other_lps_mm: Sequence[float]) -> bool:
+    """Whether two rows (x, y, z, …) are one nodule, listed twice."""
+    return math.dist(row_lps_mm[:3], other_lps_mm[:3]) < SAME_PLACE_MM
 
 
 def boxes_of(rows_lps_mm: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datalist import LUNG_MASKS, count_nodules
+from ..datalist import LARGEST_NODULE_MM, LUNG_MASKS, count_nodules
 from ..discovery import IMAGE_SUFFIXES, scan_stem
 from ..evaluate.tables import Table, read_findings, read_series_uids, write_table
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..reader import ScanError, read_grid
 from ..reports.files import writable_folder
 from ..scan import Grid
+from ..text_headers import data_fault
 from ..transforms.nodules import IGNORED, NODULE
 from .datalists import (
     LeftOut,
@@ -30,11 +31,11 @@ from .datalists import (
     account_for,
     boxes_of,
     inside_grid,
+    is_same_place,
     path_in_datalist,
     refuse_if_strict,
     write_datalist,
 )
-from .metaimage import data_fault
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _by_series(nodules: Table, others: Table | None) -> dict[str, list[Finding]]
         if table is None:
             continue
         for uid, (x, y, z), value in zip(table.series_uids, table.positions_lps_mm.tolist(), table.values, strict=True):
-            diameter_mm = float(value) if value >= 0 else UNKNOWN_DIAMETER_MM
+            diameter_mm = float(value) if value >= 0 or label == NODULE else UNKNOWN_DIAMETER_MM
             findings.setdefault(uid, []).append((x, y, z, diameter_mm, label))
     return findings
 
@@ -267,13 +268,17 @@ def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
 
 def _marks(uid: str, grid: Grid, rows: Sequence[Finding], left_out: list[LeftOut]) -> dict[str, Any]:
     """Boxes and labels of a scan; empty for a scan without findings."""
-    kept = []
+    kept: list[Finding] = []
     for row in rows:
         fault = ""
         if not inside_grid(grid, row[:3])[0]:
             fault = "a finding's centre lies outside its scan"
         elif row[3] <= 0:
             fault = "a finding has no size"
+        elif row[3] > LARGEST_NODULE_MM:
+            fault = f"a finding is larger than {LARGEST_NODULE_MM:g} mm"
+        elif row[4] == NODULE and any(is_same_place(row, other) for other in kept if other[4] == NODULE):
+            fault = "a nodule is listed twice"
         if fault:
             place = ", ".join(f"{v:g}" for v in row[:3])
             left_out.append(LeftOut(fault, f"{uid} at ({place}) LPS mm", "take annotations and scans of one release"))

@@ -15,7 +15,7 @@ import pydicom
 from tqdm import tqdm
 
 from ..commands import OptionError
-from ..datalist import count_nodules
+from ..datalist import LARGEST_NODULE_MM, count_nodules
 from ..discovery import IMAGE_SUFFIXES, find_scans, scan_stem
 from ..geometry import swap_lps_ras
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
@@ -29,6 +29,7 @@ from .datalists import (
     account_for,
     boxes_of,
     inside_grid,
+    is_same_place,
     path_in_datalist,
     refuse_if_strict,
     write_datalist,
@@ -213,6 +214,8 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, key: str, left_out:
             scan.patient = f"table/{own[0].patient}"
         for row in own:
             fault = _fault(row, key)
+            if not fault and key == "nodules" and any(is_same_place(row.centre_lps_mm, r) for r in scan.nodules):
+                fault = "a nodule is listed twice"
             if fault:
                 left_out.append(LeftOut(fault, f"{path.name}, row {row.line}: {row.scan}", "correct or remove the row"))
             else:
@@ -221,6 +224,8 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, key: str, left_out:
 
 
 def _fault(row: Row, key: str) -> str:
+    if row.diameter_mm > LARGEST_NODULE_MM:
+        return f"the diameter is above {LARGEST_NODULE_MM:g} mm"
     return "" if row.diameter_mm > 0 or (key == "ignored" and row.diameter_mm < 0) else "the diameter is not above 0"
 
 

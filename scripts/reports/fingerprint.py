@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ..findings import ScanResult
+from ..paths import kind_of
+from ..text_headers import data_files
 from .tables import plain
 
 
 def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
     """Digest of path, size and time of change of the files of one scan; a folder stands for all files below it.
 
-    What the files hold is not read: that would take as long as reading the scan.
+    To a ``.mhd`` or ``.nhdr`` belong the files that it names. What the voxels are is not read: that would take as long
+    as reading the scan.
 
     Args:
         files: in any order; one that does not exist counts by its path.
@@ -30,13 +33,17 @@ def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
 
 
 def _marks(path: Path) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time in ns of a file, or of every file below a folder."""
-    if path.is_dir():
+    """Path, size in bytes and time in ns of a file and of those it names, or of every file below a folder."""
+    if kind_of(path) == "folder":
         return [mark for entry in path.rglob("*") if not entry.is_dir() for mark in _marks(entry)]
-    if not path.exists():
-        return [(str(path), -1, -1)]
-    status = path.stat()
-    return [(str(path), status.st_size, status.st_mtime_ns)]
+    marks = []
+    for file in (path, *data_files(path)):
+        try:
+            status = os.stat(file)
+            marks.append((str(file), status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):  # missing, or out of reach: the reader says so
+            marks.append((str(file), -1, -1))
+    return marks
 
 
 @dataclass(frozen=True)

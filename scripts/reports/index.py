@@ -11,11 +11,13 @@ from html import unescape
 from pathlib import Path
 
 from ..findings import ScanResult
+from ..paths import printable
+from ..scan import IMAGE_SUFFIXES
 from .claims import claims_on
 from .files import OutputError, is_name, writable_folder, write_bytes
 from .html import render_page
 from .page import HtmlReport
-from .tables import NodulesJson, file_stamp, read_record, source_name
+from .tables import NodulesJson, file_stamp, published_source, read_record, source_name
 
 # By this a page of a former run is told from somebody's own.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
@@ -90,7 +92,7 @@ class RunIndex:
         self._scans.append(
             ScanRow(
                 name=result.name,
-                source=source_name(result.source),
+                source=published_source(result),
                 link=self._link(folder),
                 diameters_mm=tuple(nodule.detection.diameter_mm for nodule in result.nodules),
                 highest=max(probabilities, default=None),
@@ -116,9 +118,10 @@ class RunIndex:
         )
 
     def add_failure(self, name: str, reason: str, source: str = "") -> None:
-        """A scan was refused; folders above ``source`` may tell who the patient is and are left out."""
-        short = source_name(source)
-        name, reason = (text.replace(source, short) if short else text for text in (name, reason))
+        """A scan was refused; folders may tell who the patient is and are left out."""
+        is_file = source.lower().endswith((*IMAGE_SUFFIXES, ".json"))
+        short = source_name(source) if is_file else "the input"
+        name, reason = (text.replace(printable(source), short) if source else text for text in (name, reason))
         self._failures.append((name, reason))
 
     def write(self, seconds: float | None = None) -> Path | None:

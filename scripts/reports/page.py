@@ -16,7 +16,7 @@ from .files import write_bytes
 from .html import render_page, shown_probability
 from .overview import Overview, lungs_picture, overview
 from .pictures import Stack, Window, close_ups
-from .tables import source_name
+from .tables import published_source
 
 # Radius of the smallest mark on the overview: smaller circles are hard to see.
 _MIN_MARK_MM = 5.0
@@ -131,7 +131,7 @@ class HtmlReport:
         return render_page(
             "report",
             result=result,
-            source=source_name(result.source),
+            source=published_source(result),
             date=self.date or datetime.now(UTC).date().isoformat(),
             smallest_tested_mm=self.smallest_tested_mm,
             threshold=_threshold(result),

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..findings import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
 from ..geometry import spacing_mm, swap_lps_ras
+from ..paths import printable
 from .claims import claims_on
 from .files import OutputError, checked_name, is_name, writable_folder, write_bytes
 
@@ -197,7 +198,7 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "disclaimer": DISCLAIMER,
         "name": result.name,
-        "source": source_name(result.source),
+        "source": published_source(result),
         "input_digest": result.input_digest,
         "bundle": result.model,
         "settings": result.settings,
@@ -253,7 +254,17 @@ def candidate_record(candidate: Detection) -> dict[str, Any]:
 def source_name(source: str) -> str:
     """The last part of a path of any system: folders above it may tell who the patient is."""
     path = PureWindowsPath(source) if "\\" in source else PurePath(source)
-    return path.name
+    return printable(path.name)
+
+
+def published_source(result: ScanResult) -> str:
+    """What a result says of where it came from: the file's name, or the series, as folders are named after patients.
+
+    Where identity is asked for, the folder's name.
+    """
+    if result.source_files and not result.identity:
+        return result.facts.get("Series UID", "")
+    return source_name(result.source)
 
 
 def summary_table(results: Iterable[ScanResult]) -> str:

@@ -120,6 +120,26 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM, size_mm=0)]}, "sizes above 0 mm"),
         ({"image": "scan.nii.gz", "box": [box(float("nan"), 0, 0)]}, "expected finite centres"),
         ({"image": "scan.nii.gz", "box": [box(37.75, -55.25, 129.0)]}, r"box 0: expected a centre inside .*RAS"),
+        (
+            {"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]},
+            "up to 100 mm, got 275 mm",
+        ),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-37.8, 55.2, 129.1)]}, "each nodule once, got two"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": "nodule"}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": ["0"]}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": True}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": 1e30}, "label"),
+        (
+            {"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-38, 52, 129)], "label": 0},
+            "got 2 boxes and 1 labels",
+        ),
+        ({"image": "scan.nii.gz", "box": {"x": 1}}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
+        ({"image": "scan.nii.gz", "mask": ["m.nii"]}, r"mask: expected a path, got \['m.nii'\]"),
+        ({"image": "scan.nii.gz", "lung_mask": 3}, "lung_mask: expected a path, got 3"),
+        ({"image": "scan.nii.gz", "name": 7}, "name: expected text, got 7"),
+        ({"image": "scan.nii.gz", "weight": "x"}, "weight: expected a number from 0, got x"),
+        ({"image": "scan.nii.gz", "weight": -1}, "weight: expected a number from 0, got -1"),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_named(scan: Path, item: Any, message: str) -> None:
@@ -127,6 +147,60 @@ def test_an_entry_that_cannot_be_used_is_named(scan: Path, item: Any, message: s
     with pytest.raises(DatalistError, match=r"^1 datalist entries cannot be used") as caught:
         load_datalist(path, "training")
     assert caught.match(message)
+
+
+@pytest.mark.parametrize("label", [NODULE, IGNORED, [NODULE], 0.0])
+def test_a_single_box_and_a_single_label_may_stand_without_brackets(scan: Path, label: Any) -> None:
+    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": box(*CENTRE_LPS_MM), "label": label}])
+    (item,) = load_datalist(path, "training")
+    assert item["box"] == [box(*CENTRE_LPS_MM)]
+    assert item["label"] == [label] if not isinstance(label, list) else label
+    assert count_nodules([item]) == (label != IGNORED)
+
+
+def test_null_boxes_and_labels_are_none(scan: Path) -> None:
+    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": None, "label": None}])
+    assert count_nodules(load_datalist(path, "training")) == 0
+
+
+def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
+    """A scan near its origin: [x1, y1, z1, x2, y2, z2] has sizes that a nodule may have."""
+    nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")
+    corners = [[10.0, 20.0, 30.0, 16.0, 27.0, 35.0], [40.0, 11.0, 5.0, 47.0, 17.0, 12.0]]
+    path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in corners])
+    with pytest.raises(DatalistError, match=r"2 boxes that read as corners .*, such as \[10\.0, 20\.0"):
+        load_datalist(path, "training")
+    sizes = [[*one[:3], *(b - a for a, b in zip(one[:3], one[3:], strict=True))] for one in corners]
+    path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in sizes])
+    assert count_nodules(load_datalist(path, "training")) == 2
+
+
+def _two_lists(tmp_path: Path, how: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lists that share a scan, by the same path, a link, a copy of another name, or the series UID."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = sitk.GetImageFromArray(rng.integers(-900, 0, SHAPE[::-1]).astype(np.int16))
+        sitk.WriteImage(image, tmp_path / f"{name}.mhd")
+    same = {"path": "a.mhd", "link": "link.mhd", "copy": "copy.mhd"}.get(how, "b.mhd")
+    (tmp_path / "link.mhd").symlink_to("a.mhd")
+    (tmp_path / "copy.mhd").write_text((tmp_path / "a.mhd").read_text().replace("a.raw", "copy.raw"))
+    (tmp_path / "copy.raw").write_bytes((tmp_path / "a.raw").read_bytes())
+    names = {"name": "1.2.840.113.5.6.7"} if how == "uid" else {}
+    training = [{"image": str(tmp_path / "a.mhd"), "box": [box(0, 0, 0)], "label": [NODULE], **names}]
+    return training, [{**training[0], "image": str(tmp_path / same)}]
+
+
+@pytest.mark.parametrize("how", ["path", "link", "copy", "uid", "no"])
+def test_a_scan_in_both_lists_is_refused(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    training, validation = _two_lists(tmp_path, how)
+    if how == "no":
+        check_training_lists(training, [], validation)
+        return
+    with pytest.raises(DatalistError, match=r"expected different scans, got 1 in both, such as .*a\.mhd and "):
+        check_training_lists(training, [], validation)
+    other = [{**training[0], "image": str(tmp_path / "c.mhd"), "name": "c"}]
+    check_training_lists(other, training, validation)
+    assert "it is no unseen scan then" in caplog.text
 
 
 def test_every_fault_is_named_up_to_a_limit(scan: Path) -> None:

@@ -28,10 +28,10 @@ from scripts.findings import Detection, Location, Nodule, ScanResult
 from scripts.geometry import FloatArray, apply_affine, swap_lps_ras, swap_lps_ras_affine
 from scripts.measurements import measure
 from scripts.prepare.phantom_files import write_dicom_series
-from scripts.reader import ScanError, find_scans, read_scan
+from scripts.reader import find_scans, read_scan
 from scripts.reports import DicomReport, DicomSegmentation, NodulesJson, ResultWriter
 from scripts.reports.dicom.segmentation import frames
-from tests.dicom_files import STUDY_UID, write_series
+from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
@@ -569,11 +569,48 @@ def test_slices_that_nothing_can_refer_to(
     assert reason in said
 
 
-def test_slices_that_are_gone_are_an_error(tmp_path: Path) -> None:
+def test_slices_that_are_gone_do_not_cost_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = result_of(tmp_path / "scan")
     Path(result.source_files[3]).unlink()
-    with pytest.raises(ScanError, match=r"keep the scan in place"):
-        DicomReport()(result, tmp_path)
+    assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
+    assert "report.dcm is left out" in caplog.text
+    assert "keep the scan in place" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SliceThickness": "2,5"},
+        {"SliceThickness": "2.5 mm"},
+        {"SliceThickness": "2.5\\2.5"},
+        {"SliceThickness": "-1"},
+        {"SliceThickness": "nan"},
+        {"KVP": "120 kV", "StudyDate": "31.01.2020", "StudyTime": "noon", "PatientBirthDate": "1950"},
+        {"PatientName": "M\xfcller^" + "x" * 70, "PatientID": "7" * 80, "PatientSex": "unknown"},
+        {"SpecificCharacterSet": "ISO_IR 999", "AccessionNumber": "no. 12345678901234567890"},
+        {"FrameOfReferenceUID": "1.2." + "3" * 70},
+        {"LossyImageCompression": "yes", "LossyImageCompressionRatio": "10,5", "PositionReferenceIndicator": "x" * 90},
+    ],
+    ids=str,
+)
+def test_odd_header_values_cost_neither_scan_nor_objects(tags: dict[str, str], tmp_path: Path) -> None:
+    def change(dataset: Dataset, k: int) -> None:
+        complete(dataset, k)
+        for keyword, value in tags.items():
+            set_raw(dataset, keyword, value)
+
+    result = result_of(tmp_path / "scan", change=change)
+    written_files = [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())]
+    assert written_files == [tmp_path / "segmentation.dcm", tmp_path / "report.dcm"]
+
+
+def test_an_enhanced_ct_has_no_objects_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = np.random.default_rng(0).integers(-900, -500, SHAPE).astype(np.int16)
+    path = write_enhanced(tmp_path / "scan" / "enhanced.dcm", image, AXIAL)
+    plain = result_of(tmp_path / "plain")
+    result = dataclasses.replace(plain, source_files=read_scan(path).source_files)
+    assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
+    assert "no DICOM objects are written: expected slices of SOP class CT Image Storage" in caplog.text
 
 
 def test_a_study_that_holds_former_results_is_read_as_before(tmp_path: Path) -> None:

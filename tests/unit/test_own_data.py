@@ -359,3 +359,17 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
         dies_at = 0
         assert run(data, *options) == 0
         assert files() == wanted
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (f"anna_2,{place()},6.5\nanna_2,{place()},6.5\n", "a nodule is listed twice"),
+        (f"anna_2,{place()},6.5\nanna_2,{place()},0\n", "the diameter is not above 0"),
+        (f"anna_2,{place()},6.5\nanna_2,{place((2, 3, 4))},287\n", "the diameter is above 100 mm"),
+    ],
+)
+def test_a_row_that_is_no_nodule_of_its_own_is_left_out(rows: str, reason: str, data: Path) -> None:
+    assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
+    assert len(items(data)["anna_2"]["box"]) == 1
+    assert reasons(data) == {reason: 1}

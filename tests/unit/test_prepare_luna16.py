@@ -228,6 +228,19 @@ def _flatten_nodule(tree: Path) -> None:
     write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 0.0)])
 
 
+def _no_diameter(tree: Path) -> None:
+    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), -1.0)])
+
+
+def _giant(tree: Path) -> None:
+    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 287.0)])
+
+
+def _twice(tree: Path) -> None:
+    row = (uid(0, 0), *centre_lps_mm((4, 5, 6)), 6.5)
+    write_csv(tree / "annotations.csv", [row, (*row[:4], 6.6)])
+
+
 def _remove_lungs(tree: Path) -> None:
     for path in (tree / "seg-lungs-LUNA16").glob(f"{uid(3, 1)}.*"):
         path.unlink()
@@ -250,6 +263,9 @@ def _remove_excluded(tree: Path) -> None:
         (_repeat, "the scan is there twice", 6),
         (_move_nodule, "a finding's centre lies outside its scan", 6),
         (_flatten_nodule, "a finding has no size", 6),
+        (_no_diameter, "a finding has no size", 6),
+        (_giant, "a finding is larger than 100 mm", 6),
+        (_twice, "a nodule is listed twice", 6),
         (_remove_lungs, "the lung mask is not there", 6),
         (_empty_lungs, "lung mask: the data file is empty", 6),
         (_remove_excluded, "no excluded findings", 6),

@@ -26,30 +26,10 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 
 # A module of scripts/ may import those to its left and itself; a package counts as one module.
 ORDER = (
-    *(
-        "errors",
-        "processes",
-        "commands",
-        "geometry",
-        "scan",
-        "dicom_series",
-        "discovery",
-        "reader",
-        "transforms",
-        "network",
-    ),
-    *(
-        "overrides",
-        "targets",
-        "losses",
-        "datalist",
-        "cache",
-        "dataset",
-        "findings",
-        "decoding",
-        "measurements",
-        "location",
-    ),
+    *("errors", "processes", "paths", "commands", "geometry", "scan", "text_headers", "nifti", "gdcm"),
+    *("dicom_header", "dicom_pixels", "dicom_series", "discovery", "reader", "transforms", "network", "overrides"),
+    *("targets", "losses", "lung_training", "datalist", "cache", "dataset", "findings", "decoding"),
+    *("measurements", "location"),
     *("segmentation", "windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
     "benchmark",
 )

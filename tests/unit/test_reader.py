@@ -6,8 +6,11 @@ import gzip
 import json
 import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -44,7 +48,8 @@ from scripts.reader import (
     read_labels,
     read_scan,
 )
-from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, write_series
+from tests import fuzz_headers
+from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
 
 DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
 SHAPE = (9, 8, 12)
@@ -495,6 +500,531 @@ def test_refused_unknown_section(tmp_path: Path) -> None:
         find_scans(tmp_path, section="training")
 
 
+# ---- handled: enhanced CT ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+def test_handled_enhanced_ct_is_read_as_its_slices_would_be(tmp_path: Path, syntax: UID) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 0.5
+    path = write_enhanced(tmp_path / "a/enhanced.dcm", chest(), tilted, syntax=syntax)
+    write_series(tmp_path / "b", chest(), tilted)
+    (entry,) = find_scans(path.parent)
+    assert (entry["image"], entry["name"]) == ([str(path)], SERIES_UID)
+    volume, single = read_scan(entry["image"]), read_one(tmp_path / "b")
+    np.testing.assert_array_equal(volume.image_hu, single.image_hu)
+    np.testing.assert_allclose(volume.affine_ras, single.affine_ras, atol=1e-9)
+    assert volume.notes == single.notes
+    assert volume.facts["Slice thickness"] == "1.5 mm"
+    assert volume.source_files == (str(path),) * 12  # one for each k
+    same_grid(path)
+
+
+def test_handled_enhanced_ct_with_a_slope_of_its_own_in_each_frame_and_a_localizer(tmp_path: Path) -> None:
+    def change(group, k):
+        if k == 3:
+            (group.CTImageFrameTypeSequence[0]).FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+            group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 500]
+        if k == 7:
+            group.PixelValueTransformationSequence[0].RescaleIntercept = -4100
+
+    image = chest()
+    write_enhanced(tmp_path / "enhanced.dcm", image[:, :, :4], AXIAL, change=change)
+    (entry,) = find_scans(tmp_path)
+    assert entry["notes"] == "1 localizer image(s) of the series ignored"
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image[:, :, :3])
+    write_enhanced(tmp_path / "b/enhanced.dcm", image, AXIAL, change=lambda g, k: change(g, k) if k == 7 else None)
+    expected = image.copy()
+    expected[:, :, 7] -= 4
+    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, expected)
+
+
+def _second_half(keyword: str, value: Any) -> Callable:
+    def change(group, k):
+        if k >= 6:
+            for sequence in ("FrameContentSequence", "CTImageFrameTypeSequence", "PixelValueTransformationSequence"):
+                if keyword in group[sequence][0] or sequence == "PixelValueTransformationSequence":
+                    setattr(group[sequence][0], keyword, value)
+                    return
+
+    return change
+
+
+def _missing_frame(group, k):
+    if k == 5:
+        group.PlanePositionSequence[0].ImagePositionPatient = [-30, -40, -300]
+
+
+def _other_frames(whole, k):
+    if k == -1:
+        whole.NumberOfFrames = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_second_half("StackID", "2"), "one stack, got 2"),
+        (_second_half("TemporalPositionIndex", 2), "one time point, got 2"),
+        (_second_half("FrameType", ["DERIVED", "PRIMARY", "MAXIMUM", "NONE"]), "one kind of image, got 2"),
+        (_second_half("RescaleType", "MGML"), "expected HU, got RescaleType MGML"),
+        (_missing_frame, "slices are missing"),
+        (_other_frames, "5 frames, 12 functional groups"),
+    ],
+    ids=["stacks", "times", "types", "not-hu", "gap", "count"],
+)
+def test_refused_enhanced_ct(tmp_path: Path, change: Callable, words: str) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, change=change)
+    with pytest.raises(ScanError, match=words):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL)
+    cut(path, share)
+    refused(tmp_path, "enhanced.dcm", "truncated or damaged")
+
+
+# ---- files that vanish -------------------------------------------------------------------------------------------
+
+
+def _vanish(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    if how == "link":
+        path.symlink_to("../nowhere")
+    elif how == "loop":
+        path.symlink_to(path.name)
+    elif how == "folder link":
+        path.symlink_to(".git/annex/objects/xx/MD5-s1--0")
+    elif how == "part":
+        path.with_name(f"{path.name}.part").write_bytes(data[:300])
+    else:
+        content = {"empty": b"", "short": data[:100], "zeros": bytes(len(data)), "lfs": b"version https://git-lfs"}
+        content |= {"annex": b"/annex/objects/MD5-s1--0", "web page": b"<html>404</html>", "half": data[:-60]}
+        content |= {"no start": data[200:]}
+        path.write_bytes(content[how])
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm", ".1", ".img"])
+@pytest.mark.parametrize(
+    "how",
+    ["empty", "short", "zeros", "lfs", "annex", "web page", "half", "no start", "link", "loop", "folder link", "part"],
+)
+def test_refused_series_whose_last_slices_cannot_be_read(tmp_path: Path, how: str, ending: str) -> None:
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
+        path = path.rename(tmp_path / f"IM{k:04d}{ending}")
+        if k >= 10:
+            _vanish(path, how)
+    refused(tmp_path, "IM0010")
+
+
+def test_refused_folder_of_nothing_but_pointers_beside_a_scan(tmp_path: Path) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    (tmp_path / "study").mkdir()
+    for k in range(3):
+        (tmp_path / "study" / f"IM{k}").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    first, second = find_scans(tmp_path)
+    assert first["name"] == "scan"
+    with pytest.raises(ScanError, match="pointer of git-lfs"):
+        read_scan(second["image"])
+
+
+def test_handled_slices_without_preamble(tmp_path: Path) -> None:
+    """As older archives write them: the data set alone, with or without the group of file meta information."""
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL, syntax=ImplicitVRLittleEndian)):
+        data = path.read_bytes()
+        path.write_bytes(data[132:] if k % 2 else data[data.index(b"\x08\x00\x08\x00") :])
+        path.rename(tmp_path / f"slice{k}")
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
+
+
+def test_handled_files_of_others_beside_slices_without_ending(tmp_path: Path) -> None:
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
+        path.rename(tmp_path / f"IM{k:04d}")
+    for name in ("README", "LOCKFILE", "VERSION", "notes.txt", "index2.html", "DICOMDIR", "viewer1.exe"):
+        (tmp_path / name).write_bytes(b"" if name == "LOCKFILE" else b"no slice")
+    assert read_one(tmp_path).image_hu.shape == SHAPE
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Folders that cannot be listed; rights do not bind the user that runs tests in a container."""
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if Path(path) in folders:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    paths = write_series(tmp_path / "series/1", chest(), AXIAL)
+    (tmp_path / "series/2").mkdir()
+    (tmp_path / "series/3").mkdir()
+    for path in paths[6:]:
+        path.rename(tmp_path / "series/2" / path.name)
+    (tmp_path / "mueller").mkdir()
+    _closed(monkeypatch, tmp_path / "series/3", tmp_path / "mueller")
+    entries = find_scans(tmp_path)
+    assert [entry["name"] for entry in entries] == ["scan", SERIES_UID, "closed"]
+    for entry, match in zip(entries[1:], ("series/3", "mueller"), strict=True):
+        with pytest.raises(ScanError, match=f"{match}: expected .*"):
+            read_scan(entry["image"])
+    _closed(monkeypatch, tmp_path)
+    with pytest.raises(ScanError, match="expected a folder that can be read"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str) -> None:
+    def make(path: Path) -> None:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the name of a socket is short
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(path.name)
+            os.chdir(here)
+
+    write_series(tmp_path / "dicom", chest(), AXIAL)
+    for name in ("a.nii.gz", "b.mhd", "c.nrrd", "list.json", "dicom/pipe1"):
+        make(tmp_path / name)
+    path = write_image(tmp_path / "data/scan.mhd", chest())
+    (tmp_path / "data/scan.raw").unlink()
+    make(tmp_path / "data/scan.raw")
+    found = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
+    assert set(found) == {"a", "b", "c", "scan", SERIES_UID}
+    assert read_scan(found[SERIES_UID]).image_hu.shape == SHAPE
+    for image in (found["a"], found["b"], found["c"], path):
+        for read in (read_scan, read_labels):
+            with pytest.raises(ScanError, match=r"a named pipe|a socket|a device|expected a mask in one file"):
+                read(image)
+    with pytest.raises(ScanError, match=r"list\.json: expected a scan"):
+        find_scans(tmp_path / "list.json")
+    make(tmp_path / "dicom/extra.dcm")
+    with pytest.raises(ScanError, match=r"extra\.dcm: expected a DICOM slice, found a"):
+        read_scan(next(e["image"] for e in find_scans(tmp_path) if e["name"] == SERIES_UID))
+
+
+NAMES = [b"M\xfcller", b"a\nb", b"x" * 250, "Mü\u202eller 日本".encode(), b"-o", b"~root"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, form) for name in NAMES for form in ("dicom", ".mha", ".mhd", ".nrrd", ".nii.gz")), (NAMES[0], "JPEG")],
+)
+def test_handled_any_file_name(tmp_path: Path, name: bytes, form: str) -> None:
+    image = chest((32, 32, 4))
+    folder = tmp_path / "source"
+    if form == "JPEG":
+        write_jpeg(folder, image, form)
+    else:
+        write_any(folder, form, image)
+    target = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
+    if form in ("dicom", "JPEG"):
+        os.rename(folder / "series" if form == "dicom" else folder, target)
+    else:
+        os.mkdir(target)
+        os.rename(folder / f"scan{form}", os.path.join(target, os.fsdecode(name[:240]) + form))
+        if form == ".mhd":
+            os.rename(folder / "scan.raw", os.path.join(target, "scan.raw"))
+    (entry,) = find_scans(target)
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image)
+    entry["name"].encode()
+    str(ScanError(f"{target}: x")).encode()
+    assert "\n" not in str(ScanError(f"{target}: x"))
+
+
+@pytest.mark.parametrize("form", [".MHA", ".Mhd", ".MHD", ".NRRD", ".Nhdr", ".NII", ".NII.GZ", ".Nii.gz"])
+def test_handled_endings_in_capitals(tmp_path: Path, form: str) -> None:
+    path = write_image(tmp_path / f"scan{form.lower().replace('.nhdr', '.nrrd')}", chest())
+    path = path.rename(tmp_path / f"SCAN{form}")
+    if form == ".Nhdr":
+        header, data = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(header + b"\ndata file: voxels.raw.gz\n")
+        (tmp_path / "voxels.raw.gz").write_bytes(data)
+    (entry,) = find_scans(tmp_path)
+    assert entry["name"] == "SCAN"
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, chest())
+    same_grid(path)
+
+
+def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> None:
+    """The file has its length, its end is zeros."""
+    paths = write_series(tmp_path / "a", chest((32, 32, 12)), AXIAL)
+    data = paths[4].read_bytes()
+    paths[4].write_bytes(data[:-1200] + bytes(1200))
+    refused(tmp_path / "a", "zeros in the last 18 of 32 rows", paths[4].name)
+    paths[4].write_bytes(data[:-2048] + bytes(2048))
+    refused(tmp_path / "a", "zeros in the last 32 of 32 rows", paths[4].name)
+    paths[4].write_bytes(data)
+    paths[11].write_bytes(paths[11].read_bytes()[:-2048] + bytes(2048))
+    assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path / "a").notes[0]
+
+
+# ---- voxel sizes that are not there ------------------------------------------------------------------------------
+
+
+def _without(path: Path, *starts: str) -> None:
+    """Take lines out of a header."""
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(s.encode() for s in starts))))
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [
+        (".mhd", b"ElementSpacing = ", b"Comment = "),
+        (".mhd", b"ElementSpacing = ", b"elementspacing = "),
+        (".mhd", b"0.69999999999999996", b"0,7"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996 ", b"ElementSpacing = "),
+        (".mhd", b"ElementSpacing = ", b"ElementSpacing = 1 1 1\nElementSpacing = "),
+        (".mhd", b"ElementSpacing = 0.6", b"ElementSpacing = -0.6"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996", b"ElementSpacing = nan"),
+        (".nrrd", b"space directions: ", b"# "),
+        (".nrrd", b"space directions: (", b"spacings: nan nan nan\n# ("),
+        (".nrrd", b"space directions: (", b"spacings: 0,7 0,8 1,5\n# ("),
+        (".nrrd", b"space directions: (", b"spacings: 0.7 0.8\n# ("),
+        (".nrrd", b"space directions: (0.", b"space directions: (nan"),
+        (".nrrd", b"space directions: (", b"space directions: none ("),
+    ],
+)
+def test_refused_text_header_that_leaves_the_voxel_size_open(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    refused_alike(path)
+
+
+def test_handled_metaimage_with_the_size_of_its_elements_alone_is_said(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing", b"ElementSize"))
+    volume = read_one(path)
+    assert spacing_mm(volume.affine_ras) == pytest.approx([0.7, 0.8, 1.5])
+    assert "no gaps between them are assumed" in volume.notes[0]
+
+
+def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2) -> Path:
+    """A NIfTI-1 file with header fields as they are given; ``codes`` of qform and sform."""
+    header = nib.Nifti1Image(chest(), np.eye(4)).header
+    header["qform_code"], header["sform_code"], header["xyzt_units"] = *codes, unit
+    header["pixdim"][1:4], header["vox_offset"], header["magic"] = pixdim, 352, b"n+1"
+    for row, step in enumerate(steps):
+        header[f"srow_{'xyz'[row]}"] = [step if row == column else 0 for column in range(4)]
+    path.write_bytes(header.binaryblock + bytes(4) + chest().tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"codes": (0, 1), "pixdim": (1.4, 1.4, 2.5), "steps": (1, 1, 1)}, "1 × 1 × 1 mm by the sform and 1.4 × 1.4"),
+        ({"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": (1.4, 1.4, 2.6)}, "by pixdim"),
+        ({"codes": (0, 0), "pixdim": (0, 0, 0), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (1, 0), "pixdim": (1, 0, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (0, 0), "pixdim": (1, np.nan, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 1}, "0.05 to 30.0 mm"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 3}, "0.05 to 30.0 mm"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 5}, "unit code 5"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (0, 1, 1)}, "three independent axes"),
+    ],
+)
+def test_refused_nifti_that_leaves_the_voxel_size_open(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    refused_alike(write_raw_nifti(tmp_path / "scan.nii", **fields), words)
+
+
+def test_handled_nifti_whose_pixdim_is_unset_or_the_distance_of_tilted_slices(tmp_path: Path) -> None:
+    path = write_raw_nifti(tmp_path / "a.nii", codes=(0, 1), pixdim=(0, 0, 0), steps=(1.4, 1.4, 2.5))
+    volume = read_scan(path)
+    assert spacing_mm(volume.affine_ras) == pytest.approx([1.4, 1.4, 2.5])
+    assert "pixdim of the NIfTI header gives no voxel size" in volume.notes[0]
+    tilted = np.diag([1.0, 1, 2, 1])
+    tilted[1, 2] = 0.5
+    image = nib.Nifti1Image(chest(), tilted)
+    image.header["pixdim"][3] = 2.0
+    nib.save(image, tmp_path / "b.nii")
+    np.testing.assert_allclose(read_scan(tmp_path / "b.nii").affine_ras, tilted)
+
+
+@pytest.mark.parametrize("form", [".mhd", ".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_refused_header_that_claims_a_million_million_voxels(tmp_path: Path, form: str) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
+    if ".nii" in form:
+        data = data[:42] + np.array([32767, 32767, 1000], "<i2").tobytes() + data[48:]
+    else:
+        data = data.replace(b"9 8 12", b"10000 10000 10000")
+    path.write_bytes(data if form != ".nii.gz" else gzip.compress(data))
+    began = time.monotonic()
+    refused(path, "expected at most 4294967296 voxels")
+    assert time.monotonic() - began < 1
+
+
+# ---- pixel packing -----------------------------------------------------------------------------------------------
+
+
+PACKINGS = [
+    *((16, 12, 11, False), (16, 12, 15, False), (16, 13, 13, True), (16, 12, 11, True), (16, 12, 14, True)),
+    *((16, 16, 15, True), (32, 16, 15, False), (32, 20, 25, True)),
+]
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "allocated", "stored", "high", "signed"),
+    [*((syntax, *bits) for syntax in PLAIN for bits in PACKINGS), (RLELossless, *PACKINGS[1])],
+)
+def test_handled_any_packing_of_bits(
+    tmp_path: Path, syntax: UID, allocated: int, stored: int, high: int, signed: bool
+) -> None:
+    """Bits outside of those stored hold rubbish (overlays, in older files)."""
+    image = np.clip(chest(), -1000, 900)
+    intercept = 0 if signed else -1024
+    rubbish = np.random.default_rng(3)
+
+    def pack(dataset, k):
+        values = image[:, :, k].T.astype(np.int64) - intercept
+        mask = ((1 << stored) - 1) << (high + 1 - stored)
+        words = (values << (high + 1 - stored)) & mask
+        words |= rubbish.integers(0, 1 << allocated, words.shape) & ~mask & ((1 << allocated) - 1)
+        order = "<" if syntax.is_little_endian else ">"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, high
+        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), intercept
+        dataset.PixelData = words.astype(f"{order}u{allocated // 8}").tobytes()
+        dataset["PixelData"].VR = "OW"
+
+    write_series(tmp_path, image, AXIAL, change=pack, syntax=syntax)
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"HighBit": 10, "BitsStored": 12}, "BitsAllocated, BitsStored and HighBit"),
+        ({"BitsStored": 17}, "BitsAllocated, BitsStored and HighBit"),
+        ({"HighBit": 16}, "BitsAllocated, BitsStored and HighBit"),
+        ({"BitsStored": None}, "found not all of them"),
+        ({"PixelRepresentation": None}, "found not all of them"),
+        ({"RescaleSlope": 0}, "one number each"),
+        ({"RescaleSlope": ["1", "2"]}, "one number each"),
+        ({"RescaleIntercept": None}, "one number each"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "found none in some"),
+        ({"RescaleType": "MGML"}, "expected HU, got RescaleType MGML"),
+        ({"ModalityLUTSequence": []}, "Modality LUT"),
+        ({"PatientID": "ANNA"}, "one patient (PatientID), got 2"),
+        ({"PatientName": "Anna^Name"}, "one patient (PatientName), got 2"),
+        ({"FrameOfReferenceUID": "1.2.9"}, "one frame of reference, got 2"),
+    ],
+    ids=str,
+)
+def test_refused_slice_of_other_values_or_origin(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
+    def change(dataset, k):
+        dataset.FrameOfReferenceUID = "1.2.8"
+        change_one(**tags)(dataset, k)
+
+    write_series(tmp_path, chest(), AXIAL, change=change)
+    message = refused(tmp_path, words)
+    assert "SECRET" not in message
+    assert "anna" not in message.lower()
+
+
+def test_refused_rescale_that_is_no_number(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=lambda d, k: set_raw(d, "RescaleSlope", "1,0") if k == 4 else None)
+    refused(tmp_path, "one number each")
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "PatientName", "FrameOfReferenceUID"])
+def test_handled_origin_that_some_slices_do_not_name(tmp_path: Path, tag: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=lambda d, k: setattr(d, tag, "" if k % 2 else "1.2"))
+    assert read_one(tmp_path).image_hu.shape == SHAPE
+
+
+def test_handled_padding_above_bone_becomes_air(tmp_path: Path) -> None:
+    """Padding that looks like the body is left alone: it cannot be told from it."""
+    image = chest()
+    image[7:] = 30000
+
+    def change(dataset, k):
+        dataset.PixelPaddingValue = 30000 + 4096
+
+    write_series(tmp_path / "a", image, AXIAL, change=change)
+    expected = image.copy()
+    expected[7:] = -1024
+    np.testing.assert_array_equal(read_one(tmp_path / "a").image_hu, expected)
+    write_series(tmp_path / "b", chest(), AXIAL, change=set_tags(PixelPaddingValue=40 + 4096))
+    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, chest())
+
+
+# ---- the wrong series --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"BodyPartExamined": "HEAD"}, "of the head, not the chest"),
+        ({"SeriesDescription": "Schaedel 1.0"}, "of the schaedel, not the chest"),
+        ({"BodyPartExamined": "CHEST", "SeriesDescription": "Abdomen venous 1.0"}, "of the abdom, not the chest"),
+        ({"ProtocolName": "Brain"}, "of the brain, not the chest"),
+        ({"PhotometricInterpretation": "RGB"}, "in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "in colour"),
+        ({"RescaleType": "MGML"}, "not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "IODINE"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "VNC"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "not HU"),
+        ({"SeriesDescription": "Chest Zeff 1.0"}, "not HU"),
+        ({"SeriesDescription": "Iodine map thorax"}, "not HU"),
+        ({"SeriesDescription": "Patient Protocol"}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "intensity projection"),
+        ({"SeriesDescription": "Thorax MIP 8/2"}, "intensity projection"),
+    ],
+    ids=str,
+)
+def test_handled_study_whose_thinnest_series_cannot_be_the_chest(
+    tmp_path: Path, tags: dict[str, Any], reason: str
+) -> None:
+    good = set_tags(SeriesDescription="Thorax low dose 3.0 lung", BodyPartExamined="CHEST")
+    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4", change=good)
+    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(**tags))
+    (entry,) = find_scans(tmp_path)
+    assert entry["name"] == "1.2.4"
+    assert f"1.2.5 (CT, 12 slices, 1.5 mm): {reason}" in entry["notes"]
+    assert read_scan(entry["image"]).image_hu.shape == SHAPE
+
+
+def test_handled_lone_series_of_another_part_is_said(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=set_tags(BodyPartExamined="HEAD"))
+    (entry,) = find_scans(tmp_path)
+    assert "of the head, not the chest" in entry["notes"]
+
+
+@pytest.mark.parametrize(
+    "words", ["Thorax 1.0", "CHEST W IODINE CONTRAST", "Chest-Abdomen-Pelvis", "TAP venous", "Low dose lung 3D", "HRCT"]
+)
+def test_handled_chest_by_any_name_stays_the_first_choice(tmp_path: Path, words: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(SeriesDescription=words))
+    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
+    (entry,) = find_scans(tmp_path)
+    assert (entry["name"], "thinnest axial CT" in entry["notes"]) == ("1.2.5", True)
+
+
+# ---- damaged headers ---------------------------------------------------------------------------------------------
+
+
+def test_damaged_headers_give_a_scan_or_a_message() -> None:
+    """A few hundred of those that ``python -m tests.fuzz_headers`` tries."""
+    counts = fuzz_headers.run(seed=3, first=0, count=300)
+    assert sum(counts.values()) == 300
+    assert sum(count for kind, count in counts.items() if kind.endswith("read")) > 30
+
+
 # ---- refused at once ---------------------------------------------------------------------------------------------
 
 
@@ -535,7 +1065,7 @@ def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) 
         json.dumps([{"image": name} for name in ("missing.nii", "gone", "empty", "two")])
     )
     entries = find_scans(tmp_path / "list.json")
-    assert [entry["name"] for entry in entries] == ["missing", "gone", "empty", "two"]
+    assert [entry["name"] for entry in entries] == ["missing", "item", "item-2", "item-3"]  # no folder's name
     words = ("missing.nii: expected", "gone: expected", "found none", r"expected one scan, got 2 \(1.2.1, 1.2.2\)")
     for entry, match in zip(entries, words, strict=True):
         with pytest.raises(ScanError, match=match):
@@ -639,12 +1169,12 @@ def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
         read_scan(paths)
 
 
-def test_refused_enhanced_multi_frame(tmp_path: Path) -> None:
+def test_refused_frames_without_places(tmp_path: Path) -> None:
     dataset = make_dataset(chest()[:, :, 0], (0, 0, 0), AXIAL[:3, :2])
     dataset.NumberOfFrames, dataset.SOPClassUID = 3, "1.2.840.10008.5.1.4.1.1.2.1"
     dataset.PixelData = dataset.PixelData * 3
     path = save(dataset, tmp_path / "enhanced.dcm")
-    assert "convert it to single-frame CT" in refused(path.parent, "3 frames", "enhanced.dcm")
+    assert "export the original series" in refused(path.parent, "3 frames", "enhanced.dcm", "multi-frame")
 
 
 def cut(path: Path, share: float) -> None:
@@ -704,7 +1234,7 @@ def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(write_image(tmp_path / "scan.nii", chest()).read_bytes(), compresslevel=0))
     data[-200] ^= 0xFF
     path.write_bytes(data)
-    refused(path, "CRC")
+    refused(path, "incorrect data check")
 
 
 @pytest.mark.parametrize(
@@ -1065,16 +1595,40 @@ def test_reader_knows_its_files(tmp_path: Path) -> None:
         reader.read("a.nii", mmap=True)
 
 
-def test_quiet_itk_puts_settings_back(capfd: pytest.CaptureFixture[str]) -> None:
-    for shown in (True, False):
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-        with scan_module.quiet_itk():
-            assert not sitk.ProcessObject.GetGlobalWarningDisplay()
-            os.write(2, b"noise of a codec")
-        assert sitk.ProcessObject.GetGlobalWarningDisplay() is shown
-    sitk.ProcessObject.SetGlobalWarningDisplay(True)
-    os.write(2, b"afterwards")
-    assert capfd.readouterr().err == "afterwards"
+def test_what_other_threads_write_to_stderr_while_scans_are_read_arrives(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a codec complains, which damaged streams make it do, and one reader ends within another's time."""
+    paths = write_jpeg(tmp_path / "jpeg", chest((32, 32, 4)), "JPEG")
+    data = bytearray(paths[1].read_bytes())
+    data[-300:-200] = b"\xff" * 100
+    paths[1].write_bytes(data)
+    write_image(tmp_path / "cut.mha", chest())
+    cut(tmp_path / "cut.mha", 0.5)
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            os.write(2, b".")
+            written.append(1)
+            time.sleep(0.001)
+
+    written: list[int] = []
+    with ThreadPoolExecutor(3) as pool:
+        writer = pool.submit(write)
+        readings = [pool.submit(_read_or_none, source) for source in (paths, tmp_path / "cut.mha") * 2]
+        for reading in readings:
+            reading.result()
+        done.set()
+        writer.result()
+    assert capfd.readouterr() == ("", "." * len(written))
+
+
+def _read_or_none(source: Any) -> Any:
+    try:
+        return read_scan(source)
+    except ScanError:
+        return None
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImage
 from torch import Tensor, nn
 
-from scripts.dicom_series import read_identity
+from scripts.dicom_header import read_identity
 from scripts.errors import SettingError
 from scripts.prepare.phantom_files import write_image
 from scripts.reader import ScanReader, find_scans, read_scan

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scripts.findings import Detection, ScanResult
 from scripts.prepare.phantom import Chest
-from scripts.reports import NodulesJson, OutputError, RunIndex
+from scripts.reader import find_scans, read_scan
+from scripts.reports import HtmlReport, NodulesJson, OutputError, RunIndex
 from scripts.reports.index import size_bins
+from scripts.reports.tables import scan_record
+from scripts.run import RunLog
+from scripts.scan import ScanError
+from tests.dicom_files import write_series
 from tests.results import searched_chest
 
 
@@ -72,7 +80,7 @@ def test_a_single_refusal_has_a_page_without_folders(tmp_path: Path) -> None:
     index.write()
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "0 scans searched, 1 refused" in text
-    assert "scans/3.dcm: &lt;b&gt;broken&lt;/b&gt;" in text
+    assert "the input/3.dcm: &lt;b&gt;broken&lt;/b&gt;" in text
     assert "Jane" not in text
 
 
@@ -126,6 +134,67 @@ def test_what_a_run_beside_this_one_refused_stays(result: ScanResult, tmp_path: 
     late.add_failure("b", "broken")
     late.write()
     assert "<strong>a</strong>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+def _refused(source: Path, tmp_path: Path) -> tuple[str, str]:
+    """What the terminal and the page of a run say of a scan that cannot be read."""
+    log = RunLog(RunIndex(tmp_path))
+    for item in find_scans(source):
+        with pytest.raises(ScanError) as caught:
+            read_scan(item["image"])
+        log.failed(item["name"], caught.value, item["source"])
+    assert log.index is not None
+    return " ".join(log.failures.values()), log.index.render()
+
+
+@pytest.mark.parametrize("kind", ["gap", "damaged", "two", "datalist", "item", "mhd"])
+def test_folders_and_slices_named_after_a_patient_are_on_no_page(tmp_path: Path, kind: str) -> None:
+    image = np.random.default_rng(0).integers(-900, -500, (9, 8, 12)).astype(np.int16)
+    folder = tmp_path / "Jane Doe" / "Doe, Jane"
+    paths = write_series(folder, image, np.eye(4), change=lambda d, k: k != 5 or kind != "gap")
+    for number, path in enumerate(paths):
+        path.rename(folder / f"Jane_Doe_{number}.dcm")
+    source = tmp_path / "Jane Doe"
+    if kind == "damaged":
+        (folder / "Jane_Doe_3.dcm").write_bytes(b"")
+    if kind == "two":
+        (folder / "Jane_Doe_3.dcm").rename(folder / "Jane_Doe_X.dcm")
+        shutil.copy(folder / "Jane_Doe_4.dcm", folder / "Jane_Doe_Y.dcm")
+    if kind in ("datalist", "item"):
+        shutil.copytree(folder, source / "2")
+        (source / "2" / "scan.nii").touch()
+        content = {"image": "." if kind == "datalist" else "2"}
+        (source / "list.json").write_text(json.dumps([content]))
+        source = source / "list.json"
+    if kind == "mhd":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "scan.mhd").write_text("ElementDataFile = Jane.raw\n")
+    told, page = _refused(source, tmp_path)
+    assert "Jane" in told  # who runs it has to find it
+    assert "expected" in page
+    assert "Jane" not in page
+    assert "Doe" not in page
+
+
+def test_a_dicom_result_names_its_series_instead_of_its_folder(result: ScanResult, tmp_path: Path) -> None:
+    dicom = dataclasses.replace(
+        result, source="/ward/Jane Doe", source_files=("/ward/Jane Doe/1.dcm",), facts={"Series UID": "1.2.3"}
+    )
+    index = RunIndex(tmp_path)
+    index.add(dicom, tmp_path / "chest")
+    texts = [index.render(), HtmlReport().render(dicom), json.dumps(scan_record(dicom))]
+    assert all("1.2.3" in text and "Jane" not in text for text in texts)
+    asked = dataclasses.replace(dicom, identity={"Patient name": "Jane Doe"})
+    assert scan_record(asked)["source"] == "Jane Doe"
+
+
+def test_a_name_that_is_no_utf8_is_written(result: ScanResult, tmp_path: Path) -> None:
+    odd = dataclasses.replace(result, source="/ward/M\udcfcller\n.nii")
+    assert json.loads(NodulesJson()(odd, tmp_path).read_text(encoding="utf-8"))["source"] == "M\ufffdller\ufffd.nii"
+    HtmlReport()(odd, tmp_path)
+    index = RunIndex(tmp_path)
+    index.add(odd, tmp_path)
+    index.add_failure("scan", str(ScanError(f"{odd.source}: expected x")), odd.source)
+    assert "M\ufffdller\ufffd.nii: expected x" in index.render().encode().decode()
 
 
 def test_sizes_are_counted_in_classes_of_two_millimetres() -> None:

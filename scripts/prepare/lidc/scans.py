@@ -16,8 +16,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
-from ...dicom_series import looks_like_dicom
-from ...discovery import files_below
+from ...discovery import files_below, slice_files
 from ...geometry import Point
 from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import (
@@ -137,7 +136,7 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
     """
     download, found = Download(), _Found()
     paths = list(files_below(dicom_dir))
-    for path in tqdm(paths, desc="headers", unit="file", mininterval=1.0):
+    for path in tqdm(slice_files(paths), desc="headers", unit="file", mininterval=1.0):
         _sort_file(path, download, found)
     _spread_damaged(download, found)
     files = chain(xml_files(dicom_dir), xml_files(xml) if xml else ())
@@ -180,8 +179,6 @@ def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _sort_file(path: Path, download: Download, found: _Found) -> None:
-    if path.suffix.lower() in (".xml", ".zip", ".csv", ".json", ".gz") or not looks_like_dicom(path):
-        return
     try:
         header = _header(path)
     except Exception:  # pydicom raises almost any type on damaged bytes

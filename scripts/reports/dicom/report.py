@@ -15,10 +15,11 @@ from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from ...dicom_header import lenient
 from ...findings import Nodule, ScanResult
 from ..tables import DISCLAIMER, nodule_record
 from .objects import MAKER, Device, finished, identification, new_uid, tracking_id
-from .source import SourceSeries, as_in_the_slices
+from .source import SourceSeries
 
 SERIES_NUMBER = 9002  # far from those of scanners
 _SEGMENTATION_TAGS = [
@@ -45,7 +46,7 @@ def report_of(result: ScanResult, source: SourceSeries, segmentation: Path) -> b
         segmentation: the Segmentation of the same result, which need not exist.
     """
     device = Device.of(result.model)
-    with as_in_the_slices():
+    with lenient:
         evidence = list(source.slices)
         segments: dict[str, tuple[Dataset, Dataset]] = {}
         if segmentation.exists():

@@ -13,9 +13,10 @@ from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
+from ...dicom_header import lenient
 from ...findings import Nodule, ScanResult
 from .objects import MAKER, Device, finished, identification, new_uid, tracking_id
-from .source import SourceSeries, as_in_the_slices
+from .source import SourceSeries
 
 # Neighbours differ, and all of them from the greys of a CT; repeated from the start.
 COLOURS = ("gold", "deepskyblue", "orangered", "limegreen", "violet", "turquoise")
@@ -31,7 +32,7 @@ def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
     """
     device = Device.of(result.model)
     outlined = [nodule for nodule in result.nodules if nodule.measurement is not None]
-    with as_in_the_slices():
+    with lenient:
         algorithm = highdicom.AlgorithmIdentificationSequence(
             name=device.name,
             family=codes.DCM.ArtificialIntelligence,

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.config import disable_value_validation
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
+from ...dicom_header import floats_of, lenient, read_dataset
 from ...scan import ScanError
 
 logger = logging.getLogger(__name__)
@@ -52,14 +49,6 @@ class SourceSeries:
     header: Dataset
 
 
-@contextmanager
-def as_in_the_slices() -> Iterator[None]:
-    """Take values over without judging them: what the slices hold may break rules of the standard."""
-    with disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def read_source(files: Sequence[str]) -> SourceSeries | None:
     """Read the headers of the slices that a scan was read from, in the order of k; the log says what they lack.
 
@@ -81,7 +70,7 @@ def read_source(files: Sequence[str]) -> SourceSeries | None:
 @lru_cache(maxsize=1)  # both objects of a scan ask for it, and what is missing is said once
 def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | None:
     """As :func:`read_source`; the times of the files' last change tell one content of a file from another."""
-    with as_in_the_slices():
+    with lenient:
         header = _header(files[0])
         gaps = _drop_unreadable(header)
         slices = [_header(file, [*_OF_EACH_SLICE]) for file in files]
@@ -104,7 +93,7 @@ def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | No
 def _header(file: str, tags: list[Any] | None = None) -> Dataset:
     try:
         with open(file, "rb") as stream:
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+            dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=tags)
         if "SOPInstanceUID" not in dataset and "MediaStorageSOPInstanceUID" in dataset.file_meta:
             dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
         return dataset
@@ -154,7 +143,8 @@ def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[s
     if not shared.get("FrameOfReferenceUID"):
         shared.FrameOfReferenceUID = generate_uid(prefix=None)
         filled.append("the slices lack FrameOfReferenceUID: a new one is used")
-    if not shared.get("SliceThickness"):
+    thickness_mm = floats_of(shared, "SliceThickness", 1)
+    if not thickness_mm or thickness_mm[0] <= 0:
         shared.SliceThickness = format_number_as_ds(step_mm)
         filled.append(f"the slices lack SliceThickness: their distance of {step_mm:.3g} mm is used")
     return shared, filled

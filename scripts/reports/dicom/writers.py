@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from ...findings import ScanResult
 from ..files import write_bytes
 from .source import SourceSeries, read_source
+
+logger = logging.getLogger(__name__)
 
 
 class DicomSegmentation:
@@ -20,18 +24,19 @@ class DicomSegmentation:
     optional = True  # of a scan that was no DICOM
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder``.
+        """Write into ``folder``; where it cannot be made, the log says why.
 
         Raises:
             OutputError: the file cannot be written.
-            ScanError: the source slices cannot be read again.
         """
-        source = _source(result)
-        if source is None or all(nodule.measurement is None for nodule in result.nodules):
-            return None
-        from .segmentation import segmentation_of
 
-        return write_bytes(folder / self.filename, segmentation_of(result, source))
+        def make(source: SourceSeries) -> bytes | None:
+            from .segmentation import segmentation_of
+
+            outlined = any(nodule.measurement is not None for nodule in result.nodules)
+            return segmentation_of(result, source) if outlined else None
+
+        return _write(result, folder / self.filename, make)
 
 
 class DicomReport:
@@ -45,19 +50,29 @@ class DicomReport:
     optional = True  # of a scan that was no DICOM
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder``; a scan without nodules gives a report that says so.
+        """Write into ``folder``; a scan without nodules gives a report that says so. Where it cannot be made, the log
+        says why.
 
         Raises:
             OutputError: the file cannot be written.
-            ScanError: the source slices cannot be read again.
         """
-        source = _source(result)
-        if source is None:
-            return None
-        from .report import report_of
 
-        return write_bytes(folder / self.filename, report_of(result, source, folder / DicomSegmentation.filename))
+        def make(source: SourceSeries) -> bytes:
+            from .report import report_of
+
+            return report_of(result, source, folder / DicomSegmentation.filename)
+
+        return _write(result, folder / self.filename, make)
 
 
-def _source(result: ScanResult) -> SourceSeries | None:
-    return read_source(result.source_files) if result.source_files else None
+def _write(result: ScanResult, path: Path, make: Callable[[SourceSeries], bytes | None]) -> Path | None:
+    """Write what ``make`` gives of the source slices, if anything: an optional file never costs the result."""
+    if not result.source_files:
+        return None
+    try:
+        source = read_source(result.source_files)
+        content = None if source is None else make(source)
+    except Exception as error:  # pydicom and highdicom raise almost any type for what slices may hold
+        logger.warning("%s: %s is left out: %s: %s", result.name, path.name, type(error).__name__, error)
+        return None
+    return None if content is None else write_bytes(path, content)

@@ -1,0 +1,267 @@
+"""Damaged headers by the thousand: each gives a scan or one clear line, never a crash, a hang or more memory than due.
+
+``python -m tests.fuzz_headers --count 10000 --seed 0`` runs them in a process of its own under a limit of memory, and
+names those that end it. Case n of a seed is always the same; ``--first n --keep folder`` writes it to a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from scripts.errors import UserError
+from scripts.reader import find_scans, read_grid, read_scan
+from tests.dicom_files import write_enhanced, write_series
+
+SECONDS = 5  # for one case, on a busy machine
+MEMORY_BYTES = 8 << 30  # of address space, most of it PyTorch's libraries
+AFFINE_LPS = np.array([[0.7, 0, 0, -30], [0, 0.8, 0, -40], [0, 0, 1.5, -100], [0, 0, 0, 1.0]])
+ABSURD = ("0", "-1", "1", "3", "1e12", "1000000000000", "99999999999999999999", "nan", "inf", "1,4", "", "x", "0.0001")
+
+
+def _chest() -> np.ndarray:
+    image = np.random.default_rng(0).normal(40, 20, (9, 8, 12)).round().astype(np.int16)
+    image[2:6, 2:6] -= 880
+    return image
+
+
+def _itk(path: Path, *, compressed: bool = False) -> None:
+    image = sitk.GetImageFromArray(_chest().T)
+    image.SetSpacing((0.7, 0.8, 1.5))
+    sitk.WriteImage(image, str(path), useCompression=compressed)
+
+
+def _nrrd_beside(folder: Path) -> None:
+    lines = (
+        *("NRRD0004", "type: short", "dimension: 3", "space: LPS", "sizes: 9 8 12", "encoding: raw", "endian: little"),
+        *("space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)", "space origin: (0,0,0)", "data file: a.raw"),
+    )
+    (folder / "a.nhdr").write_text("\n".join(lines) + "\n")
+    (folder / "a.raw").write_bytes(_chest().tobytes(order="F"))
+
+
+def _nifti(path: Path, kind: type = nib.Nifti1Image) -> None:
+    nib.save(kind(_chest(), np.diag([0.7, 0.8, 1.5, 1.0])), path)
+
+
+# How each kind of scan is written into an empty folder; plain DICOM counts four times, compressed once in a while.
+KINDS: dict[str, Callable[[Path], object]] = {
+    "dicom": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS),
+    "implicit": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS, syntax=ImplicitVRLittleEndian),
+    "deflated": lambda folder: write_series(
+        folder, _chest()[..., :4], AFFINE_LPS, syntax=DeflatedExplicitVRLittleEndian
+    ),
+    "rle": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS, syntax=RLELossless),
+    "enhanced": lambda folder: write_enhanced(folder / "a.dcm", _chest()[..., :4], AFFINE_LPS),
+    "nii": lambda folder: _nifti(folder / "a.nii"),
+    "nii.gz": lambda folder: _nifti(folder / "a.nii.gz"),
+    "nii2": lambda folder: _nifti(folder / "a.nii", nib.Nifti2Image),
+    "mha": lambda folder: _itk(folder / "a.mha"),
+    "mha packed": lambda folder: _itk(folder / "a.mha", compressed=True),
+    "mhd": lambda folder: _itk(folder / "a.mhd"),
+    "nrrd": lambda folder: _itk(folder / "a.nrrd"),
+    "nrrd packed": lambda folder: _itk(folder / "a.nrrd", compressed=True),
+    "nhdr": _nrrd_beside,
+}
+CHANCES = {"dicom": 4, "implicit": 2, "enhanced": 3, "nii": 3, "rle": 0.1}
+
+
+def _header_bytes(data: bytes) -> int:
+    """About how long the header is."""
+    ends = [data.find(mark) for mark in (b"ElementDataFile", b"\n\n", b"\xe0\x7f\x10\x00")]
+    return min([end + 16 for end in ends if end > 0] or [min(len(data), 544)])
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """One to three mutations of a file, most of them in its header."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        data = rng.choice((_flipped, _flipped, _number, _number, _cut, _words, _spliced))(data, rng)
+    return data
+
+
+def _flipped(data: bytes, rng: random.Random) -> bytes:
+    result = bytearray(data)
+    for _ in range(rng.choice((1, 1, 4, 16))):
+        if result:
+            result[rng.randrange(min(_header_bytes(data), len(result)))] ^= 1 << rng.randrange(8)
+    return bytes(result)
+
+
+def _number(data: bytes, rng: random.Random) -> bytes:
+    """Another number in text."""
+    places = list(re.finditer(rb"-?\d[\d.]*", data[: _header_bytes(data)]))
+    if not places:
+        return _words(data, rng)
+    place = rng.choice(places)
+    text = rng.choice(ABSURD).encode()
+    if b"DICM" in data[:132]:  # lengths stand before the values
+        text = text[: len(place[0])].ljust(len(place[0]))
+    return data[: place.start()] + text + data[place.end() :]
+
+
+def _words(data: bytes, rng: random.Random) -> bytes:
+    """Extreme binary numbers."""
+    at = rng.randrange(max(min(_header_bytes(data), len(data)) - 8, 1))
+    kind = rng.choice(("<i2", "<i4", "<i8", "<f4", "<f8", ">i2"))
+    values = (0, 1, -1, 255, 32767, 1e9, 1e12) if kind[1] == "i" else (0.0, -1.0, np.nan, np.inf, 1e-30, 1e30)
+    with np.errstate(all="ignore"):
+        word = np.array(rng.choice(values)).astype(kind).tobytes()
+    return data[:at] + word + data[at + len(word) :]
+
+
+def _cut(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data) + 1)]
+
+
+def _spliced(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes gone, or there twice."""
+    at = rng.randrange(min(_header_bytes(data), len(data)) + 1)
+    length = rng.choice((1, 2, 8, 100))
+    return data[:at] + data[at + length :] if rng.random() < 0.5 else data[: at + length] + data[at:]
+
+
+def write_case(folder: Path, seed: int, number: int, originals: Path) -> str:
+    """Write case ``number`` into an empty folder; its kind."""
+    rng = random.Random(f"{seed}/{number}")
+    kind = rng.choices(list(KINDS), [CHANCES.get(kind, 1) for kind in KINDS])[0]
+    if not (originals / kind).exists():
+        (originals / kind).mkdir(parents=True)
+        KINDS[kind](originals / kind)
+    shutil.copytree(originals / kind, folder, dirs_exist_ok=True)
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".raw" or rng.random() < 0.1)
+    for path in files if rng.random() < 0.3 else [rng.choice(files)]:
+        path.write_bytes(mutated(path.read_bytes(), rng))
+    return kind
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    def late(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    former = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def outcome(folder: Path, seconds: float = SECONDS) -> str:
+    """ "read" or "refused".
+
+    Raises:
+        AssertionError: what was read cannot be.
+        Exception: anything but a :class:`UserError`; TimeoutError after ``seconds``.
+    """
+    with _limited(seconds):
+        try:
+            entries = find_scans(folder)
+            volumes = [(read_grid(entry["image"]), read_scan(entry["image"])) for entry in entries]
+        except UserError as error:
+            if "\n" in str(error) or "expected" not in str(error):
+                raise AssertionError(f"no clear line: {error}") from error
+            return "refused"
+    for grid, volume in volumes:
+        assert volume.image_hu.shape == grid.shape
+        assert volume.image_hu.size <= 8 * 1024  # what the files can hold
+        assert np.isfinite(volume.affine_ras).all()
+        np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
+    return "read"
+
+
+def run(seed: int, first: int, count: int) -> dict[str, int]:
+    """Try cases one after the other, in this process; how many were read and refused, by kind.
+
+    Raises:
+        AssertionError: with the number of the first case that does neither.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(first, first + count):
+            folder = Path(scratch) / "case"
+            kind = write_case(folder, seed, number, Path(scratch) / "originals")
+            try:
+                counts[f"{kind}: {outcome(folder)}"] += 1
+            except Exception as error:
+                raise AssertionError(f"case {number} of seed {seed} ({kind})") from error
+            shutil.rmtree(folder)
+    return dict(counts)
+
+
+def _serve(seed: int, first: int, count: int) -> None:
+    """Try cases and print a line for each; what fails does not stop the others."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(first, first + count):
+            folder = Path(scratch) / "case"
+            kind = write_case(folder, seed, number, Path(scratch) / "originals")
+            began = time.monotonic()
+            try:
+                said = outcome(folder)
+            except BaseException as error:
+                traceback.print_exc()
+                said = f"FAILED {type(error).__name__}: {error}".splitlines()[0]
+            print(f"{number}\t{kind}\t{said}\t{time.monotonic() - began:.3f}", flush=True)
+            shutil.rmtree(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="write the first case there and end")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        _serve(given.seed, given.first, given.count)
+        return 0
+    if given.keep:
+        with tempfile.TemporaryDirectory() as scratch:
+            print(write_case(given.keep, given.seed, given.first, Path(scratch)))
+        return 0
+    first, end = given.first, given.first + given.count
+    counts: collections.Counter[str] = collections.Counter()
+    slowest, bad = 0.0, []
+    while first < end:
+        command = [sys.executable, "-m", "tests.fuzz_headers", "--serve", "--seed", str(given.seed)]
+        command += ["--first", str(first), "--count", str(end - first)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                number, kind, said, seconds = line.rstrip("\n").split("\t")
+                counts[f"{kind}: {said.split(' ')[0]}"] += 1
+                slowest = max(slowest, float(seconds))
+                bad += [line] if said.startswith("FAILED") else []
+                first = int(number) + 1
+        if process.returncode:
+            bad.append(f"{first}: the process ended with {process.returncode}\n")
+            first += 1
+    print("\n".join(f"{kind:24} {count:6d}" for kind, count in sorted(counts.items())))
+    print(f"slowest case {slowest:.1f} s; {len(bad)} failed\n{''.join(bad)}")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
