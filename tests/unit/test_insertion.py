@@ -353,7 +353,7 @@ def test_a_cored_nodule_is_dense_inside_and_faint_around(tmp_path: Path, seed: i
     donor = _write_donor(tmp_path, "large", (9.0, 9.0, 9.0), DONOR_HU)
     data = _lung(48)
     data["lung"] = np.zeros_like(data["image"], dtype=np.uint8)
-    data["lung"][0, 20:28, 20:28, 20:28] = 1  # no border cuts it
+    data["lung"][0, 14:34, 14:34, 14:34] = 1  # no border cuts it
     out = _added(donor, data, seed, opacity=(0.3, 0.3), cored=1.0)
     own = out["mask"][0] == 1
     depth = ndimage.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1, 1:-1]
