@@ -67,7 +67,7 @@ class InsertNodulesd(RandomizableTransform):
     parenchyma stays as it is.
 
     Args:
-        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; they are drawn by size
+        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; drawn by size
             (:func:`size_weight`), and ``weight`` times (default 1) as often.
         prob: share of crops that receive nodules.
         most: largest number per crop.
