@@ -114,12 +114,15 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def held_out_patches(data_dir: Path) -> list[dict[str, Any]]:
-    """Nodules in their own surroundings, of patients that are never trained on."""
+    """Nodules in their own surroundings no patch of which is trained on.
+
+    Patients of some are not known (``patient`` is null); donors of these may be trained on, unless LUNA16 left them out.
+    """
     return _patches(data_dir, "", training=False)
 
 
 def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[dict[str, Any]]:
-    """Nodules in their own surroundings, each as a small scan; only of patients known to be in the part asked for."""
+    """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others."""
     folder = data_dir / "lidc_patches"
     patients = {
         row["seriesuid"]: row["name"].split("_")[0] for row in read_csv(data_dir / "lidc_nodules" / "nodules.csv")
@@ -129,7 +132,7 @@ def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[di
         number = int(row["name"].split("_")[0])
         counted = f"LIDC-IDRI-{number + 1:04d}" if number <= LAST_PATIENT_IN_ORDER else None
         patient = patients.get(row["seriesuid"], counted)
-        if patient is None or _is_held_out(patient, held_out) == training:
+        if (patient is not None and not _is_held_out(patient, held_out)) != training:
             continue
         files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
         for path in files.values():
@@ -142,6 +145,7 @@ def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[di
                 "name": f"patch-{row['name']}",
                 **{key: str(path) for key, path in files.items()},
                 "weight": PATCH_WEIGHT,
+                "patient": patient,
                 "box": [[*centre.round(3).tolist(), diameter, diameter, diameter]],
                 "label": [NODULE],
             }
