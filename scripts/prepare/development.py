@@ -116,7 +116,7 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
 def held_out_patches(data_dir: Path) -> list[dict[str, Any]]:
     """Nodules in their own surroundings no patch of which is trained on.
 
-    Patients of some are not known (``patient`` is null); donors of these may be trained on, unless LUNA16 left them out.
+    Patients of some are not known (``patient`` is null): nodules of these that LUNA16 selected may be among the donors.
     """
     return _patches(data_dir, "", training=False)
 
