@@ -33,8 +33,8 @@ EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
 GAP_VOXEL = 3.0  # kept between nodules
 SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
 ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own: two tissues do not make bone
-FAINTEST_HU = 100.0  # mean density added at least to a nodule of 8 mm or more: ground glass that a reader would mark,
-FAINTEST_HU_MM = 800.0  # and to a smaller one the more, the smaller it is
+FAINTEST_HU = 100.0  # mean density added at least to a nodule of 15 mm or more: ground glass that a reader would mark,
+FAINTEST_HU_MM = 1500.0  # and to a smaller one the more, the smaller it is
 CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
 
 Mask = npt.NDArray[np.bool_]
