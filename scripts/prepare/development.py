@@ -3,7 +3,7 @@
 The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
 ``nodules.csv``), ``lidc_patches/`` (nodules with their surroundings, 1 mm, masks and ``patches.csv``), ``luna16/``
 (``annotations.csv``, ``annotations_excluded.csv``) and, where there are any, ``chests/`` (whole chests, ``chests.csv``,
-``lesion_masks/``). What findings in the chests were read as is in ``docs/readings.csv`` of this project.
+``lesion_masks/``). What findings in the chests were read as is in ``docs/readings/`` of this project.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HELD_OUT_SHARE = 0.1  # of the donors' patients
 CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules validate in their own surroundings
 FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; such donors are one in nine
 IGNORED_MARGIN_MM = 3.0  # an ignored finding's diameter is taken this much larger: it was measured by a network
-READINGS = Path(__file__).resolve().parents[2] / "docs" / "readings.csv"
+READINGS = Path(__file__).resolve().parents[2] / "docs" / "readings"
 VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
 
 SERIES_UIDS = {
@@ -172,7 +172,7 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: i
         item["mask"] = str((output / f"{name}.nii.gz").resolve())
         nibabel.save(mask, item["mask"])
     margin_mm = IGNORED_MARGIN_MM if known == IGNORED else 0.0
-    for reading in read_csv(READINGS):
+    for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in read_csv(file)]:
         place = [float(reading[f"{axis}_lps_mm"]) for axis in "xyz"]
         near = any(np.linalg.norm(np.subtract(place, box[:3])) < box[3] / 2 for box in boxes)
         if reading["name"] == name and reading["verdict"] in ("nodule", "doubt") and not near:

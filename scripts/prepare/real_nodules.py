@@ -3,7 +3,7 @@
 The folder is that of :mod:`.development` with three more parts: ``lidc_context/`` (crops around LIDC nodules laid into
 one volume a patient, -2048 HU where nothing is known, ``nodules.csv``), ``lidc_xml/`` (LIDC's readings) and ``chests/``
 (whole chests, ``lesion_masks/``, ``chests.csv``). What findings in the chests were read as is in
-``docs/readings.csv``.
+``docs/readings``.
 """
 
 from __future__ import annotations
