@@ -18,6 +18,7 @@ COMMANDS = {
     "luna16": "luna16:luna16",
     "preview": "preview:preview",
     "luna16_masks": "luna16_masks:luna16_masks",
+    "real_nodules": "real_nodules:real_nodules",
     "phantom": "phantom_command:phantom",
     "phantom_picture": "phantom_command:phantom_picture",
 }

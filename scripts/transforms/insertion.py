@@ -1,8 +1,12 @@
 """Nodule insertion: real nodules, cut out with their masks, blended into the lungs of other scans.
 
 A donor is a small CT patch with the mask of one nodule. It is turned, flipped and scaled at random, resampled to the
-crop's grid in one step, and blended in with a soft edge at a place where the host is lung parenchyma. Where the host
-has a large soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
+crop's grid in one step, and put with a soft edge where the host is lung parenchyma. Where the host has a large
+soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
+
+A nodule either replaces the host (solid ones push the lung aside) or its density is added to the host's, in part:
+vessels go on through it, as they do through ground glass, and a solid donor becomes a faint nodule. An added nodule may
+be dense in its core (part-solid).
 """
 
 from __future__ import annotations
@@ -28,13 +32,23 @@ LOCAL_SIGMA_VOXEL = 2.0  # of those local means
 EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
 GAP_VOXEL = 3.0  # kept between nodules
 SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
+ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own: two tissues do not make bone
+FAINTEST_HU = 100.0  # mean density added at least to a nodule of 15 mm or more: ground glass that a reader would mark,
+FAINTEST_HU_MM = 1500.0  # and to a smaller one the more, the smaller it is
+CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
 
 Mask = npt.NDArray[np.bool_]
+HU = npt.NDArray[np.float32]
 
 
 def size_weight(diameter_mm: float) -> float:
-    """How often a nodule is drawn, by size: LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm)."""
-    return 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
+    """How often a nodule is drawn, by size.
+
+    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: the square root of that, for with
+    donors zoomed by up to 2.2 large ones are common enough, and most of what is missed is small.
+    """
+    repeats = 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
+    return float(np.sqrt(repeats))
 
 
 def _largest_piece(inside: Mask) -> Mask:
@@ -53,17 +67,32 @@ class InsertNodulesd(RandomizableTransform):
     parenchyma stays as it is.
 
     Args:
-        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing.
+        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; drawn by size
+            (:func:`size_weight`), and ``weight`` times (default 1) as often.
         prob: share of crops that receive nodules.
         most: largest number per crop.
         scale: range of the random zoom of a donor, its logarithm evenly drawn.
+        added: share of the nodules whose density is added to the host's; the others replace it.
+        opacity: range of the share of its density that an added nodule keeps, evenly drawn.
+        cored: share of the added nodules that are dense in their core and that faint around it.
     """
 
-    def __init__(self, donors: Sequence[Mapping[str, Any]], *, prob: float, most: int, scale: tuple[float, float]):
+    def __init__(
+        self,
+        donors: Sequence[Mapping[str, Any]],
+        *,
+        prob: float,
+        most: int,
+        scale: tuple[float, float],
+        added: float = 0.0,
+        opacity: tuple[float, float] = (1.0, 1.0),
+        cored: float = 0.0,
+    ) -> None:
         super().__init__(prob=prob)
         self.donors = list(donors)
         self.most, self.scale = most, scale
-        weights = np.array([size_weight(float(d["diameter_mm"])) for d in self.donors])
+        self.added, self.opacity, self.cored = added, opacity, cored
+        weights = np.array([float(d.get("weight", 1.0)) * size_weight(float(d["diameter_mm"])) for d in self.donors])
         self._chances = weights / weights.sum() if len(weights) else weights
         self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
 
@@ -130,7 +159,11 @@ class InsertNodulesd(RandomizableTransform):
             return
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
         alpha[kept] = 0.0
-        image[here] += alpha * (hu[there] - image[here])
+        if self.R.random() < self.added:
+            lung_hu = float(np.median(image[here][host[here]]))  # the site is one of these voxels
+            image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
+        else:
+            image[here] += alpha * (hu[there] - image[here])
         number = len(item["label"]) + 1
         mask[here][inside] = number
         centre = np.argwhere(whole).mean(0) + low
@@ -138,6 +171,25 @@ class InsertNodulesd(RandomizableTransform):
         in_crop = (centre >= 0).all() and (centre <= np.array(image.shape) - 1).all()
         item["nodule"] = np.concatenate([item["nodule"], row])
         item["label"] = np.append(item["label"], NODULE if in_crop else IGNORED)
+
+    def _with_density_added(
+        self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: Mask, lung_hu: float
+    ) -> npt.NDArray[np.float32]:
+        """The host with a part of the nodule's density above the lung's added; all ``[I, J, K]``."""
+        density_hu = alpha * self._opacity(inside) * np.maximum(nodule_hu - lung_hu, 0.0)
+        wanted_hu = max(FAINTEST_HU, FAINTEST_HU_MM / sphere_diameter_mm(float(inside.sum())))
+        density_hu *= max(wanted_hu / max(float(density_hu[inside].mean()), 1.0), 1.0)
+        most_hu = np.maximum(host_hu, nodule_hu + ABOVE_DONOR_HU)
+        return np.asarray(np.minimum(host_hu + density_hu, most_hu), dtype=np.float32)
+
+    def _opacity(self, inside: Mask) -> HU:
+        """How much of its density a nodule keeps, ``[I, J, K]``: the same everywhere, or all of it in the core."""
+        opacity = np.full(inside.shape, self.R.uniform(*self.opacity), dtype=np.float32)
+        if self.R.random() < self.cored:
+            depth = ndimage.distance_transform_edt(inside)
+            core = (depth > self.R.uniform(*CORE_DEPTH) * depth.max()).astype(np.float32)
+            opacity += ndimage.gaussian_filter(core, EDGE_SIGMA_VOXEL) * (1.0 - opacity)
+        return opacity
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)

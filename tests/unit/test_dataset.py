@@ -83,7 +83,7 @@ def test_nodules_are_drawn_by_their_size() -> None:
     drawn = [tuple(crops[n]["centre"].tolist()) for n in range(900)]
     counts = [drawn.count(place) for place in ((10, 11, 12), (20, 20, 20), (15, 15, 15))]
     assert sum(counts) == 900
-    np.testing.assert_allclose(counts, [100, 700, 100], atol=45)  # weights 1, 7, 1
+    np.testing.assert_allclose(counts, [194, 512, 194], atol=45)  # weights 1, √7, 1
 
 
 def test_nodule_share_is_the_share_of_crops_around_a_nodule() -> None:

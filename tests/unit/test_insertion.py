@@ -12,7 +12,14 @@ from scipy import ndimage
 
 from scripts.geometry import sphere_diameter_mm
 from scripts.transforms import IGNORED, NODULE, InsertNodulesd
-from scripts.transforms.insertion import LOCAL_SIGMA_VOXEL, SOLID_HU, size_weight
+from scripts.transforms.insertion import (
+    ABOVE_DONOR_HU,
+    FAINTEST_HU,
+    FAINTEST_HU_MM,
+    LOCAL_SIGMA_VOXEL,
+    SOLID_HU,
+    size_weight,
+)
 
 DONOR_HU, LUNG_HU, WALL_HU, AIR_HU = 40.0, -850.0, 50.0, -1000.0
 EDGE = 48
@@ -289,16 +296,67 @@ def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("diameter_mm", "weight"), [(3, 1), (10, 1), (10.1, 3), (20, 3), (25, 7), (30, 7), (30.1, 15), (60, 15)]
+    ("diameter_mm", "repeats"), [(3, 1), (10, 1), (10.1, 3), (20, 3), (25, 7), (30, 7), (30.1, 15), (60, 15)]
 )
-def test_larger_nodules_weigh_more(diameter_mm: float, weight: float) -> None:
-    assert size_weight(diameter_mm) == weight
+def test_larger_nodules_weigh_more(diameter_mm: float, repeats: float) -> None:
+    assert size_weight(diameter_mm) ** 2 == pytest.approx(repeats)
 
 
-def test_donors_are_drawn_by_their_weight(tmp_path: Path) -> None:
-    """One donor of 31 mm (weight 15) against one of 5 mm (weight 1); the files are alike but for their HU."""
-    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 31.0}
-    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 5.0}
+def test_donors_are_drawn_by_size_and_weight(tmp_path: Path) -> None:
+    """One donor of 25 mm and weight 4 (4 · √7) against one of 15 mm (√3); the files are alike but for their HU."""
+    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 25.0, "weight": 4.0}
+    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 15.0}
     insert = _inserter([small, large])
     bright = [bool((insert(_lung(20))["image"] > 60).any()) for _ in range(160)]
-    assert 150 - 15 <= sum(bright) <= 150 + 9  # expected 150, standard deviation 3
+    assert 137 - 15 <= sum(bright) <= 137 + 13  # expected 137.5, standard deviation 4.4
+
+
+def _added(donor: dict[str, Any], data: dict[str, Any], seed: int, **changes: Any) -> dict[str, Any]:
+    return _inserter([donor], seed, added=1.0, **changes)(data)
+
+
+@pytest.mark.parametrize("opacity", [0.3, 1.0])
+def test_added_density_is_the_donors_share_above_the_lung(ball: dict[str, Any], opacity: float) -> None:
+    out = _added(ball, _lung(), 0, opacity=(opacity, opacity))
+    core = ndimage.binary_erosion(out["mask"][0] == 1, iterations=2)
+    expected = LUNG_HU + opacity * (DONOR_HU - LUNG_HU)
+    assert core.sum() > 20
+    assert out["image"][0][core].mean() == pytest.approx(expected, abs=8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vessels_go_on_through_an_added_nodule(ball: dict[str, Any], seed: int) -> None:
+    """Thin plates of 60 HU everywhere: what is added never darkens them, nor lifts them far above either tissue."""
+    data = _lung()
+    data["image"][0, ::6] = 60.0
+    out = _added(ball, data, seed, opacity=(0.3, 0.3))
+    own = out["mask"][0] == 1
+    vessel = own & (data["image"][0] == 60.0)
+    assert vessel.any()
+    assert (out["image"][0] >= data["image"][0] - 1e-3).all()
+    assert out["image"][0][vessel].max() <= DONOR_HU + ABOVE_DONOR_HU + 1e-3
+    replaced = _inserter([ball], seed, added=0.0)(data)["image"][0]
+    assert (replaced < data["image"][0] - 10.0).any()  # where the host is replaced, vessels end
+
+
+@pytest.mark.parametrize(("radius", "least_hu"), [(2.5, FAINTEST_HU_MM / 5.0), (6.0, FAINTEST_HU)])
+def test_no_added_nodule_is_invisible(tmp_path: Path, radius: float, least_hu: float) -> None:
+    donor = _write_donor(tmp_path, "faint", (radius, radius, radius), DONOR_HU)
+    data = _lung()
+    out = _added(donor, data, 1, opacity=(0.02, 0.02))
+    change = (out["image"] - data["image"])[0][out["mask"][0] == 1]
+    assert change.mean() == pytest.approx(least_hu, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cored_nodule_is_dense_inside_and_faint_around(tmp_path: Path, seed: int) -> None:
+    donor = _write_donor(tmp_path, "large", (9.0, 9.0, 9.0), DONOR_HU)
+    data = _lung(48)
+    data["lung"] = np.zeros_like(data["image"], dtype=np.uint8)
+    data["lung"][0, 14:34, 14:34, 14:34] = 1  # no border cuts it
+    out = _added(donor, data, seed, opacity=(0.3, 0.3), cored=1.0)
+    own = out["mask"][0] == 1
+    depth = ndimage.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1, 1:-1]
+    middle, rim = (depth > 0.95 * depth.max()), own & (depth < 0.2 * depth.max()) & (depth > 1)
+    assert out["image"][0][middle].mean() > -350.0  # 40 HU but for the core's soft edge
+    assert out["image"][0][rim].mean() < -500.0
