@@ -168,6 +168,8 @@ def is_result(folder: Path) -> bool:
     except OSError:
         return False
     return all(f'"{key}"'.encode() in first for key in ("schema_version", "disclaimer"))
+
+
 def slice_files(paths: Sequence[Path]) -> list[Path]:
     """The files that are DICOM, and those that should be: empty, cut, unfetched or unreadable ones among slices.
 

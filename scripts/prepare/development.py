@@ -20,7 +20,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from ..geometry import apply_affine, spacing_mm, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from ..geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
 from ..reports.files import write_bytes
 from ..transforms.crops import crop_by_affine
 from ..transforms.insertion import InsertNodulesd

@@ -134,6 +134,8 @@ def test_what_a_run_beside_this_one_refused_stays(result: ScanResult, tmp_path: 
     late.add_failure("b", "broken")
     late.write()
     assert "<strong>a</strong>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
 def _refused(source: Path, tmp_path: Path) -> tuple[str, str]:
     """What the terminal and the page of a run say of a scan that cannot be read."""
     log = RunLog(RunIndex(tmp_path))
