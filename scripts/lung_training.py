@@ -57,6 +57,9 @@ class PartsLoss(nn.Module):
         dice_weights: ``[5]`` of the parts in the Dice term.
     """
 
+    weights: Tensor
+    dice_weights: Tensor
+
     def __init__(self, weights: Sequence[float], dice_weights: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))

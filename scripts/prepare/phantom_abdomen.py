@@ -60,7 +60,7 @@ def _add_stomach(frame: Frame, tissue: Field, stomach: Field, above: Field, extr
     blend(tissue, inside(stomach, 2.0), GUT_WALL_HU)
     lumps = smooth_noise(extra, frame.coarse_shape, 6.0 / frame.step)
     crumbs = smooth_noise(extra, frame.coarse_shape, 2.4 / frame.step)
-    meal = inside(extra.uniform(-0.6, 0.8) - lumps - 0.3 * crumbs, 0.4)
+    meal = inside(np.float32(extra.uniform(-0.6, 0.8)) - lumps - np.float32(0.3) * crumbs, 0.4)
     contents = FLUID_HU + meal * (35 + 25 * crumbs - 500 * np.clip(crumbs - 1.0, 0, 1))
     contents += inside(-above, 1.5) * (GAS_HU - contents)
     blend(tissue, inside(stomach + 3.0 + 2.0 * folds, 2.0), contents)

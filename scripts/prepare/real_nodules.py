@@ -109,7 +109,7 @@ def _context_item(
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.uint8), image.affine), path)
     return {
         "name": patient,
-        "image": str(Path(image.get_filename()).resolve()),
+        "image": str(Path(str(image.get_filename())).resolve()),
         **{key: str(path) for key, path in files.items()},
         "box": [[*np.round(f.centre_lps_mm, 3).tolist(), *[round(f.diameter_mm, 3)] * 3] for f in findings],
         "label": [NODULE if f.readers >= LEAST_READERS else IGNORED for f in findings],

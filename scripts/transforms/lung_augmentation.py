@@ -264,10 +264,11 @@ def padded_beyond_circle(rng: np.random.RandomState, hu: Cells, parts: Parts) ->
 
 def other_scanner(rng: np.random.RandomState, hu: Cells, parts: Parts) -> tuple[Cells, Parts]:
     """Noise of low dose, and levels that are off."""
+    scanned = hu.astype(np.float64)
     if rng.random() < 0.5:
-        hu = hu + rng.uniform(0, 70) * rng.standard_normal(hu.shape)
+        scanned += rng.uniform(0, 70) * rng.standard_normal(hu.shape)
     if rng.random() < 0.3:
-        hu = hu + rng.uniform(-40, 40)
+        scanned += rng.uniform(-40, 40)
     if rng.random() < 0.3:
-        hu = AIR_HU + (hu - AIR_HU) * rng.uniform(0.92, 1.08)
-    return np.asarray(hu, dtype=np.float32), parts
+        scanned = AIR_HU + (scanned - AIR_HU) * rng.uniform(0.92, 1.08)
+    return scanned.astype(np.float32), parts

@@ -171,7 +171,8 @@ def _load(network: nn.Module, checkpoint: str) -> None:
     path = Path(checkpoint)
     if not path.is_file():
         raise LungWeightsError(
-            f"lung_checkpoint {path}: expected the weights of the lung network, got no such file; give models/lung_search.pt"
+            f"lung_checkpoint {path}: expected the weights of the lung network, got no such file; give "
+            "models/lung_search.pt"
         )
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -19,7 +19,7 @@ from scripts.prepare.__main__ import main
 from scripts.prepare.doubts import Surroundings
 from scripts.prepare.preview import BOX, COLUMNS, ROWS, choose, draw_page, look_at
 from scripts.reader import Volume, read_scan
-from scripts.reports.pictures import _outline_path, outline_lines
+from scripts.reports.pictures import outline_path, outline_lines
 
 SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 SHAPE = (100, 90, 60)
@@ -98,7 +98,7 @@ def test_the_outline_lies_in_the_middle_of_both_pictures(data: Path) -> None:
 def test_lines_of_an_outline_come_back_from_its_path(closed: bool) -> None:
     inside = np.zeros((9, 9), np.float32)
     inside[3:6, (2 if closed else 0) : 5] = 1.0
-    path = _outline_path(inside, 0.5)
+    path = outline_path(inside, 0.5)
     (line,) = outline_lines(path)
     assert path.endswith("Z") is closed
     assert np.array_equal(line[0], line[-1]) is closed

@@ -55,13 +55,21 @@ def test_windows_along_an_axis(
     low: int, high: int, length: int, size: int, overlap: int, expected: list[tuple[int, int]]
 ) -> None:
     tiling = Tiling((size,) * 3, (overlap,) * 3, ONE)
-    assert [(part.start, part.stop) for part in tiling.along(0, low, high, length)] == expected
+    wanted = np.zeros(length, dtype=bool)
+    wanted[low:high] = True
+    assert [(part.start, part.stop) for part in tiling.along(0, wanted)] == expected
+    assert tiling.cost_along(0, wanted[None]).tolist() == [sum(stop - start for start, stop in expected)]
 
 
 def test_windows_that_keep_their_size_lie_in_the_volume() -> None:
     tiling = Tiling((4, 4, 4), ONE, (4, 4, 4))
-    assert [(p.start, p.stop) for p in tiling.along(0, 8, 9, 9)] == [(5, 9)]
-    assert [(p.start, p.stop) for p in tiling.along(0, 4, 5, 9)] == [(3, 7)]
+    line = np.arange(9)
+    assert [(p.start, p.stop) for p in tiling.along(0, line == 8)] == [(5, 9)]
+    assert [(p.start, p.stop) for p in tiling.along(0, line == 4)] == [(3, 7)]
+    assert [(p.start, p.stop) for p in tiling.along(0, (line == 0) | (line == 8))] == [
+        (0, 4),
+        (5, 9),
+    ]  # nothing between
 
 
 def test_two_lungs_cost_less_than_the_box_around_them() -> None:
@@ -69,6 +77,48 @@ def test_two_lungs_cost_less_than_the_box_around_them() -> None:
     wanted = np.zeros((14, 8, 12), dtype=bool)
     wanted[:4, :, :6], wanted[10:, :, 6:] = True, True
     assert volume(plan_windows(wanted, Tiling((6, 8, 6), (0, 0, 0), ONE))) == wanted.sum()
+
+
+@given(wanted=wanted_blocks())
+def test_what_goes_on_from_one_window_to_the_next_overlaps(wanted: np.ndarray) -> None:
+    """Two wanted neighbours lie in one window: nothing is seen at a window's border alone."""
+    windows = plan_windows(wanted, SHRINKING)
+    for axis in range(3):
+        ahead = (slice(None),) * axis
+        for block in np.argwhere(wanted[(*ahead, slice(1, None))] & wanted[(*ahead, slice(None, -1))]):
+            other = block + np.eye(3, dtype=int)[axis]
+            assert any(
+                all(part.start <= a and b < part.stop for part, a, b in zip(window, block, other, strict=True))
+                for window in windows
+            )
+
+
+def test_no_cut_computes_less() -> None:
+    """Of all ways to cut a small line of slabs: against trying them."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        wanted = np.zeros((1, 1, 9), dtype=bool)
+        wanted[0, 0] = rng.random(9) < 0.6
+        if not wanted.any():
+            continue
+        turned = wanted.transpose(2, 0, 1)  # the line is cut as slabs, not as runs
+        tiling = Tiling((4, 1, 1), (1, 0, 0), (1, 1, 1))
+        pieces = [(a, b) for a in range(9) for b in range(a + 1, min(a + 4, 9) + 1)]
+        best = min(
+            sum(b - a for a, b in chosen)
+            for count in range(1, 5)
+            for chosen in itertools.combinations(pieces, count)
+            if _covers(chosen, wanted[0, 0])
+        )
+        assert volume(plan_windows(turned, tiling)) <= best
+
+
+def _covers(chosen: tuple[tuple[int, int], ...], wanted: np.ndarray) -> bool:
+    inside = [set(range(a, b)) for a, b in chosen]
+    pairs = [(n, n + 1) for n in range(len(wanted) - 1) if wanted[n] and wanted[n + 1]]
+    return all(any(n in one for one in inside) for n in np.flatnonzero(wanted)) and all(
+        any(set(pair) <= one for one in inside) for pair in pairs
+    )
 
 
 def test_nothing_wanted_needs_no_window() -> None:
