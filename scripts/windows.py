@@ -103,9 +103,9 @@ def _plan(wanted: Mask, tiling: Tiling) -> list[Box]:
     line: Mask = _any_between(_any_between(wanted, slabs, 0), rows, 1)  # [slabs, rows, blocks of the last axis]
     lengths = [np.array([b - a for a, b in pieces]) for pieces in (slabs, rows)]
     cost = tiling.cost_along(2, line) * lengths[0][:, None] * lengths[1]
-    row_wanted: Mask = _any_between(wanted.any(axis=2), slabs, 0)
+    row_wanted = _any_between(np.asarray(wanted.any(axis=2)), slabs, 0)
     slab_cost, _ = _cover(cost, row_wanted, rows, tiling.overlap[1])
-    _, chosen = _cover(slab_cost[None], wanted.any(axis=(1, 2))[None], slabs, tiling.overlap[0])
+    _, chosen = _cover(slab_cost[None], np.asarray(wanted.any(axis=(1, 2)))[None], slabs, tiling.overlap[0])
     boxes: list[Box] = []
     for slab in chosen[0]:
         _, own_rows = _cover(cost[slab][None], row_wanted[slab][None], rows, tiling.overlap[1])

@@ -8,7 +8,6 @@ appears by a rename, so an interruption at any moment leaves no half entry; what
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -30,6 +29,7 @@ from torch.utils.data import Dataset
 
 from ..datalist import FILES
 from ..errors import UserError
+from ..text_headers import data_files
 from ..transforms.crops import crop_by_affine
 from .fingerprint import fingerprint
 
@@ -178,12 +178,10 @@ class CachedToTensorsd(Transform):
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files a scan consists of: all of a DICOM folder; of a MetaImage, header and data."""
+    """The files a scan consists of: all of a DICOM folder; of a MetaImage or NRRD header, also the data it names."""
     if path.is_dir():
         return sorted(f for f in path.rglob("*") if f.is_file())
-    if path.suffix.lower() in (".mhd", ".nhdr"):
-        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    return [path]
+    return [path, *data_files(path)]
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

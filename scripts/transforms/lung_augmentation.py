@@ -230,22 +230,22 @@ def partial_view(rng: np.random.RandomState, parts: Parts) -> tuple[slice, ...]:
     centre, kind = cells[rng.randint(len(cells))], rng.random()
     if rng.random() < 0.3:  # around the diaphragm
         centre = np.array([*centre[:2], max(cells[:, 2].min() + rng.randint(-8, 12), 0)])
-    if kind < 0.3:
+    if kind < 0.2:
         thick = int(rng.uniform(6, max(8, 0.6 * size[2])))
         low[2] = np.clip(centre[2] - rng.randint(thick), 0, max(size[2] - thick, 0))
         high[2] = min(low[2] + thick, size[2])
-    elif kind < 0.5:
-        edge = rng.randint(20, 45, 3)
+    elif kind < 0.55:
+        edge = rng.randint(15, 36, 3) if rng.random() < 0.5 else np.full(3, rng.randint(20, 30))
         low = np.clip(centre - (rng.uniform(0.1, 0.9, 3) * edge).astype(int), 0, np.maximum(size - edge, 0))
         high = np.minimum(low + edge, size)
-    elif kind < 0.65:
+    elif kind < 0.7:
         for axis in (0, 1):
             seen = np.flatnonzero((parts > 0).any(axis=tuple(n for n in range(3) if n != axis)))
             if seen.size:
                 cut = rng.uniform(-0.05, 0.3, 2) * (seen[-1] - seen[0])
                 low[axis], high[axis] = max(int(seen[0] + cut[0]), 0), int(seen[-1] - cut[1])
         high = np.clip(high, np.minimum(low + 12, size), size)
-    elif kind < 0.8 and lungs.any():
+    elif kind < 0.82 and lungs.any():
         low[2] = max(cells[:, 2].min() + rng.randint(-12, 4), 0)
         high[2] = np.clip(cells[:, 2].max() + rng.randint(-4, 12), min(low[2] + 8, size[2]), size[2])
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

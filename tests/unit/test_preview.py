@@ -19,7 +19,7 @@ from scripts.prepare.__main__ import main
 from scripts.prepare.doubts import Surroundings
 from scripts.prepare.preview import BOX, COLUMNS, ROWS, choose, draw_page, look_at
 from scripts.reader import Volume, read_scan
-from scripts.reports.pictures import outline_path, outline_lines
+from scripts.reports.pictures import outline_lines, outline_path
 
 SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 SHAPE = (100, 90, 60)
