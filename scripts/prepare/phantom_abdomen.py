@@ -64,7 +64,7 @@ def _add_stomach(frame: Frame, tissue: Field, stomach: Field, above: Field, extr
     meal = inside(fill, 0.4)
     contents = FLUID_HU + meal * (35 + 25 * crumbs - 500 * np.clip(crumbs - 1.0, 0, 1))
     contents += inside(-above, 1.5) * (GAS_HU - contents)
-    blend(tissue, inside(stomach + 3.0 + 2.0 * folds, 2.0), contents)
+    blend(tissue, inside((stomach + 3 + 2 * folds).astype(np.float32), 2.0), contents)
 
 
 def fill_abdomen(
