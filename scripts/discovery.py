@@ -310,11 +310,12 @@ def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], 
     mask = {"lung_mask": str(folder / os.path.expanduser(item["lung_mask"]))} if item.get("lung_mask") else {}
     item = {key: value for key, value in item.items() if key != "lung_mask"} | mask  # null: there is none
     paths = [folder / os.path.expanduser(path) for path in ([image] if _is_text(image) else image)]
-    if len(paths) == 1 and kind_of(paths[0]) != "folder":
+    if len(paths) == 1 and (is_image_file(paths[0]) or kind_of(paths[0]) not in ("file", "folder")):
         entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]
         return [{**item, **entry} for entry in entries], []
     closed: list[Path] = []
-    files = paths if len(paths) > 1 else list(files_below(paths[0], closed))
+    is_folder = len(paths) == 1 and kind_of(paths[0]) == "folder"
+    files = list(files_below(paths[0], closed)) if is_folder else paths
     found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series, closed)
     if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
         whole = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
@@ -323,7 +324,7 @@ def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], 
 
 
 def _plain(path: Path) -> tuple[str, str, str]:
-    return str(path), scan_stem(path) if is_image_file(path) or kind_of(path) == "file" else "item", str(path)
+    return str(path), scan_stem(path) if is_image_file(path) else "item", str(path)
 
 
 def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:

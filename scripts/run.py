@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .dicom_header import read_identity
 from .errors import SettingError, UserError, checked_switch, reason_of, user_error_in
 from .findings import ScanResult, SearchRegion
+from .paths import printable
 from .reader import FILE_SEPARATOR, find_scans
 from .reports import BusyError, Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
 from .scan import published_reason
@@ -113,7 +114,7 @@ class RunLog:
         refused = f" ({', '.join(ordered)})" if ordered else ""
         found = f" {len(self.found)} searched before," if self.found else ""
         see = f"; see {page}" if page else ""
-        print(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}")
+        print(printable(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}"))
         if self.failures or not (self.folders or self.found):
             raise SystemExit(1)
 
@@ -200,7 +201,7 @@ class ScanStream(IterableDataset):
         try:
             items = find_scans(self.source, series=self.series)
         except UserError as error:
-            self.log.failed(self.source, error, self.source)
+            self.log.failed(printable(self.source), error, self.source)
             return
         self.log.expect([item["name"] for item in items])
         yield from (item for item in tqdm(self._all(items), "scans", len(items), disable=None) if item is not None)

@@ -48,6 +48,7 @@ from scripts.reader import (
     read_labels,
     read_scan,
 )
+from scripts.text_headers import read_text_header, read_values
 from tests import fuzz_headers
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
 
@@ -766,6 +767,91 @@ def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> 
     paths[4].write_bytes(data)
     paths[11].write_bytes(paths[11].read_bytes()[:-2048] + bytes(2048))
     assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path / "a").notes[0]
+
+
+# ---- MetaImage and NRRD as ITK reads them -----------------------------------------------------------------------
+
+
+def _as_itk(path: Path) -> None:
+    """Values and geometry are those that SimpleITK reads."""
+    header, image = read_text_header(path), sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(read_values(header), sitk.GetArrayFromImage(image).T)
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine_lps[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(header.affine_lps, affine_lps, atol=1e-9)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_handled_every_number_type_of_metaimage_and_nrrd(tmp_path: Path, form: str, packed: bool) -> None:
+    for dtype in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"):
+        values = np.random.default_rng(0).integers(0, 100, (4, 5, 6)).astype(dtype)
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing((0.7, 0.8, 1.5))
+        image.SetOrigin((1, 2, 3))
+        image.SetDirection((0, -1, 0, 0.6, 0, 0.8, -0.8, 0, 0.6))
+        sitk.WriteImage(image, str(tmp_path / f"{dtype}{form}"), useCompression=packed)
+        _as_itk(tmp_path / f"{dtype}{form}")
+
+
+META = "NDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\nElementSpacing = .7 .8 1.5\n"
+NRRD = "NRRD0005\n# remark\ntype: int16\ndimension: 3\nsizes: 6 5 4\nendian: little\nkey:=value\nencoding: raw\n"
+PLACED = "space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)\nspace origin: (1,2,3)\n"
+STEPS = "spacings: 0.7 0.8 1.5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mhd", META + "ElementByteOrderMSB = True\nElementDataFile = big.raw\n"),
+        ("a.mhd", META.replace("\n", "\r\n") + "ElementDataFile = plain.raw\r\n"),
+        ("a.mhd", META + "HeaderSize = 37\nElementDataFile = late.raw\n"),
+        ("a.mhd", META + "HeaderSize = -1\nElementDataFile = late.raw\n"),
+        ("a.mhd", META + "ElementDataFile = LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
+        ("a.mhd", META + "ElementDataFile = s%d.raw 1 4 1\n"),
+        ("a.mhd", META + "Rotation = 0 1 0 -1 0 0 0 0 1\nPosition = 4 5 6\nElementDataFile = plain.raw\n"),
+        ("a.nhdr", NRRD + "space: RAS\n" + PLACED + "data file: plain.raw\n"),
+        ("a.nhdr", NRRD + "space: left-anterior-superior\n" + PLACED + "datafile: plain.raw\n"),
+        ("a.nhdr", NRRD.replace("little", "big") + "space: LPS\n" + PLACED + "data file: big.raw\n"),
+        ("a.nhdr", NRRD + "byte skip: 37\n" + STEPS + "data file: late.raw\n"),
+        ("a.nhdr", NRRD + "byteskip: -1\n" + STEPS + "data file: late.raw\n"),
+        ("a.nhdr", NRRD + "line skip: 2\n" + STEPS + "data file: lines.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: s%d.raw 1 4 1\n"),
+    ],
+)
+def test_handled_text_headers_of_other_programs(tmp_path: Path, name: str, text: str) -> None:
+    values = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype("<i2")
+    plain = values.tobytes()
+    files = {"plain": plain, "big": values.astype(">i2").tobytes(), "late": b"x" * 37 + plain}
+    files |= {"lines": b"one\ntwo\n" + plain} | {f"s{k + 1}": values[k].tobytes() for k in range(4)}
+    for stem, data in files.items():
+        (tmp_path / f"{stem}.raw").write_bytes(data)
+    (tmp_path / name).write_bytes(text.encode())
+    _as_itk(tmp_path / name)
+
+
+def test_handled_numbers_in_text(tmp_path: Path) -> None:
+    values = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    text = " ".join(map(str, values.ravel(order="F")))
+    (tmp_path / "a.mha").write_text(META + "BinaryData = False\nElementDataFile = LOCAL\n" + text)
+    (tmp_path / "a.nrrd").write_text(NRRD.replace("raw", "ascii") + STEPS + "\n" + text)
+    for name in ("a.mha", "a.nrrd"):
+        np.testing.assert_array_equal(read_values(read_text_header(tmp_path / name)), values)
+
+
+@pytest.mark.parametrize("extra", [b"\1", b"\0" * 5000])
+@pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra: bytes) -> None:
+    """Then the header says another size than the scan has; zeros up to a block of the disk are no data."""
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
+    for more in (b"\0" * 100, extra):
+        path.write_bytes(data + more if form != ".nii.gz" else gzip.compress(data + more))
+        if more != extra:
+            np.testing.assert_array_equal(read_one(path).image_hu, chest())
+    refused(path, "truncated or damaged")
 
 
 # ---- voxel sizes that are not there ------------------------------------------------------------------------------
