@@ -14,7 +14,7 @@ POSITION = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
 KINDS = {"lung", "lesion_in_lung", "consolidation", "trachea", "bowel", "soft_tissue", "outside"}
 NEEDED_KINDS = {"lung", "trachea", "bowel", "soft_tissue", "outside"}  # in every scan
 VERDICTS = {"nodule": 24, "doubt": 15, "false, in the lungs": 13, "false, outside the lungs": 41}
-FURTHER_VERDICTS = {"nodule": 2, "doubt": 10, "false, in the lungs": 25}
+FURTHER_VERDICTS = {"nodule": 2, "doubt": 25, "false, in the lungs": 65}
 SCANS = 14
 MIN_POINTS = 40  # in each scan
 
@@ -47,12 +47,13 @@ def test_points_of_the_lung_search_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "verdicts"), [("findings_0.3.0.csv", VERDICTS), ("findings_further.csv", FURTHER_VERDICTS)]
+    ("name", "verdicts", "least"),
+    [("findings_0.3.0.csv", VERDICTS, 0.5), ("findings_further.csv", FURTHER_VERDICTS, 0.1)],
 )
-def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: dict[str, int]) -> None:
+def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: dict[str, int], least: float) -> None:
     rows = rows_of(name, ("name", *POSITION, "diameter_mm", "probability", "verdict"))
     assert Counter(row["verdict"] for row in rows) == verdicts
-    assert all(float(row["diameter_mm"]) > 0 and 0.5 <= float(row["probability"]) <= 1 for row in rows)
+    assert all(float(row["diameter_mm"]) > 0 and least <= float(row["probability"]) <= 1 for row in rows)
     assert all(math.isfinite(value) for row in rows for value in place_of(row)[1:])
     page = (READINGS / "README.md").read_text(encoding="utf-8")
     assert all(f"`{verdict}` ({count})" in page for verdict, count in verdicts.items())
