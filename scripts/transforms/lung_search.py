@@ -106,7 +106,8 @@ def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
         channels: of its five levels, each half as fine as the one before.
     """
     strides = (2,) * (len(channels) - 1)
-    return UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm="batch")
+    norm = ("instance", {"affine": True})  # of one scan at a time, the same in training and in use
+    return UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm=norm)
 
 
 def scaled(cells_hu: Tensor) -> Tensor:
