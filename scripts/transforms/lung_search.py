@@ -28,6 +28,7 @@ HU_RANGE = (-1024.0, 400.0)  # becomes -1 to 1: room air to contrast medium and 
 TISSUE_ABOVE_HU = -300.0  # the mean of a cell: no air in it
 LEAST_SURE = 0.7  # of a cell of tissue that counts as lung: it is trained on more sick lungs than there are
 COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
+FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
 SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 RELEASED = BUNDLE_ROOT / "models" / "lung_search.pt"
@@ -117,7 +118,8 @@ def scaled(cells_hu: Tensor) -> Tensor:
         cells_hu: ``[B, 1, I', J', K']``, HU.
     """
     low, high = HU_RANGE
-    missing = [side for n in reversed(cells_hu.shape[2:]) for side in (0, -n % COARSEST_CELLS)]
+    wanted = [max(-(-n // COARSEST_CELLS) * COARSEST_CELLS, FEWEST_CELLS) for n in cells_hu.shape[2:]]
+    missing = [side for n, m in zip(cells_hu.shape[:1:-1], reversed(wanted), strict=True) for side in (0, m - n)]
     return F.pad(((cells_hu - low) * (2.0 / (high - low)) - 1.0).clamp(-1.0, 1.0), missing, mode="replicate")
 
 
