@@ -16,7 +16,6 @@ from scripts.prepare.phantom import Chest
 from scripts.scan import ScanError
 from scripts.transforms.lung_search import CELL_MM, LungSearch, LungWeightsError, Part, coarse_scan
 from scripts.transforms.lungs import (
-    CLOSING_MM,
     CUT_OUT_ROOM_MM,
     NEVER_MM,
     CropToLungsd,
@@ -101,7 +100,7 @@ def test_what_lies_between_is_closed() -> None:
     """Two lungs of 1 cm between them and a mass cut into one from the pleura."""
     image, (i, j, k) = _body()
     image[(np.abs(i - 100) >= 5) & (((i - 100) / 64) ** 2 + ((j - 80) / 40) ** 2 + ((k - 60) / 50) ** 2 < 1)] = LUNG_HU
-    image[(i - 36) ** 2 + (j - 80) ** 2 + (k - 60) ** 2 < (CLOSING_MM - 2) ** 2] = TISSUE_HU
+    image[(i - 36) ** 2 + (j - 80) ** 2 + (k - 60) ** 2 < 15**2] = TISSUE_HU  # a ball of CLOSING_MM enters it by 5 mm
     lungs = find_lungs(image, np.eye(4), BY_DENSITY)
     assert _at(lungs, (100, 80, 60)) == 0
     assert _at(lungs, (44, 80, 60)) == 0

@@ -28,7 +28,7 @@ PUBLISHED_SCHEMA = SHARED_DATA / "meta_schema_equivalent.json"
 ORDER = (
     *("errors", "processes", "paths", "commands", "geometry", "scan", "text_headers", "nifti", "gdcm"),
     *("dicom_header", "dicom_pixels", "dicom_series", "discovery", "reader", "transforms", "network", "overrides"),
-    *("targets", "losses", "lung_training", "datalist", "cache", "dataset", "findings", "decoding"),
+    *("targets", "losses", "datalist", "lung_training", "cache", "dataset", "findings", "decoding"),
     *("measurements", "location"),
     *("segmentation", "windows", "inferer", "metrics", "reports", "evaluate", "run", "engines", "prepare"),
     "benchmark",
