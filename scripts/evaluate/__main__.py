@@ -12,7 +12,7 @@ COMMANDS = {
     "luna16": "luna16:luna16",
     "cross_validate": "cross_validation:cross_validate",
     "example": "example:example",
-    "lungs": "lungs:lungs",
+    "lungs": "lungs:score_lungs",
 }
 
 

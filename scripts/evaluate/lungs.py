@@ -6,27 +6,31 @@ import csv
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import UserError
-from ..geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
+from ..geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from ..reader import read_scan
 from ..reports.files import writable_folder
 from ..transforms.lung_search import BUNDLE_ROOT, LungSearch, Part, coarse_scan
-from ..transforms.lungs import Lungs, find_lungs
+from ..transforms.lungs import Lungs, find_lungs, is_lung
 from .tables import write_table
 
 logger = logging.getLogger(__name__)
 
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
+SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
+SCANS_IN_ROW, INCHES, DPI = 2, 1.5, 100
 OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
 
 
@@ -39,7 +43,7 @@ class Point:
     remark: str
 
 
-def lungs(
+def score_lungs(
     *,
     scan_dir: str,
     output_dir: str,
@@ -61,16 +65,18 @@ def lungs(
     """
     folder, wanted = writable_folder(output_dir), _read_points(points)
     search = LungSearch(checkpoint) if checkpoint else LungSearch()
-    rows, found = [], {}
+    rows: list[tuple[Any, ...]] = []
+    found: dict[str, tuple[Lungs, npt.NDArray[np.float32]]] = {}
     for name in sorted(wanted):
         if only and not name.startswith(tuple(only.split(","))):
             continue
         image_hu, affine_ras = _in_ras_order(_path(scan_dir, name))
         start = time.perf_counter()
-        found[name] = find_lungs(image_hu, affine_ras, search, source=name)
+        lungs = find_lungs(image_hu, affine_ras, search, source=name)
         logger.info("%s: %.2f s for %.0f Mvoxel", name, time.perf_counter() - start, image_hu.size / 1e6)
-        rows += [(name, *p.centre_lps_mm, p.kind, p.remark, *_verdict(found[name], p)) for p in wanted[name]]
-        _draw(folder / f"{name}.png", name, found[name], coarse_scan(image_hu, affine_ras).hu)
+        rows += [(name, *p.centre_lps_mm, p.kind, p.remark, *_verdict(lungs, p)) for p in wanted[name]]
+        found[name] = lungs, coarse_scan(image_hu, affine_ras).hu
+    _draw(folder / "lungs.png", found)
     write_table(
         folder / "points.csv",
         ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark", "part", "distance_mm", "right"),
@@ -128,30 +134,43 @@ def _in_ras_order(path: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
     return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
 
 
-def _draw(path: Path, name: str, lungs: Lungs, hu: npt.NDArray[np.float32]) -> None:
-    """Four coronal and four axial planes with the outlines of lungs, airway and body."""
-    figure = Figure(figsize=(16, 8), facecolor="#12161c", layout="constrained")
+def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]) -> None:
+    """A contact sheet: of each scan coronal and axial planes with the outlines of lungs, airway and body."""
+    rows = -(-len(found) // SCANS_IN_ROW)
+    figure = Figure(figsize=(INCHES * 2 * len(SHARES) * SCANS_IN_ROW, INCHES * rows), facecolor="#12161c")
+    figure.subplots_adjust(0, 0, 1, 0.985, wspace=0.02, hspace=0.12)
+    grid = figure.add_gridspec(rows, 2 * len(SHARES) * SCANS_IN_ROW)
+    for number, (name, (lungs, hu)) in enumerate(found.items()):
+        row, first = number // SCANS_IN_ROW, number % SCANS_IN_ROW * 2 * len(SHARES)
+        for column, (axis, at) in enumerate(_planes(lungs), start=first):
+            axes = figure.add_subplot(grid[row, column])
+            _draw_plane(axes, lungs, hu, (slice(None),) * axis + (at,))
+            if column == first:
+                right, left = (_litres(lungs, side) for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG))
+                axes.set_title(f"{name}: {right:.1f} + {left:.1f} l", color="#e8ecf1", fontsize=6, loc="left", pad=2)
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tuple[Any, ...]) -> None:
     cell_mm = spacing_mm(lungs.affine_ras)
-    for n, (axis, at) in enumerate(_planes(lungs)):
-        axes = figure.add_subplot(2, 4, n + 1)
-        plane = (slice(None),) * axis + (at,)
-        aspect = cell_mm[2] / cell_mm[0] if axis == 1 else cell_mm[1] / cell_mm[0]
-        axes.imshow(hu[plane].T, origin="lower", aspect=aspect, cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1])
-        parts = lungs.parts[plane].T
-        shown = {"body": parts > 0, "airway": parts == Part.AIRWAY, "lung": (parts == 2) | (parts == 3)}
-        for part, mask in shown.items():
-            if mask.any() and not mask.all():
-                axes.contour(mask, [0.5], colors=OUTLINES[part], linewidths=1.0)
-        axes.axis("off")
-    litres = [float((lungs.parts == side).sum() * np.prod(cell_mm) / 1e6) for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG)]
-    figure.suptitle(f"{name}: right {litres[0]:.2f} l, left {litres[1]:.2f} l, {lungs.region}", color="#e8ecf1")
-    figure.savefig(path, dpi=60)
+    aspect = cell_mm[2 if len(plane) == 2 else 1] / cell_mm[0]
+    axes.imshow(hu[plane].T, origin="lower", aspect=aspect, cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1])
+    parts = lungs.parts[plane].T
+    shown = {"body": parts != Part.OUTSIDE, "airway": parts == Part.AIRWAY, "lung": is_lung(parts)}
+    for part, mask in shown.items():
+        if mask.any() and not mask.all():
+            axes.contour(mask, [0.5], colors=OUTLINES[part], linewidths=0.7)
+    axes.axis("off")
+
+
+def _litres(lungs: Lungs, side: Part) -> float:
+    return float((lungs.parts == side).sum() * voxel_volume_mm3(lungs.affine_ras) / 1e6)
 
 
 def _planes(lungs: Lungs) -> Iterator[tuple[int, int]]:
-    where = np.argwhere((lungs.parts == 2) | (lungs.parts == 3))
-    where = where if len(where) else np.argwhere(np.ones_like(lungs.parts))
+    """Axis and number of the planes shown: coronal ones from back to front, axial ones from feet to head."""
+    found = is_lung(lungs.parts)
+    where = np.argwhere(found if found.any() else np.ones_like(found))
     for axis in (1, 2):
         low, high = where[:, axis].min(), where[:, axis].max()
-        for share in (0.15, 0.4, 0.6, 0.85):
-            yield axis, int(low + share * (high - low))
+        yield from ((axis, int(low + share * (high - low))) for share in SHARES)
