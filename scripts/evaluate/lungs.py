@@ -15,7 +15,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..errors import UserError
 from ..geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
 SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
-SCANS_IN_ROW, INCHES, DPI = 2, 1.5, 100
+SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 64
 OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
 
 
@@ -148,7 +150,9 @@ def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]
             if column == first:
                 right, left = (_litres(lungs, side) for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG))
                 axes.set_title(f"{name}: {right:.1f} + {left:.1f} l", color="#e8ecf1", fontsize=6, loc="left", pad=2)
-    figure.savefig(path, dpi=DPI)
+    FigureCanvasAgg(figure).draw()
+    sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
+    sheet.quantize(COLOURS).save(path, optimize=True)
 
 
 def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tuple[Any, ...]) -> None:
