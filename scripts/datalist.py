@@ -215,9 +215,9 @@ def _faults(item: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _listed_twice(boxes: np.ndarray) -> Iterator[str]:
-    """Nodules whose centres are those of earlier ones."""
+    """Nodules whose centres and sizes are those of earlier ones; one within another has a size of its own."""
     for number in range(1, len(boxes)):
-        if (np.linalg.norm(boxes[:number, :3] - boxes[number, :3], axis=1) < SAME_PLACE_MM).any():
+        if (np.abs(boxes[:number] - boxes[number]).max(axis=1) < SAME_PLACE_MM).any():
             yield f"box: expected each nodule once, got two at {boxes[number, :3].tolist()} LPS mm; remove one"
 
 

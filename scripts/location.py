@@ -10,7 +10,9 @@ import numpy as np
 from monai.transforms import Transform
 
 from .findings import LUNG_SIDES, Location, Nodule, SearchRegion, Side
-from .geometry import FloatArray, Point, apply_affine
+from .geometry import FloatArray, Point, apply_affine, spacing_mm
+
+WINDPIPE_MM2 = 300.0  # no lung is cut where less is seen; an apex is wider a slice below its tip
 
 
 def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location | None]:
@@ -20,13 +22,28 @@ def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location |
     """
     if not region.lungs_found:
         return [None] * len(centres_ras_mm)
-    cells = {side: apply_affine(region.affine_ras, np.argwhere(region.lung(side))) for side in LUNG_SIDES}
-    return [_locate(np.array(centre), {side: at for side, at in cells.items() if len(at)}) for centre in centres_ras_mm]
+    found = [side for side in LUNG_SIDES if region.lung(side).any()]
+    cells = {side: apply_affine(region.affine_ras, np.argwhere(region.lung(side))) for side in found}
+    ends = {side: _ends_mm(region, side) for side in found}
+    return [_locate(np.array(centre), cells, ends) for centre in centres_ras_mm]
 
 
-def _locate(centre_ras_mm: FloatArray, cells_ras_mm: dict[Side, FloatArray]) -> Location:
+def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
+    """Height of a lung's lowest cell, and of the highest plane that is wider than a windpipe."""
+    lung = region.lung(side)
+    area_mm2 = lung.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])
+    wide = np.flatnonzero(area_mm2 >= min(WINDPIPE_MM2, area_mm2.max()))
+    foot = np.argwhere(lung)[:, 2].min()
+    middle = np.argwhere(lung).mean(axis=0)[:2]
+    heights = apply_affine(region.affine_ras, [[*middle, foot], [*middle, wide[-1]]])[:, 2]
+    return float(heights[0]), float(heights[1])
+
+
+def _locate(
+    centre_ras_mm: FloatArray, cells_ras_mm: dict[Side, FloatArray], ends_mm: dict[Side, tuple[float, float]]
+) -> Location:
     side = min(cells_ras_mm, key=lambda name: float(np.linalg.norm(cells_ras_mm[name] - centre_ras_mm, axis=1).min()))
-    foot_mm, head_mm = cells_ras_mm[side][:, 2].min(), cells_ras_mm[side][:, 2].max()
+    foot_mm, head_mm = ends_mm[side]
     share = (centre_ras_mm[2] - foot_mm) / max(head_mm - foot_mm, 1.0)
     return Location(side, "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper")
 

@@ -35,6 +35,8 @@ def test_an_example_trains_as_it_is_written(heading: str, sign: str, small_data:
     root = tmp_path / "bundle"
     for folder in ("configs", "scripts"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "models").mkdir()
+    shutil.copy(ROOT / "models" / "lung_search.pt", root / "models")
     files = example(heading)
     assert len(files) == 2
     for name, text in files.items():

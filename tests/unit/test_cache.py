@@ -118,11 +118,14 @@ def test_a_whole_scan_comes_back_in_its_place(tmp_path: Path) -> None:
 
 def test_all_files_of_a_scan_count(tmp_path: Path) -> None:
     """A MetaImage's voxels and a DICOM folder's slices lie beside or below the path that a datalist names."""
-    (tmp_path / "scan.mhd").write_text("header")
-    (tmp_path / "scan.raw").write_bytes(b"voxels")
+    header = (
+        "NDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+    )
+    (tmp_path / "scan.mhd").write_text(header)
+    (tmp_path / "voxels.raw").write_bytes(b"12345678")
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "1.dcm").write_bytes(b"slice")
-    for image, changed in (("scan.mhd", "scan.raw"), ("series", "series/1.dcm")):
+    for image, changed in (("scan.mhd", "voxels.raw"), ("series", "series/1.dcm")):
         item = {"image": str(tmp_path / image)}
         for expected in (1, 2):
             preprocessing = Preprocessing()

@@ -333,7 +333,7 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--device", "meta"), "device meta: expected a device that torch can use"),
         (("--stride", "4"), "--stride: expected 2, for which targets and weights are made, got 4"),
         (("--spacing_mm", "[2,2,2]"), "--spacing_mm: expected [1.0, 1.0, 1.0], for which"),
-        (("--preprocessing#transforms#4#pixdim", "[2,2,2]"), "pixdim: expected [1.0, 1.0, 1.0], for which"),
+        (("--preprocessing#transforms#2#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
         (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
         (("--model_facts#checkpoint", "x"), "got a part of the record of what ran; set --checkpoint"),
         (("--inferer#inferer#stride", "4"), "one value in all 3 places of stride"),
@@ -344,7 +344,7 @@ def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: s
     assert said in refusal(lambda: graph.words(*words))
 
 
-@pytest.mark.parametrize("name", ["stride", "spacing_mm", "loss#stride", "scan_to_grid#transforms#2#pixdim"])
+@pytest.mark.parametrize("name", ["stride", "spacing_mm", "loss#stride", "scan_to_grid#transforms#0#spacing_mm"])
 def test_training_has_one_grid(name: str, train: Graph) -> None:
     value = "4" if "stride" in name else "[2, 2, 2]"
     assert "for which targets and weights are made" in refusal(lambda: train.words(f"--{name}", value))
@@ -373,7 +373,7 @@ def test_the_record_says_what_the_components_got(tmp_path: Path) -> None:
     for name, place, value in (
         ("threshold", "postprocessing#transforms#2#threshold", 0.9),
         ("candidate_threshold", "postprocessing#transforms#0#threshold", 0.01),
-        ("hu_window", "preprocessing#transforms#5#hu_window", [-1000, 400]),
+        ("hu_window", "preprocessing#transforms#3#hu_window", [-1000, 400]),
         ("precision", "inferer#precision", "float32"),
     ):
         settings = graph.words(f"--{place}", str(value))["settings"]

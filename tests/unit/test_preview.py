@@ -63,6 +63,11 @@ def rows(*voxels: tuple[int, int, int]) -> dict[str, Any]:
     return {"box": [box_at(v) for v in voxels], "label": [0] * len(voxels)}
 
 
+def beside(voxel: tuple[int, int, int], count: int) -> list[tuple[int, int, int]]:
+    """Places in one nodule, each a voxel from the last."""
+    return [(voxel[0] + n % 3, voxel[1] + n // 3 % 3, voxel[2] + n // 9) for n in range(count)]
+
+
 def write(folder: Path, name: str, **sections: Any) -> str:
     (folder / name).write_text(json.dumps(sections), encoding="utf-8")
     return str(folder / name)
@@ -116,7 +121,7 @@ def test_the_same_draw_every_time_and_scans_in_their_order() -> None:
 
 def test_many_nodules_make_several_pages(data: Path, tmp_path: Path) -> None:
     count = COLUMNS * ROWS + 1
-    path = write(data, "many.json", validation=[{"image": "scan.nii.gz", **rows(*[NODULE_VOXEL] * count)}])
+    path = write(data, "many.json", validation=[{"image": "scan.nii.gz", **rows(*beside(NODULE_VOXEL, count))}])
     assert run(path, tmp_path / "page.png", "--section", "validation") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page-2.png", "page.png"]
     assert run(path, tmp_path / "few.png", "--nodules", "2") == 0
@@ -198,5 +203,5 @@ def test_no_real_nodule_is_doubtful() -> None:
         volume = read_scan(NODULES / "image" / f"{row['name']}.nii.gz")
         box = [*(float(row[f"coord{axis}"]) for axis in "XYZ"), *[float(row["diameter_mm"])] * 3]
         mask = np.asarray(nib.load(NODULES / "mask" / f"{row['name']}.nii.gz").dataobj)
-        found += [(row["name"], doubt) for doubt in Surroundings(volume, None, np.eye(4)).doubts(box, mask, 1)]
+        found += [(row["name"], doubt) for doubt in Surroundings(volume, None).doubts(box, mask, 1)]
     assert found == []
