@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
 SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
-SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 64
+SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
 OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
 
 

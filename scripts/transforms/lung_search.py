@@ -25,8 +25,6 @@ from ..geometry import FloatArray, spacing_mm
 
 CELL_MM = 4.0  # fine enough for a lung's border to a few millimetres, a thousandth of a second per slice
 HU_RANGE = (-1024.0, 400.0)  # becomes -1 to 1: room air to contrast medium and spongy bone
-TISSUE_ABOVE_HU = -300.0  # the mean of a cell: no air in it
-LEAST_SURE = 0.7  # of a cell of tissue that counts as lung: it is trained on more sick lungs than there are
 COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
 FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
 SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
@@ -93,11 +91,7 @@ class LungSearch:
         cells = scaled(torch.from_numpy(scan.hu)[None, None])
         with torch.inference_mode():
             logits = self.network(cells)[0, :, : scan.hu.shape[0], : scan.hu.shape[1], : scan.hu.shape[2]]
-        shares = logits.softmax(dim=0)
-        lung = shares[Part.LEFT_LUNG] + shares[Part.RIGHT_LUNG]
-        doubtful = (torch.from_numpy(scan.hu) > TISSUE_ABOVE_HU) & (lung < LEAST_SURE)
-        shares[Part.LEFT_LUNG : Part.RIGHT_LUNG + 1, doubtful] = 0.0
-        return shares.argmax(dim=0).to(torch.uint8).numpy()
+        return logits.argmax(dim=0).to(torch.uint8).numpy()
 
 
 def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
