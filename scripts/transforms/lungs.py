@@ -142,7 +142,9 @@ def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseS
         room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
         distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
     if is_lung(parts).any():
-        distance_mm[(scan.hu < GAS_BELOW_HU) & ~is_lung(parts)] = NEVER_MM
+        gas = (scan.hu < GAS_BELOW_HU) & ~is_lung(parts)
+        bowel = gas & body & (parts != Part.AIRWAY)
+        distance_mm[gas | (ndimage.binary_dilation(bowel) & ~is_lung(parts))] = NEVER_MM  # with its wall
     distance_mm[~body] = NEVER_MM
     reached = np.argwhere(distance_mm == 0)
     if not len(reached):

@@ -225,6 +225,7 @@ def test_every_component_of_the_graph_is_a_stage(searched: tuple[dict[str, Stage
     stages, _ = searched
     graph = json.loads(Path(INFERENCE).read_text(encoding="utf-8"))
     named = {stage_of(one) for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]}
+    named = named - {"scan_to_grid"} | {"find lungs, crop", "orient", "resample"}  # what it is made of
     files = {name for name in stages if name.startswith("write ")}
     assert named | files | {"engine", FILES, NETWORK, "cut and stitch windows"} == set(stages)
     assert len(files) == len(graph["writer"]["writers"])
