@@ -22,7 +22,7 @@ DEV     = $(VENV)/.dev
 CHECK   = import sys; sys.exit(sys.version_info < (3, 11))
 TOO_OLD = Python 3.11 or newer is needed, "$(PYTHON)" is not. Name another one: make PYTHON=python3.12 ...
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format package clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo 'make test                  lint, types and all tests'
 	@echo 'make lint                  ruff and mypy only'
 	@echo 'make format                rewrite the code in the house format'
+	@echo 'make package               the zip for the model zoo, in dist/'
 	@echo 'make clean                 remove caches and .venv (results stay)'
 
 # A number as folder name would reach the program as a number: every path is passed absolute.
@@ -66,6 +67,9 @@ lint: $(DEV)
 format: $(DEV)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+package: $(RUNTIME)
+	$(PY) -m scripts.package zoo --output_dir dist
 
 clean:
 	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,36 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
             labels are malformed, a box lies outside its scan. The message names them.
     """
+    elsewhere = ImageFolder(Path(image_dir)) if image_dir else None
+    files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    return _checked([(f"{file}, {section}", file.parent, _entries(file, section)) for file in files], elsewhere)
+
+
+def checked_items(items: Sequence[Any]) -> list[dict[str, Any]]:
+    """Items as another program hands them over (``train#dataset#data``), checked as those of a datalist file are.
+
+    Args:
+        items: with paths from the working directory on; those of :func:`load_datalist` have a name and stay as they
+            are.
+
+    Raises:
+        DatalistError: see :func:`load_datalist`.
+    """
+    if all(isinstance(item, Mapping) and "name" in item for item in items):
+        return list(items)
+    return _checked([("data", Path(), items)])
+
+
+def _checked(
+    lists: Iterable[tuple[str, Path, Sequence[Any]]], elsewhere: ImageFolder | None = None
+) -> list[dict[str, Any]]:
+    """Items of lists, each with words that name it and the folder at which its paths start."""
     items: list[dict[str, Any]] = []
     faults: list[str] = []
-    elsewhere = ImageFolder(Path(image_dir)) if image_dir else None
-    for path in [paths] if isinstance(paths, str) else paths:
+    for source, folder, entries in lists:
         first = len(items)
-        for number, entry in enumerate(_entries(Path(path), section)):
-            where = f"{path}, {section}, item {number}"
+        for number, entry in enumerate(entries):
+            where = f"{source}, item {number}"
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 faults.append(f"{where}: expected {{'image': path, …}}, got {str(entry)[:80]}")
                 continue
@@ -73,7 +96,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
             if wrong:
                 faults.append(f"{where}: {wrong}")
                 continue
-            files = {key: str(Path(path).parent / entry[key]) for key in FILES if entry.get(key)}
+            files = {key: str(folder / entry[key]) for key in FILES if entry.get(key)}
             if elsewhere is not None and not Path(files["image"]).exists():
                 files["image"] = elsewhere.find(entry["image"]) or files["image"]
             # A mask, box or label that is null: there is none.
@@ -82,7 +105,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
             faults += [f"{where} ({Path(files['image']).name}): {fault}" for fault in _faults(items[-1])]
         if not faults:
             _in_full(items[first:])
-            faults += [f"{path}, {section}: {fault}" for fault in _corners(items[first:])]
+            faults += [f"{source}: {fault}" for fault in _corners(items[first:])]
     if faults:
         more = f"\n… and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise DatalistError(

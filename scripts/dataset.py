@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
-from .cache import CachedScans
+from .cache import CachedScans, ScanCache
 from .datalist import DatalistError
 from .transforms.insertion import PARENCHYMA_HU, size_weight
 from .transforms.nodules import NODULE
@@ -23,7 +23,8 @@ class CropDataset(Dataset):
     of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn for the latter.
 
     Args:
-        scans: where crops are cut from.
+        data: datalist items, see :class:`.cache.CachedScans`.
+        cache: where their scans are kept.
         transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
         seed: of the stream.
         nodule_share: share of crops around a listed nodule.
@@ -32,7 +33,16 @@ class CropDataset(Dataset):
         ValueError: no scan, or none with a weight.
     """
 
-    def __init__(self, scans: CachedScans, transform: Compose, *, seed: int, nodule_share: float) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache: ScanCache,
+        transform: Compose,
+        *,
+        seed: int,
+        nodule_share: float,
+    ) -> None:
+        scans = CachedScans(data, cache)
         if len(scans) == 0:
             raise DatalistError(
                 "training list: expected at least one scan, got none; --dataset_dir must hold a datalist.json with a "

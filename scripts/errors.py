@@ -57,6 +57,18 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def is_command_line() -> bool:
+    """Whether this process is ``python -m monai.bundle …``, and not a program that uses the graphs."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == "monai.bundle.__main__"
+
+
+def prepare_process() -> None:
+    """On the command line, :func:`show_user_errors_plainly`; a program that hosts the graphs stays as it is."""
+    if is_command_line():
+        show_user_errors_plainly()
+
+
 def show_user_errors_plainly() -> None:
     """From now on an uncaught :class:`UserError` ends the program with its message alone; others as before.
 

@@ -7,6 +7,7 @@ more are asked for by ``num_workers``). Several runs may share an output folder.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from .dicom_header import read_identity
-from .errors import SettingError, UserError, checked_switch, reason_of, user_error_in
+from .errors import SettingError, UserError, checked_switch, is_command_line, reason_of, user_error_in
 from .findings import ScanResult, SearchRegion
 from .paths import printable
 from .reader import FILE_SEPARATOR, find_scans
@@ -36,6 +37,10 @@ from .scan import published_reason
 logger = logging.getLogger(__name__)
 
 WAIT_S = 1.0  # between two looks at scans that another process searches
+
+
+class RefusedScansError(UserError, RuntimeError):
+    """A run that left scans out, or found none."""
 
 
 class RunLog:
@@ -105,7 +110,8 @@ class RunLog:
         """Write the page of the run and say how it went, once everything is written.
 
         Raises:
-            SystemExit: code 1, when a scan failed or there was none.
+            SystemExit: code 1 on the command line, when a scan failed or there was none.
+            RefusedScansError: the same in any other program.
             OutputError: the page cannot be written.
         """
         self.wait()
@@ -116,7 +122,11 @@ class RunLog:
         see = f"; see {page}" if page else ""
         print(printable(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}"))
         if self.failures or not (self.folders or self.found):
-            raise SystemExit(1)
+            if is_command_line():
+                raise SystemExit(1)
+            raise RefusedScansError(
+                "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no scan"
+            )
 
     def _seconds(self) -> float | None:
         return time.monotonic() - min(self._begun.values()) if self._begun else None
@@ -331,28 +341,12 @@ class WriteResultd(Transform):
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
         """The record of one scan."""
-        scan = item["scan"]
-        source_files = tuple(file for file in scan.meta["source_files"].split(FILE_SEPARATOR) if file)
-        notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
-        notes += item.get("remarks", ())
-        return ScanResult(
-            name=str(item["name"]),
-            source=str(item["source"]),
-            image_hu=np.asarray(scan.as_tensor()[0]),
-            affine_ras=np.asarray(scan.affine, dtype=np.float64),
-            mask=item["mask"],
-            nodules=tuple(item["nodules"]),
-            candidates=tuple(item["candidates"]),
-            outside_lungs=int(item["outside_lungs"]),
-            facts={str(k): str(v) for k, v in scan.meta["facts"].items()},
-            notes=tuple(dict.fromkeys(notes)),
-            model=self.model,
-            settings=self.settings,
-            identity=read_identity(source_files[0]) if self.show_identity and source_files else {},
-            seconds=self.log.seconds_since_begun(str(item["name"])),
-            region=SearchRegion.of(item),
-            source_files=source_files,
-            input_digest=str(item.get("input_digest", "")),
+        result = scan_result(item, self.model, self.settings)
+        files = result.source_files
+        return dataclasses.replace(
+            result,
+            identity=read_identity(files[0]) if self.show_identity and files else {},
+            seconds=self.log.seconds_since_begun(result.name),
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -376,6 +370,30 @@ class WriteResultd(Transform):
             self.log.finished(result, self.writer(result))
         except Exception as error:
             self.log.failed(result.name, error, result.source)
+
+
+def scan_result(item: Mapping[Hashable, Any], model: Mapping[str, str], settings: Mapping[str, Any]) -> ScanResult:
+    """The record of a searched item; see :class:`WriteResultd` for what it holds."""
+    scan = item["scan"]
+    notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
+    notes += item.get("remarks", ())
+    return ScanResult(
+        name=str(item["name"]),
+        source=str(item["source"]),
+        image_hu=np.asarray(scan.as_tensor()[0]),
+        affine_ras=np.asarray(scan.affine, dtype=np.float64),
+        mask=item["mask"],
+        nodules=tuple(item["nodules"]),
+        candidates=tuple(item["candidates"]),
+        outside_lungs=int(item["outside_lungs"]),
+        facts={str(k): str(v) for k, v in scan.meta["facts"].items()},
+        notes=tuple(dict.fromkeys(notes)),
+        model=dict(model),
+        settings=dict(settings),
+        region=SearchRegion.of(item),
+        source_files=tuple(file for file in scan.meta["source_files"].split(FILE_SEPARATOR) if file),
+        input_digest=str(item.get("input_digest", "")),
+    )
 
 
 def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:

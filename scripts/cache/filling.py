@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..datalist import checked_items
 from ..errors import reason_of, user_error_in
 from ..geometry import voxel_volume_mm3
 from ..reader import ScanError, read_grid
@@ -55,7 +56,7 @@ def fill_cache(
         remove_unused: delete entries that belong to no item of these lists.
 
     Returns:
-        The lists, without the scans that were left out.
+        The lists, without the scans that were left out; the cache knows those (:attr:`ScanCache.left_out`).
 
     Raises:
         CacheError: there is no scan; entries do not fit on the disk or cannot be written; scans cannot be preprocessed
@@ -67,6 +68,7 @@ def fill_cache(
             "scripts.prepare makes them)"
         )
     cache.prepare()
+    lists = {name: checked_items(items) for name, items in lists.items()}
     folders = {name: [cache.folder(item) for item in items] for name, items in lists.items()}
     wanted = {f: item for name, items in lists.items() for f, item in zip(folders[name], items, strict=True)}
     _report_unused(cache, set(wanted), remove_unused)
@@ -80,6 +82,7 @@ def fill_cache(
     if broken:
         emptied = [name for name, items in lists.items() if items and not usable[name]]
         _judge([(_name(wanted[folder]), reason) for folder, reason in broken.items()], skip_broken, emptied)
+        cache.left_out |= broken.keys()
     ready = [folder for folder in wanted if folder not in broken]
     logger.info("%s: %d scans are ready, %.2f GB", cache.cache_dir, len(ready), _size_gb(ready))
     return usable

@@ -27,7 +27,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch.utils.data import Dataset
 
-from ..datalist import FILES
+from ..datalist import FILES, checked_items
 from ..errors import UserError
 from ..text_headers import data_files
 from ..transforms.crops import crop_by_affine
@@ -57,6 +57,7 @@ class ScanCache:
     def __init__(self, preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], cache_dir: str) -> None:
         self.preprocessing = preprocessing
         self.cache_dir = Path(cache_dir)
+        self.left_out: set[Path] = set()  # entries that could not be made (:func:`.filling.fill_cache`)
         self.made_by = fingerprint([preprocessing, _arrays])
 
     def folder(self, item: Mapping[str, Any]) -> Path:
@@ -129,25 +130,36 @@ class CachedScans(Dataset):
     """Scans of a datalist, read from a cache; what is not there yet is computed when it is first read.
 
     Args:
-        data: datalist items.
+        data: datalist items, of :func:`..datalist.load_datalist` or of another program
+            (:func:`..datalist.checked_items`); without those that the cache has left out.
         cache: where they are kept.
+        transform: applied to each scan that is read; ``None`` for nothing.
+
+    Raises:
+        DatalistError: an item cannot be used.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], cache: ScanCache) -> None:
-        self.data = list(data)
-        self.cache = cache
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache: ScanCache,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        items = checked_items(data)
+        self.data = [item for item in items if cache.folder(item) not in cache.left_out] if cache.left_out else items
+        self.cache, self.transform = cache, transform
         self._folders: dict[int, Path] = {}  # looked up once: a DICOM folder has hundreds of files to stat
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         """Read one scan.
 
         Returns:
-            ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8), ``[I, J, K]`` memory maps;
-            ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']`` and its ``lung_distance_affine``;
-            ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``, the item's or its file's.
+            What the transform makes of ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8),
+            ``[I, J, K]`` memory maps; ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']`` and its
+            ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``.
 
         Raises:
             CacheError, Exception: see :meth:`ScanCache.add`.
@@ -160,7 +172,8 @@ class CachedScans(Dataset):
             folder = self.cache.add(item)
         mapped = {"image": "r", "lung": "r", "mask": "r"}
         arrays = {f.stem: np.load(f, mmap_mode=mapped.get(f.stem)) for f in sorted(folder.glob("*.npy"))}  # type: ignore[arg-type]
-        return {"name": str(item.get("name", Path(item["image"]).name)), **arrays}
+        scan = {"name": str(item["name"]), **arrays}
+        return scan if self.transform is None else self.transform(scan)
 
 
 class CachedToTensorsd(Transform):

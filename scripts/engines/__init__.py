@@ -3,7 +3,7 @@
 from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
 from .checkpoints import TrainingState, Validation
 from .pictures import PredictionPictures
-from .training import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged
+from .training import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
 
 __all__ = [
     "EpochHandler",
@@ -18,4 +18,5 @@ __all__ = [
     "WeightAverage",
     "averaged",
     "prepare_training_batch",
+    "trainable",
 ]

@@ -13,11 +13,12 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
+from monai.handlers import CheckpointLoader
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import SettingError, UserError
+from ..errors import SettingError, UserError, checked_switch
 from ..network import save_weights
 from ..reports import BusyError
 from ..reports.claims import claims_on
@@ -42,7 +43,8 @@ class Validation:
         validator: searches the validation scans.
         interval: epochs between two validations.
         network: whose weights are kept: the one that ``validator`` searches with.
-        path: of the kept state dict.
+        path: of the kept state dict; the newest weights of ``network`` lie beside it, ``model_final.pt`` of
+            ``model.pt``.
         metric: name of the validator's metric; larger is better.
         patience: validations in a row without improvement that end the training; 0 never ends it.
     """
@@ -65,6 +67,8 @@ class Validation:
         if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
             return
         _share_buffers(self.network)
+        if idist.get_rank() == 0:
+            save_weights(self.network, self.path.with_stem(f"{self.path.stem}_final"))
         self.validator.run(engine.state.epoch)
         state: Any = engine.state
         value = float(self.validator.state.metrics.get(self.metric, math.nan))  # no scans, no metric
@@ -102,27 +106,32 @@ class TrainingState:
     A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
     generators too, and a partly done epoch is done again. (Of several ranks the first one's generators are kept.) A
     training that is complete ends at once; ``max_epochs`` raised, it goes on. Attach it last, so that what the other
-    handlers did in the epoch is in the state.
+    handlers did in the epoch is in the state. A ``CheckpointLoader`` attached before says from which weights the
+    training begins: then nothing is restored.
 
     Args:
         path: the checkpoint; written to a temporary name, then renamed.
         objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
+        resume: ``False``: neither write a state nor go on from one, as where another program counts the rounds.
 
     Raises:
         StateError: another training writes to the folder, or the state in ``path`` does not fit the objects, had epochs
             of another length, or has more of them than ``max_epochs``.
     """
 
-    def __init__(self, path: str, objects: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, objects: Mapping[str, Any], *, resume: bool = True) -> None:
         self.path, self.objects = Path(path), dict(objects)
+        self.resume = checked_switch("resume", resume)
         self._epochs_done = 0
         self._random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
+        if not self.resume:
+            return
         if idist.get_rank() == 0:
             self._claim()
             engine.add_event_handler(Events.COMPLETED, lambda: claims_on(self.path.parent).release(self.path.name))
-        if self.path.exists():
+        if self.path.exists() and not _loads_weights(engine):
             self._restore(engine)
             engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -193,6 +202,12 @@ class TrainingState:
             if self._random["cuda"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._random["cuda"])
             self._random = None
+
+
+def _loads_weights(engine: Engine) -> bool:
+    """Whether a ``CheckpointLoader`` is attached, as MONAI Label does it."""
+    handlers = engine._event_handlers[Events.STARTED]
+    return any(isinstance(handler, CheckpointLoader) for handler, *_ in handlers)
 
 
 def _reached(thing: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:

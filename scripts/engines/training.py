@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,56 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, avg_fn=follow)
 
 
+def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that an optimizer shall move; those of the frozen parts get no gradient.
+
+    Batch norms of frozen parts go on counting the statistics of what they see.
+
+    Args:
+        network: the whole one.
+        frozen: names of its parts, such as ``stem`` or ``stage4.0``; none: all of it learns.
+
+    Raises:
+        SettingError: a name that is no part of the network, or nothing is left to learn.
+    """
+    parts = dict(network.named_modules())
+    unknown = [name for name in frozen if not name or name not in parts]
+    if unknown:
+        tops = ", ".join(name for name, _ in network.named_children())
+        raise SettingError(f"frozen: expected parts of the network ({tops}), got {', '.join(map(repr, unknown))}")
+    for name in frozen:
+        parts[name].requires_grad_(False)
+    moved = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not moved:
+        raise SettingError("frozen: expected a part that is left to learn, got all of the network; leave one out")
+    return moved
+
+
 class WeightAverage:
-    """Move the averaged weights after each step; see :func:`averaged`."""
+    """Move the averaged weights after each step; see :func:`averaged`.
+
+    Where somebody replaces the network's weights between two runs of the engine (a round of federated learning), the
+    average begins again with the new ones.
+    """
 
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average, self.network = average, network
+        self._versions: list[int] | None = None  # of the parameters after the last step; each change in place counts
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update_parameters(self.network))
+        engine.add_event_handler(Events.STARTED, self._begin_again_if_replaced)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+
+    def _begin_again_if_replaced(self, _: Engine) -> None:
+        if self._versions is not None and self._versions != self._current():
+            self.average.n_averaged.zero_()  # the next step copies
+
+    def _follow(self, _: Engine) -> None:
+        self.average.update_parameters(self.network)
+        self._versions = self._current()
+
+    def _current(self) -> list[int]:
+        return [parameter._version for parameter in self.network.parameters()]
 
 
 class BrokenLossError(UserError, ArithmeticError):
@@ -163,7 +206,7 @@ class StepLog:
         self._since = now
 
     def _add(self, engine: Engine) -> None:
-        parts = {"loss": float(engine.state.output["loss"].detach()), **self.loss.parts}  # type: ignore[index]
+        parts = {"loss": float(_loss(engine)), **self.loss.parts}
         self._busy_s += time.perf_counter() - self._since
         self._steps += 1
         for name, value in parts.items():
@@ -186,3 +229,9 @@ def duration(seconds: float) -> str:
     """Hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def _loss(engine: Engine) -> torch.Tensor:
+    """The loss of a step; once decollated, each item of the output has that of the whole batch."""
+    output: Any = engine.state.output
+    return (output[0] if isinstance(output, list) else output)["loss"]

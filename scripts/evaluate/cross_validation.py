@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import logging
+import queue
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ..commands import OptionError
@@ -31,7 +33,12 @@ class FoldError(UserError, RuntimeError):
 
 
 def cross_validate(
-    *, datalists: str | Sequence[str], output_dir: str, settings: str | Sequence[str] = (), resamples: int = 1000
+    *,
+    datalists: str | Sequence[str],
+    output_dir: str,
+    settings: str | Sequence[str] = (),
+    devices: str | Sequence[str] = (),
+    resamples: int = 1000,
 ) -> None:
     """Train and score each fold, then score all scans together as LUNA16 counts.
 
@@ -42,6 +49,7 @@ def cross_validate(
         datalists: one datalist (JSON) for each fold, with training and validation.
         output_dir: gets a folder for each fold, named after its datalist, and the scores of all in all_folds.
         settings: of both graphs, as NAME=VALUE: max_epochs=75 device=cuda:0 …
+        devices: one fold at a time on each of them, as cuda:0 cuda:1 …; none: fold after fold.
         resamples: of the bootstrap over scans; 0 for none.
 
     Raises:
@@ -58,15 +66,26 @@ def cross_validate(
     chosen = _parsed([settings] if isinstance(settings, str) else settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
-    started = time.monotonic()
-    for number, (name, path) in enumerate(folds.items(), start=1):
-        scores = folder / name / "scores"
-        if not (scores / "froc.json").is_file():
-            logger.info("fold %d of %d: %s", number, len(folds), name)
-            _run("training", [TRAIN], {"output_dir": folder / name, "val_interval": "$@max_epochs"}, path, chosen)
-            weights = {"checkpoint": folder / name / "model.pt", "output_dir": scores}
-            _run("evaluating", [TRAIN, EVALUATE], weights, path, chosen)
-            logger.info("%s: scored, %.1f hours so far", name, (time.monotonic() - started) / 3600)
+    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    places = [{"device": name} for name in ([devices] if isinstance(devices, str) else devices)] or [{}]
+    for place in places:
+        free.put(place)
+
+    def run_fold(fold: tuple[str, Path]) -> None:
+        place = free.get()
+        try:
+            _run_fold(folder / fold[0], fold[1], {**chosen, **place})
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        done = [pool.submit(run_fold, fold) for fold in folds.items()]
+        try:
+            for future in as_completed(done):
+                future.result()
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)  # folds that have begun are finished
+            raise
     together = writable_folder(folder / "all_folds")
     for table in SCORED[1:]:
         write_bytes(together / table, _joined([folder / name / "scores" / table for name in folds]))
@@ -80,6 +99,19 @@ def cross_validate(
         pool=True,
         resamples=resamples,
     )
+
+
+def _run_fold(folder: Path, datalist: Path, settings: Mapping[str, str]) -> None:
+    """Train and score one fold, unless it is scored."""
+    scores = folder / "scores"
+    if (scores / "froc.json").is_file():
+        return
+    started = time.monotonic()
+    logger.info("fold %s", folder.name)
+    _run("training", [TRAIN], {"output_dir": folder, "val_interval": "$@max_epochs"}, datalist, settings)
+    weights = {"checkpoint": folder / "model.pt", "output_dir": scores}
+    _run("evaluating", [TRAIN, EVALUATE], weights, datalist, settings)
+    logger.info("%s: trained and scored in %.1f hours", folder.name, (time.monotonic() - started) / 3600)
 
 
 def _parsed(settings: Sequence[str]) -> dict[str, str]:

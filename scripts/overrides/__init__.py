@@ -8,6 +8,6 @@ them is built, whether MONAI initialises or not.
 """
 
 from .call import OverrideError
-from .check import check_run
+from .check import check_overlay, check_run
 
-__all__ = ["OverrideError", "check_run"]
+__all__ = ["OverrideError", "check_overlay", "check_run"]

@@ -8,6 +8,22 @@ from .names import check_ids, check_names, is_syntax, overrides_of
 from .values import PATHS, check_fixed, set_value
 
 
+def check_overlay() -> None:
+    """Refuse to run the evaluation's overlay alone.
+
+    Raises:
+        OverrideError: the graph below it is missing.
+    """
+    call = find_call()
+    if call is not None and "trainer" not in (call.workflow.parser.get("train") or {}):
+        if call.words is not None:
+            show_user_errors_plainly()
+        raise OverrideError(
+            "expected the training graph below configs/evaluate.json, got evaluate.json alone; use --config_file "
+            "\"['configs/train.json', 'configs/evaluate.json']\"."
+        )
+
+
 def check_run() -> None:
     """Check the overrides of the workflow that is being run, and put text in its place as it was typed.
 

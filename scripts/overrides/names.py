@@ -17,6 +17,11 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from .call import SEPARATOR, Call, OverrideError, names_in, normal, shown
 
 _REFERENCE = re.compile(r"@(\w+)")
+# What other bundles call it.
+HABITS = {
+    **{"ckpt_path": "checkpoint", "ckpt_dir": "output_dir", "epochs": "max_epochs", "lr": "learning_rate"},
+    **{"data_list_file_path": "datalists", "dataset_path": "dataset_dir", "patch_size": "crop_size"},
+}
 RECORDS = ("settings", "model_facts")  # say what runs; nothing runs by them
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # MONAI's, in no configuration
 BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # what runs before and after; a graph may lack them
@@ -162,6 +167,8 @@ def _nearest(name: str, known: Sequence[str], merged: ConfigParser) -> str:
     beside = [other for other in known if other.rpartition(SEPARATOR)[0] == above]
     beside += [f"{above}{SEPARATOR}{argument}" for argument in sorted(arguments or ())]
     choice = list(dict.fromkeys(beside)) or list(known)
+    if HABITS.get(name) in choice:
+        return HABITS[name]
     near = difflib.get_close_matches(name, choice, 2) or difflib.get_close_matches(name, choice, 1, cutoff=0.0)
     return " or ".join(map(shown, near)) or "…"
 

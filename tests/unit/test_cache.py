@@ -67,7 +67,7 @@ def _scans(folder: Path, settings: str = "1 mm", **item: Any) -> tuple[CachedSca
         image.write_bytes(b"voxels")
     preprocessing = Preprocessing(settings)
     cache = ScanCache(preprocessing, str(folder / "cache"))
-    return CachedScans([{"image": str(image), **item}], cache), preprocessing
+    return CachedScans([{"name": "scan", "image": str(image), **item}], cache), preprocessing
 
 
 def test_the_second_read_comes_from_the_cache(tmp_path: Path) -> None:
@@ -100,8 +100,9 @@ def test_volumes_are_memory_maps_of_int16_and_uint8(tmp_path: Path) -> None:
 
 
 def test_a_scan_is_named_by_its_item_or_its_file(tmp_path: Path) -> None:
-    assert _scans(tmp_path)[0][0]["name"] == "image.nii.gz"
-    assert _scans(tmp_path, name="a")[0][0]["name"] == "a"
+    scans, _ = _scans(tmp_path, name="a")
+    assert scans[0]["name"] == "a"
+    assert CachedScans([{"image": str(tmp_path / "image.nii.gz")}], scans.cache)[0]["name"] == "image"
 
 
 def test_a_whole_scan_comes_back_in_its_place(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from scripts.transforms import IGNORED, NODULE, RandomCropd
 class FakeScans(CachedScans):
     """Scans in memory; scan n has the intensity -800 - n everywhere."""
 
-    def __init__(self, items: list[dict[str, Any]]) -> None:
-        super().__init__([{"weight": item.get("weight", 1.0)} for item in items], ScanCache(dict, ""))
+    def __init__(self, items: list[dict[str, Any]], cache: ScanCache) -> None:
+        super().__init__([{"name": "", "weight": item.get("weight", 1.0)} for item in items], cache)
         self.items = items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -41,11 +42,16 @@ class Keep(Transform):
 
 def _crops(items: list[dict[str, Any]], seed: int = 0, nodule_share: float = 0.0) -> CropDataset:
     crop = RandomCropd(9, jitter=0.3, turns=True, rotate_degrees=15.0, scale=(0.8, 1.25))
-    return CropDataset(FakeScans(items), Compose([crop]), seed=seed, nodule_share=nodule_share)
+    return _dataset(items, Compose([crop]), seed=seed, nodule_share=nodule_share)
 
 
 def _choices(items: list[dict[str, Any]], nodule_share: float) -> CropDataset:
-    return CropDataset(FakeScans(items), Compose([Keep()]), seed=0, nodule_share=nodule_share)
+    return _dataset(items, Compose([Keep()]), seed=0, nodule_share=nodule_share)
+
+
+def _dataset(items: list[dict[str, Any]], transform: Compose, **settings: Any) -> CropDataset:
+    with mock.patch("scripts.dataset.CachedScans", FakeScans):
+        return CropDataset(items, ScanCache(dict, ""), transform, **settings)
 
 
 TWO_SCANS: list[dict[str, Any]] = [{"nodule": [[10, 11, 12, 6], [20, 20, 20, 25]]}, {"nodule": [[15, 15, 15, 8]]}]

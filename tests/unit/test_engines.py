@@ -100,7 +100,6 @@ class Run:
                 *(handlers or []),
                 TrainingState(str(path), objects),
             ],
-            decollate=False,
         )
 
     def weights(self) -> np.ndarray:

@@ -26,6 +26,7 @@ from scripts.reader import ScanReader, find_scans, read_scan
 from scripts.reports import MaskNifti, NodulesJson, ResultWriter, RunIndex, input_digest
 from scripts.reports.files import OutputError
 from scripts.run import (
+    RefusedScansError,
     RunLog,
     ScanEvaluator,
     ScanLoader,
@@ -184,7 +185,7 @@ def test_refused_scans_are_told_in_the_order_of_the_run(three: Path, capsys: pyt
     log.expect("abc")
     for name in "ca":
         log.failed(name, ScanError("broken"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(RefusedScansError):
         log.close()
     assert "2 refused (a, c)" in capsys.readouterr().out
 
@@ -228,7 +229,7 @@ def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(
     assert item["input_digest"] == asked["b"] == input_digest([three / "b.nii"])
     assert log.found == ["a"]
     assert list(log.failures) == ["c"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(RefusedScansError):
         log.close()
     assert "0 scans searched, 1 searched before, 1 refused (c)" in capsys.readouterr().out
 
@@ -340,7 +341,7 @@ def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, t
         assert write({"name": name}) == {"name": name}
         if name == "a" and behind:
             assert written == []
-    with pytest.raises(SystemExit):
+    with pytest.raises(RefusedScansError):
         log.close()
     assert [name for name, _ in written] == list("abc")
     assert all(thread.startswith("write") is behind for _, thread in written)
@@ -359,7 +360,11 @@ def test_a_run_without_failure_ends_quietly(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("searched", [0, 1])
-def test_a_run_with_a_failure_ends_with_code_1(searched: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_a_failure_ends_with_code_1(
+    searched: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line; a host program gets an exception (the tests around this one)."""
+    monkeypatch.setattr("scripts.run.is_command_line", lambda: True)
     log = RunLog()
     log.folders.update({str(n): Path("a") for n in range(searched)})
     log.failed("b", ScanError("broken"))
@@ -370,14 +375,14 @@ def test_a_run_with_a_failure_ends_with_code_1(searched: int, capsys: pytest.Cap
 
 
 def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(RefusedScansError):
         RunLog().close()
 
 
 def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(RunIndex(tmp_path))
     log.failed("b", ScanError("/data/Jane Doe/b.nii: broken"), "/data/Jane Doe/b.nii")
-    with pytest.raises(SystemExit):
+    with pytest.raises(RefusedScansError):
         log.close()
     assert f"1 refused (b); see {tmp_path / 'index.html'}" in capsys.readouterr().out
     page = (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -1,0 +1,62 @@
+"""docs/export.md as it is written, from another folder: TorchScript and ONNX give what the network gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from tests.bundle import ROOT
+from tests.ecosystem.conftest import Program
+
+PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^python -m (monai\.bundle (\w+_export) .*)$", PAGE, re.MULTILINE)
+COMMANDS = {name: words for words, name in LINES}
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.json")))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu"})
+    found = parser.get_parsed_content("network")
+    assert isinstance(found, torch.nn.Module)
+    return found.eval()
+
+
+def test_torchscript(program: Program, elsewhere: Path, network: torch.nn.Module) -> None:
+    program(*shlex.split(COMMANDS["ckpt_export"]))
+    image = torch.rand(1, 1, 32, 48, 64)
+    with torch.no_grad():
+        exported = torch.jit.load(elsewhere / "model.ts")(image)
+        torch.testing.assert_close(exported, network(image), atol=1e-3, rtol=1e-3)
+
+
+def test_onnx_with_free_edges(program: Program, elsewhere: Path, network: torch.nn.Module) -> None:
+    program(*shlex.split(COMMANDS["onnx_export"]))
+    session = onnxruntime.InferenceSession(elsewhere / "model.onnx")
+    (image,), (pred,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape[2:], pred.name) == ("image", ["i", "j", "k"], "pred")
+    example = torch.rand(1, 1, 32, 64, 48)  # not the edges of the export
+    with torch.no_grad():
+        expected = network(example).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": example.numpy()})[0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_overlay_for_tensorrt_changes_nothing_without_a_gpu(network: torch.nn.Module) -> None:
+    (text,) = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.json")))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu"})
+    overlay = json.loads(text)
+    parser["imports"] += overlay.pop("+imports")
+    parser.update(overlay)
+    laid = parser.get_parsed_content("network").eval()
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(laid(image), network(image))

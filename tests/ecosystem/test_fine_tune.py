@@ -1,0 +1,54 @@
+"""The overlay for fine-tuning: it begins with the released weights, and frozen parts stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.engines import trainable
+from scripts.errors import SettingError
+from tests.bundle import ROOT
+
+CONFIGS = [str(ROOT / "configs" / f"{name}.json") for name in ("train", "fine_tune")]
+
+
+def graph(**settings: Any) -> ConfigParser:
+    parser = ConfigParser(ConfigParser.load_config_files(CONFIGS))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu", **settings})
+    parser.parse()
+    return parser
+
+
+def test_frozen_parts_do_not_move() -> None:
+    parser = graph(frozen=["stem", "stage2"])
+    optimizer, network = parser.get_parsed_content("optimizer"), parser.get_parsed_content("network")
+    released = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, released[name]) for name, value in network.state_dict().items())
+    network(torch.randn(2, 1, 16, 16, 16)).square().mean().backward()
+    optimizer.step()
+    same = {name: torch.equal(value, released[name]) for name, value in network.named_parameters()}
+    still = {name for name in same if name.startswith(("stem.", "stage2."))}
+    assert {name for name, is_same in same.items() if is_same} == still
+
+
+def test_without_frozen_parts_all_learn() -> None:
+    parser = graph()
+    moved = sum(len(group["params"]) for group in parser.get_parsed_content("optimizer").param_groups)
+    assert moved == len(list(parser.get_parsed_content("network").parameters()))
+
+
+@pytest.mark.parametrize(("frozen", "said"), [(["head"], "got 'head'"), (["a", "b"], "all of the network")])
+def test_names_that_cannot_be_frozen_are_refused(frozen: list[str], said: str) -> None:
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
+    with pytest.raises(SettingError, match=said):
+        trainable(network, frozen)
+
+
+def test_the_page_shows_the_overlay() -> None:
+    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    assert "\"['configs/train.json', 'configs/fine_tune.json']\"" in text
+    assert Path(CONFIGS[1]).exists()

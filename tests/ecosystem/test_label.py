@@ -1,0 +1,71 @@
+"""MONAI Label's own tasks on the bundle: ROIs for Slicer from a scan, a training from ROIs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.ecosystem.conftest import NAME, Program
+from tests.ecosystem.stand_ins import beside, needs
+
+ABSENT = (
+    *("expiring_dict", "pydantic", "pydantic_settings", "itk", "nrrd", "skimage", "skimage.measure", "shapely"),
+    *("shapely.geometry", "torchvision", "torchvision.utils"),
+)
+
+# What the server does for an inference request and for a training request.
+CODE = f"""
+{beside("monailabel", *ABSENT)}
+import json, os, shutil
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.tasks.train.bundle import BundleTrainTask
+path = os.path.abspath("bundles/{NAME}")
+task = BundleInferTask(path, {{}})
+assert task.is_valid()
+request = {{"model": "{NAME}", "image": os.path.abspath("scan.nii.gz"), "device": "cpu"}}
+shutil.copy(task(request)[0], "rois.json")
+class Store:
+    def datalist(self):
+        pairs = json.load(open("data/datalist.json"))["training"]
+        for number, item in enumerate(pairs):
+            marks = [{{"center": box[:3], "size": box[3:]}} for box in item["box"]]
+            json.dump({{"markups": marks}}, open(f"rois{{number}}.json", "w"))
+        images = [os.path.abspath("data/" + item["image"]) for item in pairs]
+        return [{{"image": image, "label": f"rois{{n}}.json"}} for n, image in enumerate(images)]
+task = BundleTrainTask(path, {{}})
+assert task.is_valid()
+request = {{"model": "{NAME}", "device": "cpu", "max_epochs": 1, "val_split": 0.34, "tracking": "None"}}
+for _ in range(2):
+    task(request, Store())
+"""
+
+
+@needs("monailabel", "monailabel")
+def test_label_infers_and_trains(program: Program, elsewhere: Path, bundle: Path) -> None:
+    quick = bundle / "configs" / "train.json"
+    whole = quick.read_text(encoding="utf-8")
+    graph = json.loads(whole) | {"epoch_length": 1, "batch_size": 1, "crop_size": 32, "num_workers": 0}
+    graph["warmup_iterations"] = 0  # else the only step has a rate of 0
+    quick.write_text(json.dumps(graph | {"cache_workers": 0}), encoding="utf-8")
+    try:
+        result = program(code=CODE)
+    finally:
+        quick.write_text(whole, encoding="utf-8")
+    rois = json.loads((elsewhere / "rois.json").read_text(encoding="utf-8"))["markups"]
+    assert {roi["coordinateSystem"] for roi in rois} == {"LPS"}
+    truth = json.loads((elsewhere / "data/datalist.json").read_text(encoding="utf-8"))["validation"][0]["box"]
+    apart_mm = [min(np.linalg.norm(np.subtract(roi["center"], box[:3])) for roi in rois) for box in truth]
+    assert min(apart_mm) < 2.0, "no ROI lies at a nodule"
+    assert result.stdout.count("training list: 2 scans") == 2
+    trained, released = (_weights(bundle / part) for part in ("runs/train/model.pt", "models/model.pt"))
+    changes = [float((trained[name] - value.float()).abs().max()) for name, value in released.items()]
+    assert 0 < max(changes) < 0.5, "a training begins with the released weights, and changes them"
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    state = torch.load(path, weights_only=True)
+    return {name: value.float() for name, value in state.items() if value.is_floating_point() and "running" not in name}

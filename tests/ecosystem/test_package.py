@@ -1,0 +1,117 @@
+"""The zip for the model zoo, the folder for a hub, the wheel, the container: unpacked elsewhere, they are complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import yaml
+from monai.apps.utils import extractall
+from monai.bundle import verify_net_in_out
+from packaging.requirements import Requirement
+
+from scripts.package import NAME, main
+from tests.bundle import ROOT, command
+
+ZOO_LIMIT_BYTES = 25_000_000
+
+
+def links(page: Path) -> list[str]:
+    """Files that a page's links name, from its folder on."""
+    return re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+
+
+def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -> None:
+    assert main(["zoo", "--output_dir", str(tmp_path / "dist")]) == 0
+    (archive,) = (tmp_path / "dist").iterdir()
+    assert re.fullmatch(rf"{NAME}_v\d+\.\d+\.\d+\.zip", archive.name)
+    with zipfile.ZipFile(archive) as content:
+        assert max(entry.file_size for entry in content.infolist()) < ZOO_LIMIT_BYTES
+        assert not [name for name in content.namelist() if "__pycache__" in name or "/tests/" in name]
+    extractall(archive, tmp_path / "bundles", has_base=True)
+    bundle = tmp_path / "bundles" / NAME
+    for page in (bundle / "docs").glob("*.md"):
+        inside = [link for link in links(page) if not link.startswith("../")]
+        assert [link for link in inside if not (page.parent / link).exists()] == [], page.name
+    config, meta = str(bundle / "configs/inference.json"), str(bundle / "configs/metadata.json")
+    verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2)
+    result = command(
+        *("inference", "--config_file", config, "--output_dir", "found"),
+        *("--input", str(small_data / "images/phantom_0000.nii.gz")),
+        folder=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "found/phantom_0000/report.html").exists()
+
+
+def test_what_a_push_to_a_hub_would_upload(tmp_path: Path) -> None:
+    """``monai.bundle push_to_hf_hub`` copies docs/README.md over the card where there is one: there must be none."""
+    assert main(["hub", "--output_dir", str(tmp_path)]) == 0
+    folder = tmp_path / NAME
+    assert not (folder / "docs/README.md").exists()
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    front, card = text.removeprefix("---\n").split("\n---\n\n", 1)
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    assert card.startswith("# Description\n")
+    found = links(folder / "README.md")
+    assert len(found) > 5
+    assert [link for link in found if not (folder / link).exists()] == []
+    assert not (ROOT / "docs/README.md").read_text(encoding="utf-8").startswith("---"), (
+        "the zoo's card has no front matter"
+    )
+    assert main(["hub", "--output_dir", str(tmp_path)]) == 1  # what is there is not mixed with something new
+
+
+def test_an_installation_brings_the_requirements_and_no_package(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "requirements.txt", "LICENSE"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/__init__.py").touch()
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('wheel'))"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        tops = {name.split("/")[0] for name in content.namelist()}
+        (metadata,) = (name for name in content.namelist() if name.endswith("/METADATA"))
+        needed = re.findall(r"^Requires-Dist: (.*)$", content.read(metadata).decode(), re.MULTILINE)
+    assert [top for top in tops if not top.endswith(".dist-info")] == []
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert {str(Requirement(line)) for line in needed} == {str(requirement) for requirement in wanted}
+
+
+def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
+    """Without docker: what is copied is there, and the entry point runs with two folders and no network."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sources = re.findall(r"^COPY (\S+) /opt/bundle/(\S+)$", text, re.MULTILINE)
+    assert {"requirements.txt", "configs", "models", "scripts"} <= {target for _, target in sources}
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(kept) == sorted(source for source, _ in sources)
+    for source, target in sources:
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / target)
+    assert re.search(r"^USER (?!root|0\b)\S+$", text, re.MULTILINE)
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
+    (tmp_path / "input").symlink_to(small_data / "images")
+    places = {"/opt/bundle": str(tmp_path), "/input": str(tmp_path / "input"), "/output": str(tmp_path / "output")}
+    words = [sys.executable, "-W", "ignore", *json.loads(entry)[1:]]
+    for place, here in places.items():
+        words = [re.sub(rf"^{place}(?=/|$)", here, word) for word in words]
+    offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "elsewhere").mkdir()
+    result = subprocess.run(
+        words,
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((tmp_path / "output").glob("*/report.html"))) == 4
