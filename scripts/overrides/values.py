@@ -27,8 +27,8 @@ SHARES = (
 )
 LEAST: dict[str, float] = {
     **dict.fromkeys(("top_k", "peak_size", "windows_at_once", "batch_size", "epoch_length", "max_epochs"), 1),
-    **dict.fromkeys(("val_interval", "log_interval", "crop_size", "resamples"), 1),
-    **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed"), 0),
+    **dict.fromkeys(("val_interval", "log_interval", "crop_size"), 1),
+    **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed", "resamples"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),
 }
 # Targets count voxels as millimetres, and the networks' maps have half the input's resolution.

@@ -26,6 +26,8 @@ from ..geometry import FloatArray, spacing_mm
 CELL_MM = 4.0  # fine enough for a lung's border to a few millimetres, a thousandth of a second per slice
 HU_RANGE = (-1024.0, 400.0)  # becomes -1 to 1: room air to contrast medium and spongy bone
 COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
+TISSUE_ABOVE_HU = -500.0  # the mean of a cell: denser than lung, clothes and foam
+ROOM_CELLS = 8  # around it
 FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
 SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
@@ -88,10 +90,23 @@ class LungSearch:
 
     def __call__(self, scan: CoarseScan) -> Parts:
         """The parts of a scan in RAS order: ``[I', J', K']`` uint8, values of :class:`Part`."""
-        cells = scaled(torch.from_numpy(scan.hu)[None, None])
+        parts = np.full(scan.hu.shape, Part.OUTSIDE, dtype=np.uint8)
+        box = _around_tissue(scan.hu)
+        cells = torch.from_numpy(np.ascontiguousarray(scan.hu[box]))[None, None]
         with torch.inference_mode():
-            logits = self.network(cells)[0, :, : scan.hu.shape[0], : scan.hu.shape[1], : scan.hu.shape[2]]
-        return logits.argmax(dim=0).to(torch.uint8).numpy()
+            logits = self.network(scaled(cells).to(memory_format=torch.channels_last_3d))[0]
+            best = logits.max(dim=0).indices  # argmax takes a hundred times as long here
+        parts[box] = best[tuple(slice(n) for n in cells.shape[2:])].numpy()
+        return parts
+
+
+def _around_tissue(hu: npt.NDArray[np.float32]) -> tuple[slice, ...]:
+    """The box of what is denser than air, and some room: how much air a scan shows beyond must not matter."""
+    dense = hu > TISSUE_ABOVE_HU
+    if not dense.any():
+        return tuple(slice(n) for n in hu.shape)
+    ends = [np.flatnonzero(dense.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(max(int(at[0]) - ROOM_CELLS, 0), int(at[-1]) + 1 + ROOM_CELLS) for at in ends)
 
 
 def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
@@ -102,7 +117,8 @@ def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
     """
     strides = (2,) * (len(channels) - 1)
     norm = ("instance", {"affine": True})  # of one scan at a time, the same in training and in use
-    return UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm=norm)
+    network = UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm=norm)
+    return network.to(memory_format=torch.channels_last_3d)
 
 
 def scaled(cells_hu: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from scripts.prepare.phantom import make_chest, scan_chest
 from scripts.prepare.phantom_files import write_image
 from scripts.reader import ScanReader
 from scripts.segmentation import OutlineNodulesd
-from scripts.transforms import CropToLungsd
+from scripts.transforms import CropToLungsd, LungSearch
 from scripts.windows import Tiling, blocks_near, plan_windows
 from tests.bundle import ROOT, run_inference
 
@@ -73,7 +73,7 @@ def _plain_preprocessing() -> Compose:
             LoadImaged("image", reader=ScanReader(), ensure_channel_first=True, dtype=np.int16),
             CopyItemsd("image", names="scan"),
             Orientationd("image", axcodes="RAS", labels=None),
-            CropToLungsd("image", margin_mm=15.0),
+            CropToLungsd("image", LungSearch(), margin_mm=15.0),
             Spacingd("image", pixdim=(1, 1, 1), mode="bilinear", padding_mode="border", dtype=np.float64),
             ScaleIntensityRanged("image", a_min=-1200, a_max=600, b_min=-1, b_max=1, clip=True),
             SpatialPadd(spatial_size=[WINDOW] * 3, **pads),
@@ -85,7 +85,7 @@ def _plain_preprocessing() -> Compose:
 def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
     image = item["image"].as_tensor()
     size, shared = (WINDOW // COARSEST_STRIDE,) * 3, (round(WINDOW * OVERLAP) // COARSEST_STRIDE,) * 3
-    wanted = blocks_near(item["lung_distance_mm"], 15.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE)
+    wanted = blocks_near(item["lung_distance_mm"], 10.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE)
     windows = plan_windows(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
     assert len(windows) > 4
     maps = torch.zeros(13, *(n // 2 for n in image.shape[1:]))
