@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from .search import ROOT, graph, quiet
@@ -56,7 +57,9 @@ class StepTimes:
 
     def _finish(self, engine: Engine) -> None:
         if engine.state.iteration > self.skipped:
-            float(engine.state.output["loss"].detach())  # type: ignore[index]  # waits for a GPU
+            outputs: Any = engine.state.output  # decollated in the bundle's trainer
+            loss = (outputs[0] if isinstance(outputs, list) else outputs)["loss"]
+            float(torch.as_tensor(loss).detach())  # waits for a GPU
             self.steps += 1
             self.waited += self._got - self._begun
             self.seconds += time.perf_counter() - self._begun

@@ -63,6 +63,9 @@ def test_the_operator_gives_a_mask_of_the_scans_shape(program: Program, elsewher
     scan = nib.load(elsewhere / "scan.nii.gz")
     (mask,) = np.load(elsewhere / "pred.npy")
     assert mask.shape == scan.shape
-    truth = np.asarray(nib.load(next((elsewhere / "data/masks").glob("phantom_0003*"))).dataobj) > 0
-    assert mask.max() >= 1
-    assert 2 * ((mask > 0) & truth).sum() / ((mask > 0).sum() + truth.sum()) > 0.3
+    command = ("run", "inference", "--config_file", f"{config}/inference.json", "--input", "scan.nii.gz")
+    program("monai.bundle", *command, "--output_dir", "compared", "--precision", "float32")
+    expected = np.asarray(nib.load(elsewhere / "compared" / "scan" / "mask.nii.gz").dataobj) > 0
+    assert expected.any()
+    # TorchScript forgets that windows may be cut to what they cover, so borders of windows lie elsewhere.
+    assert 2 * ((mask > 0) & expected).sum() / ((mask > 0).sum() + expected.sum()) > 0.8
