@@ -118,7 +118,7 @@ def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
     strides = (2,) * (len(channels) - 1)
     norm = ("instance", {"affine": True})  # of one scan at a time, the same in training and in use
     network = UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm=norm)
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def scaled(cells_hu: Tensor) -> Tensor:
