@@ -14,7 +14,15 @@ from scipy import ndimage
 from scripts.geometry import apply_affine
 from scripts.prepare.phantom import Chest
 from scripts.scan import ScanError
-from scripts.transforms.lung_search import CELL_MM, LungSearch, LungWeightsError, Part, coarse_scan
+from scripts.transforms.lung_search import (
+    CELL_MM,
+    CoarseScan,
+    LungSearch,
+    LungWeightsError,
+    Part,
+    Parts,
+    coarse_scan,
+)
 from scripts.transforms.lungs import (
     CUT_OUT_ROOM_MM,
     NEVER_MM,
@@ -23,6 +31,7 @@ from scripts.transforms.lungs import (
     RegionError,
     _distance_mm,
     find_lungs,
+    is_lung,
 )
 from tests.parts import PartsByDensity, TrueParts
 
@@ -106,12 +115,23 @@ def test_what_lies_between_is_closed() -> None:
     assert _at(lungs, (44, 80, 60)) == 0
 
 
-def test_gas_that_is_no_lung_is_never_searched() -> None:
+class WithAirway(PartsByDensity):
+    """Knows the gas in the middle as an airway."""
+
+    def __call__(self, scan: CoarseScan) -> Parts:
+        parts = super().__call__(scan)
+        parts[22:28, 17:23][scan.hu[22:28, 17:23] < -500] = Part.AIRWAY
+        return parts
+
+
+@pytest.mark.parametrize(("search", "wall_is_searched"), [(WithAirway(), True), (BY_DENSITY, False)])
+def test_gas_that_is_no_lung_is_never_searched(search: LungSearch, wall_is_searched: bool) -> None:
+    """Nor is the wall of a bowel; a tumour may grow in that of an airway."""
     image, (i, j, k) = _body()
-    image[(i - 100) ** 2 + (j - 80) ** 2 + 0 * k < 9**2] = AIR_HU  # a trachea
-    lungs = find_lungs(image, np.eye(4), BY_DENSITY)
+    image[(i - 100) ** 2 + (j - 80) ** 2 + 0 * k < 9**2] = AIR_HU
+    lungs = find_lungs(image, np.eye(4), search)
     assert _at(lungs, (100, 80, 60)) == NEVER_MM
-    assert _at(lungs, (88, 80, 60)) < 10  # its wall is
+    assert (_at(lungs, (88, 80, 60)) <= 10) is wall_is_searched
 
 
 def test_small_pieces_and_clothes_are_settled() -> None:
@@ -375,3 +395,85 @@ def test_cropping_takes_the_mask_and_lets_it_go(small_chest: Chest) -> None:
     np.testing.assert_allclose(cropped["image"].shape[1:], np.ptp(where, axis=0) + 1, atol=6)
     first = apply_affine(np.linalg.inv(_oblique_affine()), np.asarray(cropped["image"].affine)[:3, 3])
     np.testing.assert_allclose(first, where.min(0), atol=3)
+
+
+# --- the released weights
+
+
+RELEASED_SEARCH = LungSearch()
+
+
+def _dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def _truth(chest: Chest, affine: np.ndarray, lungs: Lungs) -> np.ndarray:
+    """Which cells of a result lie in the true lungs; ``affine`` is where the chest's own grid lies."""
+    cells = np.stack(np.meshgrid(*map(np.arange, lungs.parts.shape), indexing="ij"), axis=-1)
+    voxels = np.rint(apply_affine(np.linalg.inv(affine) @ lungs.affine_ras, cells)).astype(int)
+    inside = np.all((voxels >= 0) & (voxels < chest.lungs.shape), axis=-1)
+    found = chest.lungs[tuple(np.clip(voxels, 0, np.array(chest.lungs.shape) - 1).reshape(-1, 3).T)] > 0
+    return np.asarray(found.reshape(inside.shape) & inside)
+
+
+def test_a_synthetic_chest_has_two_lungs_and_nothing_else(full_chest: Chest) -> None:
+    lungs = find_lungs(full_chest.image_hu, full_chest.affine_ras, RELEASED_SEARCH)
+    truth = _truth(full_chest, full_chest.affine_ras, lungs)
+    assert lungs.region == "lungs"
+    assert _dice(is_lung(lungs.parts), truth) > 0.95
+    left, right = (np.argwhere(lungs.parts == side)[:, 0].mean() for side in (Part.LEFT_LUNG, Part.RIGHT_LUNG))
+    assert left < right
+    assert np.mean(lungs.distance_mm[truth] <= 10) > 0.99
+    scan = coarse_scan(full_chest.image_hu, full_chest.affine_ras)
+    assert np.all(lungs.distance_mm[scan.hu < -985] > 10)  # room air
+    for nodule in full_chest.nodules:
+        cell = np.rint(apply_affine(np.linalg.inv(lungs.affine_ras), nodule.centre_ras_mm)).astype(int)
+        assert lungs.distance_mm[tuple(cell)] <= 10
+
+
+@pytest.mark.parametrize("change", ["thick slices", "noise", "much room", "slab", "fluid in one lung"])
+def test_changes_of_a_scan_leave_the_lungs(full_chest: Chest, change: str) -> None:
+    image, affine = full_chest.image_hu.astype(np.float32), full_chest.affine_ras.copy()
+    if change == "thick slices":
+        image = image[:, :, : image.shape[2] // 5 * 5].reshape(*image.shape[:2], -1, 5).mean(axis=3)
+        affine = affine @ np.diag([1, 1, 5, 1.0])
+        affine[:3, 3] += full_chest.affine_ras[:3, 2] * 2
+    elif change == "noise":
+        image = image + np.random.default_rng(0).normal(0, 150, image.shape).astype(np.float32)
+    elif change == "much room":
+        image = np.pad(image, [(100, 100), (100, 100), (0, 0)], constant_values=-1000)
+        affine[:3, 3] -= affine[:3, :3] @ np.array([100, 100, 0])
+    elif change == "slab":
+        image, affine[:3, 3] = image[:, :, 140:180], apply_affine(affine, [0, 0, 140])
+    else:
+        low = full_chest.lungs == 1
+        low[:, int(np.argwhere(low)[:, 1].mean()) :] = False
+        image[low] = 15.0
+    lungs = find_lungs(image, affine, RELEASED_SEARCH)
+    truth = _truth(full_chest, full_chest.affine_ras, lungs)
+    assert lungs.region == "lungs"
+    assert np.mean(lungs.distance_mm[truth] <= 10) > (0.9 if change == "fluid in one lung" else 0.99)
+    assert np.mean(truth[is_lung(lungs.parts)]) > 0.9
+
+
+def test_a_cube_from_a_lung_is_searched(full_chest: Chest) -> None:
+    centre = np.rint(np.argwhere(full_chest.lungs == 1).mean(axis=0)).astype(int)
+    for shift in (0, 35, 70):
+        low = np.maximum(centre - 50 + [shift, 0, 0], 0)
+        affine = full_chest.affine_ras.copy()
+        affine[:3, 3] = apply_affine(affine, low)
+        cube = full_chest.image_hu[tuple(slice(a, a + 100) for a in low)]
+        lungs = find_lungs(cube, affine, RELEASED_SEARCH)
+        assert lungs.region == "cut-out"
+        assert np.mean(lungs.distance_mm[_truth(full_chest, full_chest.affine_ras, lungs)] <= 10) > 0.97
+
+
+def test_a_chest_without_lungs_is_refused(full_chest: Chest) -> None:
+    """An abdomen: the synthetic chest from the diaphragm down, and a cylinder of water."""
+    below = full_chest.image_hu[:, :, :14].copy()
+    below[full_chest.lungs[:, :, :14] > 0] = 40
+    i, j = np.ogrid[-100:100, -100:100]
+    water = np.where((i**2 + j**2 < 80**2)[:, :, None], 0, -1000).astype(np.int16) * np.ones((1, 1, 150), np.int16)
+    for image in (below, water):
+        with pytest.raises(ScanError, match="got a body without lungs"):
+            find_lungs(image, full_chest.affine_ras, RELEASED_SEARCH)
