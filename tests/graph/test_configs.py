@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
+from scripts.cache import CachedScans
 from scripts.geometry import apply_affine, swap_lps_ras
 from scripts.prepare.phantom import Chest
 from scripts.prepare.phantom_files import write_image
@@ -128,6 +130,25 @@ def test_a_given_lung_mask_takes_the_place_of_the_search(
     assert share_inside(given, right) > 0.95
     assert share_inside(searched, left) > 0.95
     assert share_inside(given, left) < 0.1
+
+
+def test_all_graphs_bring_a_scan_to_the_same_voxels(tmp_path: Path, small_chest: Chest, bundle_root: str) -> None:
+    """Training (by way of its cache), evaluation and inference: the same image to the last bit, the same region."""
+    affine = small_chest.affine_ras @ np.diag([0.8, 0.9, 2.0, 1.0])
+    scan = write_image(tmp_path / "scan.nii.gz", small_chest.image_hu[:, :, ::2], affine)
+    item = {"image": str(scan), "name": "scan", "source": "", "notes": "", "box": [], "label": []}
+
+    def prepared(files: list[str], name: str) -> dict[str, Any]:
+        parser = ConfigParser(ConfigParser.load_config_files(files))
+        parser["bundle_root"], parser["cache_dir"] = bundle_root, str(tmp_path / "cache")
+        ready = CachedScans([item], parser.get_parsed_content("cache"))[0] if files == [TRAIN] else dict(item)
+        return dict(parser.get_parsed_content(name)(ready))
+
+    trained = prepared([TRAIN], "validate#preprocessing")
+    for other in (prepared([TRAIN, EVALUATE], "validate#preprocessing"), prepared([INFERENCE], "preprocessing")):
+        assert torch.equal(trained["image"].as_tensor(), other["image"].as_tensor())
+        np.testing.assert_allclose(np.asarray(trained["image"].affine), np.asarray(other["image"].affine), atol=1e-9)
+        assert torch.equal(trained["lung_distance_mm"].as_tensor(), other["lung_distance_mm"].as_tensor())
 
 
 def test_inference_has_the_properties_monai_asks_for(tmp_path: Path, bundle_root: str) -> None:
