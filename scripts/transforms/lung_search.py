@@ -29,7 +29,7 @@ COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
 TISSUE_ABOVE_HU = -500.0  # the mean of a cell: denser than lung, clothes and foam
 ROOM_CELLS = 8  # around it
 FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
-SLAB_BLOCKS = 16  # of blocks averaged at once: a whole volume in float32 is twice the scan
+SLAB_BLOCKS = 4  # of blocks averaged at once: they stay in the cache, and a volume in float32 is twice the scan
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 RELEASED = BUNDLE_ROOT / "models" / "lung_search.pt"
 

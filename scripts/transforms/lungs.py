@@ -136,11 +136,9 @@ def is_lung(parts: Parts) -> Mask:
 
 def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
     """Distances to ``lungs`` (at least one cell), closed, and their box in the scan's grid."""
-    distance_mm = _distance_mm(lungs, scan.cell_mm)
-    if region != "body":
-        closed = _closed(lungs, scan.cell_mm)
-        room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
-        distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
+    room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
+    closed = lungs if region == "body" else _closed(lungs, scan.cell_mm)
+    distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
     if is_lung(parts).any():
         gas = (scan.hu < GAS_BELOW_HU) & ~is_lung(parts)
         bowel = gas & body & (parts != Part.AIRWAY)
