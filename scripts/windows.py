@@ -23,6 +23,7 @@ from scipy import ndimage
 from .geometry import FloatArray
 
 Mask = npt.NDArray[np.bool_]
+SAME_AXES = 1e-6  # of a matrix between two grids: less is no turn
 Box = tuple[slice, ...]
 
 
@@ -214,8 +215,14 @@ def blocks_near(
     """
     to_distance = np.linalg.inv(_single(lung_distance_mm.affine)) @ _single(affine)
     distance_mm = lung_distance_mm.as_tensor().cpu().numpy().reshape(lung_distance_mm.shape[-3:])
+    is_near = distance_mm <= reach_mm
+    if np.count_nonzero(np.abs(to_distance[:3, :3]) > SAME_AXES) == 3 and np.all(np.diag(to_distance)[:3] > 0):
+        for axis, count in enumerate(shape):
+            cells = np.floor(to_distance[axis, axis] * np.arange(count) + to_distance[axis, 3] + 0.5).astype(int)
+            is_near = _any_between(is_near, _cells_of_blocks(cells.reshape(-1, edge), is_near.shape[axis]), axis)
+        return is_near
     near = ndimage.affine_transform(
-        (distance_mm <= reach_mm).astype(np.uint8),
+        is_near.astype(np.uint8),
         to_distance[:3, :3],
         to_distance[:3, 3],
         output_shape=tuple(shape),
@@ -224,6 +231,12 @@ def blocks_near(
     )
     i, j, k = (n // edge for n in shape)
     return np.asarray(near.reshape(i, edge, j, edge, k, edge).any(axis=(1, 3, 5)))
+
+
+def _cells_of_blocks(cells: npt.NDArray[np.integer], count: int) -> list[tuple[int, int]]:
+    """First and one-past-last of ``count`` cells that the voxels of each block lie in: ``[blocks, edge]``, rising."""
+    low, high = np.clip(cells[:, 0], 0, count), np.clip(cells[:, -1] + 1, 0, count)
+    return list(zip(low.tolist(), np.maximum(high, low).tolist(), strict=True))
 
 
 def _single(affine: npt.ArrayLike) -> FloatArray:

@@ -133,13 +133,14 @@ def test_batches_hold_windows_of_one_size_in_order() -> None:
 
 
 @pytest.mark.parametrize("reach_mm", [0.0, 4.0, 9.0])
-def test_blocks_near_the_lungs_are_those_with_a_voxel_there(reach_mm: float) -> None:
-    """Against a loop over voxels: an oblique scan whose distances lie on a coarse, turned grid."""
+@pytest.mark.parametrize(("degrees", "step"), [(20.0, -3.0), (0.0, 3.0), (0.0, 0.7)])
+def test_blocks_near_the_lungs_are_those_with_a_voxel_there(reach_mm: float, degrees: float, step: float) -> None:
+    """Against a loop over voxels: an oblique scan whose distances lie on a coarse, turned grid; and parallel grids."""
     edge, shape = 4, (12, 8, 16)
-    angle = np.deg2rad(20.0)
-    affine, coarse = np.eye(4), np.diag([-3.0, 2.5, 3.0, 1.0])
+    angle = np.deg2rad(degrees)
+    affine, coarse = np.eye(4), np.diag([step, 2.5, 3.0, 1.0])
     affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    coarse[:3, 3] = (9.5, -3.0, 1.0)
+    coarse[:3, 3] = (9.5 if step < 0 else 1.2, -3.0, 1.0)
     distance = np.random.default_rng(0).uniform(0, 12, (5, 4, 4)).astype(np.float32)
     given_distance = MetaTensor(torch.from_numpy(distance)[None], affine=torch.from_numpy(coarse))
     expected = np.zeros([n // edge for n in shape], dtype=bool)
