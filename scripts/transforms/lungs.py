@@ -23,8 +23,8 @@ import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SpatialCrop
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from monai.transforms import MapTransform, Orientation, SpatialCrop
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -282,7 +282,7 @@ class CropToLungsd(MapTransform):
 
     Args:
         keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``, in any orientation), on which the lungs are
-            sought.
+            sought. The others lie on its grid, whose axes they may hold in another order or direction.
         search: finds the parts of the chest.
         margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
         region: "lungs", or "body" to search all that is inside it.
@@ -318,9 +318,11 @@ class CropToLungsd(MapTransform):
         low = np.maximum(box[0] - margin, 0)
         high = np.minimum(box[1] + margin, np.array(image.shape[1:]))
         crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
+        as_image = Orientation("".join(aff2axcodes(np.asarray(image.affine))), labels=None)
         for key in self.key_iterator(item):
-            _check_grid(str(key), item[key], str(self.keys[0]), image)
-            item[key] = crop(item[key])
+            volume = item[key] if key == self.keys[0] else as_image(item[key])
+            _check_grid(str(key), volume, str(self.keys[0]), image)
+            item[key] = crop(volume)
         if self.whole_key is not None:
             item[self.whole_key] = image
         affine = torch.from_numpy(lungs.affine_ras)

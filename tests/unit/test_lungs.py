@@ -257,6 +257,16 @@ def test_mask_on_another_grid_is_refused(small_chest: Chest, change: str) -> Non
         CropToLungsd(["image", "mask"], TrueParts(small_chest), 5)(item)
 
 
+@pytest.mark.parametrize("code", ["LPS", "SLP", "IRA"])
+def test_a_mask_may_hold_the_axes_of_its_scan_in_another_order(code: str, small_chest: Chest) -> None:
+    item = _item(small_chest, np.eye(4))
+    expected = CropToLungsd(["image", "mask"], TrueParts(small_chest), 5)(item)
+    turned = {**item, "mask": Orientationd("mask", axcodes=code, labels=None)(item)["mask"]}
+    found = CropToLungsd(["image", "mask"], TrueParts(small_chest), 5)(turned)
+    assert torch.equal(found["mask"].as_tensor(), expected["mask"].as_tensor())
+    np.testing.assert_allclose(np.asarray(found["mask"].affine), np.asarray(found["image"].affine), atol=1e-9)
+
+
 @pytest.mark.parametrize("code", ["LPS", "RAS", "SLP", "IRA"])
 def test_the_scan_may_lie_in_any_orientation(code: str, small_chest: Chest) -> None:
     upright = _item(small_chest, np.eye(4))["image"]
