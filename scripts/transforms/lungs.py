@@ -320,7 +320,7 @@ class CropToLungsd(MapTransform):
         crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
         as_image = Orientation("".join(aff2axcodes(np.asarray(image.affine))), labels=None)
         for key in self.key_iterator(item):
-            volume = item[key] if key == self.keys[0] else as_image(item[key])
+            volume: Any = item[key] if key == self.keys[0] else as_image(item[key])
             _check_grid(str(key), volume, str(self.keys[0]), image)
             item[key] = crop(volume)
         if self.whole_key is not None:
