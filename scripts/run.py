@@ -396,9 +396,14 @@ def scan_result(item: Mapping[Hashable, Any], model: Mapping[str, str], settings
     )
 
 
-def bundle_facts(bundle_root: str, checkpoint: str) -> dict[str, str]:
-    """Name and version of the bundle, and which weights: for the reports."""
+def bundle_facts(bundle_root: str, checkpoint: str, lung_checkpoint: str = "") -> dict[str, str]:
+    """Name and version of the bundle, and which weights: for the reports, and to tell results of other weights."""
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    facts = {"name": metadata["name"], "version": metadata["version"], "weights": _named_weights(checkpoint)}
+    return facts | ({"lung_weights": _named_weights(lung_checkpoint)} if lung_checkpoint else {})
+
+
+def _named_weights(checkpoint: str) -> str:
     weights = Path(checkpoint)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.is_file() else "none"
-    return {"name": metadata["name"], "version": metadata["version"], "weights": f"{weights.name} (sha256 {digest})"}
+    return f"{weights.name} (sha256 {digest})"

@@ -409,3 +409,12 @@ def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:
     assert facts["version"] == json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
     assert facts["weights"] == "model.pt (sha256 9a129038d9a0)"
     assert bundle_facts(str(tmp_path), str(tmp_path / "none.pt"))["weights"] == "none.pt (sha256 none)"
+
+
+def test_other_weights_of_the_lung_search_are_another_model(tmp_path: Path, bundle_root: str) -> None:
+    """Else results made with them would be taken for finished."""
+    facts = []
+    for content in (b"one", b"other"):
+        (tmp_path / "lungs.pt").write_bytes(content)
+        facts.append(bundle_facts(bundle_root, str(tmp_path / "model.pt"), str(tmp_path / "lungs.pt")))
+    assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {"lung_weights"}
