@@ -4,9 +4,8 @@ A donor is a small CT patch with the mask of one nodule. It is turned, flipped a
 crop's grid in one step, and put with a soft edge where the host is lung parenchyma. Where the host has a large
 soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
 
-A nodule either replaces the host (solid ones push the lung aside) or its density is added to the host's, in part:
-vessels go on through it, as they do through ground glass, and a solid donor becomes a faint nodule. An added nodule may
-be dense in its core (part-solid).
+A nodule either replaces the host, all but its denser vessels, or its density is added to the host's, in part, as that of
+ground glass is: a solid donor becomes a faint nodule. An added nodule may be dense in its core (part-solid).
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
 GAP_VOXEL = 3.0  # kept between nodules
 SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
 ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own: two tissues do not make bone
-FAINTEST_HU = 100.0  # mean density added at least to a nodule of 15 mm or more: ground glass that a reader would mark,
-FAINTEST_HU_MM = 1500.0  # and to a smaller one the more, the smaller it is
+FAINTEST_HU = 100.0  # mean density added at least to a nodule of 10 mm or more: ground glass that a reader would mark,
+FAINTEST_HU_MM = 1000.0  # and to a smaller one the more, the smaller it is
+VESSEL_HU = -500.0  # what is denser in a host than this, and than the nodule put there, stays: vessels go on
 CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
 
 Mask = npt.NDArray[np.bool_]
@@ -163,7 +163,8 @@ class InsertNodulesd(RandomizableTransform):
             lung_hu = float(np.median(image[here][host[here]]))  # the site is one of these voxels
             image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
         else:
-            image[here] += alpha * (hu[there] - image[here])
+            blended_hu = image[here] + alpha * (hu[there] - image[here])
+            image[here] = np.maximum(blended_hu, np.where(image[here] > VESSEL_HU, image[here], -np.inf))
         number = len(item["label"]) + 1
         mask[here][inside] = number
         centre = np.argwhere(whole).mean(0) + low
