@@ -43,6 +43,7 @@ CLOSING_MM = (
     25.0  # closes over hilar vessels and over masses of 5 cm at hilum and pleura: 0.2 to 0.6 l in 9 real chests
 )
 CUT_OUT_ROOM_MM = 15.0  # around the lung of a cut-out: room for consolidation and for a mass at the pleura
+NARROW_MM = 80.0  # along both lateral axes: too little to tell lung from room air, so all of it counts as body
 CUT_OUT_SHARE = 0.5  # of the lateral faces lies in the body: more than a field of view that cuts arms or flanks
 LEAST_LUNG_MM3 = 5.0e4  # 50 ml: less in a whole body is gas of the bowel or a sinus
 LEAST_PIECE_MM3 = 2.0e3  # 2 ml: smaller pieces are gas of the bowel, or partial volume
@@ -110,7 +111,8 @@ def find_lungs(
     if region not in ("lungs", "body"):
         raise RegionError(f"region: expected lungs or body, got {region!r}")
     scan = coarse_scan(image_hu, affine_ras)
-    parts = _settled(search(scan), scan)
+    is_narrow = bool((scan.cell_mm * scan.hu.shape)[:2].max() < NARROW_MM)
+    parts = np.full(scan.hu.shape, Part.BODY, dtype=np.uint8) if is_narrow else _settled(search(scan), scan)
     if lung_mask is not None:
         parts = _with_lungs_of(lung_mask, parts, scan, source)
     body, lungs = parts != Part.OUTSIDE, is_lung(parts)

@@ -181,6 +181,15 @@ def test_a_cut_out_of_tissue_is_searched_whole() -> None:
     assert not lungs.distance_mm.any()
 
 
+def test_a_cube_too_small_to_tell_lung_from_room_air_is_searched_whole() -> None:
+    """Emphysema and a piece of the chest wall: seen alone, that is room air and the whole of a small body."""
+    image = np.full((51, 51, 51), -950, dtype=np.int16)
+    image[10:41, 40:] = TISSUE_HU
+    lungs = find_lungs(image, np.eye(4), RELEASED_SEARCH)
+    assert lungs.region == "body"
+    assert not lungs.distance_mm.any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 90, 3)])
 def test_tiny_volumes_are_searched(shape: tuple[int, int, int]) -> None:
     assert not find_lungs(np.full(shape, TISSUE_HU, dtype=np.int16), np.eye(4), BY_DENSITY).distance_mm.any()
