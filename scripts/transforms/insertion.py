@@ -4,7 +4,7 @@ A donor is a small CT patch with the mask of one nodule. It is turned, flipped a
 crop's grid in one step, and put with a soft edge where the host is lung parenchyma. Where the host has a large
 soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
 
-A nodule either replaces the host, all but its denser vessels, or its density is added to the host's, in part, as that of
+A nodule either replaces the host, all but its vessels, or its density is added to the host's, in part, as that of
 ground glass is: a solid donor becomes a faint nodule. An added nodule may be dense in its core (part-solid).
 """
 
