@@ -26,6 +26,7 @@ from .crops import crop_by_affine
 from .nodules import IGNORED, NODULE
 
 PARENCHYMA_HU = (-960.0, -650.0)  # local mean of aerated lung: neither trachea nor tissue
+AERATED_HU = -500.0  # of a voxel; where the local mean is denser than parenchyma, it lies beside tissue
 SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
 LOCAL_SIGMA_VOXEL = 2.0  # of those local means
 EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
@@ -75,6 +76,7 @@ class InsertNodulesd(RandomizableTransform):
         added: share of the nodules whose density is added to the host's; the others replace it.
         opacity: range of the share of its density that an added nodule keeps, evenly drawn.
         cored: share of the added nodules that are dense in their core and that faint around it.
+        bordering: share of the nodules with their centre beside pleura, fissure or vessel, not amid parenchyma.
     """
 
     def __init__(
@@ -87,11 +89,12 @@ class InsertNodulesd(RandomizableTransform):
         added: float = 0.0,
         opacity: tuple[float, float] = (1.0, 1.0),
         cored: float = 0.0,
+        bordering: float = 0.0,
     ) -> None:
         super().__init__(prob=prob)
         self.donors = list(donors)
         self.most, self.scale = most, scale
-        self.added, self.opacity, self.cored = added, opacity, cored
+        self.added, self.opacity, self.cored, self.bordering = added, opacity, cored, bordering
         weights = np.array([float(d.get("weight", 1.0)) * size_weight(float(d["diameter_mm"])) for d in self.donors])
         self._chances = weights / weights.sum() if len(weights) else weights
         self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
@@ -128,23 +131,22 @@ class InsertNodulesd(RandomizableTransform):
         soft = crop_by_affine(inside, to_source, size, order=1)
         return crop_by_affine(hu, to_source, size, order=1), soft
 
-    def _site(self, host: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
-        """A random host voxel that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
-        for _ in range(50):
-            site = np.array([self.R.randint(2, n - 2) for n in host.shape])
-            if not host[tuple(site)]:
-                continue
+    def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
+        """A random one of the places that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
+        free = np.flatnonzero(places)
+        for _ in range(50 if len(free) else 0):
+            site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape))
             apart = np.linalg.norm(occupied[:, :3] - site, axis=1) - occupied[:, 3] / 2.0 - radius
             if apart.min(initial=np.inf) > GAP_VOXEL:
                 return site.astype(np.float64)
         return None
 
-    def _insert(self, item: dict[Hashable, Any], smooth_hu: npt.NDArray[np.float32], host: Mask) -> None:
-        """Insert one donor into the crop of ``item``, in place (its arrays are this call's own)."""
+    def _insert(self, item: dict[Hashable, Any], smooth_hu: npt.NDArray[np.float32], places: Mask) -> None:
+        """Insert one donor at one of the places of ``item``'s crop, in place (its arrays are this call's own)."""
         image, mask = item["image"][0], item["mask"][0]
         hu, soft = self._draw_donor(image.shape)
         radius = sphere_diameter_mm(float((soft > 0.5).sum())) / 2.0
-        site = self._site(host, item["nodule"], radius)
+        site = self._site(places, item["nodule"], radius)
         if site is None:
             return
         low = site.astype(int) - hu.shape[0] // 2
@@ -160,7 +162,7 @@ class InsertNodulesd(RandomizableTransform):
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
         alpha[kept] = 0.0
         if self.R.random() < self.added:
-            lung_hu = float(np.median(image[here][host[here]]))  # the site is one of these voxels
+            lung_hu = float(np.median(image[here][image[here] < AERATED_HU]))  # the site is one of these voxels
             image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
         else:
             blended_hu = image[here] + alpha * (hu[there] - image[here])
@@ -200,9 +202,11 @@ class InsertNodulesd(RandomizableTransform):
         self.randomize(None)
         if self._do_transform and self.donors:
             smooth_hu = ndimage.gaussian_filter(item["image"][0], LOCAL_SIGMA_VOXEL)
-            host = (smooth_hu > PARENCHYMA_HU[0]) & (smooth_hu < PARENCHYMA_HU[1])
-            if "lung" in item:
-                host &= item["lung"][0] > 0
+            aerated = (item["image"][0] < AERATED_HU) & (smooth_hu > PARENCHYMA_HU[0]) & (smooth_hu < SOLID_HU)
+            aerated &= np.asarray(item["lung"][0] > 0) if "lung" in item else True
+            aerated &= np.pad(np.ones([n - 4 for n in aerated.shape], dtype=bool), 2)  # not at the crop's border
+            amid = smooth_hu < PARENCHYMA_HU[1]
             for _ in range(int(self.R.randint(1, self.most + 1))):
-                self._insert(item, smooth_hu, host)
+                borders = self.R.random() < self.bordering
+                self._insert(item, smooth_hu, aerated & (~amid if borders else amid))
         return item
