@@ -69,11 +69,11 @@ format: $(DEV)
 	$(PY) -m ruff format .
 
 package: $(RUNTIME)
-	$(PY) -m scripts.package zoo --output_dir dist
+	$(PY) -m tools.package zoo --output_dir dist
 
 clean:
 	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
-	find scripts tests -type d -name __pycache__ -exec rm -rf {} +
+	find scripts tools tests -type d -name __pycache__ -exec rm -rf {} +
 
 # An environment that is half made or too old is made again; pip asks its index only for what is missing.
 $(RUNTIME): requirements.txt

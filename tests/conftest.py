@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from scripts.prepare.phantom import Chest, make_chest
-from scripts.prepare.phantom_command import phantom
+from scripts.phantom.chest import Chest, make_chest
+from scripts.phantom.command import phantom
 
 # The same examples in every run, and no time limit for one of them: a busy machine must not decide whether a law holds.
 settings.register_profile("project", deadline=None, derandomize=True)

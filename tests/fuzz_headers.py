@@ -28,8 +28,8 @@ import numpy as np
 import SimpleITK as sitk
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from scripts.errors import UserError
-from scripts.reader import find_scans, read_grid, read_scan
+from scripts.core.errors import UserError
+from scripts.read.reader import find_scans, read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
 
 SECONDS = 5  # for one case, on a busy machine

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from scripts.prepare.phantom import Chest
-from scripts.transforms.lung_search import CoarseScan, LungSearch, Part, Parts, coarse_scan
+from scripts.core.labels import Part, Parts
+from scripts.phantom.chest import Chest
+from scripts.preprocess.lung_search import CoarseScan, LungSearch, coarse_scan
 
 
 class PartsByDensity(LungSearch):

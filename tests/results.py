@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.findings import Detection, Location, Nodule, ScanResult, SearchRegion
-from scripts.geometry import Point, apply_affine
-from scripts.measurements import measure
-from scripts.prepare.phantom import Chest
-from scripts.transforms import find_lungs
+from scripts.core.geometry import Point, apply_affine
+from scripts.core.records import Detection, Location, Nodule, ScanResult, SearchRegion
+from scripts.decode.measurements import measure
+from scripts.phantom.chest import Chest
+from scripts.preprocess import find_lungs
 from tests.parts import TrueParts
 
 THRESHOLD = 0.5

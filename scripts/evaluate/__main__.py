@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..commands import run_command
+from ..core.commands import run_command
 
 # Command → "module:function" within this package; a module is imported only when its command is called.
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "cross_validate": "cross_validation:cross_validate",
     "example": "example:example",
     "lungs": "lungs:score_lungs",
+    "calibrate": "calibrate:calibrate",
 }
 
 

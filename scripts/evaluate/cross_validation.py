@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from ..commands import OptionError
-from ..errors import UserError
-from ..reports.files import writable_folder, write_bytes
+from ..core.commands import OptionError
+from ..core.errors import UserError
+from ..core.files import writable_folder, write_bytes
 from .luna16 import luna16
 
 logger = logging.getLogger(__name__)

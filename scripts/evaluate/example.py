@@ -6,8 +6,8 @@ import logging
 
 import numpy as np
 
-from ..geometry import FloatArray
-from ..reports.files import writable_folder
+from ..core.files import writable_folder
+from ..core.geometry import FloatArray
 from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..discovery import IMAGE_SUFFIXES
+from ..read.discovery import IMAGE_SUFFIXES
 from .tables import SERIES_COLUMN, TableError
 
 FOLD_COLUMN = "fold"

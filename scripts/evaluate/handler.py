@@ -11,9 +11,9 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..geometry import swap_lps_ras
+from ..core.files import writable_folder, write_bytes
+from ..core.geometry import swap_lps_ras
 from ..metrics import FrocMetric, OutlineMetric, OutlineScores, ScoredScan
-from ..reports.files import writable_folder, write_bytes
 from .operating import summary, write_operating
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import OptionError
+from ..core.commands import OptionError
+from ..core.files import writable_folder
 from ..metrics import UNKNOWN_SCAN
-from ..reports.files import writable_folder
 from .folds import read_folds
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Reference, Resampling, System, evaluate, with_folds

@@ -19,12 +19,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import UserError
-from ..geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
-from ..reader import read_scan
-from ..reports.files import writable_folder
-from ..transforms.lung_search import BUNDLE_ROOT, LungSearch, Part, coarse_scan
-from ..transforms.lungs import Lungs, find_lungs, is_lung
+from ..core.errors import UserError
+from ..core.files import writable_folder
+from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from ..core.labels import Part
+from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
+from ..preprocess.lungs import Lungs, find_lungs, is_lung
+from ..read.reader import read_scan
 from .tables import write_table
 
 logger = logging.getLogger(__name__)

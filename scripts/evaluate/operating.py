@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..metrics import (
-    LITRE_RATES,
-    RATES,
-    Calibration,
-    Froc,
-    Matches,
-    ScoredScan,
-    calibration_of,
-    per_litre_of,
-)
-from ..reports.files import write_bytes
+from ..core.files import write_bytes
+from ..metrics import LITRE_RATES, RATES, Calibration, Froc, Matches, ScoredScan, calibration_of, per_litre_of
 from .system import Resampling
 
 _DIGITS = 6

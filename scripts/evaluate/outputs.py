@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.files import writable_folder, write_bytes
 from ..metrics import RATES, SIZE_CLASSES, Confidence, Froc, Interval
-from ..reports.files import writable_folder, write_bytes
 from .plot import froc_png, rate_name
 from .system import Score, System
 from .tables import table_bytes

@@ -8,17 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..metrics import (
-    UNKNOWN_SCAN,
-    Candidates,
-    Confidence,
-    Findings,
-    Froc,
-    Matches,
-    confidence_of,
-    froc_of,
-    match,
-)
+from ..metrics import UNKNOWN_SCAN, Candidates, Confidence, Findings, Froc, Matches, confidence_of, froc_of, match
 from .tables import Table
 
 

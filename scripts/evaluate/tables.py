@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
-from ..geometry import FloatArray
-from ..reports.files import write_bytes
-from ..reports.tables import LUNA16_COLUMNS
+from ..core.errors import UserError
+from ..core.files import write_bytes
+from ..core.geometry import FloatArray
+from ..report.tables import LUNA16_COLUMNS
 
 SERIES_COLUMN, *POSITION_COLUMNS, SCORE_COLUMN = LUNA16_COLUMNS
 DIAMETER_COLUMN = "diameter_mm"

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 
-from ..findings import Detection
-from ..geometry import FloatArray, apply_affine
+from ..core.files import writable_folder, write_figure
+from ..core.geometry import FloatArray, apply_affine
+from ..core.records import Detection
 from ..metrics import ScanTruth
 from ..metrics.luna16 import known_diameters_mm
-from ..reports.files import writable_folder, write_figure
 
 HALF_WIDTH_MM = 20  # of a picture
 COLUMNS = 4

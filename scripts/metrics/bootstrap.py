@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
 from .luna16 import RATES, IntArray, Matches, curve, read_curve
 
 # Where the confidence band of a plot is read: a 32nd of an octave apart, 1/8 to 8 false positives per scan.

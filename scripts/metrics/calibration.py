@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
 from .luna16 import BoolArray, Matches
 
 BINS = 10  # of equal width

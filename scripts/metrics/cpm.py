@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..findings import Detection
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
+from ..core.records import Detection
 from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
 from .luna16 import SIZE_CLASSES, known_diameters_mm, size_class
 from .overlap import MISSED, Mask, Overlap, compare_masks
 

@@ -16,7 +16,7 @@ import torch
 from monai.metrics import get_mask_edges
 from scipy.spatial import KDTree
 
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
 
 Mask = npt.NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..geometry import FloatArray
+from ..core.geometry import FloatArray
 from .bootstrap import Interval
 from .luna16 import Matches, curve, read_curve
 

@@ -15,8 +15,8 @@ import ignite.distributed as idist
 import numpy as np
 from ignite.metrics import Metric
 
-from ..errors import DataError
-from ..findings import Detection
+from ..core.errors import DataError
+from ..core.records import Detection
 from .cpm import ScanTruth, ScoredScan, match_scans
 from .luna16 import Froc, Matches, froc_of
 from .outlines import OutlineScores, join_outlines

@@ -1,7 +1,7 @@
 """The networks: blocks, deformable attention, one class per preset, the choice between them, and weights."""
 
 from .blocks import mask_on_voxels
-from .checkpoint import CheckpointError, DeviceError, load_weights, ready_network, save_weights
+from .checkpoint import CheckpointError, load_weights, ready_network, save_weights
 from .compact import CompactNet, compact
 from .paper import PaperNet, paper
 from .presets import PresetError, choose_preset, preset_of
@@ -9,7 +9,6 @@ from .presets import PresetError, choose_preset, preset_of
 __all__ = [
     "CheckpointError",
     "CompactNet",
-    "DeviceError",
     "PaperNet",
     "PresetError",
     "choose_preset",

@@ -14,16 +14,13 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import UserError
+from ..core.devices import checked_device
+from ..core.errors import UserError
 from .presets import PRESET_NAME, preset_of
 
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that does not belong to the network."""
-
-
-class DeviceError(UserError, ValueError):
-    """A device that is not there."""
 
 
 def ready_network(
@@ -50,32 +47,6 @@ def ready_network(
     if fold:
         network = folded(network)
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-
-def checked_device(device: torch.device | str | int) -> torch.device:
-    """A device on which tensors can be made.
-
-    Raises:
-        DeviceError: there is none of that name, or not here.
-    """
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(
-            f"device {device}: expected cpu, cuda or cuda:N, got another name; use --device cuda for a GPU, or "
-            "--device cpu."
-        ) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
-    try:
-        torch.zeros(1, device=chosen).cpu()
-    except Exception as error:  # torch and its back ends raise nearly anything
-        count = torch.cuda.device_count()
-        raise DeviceError(
-            f"device {device}: expected a device that torch can use, found {count} GPUs and none like this; use "
-            "--device cpu."
-        ) from error
-    return chosen
 
 
 def folded(network: nn.Module) -> nn.Module:

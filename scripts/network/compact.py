@@ -36,7 +36,7 @@ STRIDE = 2  # voxels per output cell, along each axis
 class CompactNet(nn.Module):
     """``[B, 1, I, J, K] -> [B, 5 + M, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logits (M).
 
-    The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decoding`.
+    The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decode.candidates`.
 
     Args:
         widths: channels at strides 2, 4, 8 and 16.

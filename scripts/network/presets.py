@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 
 PRESET_NAME = "preset_name"  # of the buffer, and so of the entry in every state dict
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..commands import run_command
+from ..core.commands import run_command
 
-# Command → "module:function" within this package; a module is imported only when its command is called.
+# Command → "module:function", relative to this package; a module is imported only when its command is called.
 COMMANDS = {
     "lidc": "lidc.command:lidc",
     "lidc_xml": "lidc.command:lidc_xml",
     "lidc_picture": "lidc.picture:lidc_picture",
     "datalist": "own_data:datalist",
-    "development": "development:make_development_datalist",
     "download": "download:download",
     "luna16": "luna16:luna16",
     "preview": "preview:preview",
     "luna16_masks": "luna16_masks:luna16_masks",
-    "real_nodules": "real_nodules:real_nodules",
-    "phantom": "phantom_command:phantom",
-    "phantom_picture": "phantom_command:phantom_picture",
+    "phantom": ".phantom.command:phantom",
+    "phantom_picture": ".phantom.command:phantom_picture",
 }
 
 

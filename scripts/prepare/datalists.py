@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..datalist import SAME_PLACE_MM
-from ..errors import UserError
+from ..core.errors import UserError
+from ..core.files import write_bytes
+from ..core.geometry import apply_affine, swap_lps_ras
 from ..evaluate.tables import write_table
-from ..geometry import apply_affine, swap_lps_ras
-from ..reports.files import write_bytes
-from ..scan import Grid
+from ..read.datalist import SAME_PLACE_MM
+from ..read.scan import Grid
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ..commands import OptionError
-from ..errors import UserError
-from ..reports.files import writable_folder
+from ..core.commands import OptionError
+from ..core.errors import UserError
+from ..core.files import writable_folder
 
 logger = logging.getLogger(__name__)
 

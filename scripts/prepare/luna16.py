@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datalist import LARGEST_NODULE_MM, LUNG_MASKS, count_nodules
-from ..discovery import IMAGE_SUFFIXES, scan_stem
+from ..core.files import writable_folder
+from ..core.labels import IGNORED, NODULE
 from ..evaluate.tables import Table, read_findings, read_series_uids, write_table
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
-from ..reader import ScanError, read_grid
-from ..reports.files import writable_folder
-from ..scan import Grid
-from ..text_headers import data_fault
-from ..transforms.nodules import IGNORED, NODULE
+from ..read.datalist import LARGEST_NODULE_MM, LUNG_MASKS, count_nodules
+from ..read.discovery import IMAGE_SUFFIXES, scan_stem
+from ..read.reader import ScanError, read_grid
+from ..read.scan import Grid
+from ..read.text_headers import data_fault
 from .datalists import (
     LeftOut,
     PrepareError,

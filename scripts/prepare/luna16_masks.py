@@ -16,13 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..datalist import FILES, load_datalist
+from ..core.files import writable_folder, write_bytes
+from ..core.labels import NODULE
 from ..evaluate.tables import write_table
-from ..reader import ScanError, read_grid
-from ..reports.files import writable_folder, write_bytes
-from ..transforms.nodules import NODULE
+from ..read.datalist import FILES, load_datalist
+from ..read.instances import Match, instance_mask, labels_of, match_rows, write_mask
+from ..read.reader import ScanError, read_grid
 from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict, write_datalist
-from .instances import Match, instance_mask, labels_of, match_rows, write_mask
 
 logger = logging.getLogger(__name__)
 

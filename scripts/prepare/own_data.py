@@ -14,15 +14,16 @@ from typing import Any
 import pydicom
 from tqdm import tqdm
 
-from ..commands import OptionError
-from ..datalist import LARGEST_NODULE_MM, count_nodules
-from ..discovery import IMAGE_SUFFIXES, find_scans, scan_stem
-from ..geometry import swap_lps_ras
+from ..core.commands import OptionError
+from ..core.files import writable_folder
+from ..core.geometry import swap_lps_ras
+from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
-from ..reader import ScanError, read_grid
-from ..reports.files import writable_folder
-from ..scan import Grid
-from ..transforms.nodules import IGNORED, NODULE
+from ..read.datalist import LARGEST_NODULE_MM, count_nodules
+from ..read.discovery import IMAGE_SUFFIXES, find_scans, scan_stem
+from ..read.instances import Labels, Match, instance_mask, labels_of, match_rows, separated, things_of, write_mask
+from ..read.reader import ScanError, read_grid
+from ..read.scan import Grid
 from .datalists import (
     LeftOut,
     PrepareError,
@@ -34,7 +35,6 @@ from .datalists import (
     refuse_if_strict,
     write_datalist,
 )
-from .instances import Labels, Match, instance_mask, labels_of, match_rows, separated, things_of, write_mask
 from .own_table import FRAMES, Row, by_scan, read_rows
 
 logger = logging.getLogger(__name__)

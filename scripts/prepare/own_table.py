@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..geometry import swap_lps_ras
+from ..core.geometry import swap_lps_ras
 from .datalists import PrepareError
 
 FRAMES = ("lps", "ras")

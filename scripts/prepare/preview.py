@@ -16,19 +16,19 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
-from ..commands import OptionError
-from ..datalist import load_datalist
-from ..discovery import SECTIONS
-from ..findings import Detection, ScanResult
-from ..geometry import swap_lps_ras
-from ..reader import ScanError, Volume, read_scan
-from ..reports.files import writable_folder, write_figure
-from ..reports.pictures import Picture, Window, close_ups, outline_lines
-from ..scan import Grid
-from ..transforms.nodules import NODULE
+from ..core.commands import OptionError
+from ..core.files import writable_folder, write_figure
+from ..core.geometry import swap_lps_ras
+from ..core.labels import NODULE
+from ..core.records import Detection, ScanResult
+from ..read.datalist import load_datalist
+from ..read.discovery import SECTIONS
+from ..read.instances import Values, labels_of, on_grid
+from ..read.reader import ScanError, Volume, read_scan
+from ..read.scan import Grid
+from ..report.html.pictures import Picture, Window, close_ups, outline_lines
+from .checks import ALARMING_SHARE, Surroundings
 from .datalists import PrepareError
-from .doubts import ALARMING_SHARE, Surroundings
-from .instances import Values, labels_of, on_grid
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.engines import trainable
-from scripts.errors import SettingError
+from scripts.core.errors import SettingError
+from scripts.train import trainable
 from tests.bundle import ROOT
 
 CONFIGS = [str(ROOT / "configs" / f"{name}.json") for name in ("train", "fine_tune")]

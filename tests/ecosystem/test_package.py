@@ -16,8 +16,8 @@ from monai.apps.utils import extractall
 from monai.bundle import verify_net_in_out
 from packaging.requirements import Requirement
 
-from scripts.package import NAME, main
 from tests.bundle import ROOT, command
+from tools.package import NAME, main
 
 ZOO_LIMIT_BYTES = 25_000_000
 

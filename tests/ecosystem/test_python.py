@@ -23,7 +23,7 @@ def mine(*error): sys.__excepthook__(*error)
 sys.excepthook, handlers = mine, list(logging.getLogger().handlers)
 {SEARCH}
 assert sys.excepthook is mine and logging.getLogger().handlers == handlers
-from scripts.errors import reason_of, user_error_in
+from scripts.core.errors import reason_of, user_error_in
 try:
     search("{NAME}.txt")
 except Exception as error:

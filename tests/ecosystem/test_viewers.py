@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from scripts.prepare.phantom import Chest
-from scripts.prepare.phantom_files import write_image
-from scripts.reports import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
+from scripts.phantom.chest import Chest
+from scripts.phantom.files import write_image
+from scripts.report import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
 from tests.results import searched_chest
 
 

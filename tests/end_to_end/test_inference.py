@@ -15,11 +15,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from scripts.errors import UserError, user_error_in
-from scripts.geometry import FloatArray, swap_lps_ras
-from scripts.prepare.phantom import Chest, Scan, make_chest, scan_chest
-from scripts.prepare.phantom_command import phantom
-from scripts.prepare.phantom_files import write_dicom_series, write_image
+from scripts.core.errors import UserError, user_error_in
+from scripts.core.geometry import FloatArray, swap_lps_ras
+from scripts.phantom.chest import Chest, Scan, make_chest, scan_chest
+from scripts.phantom.command import phantom
+from scripts.phantom.files import write_dicom_series, write_image
 from tests.bundle import ROOT, command, nodules, run_inference
 
 DEMO_SEED = 7

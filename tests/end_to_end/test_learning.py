@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.network import choose_preset, compact, save_weights
-from scripts.prepare.phantom_command import phantom
+from scripts.phantom.command import phantom
 from tests.bundle import ROOT, command, nodules
 
 TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))

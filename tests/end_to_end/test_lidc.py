@@ -13,8 +13,8 @@ import pydicom
 import pytest
 from scipy import ndimage
 
+from scripts.phantom.command import phantom
 from scripts.prepare.lidc.command import lidc
-from scripts.prepare.phantom_command import phantom
 from tests.bundle import ROOT, command
 from tests.lidc_files import Outlines, Ring, Session, xml_text
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from scripts.datalist import load_datalist
 from scripts.evaluate.__main__ import main as evaluate
+from scripts.phantom.command import phantom
 from scripts.prepare.__main__ import main as prepare
-from scripts.prepare.phantom_command import phantom
+from scripts.read.datalist import load_datalist
 from tests.bundle import ROOT, command
 from tests.luna16_files import write_csv
 

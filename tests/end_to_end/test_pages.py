@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.prepare.phantom import Chest
-from scripts.reports import HtmlReport, RunIndex
+from scripts.phantom.chest import Chest
+from scripts.report import HtmlReport, RunIndex
 from tests.browser import ARROW_LEFT, ARROW_RIGHT, CHROMEDRIVER, CHROMIUM, HOME, MISSING, Browser, chromium
 from tests.results import searched_chest
 

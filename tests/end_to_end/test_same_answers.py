@@ -28,17 +28,17 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from scripts.decoding import DecodeCandidatesd, DropOutsideLungsd
-from scripts.findings import Detection
-from scripts.inferer import LEAST_BLOCKS, gaussian
+from scripts.core.records import Detection
+from scripts.decode.candidates import DecodeCandidatesd, DropOutsideLungsd
+from scripts.decode.masks import OutlineNodulesd
 from scripts.network import ready_network
 from scripts.network.blocks import COARSEST_STRIDE
-from scripts.prepare.phantom import make_chest, scan_chest
-from scripts.prepare.phantom_files import write_image
-from scripts.reader import ScanReader
-from scripts.segmentation import OutlineNodulesd
-from scripts.transforms import CropToLungsd, LungSearch
-from scripts.windows import Tiling, blocks_near, plan_windows
+from scripts.phantom.chest import make_chest, scan_chest
+from scripts.phantom.files import write_image
+from scripts.preprocess import CropToLungsd, LungSearch
+from scripts.read.reader import ScanReader
+from scripts.search.inferer import LEAST_BLOCKS, gaussian
+from scripts.search.tiles import Tiling, blocks_near, plan_windows
 from tests.bundle import ROOT, run_inference
 
 WINDOW, OVERLAP, THRESHOLD = 64, 0.25, 0.3

@@ -14,11 +14,11 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
-from scripts.cache import CachedScans
-from scripts.geometry import apply_affine, swap_lps_ras
-from scripts.prepare.phantom import Chest
-from scripts.prepare.phantom_files import write_image
-from scripts.transforms.lung_search import CELL_MM
+from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.phantom.chest import Chest
+from scripts.phantom.files import write_image
+from scripts.preprocess.lung_search import CELL_MM
+from scripts.train.cache import CachedScans
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, INFERENCE, EVALUATE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "inference", "evaluate"))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ...dicom_series import read_series, series_grid
-from ...geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_affine
-from ...scan import Grid, ScanError, Volume
-from ...transforms.nodules import NODULE
+from ...core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_affine
+from ...core.labels import NODULE
+from ...read.dicom_series import read_series, series_grid
+from ...read.scan import Grid, ScanError, Volume
 from .masks import SliceTable
 from .nodules import find_findings, group_readings
 from .outputs import clear_leftovers, fingerprint, read_record, select, write_datalists, write_scan, write_tables

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...geometry import FloatArray
+from ...core.geometry import FloatArray
 from .readings import LidcError, Mark, Reading, Region
 
 SAME_SLICE_STEPS = 0.5  # z of an outline may differ from its slice's by less than this part of a slice step

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ...geometry import FloatArray, Point, apply_affine, sphere_diameter_mm, voxel_volume_mm3
+from ...core.geometry import FloatArray, Point, apply_affine, sphere_diameter_mm, voxel_volume_mm3
 from .masks import ReaderMasks, SliceTable, border_voxels, join_patches, place_reading
 from .readings import RATINGS, Mark, Reading, SeriesReadings
 

@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from ...geometry import FloatArray
-from ...scan import Grid, Volume, tilt_degrees
-from ...transforms.nodules import IGNORED, NODULE
+from ...core.geometry import FloatArray
+from ...core.labels import IGNORED, NODULE
+from ...read.scan import Grid, Volume, tilt_degrees
 from .nodules import OUTLINED, Finding
 from .readings import RATINGS
 from .scans import CtSeries, Notice

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ...geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
-from ...reader import read_scan
-from ...reports.files import write_figure
-from ...scan import Volume
+from ...core.files import write_figure
+from ...core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
+from ...read.reader import read_scan
+from ...read.scan import Volume
 from .outputs import RECORD
 from .readings import LidcError
 

@@ -24,7 +24,7 @@ from xml.parsers import expat
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UserError
+from ...core.errors import UserError
 
 RATINGS = (
     "subtlety",

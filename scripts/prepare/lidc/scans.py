@@ -16,8 +16,8 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
-from ...discovery import files_below, slice_files
-from ...geometry import Point
+from ...core.geometry import Point
+from ...read.discovery import files_below, slice_files
 from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import (
     Segment,

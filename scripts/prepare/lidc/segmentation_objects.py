@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pydicom
 from scipy import ndimage
 
-from ...geometry import FloatArray
+from ...core.geometry import FloatArray
 from .readings import LidcError, Reading, Region
 
 SAME_PLACE_MM = 0.2  # a frame may lie this far from its slice: slices jitter by 0.1 mm, pixels are 0.4 mm or more

@@ -1,0 +1,177 @@
+"""What is found in a scan, from candidate to result: plain records that the later steps pass on.
+
+A *candidate* survives peak picking and non-maximum suppression; one inside the lungs whose probability reaches the
+operating threshold is outlined and becomes a *nodule finding*. All of them are immutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .geometry import FloatArray, Point, swap_lps_ras, voxel_volume_mm3
+from .labels import Part
+
+NoduleType = Literal["solid", "part-solid", "ground-glass"]
+Side = Literal["left", "right"]
+LUNG_SIDES: tuple[Side, Side] = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One position the network proposes.
+
+    Attributes:
+        centre_ras_mm: world position, RAS, mm.
+        diameter_mm: the network's estimate.
+        probability: sigmoid of the nodule logit, in [0, 1].
+    """
+
+    centre_ras_mm: Point
+    diameter_mm: float
+    probability: float
+
+    @property
+    def centre_lps_mm(self) -> Point:
+        """World position, LPS (DICOM, LUNA16), mm."""
+        x, y, z = swap_lps_ras(self.centre_ras_mm).tolist()
+        return x, y, z
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the outline of one nodule measures, on the scan's own grid.
+
+    Attributes:
+        volume_mm3: voxels inside the outline × volume of a voxel.
+        effective_diameter_mm: diameter of the sphere of that volume.
+        long_axis_mm: largest in-plane diameter, on the slice where it is largest.
+        short_axis_mm: the largest extent perpendicular to it, on that slice.
+        mean_hu: mean intensity inside the outline, HU.
+        type_hint: what the intensities look like (:func:`..decode.measurements.type_hint`); a hint, no reading.
+    """
+
+    volume_mm3: float
+    effective_diameter_mm: float
+    long_axis_mm: float
+    short_axis_mm: float
+    mean_hu: float
+    type_hint: NoduleType
+
+
+@dataclass(frozen=True)
+class Location:
+    """In which lung, and how high in it (:class:`..decode.location.LocateNodulesd`).
+
+    Attributes:
+        side: the patient's, "left" or "right".
+        level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
+    """
+
+    side: Side
+    level: Literal["upper", "middle", "lower"]
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """A detection with its outline.
+
+    Attributes:
+        label: its value in the instance mask, 1 for the most probable nodule.
+        detection: where, how large, how sure.
+        centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
+        measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        location: ``None`` where the two lungs were not found.
+    """
+
+    label: int
+    detection: Detection
+    centre_voxel: Point
+    measurement: Measurement | None
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class SearchRegion:
+    """Where a scan was searched, on a coarse grid that covers it; see :class:`..preprocess.lungs.Lungs`.
+
+    Attributes:
+        kind: "lungs", "cut-out" or "body".
+        distance_mm: ``[I', J', K']`` float32, mm to what counts as lung, 0 inside; very far where no nodule can be.
+        parts: ``[I', J', K']`` uint8, values of :class:`.labels.Part`.
+        affine_ras: ``[4, 4]``, cell of that grid to RAS mm.
+    """
+
+    kind: str
+    distance_mm: npt.NDArray[np.float32]
+    parts: npt.NDArray[np.uint8]
+    affine_ras: FloatArray
+
+    @classmethod
+    def of(cls, item: Mapping[Hashable, Any]) -> SearchRegion:
+        """Of an item as :class:`..preprocess.CropToLungsd` leaves it."""
+        distance, parts = item["lung_distance_mm"], item["lung_parts"]
+        affine_ras = np.asarray(distance.affine, dtype=np.float64)
+        return cls(
+            str(item["region"]), np.asarray(distance.as_tensor()[0]), np.asarray(parts.as_tensor()[0]), affine_ras
+        )
+
+    def lung(self, side: Side) -> npt.NDArray[np.bool_]:
+        """``[I', J', K']``, cells of one lung."""
+        return np.asarray(self.parts == {"left": Part.LEFT_LUNG, "right": Part.RIGHT_LUNG}[side])
+
+    def lung_volume_l(self, side: Side) -> float:
+        """Litres of one lung, its vessels and nodules included."""
+        return float(self.lung(side).sum() * voxel_volume_mm3(self.affine_ras) / 1e6)
+
+    @property
+    def lungs_found(self) -> bool:
+        """Whether lungs were outlined: in a cut-out nobody can say where they end."""
+        return self.kind != "cut-out" and bool(np.isin(self.parts, (Part.LEFT_LUNG, Part.RIGHT_LUNG)).any())
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """Everything known about one scan once it has been searched; the reports are made from this alone.
+
+    Attributes:
+        name: series UID or file stem, unique in the run; also the output folder's name.
+        source: the file or folder it was read from.
+        image_hu: ``[I, J, K]`` int16, the scan's own grid.
+        affine_ras: ``[4, 4]``, voxel to RAS mm (sheared for a tilted gantry).
+        mask: ``[I, J, K]`` uint16 instance labels on the same grid, 0 = background.
+        nodules: by falling probability; labels 1, 2, ….
+        candidates: every detection inside the lungs down to the candidate threshold, by falling probability.
+        outside_lungs: number of candidates dropped because they lie outside the lungs and their surroundings.
+        facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
+        notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
+        model: name, version, checkpoint …, as strings.
+        settings: every setting of the run that changes the result.
+        identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
+        seconds: from reading to writing; ``None`` when it was not measured.
+        region: where it was searched; ``None`` where nobody knows.
+        source_files: the DICOM slices, one for each k; empty for other formats.
+        input_digest: of the files it was read from (:func:`..report.input_digest`); empty where unknown.
+    """
+
+    name: str
+    source: str
+    image_hu: npt.NDArray[np.int16]
+    affine_ras: FloatArray
+    mask: npt.NDArray[np.uint16]
+    nodules: tuple[Nodule, ...]
+    candidates: tuple[Detection, ...]
+    outside_lungs: int
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    model: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    region: SearchRegion | None = None
+    source_files: tuple[str, ...] = ()
+    input_digest: str = ""

@@ -1,0 +1,217 @@
+"""From the network's maps to candidates in the world.
+
+Source: LWNet decodes the 800 best voxels above probability 0.5 and diameter 3, then NMS at IoU 0.1. Deviations: local
+maxima instead of single voxels, a plateau of equal voxels is one of them (low-precision arithmetic rounds neighbours to
+the same value), and a threshold that is a parameter (0.5 caps the sensitivity that a FROC curve can reach).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.box_utils import box_iou
+from monai.transforms import Transform
+from scipy import ndimage
+from torch import Tensor
+
+from ..core.geometry import FloatArray, apply_affine, spacing_mm
+from ..core.records import Detection
+
+# Channels of the network's output, as declared in metadata.json.
+NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
+LARGEST_CUT = 16.0  # from here on float32 knows no probability below 1
+LOGIT_ROUNDING = 1e-3  # a cut in float32 lets what it may not judge pass; the probability decides
+LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps exp() of untrained maps finite
+
+
+def _peak_cells(logits: Tensor, peak_size: int, threshold: float) -> Tensor:
+    """Cells ``[P, 3]`` that are the largest in their cube and reach the threshold (a probability)."""
+    cut = float(torch.logit(torch.tensor(threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
+    cells = torch.nonzero((logits == _largest_around(logits, peak_size)) & (logits >= cut))  # not all the background
+    return cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= threshold]
+
+
+def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
+    """The largest value in the cube of ``peak_size`` cells around each, axis by axis: a tenth of a pooling's time."""
+    for axis in range(logits.ndim):
+        largest = logits.clone()
+        for step in range(1, peak_size // 2 + 1):
+            left = max(logits.shape[axis] - step, 0)
+            for here, there in ((0, step), (step, 0)) if left else ():
+                part = largest.narrow(axis, here, left)
+                torch.maximum(part, logits.narrow(axis, there, left), out=part)
+        logits = largest
+    return logits
+
+
+def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
+    """Number each cell by the plateau it belongs to: ``[P]``, from 0.
+
+    Neighbouring peaks are equal (a cube of one cell compares nothing, and each cell stands alone).
+    """
+    if peak_size == 1:
+        return torch.arange(len(cells))
+    marked = np.zeros(shape, dtype=bool)
+    marked[tuple(cells.T.numpy())] = True
+    labels, _ = ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool))
+    return torch.from_numpy(labels[tuple(cells.T.numpy())]).long() - 1
+
+
+def _mean_of_groups(values: Tensor, group: Tensor) -> Tensor:
+    """Mean ``[G, C]`` of the rows ``[P, C]`` of each group; every group 0 … G − 1 has a row."""
+    counts = torch.bincount(group)
+    sums = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add(0, group, values)
+    return sums / counts[:, None]
+
+
+def _proposals(pred: Tensor, voxel_mm: FloatArray, *, stride: int, threshold: float, peak_size: int) -> Tensor:
+    """What the peaks propose: ``[G, 5]`` float64, as :func:`decode_candidates` takes its arguments.
+
+    Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
+    """
+    logits = pred[NODULE_LOGIT]
+    cells = _peak_cells(logits, peak_size, threshold)
+    here = tuple(cells.T)
+    group = _plateaus(cells.cpu(), logits.shape, peak_size)
+    positions_mm = (cells.cpu() * stride + (stride - 1) / 2.0) * torch.from_numpy(voxel_mm)
+    centres_mm = positions_mm + pred[OFFSET_MM][(slice(None), *here)].T.double().cpu()
+    columns = [logits[here][:, None].double().cpu(), centres_mm, pred[LOG_DIAMETER][here][:, None].double().cpu()]
+    proposals = _mean_of_groups(torch.cat(columns, dim=1), group)
+    proposals[:, 4] = proposals[:, 4].exp().clamp(0.0, LARGEST_DIAMETER_MM)
+    return proposals
+
+
+def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
+    """Non-maximum suppression, all overlaps computed at once: as MONAI's, which computes them box by box.
+
+    Args:
+        boxes: ``[N, 6]`` first and last corner, by falling score.
+        overlap: IoU above which the weaker of two boxes goes.
+
+    Returns:
+        Indices of those that stay, in the same order.
+    """
+    if not len(boxes):
+        return []
+    rivals = np.asarray(box_iou(boxes, boxes)) > overlap
+    gone = np.zeros(len(boxes), dtype=bool)
+    kept = []
+    for n in range(len(boxes)):
+        if not gone[n]:
+            kept.append(n)
+            gone |= rivals[n]
+    return kept
+
+
+def decode_candidates(
+    pred: Tensor,
+    affine: FloatArray,
+    *,
+    stride: int,
+    threshold: float,
+    peak_size: int,
+    top_k: int,
+    nms_overlap: float,
+    smallest_diameter_mm: float = 0.0,
+) -> list[Detection]:
+    """Pick the peaks of one scan's maps.
+
+    Args:
+        pred: ``[5 + M, I, J, K]``, see metadata.json.
+        affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
+        stride: input voxels per cell.
+        threshold: smallest probability kept.
+        peak_size: a cell is a peak when none is larger in this odd cube of cells around it.
+        top_k: most candidates kept, before NMS.
+        nms_overlap: IoU of bounding cubes above which the weaker of two candidates goes.
+        smallest_diameter_mm: candidates below leave, before NMS.
+
+    Returns:
+        Candidates by falling probability; may be empty. Neighbouring peaks of equal height are one candidate, at the
+        mean of the centres they propose and the geometric mean of their diameters.
+    """
+    proposals = _proposals(pred, spacing_mm(affine), stride=stride, threshold=threshold, peak_size=peak_size)
+    proposals = proposals[proposals[:, 4] >= smallest_diameter_mm]
+    proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[:top_k]]
+    half_mm = proposals[:, 4:] / 2.0
+    cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
+    proposals = proposals[strongest_of_overlapping(cubes, nms_overlap)]
+    world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine))
+    probabilities = torch.sigmoid(proposals[:, 0])
+    return [
+        Detection((x, y, z), diameter_mm, probability)
+        for (x, y, z), diameter_mm, probability in zip(
+            world.tolist(), proposals[:, 4].tolist(), probabilities.tolist(), strict=True
+        )
+    ]
+
+
+class DecodeCandidatesd(Transform):
+    """Graph component around :func:`decode_candidates`.
+
+    Reads ``pred`` ``[C, I, J, K]`` and the affine of ``image``; writes ``candidates`` (list of
+    :class:`..core.records.Detection`). Arguments as there.
+    """
+
+    def __init__(
+        self,
+        *,
+        stride: int,
+        threshold: float,
+        peak_size: int,
+        top_k: int,
+        nms_overlap: float,
+        smallest_diameter_mm: float = 0.0,
+    ) -> None:
+        if peak_size < 1 or peak_size % 2 == 0:
+            raise ValueError(f"peak_size: expected an odd number of cells, got {peak_size}")
+        self.settings: dict[str, Any] = {
+            "stride": stride,
+            "threshold": threshold,
+            "peak_size": peak_size,
+            "top_k": top_k,
+            "nms_overlap": nms_overlap,
+            "smallest_diameter_mm": smallest_diameter_mm,
+        }
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        affine = np.asarray(item["image"].affine, dtype=np.float64)
+        item["candidates"] = decode_candidates(torch.as_tensor(item["pred"]), affine, **self.settings)
+        return item
+
+
+class DropOutsideLungsd(Transform):
+    """Keep the candidates in and near the lungs: those whose centre is at most a margin away from them.
+
+    Reads ``candidates``, ``lung_distance_mm`` (:class:`..preprocess.CropToLungsd`, it covers the whole scan); writes
+    ``candidates`` and ``outside_lungs``, the number dropped. A candidate up to one voxel of the distance map beyond its
+    border is judged at the border; one farther out lies in padding and is dropped.
+
+    Args:
+        margin_mm: farthest centre.
+    """
+
+    def __init__(self, margin_mm: float) -> None:
+        self.margin_mm = margin_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        distance = item["lung_distance_mm"]
+        distance_mm = np.asarray(distance[0])
+        to_voxel = np.linalg.inv(np.asarray(distance.affine, dtype=np.float64))
+        kept = [c for c in item["candidates"] if self._is_near(c, distance_mm, to_voxel)]
+        item["outside_lungs"] = len(item["candidates"]) - len(kept)
+        item["candidates"] = kept
+        return item
+
+    def _is_near(self, candidate: Detection, distance_mm: FloatArray, to_voxel: FloatArray) -> bool:
+        voxel = apply_affine(to_voxel, candidate.centre_ras_mm)
+        last = np.array(distance_mm.shape) - 1
+        if (voxel < -1.5).any() or (voxel > last + 1.5).any():  # the border voxels end half a voxel farther out
+            return False
+        i, j, k = np.clip(np.round(voxel).astype(int), 0, last).tolist()
+        return float(distance_mm[i, j, k]) <= self.margin_mm

@@ -1,0 +1,64 @@
+"""In which lung a nodule lies, and how high in it: left or right, upper, middle or lower third."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from monai.transforms import Transform
+
+from ..core.geometry import FloatArray, Point, apply_affine, spacing_mm
+from ..core.records import LUNG_SIDES, Location, Nodule, SearchRegion, Side
+
+WINDPIPE_MM2 = 300.0  # no lung is cut where less is seen; an apex is wider a slice below its tip
+
+
+def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location | None]:
+    """The lung whose nearest cell is nearer to each position, and the third of that lung's height.
+
+    Beyond a lung's ends the outer thirds go on. ``None`` where no lungs were outlined.
+    """
+    if not region.lungs_found:
+        return [None] * len(centres_ras_mm)
+    found = [side for side in LUNG_SIDES if region.lung(side).any()]
+    cells = {side: apply_affine(region.affine_ras, np.argwhere(region.lung(side))) for side in found}
+    ends = {side: _ends_mm(region, side) for side in found}
+    return [_locate(np.array(centre), cells, ends) for centre in centres_ras_mm]
+
+
+def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
+    """Height of a lung's lowest cell, and of the highest plane that is wider than a windpipe."""
+    lung = region.lung(side)
+    area_mm2 = lung.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])
+    wide = np.flatnonzero(area_mm2 >= min(WINDPIPE_MM2, area_mm2.max()))
+    foot = np.argwhere(lung)[:, 2].min()
+    middle = np.argwhere(lung).mean(axis=0)[:2]
+    heights = apply_affine(region.affine_ras, [[*middle, foot], [*middle, wide[-1]]])[:, 2]
+    return float(heights[0]), float(heights[1])
+
+
+def _locate(
+    centre_ras_mm: FloatArray, cells_ras_mm: dict[Side, FloatArray], ends_mm: dict[Side, tuple[float, float]]
+) -> Location:
+    side = min(cells_ras_mm, key=lambda name: float(np.linalg.norm(cells_ras_mm[name] - centre_ras_mm, axis=1).min()))
+    foot_mm, head_mm = ends_mm[side]
+    share = (centre_ras_mm[2] - foot_mm) / max(head_mm - foot_mm, 1.0)
+    return Location(side, "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper")
+
+
+class LocateNodulesd(Transform):
+    """Graph component around :func:`locate`: say of each nodule where it lies.
+
+    Reads ``nodules`` and what :class:`..preprocess.CropToLungsd` writes; writes ``nodules`` with their ``location``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        nodules: list[Nodule] = item["nodules"]
+        places = locate([nodule.detection.centre_ras_mm for nodule in nodules], SearchRegion.of(item))
+        item["nodules"] = [
+            dataclasses.replace(nodule, location=place) for nodule, place in zip(nodules, places, strict=True)
+        ]
+        return item

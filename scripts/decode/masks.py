@@ -1,0 +1,216 @@
+"""From mask logits to one outline per nodule on the scan's own grid.
+
+Logits are read (trilinear) at the centres of the scan's voxels in a box around each detection, cut at a threshold,
+and the piece at the detection's centre is kept. Stronger detections come first and keep what they hold; a detection
+whose centre lies inside a stronger one's outline is the same nodule and joins it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.transforms import Transform
+from scipy import ndimage
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm
+from ..core.records import Detection, Nodule
+from ..network.blocks import mask_on_voxels
+from .candidates import MASK_LOGITS
+from .measurements import measure
+
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+
+def logits_at(
+    mask_logits: Tensor, affine: FloatArray, points_ras_mm: FloatArray, stride: int
+) -> npt.NDArray[np.float32]:
+    """Read mask logits at world positions, trilinearly; beyond the maps the border's value holds.
+
+    Only the cells around the points are brought to voxels (:func:`..network.blocks.mask_on_voxels`).
+
+    Args:
+        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³ (sub-voxels) or 1.
+        affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
+        points_ras_mm: ``[..., 3]``, at least one.
+        stride: input voxels per cell.
+
+    Returns:
+        ``[...]``.
+    """
+    voxels = apply_affine(np.linalg.inv(affine), points_ras_mm)
+    shape = np.array(mask_logits.shape[1:])
+    flat = voxels.reshape(-1, 3)
+    low = np.clip(np.floor(flat.min(0) / stride).astype(int) - 1, 0, shape - 1)
+    high = np.clip(np.ceil(flat.max(0) / stride).astype(int) + 2, low + 1, shape)
+    part = mask_logits[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    fine = mask_on_voxels(part[None].float().cpu(), stride)[0, 0].numpy()
+    read = ndimage.map_coordinates(fine, (flat - low * stride).T, order=1, mode="nearest")
+    return np.asarray(read.reshape(voxels.shape[:-1]))
+
+
+def _voxel_positions(box: Box, affine: FloatArray) -> FloatArray:
+    """World positions of the voxels of a box: ``[I, J, K, 3]``, mm."""
+    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+    return apply_affine(affine, grid)
+
+
+def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
+    """The connected piece at a fractional voxel, or the nearest one within ``reach`` voxels (per axis); maybe none."""
+    labels, count = ndimage.label(inside)
+    if count == 0:
+        return np.zeros_like(inside)
+    voxels = np.argwhere(labels)
+    apart = np.linalg.norm((voxels - centre) / np.maximum(reach, 1.0), axis=1)
+    nearest = int(apart.argmin())
+    if apart[nearest] > 1.0:
+        return np.zeros_like(inside)
+    return np.asarray(labels == labels[tuple(voxels[nearest])])
+
+
+@dataclass(frozen=True)
+class OutlineSettings:
+    """How mask logits become outlines.
+
+    Attributes:
+        stride: input voxels per output cell.
+        mask_threshold: probability above which a voxel belongs to the nodule.
+        margin_mm: how far beyond its diameter a nodule may reach.
+    """
+
+    stride: int
+    mask_threshold: float
+    margin_mm: float
+
+
+def outline_at(
+    detection: Detection,
+    mask_logits: Tensor,
+    affine: FloatArray,
+    taken: npt.NDArray[np.integer],
+    scan_affine: FloatArray,
+    *,
+    settings: OutlineSettings,
+) -> tuple[Box, Mask]:
+    """Outline one detection on the scan's own grid.
+
+    Args:
+        detection: where, and how large.
+        mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
+        affine: of the network's input, voxel to RAS mm.
+        taken: ``[I, J, K]`` of the scan's grid; voxels that are not 0 cannot be taken.
+        scan_affine: of that grid, voxel to RAS mm.
+        settings: see there.
+
+    Returns:
+        A box of the scan's grid, and which of its voxels belong to the nodule; maybe none.
+    """
+    cut = float(np.log(settings.mask_threshold / (1.0 - settings.mask_threshold)))
+    reach_mm = detection.diameter_mm / 2.0
+    box = box_around(scan_affine, taken.shape, detection.centre_ras_mm, reach_mm + settings.margin_mm)
+    logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), settings.stride)
+    centre = apply_affine(np.linalg.inv(scan_affine), detection.centre_ras_mm) - [s.start for s in box]
+    return box, piece_at((logits > cut) & (taken[box] == 0), centre, reach_mm / spacing_mm(scan_affine))
+
+
+def outline_nodules(
+    detections: Sequence[Detection],
+    mask_logits: Tensor,
+    affine: FloatArray,
+    scan_hu: npt.NDArray[np.int16],
+    scan_affine: FloatArray,
+    *,
+    settings: OutlineSettings,
+) -> tuple[list[Nodule], npt.NDArray[np.uint16]]:
+    """Outline and measure detections.
+
+    Args:
+        detections: by falling probability.
+        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
+        scan_hu: ``[I, J, K]``, the scan's own grid.
+
+    Returns:
+        Nodules labelled 1, 2, …, and the instance mask on the scan's grid.
+    """
+    instances = np.zeros(scan_hu.shape, dtype=np.uint16, order="F")  # NIfTI's order; what stays 0 takes no memory
+    from_world = np.linalg.inv(scan_affine)
+    nodules: list[Nodule] = []
+    for detection in detections:
+        i, j, k = apply_affine(from_world, detection.centre_ras_mm).tolist()
+        nearest = np.clip(np.round([i, j, k]).astype(int), 0, np.array(scan_hu.shape) - 1)
+        if instances[tuple(nearest)]:
+            continue
+        box, inside = outline_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
+        label = len(nodules) + 1
+        instances[box][inside] = label
+        nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
+    return nodules, instances
+
+
+def outline_given(
+    findings: Sequence[tuple[int, Detection]],
+    mask_logits: Tensor,
+    affine: FloatArray,
+    shape: tuple[int, ...],
+    scan_affine: FloatArray,
+    *,
+    settings: OutlineSettings,
+) -> npt.NDArray[np.uint16]:
+    """Outline findings whose position and size are known, each as if it were alone.
+
+    Args:
+        findings: label and place of each.
+        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
+        shape: of the scan's grid.
+
+    Returns:
+        The instance mask; where outlines overlap, the later finding's label stands.
+    """
+    free = np.broadcast_to(np.zeros(1, dtype=np.uint16), shape)
+    instances = np.zeros(shape, dtype=np.uint16)
+    for label, place in findings:
+        box, inside = outline_at(place, mask_logits, affine, free, scan_affine, settings=settings)
+        instances[box][inside] = label
+    return instances
+
+
+class ThresholdError(UserError, ValueError):
+    """A threshold that is no probability."""
+
+
+class OutlineNodulesd(Transform):
+    """Graph component around :func:`outline_nodules`.
+
+    Reads ``candidates``, ``pred``, the affine of ``image`` and ``scan`` (``[1, I, J, K]``, HU); writes ``nodules`` and
+    ``mask`` ``[I, J, K]``. Candidates below ``threshold`` are left out.
+
+    Args:
+        threshold: smallest probability of a reported nodule.
+        stride, mask_threshold, margin_mm: see :class:`OutlineSettings`.
+    """
+
+    def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
+        for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
+            if not 0.0 < value < 1.0:
+                raise ThresholdError(f"{name}: expected a probability between 0 and 1, got {value}")
+        self.threshold, self.settings = threshold, OutlineSettings(stride, mask_threshold, margin_mm)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        scan = item["scan"]
+        item["nodules"], item["mask"] = outline_nodules(
+            [c for c in item["candidates"] if c.probability >= self.threshold],
+            torch.as_tensor(item["pred"])[MASK_LOGITS],
+            np.asarray(item["image"].affine, dtype=np.float64),
+            np.asarray(scan.as_tensor()[0]),
+            np.asarray(scan.affine, dtype=np.float64),
+            settings=self.settings,
+        )
+        return item

@@ -1,0 +1,32 @@
+"""A run over many scans, and the graphs inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
+
+from .deploy import MaskAsPredictiond, ScanFromArrayd
+from .from_python import ScanSearch
+from .label import BoxesForLabeld, LabelDetector, PreprocessRequestd
+from .run import (
+    FinishedResults,
+    RefusedScansError,
+    RunLog,
+    ScanEvaluator,
+    ScanLoader,
+    ScanStream,
+    WriteResultd,
+    bundle_facts,
+)
+
+__all__ = [
+    "BoxesForLabeld",
+    "FinishedResults",
+    "LabelDetector",
+    "MaskAsPredictiond",
+    "PreprocessRequestd",
+    "RefusedScansError",
+    "RunLog",
+    "ScanEvaluator",
+    "ScanFromArrayd",
+    "ScanLoader",
+    "ScanSearch",
+    "ScanStream",
+    "WriteResultd",
+    "bundle_facts",
+]

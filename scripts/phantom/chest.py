@@ -1,0 +1,326 @@
+"""A synthetic chest CT with nodules whose place, size and outline are known exactly.
+
+``make_chest`` renders an anatomy at 1 mm; ``scan_chest`` looks at it as a scanner would (spacing, slice thickness,
+kernel, noise, orientation). Both depend on their seed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, ndimage
+
+from ..core.geometry import apply_affine, spacing_mm
+from .anatomy import Anatomy, add_airway_tubes, build_anatomy, draw_patient, make_frame
+from .grid import Array, Box, Field, Frame, along_axes, blend, inside, smooth_noise
+from .nodules import PhantomNodule, draw_count, instance_mask, paint_nodules, place_nodules
+from .surroundings import surround
+from .trees import Tree, accompany, bent_segments, draw_segments, grow_tree
+
+MAX_NODULES = 8
+SMALLEST_SCALE = 0.35  # smaller bodies no longer have room for a nodule
+LEAF_SPACING_MM = 9.8  # between the ends of neighbouring arteries (or veins)
+TERMINAL_RADIUS_MM = 0.45  # of an artery or vein to one such end
+LEAF_DEPTH_MM = 2.2  # vessels end this far from the pleura and the fissures
+CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this fewer vessels end: the thick ones take the room
+
+# Where a lobe's artery, vein and bronchus begin, model mm (lobe numbers: see Anatomy).
+_ROOTS = {
+    1: {"artery": (40, -9, 152), "vein": (39, 0, 133), "airway": (40, -19, 155)},
+    2: {"artery": (46, -18, 126), "vein": (38, 0, 130), "airway": (43, -23, 123)},
+    3: {"artery": (47, -25, 114), "vein": (34, -28, 104), "airway": (46, -27, 116)},
+    4: {"artery": (-42, -16, 160), "vein": (-40, -1, 138), "airway": (-43, -20, 150)},
+    5: {"artery": (-47, -30, 124), "vein": (-36, -29, 104), "airway": (-45, -32, 128)},
+}
+
+
+@dataclass(frozen=True)
+class Chest:
+    """A synthetic chest before it is scanned: no noise, 1 mm voxels, RAS axes.
+
+    Attributes:
+        image_hu: ``[I, J, K]`` float32, clothes and couch included.
+        mask: ``[I, J, K]`` uint8, instance labels 1 … N of the nodules, 0 elsewhere.
+        lungs: ``[I, J, K]`` uint8, 1 right lung, 2 left lung, vessels and nodules included.
+        affine_ras: ``[4, 4]``, voxel to RAS mm.
+        nodules: in the order of their labels; may be empty.
+        trunk_box: the voxels of the grid that the trunk alone takes; what surrounds it lies outside and inside.
+    """
+
+    image_hu: npt.NDArray[np.float32] = field(repr=False)
+    mask: npt.NDArray[np.uint8] = field(repr=False)
+    lungs: npt.NDArray[np.uint8] = field(repr=False)
+    affine_ras: Array
+    nodules: tuple[PhantomNodule, ...]
+    trunk_box: Box
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A synthetic chest as scanned.
+
+    Attributes:
+        image_hu: ``[I, J, K]`` int16.
+        mask: ``[I, J, K]`` uint8 instance labels on the same grid.
+        affine_ras: ``[4, 4]``, voxel to RAS mm.
+        kernel: name of the reconstruction kernel, softest "B20" to sharpest "B80".
+        thickness_mm: slice thickness.
+    """
+
+    image_hu: npt.NDArray[np.int16] = field(repr=False)
+    mask: npt.NDArray[np.uint8] = field(repr=False)
+    affine_ras: Array
+    kernel: str
+    thickness_mm: float
+
+
+def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> Chest:
+    """Render a synthetic chest.
+
+    ``make_chest(seed, scale=0.4, nodules=2)`` is a miniature for tests: about 155 × 130 × 115 voxels, both lungs
+    closed, in about a second.
+
+    Args:
+        seed: the same seed gives the same chest, bit for bit on one machine.
+        nodules: how many, 0 … 8; ``None`` draws the number. Fewer are placed only where the lungs have no room.
+        scale: size of the body, 0.35 … 1.2; nodules keep their sizes but for what the lungs can hold.
+
+    Raises:
+        ValueError: ``nodules`` or ``scale`` out of range.
+    """
+    if nodules is not None and not 0 <= nodules <= MAX_NODULES:
+        raise ValueError(f"nodules must lie in 0 … {MAX_NODULES} (or be None), got {nodules}")
+    if not SMALLEST_SCALE <= scale <= 1.2:
+        raise ValueError(f"scale must lie in {SMALLEST_SCALE} … 1.2, got {scale}")
+    rng = np.random.default_rng(seed)
+    patient = draw_patient(rng, scale)
+    frame = make_frame(patient, rng)
+    affine_ras = np.eye(4)
+    affine_ras[:3, 3] = frame.origin * frame.stretch + np.round(rng.uniform((-15, -15, -320), (15, 15, -20)), 1)
+    anatomy = build_anatomy(patient, frame, rng, np.random.default_rng([seed, 2]))
+    image = anatomy.image_hu
+    _add_parenchyma(frame, anatomy, rng)
+    vessels = _fill_lungs(frame, anatomy, patient.blood_hu, rng)
+    add_airway_tubes(frame, image)
+    count = draw_count(rng) if nodules is None else nodules
+    placed = place_nodules(rng, anatomy, vessels, count, affine_ras)
+    paint_nodules(rng, image, placed, anatomy, affine_ras)
+    lungs = np.where(anatomy.lung_mm < 0, np.where(anatomy.lobe <= 3, 1, 2), 0).astype(np.uint8)
+    del anatomy, vessels  # memory for what follows
+    wide, box = surround(image, frame, patient, np.random.default_rng([seed, 3]))
+    wide_affine_ras = affine_ras.copy()
+    wide_affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
+    wide_lungs = np.zeros(wide.shape, dtype=np.uint8)
+    wide_lungs[box] = lungs
+    mask = instance_mask(placed, wide_affine_ras, wide.shape)
+    return Chest(wide, mask, wide_lungs, wide_affine_ras, placed, box)
+
+
+def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) -> None:
+    """Lung tissue into the image, in place: denser behind (the patient lies on the back), lobular, with fissures."""
+    where = np.nonzero(anatomy.lung_mm < 1)
+    coarse = 9 * smooth_noise(rng, frame.coarse_shape, 14.0 / frame.step)
+    coarse += 8 * smooth_noise(rng, frame.coarse_shape, 4.5 / frame.step)
+    grain = smooth_noise(rng, frame.shape, 1.6)[where]
+    back = 1 - where[1].astype(np.float32) / frame.shape[1]
+    tissue = rng.uniform(-925, -893) + rng.uniform(25, 60) * back + frame.upsample(coarse)[where]
+    tissue += 17 * grain + 7 * np.maximum(grain, 0) ** 2
+    dependent = rng.uniform(15, 110) * np.clip((back - 0.62) / 0.15, 0, 1)
+    tissue += dependent * np.exp(np.minimum(anatomy.lung_mm[where], 0) / 3.0)
+    tissue += rng.uniform(70, 170) * np.exp(-((anatomy.fissure_mm[where] / 0.75) ** 2))
+    share = inside(anatomy.lung_mm[where])
+    anatomy.image_hu[where] += share * (tissue - anatomy.image_hu[where])
+
+
+def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator, spacing: float) -> Array:
+    """Ends of one lobe's vessels: a jittered lattice inside the lobe, ``[T, 3]`` voxels."""
+    shape = np.array(anatomy.lung_mm.shape)
+    axes = [np.arange(spacing / 2, n - 1, spacing) for n in shape]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = points + rng.uniform(-0.48, 0.48, points.shape) * spacing
+    index = tuple(np.clip(np.rint(points).astype(int), 0, shape - 1).T)
+    keep = (anatomy.lobe[index] == lobe) & (anatomy.room_mm[index] < -LEAF_DEPTH_MM)
+    keep &= anatomy.fissure_mm[index] > LEAF_DEPTH_MM
+    keep &= (anatomy.room_mm[index] > -CENTRAL_MM) | (rng.random(len(points)) < CENTRAL_SHARE)
+    return points[keep]
+
+
+def _lobe_trees(
+    frame: Frame, anatomy: Anatomy, lobe: int, rng: np.random.Generator
+) -> tuple[list[tuple[Tree, Array]], tuple[Tree, Array]]:
+    """Artery and vein of a lobe with their radii, and the airway that runs beside the artery with its outer radii."""
+    roots = {name: frame.to_voxel(point) for name, point in _ROOTS[lobe].items()}
+    centre = None
+    grown = []
+    for name in ("artery", "vein"):
+        targets = _targets(anatomy, lobe, rng, LEAF_SPACING_MM * rng.uniform(0.95, 1.05))
+        centre = targets.mean(axis=0) if len(targets) else roots[name] + 1.0
+        tree = grow_tree(roots[name], centre - roots[name], targets, rng)
+        grown.append((tree, tree.radii(TERMINAL_RADIUS_MM)))
+    tree, radii = grown[0]
+    beside = roots["airway"] - roots["artery"]
+    airway = accompany(tree, radii, roots["airway"], beside / max(float(np.linalg.norm(beside)), 1e-6))
+    return grown, (airway, 0.95 * radii)
+
+
+def _fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.Generator) -> Array:
+    """Draw vessels and airways into the image in place; returns centre line points and radii ``[V, 4]``, voxels."""
+    vessel_parts, airway_parts = [], []
+    for lobe in _ROOTS:
+        vessels, (airway, outer) = _lobe_trees(frame, anatomy, lobe, rng)
+        vessel_parts += [bent_segments(tree, radii, rng) for tree, radii in vessels]
+        airway_parts.append(bent_segments(airway, outer, rng))
+    starts, ends, radii = (np.concatenate([p[a] for p in vessel_parts]) for a in range(3))
+    image = anatomy.image_hu
+    cavity = inside(anatomy.lung_mm - 5.0, 4.0)  # the lungs and their roots, not the heart or the liver
+    share = draw_segments(image.shape, starts, ends, radii) * cavity
+    blend(image, share, np.maximum(image, np.float32(blood_hu)))
+    starts_a, ends_a, outer_radii = (np.concatenate([p[a] for p in airway_parts]) for a in range(3))
+    seen = outer_radii.mean(axis=1) > 0.95
+    starts_a, ends_a, outer_radii = starts_a[seen], ends_a[seen], outer_radii[seen]
+    in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
+    blend(image, 0.85 * draw_segments(image.shape, starts_a, ends_a, outer_radii) * in_lung, 20.0)
+    blend(image, draw_segments(image.shape, starts_a, ends_a, 0.7 * outer_radii - 0.1) * in_lung, -965.0)
+    return np.concatenate([starts, radii[:, :1]], axis=1)
+
+
+def draw_scan_affine(
+    rng: np.random.Generator, chest: Chest, style: str
+) -> tuple[Array, tuple[int, int, int], list[tuple[int, int]]]:
+    """Draw the grid of a scan that covers the chest and nearly all that surrounds it.
+
+    The grid is drawn around the trunk and then grows on all sides by whole voxels.
+
+    Args:
+        rng: source of spacing and direction.
+        chest: what to cover.
+        style: "axial" (head-first or feet-first axial slices, sometimes slightly oblique: DICOM) or "any" (axes
+            permuted and flipped, sometimes oblique: research formats).
+
+    Returns:
+        ``[4, 4]`` voxel-to-RAS affine, the grid's shape, and by how many voxels it grew before and after each axis.
+    """
+    in_plane, slices = float(rng.uniform(0.6, 0.95)), float(rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5]))
+    start = np.array([s.start for s in chest.trunk_box], dtype=float)
+    extent = np.array([s.stop for s in chest.trunk_box]) - start - 1
+    slices = max(slices, float(np.prod(extent)) / (in_plane**2 * _MAX_VOXELS))
+    spacing = np.array([in_plane, in_plane, slices])
+    oblique = rng.random() < 0.25
+    order = np.arange(3) if style == "axial" else rng.permutation(3)
+    signs = np.array([-1, -1, rng.choice([1, -1])]) if style == "axial" else rng.choice([1, -1], 3)
+    angles = rng.uniform(-1, 1, 3) * np.deg2rad(4.0 if style == "axial" else 10.0) * oblique
+    matrix = _rotation(angles) @ np.diag(signs)[:, order] * spacing[order]
+    shape = np.ceil((extent / spacing)[order]).astype(int) + 1
+    middle = apply_affine(chest.affine_ras, start + extent / 2)
+    room = np.stack([start, np.array(chest.image_hu.shape) - 1 - start - extent])  # mm on either side
+    ahead = matrix[order, np.arange(3)] > 0
+    grown = (np.where(ahead, room[:, order], room[::-1, order]) / spacing[order]).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    affine[:3, 3] = middle - matrix @ ((shape - 1) / 2 + grown[0])
+    i, j, k = (shape + grown.sum(axis=0)).tolist()
+    return affine, (i, j, k), [(int(a), int(b)) for a, b in grown.T]
+
+
+_MAX_VOXELS = 3.2e7  # around the trunk; keeps one scan within 100 MB and some seconds
+
+
+def _rotation(angles: Array) -> Array:
+    (ca, cb, cc), (sa, sb, sc) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
+    about_y = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
+    about_z = np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
+    return about_x @ about_y @ about_z
+
+
+def _sampling(positions: Array, n: int, blur: float, sharpen: float) -> Field:
+    """Rows that sample an axis of ``n`` voxels at ``positions`` through a Gaussian point spread (optionally edged)."""
+    distance = positions[:, None] - np.arange(-4, n + 4)[None]
+    rows = np.maximum(1 - np.abs(distance), 0) if blur <= 0.3 else np.exp(-0.5 * (distance / blur) ** 2)
+    rows = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-9)
+    if sharpen > 0:
+        wide = np.exp(-0.5 * (distance / (2.2 * max(blur, 0.5))) ** 2)
+        rows = (1 + sharpen) * rows - sharpen * wide / np.maximum(wide.sum(axis=1, keepdims=True), 1e-9)
+    rows[:, 4] += rows[:, :4].sum(axis=1)  # the border's voxels stand for what lies beyond it
+    rows[:, -5] += rows[:, -4:].sum(axis=1)
+    rows[np.abs(rows) < 1e-4] = 0
+    return rows[:, 4:-4].astype(np.float32)
+
+
+def _resample(chest: Chest, affine_ras: Array, shape: tuple[int, ...], blur_mm: Array, sharpen: float) -> Field:
+    """The chest's image on another grid through the scanner's point spread (``blur_mm`` along RAS x, y, z)."""
+    to_chest = np.linalg.inv(chest.affine_ras) @ affine_ras
+    direction = to_chest[:3, :3] / spacing_mm(affine_ras)
+    edge = (sharpen, sharpen, 0.0)
+    if not np.allclose(np.abs(direction).max(axis=0), 1, atol=1e-6):
+        n = chest.image_hu.shape
+        rows = [_sampling(np.arange(float(n[a])), n[a], blur_mm[a], edge[a]) for a in range(3)]
+        blurred = along_axes(rows, chest.image_hu)
+        return np.asarray(
+            ndimage.affine_transform(
+                blurred, to_chest[:3, :3], to_chest[:3, 3], output_shape=shape, order=1, mode="nearest"
+            )
+        )
+    order = np.abs(direction).argmax(axis=0)  # chest axis that each scan axis runs along
+    rows = [np.empty((0, 0), dtype=np.float32)] * 3
+    for axis, target in enumerate(order):
+        positions = to_chest[target, 3] + to_chest[target, axis] * np.arange(shape[axis])
+        rows[target] = _sampling(positions, chest.image_hu.shape[target], blur_mm[target], edge[target])
+    return np.ascontiguousarray(along_axes(rows, chest.image_hu).transpose(order))
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, slice_axis: int) -> Field:
+    """CT noise of unit variance: in the slice plane a ramp rolled off by the kernel, correlated across slices a little.
+
+    Args:
+        rng: source.
+        shape: the scan's grid.
+        sharpness: 0 soft … 1 sharp.
+        slice_axis: axis across the slices.
+    """
+    plane = tuple(n for a, n in enumerate(shape) if a != slice_axis)
+    fx, fy = np.fft.fftfreq(plane[0])[:, None], np.fft.rfftfreq(plane[1])[None]
+    f = np.sqrt(fx**2 + fy**2)
+    cutoff = 0.10 + 0.22 * sharpness
+    gain = (np.sqrt(f) * np.exp(-((f / cutoff) ** 2)) + 0.02).astype(np.float32)
+    full = np.sqrt(f * 0 + np.where((np.arange(f.shape[1]) == 0)[None], 1.0, 2.0))
+    gain /= np.sqrt(((gain * full) ** 2).sum() / (plane[0] * plane[1]))
+    out = np.empty((shape[slice_axis], *plane), dtype=np.float32)
+    before = np.zeros(plane, dtype=np.float32)
+    for index in range(len(out)):
+        white = rng.standard_normal(plane, dtype=np.float32)
+        filtered = fft.irfft2(fft.rfft2(white) * gain, s=plane)
+        out[index] = 0.35 * before + np.sqrt(1 - 0.35**2) * filtered
+        before = out[index]
+    return np.moveaxis(out, 0, slice_axis)
+
+
+def scan_chest(chest: Chest, seed: int, *, style: str = "axial") -> Scan:
+    """Scan a synthetic chest: draw a grid, slice thickness, kernel and dose, and render image and mask on it.
+
+    Args:
+        chest: from ``make_chest``.
+        seed: of this scan.
+        style: "axial" or "any", see ``draw_scan_affine``.
+
+    Raises:
+        ValueError: unknown style.
+    """
+    if style not in ("axial", "any"):
+        raise ValueError(f'style must be "axial" or "any", got {style!r}')
+    rng = np.random.default_rng([seed, 1])
+    affine_ras, shape, grown = draw_scan_affine(rng, chest, style)
+    sharpness = float(rng.uniform(0, 1))
+    slice_axis = int(np.abs(affine_ras[2, :3] / spacing_mm(affine_ras)).argmax())
+    thickness = float(spacing_mm(affine_ras)[slice_axis] * rng.choice([1.0, 1.25]))
+    blur_mm = np.array([0.62 - 0.22 * sharpness, 0.62 - 0.22 * sharpness, max(thickness / 2.6, 0.3)])
+    image = _resample(chest, affine_ras, shape, blur_mm, 0.35 * max(sharpness - 0.5, 0))
+    strength = rng.uniform(8, 16) * (1 + 1.6 * sharpness) / np.sqrt(max(thickness, 0.8))
+    trunk_shape = tuple(n - a - b for n, (a, b) in zip(shape, grown, strict=True))
+    noise = np.pad(_noise(rng, trunk_shape, sharpness, slice_axis), grown, mode="wrap")  # it is periodic in the plane
+    image += np.float32(strength) * np.clip(1 + image / 2500, 0.55, 1.2) * noise
+    hu = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    kernel = f"B{20 + 10 * round(6 * sharpness)}"
+    return Scan(hu, instance_mask(chest.nodules, affine_ras, shape), affine_ras, kernel, thickness)

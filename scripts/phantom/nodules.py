@@ -1,0 +1,320 @@
+"""Nodules of the synthetic chest: how many, how large, of what kind, where, and their exact outlines.
+
+An outline is a distance field sampled on its own fine patch, shifted so that its volume is exactly that of the drawn
+diameter: masks on any grid, volume and centroid all come from it. Positions are voxels of the 1 mm grid unless a name
+says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..core.geometry import Point, apply_affine, box_around, sphere_diameter_mm
+from .anatomy import Anatomy
+from .grid import Array, Field, inside, smooth_min, stamp_capsules
+
+# Diameters follow a shifted log-normal, 3.2 mm + exp(N(1.25, 0.96)), cut to the range seen: fitted to the 1186 nodules
+# of LUNA16's annotations.csv (Setio et al., Medical Image Analysis 2017; 5/50/95 % there 4.1/6.4/19.0 mm, here
+# 3.9/6.6/18.2 mm).
+DIAMETER_RANGE_MM = (3.25, 32.27)
+_DIAMETER_SHIFT_MM, _DIAMETER_LOG_MEAN, _DIAMETER_LOG_SD = 3.2, 1.25, 0.96
+COUNT_PROBABILITY = (0.22, 0.20, 0.17, 0.13, 0.10, 0.07, 0.05, 0.04, 0.02)  # 0 … 8 nodules in a scan
+KINDS = {"solid": 0.70, "part-solid": 0.13, "ground-glass": 0.17}
+MARGINS = {"smooth": 0.5, "lobulated": 0.3, "spiculated": 0.2}
+MARGINS_LARGE = {"smooth": 0.2, "lobulated": 0.4, "spiculated": 0.4}  # from 12 mm: seldom smooth
+ATTACHMENTS = {"free": 0.5, "pleura": 0.28, "vessel": 0.22}
+MIN_SPICULATED_MM = 6.0  # below, spicules are thinner than anything CT shows
+GAP_MM = 5.0  # least distance between the surfaces of two nodules, seen as spheres
+_TRIES = 300  # random places to try for one nodule before it is left out
+_LARGEST_SHARE_OF_LUNG = 0.6  # a nodule's diameter against twice the depth of the deepest lung voxel
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A shape as distances (mm, negative inside) on a fine patch.
+
+    Attributes:
+        distance_mm: ``[A, B, C]``.
+        affine_ras: ``[4, 4]``, patch index to RAS mm.
+    """
+
+    distance_mm: Field
+    affine_ras: Array
+
+    def at(self, points_ras_mm: npt.ArrayLike) -> Field:
+        """Distances at RAS positions ``[..., 3]``; positions off the patch are outside the shape."""
+        index = apply_affine(np.linalg.inv(self.affine_ras), points_ras_mm)
+        out = ndimage.map_coordinates(
+            self.distance_mm, np.moveaxis(index, -1, 0), order=1, mode="constant", cval=10.0, output=np.float32
+        )
+        return np.asarray(out)
+
+
+@dataclass(frozen=True)
+class PhantomNodule:
+    """A nodule of a synthetic chest.
+
+    Attributes:
+        label: its value in the instance mask.
+        centre_ras_mm: centroid of its shape.
+        diameter_mm: of the sphere of the same volume.
+        kind: "solid", "part-solid" or "ground-glass".
+        margin: "smooth", "lobulated" or "spiculated" (spicules are no part of the mask).
+        attachment: "free", "pleura" or "vessel".
+        outline: its exact shape.
+    """
+
+    label: int
+    centre_ras_mm: Point
+    diameter_mm: float
+    kind: str
+    margin: str
+    attachment: str
+    outline: Outline = field(repr=False, compare=False)
+
+
+def draw_count(rng: np.random.Generator) -> int:
+    """How many nodules a scan has, 0 … 8."""
+    return int(rng.choice(len(COUNT_PROBABILITY), p=COUNT_PROBABILITY))
+
+
+def draw_diameter_mm(rng: np.random.Generator, largest_mm: float = DIAMETER_RANGE_MM[1]) -> float:
+    """One diameter of the LUNA16-like distribution, redrawn until it is at most ``largest_mm`` (≥ 3.5)."""
+    low, high = DIAMETER_RANGE_MM[0], max(min(largest_mm, DIAMETER_RANGE_MM[1]), 3.5)
+    while True:
+        diameter = _DIAMETER_SHIFT_MM + float(np.exp(rng.normal(_DIAMETER_LOG_MEAN, _DIAMETER_LOG_SD)))
+        if low <= diameter <= high:
+            return diameter
+
+
+def _pick(rng: np.random.Generator, table: dict[str, float]) -> str:
+    return str(rng.choice(list(table), p=list(table.values())))
+
+
+def _place(rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: float, attachment: str) -> Array | None:
+    """Propose a centre, voxels, or ``None``. ``vessels``: ``[V, 4]`` centre line points and radius."""
+    shape = np.array(anatomy.room_mm.shape)
+    if attachment == "vessel":
+        fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
+        if len(fitting) == 0:
+            return None
+        point = fitting[rng.integers(len(fitting))]
+        away = rng.standard_normal(3)
+        centre = point[:3] + away / np.linalg.norm(away) * (0.85 * radius + point[3])
+    else:
+        centre = rng.uniform(4, shape - 5)
+    index = tuple(np.rint(centre).astype(int))
+    if np.any(np.array(index) < 4) or np.any(np.array(index) >= shape - 4):
+        return None
+    depth = -float(anatomy.room_mm[index])
+    if attachment == "pleura":
+        return centre if 0.35 * radius < depth < 0.75 * radius else None
+    if depth < radius + 1.5:
+        return None
+    if attachment == "free" and len(vessels):
+        thick = vessels[vessels[:, 3] > 1.2]
+        near = np.linalg.norm(thick[:, :3] - centre, axis=1) < radius + thick[:, 3] + 1
+        if near.any():
+            return None
+    return centre
+
+
+def _directions(rng: np.random.Generator, count: int) -> Array:
+    vectors = rng.standard_normal((count, 3))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _blob(rng: np.random.Generator, offset: Field, radius: float, margin: str) -> Field:
+    """Distance-like field of the shape around 0; ``offset``: ``[3, A, B, C]`` mm from its centre."""
+    axes = rng.uniform(0.8, 1.2, 3)
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    rotated = np.tensordot(turn, offset, axes=1)
+    length = np.sqrt((offset**2).sum(axis=0)) + 1e-6
+    squeezed = np.sqrt(sum((rotated[a] / axes[a]) ** 2 for a in range(3)))
+    shape = (squeezed - radius).astype(np.float32)
+    if margin == "lobulated":
+        for way in _directions(rng, int(rng.integers(2, 6))):
+            centre = way * radius * rng.uniform(0.65, 0.95)
+            lobe = np.sqrt(sum((offset[a] - centre[a]) ** 2 for a in range(3))) - radius * rng.uniform(0.45, 0.62)
+            shape = smooth_min(shape, lobe.astype(np.float32), 0.25 * radius)
+    elif margin == "spiculated":
+        for way in _directions(rng, int(rng.integers(9, 18))):
+            cosine = sum(offset[a] * way[a] for a in range(3)) / length
+            shape = shape - (0.25 * radius * np.exp((cosine - 1) / 0.035)).astype(np.float32)
+    for way in _directions(rng, 6):  # nothing in the body is a perfect ellipsoid
+        wave = np.sin(2.2 / radius * sum(offset[a] * way[a] for a in range(3)) + rng.uniform(0, 6.3))
+        shape = shape + (0.05 * radius * wave).astype(np.float32)
+    return shape
+
+
+def _make_outline(
+    rng: np.random.Generator, anatomy: Anatomy, centre: Array, diameter_mm: float, margin: str
+) -> tuple[Field, Array, float]:
+    """The shape around ``centre``, cut at the pleura, with the volume of the wanted sphere.
+
+    Returns:
+        Distances on a patch, the patch's first voxel position, and its spacing in voxels.
+    """
+    radius = diameter_mm / 2
+    step = 0.25 if radius < 3.5 else 0.5
+    n = int(np.ceil((1.9 * radius + 3) / step))
+    axis = (np.arange(-n, n + 1) * step).astype(np.float32)
+    offset = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
+    shape = _blob(rng, offset, radius, margin)
+    points = offset + centre[:, None, None, None].astype(np.float32)
+    pleura = ndimage.map_coordinates(anatomy.room_mm, points, order=1, mode="nearest", output=np.float32)
+    pleura = pleura + np.float32(0.3)  # stay just inside the pleura
+    wanted = round(4 / 3 * np.pi * radius**3 / step**3)
+    candidates = shape[pleura <= 0]
+    if len(candidates) <= wanted:
+        return np.maximum(shape, pleura), points[:, 0, 0, 0].astype(np.float64), step
+    shape = shape - np.partition(candidates, wanted)[wanted]
+    return np.maximum(shape, pleura), points[:, 0, 0, 0].astype(np.float64), step
+
+
+def _measure(distance: Field, first: Array, step: float, affine_ras: Array) -> tuple[Point, float, Outline]:
+    """Centroid (RAS mm), equal-volume diameter (mm) and outline of a patch."""
+    index = np.argwhere(distance <= 0)
+    patch_affine = affine_ras @ np.diag([step, step, step, 1.0])
+    patch_affine[:3, 3] = apply_affine(affine_ras, first)
+    x, y, z = apply_affine(patch_affine, index.mean(axis=0)).tolist()
+    return (x, y, z), sphere_diameter_mm(len(index) * step**3), Outline(distance, patch_affine)
+
+
+def _compact(distance: Field, wanted_mm: float, measured_mm: float) -> bool:
+    """Whether a shape is whole (one piece, not cut by its patch), holds its centroid well inside, and is full-sized."""
+    solid = distance <= 0
+    if not solid.any() or abs(measured_mm - wanted_mm) > 0.02 * wanted_mm:
+        return False
+    edges = (solid[[0, -1]].any(), solid[:, [0, -1]].any(), solid[:, :, [0, -1]].any())
+    centre = tuple(np.rint(np.argwhere(solid).mean(axis=0)).astype(int))
+    return not any(edges) and ndimage.label(solid)[1] == 1 and bool(distance[centre] < -0.15 * wanted_mm)
+
+
+def place_nodules(
+    rng: np.random.Generator, anatomy: Anatomy, vessels: Array, count: int, affine_ras: Array
+) -> tuple[PhantomNodule, ...]:
+    """Draw ``count`` nodules (fewer where the lungs have no room left), none nearer to another than ``GAP_MM``.
+
+    Args:
+        rng: source of every choice.
+        anatomy: whose lungs hold them.
+        vessels: ``[V, 4]`` points on vessel centre lines and the radius there.
+        count: how many, ≥ 0.
+        affine_ras: ``[4, 4]``, voxel to RAS mm of the 1 mm grid.
+    """
+    largest_mm = _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.room_mm.min())
+    placed: list[PhantomNodule] = []
+    for _ in range(count):
+        nodule = _place_one(rng, anatomy, vessels, placed, affine_ras, largest_mm)
+        if nodule is not None:
+            placed.append(replace(nodule, label=len(placed) + 1))
+    return tuple(placed)
+
+
+def _place_one(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    vessels: Array,
+    placed: list[PhantomNodule],
+    affine_ras: Array,
+    largest_mm: float,
+) -> PhantomNodule | None:
+    diameter = draw_diameter_mm(rng, largest_mm)
+    margins = MARGINS if diameter < 12 else MARGINS_LARGE
+    kind, margin, attachment = (_pick(rng, table) for table in (KINDS, margins, ATTACHMENTS))
+    if margin == "spiculated" and diameter < MIN_SPICULATED_MM:
+        margin = "smooth"
+    shapes_left = 6
+    for _ in range(_TRIES * 40):
+        centre = _place(rng, anatomy, vessels, diameter / 2, attachment)
+        if centre is None:
+            continue
+        here = apply_affine(affine_ras, centre)
+        room = [np.linalg.norm(here - n.centre_ras_mm) - (n.diameter_mm + diameter) * 0.6 - GAP_MM for n in placed]
+        if room and min(room) < 0:
+            continue
+        patch, first, step = _make_outline(rng, anatomy, centre, diameter, margin)
+        if (patch <= 0).any():
+            centre_ras_mm, measured, outline = _measure(patch, first, step, affine_ras)
+            if _compact(patch, diameter, measured):
+                return PhantomNodule(0, centre_ras_mm, measured, kind, margin, attachment, outline)
+        shapes_left -= 1
+        if shapes_left == 0:
+            return None
+    return None
+
+
+def instance_mask(
+    nodules: tuple[PhantomNodule, ...], affine_ras: Array, shape: tuple[int, ...]
+) -> npt.NDArray[np.uint8]:
+    """Label the voxels of a grid whose centres lie inside each nodule's shape.
+
+    A nodule so small that no voxel centre of a coarse grid lies inside keeps the voxel nearest to its own centre.
+
+    Args:
+        nodules: labels 1 … 255; empty gives an empty mask.
+        affine_ras: ``[4, 4]``, voxel to RAS mm; any direction and spacing.
+        shape: the grid's ``(I, J, K)``.
+    """
+    mask = np.zeros(shape, dtype=np.uint8)
+    for nodule in nodules:
+        half_width = 1.3 * float(np.abs(nodule.outline.affine_ras[0, 0])) * max(nodule.outline.distance_mm.shape) / 2
+        box = box_around(affine_ras, shape, nodule.centre_ras_mm, half_width)
+        grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+        solid = nodule.outline.at(apply_affine(affine_ras, grid)) <= 0
+        mask[box][solid] = nodule.label
+        if not solid.any():
+            centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm)
+            nearest = np.rint(centre).astype(int)
+            if np.all((nearest >= 0) & (nearest < shape)):
+                mask[tuple(nearest)] = nodule.label
+    return mask
+
+
+def paint_nodules(
+    rng: np.random.Generator, image: Field, nodules: tuple[PhantomNodule, ...], anatomy: Anatomy, affine_ras: Array
+) -> None:
+    """Draw the nodules into the 1 mm image in place: soft edges, an uneven inside, spicules, tails and solid cores."""
+    for nodule in nodules:
+        size = nodule.outline.distance_mm.shape[0] * nodule.outline.affine_ras[0, 0] / 2
+        box = box_around(affine_ras, image.shape, nodule.centre_ras_mm, float(size) + 1)
+        grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+        positions = apply_affine(affine_ras, grid)
+        distance = nodule.outline.at(positions)
+        lumps = ndimage.gaussian_filter(rng.standard_normal(distance.shape).astype(np.float32), 1.2) * 5
+        part = image[box]
+        if nodule.margin == "spiculated":
+            _paint_spicules(rng, part, nodule, box, anatomy, affine_ras)
+        if nodule.kind == "solid":
+            calcified = rng.random() < 0.06
+            value = rng.uniform(220, 500) if calcified else rng.uniform(5, 60)
+            part += inside(distance, 1.2) * (np.maximum(value + 14 * lumps, part) - part)
+            continue
+        value = rng.uniform(-680, -480) + 45 * lumps
+        part += inside(distance, 2.2) * (np.maximum(value, part + 60) - part)
+        if nodule.kind == "part-solid":
+            radius = nodule.diameter_mm / 2
+            core = np.asarray(nodule.centre_ras_mm) + 0.25 * radius * _directions(rng, 1)[0]
+            ball = np.linalg.norm(positions - core, axis=-1) - rng.uniform(0.3, 0.6) * radius
+            ball = np.maximum(ball + 0.9 * lumps, distance).astype(np.float32)
+            part += inside(ball, 1.4) * (np.maximum(rng.uniform(-20, 40), part) - part)
+
+
+def _paint_spicules(
+    rng: np.random.Generator, part: Field, nodule: PhantomNodule, box: tuple, anatomy: Anatomy, affine_ras: Array
+) -> None:
+    """Thin strands from the surface outwards, within the lung; no part of the mask."""
+    radius = nodule.diameter_mm / 2
+    centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm) - [s.start for s in box]
+    ways = _directions(rng, int(rng.integers(10, 22)))
+    ends = centre + ways * radius * rng.uniform(1.3, 1.9, (len(ways), 1))
+    radii = np.tile([0.75, 0.2], (len(ways), 1))
+    distance = np.full(part.shape, 3.0, dtype=np.float32)
+    stamp_capsules(distance, centre + 0.8 * radius * ways, ends, radii)
+    share = inside(distance) * inside(anatomy.lung_mm[box])
+    part += share * (np.maximum(-80.0, part) - part)

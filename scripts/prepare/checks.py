@@ -1,0 +1,93 @@
+"""Whether a box can be what it says: a nodule lies in or at the lungs and is denser than they are.
+
+Only what no real nodule shows counts as doubtful; a box that raises no doubt may be wrong all the same. Measured on 895
+nodules of LIDC-IDRI: none raises a doubt about its density. Of random places inside the lungs of five scans 20 to 66 %
+do, and of random places in a scan more than half lie outside the lungs: a list in another frame is noticed by its share
+of doubtful boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm, swap_lps_ras
+from ..preprocess.lung_search import LungSearch
+from ..preprocess.lungs import Lungs, find_lungs
+from ..read.instances import Values
+from ..read.reader import ScanError, Volume
+
+AIR_HU, AIR_PERCENTILE = -700.0, 95.0  # the airiest of 895 nodules, ground glass among them, has -675 there
+OUTSIDE_MM = 15.0  # beyond the closed lungs and the box itself: room for nodules at the pleura
+ALARMING_SHARE = 0.2  # of the boxes: more than single mistakes in annotations
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A scan as the judgement of its boxes needs it.
+
+    Attributes:
+        volume: the scan.
+        lungs: ``None`` where no lungs were outlined; then nobody can say what lies outside.
+    """
+
+    volume: Volume
+    lungs: Lungs | None
+
+    @classmethod
+    def of(cls, volume: Volume) -> Surroundings:
+        turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
+        affine_ras = np.asarray(turned.affine, dtype=np.float64)
+        try:
+            lungs = find_lungs(np.asarray(turned.dataobj), affine_ras, LungSearch())
+        except ScanError:  # no lungs in it
+            return cls(volume, None)
+        return cls(volume, lungs if lungs.region == "lungs" else None)
+
+    def doubts(self, box_lps_mm: Sequence[float], mask: Values | None, value: int) -> Iterator[str]:
+        """What speaks against a box ``[x, y, z, w, h, d]``, in a few words each.
+
+        Args:
+            box_lps_mm: the box.
+            mask: of the scan, on its grid; ``None`` where it has none.
+            value: the box's own in it.
+        """
+        centre, diameter_mm = np.asarray(box_lps_mm[:3]), float(np.mean(box_lps_mm[3:]))
+        if self.lungs is not None and self._outside_lungs_mm(centre) > OUTSIDE_MM + diameter_mm / 2.0:
+            yield "outside the lungs"
+        if self._is_air(centre, diameter_mm):
+            yield "nothing but air in it"
+        if mask is not None:
+            yield from _mask_doubts(mask == value, self.volume.affine_ras, centre, diameter_mm)
+
+    def _outside_lungs_mm(self, centre_lps_mm: FloatArray) -> float:
+        assert self.lungs is not None
+        distance_mm = self.lungs.distance_mm
+        to_cell = np.linalg.inv(self.lungs.affine_ras)
+        voxel = np.rint(apply_affine(to_cell, swap_lps_ras(centre_lps_mm))).astype(int)
+        return float(distance_mm[tuple(np.clip(voxel, 0, np.array(distance_mm.shape) - 1))])
+
+    def _is_air(self, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
+        """Whether the sphere in the box holds nothing that is denser than lung."""
+        affine_ras, centre = self.volume.affine_ras, swap_lps_ras(centre_lps_mm)
+        radius_mm = max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max()))
+        box = box_around(affine_ras, self.volume.image_hu.shape, centre, radius_mm)
+        voxels = np.stack(np.meshgrid(*(np.arange(b.start, b.stop) for b in box), indexing="ij"), axis=-1)
+        inside = np.linalg.norm(apply_affine(affine_ras, voxels) - centre, axis=-1) <= radius_mm
+        values = self.volume.image_hu[box][inside]
+        return bool(values.size) and float(np.percentile(values, AIR_PERCENTILE)) < AIR_HU
+
+
+def _mask_doubts(
+    inside: np.ndarray, affine_ras: FloatArray, centre_lps_mm: FloatArray, diameter_mm: float
+) -> Iterator[str]:
+    voxels = np.argwhere(inside)
+    if not len(voxels):
+        yield "no outline in the mask"
+        return
+    apart = np.linalg.norm(swap_lps_ras(apply_affine(affine_ras, voxels.mean(axis=0))) - centre_lps_mm)
+    if apart > max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max())):
+        yield f"outline {apart:.0f} mm away"

@@ -1,0 +1,358 @@
+"""Where a scan is searched: in and near the lungs, and never outside the body.
+
+The parts of the chest (:mod:`.lung_search`) become one map of distances to the lungs, from which everything follows:
+the box that is resampled, the windows that the network sees, the candidates that are kept. Where no nodule can be
+(outside the body, in gas that is no lung) the map says :data:`NEVER_MM`.
+
+The lungs are closed by :data:`CLOSING_MM`, so that masses at hilum and pleura belong to them. In a volume cut out of a
+chest (a cube, a slab along the body) nobody can say where a lung ends: more room counts as lung, and without any lung
+all that is inside the body. A whole body without lungs (a head, an abdomen, a water phantom) is refused. A given lung
+mask takes the place of the lungs that the network finds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Orientation, SpatialCrop
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from ..core.errors import DataError, UserError
+from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
+from ..core.labels import Part, Parts
+from ..read.scan import ScanError
+from .lung_search import CoarseScan, LungSearch, coarse_scan
+
+logger = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.bool_]
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[:, :, None]  # neighbours on one axial plane
+Region = Literal["lungs", "cut-out", "body"]
+
+CLOSING_MM = (
+    25.0  # closes over hilar vessels and over masses of 5 cm at hilum and pleura: 0.2 to 0.6 l in 9 real chests
+)
+CUT_OUT_ROOM_MM = 15.0  # around the lung of a cut-out: room for consolidation and for a mass at the pleura
+NARROW_MM = 80.0  # along both lateral axes: too little to tell lung from room air, so all of it counts as body
+CUT_OUT_SHARE = 0.5  # of the lateral faces lies in the body: more than a field of view that cuts arms or flanks
+LEAST_LUNG_MM3 = 5.0e4  # 50 ml: less in a whole body is gas of the bowel or a sinus
+LEAST_PIECE_MM3 = 2.0e3  # 2 ml: smaller pieces are gas of the bowel, or partial volume
+LEAST_LUNG_SHARE = 0.05  # of the largest piece of gas: less is gas of the bowel
+BOWEL_WALL_CELLS = 3  # around gas of the bowel that looked like lung: its wall and contents
+LEAST_AERATED_SHARE = 0.1  # of a piece of lung: a lung that holds less air is tissue
+LEAST_BODY_SHARE = 0.05  # of the largest piece: the other half of a body that air divides, but no piece of clothing
+GAS_BELOW_HU = -500.0  # the mean of a cell: gas, or its border
+NEVER_MM = 1000.0  # farther than any margin
+SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
+ROUNDING_MM = 1e-3  # distances are float32
+LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; any other mask's lungs are all above 0
+MASK_INSIDE_SHARE = 0.5  # of a given mask's volume; less: it belongs to another scan or frame
+MASK_AIR_SHARE = 0.5  # of a given mask's cells below AIR_BELOW_HU; less: it does not lie on the lungs
+MASK_AIR_DOUBT = 0.8  # less is worth a warning: five real chests have 0.97, flipped 0.44 to 0.76
+AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
+
+
+class RegionError(UserError, ValueError):
+    """A region that does not exist."""
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """Where a scan is searched.
+
+    Attributes:
+        region: "lungs": near them; "cut-out": the same with more room; "body": all that is inside it.
+        parts: ``[I', J', K']``, values of :class:`..core.labels.Part`; small pieces are settled.
+        distance_mm: ``[I', J', K']`` float32, to what counts as lung, 0 inside; :data:`NEVER_MM` where no nodule is.
+        box: ``[2, 3]`` first and one-past-last voxel of what counts as lung, in the scan's grid, without margin.
+        affine_ras: ``[4, 4]``, cell to RAS mm.
+    """
+
+    region: Region
+    parts: Parts
+    distance_mm: npt.NDArray[np.float32]
+    box: npt.NDArray[np.int64]
+    affine_ras: FloatArray
+
+
+def find_lungs(
+    image_hu: npt.NDArray[Any],
+    affine_ras: FloatArray,
+    search: LungSearch,
+    *,
+    lung_mask: MetaTensor | None = None,
+    region: str = "lungs",
+    source: str = "scan",
+) -> Lungs:
+    """Find where to search.
+
+    Args:
+        image_hu: ``[I, J, K]``, HU, axes in RAS order.
+        affine_ras: ``[4, 4]``, voxel to RAS mm.
+        search: finds the parts.
+        lung_mask: ``[1, …]`` on any grid, in the place of the lungs found; see :func:`_with_lungs_of`.
+        region: "lungs", or "body" for all that is inside it.
+        source: of the scan, for messages.
+
+    Raises:
+        ScanError: a whole body without lungs, or a mask that does not lie on the lungs.
+        RegionError: another region.
+    """
+    if region not in ("lungs", "body"):
+        raise RegionError(f"region: expected lungs or body, got {region!r}")
+    scan = coarse_scan(image_hu, affine_ras)
+    is_narrow = bool((scan.cell_mm * scan.hu.shape)[:2].max() < NARROW_MM)
+    parts = np.full(scan.hu.shape, Part.BODY, dtype=np.uint8) if is_narrow else _settled(search(scan), scan)
+    if lung_mask is not None:
+        parts = _with_lungs_of(lung_mask, parts, scan, source)
+    body, lungs = parts != Part.OUTSIDE, is_lung(parts)
+    is_cut_out = _share_of_sides(body) > CUT_OUT_SHARE
+    searched: Region = "body" if region == "body" else "cut-out" if is_cut_out else "lungs"
+    if not is_cut_out and body.any() and lungs.sum() * voxel_volume_mm3(scan.affine_ras) < LEAST_LUNG_MM3:
+        raise ScanError(
+            f"{source}: expected a chest CT, got a body without lungs (less than {LEAST_LUNG_MM3 / 1e3:.0f} ml); give "
+            "the series of the chest"
+        )
+    if not lungs.any():
+        searched, lungs = "body", body if body.any() else np.ones_like(body)
+        body = lungs
+    elif searched == "body":
+        lungs = body
+    return _region(searched, parts, lungs, body, scan, np.array(image_hu.shape))
+
+
+def is_lung(parts: Parts) -> Mask:
+    """Cells of either lung."""
+    return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))
+
+
+def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
+    """Distances to ``lungs`` (at least one cell), closed, and their box in the scan's grid."""
+    room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
+    closed = lungs if region == "body" else _closed(lungs, scan.cell_mm)
+    distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
+    if is_lung(parts).any():
+        gas = (scan.hu < GAS_BELOW_HU) & ~is_lung(parts)
+        bowel = gas & body & (parts != Part.AIRWAY)
+        distance_mm[gas | (ndimage.binary_dilation(bowel) & ~is_lung(parts))] = NEVER_MM  # with its wall
+    distance_mm[~body] = NEVER_MM
+    reached = np.argwhere(distance_mm == 0)
+    if not len(reached):
+        reached = np.argwhere(body)
+    box = np.stack([np.floor(reached.min(0) * scan.step), np.ceil((reached.max(0) + 1) * scan.step)]).astype(np.int64)
+    return Lungs(region, parts, distance_mm, np.clip(box, 0, shape), scan.affine_ras)
+
+
+def _settled(parts: Parts, scan: CoarseScan) -> Parts:
+    """One body without holes, and lungs that are whole pieces of gas.
+
+    Other pieces of body lie outside. Gas of the bowel can look like lung, but hangs together with no lung: of the
+    pieces of gas, the large ones that are mostly lung are lung altogether but for the airway, and the others are none.
+    """
+    labels, sizes = _sized_pieces(parts != Part.OUTSIDE)
+    body = (sizes >= LEAST_BODY_SHARE * sizes.max())[labels] & (labels > 0)
+    settled = np.where(body, parts, np.uint8(Part.OUTSIDE))
+    settled[ndimage.binary_fill_holes(body, IN_PLANE) & ~body] = Part.BODY
+    labels, sizes = _sized_pieces(settled == Part.AIRWAY)
+    settled[(labels != sizes.argmax()) & (labels > 0)] = Part.BODY
+    gas = (scan.hu < GAS_BELOW_HU) & (settled != Part.OUTSIDE)
+    labels, sizes = _sized_pieces(gas)
+    lung_share = np.bincount(labels[is_lung(settled)], minlength=len(sizes)) / np.maximum(sizes, 1)
+    least = max(LEAST_PIECE_MM3 / voxel_volume_mm3(scan.affine_ras), LEAST_LUNG_SHARE * sizes.max())
+    aerated = ((sizes >= least) & (lung_share > 0.5))[labels] & gas
+    bowel = gas & ~aerated & is_lung(settled)
+    settled[ndimage.binary_dilation(bowel, iterations=BOWEL_WALL_CELLS) & is_lung(settled) & ~aerated] = Part.BODY
+    _join(settled, aerated & ~is_lung(settled) & (settled != Part.AIRWAY))
+    labels, sizes = _sized_pieces(is_lung(settled))
+    with_air = np.bincount(labels[aerated], minlength=len(sizes)) >= LEAST_AERATED_SHARE * np.maximum(sizes, 1)
+    settled[~with_air[labels] & (labels > 0)] = Part.BODY
+    return settled
+
+
+def _join(parts: Parts, cells: Mask) -> None:
+    """Make cells part of the lung that is nearest, in place."""
+    lungs = np.argwhere(is_lung(parts))
+    if len(lungs) and cells.any():
+        _, nearest = cKDTree(lungs).query(np.argwhere(cells))
+        parts[cells] = parts[tuple(lungs[nearest].T)]
+
+
+def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+    """Numbers of the connected pieces, and the cells of each number; 0 is not a piece and has none."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels, sizes
+
+
+def _share_of_sides(body: Mask) -> float:
+    """Share of the four lateral faces that lies in the body."""
+    faces = (body[0], body[-1], body[:, 0], body[:, -1])
+    return float(sum(face.sum() for face in faces) / sum(face.size for face in faces))
+
+
+def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
+    """Lungs closed by :data:`CLOSING_MM`: a ball of it outside them touches none of what was added."""
+    room = np.ceil(CLOSING_MM / cell_mm).astype(int) + 1
+    near = _distance_mm(np.pad(lungs, [(r, r) for r in room]), cell_mm) <= CLOSING_MM + ROUNDING_MM
+    closed = _distance_mm(~near, cell_mm) > CLOSING_MM + ROUNDING_MM
+    return np.asarray(closed[tuple(slice(r, -r) for r in room)] | lungs)
+
+
+def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
+    """Distance of every voxel to the nearest one inside (there is one), mm; 0 inside."""
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    image.SetSpacing(voxel_mm[::-1].tolist())  # ITK's x is the last axis
+    signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayFromImage(signed), np.float32(0.0))
+
+
+def _with_lungs_of(mask: MetaTensor, parts: Parts, scan: CoarseScan, source: str) -> Parts:
+    """Parts whose lungs are those of a mask; world positions decide, grids may differ.
+
+    Args:
+        mask: ``[1, I, J, K]`` labels: 3 and 4 are the lungs and 5 the trachea where 3 or 4 occur and nothing else
+            does (LUNA16), any value above 0 is lung elsewhere; affine to RAS mm.
+        parts: found in the scan; they tell left from right.
+        scan: on the same grid.
+        source: of the scan, for messages.
+
+    Raises:
+        ScanError: the mask is empty or does not lie on the lungs of this scan.
+    """
+    affine = np.asarray(mask.affine, dtype=np.float64)
+    own = coarse_scan(_lung_voxels(mask.as_tensor()[0]).numpy(), affine)
+    to_mask = np.linalg.inv(own.affine_ras) @ scan.affine_ras
+    shares = ndimage.affine_transform(
+        own.hu, to_mask[:3, :3], to_mask[:3, 3], output_shape=parts.shape, order=1, mode="grid-constant"
+    )
+    lungs = shares > 0.5
+    whole_mm3 = (own.hu > 0.5).sum() * voxel_volume_mm3(own.affine_ras)
+    inside = lungs.sum() * voxel_volume_mm3(scan.affine_ras) / max(whole_mm3, 1.0)
+    air = float((scan.hu[lungs] < AIR_BELOW_HU).mean()) if lungs.any() else 0.0
+    _check_mask(str(mask.meta.get("filename_or_obj", "lung mask")), source, min(float(inside), 1.0), air)
+    given = np.where(is_lung(parts) & ~lungs, np.uint8(Part.BODY), parts)
+    if not is_lung(given).any():
+        middle = np.argwhere(lungs)[:, 0].mean()
+        given[lungs & (np.arange(len(parts)) < middle)[:, None, None]] = Part.LEFT_LUNG
+        given[lungs & (given != Part.LEFT_LUNG)] = Part.RIGHT_LUNG
+    _join(given, lungs & ~is_lung(given))
+    return given
+
+
+def _check_mask(name: str, source: str, inside: float, air: float) -> None:
+    """Refuse a lung mask that lies elsewhere; ``inside`` is its share in the scan, ``air`` that of it on air."""
+    if inside < MASK_INSIDE_SHARE or air < MASK_AIR_SHARE:
+        raise ScanError(
+            f"{name}: expected a mask of the lungs of {source}, got one of which {inside:.0%} lies in the scan, and "
+            f"{air:.0%} of that on air; give this scan's own mask in its frame, or leave lung_mask out."
+        )
+    if air < MASK_AIR_DOUBT:
+        logger.warning("%s: only %.0f %% of the lung mask lie on air; is it flipped?", name, 100 * air)
+
+
+def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
+    """1 in the lungs, 0 elsewhere: uint8."""
+    values = set(torch.unique(labels).tolist()) - {0}
+    is_luna16 = values & set(LUNA16_LUNGS) and values <= {*LUNA16_LUNGS, LUNA16_TRACHEA}
+    lungs = torch.isin(labels, torch.tensor(LUNA16_LUNGS, dtype=labels.dtype)) if is_luna16 else labels > 0
+    return lungs.to(torch.uint8)
+
+
+def lung_mm3(lung_distance_mm: MetaTensor) -> float:
+    """Volume of what counts as lung; see :class:`Lungs`."""
+    affine = np.asarray(lung_distance_mm.affine, dtype=np.float64)
+    return float((lung_distance_mm == 0).sum()) * voxel_volume_mm3(affine)
+
+
+class CropToLungsd(MapTransform):
+    """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
+
+    Writes beside the keys ``lung_distance_mm`` and ``lung_parts`` (MetaTensors ``[1, I', J', K']`` of one grid,
+    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.region`). Nothing is copied: what is
+    cut are views.
+
+    Args:
+        keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``, in any orientation), on which the lungs are
+            sought. The others lie on its grid, whose axes they may hold in another order or direction.
+        search: finds the parts of the chest.
+        margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
+        region: "lungs", or "body" to search all that is inside it.
+        allow_missing_keys: skip absent keys.
+        lung_key: a lung mask on any grid (MetaTensor), which leaves the item; where there is none, lungs are sought.
+        whole_key: under which the CT stays in the item, not cut; ``None`` for nowhere.
+
+    Raises:
+        ScanError, RegionError: see :func:`find_lungs`.
+        DataError: a key lies on another grid than the first.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        search: LungSearch,
+        margin_mm: float,
+        *,
+        region: str = "lungs",
+        allow_missing_keys: bool = False,
+        lung_key: str = "lung_mask",
+        whole_key: str | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.search, self.margin_mm, self.region = search, margin_mm, region
+        self.lung_key, self.whole_key = lung_key, whole_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image = item[self.keys[0]]
+        lungs, box = self._find(image, item.pop(self.lung_key, None))
+        margin = np.ceil(self.margin_mm / spacing_mm(image.affine)).astype(np.int64)
+        low = np.maximum(box[0] - margin, 0)
+        high = np.minimum(box[1] + margin, np.array(image.shape[1:]))
+        crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
+        as_image = Orientation("".join(aff2axcodes(np.asarray(image.affine))), labels=None)
+        for key in self.key_iterator(item):
+            volume: Any = item[key] if key == self.keys[0] else as_image(item[key])
+            _check_grid(str(key), volume, str(self.keys[0]), image)
+            item[key] = crop(volume)
+        if self.whole_key is not None:
+            item[self.whole_key] = image
+        affine = torch.from_numpy(lungs.affine_ras)
+        item["lung_distance_mm"] = MetaTensor(torch.from_numpy(lungs.distance_mm)[None], affine=affine)
+        item["lung_parts"] = MetaTensor(torch.from_numpy(lungs.parts)[None], affine=affine)
+        item["region"] = lungs.region
+        return item
+
+    def _find(self, image: MetaTensor, mask: MetaTensor | None) -> tuple[Lungs, npt.NDArray[np.int64]]:
+        """:func:`find_lungs` of a view turned to RAS, and the box in the image's own grid."""
+        own = np.asarray(image.affine, dtype=np.float64)
+        shape, turn = image.shape[1:], io_orientation(own)
+        turned = apply_orientation(image.as_tensor()[0].numpy(), turn)
+        source = str(image.meta.get("filename_or_obj", "the scan"))
+        affine = own @ inv_ornt_aff(turn, shape)
+        lungs = find_lungs(turned, affine, self.search, lung_mask=mask, region=self.region, source=source)
+        box = lungs.box[:, turn[:, 0].astype(int)]
+        mirrored = np.array(shape) - box[::-1]
+        return lungs, np.where(turn[:, 1] < 0, mirrored, box)
+
+
+def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:
+    """Refuse a volume whose voxels are not those of the image."""
+    same = volume.shape[1:] == image.shape[1:]
+    if not (same and np.allclose(np.asarray(volume.affine), np.asarray(image.affine), atol=SAME_GRID)):
+        raise DataError(
+            f"{volume.meta.get('filename_or_obj', key)}: expected the grid of the {image_key} "
+            f"{image.meta.get('filename_or_obj', '')} (size {tuple(image.shape[1:])}), got size "
+            f"{tuple(volume.shape[1:])} or another affine; resample it to that grid"
+        )

@@ -1,0 +1,366 @@
+"""DICOM: series, which of a study is read, and the volume of one series.
+
+Order and geometry come from ImagePositionPatient and ImageOrientationPatient of every slice alone (PS3.3 C.7.6.2);
+SliceLocation and InstanceNumber are not trusted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.geometry import FloatArray, swap_lps_ras_affine
+from .dicom_header import SliceHeader, read_headers
+from .dicom_pixels import decode
+from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_grid, make_volume, thick_slice_note
+
+PROJECTION_TYPES = frozenset({"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE"})  # not HU of a thin slice
+PROJECTION_WORDS = re.compile(r"\b(MIP|MINIP|AVEIP|AIP|MAX ?IP|MIN ?IP|MAXIMUM INT|MINIMUM INT)")
+# RescaleType: the standard's name of HU, and "unspecified", which scanners also write for HU.
+HU_TYPES = frozenset({"", "HU", "US"})
+# In ImageType or the series' description: what is computed from spectra or several series, screenshots and reports.
+COMPUTED_WORDS = re.compile(
+    r"IODINE(?! ?CONTRAST)|\bJOD(KARTE|BILD)|\bVNC|VIRTUAL.?(NON|UNENH)|\bVUE\b|Z.?EFF|EFF.?Z|EFF\w*.(Z|ATOMIC)|"
+    r"ELECTRON.?DENS|MATERIAL|\bMAT (SPEC|REM|FRAC|VAL|MOD)|WATER.?(MAP|DENS|\()|CALCIUM.?(MAP|SUPP|\()|URIC|OVERLAY|"
+    r"\bFUS(ION|ED)|PERFUSION|\bPBV\b|SUBTRACT|COLOU?R|DOSE.?(REPORT|INFO|SHEET|RECORD)|PATIENT.?PROTOCOL|"
+    r"SOM\d.?PROT|SCREEN.?(SAVE|SHOT|CAP)|KEY.?IMAGE|\bVRT\b|VOLUME.?REND"
+)
+CHEST_WORDS = re.compile(
+    r"CHEST|THORA|TORA[XC]|LUNG|PULM|POUMON|\bT\.?A\.?P\b|\bC\.?A\.?P\b|\bTHX|\bCTPA\b|WHOLE.?BODY"
+)
+OTHER_WORDS = re.compile(
+    r"HEAD|BRAIN|SKULL|CRANI|CEREBR|SCH(AE|Ä)DEL|KOPF|NECK|HALS|CERVI|FACE|FACIAL|SINUS|ORBIT|TEMPORAL|\bEAR\b|DENTAL|"
+    r"\bJAW|MANDIB|MAXILLA|ABDOM|PELVI|BECKEN|LIVER|KIDNEY|RENAL|PANCREA|COLON|LUMB|[CL].?SPINE|SACR|\bHIP\b|FEMUR|KNEE|"
+    r"\bLEG|ANKLE|FOOT|EXTREMITY|\bARM\b|ELBOW|WRIST|HAND\b|SHOULDER|PHANTOM"
+)
+FEW_SLICES = 10  # a series with fewer is a sample or a bolus tracker when a longer one exists
+AXIAL_COSINE = 0.8  # of the normal with the body's axis: 37°, beyond any gantry tilt (30°)
+DUPLICATE_MM = 0.01  # two slices closer than this lie on each other: no scanner reconstructs so finely
+GAP_STEPS = 1.5  # a step longer than this many usual ones is a missing slice
+# A slice may lie this far from its place on the regular grid: headers round positions to 0.1 mm, and 5 % of a step
+# is less than what resampling to 1 mm can resolve.
+JITTER_MM = 0.1
+JITTER_STEPS = 0.05
+DIRECTION_TOLERANCE = 1e-3  # of a direction cosine: 0.06°, i.e. 0.3 mm across a chest
+SPACING_TOLERANCE_MM = 1e-4  # of a pixel: 0.05 mm across 512 pixels
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of one series, sorted along their normal where positions allow; localizers apart.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        slices: at least one.
+        ignored_localizers: how many localizer images of the same series were left out.
+    """
+
+    uid: str
+    slices: tuple[SliceHeader, ...]
+    ignored_localizers: int
+
+    @property
+    def modality(self) -> str:
+        return self.slices[0].modality or "unknown modality"
+
+    @property
+    def step_mm(self) -> float:
+        """Usual distance between neighbouring slices, mm; infinite where it cannot be told."""
+        places = _places_mm(self.slices)
+        if places is None or len(places) < 2:
+            return float("inf")
+        return float(np.median(np.diff(np.sort(places))))
+
+    @property
+    def thickness_mm(self) -> float:
+        """Slice thickness or distance, whichever is larger: what a small nodule is averaged over or lost between."""
+        return max(self.step_mm, self.slices[0].thickness_mm or 0.0)
+
+    @property
+    def is_axial(self) -> bool:
+        return bool(abs(self.slices[0].normal[2]) >= AXIAL_COSINE)
+
+    @property
+    def is_projection(self) -> bool:
+        first = self.slices[0]
+        return bool(first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0]))
+
+    @property
+    def is_hu(self) -> bool:
+        """Whether nothing in the headers says that the values are others than HU of a scanner."""
+        if any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices):
+            return False
+        first = self.slices[0]
+        texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
+        return not any(COMPUTED_WORDS.search(text) for text in texts)
+
+    @property
+    def other_part(self) -> str:
+        """The word that says that this is no chest; "" where nothing says so, or something says that it is one."""
+        for words in self.slices[0].words:
+            if CHEST_WORDS.search(words):
+                return ""
+            other = OTHER_WORDS.search(words)
+            if other:
+                return other[0].strip().lower()
+        return ""
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it is CT in HU at all, be it thick, short or of another part of the body."""
+        return not any(list(self._faults().values())[:5])
+
+    def _faults(self) -> dict[str, bool]:
+        """What speaks against a series, gravest first, and whether it does; :attr:`is_fit` counts the first five."""
+        return {
+            f"modality {self.modality}, not CT": self.modality != "CT",
+            "localizer": self.slices[0].is_localizer,
+            "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
+            "not HU": not self.is_hu,
+            "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
+            f"of the {self.other_part}, not the chest": bool(self.other_part),
+            f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
+            "intensity projection": self.is_projection,
+            "not axial": not self.is_axial,
+        }
+
+    def shortcomings(self) -> list[str]:
+        """Why the automatic choice would rather take another series; empty for an axial CT stack."""
+        return [fault for fault, holds in self._faults().items() if holds]
+
+    def rank(self) -> tuple[Any, ...]:
+        """Sort key of the automatic choice, best first: without faults, thin, closely spaced, long."""
+        thickness_mm, step_mm = round(self.thickness_mm, 2), round(self.step_mm, 2)
+        return *self._faults().values(), thickness_mm, step_mm, -len(self.slices), self.uid
+
+    def describe(self) -> str:
+        """One phrase for notes and errors."""
+        count = f"{len(self.slices)} slice{'s' if len(self.slices) != 1 else ''}"
+        thickness = f", {self.thickness_mm:.3g} mm" if np.isfinite(self.thickness_mm) else ""
+        return f"{self.uid} ({self.modality}, {count}{thickness})"
+
+
+def group_series(headers: Sequence[SliceHeader]) -> list[Series]:
+    """Group slices by SeriesInstanceUID, in the order of the UIDs; localizers leave a series that has other images."""
+    groups: dict[str, list[SliceHeader]] = {}
+    for header in headers:
+        groups.setdefault(header.series_uid, []).append(header)
+    result = []
+    for uid, members in sorted(groups.items()):
+        images = [header for header in members if not header.is_localizer] or members
+        result.append(Series(uid, tuple(_sorted_along_normal(images)), len(members) - len(images)))
+    return result
+
+
+def read_series(paths: Sequence[str]) -> Volume:
+    """Read one series from its slice files, in any order.
+
+    Args:
+        paths: one file per slice, or one with all of them as frames, all of the same series.
+
+    Raises:
+        ScanError: anything that would make the volume or its geometry wrong (see the checks below).
+    """
+    source, ordered, notes = _ordered_slices(paths)
+    affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
+    thickness_mm = ordered[0].thickness_mm or 0.0
+    step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
+    make_grid(source, (*ordered[0].size, len(ordered)), affine_ras)  # before anything is made of that size
+    image_hu, more_notes = decode(source, ordered)
+    notes = (*notes, *more_notes)
+    if thickness_mm > THICK_SLICE_MM >= step_mm:
+        notes = (*notes, thick_slice_note(thickness_mm))
+    volume = make_volume(source, image_hu, affine_ras, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
+    return replace(volume, source_files=tuple(header.path for header in ordered))
+
+
+def series_grid(paths: Sequence[str]) -> Grid:
+    """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
+    source, ordered, _ = _ordered_slices(paths)
+    columns, rows = ordered[0].size
+    return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+
+
+def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple[str, ...]]:
+    """The name of a series for messages, its slices along their normal, checked to make one volume, and notes."""
+    headers = []
+    for path in paths:
+        found = read_headers(path)
+        if not found:
+            raise ScanError(f"{path}: expected a DICOM slice, got a DICOMDIR; leave it out of the list.")
+        headers += found
+    source = f"{Path(paths[0]).parent} (series {headers[0].series_uid})"
+    images = [header for header in headers if not (header.frames > 1 and header.is_localizer)] or headers
+    notes = (localizer_note(len(headers) - len(images)),) if len(images) < len(headers) else ()
+    _check_kind(source, images)
+    _check_origin(source, images)
+    _check_alike(source, images)
+    ordered = _sorted_along_normal(images)
+    _check_steps(source, ordered)
+    return source, ordered, notes
+
+
+def localizer_note(count: int) -> str:
+    return f"{count} localizer image(s) of the series ignored"
+
+
+def _places_mm(headers: Sequence[SliceHeader]) -> FloatArray | None:
+    """Distance of each slice along the first one's normal, mm; ``None`` where a header does not tell."""
+    positions = [header.position_lps_mm for header in headers if header.position_lps_mm is not None]
+    normal = headers[0].normal
+    if len(positions) < len(headers) or not normal.any():
+        return None
+    return np.array(positions) @ normal
+
+
+def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Sort along the normal; where positions are missing, by path (such a series is refused when it is read)."""
+    places = _places_mm(headers)
+    if places is None:
+        return sorted(headers, key=lambda header: (header.path, header.frame))
+    return [headers[n] for n in np.argsort(places, kind="stable")]
+
+
+def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
+    """Refuse what is no stack of single-frame grey CT slices of one series."""
+    series = sorted({header.series_uid for header in headers})
+    if len(series) > 1:
+        raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
+    for header in headers:
+        where = f"{source}, file {header.name}"
+        if header.modality != "CT":
+            raise ScanError(f"{where}: expected modality CT, got {header.modality or 'none'}; choose a CT series.")
+        if header.is_localizer:
+            raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
+        if header.frames > 1 and not header.stack:
+            raise ScanError(
+                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
+                "frames (multi-frame), got frames without places; export the original series."
+            )
+        if not header.colour.startswith("MONOCHROME2"):
+            raise ScanError(
+                f"{where}: expected grey CT values (MONOCHROME2), got {header.colour}; export the CT itself."
+            )
+        if header.rescale_type not in HU_TYPES:
+            raise ScanError(f"{where}: expected HU, got RescaleType {header.rescale_type}; choose the CT itself.")
+        if header.fault:
+            raise ScanError(f"{where}: expected {header.fault}; export the original series.")
+        if not header.has_all_pixels:
+            raise ScanError(f"{where}: expected all pixels, got a truncated or damaged file; copy the series again.")
+    if len(headers) < 2:
+        raise ScanError(
+            f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
+        )
+
+
+def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several patients, studies, frames of reference, stacks or time points.
+
+    What a slice does not say is no contradiction; whose names they are is not told.
+    """
+    for what, values in (
+        ("patient (PatientID)", [header.patient[0] for header in headers]),
+        ("patient (PatientName)", [header.patient[1] for header in headers]),
+        ("study", [header.study_uid for header in headers]),
+        ("frame of reference", [header.frame_of_reference for header in headers]),
+        ("stack", [header.stack[0] if header.stack else "" for header in headers]),
+        ("time point", [header.stack[1] if header.stack else "" for header in headers]),
+        ("kind of image", ["/".join(sorted(header.image_type)) if header.stack else "" for header in headers]),
+    ):
+        first: dict[str, SliceHeader] = {}
+        for value, header in zip(values, headers, strict=True):
+            if value:
+                first.setdefault(value, header)
+        if len(first) > 1:
+            names = ", ".join(header.name for header in list(first.values())[:2])
+            raise ScanError(
+                f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
+                "of its own."
+            )
+    if len({header.stored.rescale is None for header in headers}) > 1:
+        raise ScanError(
+            f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
+            "original series."
+        )
+
+
+def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices without geometry, or whose size, spacing or orientation differ."""
+    first = headers[0]
+    for header in headers:
+        where = f"{source}, file {header.name}"
+        for name, value in (
+            ("ImagePositionPatient", header.position_lps_mm),
+            ("ImageOrientationPatient", header.orientation),
+            ("PixelSpacing", header.pixel_spacing_mm),
+        ):
+            if value is None:
+                raise ScanError(f"{where}: expected {name}, found none that is valid; export the original series.")
+        for name, mine, others, tolerance in (
+            ("size", header.size, first.size, 0.0),
+            ("pixel spacing", header.pixel_spacing_mm, first.pixel_spacing_mm, SPACING_TOLERANCE_MM),
+            ("orientation", header.orientation, first.orientation, DIRECTION_TOLERANCE),
+        ):
+            if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
+                raise ScanError(
+                    f"{where}: expected the {name} {others} of {first.name}, got {mine}; keep only the slices that "
+                    "belong together."
+                )
+    axes = np.reshape(first.orientation or (), (2, 3))
+    if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
+        raise ScanError(
+            f"{source}: expected two perpendicular unit vectors in ImageOrientationPatient, got {first.orientation}; "
+            "export the original series."
+        )
+
+
+def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
+    """Refuse duplicated positions, missing slices and uneven spacing.
+
+    Missing first or last slices cannot be seen in the headers.
+    """
+    places = _places_mm(ordered)
+    if places is None:
+        raise ScanError(f"{source}: expected slice positions, found none; export the original series.")
+    steps = np.diff(places)
+    names = [header.name for header in ordered]
+    n = int(np.argmin(steps))
+    if steps[n] < DUPLICATE_MM:
+        raise ScanError(
+            f"{source}: expected one slice per position, got two at {places[n]:.2f} mm ({names[n]}, {names[n + 1]}): "
+            "copies, or several phases in one series; keep one of each."
+        )
+    usual, n = float(np.median(steps)), int(np.argmax(steps))
+    if steps[n] > GAP_STEPS * usual:
+        raise ScanError(
+            f"{source}: expected a slice every {usual:.2f} mm, got a gap of {steps[n]:.2f} mm between {names[n]} and "
+            f"{names[n + 1]}: slices are missing; copy the whole series again."
+        )
+    positions = np.array([header.position_lps_mm for header in ordered])
+    regular = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
+    errors_mm = np.linalg.norm(positions - regular, axis=1)
+    n = int(np.argmax(errors_mm))
+    if errors_mm[n] > max(JITTER_MM, JITTER_STEPS * usual):
+        raise ScanError(
+            f"{source}: expected evenly spaced slices, got {names[n]} {errors_mm[n]:.2f} mm beside its place (steps of "
+            f"{steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export the series "
+            "with one spacing."
+        )
+
+
+def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
+    """Voxel (i = column, j = row, k = slice) to LPS mm; the third axis joins first and last slice, tilt included."""
+    first, last = ordered[0], ordered[-1]
+    orientation, spacing = np.array(first.orientation), first.pixel_spacing_mm or (np.nan, np.nan)
+    origin = np.array(first.position_lps_mm)
+    affine = np.eye(4)
+    affine[:3, 0] = orientation[:3] * spacing[1]
+    affine[:3, 1] = orientation[3:] * spacing[0]
+    affine[:3, 2] = (np.array(last.position_lps_mm) - origin) / (len(ordered) - 1)
+    affine[:3, 3] = origin
+    return affine

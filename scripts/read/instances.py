@@ -1,0 +1,221 @@
+"""Nodules in a mask and rows of a datalist: which belongs to which, and the instance mask that says so.
+
+A row's number + 1 is its value in an instance mask. Everything goes by world positions: mask and scan may hold one grid
+with their axes in another order or direction (MetaImage and DICOM of one series do), or two different grids.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..core.files import write_bytes
+from ..core.geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from .reader import read_labels
+from .scan import Grid, ScanError
+
+LEAST_KEPT = 0.9  # of an object's volume must lie inside the scan; rounding to another grid loses far less
+
+Values = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A mask as read.
+
+    Attributes:
+        values: ``[I, J, K]``, 0 outside.
+        affine_ras: ``[4, 4]``, voxel to RAS mm.
+    """
+
+    values: Values
+    affine_ras: FloatArray
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a mask.
+
+    Attributes:
+        value: in the mask.
+        centre_lps_mm: of gravity.
+        size_lps_mm: extent along x, y, z, a voxel's own included.
+        volume_mm3: of its voxels.
+        box: the voxels that hold it.
+    """
+
+    value: int
+    centre_lps_mm: FloatArray
+    size_lps_mm: FloatArray
+    volume_mm3: float
+    box: tuple[slice, slice, slice]
+
+    @property
+    def diameter_mm(self) -> float:
+        """Of the sphere of its volume."""
+        return sphere_diameter_mm(self.volume_mm3)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What was found for one row.
+
+    Attributes:
+        row: its number.
+        thing: the object that belongs to it, ``None`` where there is none.
+        distance_mm: from the row's centre to the object's; NaN without one.
+        reason: why there is none; empty where there is one.
+    """
+
+    row: int
+    thing: Thing | None
+    distance_mm: float
+    reason: str = ""
+
+
+def labels_of(path: str | Path) -> Labels:
+    """The mask in an image file.
+
+    Raises:
+        ScanError: see :func:`.reader.read_labels`; or a value below 0.
+    """
+    values, affine_ras = read_labels(path)
+    if values.min(initial=0) < 0:
+        raise ScanError(f"{path}: expected a mask of whole numbers from 0, got {values.min()}; export it as labels")
+    return Labels(values, affine_ras)
+
+
+def separated(labels: Labels) -> Labels:
+    """Objects of a mask that knows only inside and outside, each with a value of its own; others stay as they are."""
+    if int(labels.values.max(initial=0)) > 1:
+        return labels
+    numbered, _ = ndimage.label(labels.values, structure=np.ones((3, 3, 3)))
+    return Labels(numbered, labels.affine_ras)
+
+
+def things_of(labels: Labels) -> list[Thing]:
+    """The objects of a mask, by rising value."""
+    voxel_mm3 = voxel_volume_mm3(labels.affine_ras)
+    reach = np.abs(labels.affine_ras[:3, :3]).sum(axis=1)  # of one voxel along x, y, z
+    things = []
+    for value, box in enumerate(ndimage.find_objects(labels.values), start=1):
+        if box is None:
+            continue
+        voxels = np.argwhere(labels.values[box] == value) + [part.start for part in box]
+        places = swap_lps_ras(apply_affine(labels.affine_ras, voxels))
+        size = places.max(axis=0) - places.min(axis=0) + reach
+        things.append(Thing(value, places.mean(axis=0), size, len(voxels) * voxel_mm3, box))
+    return things
+
+
+def match_rows(labels: Labels, rows: Sequence[tuple[int, Sequence[float]]]) -> list[Match]:
+    """Find the object of each row: the one that its centre lies in, else the nearest one within its radius.
+
+    An object belongs to one row: to one that lies in it before any other, then to the nearest.
+
+    Args:
+        labels: the mask.
+        rows: row number and (x, y, z, diameter), LPS mm.
+    """
+    things = things_of(labels)
+    pairs = []
+    for number, (_, place) in enumerate(rows):
+        inside = _value_at(labels, place[:3])
+        for thing in things:
+            apart = float(np.linalg.norm(thing.centre_lps_mm - np.asarray(place[:3])))
+            if inside == thing.value or apart <= place[3] / 2.0:
+                pairs.append((inside != thing.value, apart, number, thing))
+    taken: dict[int, Match] = {}
+    used: set[int] = set()
+    for _, apart, number, thing in sorted(pairs, key=lambda pair: pair[:3]):
+        if number not in taken and thing.value not in used:
+            taken[number] = Match(rows[number][0], thing, apart)
+            used.add(thing.value)
+    wanted = {number for _, _, number, _ in pairs}
+    return [
+        taken.get(number) or Match(row, None, float("nan"), _reason(number in wanted, bool(things)))
+        for number, (row, _) in enumerate(rows)
+    ]
+
+
+def _reason(is_wanted: bool, has_things: bool) -> str:
+    if is_wanted:
+        return "its object in the mask belongs to another nodule"
+    return "the mask has no object at its centre or within its radius" if has_things else "the mask is empty"
+
+
+def _value_at(labels: Labels, place_lps_mm: Sequence[float]) -> int:
+    """The mask's value at a world position; 0 outside of it."""
+    voxel = np.rint(apply_affine(np.linalg.inv(labels.affine_ras), swap_lps_ras(place_lps_mm))).astype(int)
+    if (voxel < 0).any() or (voxel >= labels.values.shape).any():
+        return 0
+    return int(labels.values[tuple(voxel)])
+
+
+def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple[Values, list[Match]]:
+    """The matched objects on a scan's grid, by nearest neighbour, each with its row's number + 1.
+
+    Returns:
+        ``[I, J, K]``, and the matches, those whose object does not lie in the scan with a reason.
+    """
+    most = max((match.row for match in matches), default=0) + 1
+    mask = np.zeros(grid.shape, dtype=np.uint8 if most < 256 else np.uint16)
+    results = []
+    for match in matches:
+        if match.thing is None:
+            results.append(match)
+            continue
+        box = _box_on(grid, labels.affine_ras, match.thing.box)
+        inside = _inside(labels, match.thing.value, grid, box)
+        kept_mm3 = float(inside.sum()) * voxel_volume_mm3(grid.affine_ras)
+        if kept_mm3 < LEAST_KEPT * match.thing.volume_mm3:
+            results.append(Match(match.row, None, match.distance_mm, "its object lies partly outside the scan's grid"))
+            continue
+        cut = mask[box]
+        cut[inside & (cut == 0)] = match.row + 1
+        results.append(match)
+    return mask, results
+
+
+def on_grid(labels: Labels, grid: Grid) -> Values:
+    """A mask on another grid, by nearest neighbour, values as they are: ``[I, J, K]``."""
+    mask = np.zeros(grid.shape, dtype=np.uint16)
+    for thing in things_of(labels):
+        box = _box_on(grid, labels.affine_ras, thing.box)
+        mask[box][_inside(labels, thing.value, grid, box)] = thing.value
+    return mask
+
+
+def _box_on(grid: Grid, affine_ras: FloatArray, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+    """The voxels of a grid that a box of another grid reaches, cut at the border; empty where it reaches none."""
+    ends = [(part.start - 1, part.stop) for part in box]
+    corners = np.array([[i, j, k] for i in ends[0] for j in ends[1] for k in ends[2]])
+    voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ affine_ras, corners)
+    low, high = np.floor(voxels.min(axis=0)).astype(int), np.ceil(voxels.max(axis=0)).astype(int) + 1
+    i, j, k = (slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in zip(low, high, grid.shape, strict=True))
+    return i, j, k
+
+
+def _inside(labels: Labels, value: int, grid: Grid, box: tuple[slice, slice, slice]) -> npt.NDArray[np.bool_]:
+    """Which voxels of a box of the grid have their centre in a voxel of that value."""
+    voxels = np.stack(np.meshgrid(*(np.arange(part.start, part.stop) for part in box), indexing="ij"), axis=-1)
+    places = apply_affine(np.linalg.inv(labels.affine_ras) @ grid.affine_ras, voxels)
+    nearest = np.rint(places).astype(int)
+    there = np.asarray(((nearest >= 0) & (nearest < labels.values.shape)).all(axis=-1))
+    i, j, k = np.moveaxis(np.where(there[..., None], nearest, 0), -1, 0)
+    return np.asarray(there & (labels.values[i, j, k] == value))
+
+
+def write_mask(path: Path, mask: Values, affine_ras: FloatArray) -> Path:
+    """Write a mask as NIfTI, whole or not at all; the same mask gives the same bytes."""
+    image = nib.Nifti1Image(mask, affine_ras)
+    image.header.set_xyzt_units("mm", "sec")
+    return write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))

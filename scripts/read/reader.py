@@ -1,0 +1,254 @@
+"""Reading a scan: DICOM series, MetaImage, NRRD and NIfTI become int16 HU with a voxel-to-RAS affine.
+
+:class:`ScanReader` plugs into MONAI: ``LoadImaged(keys="image", reader=ScanReader())`` on the items of
+:func:`find_scans`; :class:`LabelReader` reads masks in the same way, without the checks for HU. Geometry always comes
+from the file; what cannot be trusted is refused with a :class:`ScanError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monai.data import ImageReader
+
+from ..core.geometry import FloatArray, swap_lps_ras_affine
+from ..core.paths import kind_of
+from .dicom_series import read_series, series_grid
+from .discovery import IMAGE_SUFFIXES, find_scans, is_image_file, looks_like_dicom
+from .nifti import read_nifti, read_nifti_header
+from .scan import Grid, ScanError, Volume, make_grid, make_volume
+from .text_headers import TextHeader, read_text_header, read_values
+
+__all__ = [
+    "Grid",
+    "LabelReader",
+    "ScanError",
+    "ScanReader",
+    "Volume",
+    "find_scans",
+    "read_grid",
+    "read_labels",
+    "read_scan",
+]
+
+FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """The paths of one scan, checked for nothing yet: what :meth:`ScanReader.read` passes to ``get_data``."""
+
+    paths: tuple[str, ...]
+
+
+class ScanReader(ImageReader):
+    """MONAI image reader for one CT scan per call, whatever its format.
+
+    MONAI's ``LoadImage`` answers an exception in ``read`` by trying its own readers, which would read a refused scan
+    without a word. Hence ``read`` only keeps the paths, and everything that can fail happens in ``get_data``.
+    """
+
+    def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
+        """Whether these are paths this reader is for: image files, DICOM files, folders."""
+        paths = [Path(path) for path in _as_paths(filename)]
+        return all(is_image_file(path) or path.is_dir() or looks_like_dicom(path) for path in paths)
+
+    def read(self, data: Sequence[Any] | Any, **kwargs: Any) -> ScanFiles:
+        """Keep the path or paths of one scan.
+
+        Raises:
+            TypeError: an option is given; there is none.
+        """
+        if kwargs:
+            raise TypeError(f"ScanReader.read takes no options, got {', '.join(kwargs)}.")
+        return ScanFiles(_as_paths(data))
+
+    def get_data(self, img: ScanFiles) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
+        """Read the scan.
+
+        Returns:
+            ``[I, J, K]`` int16 HU, and the metadata: ``affine`` and ``original_affine`` (``[4, 4]``, voxel to RAS mm),
+            ``space``, ``spatial_shape``, ``original_channel_dim``, ``filename_or_obj``, ``facts`` (header facts free
+            of identity, as strings; which ones depends on the file, so collate single scans, or drop them with
+            ``prune_meta_pattern="facts"``), ``notes`` (one line per note, "" for none), ``source_files`` (the DICOM
+            slices, one for each k, joined by :data:`FILE_SEPARATOR`; "" for other formats).
+
+        Raises:
+            ScanError: the scan must be refused.
+        """
+        volume = read_scan(img.paths)
+        told = {
+            "facts": dict(volume.facts),
+            "notes": "\n".join(volume.notes),
+            "source_files": FILE_SEPARATOR.join(volume.source_files),
+        }
+        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | told
+
+
+class LabelReader(ScanReader):
+    """MONAI image reader for one mask per call: whole numbers on a grid, in any image format (not DICOM)."""
+
+    def get_data(self, img: ScanFiles) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
+        """Read the mask.
+
+        Returns:
+            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` but for ``facts``, ``notes`` and
+            ``source_files``.
+
+        Raises:
+            ScanError: the mask must be refused.
+        """
+        labels, affine_ras = read_labels(img.paths)
+        return labels, _meta(img, labels.shape, affine_ras)
+
+
+def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dict[str, Any]:
+    """What MONAI wants to know of an image."""
+    return {
+        "affine": affine_ras.copy(),
+        "original_affine": affine_ras.copy(),
+        "space": "RAS",
+        "spatial_shape": np.array(shape),
+        "original_channel_dim": "no_channel",
+        "filename_or_obj": img.paths[0],
+    }
+
+
+def read_scan(image: Sequence[Any] | Any) -> Volume:
+    """Read one scan from an image file, its DICOM slices (in any order), or a folder that holds nothing else.
+
+    Raises:
+        ScanError: the scan must be refused.
+    """
+    paths = _existing(image)
+    first = Path(paths[0])
+    with _hiding(paths):
+        if len(paths) == 1 and kind_of(first) == "folder":
+            return _read_folder(first)
+        if len(paths) > 1 or not is_image_file(first):
+            return read_series(paths)
+        return _read_nifti(first) if _is_nifti(first) else _read_text_headed(first)
+
+
+@contextmanager
+def _hiding(paths: Sequence[str]) -> Iterator[None]:
+    """Folders and slices may be named after patients: no page shows them."""
+    try:
+        yield
+    except ScanError as error:
+        if not error.hidden:
+            error.hide(paths)
+        raise
+
+
+def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Read a mask from an image file.
+
+    Returns:
+        ``[I, J, K]`` whole numbers as they stand in the file, and the voxel-to-RAS affine, mm.
+
+    Raises:
+        ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
+    """
+    paths = _existing(mask)
+    with _hiding(paths):
+        return _read_labels(Path(paths[0]), len(paths))
+
+
+def _read_labels(path: Path, files: int) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    if files > 1 or kind_of(path) != "file" or not is_image_file(path):
+        raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
+    if _is_nifti(path):
+        nifti, values = read_nifti(path)
+        grid = nifti.grid
+    else:
+        header = read_text_header(path)
+        grid = _grid_of(header)
+        values = read_values(header).reshape(grid.shape)
+    return _whole_numbers(path, values), grid.affine_ras
+
+
+def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    if values.dtype.kind in "biuf":
+        with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+            labels = values.astype(np.int16)
+        if np.array_equal(labels, values):
+            return labels
+    raise ScanError(
+        f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export the "
+        "segmentation as labels, not as probabilities or colours."
+    )
+
+
+def read_grid(image: Sequence[Any] | Any) -> Grid:
+    """Size and position of what :func:`read_scan` would read, from its headers alone.
+
+    Raises:
+        ScanError: no scan, or headers that cannot be read or give no usable grid; what the voxels hold, and whether
+            they are all there, goes unnoticed here.
+    """
+    paths = _existing(image)
+    first = Path(paths[0])
+    if len(paths) == 1 and kind_of(first) == "folder":
+        return read_grid(_only_scan(first)["image"])
+    if len(paths) > 1 or not is_image_file(first):
+        return series_grid(paths)
+    return read_nifti_header(first).grid if _is_nifti(first) else _grid_of(read_text_header(first))
+
+
+def _grid_of(header: TextHeader) -> Grid:
+    return make_grid(str(header.path), header.shape, swap_lps_ras_affine(header.affine_lps))
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _existing(image: Sequence[Any] | Any) -> tuple[str, ...]:
+    """The paths of one scan; refused when there is none."""
+    paths = _as_paths(image)
+    if not paths:
+        raise ScanError("expected the path of a scan, got an empty list; check the datalist.")
+    kind = kind_of(paths[0])
+    if len(paths) == 1 and kind not in ("file", "folder"):
+        raise ScanError(f"{paths[0]}: expected a scan, found {kind}; check the path.")
+    return paths
+
+
+def _as_paths(data: Sequence[Any] | Any) -> tuple[str, ...]:
+    return (str(data),) if isinstance(data, (str, Path)) else tuple(str(path) for path in data)
+
+
+def _only_scan(folder: Path) -> dict[str, Any]:
+    scans = find_scans(folder)
+    if len(scans) > 1:
+        names = ", ".join(scan["name"] for scan in scans)
+        raise ScanError(f"{folder}: expected one scan, got {len(scans)} ({names}); name one of them.")
+    return scans[0]
+
+
+def _read_folder(folder: Path) -> Volume:
+    scan = _only_scan(folder)
+    volume = read_scan(scan["image"])
+    notes = (*scan["notes"].splitlines(), *volume.notes)
+    return replace(volume, notes=notes)
+
+
+def _read_nifti(path: Path) -> Volume:
+    nifti, values = read_nifti(path)
+    return make_volume(str(path), values, nifti.grid.affine_ras, {"Format": "NIfTI"}, notes=nifti.notes)
+
+
+def _read_text_headed(path: Path) -> Volume:
+    """Read MetaImage or NRRD."""
+    header = read_text_header(path)
+    if header.modality not in ("", "CT", "OTHER", "UNKNOWN"):
+        raise ScanError(f"{path}: expected modality CT, got {header.modality}; choose a CT scan.")
+    affine_ras = _grid_of(header).affine_ras
+    return make_volume(str(path), read_values(header), affine_ras, {"Format": header.form}, notes=header.notes)

@@ -1,0 +1,513 @@
+"""MetaImage and NRRD: a header in text, then plain numbers; both are read here without ITK.
+
+ITK takes 1 mm where a header gives no voxel size, reads ``1,4`` as 1, knows endings in small letters alone, ends the
+process at a name that is no UTF-8, writes its complaints to the terminal, and waits for ever at a pipe. Here a header
+that does not say exactly what it holds is refused. Sources: MetaIO's documentation, and the definition of NRRD
+(teem.sourceforge.net/nrrd/format.html). Not read: data spread over axes other than the last, hexadecimal NRRD.
+"""
+
+from __future__ import annotations
+
+import bz2
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.geometry import FloatArray
+from ..core.paths import unreadable
+from .scan import ScanError
+
+HEADER_BYTES = 1 << 20  # far more than any header's text, lists of data files included
+MAX_RATIO = 1100  # bytes that a byte of zlib can become: 1032; bzip2 packs zeros closer, a CT never
+PADDING_BYTES = 4096  # so many zeros may follow the voxels: a block of a disk or tape
+MM_PER_UNIT = {
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("um", "µm", "micron", "microns", "micrometer", "micrometre"), 1e-3),
+}
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+
+_META_TYPES = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
+    **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},
+    **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+}
+_NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    **{"float": "f4", "double": "f8"},
+}
+_SPACES = {  # of NRRD: the signs that turn its x and y into LPS; the third axis runs to the head in all of them
+    **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (1, -1)),
+}
+
+
+@dataclass(frozen=True)
+class TextHeader:
+    """What the header of a MetaImage or NRRD file says.
+
+    Attributes:
+        path: of the header.
+        form: "MetaImage" or "NRRD".
+        shape: lengths of the spatial and further axes, the fastest first.
+        components: numbers per voxel.
+        dtype: of one number, with its byte order.
+        affine_lps: ``[4, 4]`` voxel to LPS mm, of the first three axes.
+        files: that hold the voxels, one after the other; the header itself where they follow it.
+        skip: bytes before the voxels in each file; -1: the voxels are the end of the file.
+        lines: to pass over before those bytes.
+        encoding: "raw", "zlib", "bzip2" or "text".
+        modality: in capitals; "" where the header does not tell.
+        notes: what the reader of a report should know.
+    """
+
+    path: Path
+    form: str
+    shape: tuple[int, ...]
+    components: int
+    dtype: np.dtype[Any]
+    affine_lps: FloatArray
+    files: tuple[Path, ...]
+    skip: int
+    lines: int
+    encoding: str
+    modality: str
+    notes: tuple[str, ...]
+
+
+def read_text_header(path: Path) -> TextHeader:
+    """Read a header; whether the voxels are there is not looked at.
+
+    Raises:
+        ScanError: no such header, or one that leaves open what the voxels are or how large.
+    """
+    reason = unreadable(path)
+    if reason:
+        raise ScanError(f"{path}: expected an image, got a truncated or damaged file ({reason}); copy it again.")
+    with path.open("rb") as file:
+        data = file.read(HEADER_BYTES)
+    try:
+        return _nrrd(path, data) if path.suffix.lower() in NRRD_SUFFIXES else _metaimage(path, data)
+    except ScanError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise ScanError(
+            f"{path}: expected an image, got a header that cannot be read: truncated or damaged ({error}); copy it "
+            "again or correct it."
+        ) from error
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files beside a ``.mhd`` or ``.nhdr`` header that hold its voxels; none for others, or where it is damaged."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return ()
+    try:
+        return tuple(file for file in read_text_header(path).files if file != path)
+    except ScanError:
+        return ()
+
+
+def data_fault(path: Path) -> str:
+    """Why the voxels of a MetaImage or NRRD file cannot be whole, by its header and the size of its files alone.
+
+    Returns:
+        "" where nothing speaks against it, for other files, and for headers that cannot be read; the same words for
+        the same cause.
+    """
+    if not path.name.lower().endswith((".mhd", ".mha", *NRRD_SUFFIXES)):
+        return ""
+    try:
+        return _fault_of(read_text_header(path))
+    except ScanError:
+        return ""
+
+
+def _fault_of(header: TextHeader) -> str:
+    for file in header.files:
+        reason = unreadable(file)
+        if reason:
+            known = {"no such file or folder": "not there", "an empty file": "empty"}
+            return f"the data file is {known.get(reason, reason)}"
+    size = sum(file.stat().st_size - max(header.skip, 0) for file in header.files)
+    needed = _needed_bytes(header)
+    if (header.encoding == "raw" and size < needed) or size * MAX_RATIO < needed:
+        return "the data file is shorter than the header says"
+    return ""
+
+
+def read_values(header: TextHeader) -> npt.NDArray[Any]:
+    """The voxels: ``[I, J, K, …]`` in Fortran order.
+
+    Raises:
+        ScanError: they are not all there, damaged, more than the header says, or several numbers each.
+    """
+    if header.components > 1:
+        raise ScanError(
+            f"{header.path}: expected one number per voxel, got {header.components} (colour or vectors); export the "
+            "image as grey values: a CT in HU, a mask as labels."
+        )
+    fault = _fault_of(header)
+    if not fault:
+        try:
+            values = _values(header)
+            return values.reshape(header.shape, order="F")
+        except (ValueError, OSError, EOFError, zlib.error, MemoryError) as error:
+            fault = f"truncated or damaged: {error}"
+    raise ScanError(
+        f"{header.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
+        f"missing ({fault}); copy it again."
+    )
+
+
+def _needed_bytes(header: TextHeader) -> int:
+    return math.prod(header.shape) * header.components * header.dtype.itemsize
+
+
+def _values(header: TextHeader) -> npt.NDArray[Any]:
+    needed = _needed_bytes(header)
+    if header.encoding == "text":
+        text = b" ".join(_part(header, file, needed) for file in header.files)
+        numbers = np.array(text.split(), dtype=header.dtype)
+        if len(numbers) != math.prod(header.shape):
+            raise ValueError(f"{len(numbers)} numbers for {math.prod(header.shape)} voxels")
+        return numbers
+    data = bytearray()
+    for file in header.files:
+        data += _part(header, file, needed - len(data))
+    if len(data) < needed or len(data) - needed > PADDING_BYTES or any(data[needed:]):
+        raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
+    return np.frombuffer(data, header.dtype, count=needed // header.dtype.itemsize)
+
+
+def _part(header: TextHeader, file: Path, needed: int) -> bytes:
+    """What one file gives of the voxels, unpacked; a little more than ``needed`` at most."""
+    with file.open("rb") as stream:
+        for _ in range(header.lines):
+            stream.readline(HEADER_BYTES)
+        if header.skip < 0:
+            stream.seek(-min(needed, file.stat().st_size), 2)
+        else:
+            stream.seek(header.skip, 1)
+        if header.encoding == "raw":
+            return stream.read(needed + PADDING_BYTES + 1)
+        packed = stream.read()
+    if header.encoding == "text":
+        return packed
+    unpacker: Any = bz2.BZ2Decompressor() if header.encoding == "bzip2" else zlib.decompressobj(47)  # zlib or gzip
+    return unpack(unpacker, packed, needed)
+
+
+def unpack(unpacker: Any, packed: bytes, needed: int) -> bytes:
+    """Unpack a stream to its end, where its checksum is, but never much more than ``needed`` bytes of it."""
+    limit = max(needed, 0) + PADDING_BYTES + 1
+    data = unpacker.decompress(packed, limit)
+    if not unpacker.eof and len(data) < limit:
+        raise EOFError("the packed data end too early")
+    return bytes(data)
+
+
+# ---- MetaImage -------------------------------------------------------------------------------------------------------
+
+
+def _metaimage(path: Path, data: bytes) -> TextHeader:
+    fields, end = _meta_fields(data)
+    axes = _count(fields, "NDims")
+    shape = _counts(fields, "DimSize", axes)
+    kind = fields.get("ElementType", "").upper()
+    if kind not in _META_TYPES:
+        raise ValueError(f"ElementType {kind or 'missing'}")
+    for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
+        if name in fields and _numbers(fields, name, 1)[0] != neutral:
+            raise ScanError(f"{path}: expected HU as they are, got {name} {fields[name]}; export the CT in HU.")
+    spacing, notes = _meta_spacing(path, fields, axes)
+    matrix = next((n for n in ("TransformMatrix", "Rotation", "Orientation") if n in fields), "")
+    origin = next((n for n in ("Offset", "Position", "Origin") if n in fields), "")
+    rows = np.reshape(_numbers(fields, matrix, axes * axes), (axes, axes)) if matrix else np.eye(axes)
+    offset = _numbers(fields, origin, axes) if origin else [0.0] * axes
+    mm = _mm_per_unit(path, [fields["DistanceUnits"]] if "DistanceUnits" in fields else ["mm"])
+    big = _flag(fields, "BinaryDataByteOrderMSB", _flag(fields, "ElementByteOrderMSB", False))
+    packed, binary = _flag(fields, "CompressedData", False), _flag(fields, "BinaryData", True)
+    files, skip = _meta_files(path, fields["ElementDataFile"], data, end, shape)
+    if "HeaderSize" in fields and files != (path,):
+        skip = int(_numbers(fields, "HeaderSize", 1)[0])
+    return TextHeader(
+        path=path,
+        form="MetaImage",
+        shape=shape,
+        components=_count(fields, "ElementNumberOfChannels") if "ElementNumberOfChannels" in fields else 1,
+        dtype=np.dtype(_META_TYPES[kind]).newbyteorder(">" if big else "<"),
+        affine_lps=_affine(rows * np.array(spacing)[:, None] * mm, np.array(offset) * mm),
+        files=files,
+        skip=skip,
+        lines=0,
+        encoding="zlib" if packed else "raw" if binary else "text",
+        modality=fields.get("Modality", "").upper().removeprefix("MET_MOD_"),
+        notes=notes,
+    )
+
+
+def _meta_fields(data: bytes) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage header up to ElementDataFile, and where the line of that ends.
+
+    Raises:
+        ValueError: there is no ElementDataFile, or a field is there twice.
+    """
+    fields: dict[str, str] = {}
+    end = 0
+    for line in data.split(b"\n"):
+        end += len(line) + 1
+        key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
+        key = key.strip()
+        if equals and fields.get(key, value.strip()) != value.strip() and key != "Comment":
+            raise ValueError(f"{key} is there twice")
+        fields[key] = value.strip()
+        if key == "ElementDataFile" and value.strip():
+            return fields, end
+        if len(fields) > 1000:
+            break
+    raise ValueError("no ElementDataFile")
+
+
+def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[float], tuple[str, ...]]:
+    """Distances of the voxels, file's unit, and notes.
+
+    Raises:
+        ScanError: the header gives none.
+    """
+    for name in ("ElementSpacing", "ElementSize"):
+        if name in fields:
+            spacing = _numbers(fields, name, axes)
+            if min(spacing) <= 0:
+                raise ScanError(f"{path}: expected {name} above 0, got {fields[name]}; correct the header.")
+            note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
+            return spacing, () if name == "ElementSpacing" else (note,)
+    raise ScanError(
+        f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
+        "the scan again."
+    )
+
+
+def _meta_files(path: Path, named: str, data: bytes, end: int, shape: tuple[int, ...]) -> tuple[tuple[Path, ...], int]:
+    """The files that ``ElementDataFile`` names, and the bytes before their voxels."""
+    first, *rest = named.split()
+    if named.upper() == "LOCAL":
+        return (path,), end
+    if first.upper() == "LIST":
+        names = [line.decode("utf-8", "surrogateescape").strip() for line in data[end:].split(b"\n")]
+        return _all_of(path, [name for name in names if name], shape), 0
+    if "%" in first and len(rest) in (2, 3):
+        return _all_of(path, _numbered(first, rest), shape), 0
+    return (path.parent / named,), 0
+
+
+# ---- NRRD ------------------------------------------------------------------------------------------------------------
+
+
+def _nrrd(path: Path, data: bytes) -> TextHeader:
+    if not re.match(rb"NRRD000[1-5]\s", data):
+        raise ValueError("it does not begin with NRRD000")
+    fields, files, end = _nrrd_fields(path, data)
+    kind, encoding = fields["type"].lower(), fields["encoding"].lower()
+    encodings = {"raw": "raw", "gz": "zlib", "gzip": "zlib", "bz2": "bzip2", "bzip2": "bzip2"}
+    encodings |= dict.fromkeys(("txt", "text", "ascii"), "text")
+    if kind not in _NRRD_TYPES or encoding not in encodings:
+        raise ValueError(f"type {kind}, encoding {encoding}")
+    dtype, endian = np.dtype(_NRRD_TYPES[kind]), fields.get("endian", "").lower()
+    if dtype.itemsize > 1 and encodings[encoding] != "text" and endian not in ("little", "big"):
+        raise ValueError(f"endian {endian or 'missing'}")
+    sizes = _counts(fields, "sizes", _count(fields, "dimension"))
+    steps, origin, spatial, notes = _nrrd_space(path, fields, len(sizes))
+    if not all(spatial) and any(spatial[: spatial.index(False)]):  # a list of volumes: axes after the spatial ones
+        components, shape = 1, sizes
+    else:
+        components = math.prod(n for n, is_space in zip(sizes, spatial, strict=True) if not is_space)
+        shape = tuple(n for n, is_space in zip(sizes, spatial, strict=True) if is_space)
+    lines, skip = (int(_numbers(fields, name, 1)[0]) if name in fields else 0 for name in ("line skip", "byte skip"))
+    if lines < 0 or skip < -1 or (skip and encoding != "raw") or (lines and not files):
+        raise ValueError(f"line skip {lines}, byte skip {skip}")
+    return TextHeader(
+        path=path,
+        form="NRRD",
+        shape=shape,
+        components=components,
+        dtype=dtype.newbyteorder(">" if endian == "big" else "<"),
+        affine_lps=_affine(steps, origin),
+        files=_all_of(path, files, shape) if files else (path,),
+        skip=skip if files or skip < 0 else skip + end,
+        lines=lines,
+        encoding=encodings[encoding],
+        modality="",
+        notes=notes,
+    )
+
+
+def _nrrd_fields(path: Path, data: bytes) -> tuple[dict[str, str], list[str], int]:
+    """Fields in small letters, the names of the data files, and where the header ends.
+
+    Raises:
+        ValueError: no blank line ends a header that its data follow, or a field is there twice.
+    """
+    fields: dict[str, str] = {}
+    files: list[str] = []
+    end, listing = 0, False
+    for raw in data.split(b"\n"):
+        end += len(raw) + 1
+        line = raw.decode("utf-8", "surrogateescape").rstrip("\r")
+        if listing:
+            files += [line.strip()] if line.strip() else []
+            continue
+        if not line:
+            break
+        key, colon, value = line.partition(":")
+        if line.startswith(("#", "NRRD000")) or not colon or value.startswith("="):
+            continue
+        key = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}.get(key.lower(), key.lower())
+        if key in fields:
+            raise ValueError(f"{key} is there twice")
+        fields[key] = value.strip()
+        listing = key == "data file" and fields[key].split()[:1] == ["LIST"]
+    else:
+        if "data file" not in fields:
+            raise ValueError("no blank line after the header")
+    for key in ("type", "dimension", "sizes", "encoding"):
+        if key not in fields:
+            raise ValueError(f"no {key}")
+    named = fields.get("data file", "")
+    if named and not listing:
+        first, *rest = named.split()
+        files = _numbered(first, rest[:3]) if "%" in first and len(rest) >= 3 else [named]
+    return fields, files, end
+
+
+def _nrrd_space(
+    path: Path, fields: dict[str, str], axes: int
+) -> tuple[FloatArray, FloatArray, list[bool], tuple[str, ...]]:
+    """Steps ``[N, D]`` of the spatial axes and the origin, LPS mm; which axes are spatial; notes.
+
+    Raises:
+        ScanError: the header gives no voxel size.
+    """
+    named = fields.get("space", "").lower().removesuffix("-time").removesuffix("t")
+    notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
+    units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
+    if "space directions" in fields:
+        words = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
+        vectors = [None if word.lower() == "none" else _vector(word) for word in words]
+    elif "spacings" in fields:
+        spacings = [float(word) for word in fields["spacings"].split()]
+        kinds = fields.get("kinds", "").lower().split() or ["domain"] * axes
+        spatial = [kind in ("domain", "space", "???") for kind in kinds]
+        count = sum(spatial)
+        rows = iter(np.eye(count))
+        vectors = [list(next(rows) * s) if w else None for s, w in zip(spacings, spatial, strict=True)]
+    else:
+        vectors = []
+    if not vectors:
+        raise ScanError(
+            f"{path}: expected space directions or spacings, found none: the voxels' size is unknown; add them to the "
+            "header or export the scan again."
+        )
+    steps = np.array([vector for vector in vectors if vector is not None], dtype=np.float64)
+    if len(vectors) != axes or steps.ndim != 2:
+        raise ValueError(f"{len(vectors)} directions or spacings for {axes} axes")
+    origin = np.array(_vector(fields["space origin"])) if "space origin" in fields else np.zeros(steps.shape[1])
+    if len(origin) != steps.shape[1] or not np.isfinite(steps).all() or not np.isfinite(origin).all():
+        raise ScanError(
+            f"{path}: expected finite space directions or spacings and an origin that fits, got "
+            f"{fields.get('space directions', fields.get('spacings'))}; correct the header."
+        )
+    signs = np.ones(steps.shape[1])
+    signs[:2] = _SPACES.get(named, (1, 1))[: len(signs)]
+    mm = _mm_per_unit(path, [unit for unit in units if unit.strip("? ")] or ["mm"])
+    return steps * signs * mm, origin * signs * mm, [vector is not None for vector in vectors], notes
+
+
+def _vector(text: str) -> list[float]:
+    return [float(word) for word in text.strip("() ").split(",")]
+
+
+# ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def _affine(steps: FloatArray, origin: FloatArray) -> FloatArray:
+    """Voxel to world from steps ``[N, D]``, one row an axis; of more than three axes, the first three."""
+    n, d = min(len(steps), 3), min(steps.shape[1], 3)
+    affine = np.eye(4)
+    affine[:d, :n] = steps[:n, :d].T
+    affine[:d, 3] = origin[:d]
+    return affine
+
+
+def _all_of(path: Path, names: Iterable[str], shape: tuple[int, ...]) -> tuple[Path, ...]:
+    files = tuple(path.parent / name for name in names)
+    if not files or (len(files) > 1 and len(files) != shape[-1]):
+        raise ValueError(f"{len(files)} data files for {shape[-1]} slices")
+    return files
+
+
+def _numbered(pattern: str, limits: list[str]) -> list[str]:
+    """The file names of a pattern such as ``slice%03d.raw`` with first, last and step."""
+    first, last, step = (*map(int, limits), 1)[:3]
+    if not re.fullmatch(r"[^%]*%0?\d{0,2}[du][^%]*", pattern) or not step or (last - first) // step > HEADER_BYTES:
+        raise ValueError(f"data files {pattern} from {first} to {last}")
+    return [pattern.replace("u", "d") % n if "%u" in pattern else pattern % n for n in range(first, last + 1, step)]
+
+
+def _words(fields: dict[str, str], name: str, count: int, convert: Callable[[str], Any]) -> list[Any]:
+    words = fields.get(name, "").split()
+    if len(words) != count:
+        raise ValueError(f"expected {count} numbers in {name}, got {fields.get(name, 'none')!r}")
+    return [convert(word) for word in words]
+
+
+def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:
+    numbers: list[float] = _words(fields, name, count, float)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected finite numbers in {name}, got {fields[name]}")
+    return numbers
+
+
+def _counts(fields: dict[str, str], name: str, count: int) -> tuple[int, ...]:
+    numbers = tuple(_words(fields, name, count, int))
+    if min(numbers, default=0) < 1 or len(numbers) > 16:
+        raise ValueError(f"expected lengths above 0 in {name}, got {fields[name]}")
+    return numbers
+
+
+def _count(fields: dict[str, str], name: str) -> int:
+    return _counts(fields, name, 1)[0]
+
+
+def _flag(fields: dict[str, str], name: str, default: bool) -> bool:
+    return fields[name][:1].lower() in ("t", "1", "y") if name in fields else default
+
+
+def _mm_per_unit(path: Path, units: Iterable[str]) -> float:
+    """The file's unit of length.
+
+    Raises:
+        ScanError: a unit that is no length known here, or several.
+    """
+    names = {unit.strip(' "').lower() for unit in units} - {"?", ""} or {"mm"}
+    factors = {MM_PER_UNIT.get(name, 0.0) for name in names}
+    if len(factors) != 1 or 0.0 in factors:
+        raise ScanError(
+            f"{path}: expected lengths in mm, cm, m or um, got {', '.join(sorted(names))}; correct the header."
+        )
+    return factors.pop()

@@ -1,0 +1,29 @@
+"""What a user gets per scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, pages, DICOM objects."""
+
+from .dicom import DicomReport, DicomSegmentation
+from .fingerprint import Fingerprint, input_digest
+from .html.index import RunIndex
+from .html.page import HtmlReport
+from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
+from .viewers import ItkSnapLabels, SlicerLabels, SlicerMarkups
+from .volume import MaskNifti
+from .writer import ResultWriter, Writer
+
+__all__ = [
+    "DicomReport",
+    "DicomSegmentation",
+    "Fingerprint",
+    "HtmlReport",
+    "ItkSnapLabels",
+    "MaskNifti",
+    "NodulesCsv",
+    "NodulesJson",
+    "PredictionTable",
+    "ResultWriter",
+    "RunIndex",
+    "SlicerLabels",
+    "SlicerMarkups",
+    "Writer",
+    "input_digest",
+    "summary_table",
+]

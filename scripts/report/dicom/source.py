@@ -1,0 +1,164 @@
+"""What the DICOM objects take over from the slices that were read: patient, study, frame of reference, geometry.
+
+Fields of type 2 (PS3.5, 7.4.3) that the slices lack are present and empty in the objects, as the standard allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from ...read.dicom_header import floats_of, lenient, read_dataset
+from ...read.scan import ScanError
+
+logger = logging.getLogger(__name__)
+
+# Type 2 of the modules Patient and General Study: present in every object, maybe empty.
+TYPE_2 = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+_OF_EACH_SLICE = ("SOPClassUID", "SOPInstanceUID", "ImagePositionPatient")
+_OF_THE_SERIES = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns", "PixelSpacing"),
+    *("ImageOrientationPatient", "FrameOfReferenceUID", "PositionReferenceIndicator", "SliceThickness"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+
+
+@dataclass(frozen=True)
+class SourceSeries:
+    """The source slices as the DICOM objects refer to them; not to be changed.
+
+    Attributes:
+        slices: for each k what places it (no patient, no pixels); PatientName and the like of the first are empty.
+        header: the first slice's header without pixels; what cannot be read is left out.
+    """
+
+    slices: tuple[Dataset, ...]
+    header: Dataset
+
+
+def read_source(files: Sequence[str]) -> SourceSeries | None:
+    """Read the headers of the slices that a scan was read from, in the order of k; the log says what they lack.
+
+    Returns:
+        ``None``, with a warning in the log, when no object can refer to them.
+
+    Raises:
+        ScanError: a file cannot be read again.
+    """
+    try:
+        changed = tuple(os.stat(file).st_mtime_ns for file in files)
+    except OSError as error:
+        raise ScanError(
+            f"{error.filename}: expected the DICOM slice read before, got: {error.strerror}; keep the scan in place."
+        ) from error
+    return _read(tuple(files), changed)
+
+
+@lru_cache(maxsize=1)  # both objects of a scan ask for it, and what is missing is said once
+def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | None:
+    """As :func:`read_source`; the times of the files' last change tell one content of a file from another."""
+    with lenient:
+        header = _header(files[0])
+        gaps = _drop_unreadable(header)
+        slices = [_header(file, [*_OF_EACH_SLICE]) for file in files]
+        reason = _unfit(slices)
+        if reason:
+            logger.warning("%s: no DICOM objects are written: %s", files[0], reason)
+            return None
+        shared, filled = _shared(header, slices)
+    stand_ins = tuple(_stand_in(shared, one) for one in slices)
+    for keyword in TYPE_2:
+        setattr(stand_ins[0], keyword, None)
+    absent = [keyword for keyword in TYPE_2 if keyword not in header]
+    if absent:
+        gaps.append(f"the slices lack {', '.join(absent)}: left empty")
+    if gaps or filled:
+        logger.warning("%s: in the DICOM objects of this scan, %s", files[0], "; ".join((*gaps, *filled)))
+    return SourceSeries(stand_ins, header)
+
+
+def _header(file: str, tags: list[Any] | None = None) -> Dataset:
+    try:
+        with open(file, "rb") as stream:
+            dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=tags)
+        if "SOPInstanceUID" not in dataset and "MediaStorageSOPInstanceUID" in dataset.file_meta:
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+        return dataset
+    except Exception as error:  # pydicom raises almost any type on damaged bytes
+        raise ScanError(
+            f"{file}: expected the DICOM slice read before, cannot read it again ({error}); keep the scan in place."
+        ) from error
+
+
+def _drop_unreadable(header: Dataset) -> list[str]:
+    """Leave out what cannot be read, however deep it lies; its names in one phrase, if any."""
+    names = []
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                item.walk(lambda *_: None)
+        except Exception:  # pydicom raises almost any type on damaged bytes
+            del header[tag]
+            names.append(keyword_for_tag(tag) or str(tag))
+    return [f"the slices hold values that cannot be read, left out: {', '.join(names)}"] if names else []
+
+
+def _unfit(slices: Sequence[Dataset]) -> str:
+    """Why no object can refer to these slices; "" when it can."""
+    kinds = {str(one.get("SOPClassUID", "none")) for one in slices} - {CTImageStorage}
+    if kinds:
+        return f"expected slices of SOP class CT Image Storage, got {', '.join(sorted(kinds))}"
+    uids = {str(one.get("SOPInstanceUID", "")) for one in slices} - {""}
+    if len(uids) < len(slices):
+        return f"expected a SOPInstanceUID of its own in each of the {len(slices)} slices, got {len(uids)}"
+    return ""
+
+
+def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[str]]:
+    """What all slices have in common, completed, and what had to be filled in.
+
+    Orientations that differ by rounding become the first slice's; the distance of the slices is measured along their
+    normal, whatever the header calls it.
+    """
+    shared, filled = Dataset(), []
+    for keyword in _OF_THE_SERIES:
+        if keyword in header:
+            shared[keyword] = header[keyword]
+    step_mm = _step_mm(header, slices)
+    shared.SpacingBetweenSlices = format_number_as_ds(step_mm)
+    if not shared.get("FrameOfReferenceUID"):
+        shared.FrameOfReferenceUID = generate_uid(prefix=None)
+        filled.append("the slices lack FrameOfReferenceUID: a new one is used")
+    thickness_mm = floats_of(shared, "SliceThickness", 1)
+    if not thickness_mm or thickness_mm[0] <= 0:
+        shared.SliceThickness = format_number_as_ds(step_mm)
+        filled.append(f"the slices lack SliceThickness: their distance of {step_mm:.3g} mm is used")
+    return shared, filled
+
+
+def _step_mm(header: Dataset, slices: Sequence[Dataset]) -> float:
+    row, column = np.reshape(np.asarray(header.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    ends = np.array([slices[k].ImagePositionPatient for k in (0, -1)], dtype=np.float64)
+    return float(abs((ends[1] - ends[0]) @ np.cross(row, column)) / (len(slices) - 1))
+
+
+def _stand_in(shared: Dataset, one: Dataset) -> Dataset:
+    stand_in = Dataset()
+    stand_in.update(shared)
+    for keyword in _OF_EACH_SLICE:
+        stand_in[keyword] = one[keyword]
+    return stand_in

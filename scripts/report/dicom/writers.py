@@ -1,0 +1,78 @@
+"""The writers of the two DICOM objects; highdicom is imported when the first one is made, not before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from ...core.files import write_bytes
+from ...core.records import ScanResult
+from .source import SourceSeries, read_source
+
+logger = logging.getLogger(__name__)
+
+
+class DicomSegmentation:
+    """Write ``segmentation.dcm``: a BINARY Segmentation on the source slices, one segment for each outlined nodule.
+
+    No file for a scan that was not read from DICOM, nor for one without an outline: a Segmentation has at least one
+    segment with at least one frame; the Structured Report then tells that nothing was found.
+    """
+
+    filename = "segmentation.dcm"
+    optional = True  # of a scan that was no DICOM
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
+        """Write into ``folder``; where it cannot be made, the log says why.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+
+        def make(source: SourceSeries) -> bytes | None:
+            from .segmentation import segmentation_of
+
+            outlined = any(nodule.measurement is not None for nodule in result.nodules)
+            return segmentation_of(result, source) if outlined else None
+
+        return _write(result, folder / self.filename, make)
+
+
+class DicomReport:
+    """Write ``report.dcm``: a Comprehensive 3D SR (TID 1500) with the measurements of each nodule.
+
+    It refers to the segments of the ``segmentation.dcm`` in the same folder, if :class:`DicomSegmentation` wrote one
+    before, and to the source slices otherwise. No file for a scan that was not read from DICOM.
+    """
+
+    filename = "report.dcm"
+    optional = True  # of a scan that was no DICOM
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
+        """Write into ``folder``; a scan without nodules gives a report that says so. Where it cannot be made, the log
+        says why.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+
+        def make(source: SourceSeries) -> bytes:
+            from .report import report_of
+
+            return report_of(result, source, folder / DicomSegmentation.filename)
+
+        return _write(result, folder / self.filename, make)
+
+
+def _write(result: ScanResult, path: Path, make: Callable[[SourceSeries], bytes | None]) -> Path | None:
+    """Write what ``make`` gives of the source slices, if anything: an optional file never costs the result."""
+    if not result.source_files:
+        return None
+    try:
+        source = read_source(result.source_files)
+        content = None if source is None else make(source)
+    except Exception as error:  # pydicom and highdicom raise almost any type for what slices may hold
+        logger.warning("%s: %s is left out: %s: %s", result.name, path.name, type(error).__name__, error)
+        return None
+    return None if content is None else write_bytes(path, content)

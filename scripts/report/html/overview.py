@@ -1,0 +1,225 @@
+"""Where everything lies: the lungs of a scan in one picture.
+
+The scan is projected along its own axis that runs most nearly along the line of sight, so nothing is resampled before
+the brightest voxel is taken, and a mark falls on the voxel it belongs to. On an oblique scan the picture is as oblique.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import io_orientation
+from PIL import Image
+from scipy import ndimage
+
+from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm
+from ...core.records import ScanResult, SearchRegion
+from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path
+
+# The overview's longest side.
+_OVERVIEW_PIXELS = 480
+# The longer side of the picture with the lungs' outline.
+_LUNGS_PIXELS = 240
+# A slab of few slices still gets a picture that can be seen.
+_OVERVIEW_MIN_MM = 80.0
+# Kept around the lungs on the overview.
+_OVERVIEW_MARGIN_MM = 12.0
+# Lung is smoothed by this much (sigma) and counts where its share is above the other: 3 mm within its border.
+_SHRINK_MM = 4.0
+_LUNG_SHARE = 0.8
+# How bright the body around the lungs is drawn, of 1.
+_BACKGROUND = 0.3
+# Air counts nothing where attenuation is summed, and is black where the brightest voxel is sought.
+_AIR_HU = -1000
+# All of the lungs' vessels and nodules without burning out.
+_OVERVIEW_WINDOW = Window(-400.0, 1200.0)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A picture of the whole lungs, and where world positions fall on it.
+
+    Attributes:
+        picture: seen along the scan's own axis nearest to the line of sight.
+        of_lungs: ``True`` for a maximum-intensity projection of the lungs, ``False`` for a sum over the whole scan.
+        ras_to_mm: ``[2, 4]``, RAS mm to mm from the picture's left and upper border.
+    """
+
+    picture: Picture
+    of_lungs: bool
+    ras_to_mm: FloatArray
+
+    def position_mm(self, point_ras_mm: Point) -> tuple[float, float]:
+        x_mm, y_mm = (self.ras_to_mm @ [*point_ras_mm, 1.0]).tolist()
+        return x_mm, y_mm
+
+
+def overview(result: ScanResult) -> Overview:
+    """Where everything lies: the brightest voxels of the lungs seen from the front, the body around them dimmed.
+
+    Where no lungs are known it is the whole scan, summed along the line of sight as on a radiograph. A slab, less than
+    half as high as it is wide, is seen from the feet.
+    """
+    affine_ras, (image_hu, labels) = _upright(result.affine_ras, result.image_hu, result.mask)
+    voxel_mm = spacing_mm(affine_ras)
+    extent_mm = voxel_mm * image_hu.shape
+    view = AXIAL if extent_mm[2] < extent_mm[0] / 2 else CORONAL
+    to_voxel = np.asarray(np.linalg.inv(affine_ras), dtype=np.float64)
+    region = result.region
+    lungs = None
+    if region is not None and region.lungs_found:
+        lungs = _ShrunkLungs.of(region, affine_ras, image_hu.shape)
+    if lungs is not None:
+        lungs = lungs.around(_reach(result, to_voxel, voxel_mm), image_hu.shape)
+    box = tuple(slice(0, n) for n in image_hu.shape) if lungs is None else lungs.box
+    axes = (view.row_axis, view.column_axis, view.sight_axis)
+    cut = image_hu[box].transpose(axes)
+    pixels = _radiograph(cut) if lungs is None else _lung_projection(cut, labels[box].transpose(axes), lungs, axes)
+    corner = np.array([box[axis].start for axis in axes[:2]])
+    to_mm = to_voxel[list(axes[:2])]
+    to_mm[:, 3] += 0.5 - corner
+    pixel_mm = voxel_mm[list(axes[:2])]
+    to_mm = to_mm * pixel_mm[:, None]
+    return _framed(view, pixels, pixel_mm, to_mm, of_lungs=lungs is not None)
+
+
+def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
+    """The coronal plane through the middle of the lungs with their outline; ``None`` where none were outlined."""
+    region = result.region
+    if region is None or not region.lungs_found:
+        return None
+    lungs = region.lung("left") | region.lung("right")
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(lungs.shape) - 1)
+    ends_mm = apply_affine(region.affine_ras, corners)
+    low, high = ends_mm.min(axis=0), ends_mm.max(axis=0)
+    pixel_mm = float((high - low)[[0, 2]].max()) / _LUNGS_PIXELS
+    shape = (1, *np.maximum(np.ceil((high - low)[[2, 0]] / pixel_mm), 2).astype(int).tolist())
+    to_ras = np.zeros((4, 4))  # (plane, row, column): rows fall in z, columns in x
+    to_ras[2, 1] = to_ras[0, 2] = -pixel_mm
+    to_ras[:, 3] = high[0], apply_affine(region.affine_ras, np.argwhere(lungs).mean(axis=0))[1], high[2], 1.0
+    to_ras[1, 0] = -pixel_mm
+
+    def plane(volume: npt.NDArray, affine_ras: npt.ArrayLike, outside: float) -> FloatImage:
+        grid = np.linalg.inv(np.asarray(affine_ras, dtype=np.float64)) @ to_ras
+        return ndimage.affine_transform(
+            volume, grid[:3, :3], grid[:3, 3], output_shape=shape, output=np.float32, order=1, cval=outside
+        )[0]
+
+    grey = window.grey(plane(result.image_hu, result.affine_ras, _AIR_HU))
+    outline = outline_path(plane(lungs.astype(np.float32), region.affine_ras, 0.0), pixel_mm)
+    return Picture(CORONAL, grey, shape[2] * pixel_mm, shape[1] * pixel_mm, outline)
+
+
+def _reach(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
+    """``[2 N, 3]`` voxels of an upright scan between which the N nodules lie."""
+    centres = [apply_affine(to_voxel, nodule.detection.centre_ras_mm) for nodule in result.nodules]
+    radii = [nodule.detection.diameter_mm / 2 / voxel_mm for nodule in result.nodules]
+    ends = [centre + side * radius for centre, radius in zip(centres, radii, strict=True) for side in (-1, 1)]
+    return np.array(ends).reshape(-1, 3)
+
+
+def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArray, list[npt.NDArray]]:
+    """Views of volumes of one grid with its axes in the order and direction of display.
+
+    Returns:
+        ``[4, 4]`` affine to RAS mm and the volumes ``[x, y, z]``: from right to left, front to back, head to feet.
+    """
+    affine_ras = np.asarray(affine_ras, dtype=np.float64)
+    ras_axes, directions = io_orientation(affine_ras).astype(int).T
+    order = np.argsort(ras_axes)
+    flipped = tuple(axis for axis in range(3) if directions[order[axis]] > 0)
+    to_stored = np.zeros((4, 4))
+    to_stored[3, 3] = 1.0
+    for axis, stored in enumerate(order):
+        to_stored[stored, axis] = -1.0 if axis in flipped else 1.0
+        to_stored[stored, 3] = volumes[0].shape[stored] - 1 if axis in flipped else 0.0
+    return affine_ras @ to_stored, [np.flip(volume.transpose(order), flipped) for volume in volumes]
+
+
+@dataclass(frozen=True)
+class _ShrunkLungs:
+    """Where the lungs lie in an upright scan, drawn in a little: the chest wall is brighter than anything in them.
+
+    Attributes:
+        box: of the scan's voxels, with a margin.
+        share: ``[x', y', z']`` smoothed lung, on the lungs' own grid, parallel to the scan's.
+        scale, start: ``[3]`` voxel of that grid = scale * voxel of the box + start.
+    """
+
+    box: tuple[slice, ...]
+    share: FloatImage
+    scale: FloatArray
+    start: FloatArray
+
+    @classmethod
+    def of(cls, region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
+        lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
+        to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
+        scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
+        spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
+        low = np.maximum((np.array([s[0] for s in spans]) - 0.5 - shift) / scale - margin, 0).astype(int)
+        high = np.minimum((np.array([s[-1] for s in spans]) + 0.5 - shift) / scale + margin, shape).astype(int)
+        sigma = _SHRINK_MM / spacing_mm(lung_affine_ras)
+        share = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=2.5)
+        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        return cls(box, share, scale, scale * low + shift)
+
+    def around(self, voxels: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
+        """The same with a box that also holds ``voxels`` ``[N, 3]``, as far as the scan (``shape``) reaches."""
+        ends = np.array([[s.start for s in self.box], [s.stop for s in self.box]])
+        low = np.clip(np.floor(np.vstack([voxels, ends[:1]]).min(axis=0)), 0, ends[0]).astype(int)
+        high = np.clip(np.ceil(np.vstack([voxels + 1, ends[1:]]).max(axis=0)), ends[1], shape).astype(int)
+        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        return replace(self, box=box, start=self.start + self.scale * (low - ends[0]))
+
+    def inside(self, axes: tuple[int, int, int], voxels: list[FloatArray]) -> npt.NDArray[np.bool_]:
+        """Whether the voxels of the box at some positions along each of ``axes`` are lung (trilinear)."""
+        values = self.share.transpose(axes)
+        for number, (axis, along) in enumerate(zip(axes, voxels, strict=True)):
+            where = np.clip(self.scale[axis] * along + self.start[axis], 0, values.shape[number] - 1)
+            below = np.minimum(where.astype(int), max(values.shape[number] - 2, 0))
+            weight = (where - below).astype(np.float32).reshape([-1 if n == number else 1 for n in range(3)])
+            above = np.minimum(below + 1, values.shape[number] - 1)
+            values = values.take(below, number) * (1 - weight) + values.take(above, number) * weight
+        return np.asarray(values > _LUNG_SHARE)
+
+
+def _lung_projection(
+    image_hu: npt.NDArray[np.int16], labels: npt.NDArray[np.uint16], lungs: _ShrunkLungs, axes: tuple[int, int, int]
+) -> FloatImage:
+    """Brightest voxel of lungs and nodules along the last axis, on the dimmed body: ``[rows, columns]``, 0 … 1."""
+    thickness = max(round(1 / abs(lungs.scale[axes[2]])), 1)
+    starts = np.arange(0, image_hu.shape[2], thickness)
+    slabs, nodules = (np.maximum.reduceat(volume, starts, axis=2) for volume in (image_hu, labels))
+    positions = [np.arange(image_hu.shape[0]), np.arange(image_hu.shape[1]), starts + (thickness - 1) / 2]
+    shown = lungs.inside(axes, [p.astype(np.float64) for p in positions]) | (nodules > 0)
+    brightest = np.where(shown, slabs, np.int16(_AIR_HU)).max(axis=2)
+    covered = ndimage.gaussian_filter(shown.any(axis=2).astype(np.float32), 1.0)
+    vessels = _OVERVIEW_WINDOW.grey(brightest) / np.float32(255)
+    return np.asarray(covered * vessels + (1 - covered) * _BACKGROUND * _radiograph(slabs))
+
+
+def _radiograph(image_hu: npt.NDArray[np.int16]) -> FloatImage:
+    """Attenuation summed along the last axis, 0 … 1."""
+    attenuation = np.maximum(image_hu, _AIR_HU).mean(axis=2, dtype=np.float32) - _AIR_HU
+    seen = attenuation[attenuation > 0]
+    low, high = np.percentile(seen, [1, 99.5]) if seen.size else (0.0, 0.0)
+    return np.asarray(np.clip((attenuation - low) / max(high - low, 1e-6), 0, 1), dtype=np.float32)
+
+
+def _framed(view: View, pixels: FloatImage, pixel_mm: FloatArray, ras_to_mm: FloatArray, *, of_lungs: bool) -> Overview:
+    """Bring ``pixels`` (0 … 1, of ``pixel_mm`` along rows and columns) to square ones, on black where it is small."""
+    size_mm = pixel_mm * pixels.shape
+    square_mm = size_mm.max() / _OVERVIEW_PIXELS
+    rows, columns = np.maximum(np.rint(size_mm / square_mm).astype(int), 1).tolist()
+    grey = Image.fromarray(np.rint(255 * pixels).astype(np.uint8)).resize((columns, rows), Image.Resampling.BICUBIC)
+    missing = np.maximum(np.ceil((_OVERVIEW_MIN_MM - size_mm) / square_mm / 2), 0).astype(int)
+    framed = np.pad(np.asarray(grey), [(m, m) for m in missing.tolist()])
+    ras_to_mm = ras_to_mm.copy()
+    ras_to_mm[:, 3] += missing * square_mm
+    height_mm, width_mm = (size_mm + 2 * missing * square_mm).tolist()
+    # rows come before columns above, x before y on the picture
+    return Overview(Picture(view, framed, width_mm, height_mm), of_lungs, ras_to_mm[::-1])

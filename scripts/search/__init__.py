@@ -1,0 +1,9 @@
+"""From a scan on the grid of the network to the maps that it gives: tiles near the lungs, stitched."""
+
+from .inferer import PrecisionInferer, WindowInferer, prepare_scan
+
+__all__ = [
+    "PrecisionInferer",
+    "WindowInferer",
+    "prepare_scan",
+]

@@ -1,0 +1,266 @@
+"""How the network is applied: numeric precision, and windows over the lungs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import compute_importance_map
+from monai.engines import default_prepare_batch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+from ..network.blocks import COARSEST_STRIDE
+from .tiles import Box, Tiling, batches, blocks_near, plan_windows
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
+LEAST_BLOCKS = 4  # of a window that is cut: 64 voxels, as large as the crops of a training
+HALF_VOXEL = 0.5  # 0.167 of 96 voxels are 16
+LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
+
+Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
+
+NATIVE_BFLOAT16 = (8, 0)  # compute capability of Ampere; a T4 or RTX 20 has 7.5
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PrecisionError(UserError, ValueError):
+    """A precision that does not exist, or not on this device."""
+
+
+def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
+    """The number type to compute in.
+
+    ``auto`` takes bfloat16 where the processor multiplies it natively (CUDA from Ampere on; x86 with AVX512-BF16
+    or AMX) and float32 elsewhere.
+
+    Raises:
+        PrecisionError: unknown name, or float16 on a CPU.
+    """
+    kind = torch.device(device).type
+    if precision == "auto":
+        if kind == "cuda":
+            return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+        able = torch.cpu.get_capabilities() if kind == "cpu" else {}
+        native = any(able.get(name, False) for name in ("avx512_bf16", "amx_tile"))
+        return torch.bfloat16 if native else torch.float32
+    if precision not in PRECISIONS or (precision == "float16" and kind == "cpu"):
+        usable = [name for name in PRECISIONS if name != "float16" or kind != "cpu"]
+        raise PrecisionError(f"precision: expected one of {', '.join(['auto', *usable])} on {kind}, got {precision!r}")
+    return PRECISIONS[precision]
+
+
+def multiplies_bfloat16(device: torch.device | str) -> bool:
+    """Whether a GPU has circuits for bfloat16 (NVIDIA from Ampere on); others emulate it, slower than float32."""
+    if torch.version.hip is not None:  # AMD numbers its GPUs in another way
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16
+
+
+class PrecisionInferer(Inferer):
+    """Call another inferer under autocast; predictions come back in float32.
+
+    Args:
+        inferer: how to apply the network.
+        precision: see :func:`choose_precision`.
+        training: whether gradients are wanted, which float16 would round to zero.
+
+    Raises:
+        PrecisionError: float16 in training.
+    """
+
+    def __init__(self, inferer: Inferer, precision: str, training: bool = False) -> None:
+        super().__init__()
+        if training and precision == "float16":
+            raise PrecisionError(
+                "precision: expected auto, float32 or bfloat16 in training, got 'float16', in which small gradients "
+                "become zero; use bfloat16"
+            )
+        self.inferer, self.precision, self.training = inferer, precision, training
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the report of the last image should say."""
+        return getattr(self.inferer, "remarks", ())
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        dtype = choose_precision(self.precision, inputs.device)
+        if self.training and dtype == torch.bfloat16 and breaks_bfloat16_gradients(inputs):
+            if self.precision != "auto":
+                raise PrecisionError(
+                    f"precision bfloat16: expected crops of 48 voxels or more on a CPU, got {tuple(inputs.shape[2:])}; "
+                    "raise crop_size, or use --precision float32"
+                )
+            dtype = torch.float32
+        with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return self.inferer(inputs, network, *args, **kwargs).float()
+
+
+def prepare_scan(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Any, ...]:
+    """MONAI's ``prepare_batch`` of whole scans: where their lungs are goes to the inferer."""
+    image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
+    return image, label, (), {"lung_distance_mm": batch["lung_distance_mm"]}
+
+
+def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
+    """Whether the coarsest level has two cells along an axis.
+
+    PyTorch 2.13 computes wrong gradients of bfloat16 convolutions on a 2³ grid on CPUs (right on 1³, 3³, 4³).
+    """
+    return inputs.device.type == "cpu" and any(n // COARSEST_STRIDE == 2 for n in inputs.shape[2:])
+
+
+class WindowError(UserError, ValueError):
+    """Windows that cannot be stitched at the output's stride, or do not fit the image."""
+
+
+class WindowInferer(Inferer):
+    """Apply a network in windows near the lungs, and stitch its maps with Gaussian weights.
+
+    Windows are those of :func:`.tiles.plan_windows`, in blocks of :data:`..network.blocks.COARSEST_STRIDE` voxels. For
+    a network with a true attribute ``any_window`` they are cut to what they have to cover; for any other, of which the
+    window is a part, they keep their size.
+
+    On a GPU without enough memory fewer windows go through the network at once, then all go through it on the CPU.
+    The windows stay the same, and so does the answer.
+
+    Args:
+        window_size: ``[3]`` voxels, of the largest window.
+        overlap: share of it that a window has at least in common with the next; whole blocks are taken.
+        stride: input voxels per output cell.
+        reach_mm: what is farther from the lungs is not searched.
+        at_once: windows of one size that go through the network together.
+
+    Attributes:
+        remarks: what the report of the last image should say.
+
+    Raises:
+        WindowError: windows that are no multiples of a block, or overlap by more than half; on a call whose image is no
+            multiple either, or is smaller than a window.
+    """
+
+    def __init__(
+        self,
+        window_size: Sequence[int],
+        overlap: float,
+        stride: int,
+        reach_mm: float = math.inf,
+        *,
+        at_once: int = 1,
+    ) -> None:
+        super().__init__()
+        self.size = tuple(int(n) // COARSEST_STRIDE for n in window_size)
+        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in window_size) or not all(self.size):
+            raise WindowError(
+                f"window_size {list(window_size)} with window_overlap {overlap}: expected multiples of "
+                f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.1 is a good choice"
+            )
+        self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
+        shared = [math.ceil((n * overlap - HALF_VOXEL) / COARSEST_STRIDE) for n in window_size]
+        self.shared = tuple(min(n, size - 1) for n, size in zip(shared, self.size, strict=True))
+        self.remarks: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        lung_distance_mm: MetaTensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Search one image.
+
+        Args:
+            inputs: ``[1, C, I, J, K]``; a MetaTensor where distances are given.
+            network: ``[B, C, I, J, K]`` to ``[B, C', I/s, J/s, K/s]``.
+            args, kwargs: passed to the network.
+            lung_distance_mm: ``[…, I', J', K']``, to the lungs, on a grid of its own; everything is searched without.
+
+        Returns:
+            ``[1, C', I/s, J/s, K/s]`` float32. Cells that no window holds are background (:data:`BACKGROUND_LOGIT`,
+            then zeros).
+        """
+        shape = tuple(inputs.shape[2:])
+        blocks = tuple(n // COARSEST_STRIDE for n in shape)
+        whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
+        if inputs.shape[0] != 1 or not all(whole):
+            raise WindowError(
+                f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a window of "
+                f"{[n * COARSEST_STRIDE for n in self.size]}, got {list(inputs.shape)}; pad it"
+            )
+        wanted = np.ones(blocks, dtype=bool)
+        if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
+            wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, COARSEST_STRIDE)
+        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if getattr(network, "any_window", False) else self.size
+        windows = plan_windows(wanted, Tiling(self.size, self.shared, least))
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        return self._patiently(image, windows, network, lambda crops: network(crops, *args, **kwargs))
+
+    def _patiently(self, image: Tensor, windows: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
+        """:meth:`_stitch`, again with less memory each time that it runs out."""
+        self.remarks = ()
+        for at_once in dict.fromkeys((self.at_once, 1)):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return self._stitch(image, windows, apply, at_once)
+            # The exception is gone here, and with it the tensors that its frames held.
+            self._say(f"{image.device} has too little memory for {at_once} windows of the network at once")
+            torch.cuda.empty_cache()
+        if is_cpu(image.device) or not isinstance(network, nn.Module):
+            raise MemoryError(f"{image.device}: too little memory for one window of the network")
+        self._say("the network ran on the CPU instead, which is slower and gives the same")
+        network.to("cpu")
+        try:
+            return self._stitch(image.cpu(), windows, apply, 1)
+        finally:
+            network.to(image.device)
+
+    def _say(self, remark: str) -> None:
+        logger.warning("%s", remark)
+        self.remarks += (remark,)
+
+    def _stitch(self, image: Tensor, windows: list[Box], apply: Apply, at_once: int) -> Tensor:
+        """Maps of the windows, each cell the mean of those that hold it, weighted by how central it is in them."""
+        cells = [n // self.stride for n in image.shape[2:]]
+        weights = torch.zeros(cells, device=image.device)
+        maps: Tensor | None = None
+        for group in batches(windows, at_once):
+            preds = apply(torch.cat([image[:, :, *_scaled(window, COARSEST_STRIDE)] for window in group])).float()
+            if maps is None:
+                maps = torch.zeros([preds.shape[1], *cells], device=image.device)
+            weight = gaussian(tuple(preds.shape[2:]), image.device)
+            for window, pred in zip(group, preds, strict=True):
+                place = _scaled(window, COARSEST_STRIDE // self.stride)
+                maps[:, *place].addcmul_(pred, weight)
+                weights[place].add_(weight)
+        if maps is None:
+            raise WindowError("image: expected something near the lungs to search, got nothing")
+        maps /= weights.clamp_min(LEAST_WEIGHT)
+        maps[0][weights == 0] = BACKGROUND_LOGIT
+        return maps[None]
+
+
+def _scaled(window: Box, factor: int) -> Box:
+    return tuple(slice(part.start * factor, part.stop * factor) for part in window)
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether there is no other place to go to."""
+    return device.type == "cpu"
+
+
+def gaussian(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """MONAI's weights of a window's cells: ``[I, J, K]``, 1 in the middle, at least :data:`LEAST_WEIGHT`."""
+    weight = compute_importance_map(shape, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
+    return weight.clamp_min(LEAST_WEIGHT)

@@ -1,0 +1,44 @@
+"""Training: crops, inserted nodules, targets, losses, preprocessed scans on disk, adapters to MONAI's engines."""
+
+from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
+from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache
+from .checkpoints import TrainingState, Validation
+from .crops import RandomCropd
+from .dataset import CropDataset, EpochSampler
+from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
+from .insertion import InsertNodulesd
+from .losses import NoduleLoss
+from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
+from .lung_training import PartsLoss, network_to_train, parts_list
+from .pictures import PredictionPictures
+
+__all__ = [
+    "CachedScans",
+    "CachedToTensorsd",
+    "CellsToNetworkd",
+    "CropDataset",
+    "EpochHandler",
+    "EpochSampler",
+    "GradientClip",
+    "InsertNodulesd",
+    "NoduleLoss",
+    "PairWithTruthd",
+    "PartsLoss",
+    "PredictionPictures",
+    "RandChestd",
+    "RandomCropd",
+    "ScanCache",
+    "ScoreOutlinesd",
+    "StepLog",
+    "StopOnBadLoss",
+    "ToCellsd",
+    "TrainingState",
+    "Validation",
+    "WeightAverage",
+    "averaged",
+    "fill_cache",
+    "network_to_train",
+    "parts_list",
+    "prepare_training_batch",
+    "trainable",
+]

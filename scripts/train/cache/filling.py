@@ -1,0 +1,234 @@
+"""Filling a cache before anything is learned: in parallel over scans, with an estimate of disk and time.
+
+Every process goes through the missing scans in an order of its own and skips what has appeared meanwhile. So several
+that fill one cache at once, ranks of a training or separate commands, share the work without knowing of each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ...core.errors import reason_of, user_error_in
+from ...core.geometry import voxel_volume_mm3
+from ...read.datalist import checked_items
+from ...read.reader import ScanError, read_grid
+from .scans import CacheError, ScanCache
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_S = 30.0
+ASKED_HEADERS = 50  # an estimate reads the headers of so many scans at most: a DICOM series has hundreds
+BYTES_PER_VOXEL = 3.0  # int16 image, uint8 lungs; a uint8 mask is one more
+COARSE_BYTES_PER_MM3 = 4.0 / 64.0  # float32 on a grid of 4 mm, over the whole scan
+LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # of a scan's volume; LIDC-IDRI-0001's is 0.43
+
+Item = Mapping[str, Any]
+
+
+def fill_cache(
+    cache: ScanCache,
+    lists: Mapping[str, Sequence[Item]],
+    *,
+    workers: int,
+    spacing_mm: Sequence[float],
+    skip_broken: bool = False,
+    remove_unused: bool = False,
+) -> dict[str, list[Item]]:
+    """Compute what a cache lacks of several datalists.
+
+    Args:
+        cache: to fill.
+        lists: items by section; the same scan may stand in several.
+        workers: processes; 0 computes in this one.
+        spacing_mm: ``[3]`` of the entries, for the estimate of disk.
+        skip_broken: leave scans out that cannot be preprocessed.
+        remove_unused: delete entries that belong to no item of these lists.
+
+    Returns:
+        The lists, without the scans that were left out; the cache knows those (:attr:`ScanCache.left_out`).
+
+    Raises:
+        CacheError: there is no scan; entries do not fit on the disk or cannot be written; scans cannot be preprocessed
+            (without ``skip_broken``, or where that would empty a list). All are tried first, and all are named.
+    """
+    if not any(lists.values()):
+        raise CacheError(
+            "datalists: expected at least one scan, got none; --dataset_dir must hold a datalist.json (python -m "
+            "scripts.prepare makes them)"
+        )
+    cache.prepare()
+    lists = {name: checked_items(items) for name, items in lists.items()}
+    folders = {name: [cache.folder(item) for item in items] for name, items in lists.items()}
+    wanted = {f: item for name, items in lists.items() for f, item in zip(folders[name], items, strict=True)}
+    _report_unused(cache, set(wanted), remove_unused)
+    missing = [item for folder, item in wanted.items() if not folder.exists()]
+    reasons = _add_all(cache, missing, workers, spacing_mm) if missing else {}
+    broken = {folder: reasons[folder.name] for folder in wanted if folder.name in reasons}
+    usable = {
+        name: [item for folder, item in zip(folders[name], items, strict=True) if folder not in broken]
+        for name, items in lists.items()
+    }
+    if broken:
+        emptied = [name for name, items in lists.items() if items and not usable[name]]
+        _judge([(_name(wanted[folder]), reason) for folder, reason in broken.items()], skip_broken, emptied)
+        cache.left_out |= broken.keys()
+    ready = [folder for folder in wanted if folder not in broken]
+    logger.info("%s: %d scans are ready, %.2f GB", cache.cache_dir, len(ready), _size_gb(ready))
+    return usable
+
+
+def _judge(broken: Sequence[tuple[str, str]], skip: bool, emptied: Sequence[str]) -> None:
+    """Say which scans (name, reason) are left out, or refuse to go on without them."""
+    width = max(len(name) for name, _ in broken)
+    table = "\n".join(f"  {name:{width}}  {reason}" for name, reason in sorted(broken))
+    if skip and not emptied:
+        logger.warning("%d scans cannot be preprocessed and are left out:\n%s", len(broken), table)
+        return
+    advice = "mend them, remove them from the datalists, or leave them out with --skip_broken true"
+    if skip:
+        advice = f"no scan of {', '.join(emptied)} is left; mend them, or choose other datalists"
+    raise CacheError(f"{len(broken)} scans cannot be preprocessed; {advice}:\n{table}")
+
+
+def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: Sequence[float]) -> dict[str, str]:
+    """Compute entries; returns why they could not be, by the name of their folder."""
+    _check_room(cache.cache_dir, items, spacing_mm)
+    logger.info("preprocessing %d scans with %d workers", len(items), workers)
+    silent = None if logger.isEnabledFor(logging.INFO) else True  # None: off a terminal; True: where the log is off too
+    reasons: dict[str, str] = {}
+    began = told = time.monotonic()
+    for done, outcome in enumerate(tqdm(_outcomes(cache, items, workers), "caching", len(items), disable=silent), 1):
+        if outcome.is_fatal:
+            raise CacheError(outcome.reason)
+        if outcome.reason:
+            reasons[outcome.folder] = outcome.reason
+        now = time.monotonic()
+        if now - told > LOG_EVERY_S or done == len(items):
+            told, scan_s = now, (now - began) / done
+            left = tqdm.format_interval(scan_s * (len(items) - done))
+            logger.info("cached %d of %d scans, %.1f s a scan, %s left", done, len(items), scan_s, left)
+    return reasons
+
+
+class _Outcome(NamedTuple):
+    """What became of a scan: the name of its folder, why it failed ("": not at all), whether all others will too."""
+
+    folder: str
+    reason: str
+    is_fatal: bool
+
+
+def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator[_Outcome]:
+    """Add items to the cache, in any order."""
+    order = np.random.default_rng().permutation(len(items))  # of its own in each process; no result depends on it
+    loader: DataLoader[Any] = DataLoader(
+        _Adding(cache, items),
+        batch_size=None,
+        sampler=[int(number) for number in order],
+        num_workers=min(workers, len(items)),
+        in_order=False,
+        generator=torch.Generator(),  # else the global one moves on, and a training depends on what was cached before
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise CacheError(
+            f"expected {workers} workers to go on, got '{error}', perhaps for want of memory; what is cached stays: "
+            "run the same again with fewer --cache_workers"
+        ) from error
+
+
+class _Adding(Dataset):
+    """Item n: what became of adding scan n to the cache."""
+
+    def __init__(self, cache: ScanCache, items: Sequence[Item]) -> None:
+        self.cache, self.items = cache, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> _Outcome:
+        item = self.items[index]
+        folder = self.cache.folder(item).name
+        try:
+            self.cache.add(item)
+        except Exception as error:
+            if user_error_in(error) is None:
+                logger.error("%s: unexpected error", _name(item), exc_info=error)
+            return _Outcome(folder, reason_of(error), isinstance(error, CacheError))
+        return _Outcome(folder, "", False)
+
+
+def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[float]) -> None:
+    """Say how much disk the entries need and how much is free.
+
+    Raises:
+        CacheError: even the least they need is not there.
+    """
+    need_gb = _estimate_gb(items, spacing_mm)
+    free_gb = shutil.disk_usage(cache_dir).free / 1e9
+    logger.info(
+        "%s: about %.1f GB for %d scans to preprocess (at most %.1f GB), %.1f GB are free",
+        *(cache_dir, need_gb["usual"], len(items), need_gb["most"], free_gb),
+    )
+    if need_gb["least"] > free_gb:
+        raise CacheError(
+            f"cache_dir {cache_dir}: expected about {need_gb['usual']:.1f} GB of free disk for {len(items)} scans to "
+            f"preprocess, got {free_gb:.1f} GB; free some, or choose another folder with --cache_dir"
+        )
+    if need_gb["usual"] > free_gb:
+        logger.warning("%s: the disk may be full before all scans are preprocessed", cache_dir)
+
+
+def _estimate_gb(items: Sequence[Item], spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Least, usual and most disk that entries take, by the headers of some of the scans; 0 where none can be read."""
+    asked = [items[n] for n in np.unique(np.linspace(0, len(items) - 1, ASKED_HEADERS).round().astype(int))]
+    sizes = []
+    for item in asked:
+        try:
+            grid = read_grid(item["image"])
+        except (ScanError, OSError):
+            continue  # is named with its reason when its turn comes
+        volume_mm3 = float(np.prod(grid.shape)) * voxel_volume_mm3(grid.affine_ras)
+        fine = (BYTES_PER_VOXEL + bool(item.get("mask"))) * volume_mm3 / float(np.prod(spacing_mm))
+        sizes.append((fine, COARSE_BYTES_PER_MM3 * volume_mm3))
+    fine_bytes, coarse_bytes = np.mean(sizes, axis=0) * len(items) if sizes else (0.0, 0.0)
+    return {name: float(share * fine_bytes + coarse_bytes) / 1e9 for name, share in LUNG_BOX_SHARE.items()}
+
+
+def _report_unused(cache: ScanCache, wanted: set[Path], remove: bool) -> None:
+    """Say what belongs to none of the wanted entries, and delete it if asked to."""
+    unused = [folder for folder in cache.entries() if folder not in wanted]
+    if not unused:
+        return
+    told = f"{cache.cache_dir}: {len(unused)} entries ({_size_gb(unused):.2f} GB) belong to no scan of these datalists"
+    if not remove:
+        logger.info("%s; --remove_unused true deletes them", told)
+        return
+    for folder in unused:
+        shutil.rmtree(folder, ignore_errors=True)
+    logger.info("%s and are deleted", told)
+
+
+def _size_gb(folders: Sequence[Path]) -> float:
+    """Disk that entries take; those that another process deletes meanwhile take none."""
+    total = 0
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            total += sum(file.stat().st_size for file in folder.iterdir())
+    return total / 1e9
+
+
+def _name(item: Item) -> str:
+    return str(item.get("name", item["image"]))

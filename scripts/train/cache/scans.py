@@ -1,0 +1,248 @@
+"""Scans as the preprocessing leaves them, kept as plain arrays: each is computed once and then read as memory maps.
+
+An entry is a folder named by a hash of all that its content depends on: another file, box, setting, weight of the lung
+search or line of code makes another entry, and the old one is never read again. It is written beside its place and
+appears by a rename, so an interruption at any moment leaves no half entry; what it leaves
+(:meth:`ScanCache.prepare`) is removed when a cache is next filled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from torch.utils.data import Dataset
+
+from ...core.errors import UserError
+from ...read.datalist import FILES, checked_items
+from ...read.text_headers import data_files
+from ..crops import crop_by_affine
+from .fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
+
+ABANDONED_S = 3600.0  # writing an entry takes seconds: what another machine left this long ago is nobody's
+
+_MACHINE = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
+_ENTRY = re.compile(r"[0-9a-f]{24}")
+
+
+class CacheError(UserError, RuntimeError):
+    """A cache that cannot be filled."""
+
+
+class ScanCache:
+    """A folder of preprocessed scans; several processes may use it at once.
+
+    Args:
+        preprocessing: gives ``image`` ``[1, I, J, K]``, ``lung_distance_mm``, ``nodule``, ``label`` and, when the item
+            has one, ``mask``.
+        cache_dir: where entries live.
+    """
+
+    def __init__(self, preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], cache_dir: str) -> None:
+        self.preprocessing = preprocessing
+        self.cache_dir = Path(cache_dir)
+        self.left_out: set[Path] = set()  # entries that could not be made (:func:`.filling.fill_cache`)
+        self.made_by = fingerprint([preprocessing, _arrays])
+
+    def folder(self, item: Mapping[str, Any]) -> Path:
+        """Where the entry of a datalist item is or will be."""
+        stamps = {key: [_stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
+        text = json.dumps([self.made_by, stamps, item.get("box"), item.get("label")], sort_keys=True)
+        return self.cache_dir / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def add(self, item: Mapping[str, Any]) -> Path:
+        """Compute the entry of an item unless it is there.
+
+        Raises:
+            CacheError: the entry cannot be written.
+            Exception: whatever the preprocessing raises.
+        """
+        folder = self.folder(item)
+        if not folder.exists():
+            ready = self.preprocessing(item)
+            try:
+                self._write(folder, _arrays(ready))
+            except OSError as error:
+                raise CacheError(
+                    f"cache_dir {self.cache_dir}: expected a folder to write to, got '{error}'; free space or mend its "
+                    "rights, or choose another one with --cache_dir"
+                ) from error
+        return folder
+
+    def _write(self, folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        partial = folder.with_name(f".{folder.name}.{_MACHINE}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            for name, array in arrays.items():
+                with (partial / f"{name}.npy").open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # on the disk before the rename is: a power cut leaves no empty files
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Make the folder, and remove half entries that no process is writing any more.
+
+        Raises:
+            CacheError: the folder cannot be made or written to.
+        """
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            for partial in self.cache_dir.glob(".*.partial"):
+                if _is_abandoned(partial):
+                    shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise CacheError(
+                f"cache_dir {self.cache_dir}: expected a folder to write to, got '{error}'; choose another one"
+            ) from error
+        if not os.access(self.cache_dir, os.W_OK):
+            raise CacheError(f"cache_dir {self.cache_dir}: expected a folder to write to, got a read-only one")
+
+    def entries(self) -> Iterator[Path]:
+        """The folders of all entries, used or not."""
+        yield from (folder for folder in sorted(self.cache_dir.iterdir()) if _ENTRY.fullmatch(folder.name))
+
+
+class CachedScans(Dataset):
+    """Scans of a datalist, read from a cache; what is not there yet is computed when it is first read.
+
+    Args:
+        data: datalist items, of :func:`...read.datalist.load_datalist` or of another program
+            (:func:`...read.datalist.checked_items`); without those that the cache has left out.
+        cache: where they are kept.
+        transform: applied to each scan that is read; ``None`` for nothing.
+
+    Raises:
+        DatalistError: an item cannot be used.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache: ScanCache,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        items = checked_items(data)
+        self.data = [item for item in items if cache.folder(item) not in cache.left_out] if cache.left_out else items
+        self.cache, self.transform = cache, transform
+        self._folders: dict[int, Path] = {}  # looked up once: a DICOM folder has hundreds of files to stat
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        """Read one scan.
+
+        Returns:
+            What the transform makes of ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8),
+            ``[I, J, K]`` memory maps; ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']`` and its
+            ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``.
+
+        Raises:
+            CacheError, Exception: see :meth:`ScanCache.add`.
+        """
+        item = self.data[index]
+        folder = self._folders.get(index) or self.cache.folder(item)
+        self._folders[index] = folder
+        if not folder.exists():
+            logger.info("preprocessing %s", item["image"])
+            folder = self.cache.add(item)
+        mapped = {"image": "r", "lung": "r", "mask": "r"}
+        arrays = {f.stem: np.load(f, mmap_mode=mapped.get(f.stem)) for f in sorted(folder.glob("*.npy"))}  # type: ignore[arg-type]
+        scan = {"name": str(item["name"]), **arrays}
+        return scan if self.transform is None else self.transform(scan)
+
+
+class CachedToTensorsd(Transform):
+    """Turn what :class:`CachedScans` gives into the tensors that a whole-scan search starts from.
+
+    Writes two MetaTensors: ``image`` ``[1, I, J, K]``, float32 HU, and ``lung_distance_mm`` ``[1, I', J', K']``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key, affine in (("image", "affine"), ("lung_distance_mm", "lung_distance_affine")):
+            array = torch.from_numpy(np.array(item[key], dtype=np.float32))[None]
+            item[key] = MetaTensor(array, affine=torch.from_numpy(np.array(item.pop(affine), dtype=np.float64)))
+        return item
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files a scan consists of: all of a DICOM folder; of a MetaImage or NRRD header, also the data it names."""
+    if path.is_dir():
+        return sorted(f for f in path.rglob("*") if f.is_file())
+    return [path, *data_files(path)]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """What tells a file from its earlier self: path, bytes, time of the last change in ns."""
+    return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether the process that was writing a half entry is gone."""
+    try:
+        *_, machine, process, _ = partial.name.split(".")
+        if os.name == "posix" and machine == _MACHINE and not _is_running(int(process)):
+            return True
+        return time.time() - partial.stat().st_mtime > ABANDONED_S
+    except (ValueError, FileNotFoundError):  # nothing of ours, or just renamed
+        return False
+
+
+def _is_running(process: int) -> bool:
+    """Whether it may be writing: this one, which asks before it writes anything, is not."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """What is kept of a preprocessed item; see :meth:`CachedScans.__getitem__`."""
+    image, distance = ready["image"], ready["lung_distance_mm"]
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
+        "affine": np.asarray(image.affine, dtype=np.float64),
+        "lung": _lungs_on_grid(distance, image),
+        "lung_distance_mm": np.asarray(distance[0], dtype=np.float32),
+        "lung_distance_affine": np.asarray(distance.affine, dtype=np.float64),
+        "nodule": np.asarray(ready["nodule"], dtype=np.float32),
+        "label": np.asarray(ready["label"], dtype=np.int64),
+    }
+    return arrays | ({"mask": np.asarray(ready["mask"][0]).astype(np.uint8)} if "mask" in ready else {})
+
+
+def _lungs_on_grid(distance_mm: MetaTensor, image: MetaTensor) -> npt.NDArray[np.uint8]:
+    """The closed lungs, found on a coarse grid, on the grid of the image: 1 inside."""
+    to_coarse = np.linalg.inv(np.asarray(distance_mm.affine)) @ np.asarray(image.affine)
+    size = (image.shape[1], image.shape[2], image.shape[3])
+    return (crop_by_affine(distance_mm[0].numpy(), to_coarse, size, order=1) < 1.0).astype(np.uint8)

@@ -1,0 +1,227 @@
+"""What a training leaves behind: the best weights, and the state from which it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.handlers import CheckpointLoader
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..core.claims import BusyError, claims_on
+from ..core.errors import SettingError, UserError, checked_switch
+from ..core.files import writable_folder
+from ..network import save_weights
+
+logger = logging.getLogger(__name__)
+
+SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr")  # of a torch scheduler; the rest are settings
+PROGRESS = ("epoch", "iteration", "best_validation", "stale_validations")  # of the engine's state
+
+
+class StateError(UserError, ValueError):
+    """A training state that belongs to another network or optimizer."""
+
+
+class Validation:
+    """Search the validation scans at intervals and after the last epoch; keep the best weights; end in time.
+
+    Where the metric is undefined (no nodule to find), the newest weights are kept.
+
+    Args:
+        validator: searches the validation scans.
+        interval: epochs between two validations.
+        network: whose weights are kept: the one that ``validator`` searches with.
+        path: of the kept state dict; the newest weights of ``network`` lie beside it, ``model_final.pt`` of
+            ``model.pt``.
+        metric: name of the validator's metric; larger is better.
+        patience: validations in a row without improvement that end the training; 0 never ends it.
+    """
+
+    def __init__(
+        self, validator: Evaluator, interval: int, network: nn.Module, path: str, *, metric: str, patience: int
+    ) -> None:
+        if interval < 1:
+            raise SettingError(f"val_interval: expected at least 1 epoch, got {interval}")
+        self.validator, self.interval, self.network = validator, interval, network
+        self.path, self.metric, self.patience = Path(path), metric, patience
+
+    def attach(self, engine: Engine) -> None:
+        state: Any = engine.state  # what stands there is part of TrainingState
+        state.best_validation, state.stale_validations = None, 0
+        engine.add_event_handler(Events.STARTED, self._end_if_stale)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+
+    def _validate(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
+            return
+        _share_buffers(self.network)
+        if idist.get_rank() == 0:
+            save_weights(self.network, self.path.with_stem(f"{self.path.stem}_final"))
+        self.validator.run(engine.state.epoch)
+        state: Any = engine.state
+        value = float(self.validator.state.metrics.get(self.metric, math.nan))  # no scans, no metric
+        if math.isfinite(value) and state.best_validation is not None and value <= state.best_validation:
+            state.stale_validations += 1
+            logger.info("epoch %d: %s %.4f, best %.4f", state.epoch, self.metric, value, state.best_validation)
+            self._end_if_stale(engine)
+            return
+        if math.isfinite(value):
+            state.best_validation, state.stale_validations = value, 0
+        if idist.get_rank() == 0:
+            save_weights(self.network, self.path)
+        logger.info("epoch %d: %s %.4f, kept in %s", state.epoch, self.metric, value, self.path)
+
+    def _end_if_stale(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if self.patience and state.stale_validations >= self.patience:
+            logger.warning("%d validations without improvement: the training ends", state.stale_validations)
+            engine.terminate()
+
+
+def _share_buffers(network: nn.Module) -> None:
+    """Give the first rank's batch statistics to all ranks, so that they search with one and the same network."""
+    if idist.get_world_size() > 1:
+        for buffer in network.buffers():
+            buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))
+
+
+class TrainingState:
+    """Write the state of a training after each epoch, and go on from it when it is there.
+
+    What is restored is what a training has reached: weights, moments, steps, scores, random generators. What is chosen
+    comes from the configuration of today: a learning rate, weight decay or number of epochs that was changed counts.
+
+    A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
+    generators too, and a partly done epoch is done again. (Of several ranks the first one's generators are kept.) A
+    training that is complete ends at once; ``max_epochs`` raised, it goes on. Attach it last, so that what the other
+    handlers did in the epoch is in the state. A ``CheckpointLoader`` attached before says from which weights the
+    training begins: then nothing is restored.
+
+    Args:
+        path: the checkpoint; written to a temporary name, then renamed.
+        objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
+        resume: ``False``: neither write a state nor go on from one, as where another program counts the rounds.
+
+    Raises:
+        StateError: another training writes to the folder, or the state in ``path`` does not fit the objects, had epochs
+            of another length, or has more of them than ``max_epochs``.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Any], *, resume: bool = True) -> None:
+        self.path, self.objects = Path(path), dict(objects)
+        self.resume = checked_switch("resume", resume)
+        self._epochs_done = 0
+        self._random: dict[str, Any] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        if not self.resume:
+            return
+        if idist.get_rank() == 0:
+            self._claim()
+            engine.add_event_handler(Events.COMPLETED, lambda: claims_on(self.path.parent).release(self.path.name))
+        if self.path.exists() and not _loads_weights(engine):
+            self._restore(engine)
+            engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        state: dict[str, Any] = {name: thing.state_dict() for name, thing in self.objects.items()}
+        state["progress"] = {name: getattr(engine.state, name, None) for name in PROGRESS}
+        state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _claim(self) -> None:
+        """One training in a folder: two would go on from each other's states."""
+        try:
+            claims_on(writable_folder(self.path.parent)).take(self.path.name, "training")
+        except BusyError as error:
+            raise StateError(
+                f"{self.path}: expected a folder of this training alone, got one that another training writes to now; "
+                "wait for its end, or name another --output_dir."
+            ) from error
+
+    def _restore(self, engine: Engine) -> None:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, thing in self.objects.items():
+                thing.load_state_dict(_reached(thing, state[name]))
+            for name in PROGRESS:
+                setattr(engine.state, name, state["progress"][name])
+            self._random = state["random"]
+        except Exception as error:  # broken files and foreign states raise nearly anything
+            reason = str(error).strip().splitlines()[0][:160]
+            raise StateError(
+                f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); name "
+                "another --output_dir, or the preset and settings it was begun with."
+            ) from error
+        self._epochs_done = engine.state.epoch
+        self._check_progress(engine)
+        logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
+
+    def _check_progress(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if state.epoch_length and state.iteration != state.epoch * state.epoch_length:
+            raise StateError(
+                f"{self.path}: expected epochs of {state.epoch_length} steps, got a training with epochs of "
+                f"{state.iteration / state.epoch:g}; go on with that epoch_length, or name another --output_dir."
+            )
+        if state.max_epochs and state.epoch > state.max_epochs:
+            raise StateError(
+                f"{self.path}: expected a training of at most {state.max_epochs} epochs, got one after epoch "
+                f"{state.epoch}; raise max_epochs, or name another --output_dir."
+            )
+
+    def _begin(self, engine: Engine) -> None:
+        """Set the random generators, or end a run that ignite has set back to epoch 0 since it was complete."""
+        if engine.state.epoch < self._epochs_done:
+            logger.warning(
+                "%s: this training is complete after epoch %d; raise max_epochs to go on, or name another output_dir",
+                self.path,
+                self._epochs_done,
+            )
+            engine.terminate()
+        elif self._random is not None:
+            torch.set_rng_state(self._random["cpu"])
+            if self._random["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._random["cuda"])
+            self._random = None
+
+
+def _loads_weights(engine: Engine) -> bool:
+    """Whether a ``CheckpointLoader`` is attached, as MONAI Label does it."""
+    handlers = engine._event_handlers[Events.STARTED]
+    return any(isinstance(handler, CheckpointLoader) for handler, *_ in handlers)
+
+
+def _reached(thing: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state with today's settings; equal settings leave it as it is, to the last bit.
+
+    A group's learning rate is saved times what the initial one has become; the schedule goes on from there.
+    """
+    now = thing.state_dict()
+    if isinstance(thing, LRScheduler):
+        return {**now, **{key: saved[key] for key in SCHEDULE_POSITION if key in saved}}
+    if not isinstance(thing, Optimizer):
+        return saved
+    groups = []
+    for today, before in zip(now["param_groups"], saved["param_groups"], strict=True):
+        first, wanted = before.get("initial_lr", before["lr"]), today.get("initial_lr", today["lr"])
+        rate = before["lr"] if first == wanted else before["lr"] * (wanted / first if first else 0.0)
+        groups.append({**before, **today, "params": before["params"], "lr": rate})
+    return {**saved, "param_groups": groups}

@@ -1,0 +1,105 @@
+"""Training crops: one random affine map per crop moves image, mask and nodules together.
+
+Where several augmentations would each resample, flips, quarter turns, rotation and scale are composed into one map
+from crop voxels to scan voxels; the image is read once (trilinear), the mask once (nearest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monai.transforms import RandomizableTransform
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from ..core.geometry import FloatArray, apply_affine
+from ..core.labels import IGNORED
+
+
+def crop_by_affine(
+    volume: npt.NDArray[Any], to_source: FloatArray, size: tuple[int, int, int], order: int
+) -> npt.NDArray[Any]:
+    """Read ``size`` voxels through ``to_source`` (``[4, 4]``, crop voxel to source voxel); edges are repeated.
+
+    Only the part of ``volume`` that is needed is touched, so it may be a memory map.
+    """
+    corners = np.array([[a, b, c] for a in (0, size[0] - 1) for b in (0, size[1] - 1) for c in (0, size[2] - 1)])
+    reached = apply_affine(to_source, corners)
+    shape = np.array(volume.shape)
+    low = np.clip(np.floor(reached.min(0)).astype(int) - 1, 0, shape - 1)
+    high = np.clip(np.ceil(reached.max(0)).astype(int) + 2, low + 1, shape)
+    part = np.asarray(volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
+    part = part.astype(np.float32 if order else part.dtype)
+    offset = to_source[:3, 3] - low
+    return np.asarray(
+        ndimage.affine_transform(part, to_source[:3, :3], offset, output_shape=size, order=order, mode="nearest")
+    )
+
+
+class RandomCropd(RandomizableTransform):
+    """Cut a randomly placed, turned and scaled cube out of a scan.
+
+    Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]``
+    (voxel around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung``
+    ``[I, J, K]``. Writes the same keys but ``centre`` for the crop: ``[1, S, S, S]`` arrays, rows in crop voxels with
+    their diameters scaled, ``mask`` renumbered. Nodules whose centre lies outside the crop but which reach into it
+    become :data:`IGNORED`; those farther away leave.
+
+    Args:
+        size: edge S of the cube, voxels.
+        jitter: largest shift of the crop's centre from ``centre``, as a share of ``size``, along each axis.
+        turns: whether to use all 48 flips and quarter turns.
+        rotate_degrees: largest rotation about each axis, degrees.
+        scale: range of the zoom; 1.25 shows nodules a quarter larger.
+    """
+
+    def __init__(
+        self, size: int, *, jitter: float, turns: bool, rotate_degrees: float, scale: tuple[float, float]
+    ) -> None:
+        super().__init__()
+        self.size, self.jitter, self.turns = size, jitter, turns
+        self.rotate_degrees, self.scale = rotate_degrees, scale
+
+    def _draw(self, centre: npt.NDArray[Any]) -> tuple[FloatArray, float]:
+        """Draw the map from crop voxels to source voxels, and the zoom."""
+        zoom = float(self.R.uniform(*self.scale))
+        matrix = Rotation.from_euler(
+            "xyz", self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3), degrees=True
+        ).as_matrix()
+        if self.turns:
+            matrix = matrix @ (np.eye(3)[self.R.permutation(3)] * self.R.choice([-1.0, 1.0], 3))
+        to_source = np.eye(4)
+        to_source[:3, :3] = matrix / zoom
+        shift = self.R.uniform(-self.jitter, self.jitter, 3) * self.size
+        middle = np.full(3, (self.size - 1) / 2.0) + shift
+        to_source[:3, 3] = np.asarray(centre, dtype=np.float64) - to_source[:3, :3] @ middle
+        return to_source, zoom
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        to_source, zoom = self._draw(item.pop("centre"))
+        size = (self.size,) * 3
+        item["image"] = crop_by_affine(item["image"], to_source, size, order=1)[None]
+        if "lung" in item:
+            item["lung"] = crop_by_affine(item["lung"], to_source, size, order=0)[None]
+        nodule, label, near = self._move_nodules(item["nodule"], item["label"], to_source, zoom)
+        item["nodule"], item["label"] = nodule[near], label[near]
+        if "mask" in item:
+            renumber = np.zeros(len(near) + 1, dtype=np.uint8)
+            renumber[1:][near] = np.arange(1, int(near.sum()) + 1)
+            item["mask"] = renumber[crop_by_affine(item["mask"], to_source, size, order=0)][None]
+        return item
+
+    def _move_nodules(
+        self, nodule: npt.ArrayLike, label: npt.ArrayLike, to_source: FloatArray, zoom: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """All rows in crop voxels, their labels, and which of them lie in the crop or reach into it."""
+        moved = np.array(nodule, dtype=np.float32).reshape(-1, 4)
+        moved[:, :3] = apply_affine(np.linalg.inv(to_source), moved[:, :3])
+        moved[:, 3] *= zoom
+        beyond = np.maximum(-moved[:, :3], moved[:, :3] - (self.size - 1)).max(axis=1, initial=-np.inf)
+        labels = np.where(beyond > 0, IGNORED, np.asarray(label, dtype=np.int64).reshape(-1))
+        return moved, labels, beyond < moved[:, 3] / 2.0 + 1.0

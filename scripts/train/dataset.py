@@ -1,0 +1,115 @@
+"""Training data: an endless, reproducible stream of crops from cached scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monai.transforms import Compose
+from torch.utils.data import Dataset, Sampler
+
+from ..core.labels import NODULE
+from ..read.datalist import DatalistError
+from .cache import CachedScans, ScanCache
+from .insertion import PARENCHYMA_HU, size_weight
+
+
+class CropDataset(Dataset):
+    """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
+
+    A crop lies around a nodule (drawn by size, :func:`.insertion.size_weight`) or around a random piece
+    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn for the latter.
+
+    Args:
+        data: datalist items, see :class:`.cache.CachedScans`.
+        cache: where their scans are kept.
+        transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
+        seed: of the stream.
+        nodule_share: share of crops around a listed nodule.
+
+    Raises:
+        ValueError: no scan, or none with a weight.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache: ScanCache,
+        transform: Compose,
+        *,
+        seed: int,
+        nodule_share: float,
+    ) -> None:
+        scans = CachedScans(data, cache)
+        if len(scans) == 0:
+            raise DatalistError(
+                "training list: expected at least one scan, got none; --dataset_dir must hold a datalist.json with a "
+                "training section (make one with python -m scripts.prepare)"
+            )
+        self.scans, self.transform, self.seed = scans, transform, seed
+        self.nodules: list[tuple[int, npt.NDArray[np.float32]]] = []
+        for number in range(len(scans)):
+            item = scans[number]
+            rows = np.asarray(item["nodule"])[np.asarray(item["label"]) == NODULE]
+            self.nodules += [(number, row) for row in rows]
+        scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
+        if scan_weights.min() < 0 or scan_weights.max() == 0:
+            raise DatalistError(
+                "training list: expected weights from 0, one of them above 0, got "
+                f"{sorted(set(scan_weights.tolist()))}; correct the datalists"
+            )
+        self._scan_chances = scan_weights / scan_weights.sum()
+        weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
+        self._nodule_chances = weights / max(weights.sum(), 1e-9)
+        self.nodule_share = nodule_share if self.nodules else 0.0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, index])
+        if rng.random() < self.nodule_share:
+            scan, row = self.nodules[int(rng.choice(len(self.nodules), p=self._nodule_chances))]
+            item = self.scans[scan]
+            item["centre"] = row[:3]
+        else:
+            item = self.scans[int(rng.choice(len(self.scans), p=self._scan_chances))]
+            item["centre"] = _parenchyma_voxel(item, rng)
+        item["has_mask"] = "mask" in item or not (np.asarray(item["label"]) == NODULE).any()
+        self.transform.set_random_state(int(rng.integers(2**31)))
+        return dict(self.transform(item))
+
+
+def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A random voxel of aerated lung; after 200 draws any voxel."""
+    image_hu, lung = item["image"], item["lung"]
+    for _ in range(200):
+        voxel = rng.integers(0, image_hu.shape)
+        i, j, k = (slice(max(v - 2, 0), v + 3) for v in voxel)
+        if lung[tuple(voxel)] and PARENCHYMA_HU[0] < image_hu[i, j, k].mean() < PARENCHYMA_HU[1]:
+            break
+    return voxel
+
+
+class EpochSampler(Sampler[int]):
+    """Consecutive numbers of an endless stream, ``length`` per epoch; ranks take turns.
+
+    Call :meth:`set_epoch` with the 1-based epoch before it starts, so that a resumed run goes on where it stopped.
+
+    Args:
+        length: crops per epoch and rank.
+        rank, ranks: this process among all.
+    """
+
+    def __init__(self, length: int, rank: int = 0, ranks: int = 1) -> None:
+        self.length, self.rank, self.ranks = length, rank, ranks
+        self.epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        first = (self.epoch - 1) * self.length * self.ranks
+        return iter(range(first + self.rank, first + self.length * self.ranks, self.ranks))

@@ -1,0 +1,237 @@
+"""Handlers of the training engine: epochs, gradients, averaged weights, broken losses, and what the log says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..core.errors import SettingError, UserError
+from ..network import save_weights
+from .dataset import EpochSampler
+from .losses import NoduleLoss
+
+logger = logging.getLogger(__name__)
+
+
+class EpochHandler:
+    """Tell the sampler which epoch begins, also after a resume.
+
+    Args:
+        sampler: see :class:`.dataset.EpochSampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
+
+
+class GradientClip:
+    """Clip the gradients' norm after each backward pass; the norm before stays in ``engine.state.gradient_norm``.
+
+    Args:
+        network: whose gradients.
+        max_norm: largest L2 norm.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float) -> None:
+        self.network, self.max_norm = network, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        def clip(engine: Engine) -> None:
+            state: Any = engine.state
+            state.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm))
+
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a network whose weights shall follow the original's as an exponential moving average.
+
+    Early on the average forgets faster, ``(1 + n) / (10 + n)`` after n steps, so that a short training is not held
+    back by the weights it began with. Buffers (batch statistics) are the original's.
+
+    Args:
+        network: followed.
+        decay: share of the former average that a step keeps, in [0, 1); 0 makes the copy equal to the original.
+
+    Returns:
+        torch's AveragedModel; its ``module`` is the averaged network.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise SettingError(f"average_decay: expected a number from 0 to below 1, got {decay}")
+
+    def follow(average: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        kept = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
+        return torch.lerp(current, average, kept)
+
+    return AveragedModel(network, avg_fn=follow)
+
+
+def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that an optimizer shall move; those of the frozen parts get no gradient.
+
+    Batch norms of frozen parts go on counting the statistics of what they see.
+
+    Args:
+        network: the whole one.
+        frozen: names of its parts, such as ``stem`` or ``stage4.0``; none: all of it learns.
+
+    Raises:
+        SettingError: a name that is no part of the network, or nothing is left to learn.
+    """
+    parts = dict(network.named_modules())
+    unknown = [name for name in frozen if not name or name not in parts]
+    if unknown:
+        tops = ", ".join(name for name, _ in network.named_children())
+        raise SettingError(f"frozen: expected parts of the network ({tops}), got {', '.join(map(repr, unknown))}")
+    for name in frozen:
+        parts[name].requires_grad_(False)
+    moved = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not moved:
+        raise SettingError("frozen: expected a part that is left to learn, got all of the network; leave one out")
+    return moved
+
+
+class WeightAverage:
+    """Move the averaged weights after each step; see :func:`averaged`.
+
+    Where somebody replaces the network's weights between two runs of the engine (a round of federated learning), the
+    average begins again with the new ones.
+    """
+
+    def __init__(self, average: AveragedModel, network: nn.Module) -> None:
+        self.average, self.network = average, network
+        self._versions: list[int] | None = None  # of the parameters after the last step; each change in place counts
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._begin_again_if_replaced)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+
+    def _begin_again_if_replaced(self, _: Engine) -> None:
+        if self._versions is not None and self._versions != self._current():
+            self.average.n_averaged.zero_()  # the next step copies
+
+    def _follow(self, _: Engine) -> None:
+        self.average.update_parameters(self.network)
+        self._versions = self._current()
+
+    def _current(self) -> list[int]:
+        return [parameter._version for parameter in self.network.parameters()]
+
+
+class BrokenLossError(UserError, ArithmeticError):
+    """A loss, or its gradient, that is no number any more."""
+
+
+class StopOnBadLoss:
+    """End the training where the loss or its gradient is NaN or infinite, before that reaches the weights.
+
+    The gradient is judged by the norm that :class:`GradientClip`, attached before, has left.
+
+    Args:
+        network: its weights are kept in ``path``.
+        path: a state dict; ``state.pt`` of the last whole epoch stays as it is.
+
+    Raises:
+        BrokenLossError: from the training engine's run.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check_gradient)
+
+    def _check_loss(self, engine: Engine) -> None:
+        self._check(engine, "loss", float(engine.state.output["loss"].detach()))  # type: ignore[index]
+
+    def _check_gradient(self, engine: Engine) -> None:
+        self._check(engine, "gradient norm", getattr(engine.state, "gradient_norm", 0.0))
+
+    def _check(self, engine: Engine, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        save_weights(self.network, self.path)
+        raise BrokenLossError(
+            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
+            f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the "
+            "same command then goes on from the last whole epoch."
+        )
+
+
+class StepLog:
+    """Log at intervals: the loss and its parts, time per step, the share of it spent waiting for data, time left.
+
+    Args:
+        loss: see :class:`.losses.NoduleLoss`.
+        interval: steps between two lines.
+    """
+
+    def __init__(self, loss: NoduleLoss, interval: int) -> None:
+        self.loss, self.interval = loss, interval
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps, self._waited_s, self._busy_s = 0, 0.0, 0.0
+
+    def attach(self, engine: Engine) -> None:
+        for event, note in (
+            (Events.GET_BATCH_STARTED, self._start_waiting),
+            (Events.GET_BATCH_COMPLETED, self._stop_waiting),
+            (Events.ITERATION_COMPLETED, self._add),
+            (Events.ITERATION_COMPLETED(every=self.interval), self._report),
+        ):
+            engine.add_event_handler(event, note)
+
+    def _start_waiting(self, _: Engine) -> None:
+        self._since = time.perf_counter()
+
+    def _stop_waiting(self, _: Engine) -> None:
+        now = time.perf_counter()
+        self._waited_s += now - self._since
+        self._since = now
+
+    def _add(self, engine: Engine) -> None:
+        parts = {"loss": float(_loss(engine)), **self.loss.parts}
+        self._busy_s += time.perf_counter() - self._since
+        self._steps += 1
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _report(self, engine: Engine) -> None:
+        means = ", ".join(f"{name} {value / self._steps:.4f}" for name, value in self._sums.items())
+        step_s = (self._waited_s + self._busy_s) / self._steps
+        waiting = self._waited_s / max(self._waited_s + self._busy_s, 1e-9)
+        total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+        left = duration(step_s * max(total - engine.state.iteration, 0))
+        logger.info(
+            "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
+            *(engine.state.iteration, total, means, step_s, 100 * waiting, left),
+        )
+        self._begin()
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def _loss(engine: Engine) -> torch.Tensor:
+    """The loss of a step; once decollated, each item of the output has that of the whole batch."""
+    output: Any = engine.state.output
+    return (output[0] if isinstance(output, list) else output)["loss"]

@@ -1,0 +1,212 @@
+"""Nodule insertion: real nodules, cut out with their masks, blended into the lungs of other scans.
+
+A donor is a small CT patch with the mask of one nodule. It is turned, flipped and scaled at random, resampled to the
+crop's grid in one step, and put with a soft edge where the host is lung parenchyma. Where the host has a large
+soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
+
+A nodule either replaces the host, all but its vessels, or its density is added to the host's, in part, as that of
+ground glass is: a solid donor becomes a faint nodule. An added nodule may be dense in its core (part-solid).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from monai.transforms import RandomizableTransform
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from ..core.errors import DataError
+from ..core.geometry import FloatArray, spacing_mm, sphere_diameter_mm
+from ..core.labels import IGNORED, NODULE
+from .crops import crop_by_affine
+
+PARENCHYMA_HU = (-960.0, -650.0)  # local mean of aerated lung: neither trachea nor tissue
+AERATED_HU = -500.0  # of a voxel; where the local mean is denser than parenchyma, it lies beside tissue
+SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
+LOCAL_SIGMA_VOXEL = 2.0  # of those local means
+EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
+GAP_VOXEL = 3.0  # kept between nodules
+SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
+ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own: two tissues do not make bone
+FAINTEST_HU = 100.0  # mean density added at least to a nodule of 10 mm or more: ground glass that a reader would mark,
+FAINTEST_HU_MM = 1000.0  # and to a smaller one the more, the smaller it is
+VESSEL_HU = -500.0  # what is denser in a host than this, and than the nodule put there, stays: vessels go on
+CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
+
+Mask = npt.NDArray[np.bool_]
+HU = npt.NDArray[np.float32]
+
+
+def size_weight(diameter_mm: float) -> float:
+    """How often a nodule is drawn, by size.
+
+    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: the square root of that, for with
+    donors zoomed by up to 2.2 large ones are common enough, and most of what is missed is small.
+    """
+    repeats = 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
+    return float(np.sqrt(repeats))
+
+
+def _largest_piece(inside: Mask) -> Mask:
+    """The largest connected piece (a wall cuts a nodule in two: only one of them is it); empty stays empty."""
+    labels, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    return inside if count < 2 else np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
+
+
+class InsertNodulesd(RandomizableTransform):
+    """Insert up to ``most`` donors into a crop of 1 mm voxels.
+
+    Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (made when absent),
+    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``; inserted nodules are appended as rows, those
+    that the crop's border cuts with the centre and the diameter of the whole nodule (ignored when it lies outside).
+    Where ``lung`` ``[1, I, J, K]`` is there, only places inside it are used. A crop without a free piece of
+    parenchyma stays as it is.
+
+    Args:
+        donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; drawn by size
+            (:func:`size_weight`), and ``weight`` times (default 1) as often.
+        prob: share of crops that receive nodules.
+        most: largest number per crop.
+        scale: range of the random zoom of a donor, its logarithm evenly drawn.
+        added: share of the nodules whose density is added to the host's; the others replace it.
+        opacity: range of the share of its density that an added nodule keeps, evenly drawn.
+        cored: share of the added nodules that are dense in their core and that faint around it.
+        bordering: share of the nodules with their centre beside pleura, fissure or vessel, not amid parenchyma.
+    """
+
+    def __init__(
+        self,
+        donors: Sequence[Mapping[str, Any]],
+        *,
+        prob: float,
+        most: int,
+        scale: tuple[float, float],
+        added: float = 0.0,
+        opacity: tuple[float, float] = (1.0, 1.0),
+        cored: float = 0.0,
+        bordering: float = 0.0,
+    ) -> None:
+        super().__init__(prob=prob)
+        self.donors = list(donors)
+        self.most, self.scale = most, scale
+        self.added, self.opacity, self.cored, self.bordering = added, opacity, cored, bordering
+        weights = np.array([float(d.get("weight", 1.0)) * size_weight(float(d["diameter_mm"])) for d in self.donors])
+        self._chances = weights / weights.sum() if len(weights) else weights
+        self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
+
+    def _patch(self, number: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]:
+        """A donor's HU, mask and spacing, kept once read; one empty voxel is added on every side of the mask."""
+        if number not in self._patches:
+            donor = self.donors[number]
+            image, mask = (nibabel.Nifti1Image.from_filename(donor[key]) for key in ("image", "mask"))
+            inside = np.asarray(mask.dataobj) > 0
+            if not inside.any():
+                raise DataError(f"{donor['mask']}: expected the mask of a nodule, got an empty one; remove this donor")
+            hu = np.asarray(image.dataobj).astype(np.int16)
+            self._patches[number] = (
+                np.pad(hu, 1, mode="edge"),
+                np.pad(inside.astype(np.uint8), 1),
+                spacing_mm(image.affine),
+            )
+        return self._patches[number]
+
+    def _draw_donor(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """A donor on a 1 mm cube after a random turn, flip and zoom: HU and soft mask, centred; at most ``shape``."""
+        hu, inside, mm = self._patch(int(self.R.choice(len(self.donors), p=self._chances)))
+        zoom = float(np.exp(self.R.uniform(*np.log(self.scale))))
+        turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
+        turn = turn * self.R.choice([-1.0, 1.0], 3)
+        where = np.argwhere(inside)
+        reach_mm = np.linalg.norm((where - where.mean(0)) * mm, axis=1).max() * zoom
+        edge = int(min(2 * np.ceil(reach_mm + 3.0) + 1, *shape))
+        to_source = np.eye(4)
+        to_source[:3, :3] = (turn / zoom) / mm[:, None]
+        to_source[:3, 3] = where.mean(0) - to_source[:3, :3] @ np.full(3, (edge - 1) / 2.0)
+        size = (edge, edge, edge)
+        soft = crop_by_affine(inside, to_source, size, order=1)
+        return crop_by_affine(hu, to_source, size, order=1), soft
+
+    def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
+        """A random one of the places that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
+        free = np.flatnonzero(places)
+        for _ in range(50 if len(free) else 0):
+            site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape))
+            apart = np.linalg.norm(occupied[:, :3] - site, axis=1) - occupied[:, 3] / 2.0 - radius
+            if apart.min(initial=np.inf) > GAP_VOXEL:
+                return site.astype(np.float64)
+        return None
+
+    def _insert(self, item: dict[Hashable, Any], smooth_hu: npt.NDArray[np.float32], places: Mask) -> None:
+        """Insert one donor at one of the places of ``item``'s crop, in place (its arrays are this call's own)."""
+        image, mask = item["image"][0], item["mask"][0]
+        hu, soft = self._draw_donor(image.shape)
+        radius = sphere_diameter_mm(float((soft > 0.5).sum())) / 2.0
+        site = self._site(places, item["nodule"], radius)
+        if site is None:
+            return
+        low = site.astype(int) - hu.shape[0] // 2
+        here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
+        there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
+        kept = (smooth_hu[here] > SOLID_HU) | (mask[here] > 0)
+        whole = soft > 0.5  # beyond the crop the nodule goes on
+        whole[there] &= ~kept
+        whole = _largest_piece(whole)
+        inside = whole[there]
+        if inside.sum() < SMALLEST_VOXELS:
+            return
+        alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
+        alpha[kept] = 0.0
+        if self.R.random() < self.added:
+            lung_hu = float(np.median(image[here][image[here] < AERATED_HU]))  # the site is one of these voxels
+            image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
+        else:
+            blended_hu = image[here] + alpha * (hu[there] - image[here])
+            image[here] = np.maximum(blended_hu, np.where(image[here] > VESSEL_HU, image[here], -np.inf))
+        number = len(item["label"]) + 1
+        mask[here][inside] = number
+        centre = np.argwhere(whole).mean(0) + low
+        row = np.array([[*centre, sphere_diameter_mm(float(whole.sum()))]], dtype=np.float32)
+        in_crop = (centre >= 0).all() and (centre <= np.array(image.shape) - 1).all()
+        item["nodule"] = np.concatenate([item["nodule"], row])
+        item["label"] = np.append(item["label"], NODULE if in_crop else IGNORED)
+
+    def _with_density_added(
+        self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: Mask, lung_hu: float
+    ) -> npt.NDArray[np.float32]:
+        """The host with a part of the nodule's density above the lung's added; all ``[I, J, K]``."""
+        density_hu = alpha * self._opacity(inside) * np.maximum(nodule_hu - lung_hu, 0.0)
+        wanted_hu = max(FAINTEST_HU, FAINTEST_HU_MM / sphere_diameter_mm(float(inside.sum())))
+        density_hu *= max(wanted_hu / max(float(density_hu[inside].mean()), 1.0), 1.0)
+        most_hu = np.maximum(host_hu, nodule_hu + ABOVE_DONOR_HU)
+        return np.asarray(np.minimum(host_hu + density_hu, most_hu), dtype=np.float32)
+
+    def _opacity(self, inside: Mask) -> HU:
+        """How much of its density a nodule keeps, ``[I, J, K]``: the same everywhere, or all of it in the core."""
+        opacity = np.full(inside.shape, self.R.uniform(*self.opacity), dtype=np.float32)
+        if self.R.random() < self.cored:
+            depth = ndimage.distance_transform_edt(inside)
+            core = (depth > self.R.uniform(*CORE_DEPTH) * depth.max()).astype(np.float32)
+            opacity += ndimage.gaussian_filter(core, EDGE_SIGMA_VOXEL) * (1.0 - opacity)
+        return opacity
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        item["image"] = np.array(item["image"], dtype=np.float32)
+        item["mask"] = np.array(item.get("mask", np.zeros(item["image"].shape)), dtype=np.uint8)
+        item["nodule"] = np.asarray(item["nodule"], dtype=np.float32).reshape(-1, 4)
+        self.randomize(None)
+        if self._do_transform and self.donors:
+            smooth_hu = ndimage.gaussian_filter(item["image"][0], LOCAL_SIGMA_VOXEL)
+            aerated = (item["image"][0] < AERATED_HU) & (smooth_hu > PARENCHYMA_HU[0]) & (smooth_hu < SOLID_HU)
+            aerated &= np.asarray(item["lung"][0] > 0) if "lung" in item else True
+            aerated &= np.pad(np.ones([n - 4 for n in aerated.shape], dtype=bool), 2)  # not at the crop's border
+            amid = smooth_hu < PARENCHYMA_HU[1]
+            for _ in range(int(self.R.randint(1, self.most + 1))):
+                borders = self.R.random() < self.bordering
+                self._insert(item, smooth_hu, aerated & (~amid if borders else amid))
+        return item

@@ -1,0 +1,77 @@
+"""What trains the lung network beside MONAI's engines: its list of scans, and its loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.labels import Part
+from ..preprocess.lung_search import LungSearch
+from ..read.datalist import DatalistError
+
+SMOOTH = 50.0  # cells: a part that is hardly there counts little
+
+
+def parts_list(path: str, scan_dir: str, held_out: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Scans with their parts.
+
+    Args:
+        path: a JSON file with ``scans``: ``image`` below ``scan_dir``, ``label`` beside the file, ``collection``.
+        scan_dir: folder of the scans.
+        held_out: collections left out.
+
+    Returns:
+        Items with ``image`` and ``label``.
+
+    Raises:
+        DatalistError: an unknown collection, or a file that is not there.
+    """
+    scans = json.loads(Path(path).read_text(encoding="utf-8"))["scans"]
+    known = sorted({scan["collection"] for scan in scans})
+    if unknown := sorted(set(held_out) - set(known)):
+        raise DatalistError(f"held_out: expected collections of {path} ({', '.join(known)}), got {', '.join(unknown)}")
+    items = [
+        {"image": str(Path(scan_dir) / scan["image"]), "label": str(Path(path).parent / scan["label"])}
+        for scan in scans
+        if scan["collection"] not in held_out
+    ]
+    if missing := [file for item in items for file in item.values() if not Path(file).exists()]:
+        raise DatalistError(f"{path}: expected its scans in --scan_dir {scan_dir}, got none at {missing[0]}")
+    return items
+
+
+def network_to_train(network: nn.Module, checkpoint: str, device: torch.device) -> nn.Module:
+    """A network on a device, with the weights of a checkpoint unless that is empty."""
+    return LungSearch(checkpoint, network).network.to(device)
+
+
+class PartsLoss(nn.Module):
+    """Weighted cross-entropy, plus one minus the Dice of lungs and airway (soft, of the whole batch).
+
+    Args:
+        weights: ``[5]`` of the parts in the cross-entropy.
+        dice_weights: ``[5]`` of the parts in the Dice term.
+    """
+
+    weights: Tensor
+    dice_weights: Tensor
+
+    def __init__(self, weights: Sequence[float], dice_weights: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
+        self.register_buffer("dice_weights", torch.tensor(dice_weights, dtype=torch.float32))
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Of ``[B, 5, I', J', K']`` and ``[B, 2, I', J', K']``: parts, and the weight of each cell."""
+        target = label[:, 0].long()
+        is_part = F.one_hot(target, len(Part)).movedim(-1, 1).float()
+        shares = logits.softmax(dim=1)
+        shared, all_of_both = (t.sum(dim=(0, 2, 3, 4)) for t in (shares * is_part, shares + is_part))
+        dice = (2.0 * shared + SMOOTH) / (all_of_both + SMOOTH)
+        entropy = F.cross_entropy(logits, target, self.weights, reduction="none") * label[:, 1]
+        return entropy.mean() + ((1.0 - dice) * self.dice_weights).sum()

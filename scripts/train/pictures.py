@@ -1,0 +1,196 @@
+"""Pictures of what the network finds in validation scans, so that a training can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ignite.engine import Engine, Events
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from ..core.files import write_figure
+from ..core.geometry import FloatArray, apply_affine
+from ..core.labels import NODULE
+from ..core.records import Detection
+from ..decode.candidates import MASK_LOGITS
+from ..decode.masks import logits_at
+
+CLOSE_UPS = 4  # of a scan: its largest nodules, then its strongest false findings
+HALF_WIDTH_MM = 32.0  # of a close-up: a nodule of 30 mm and what lies around it
+MARKED = 8  # candidates marked on the overview
+OUTLINED, OUTLINE_MARGIN_MM = 0.2, 5.0  # candidates from this probability on get an outline, so far beyond their size
+TRUE, FOUND = "#3ddc84", "#ff9f43"  # colours of reference and prediction
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One validation scan as the pictures need it, in voxels of the network's input.
+
+    Attributes:
+        image: ``[I, J, K]`` scaled intensities, RAS.
+        affine: ``[4, 4]``, voxel to RAS mm.
+        nodules: ``[N, 4]``, centre (voxel) and diameter (mm) of the nodules to find.
+        candidates: by falling probability.
+        centres: ``[M, 3]``, of the candidates, voxel.
+        mask_logits: ``[M, I/s, J/s, K/s]``, or ``None``.
+        stride: input voxels per cell of ``mask_logits``.
+        name: of the scan.
+    """
+
+    image: npt.NDArray[np.float32]
+    affine: FloatArray
+    nodules: FloatArray
+    candidates: Sequence[Detection]
+    centres: FloatArray
+    mask_logits: Any
+    stride: int
+    name: str
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any], stride: int, number: int) -> Scene:
+        """Take what the validation's post-processing left of one scan."""
+        affine = np.asarray(item["image"].affine, dtype=np.float64)
+        label = np.asarray(item["label"])
+        positions = np.array([c.centre_ras_mm for c in item["candidates"]]).reshape(-1, 3)
+        maps = item.get("maps")
+        return cls(
+            image=np.asarray(item["image"].as_tensor()[0].cpu(), dtype=np.float32),
+            affine=affine,
+            nodules=np.asarray(item["nodule"], dtype=np.float64)[label == NODULE],
+            candidates=item["candidates"],
+            centres=apply_affine(np.linalg.inv(affine), positions),
+            mask_logits=None if maps is None else maps[MASK_LOGITS],
+            stride=stride,
+            name=str(item.get("name", f"scan {number}")),
+        )
+
+    def hits(self) -> npt.NDArray[np.bool_]:
+        """``[M, N]``: which candidate lies inside which nodule."""
+        apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
+        return np.asarray(apart < self.nodules[:, 3] / 2.0)
+
+    def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """``[...]``: which of the voxels ``[..., 3]`` an outline may take: those around a likely candidate."""
+        near = np.zeros(voxels.shape[:-1], dtype=bool)
+        for centre, candidate in zip(self.centres, self.candidates, strict=True):
+            if candidate.probability >= OUTLINED:
+                near |= np.abs(voxels - centre).max(axis=-1) <= candidate.diameter_mm / 2.0 + OUTLINE_MARGIN_MM
+        return near
+
+    def sights(self) -> list[tuple[FloatArray, str]]:
+        """What close-ups show: a centre (voxel) and a title; the largest nodules, then the strongest false findings."""
+        hits = self.hits()
+        sights = []
+        for n in np.argsort(-self.nodules[:, 3])[: CLOSE_UPS - 1]:
+            scores = [c.probability for c, hit in zip(self.candidates, hits[:, n], strict=True) if hit]
+            found = f"found, p = {max(scores):.2f}" if scores else "missed"
+            sights.append((self.nodules[n, :3], f"nodule of {self.nodules[n, 3]:.0f} mm: {found}"))
+        for m in np.flatnonzero(~hits.any(axis=1))[: CLOSE_UPS - len(sights)]:
+            sights.append((self.centres[m], f"false finding, p = {self.candidates[m].probability:.2f}"))
+        return sights
+
+
+class PredictionPictures:
+    """Draw the first scans of each validation run into one PNG, and show it in TensorBoard.
+
+    A row per scan: the lungs from the front with nodules (green) and the strongest candidates (orange), then axial
+    close-ups with the predicted outlines.
+
+    Args:
+        folder: gets ``epoch_0005.png`` …
+        stride: input voxels per output cell.
+        scans: rows.
+        writer: a TensorBoard SummaryWriter, or ``None``.
+    """
+
+    def __init__(self, folder: str, stride: int, scans: int = 2, writer: Any = None) -> None:
+        self.folder, self.stride, self.scans, self.writer = Path(folder), stride, scans, writer
+        self._scenes: list[Scene] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda _: self._scenes.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._draw)
+
+    def _keep(self, engine: Engine) -> None:
+        state: Any = engine.state
+        for batch, output in zip(state.batch, state.output, strict=True):
+            if len(self._scenes) < self.scans:
+                self._scenes.append(Scene.of({**batch, **output}, self.stride, len(self._scenes) + 1))
+
+    def _draw(self, engine: Engine) -> None:
+        if not self._scenes:
+            return
+        figure = draw_scenes(self._scenes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_figure(self.folder / f"epoch_{engine.state.epoch:04d}.png", figure)
+        if self.writer is not None:
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            self.writer.add_image("predictions", pixels, engine.state.epoch, dataformats="HWC")
+        self._scenes.clear()
+
+
+def draw_scenes(scenes: Sequence[Scene]) -> Figure:
+    """One row of pictures per scan."""
+    figure = Figure(figsize=(3.0 * (1 + CLOSE_UPS), 3.3 * len(scenes)), dpi=90, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(scenes), 1 + CLOSE_UPS, squeeze=False)
+    for row, scene in zip(axes, scenes, strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        _overview(row[0], scene)
+        for ax, (centre, title) in zip(row[1:], scene.sights(), strict=False):
+            _close_up(ax, scene, centre, title)
+    return figure
+
+
+def _show(ax: Axes, picture: npt.NDArray[Any], title: str) -> None:
+    """A picture ``[columns, rows]`` that falls along both RAS axes: right on the left, front or head on top."""
+    columns, rows = picture.shape
+    ax.imshow(picture.T, cmap="gray", vmin=-1, vmax=1, interpolation="bilinear", aspect="equal")
+    ax.set_xlim(columns - 0.5, -0.5)
+    ax.set_ylim(-0.5, rows - 0.5)
+    ax.set_title(title, fontsize=8)
+
+
+def _ring(ax: Axes, place: tuple[float, float], radius: float, colour: str) -> None:
+    ax.add_patch(Circle(place, max(radius, 2.0), fill=False, color=colour, linewidth=1.2))
+
+
+def _overview(ax: Axes, scene: Scene) -> None:
+    """The scan seen from the front, as on a radiograph: intensities summed along the view."""
+    summed = scene.image.mean(axis=1)
+    low, high = np.percentile(summed, [1, 99])
+    _show(ax, 2.0 * (summed - low) / max(high - low, 1e-6) - 1.0, scene.name)
+    for i, _, k, diameter in scene.nodules:
+        _ring(ax, (i, k), diameter / 2.0 + 3.0, TRUE)
+    for (i, _, k), candidate in list(zip(scene.centres, scene.candidates, strict=True))[:MARKED]:
+        _ring(ax, (i, k), candidate.diameter_mm / 2.0, FOUND)
+
+
+def _close_up(ax: Axes, scene: Scene, centre: FloatArray, title: str) -> None:
+    """The axial slice through a position, with what is true and what was found there."""
+    middle = np.rint(centre).astype(int)
+    shape = np.array(scene.image.shape)
+    middle = np.clip(middle, 0, shape - 1)
+    low, high = np.maximum(middle - int(HALF_WIDTH_MM), 0), np.minimum(middle + int(HALF_WIDTH_MM) + 1, shape)
+    k = int(middle[2])
+    _show(ax, scene.image[low[0] : high[0], low[1] : high[1], k], title)
+    for i, j, z, diameter in scene.nodules:
+        inside = (diameter / 2.0) ** 2 - (z - k) ** 2
+        if inside > 0:
+            _ring(ax, (i - low[0], j - low[1]), float(np.sqrt(inside)) + 1.5, TRUE)
+    if scene.mask_logits is not None:
+        grid = np.stack(np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), k, indexing="ij"), axis=-1)
+        logits = logits_at(scene.mask_logits, scene.affine, apply_affine(scene.affine, grid), scene.stride)[..., 0]
+        logits = np.where(scene.near_a_finding(grid[:, :, 0]), logits, -1.0)
+        if logits.min() < 0 < logits.max():
+            ax.contour(logits.T, levels=[0.0], colors=FOUND, linewidths=1.0)

@@ -1,0 +1,193 @@
+"""Command lines: options from a signature, refused before anything runs; the same for every package."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from scripts.core.commands import OptionError, _parser, run_command
+from scripts.core.errors import UserError
+from scripts.evaluate.__main__ import COMMANDS as EVALUATE
+from scripts.evaluate.__main__ import main as evaluate
+from scripts.prepare.__main__ import COMMANDS as PREPARE
+from scripts.prepare.__main__ import main as prepare
+from tools.development import make_development_datalist
+from tools.network.__main__ import COMMANDS as NETWORK
+from tools.network.__main__ import main as network
+from tools.real_nodules import real_nodules
+
+ROOT = Path(__file__).resolve().parents[2]
+CALLS: list[dict[str, Any]] = []
+
+
+def job(
+    *, output_dir: str, count: int = 3, share: float = 0.5, files: str | Sequence[str] = (), strict: bool = False
+) -> None:
+    """Do a thing.
+
+    Args:
+        output_dir: gets it.
+    """
+    CALLS.append({"output_dir": output_dir, "count": count, "share": share, "files": files, "strict": strict})
+    if count < 0:
+        raise OptionError(f"--count: expected at least 0, got {count}")
+    if count == 404:
+        raise FileNotFoundError("no such thing")
+    if count == 500:
+        raise KeyError("a fault of the code")
+
+
+@pytest.fixture(autouse=True)
+def package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package ``fake`` whose module ``jobs`` holds the command."""
+    module = ModuleType("fake.jobs")
+    module.job = job  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake", ModuleType("fake"))
+    monkeypatch.setitem(sys.modules, "fake.jobs", module)
+    CALLS.clear()
+
+
+def run(*arguments: str) -> int:
+    return run_command("fake", {"job": "jobs:job"}, arguments)
+
+
+def test_options_come_from_the_signature_with_their_types() -> None:
+    assert run("job", "--output_dir", "1001", "--count=7", "--share", "1e-3", "--strict") == 0
+    assert CALLS == [{"output_dir": "1001", "count": 7, "share": 1e-3, "files": (), "strict": True}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--files", "a", "b c"],
+        ["--files", "a", "--files", "b c"],
+        ["--files", "['a', 'b c']"],
+        ["--files=['a']", "--files=b c"],
+    ],
+)
+def test_several_values_may_be_given_in_any_spelling(words: list[str]) -> None:
+    assert run("job", *words, "--output_dir", "x") == 0
+    assert CALLS[0]["files"] == ["a", "b c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--strict"], True),
+        (["--strict", "True"], True),
+        (["--strict=false"], False),
+        (["--strict", "--count", "1"], True),
+    ],
+)
+def test_booleans_need_no_value(words: list[str], expected: bool) -> None:
+    assert run("job", "--output_dir", "x", *words) == 0
+    assert CALLS[0]["strict"] is expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--stric"],
+        ["--strict", "maybe"],
+        ["--strict", "--strict"],
+        ["--count", "two"],
+        ["--count", "1.5"],
+        ["--count", "1", "--count", "2"],
+        ["--files"],
+        ["extra"],
+        ["-count", "1"],
+    ],
+)
+def test_a_wrong_command_line_runs_nothing(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("job", "--output_dir", "x", *wrong) == 2
+    assert "error:" in capsys.readouterr().err
+    assert CALLS == []
+
+
+def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("job") == 2
+    assert "--output_dir" in capsys.readouterr().err
+
+
+def test_errors_of_the_user_are_one_line_and_faults_of_the_code_are_not_hidden(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run("job", "--output_dir", "x", "--count", "-1") == 1
+    assert run("job", "--output_dir", "x", "--count", "404") == 1
+    assert caplog.messages == ["error: --count: expected at least 0, got -1", "error: no such thing"]
+    with pytest.raises(KeyError):
+        run("job", "--output_dir", "x", "--count", "500")
+    assert issubclass(OptionError, UserError)
+    assert issubclass(OptionError, ValueError)
+
+
+def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("job", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "Do a thing." in shown
+    assert "python -m fake job" in shown
+
+
+@pytest.mark.parametrize(("main", "commands"), [(evaluate, EVALUATE), (network, NETWORK), (prepare, PREPARE)])
+def test_every_package_has_the_same_command_line(
+    main: Any, commands: dict[str, str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in commands:
+        assert main([name, "--help"]) == 0
+        assert f"python -m {main.__module__.removesuffix('.__main__')} {name}" in capsys.readouterr().out
+        assert main([name, "--no_such_option", "1"]) == 2
+        assert "error:" in capsys.readouterr().err
+    assert main(["none"]) == 2
+    assert main([]) == 2
+    assert f"one of: {', '.join(commands)}; got: nothing" in caplog.text
+
+
+def test_nothing_is_written_before_the_command_line_is_right(tmp_path: Path) -> None:
+    assert prepare(["phantom", "--output_dir", str(tmp_path / "out"), "--scan", "1"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PACKAGES = {"scripts.evaluate": EVALUATE, "scripts.prepare": PREPARE, "tools.network": NETWORK}
+SHOWN = [
+    (page.name, *found)
+    for page in PAGES
+    for found in re.findall(
+        r"^ *python -m (scripts\.\w+|tools\.network) (\w+) (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+]
+ALONE = [
+    (page.name, *found)
+    for page in PAGES
+    for found in re.findall(
+        r"^ *python -m tools\.(development|real_nodules) (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "package", "command", "words"), SHOWN, ids=lambda text: str(text)[:40])
+def test_the_commands_of_the_docs_are_understood(page: str, package: str, command: str, words: str) -> None:
+    module, name = PACKAGES[package][command].split(":")
+    function = getattr(importlib.import_module(f".{module}", package), name)
+    options = _parser(page, function).parse_args(shlex.split(words))
+    assert vars(options)
+
+
+@pytest.mark.parametrize(("page", "module", "words"), ALONE, ids=lambda text: str(text)[:40])
+def test_the_commands_of_the_docs_that_stand_alone_are_understood(page: str, module: str, words: str) -> None:
+    function = {"development": make_development_datalist, "real_nodules": real_nodules}[module]
+    assert vars(_parser(page, function).parse_args(shlex.split(words)))
+
+
+def test_the_docs_show_commands_of_both_kinds() -> None:
+    assert {package for _, package, _, _ in SHOWN} == set(PACKAGES)
+    assert {module for _, module, _ in ALONE} == {"development", "real_nodules"}

@@ -1,0 +1,394 @@
+"""Overrides of the graphs, from the command line, from argument files and from Python."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fire
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.scripts import create_workflow, run
+
+from scripts.core.errors import UserError, user_error_in
+from scripts.core.overrides.names import RECORDS
+from scripts.core.overrides.values import FIXED
+from tests.bundle import ROOT
+
+CONFIGS = ROOT / "configs"
+INFERENCE = ("input", "dataset_dir", "output_dir", "checkpoint", "series", "threshold", "overwrite", "hu_window")
+TRAIN = ("datalists", "dataset_dir", "output_dir", "image_dir", "max_epochs", "skip_broken", "train#trainer#amp")
+
+
+class Graph:
+    """A graph whose run hands over what some names have become, and does nothing else."""
+
+    seen: dict[str, Any]
+
+    def __init__(self, folder: Path, graphs: list[str], names: tuple[str, ...]) -> None:
+        values = {name: f"@{name}" for name in names if name.split("#")[0] != "train"}
+        keep = {"_target_": f"{__name__}.keep", "_requires_": "@scripts_path", "values": values}
+        overlay = folder / f"{graphs[-1]}_overlay.json"
+        overlay.write_text(
+            json.dumps({"initialize": ["@scripts_path"], "run": ["@kept"], "kept": keep}), encoding="utf-8"
+        )
+        self.files = [*(str(CONFIGS / f"{graph}.json") for graph in graphs), str(overlay)]
+
+    def words(self, *words: str) -> dict[str, Any]:
+        """The values after a command line, by the very functions that read the command line."""
+        fire.Fire({"run": run}, command=["run", "--config_file", str(self.files), *words])
+        return Graph.seen
+
+    def called(self, **overrides: Any) -> dict[str, Any]:
+        run(config_file=overrides.pop("config_file", self.files), **overrides)
+        return Graph.seen
+
+    def workflow(self, **overrides: Any) -> dict[str, Any]:
+        workflow = ConfigWorkflow(self.files, workflow_type=None, bundle_root=str(ROOT), **overrides)
+        workflow.initialize()
+        workflow.run()
+        return Graph.seen
+
+
+def keep(values: dict[str, Any]) -> None:
+    Graph.seen = values
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook for plain messages is the process's; and a host program has a command line of its own."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["host.py", "--config_file", "its_own.ini", "--verbose"])
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def inference(tmp_path: Path) -> Graph:
+    return Graph(tmp_path, ["inference"], INFERENCE)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Graph:
+    return Graph(tmp_path, ["train"], TRAIN)
+
+
+def refusal(attempt: Callable[[], object]) -> str:
+    """The one line with which something is refused."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps the error in one of its own
+        attempt()
+    error = user_error_in(caught.value)
+    assert isinstance(error, UserError), repr(caught.value)
+    assert "\n" not in str(error)
+    return str(error)
+
+
+# --- words of the command line ----------------------------------------------------------------------------------------
+
+LIKE_PYTHON = (
+    *("2024_01_15", "1e5", "[a]", "None", "True", "0x10", "1.", "{a:1}", "a,b", '"x"', "(1)", "'x'", "1_000", "-1"),
+    *("a#b", "a::b", "#", "@x", "@threshold#x", "a@b#c", "$HOME/scans", "x=y", "a b", "~/x", "..", "50%"),
+)
+
+
+@pytest.mark.parametrize("text", LIKE_PYTHON)
+def test_a_path_is_text_as_typed(text: str, inference: Graph) -> None:
+    seen = inference.words("--input", text, f"--output_dir={text}", "--checkpoint", text)
+    assert [seen[name] for name in ("input", "dataset_dir", "output_dir", "checkpoint")] == [text] * 4
+
+
+def test_a_folder_of_data_is_text_as_typed(inference: Graph, train: Graph) -> None:
+    assert inference.words("--dataset_dir", "1e5")["dataset_dir"] == "1e5"
+    seen = train.words("--dataset_dir", "2024_01_15", "--output_dir", "a#b", "--image_dir", "None")
+    assert (seen["dataset_dir"], seen["output_dir"], seen["image_dir"]) == ("2024_01_15", "a#b", "None")
+
+
+def test_a_path_that_looks_like_an_expression_is_the_file_when_it_is_there(
+    inference: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    (tmp_path / "$(x)").touch()
+    monkeypatch.chdir(tmp_path)
+    assert inference.words("--bundle_root", str(ROOT), "--input", "$(x)")["input"] == "$(x)"
+    assert inference.words("--bundle_root", str(ROOT), "--input", "$'a' + 'b'")["input"] == "ab"
+
+
+@pytest.mark.parametrize("text", ["1.2", "1.2.840.113619", "0x1", "None"])
+def test_a_series_is_text_too(text: str, inference: Graph) -> None:
+    assert inference.words("--series", text)["series"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "lists"),
+    [
+        ("['a.json', 'b.json']", ["a.json", "b.json"]),
+        ("[a,b]", ["a", "b"]),
+        ("['a#1.json']", ["a#1.json"]),
+        ("1e5", ["1e5"]),
+        ("a#b.json", ["a#b.json"]),
+        ("a,b.json", ["a,b.json"]),
+    ],
+)
+def test_a_list_is_a_list_and_one_path_a_list_of_one(text: str, lists: list[str], train: Graph) -> None:
+    assert train.words("--datalists", text)["datalists"] == lists
+
+
+@pytest.mark.parametrize(
+    ("words", "stray"),
+    [
+        (("inference", "--input", "a.nii", "b.nii"), "'b.nii'"),
+        (("--input", "a.nii", "b.nii", "--run_id", "run"), "'b.nii'"),
+        (("inference", "--input", "a.nii", "b.nii", "c.nii"), "'b.nii', 'c.nii'"),
+        (("inference", "initialize"), "'initialize'"),
+        (("run", "-", "x"), "'-', 'x'"),
+        (("run", "--", "--threshold", "0.3"), "'--'"),
+    ],
+)
+def test_stray_words_are_refused(words: tuple[str, ...], stray: str, inference: Graph) -> None:
+    assert f"expected --name value, got {stray}" in refusal(lambda: inference.words(*words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--threshold", "0.3", "--threshold", "0.4"),
+        ("--threshold=0.3", "--threshold", "0.3"),
+        ("--input", "a", "--input=b"),
+        ("--presets#compact#layers", "2", "--presets::compact::layers", "3"),
+        ("--output-dir", "a", "--output_dir", "b"),
+    ],
+)
+def test_a_repeated_option_is_refused(words: tuple[str, ...], inference: Graph) -> None:
+    assert "expected it once, got it 2 times" in refusal(lambda: inference.words(*words))
+
+
+@pytest.mark.parametrize("words", [("--input",), ("--input", "--overwrite", "true"), ("--threshold",)])
+def test_an_option_without_a_value_is_refused(words: tuple[str, ...], inference: Graph) -> None:
+    assert f"{words[0]}: expected a value after it, got none" in refusal(lambda: inference.words(*words))
+
+
+def test_an_option_and_what_replaces_it_are_not_both_taken(inference: Graph) -> None:
+    assert "got both" in refusal(lambda: inference.words("--input", "a", "--dataset_dir", "b"))
+
+
+@pytest.mark.parametrize("run_id", ["threshold", "nothing", "initialize", "presets", "series", "hu_window"])
+def test_only_what_runs_is_run(run_id: str, inference: Graph) -> None:
+    message = refusal(lambda: inference.words(run_id, "--input", "x"))
+    assert f"expected something to run (run, inference), got '{run_id}'" in message
+
+
+def test_the_initialisation_is_not_skipped(inference: Graph) -> None:
+    assert "--init_id: expected a name" in refusal(lambda: inference.words("--init_id", "b.nii"))
+    assert "--final_id: expected a name" in refusal(lambda: inference.called(final_id="b.nii"))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+KNOWN: dict[str, Any] = {
+    "threshold": 0.3,
+    "hu_window": [-1000, 400],
+    "presets#compact#layers": 2,
+    "presets::compact::heads": 2,
+    "evaluator#amp": True,
+    "network#fold": False,
+    "dataloader#num_workers": 2,
+    "evaluator#_disabled_": False,
+    "run_name": "x",
+    "experiment_name": "y",
+}
+UNKNOWN: dict[str, Any] = {  # value, and what is offered
+    "thresold": (0.3, "threshold"),
+    "presets#compact#layer": (2, "presets#compact#layers"),
+    "evaluator#ampp": (True, "evaluator#amp"),
+    "hu_windw": ([1, 2], "hu_window"),
+    "dataloader#num_worker": (2, "dataloader#num_workers"),
+    "dataloader#batch_size": (2, ""),
+    "max_epochs": (2, ""),
+}
+
+
+def _by_words(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    graph.words(*(word for name, value in overrides.items() for word in (f"--{name}", str(value))))
+
+
+def _by_json(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    (folder / "args.json").write_text(json.dumps(overrides))
+    graph.words("--args_file", str(folder / "args.json"))
+
+
+def _by_yaml(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    (folder / "args.yaml").write_text("".join(f'"{name}": {json.dumps(v)}\n' for name, v in overrides.items()))
+    graph.words("--args_file", str(folder / "args.yaml"))
+
+
+def _by_python(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    graph.called(**overrides)
+
+
+def _by_workflow(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    graph.workflow(**overrides)
+
+
+def _by_create_workflow(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
+    create_workflow(config_file=graph.files, workflow_type="infer", **overrides).run()
+
+
+WAYS = (_by_words, _by_json, _by_yaml, _by_python, _by_workflow, _by_create_workflow)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_known_names_pass(way: Any, inference: Graph, tmp_path: Path) -> None:
+    way(inference, KNOWN, tmp_path)
+    assert Graph.seen["threshold"] == 0.3
+    assert Graph.seen["hu_window"] == [-1000, 400]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_unknown_names_are_refused_with_the_nearest_one(way: Any, inference: Graph, tmp_path: Path) -> None:
+    given = {name: value for name, (value, _) in UNKNOWN.items()}
+    message = refusal(lambda: way(inference, {"threshold": 0.3, **given}, tmp_path))
+    for name, (_, nearest) in UNKNOWN.items():
+        assert f"--{name} (did you mean {nearest}" in message
+    assert "--threshold" not in message
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_is_checked_as_well(way: Any, train: Graph, tmp_path: Path) -> None:
+    way(train, {"train#trainer#amp": True, "max_epochs": 3}, tmp_path)
+    assert Graph.seen["max_epochs"] == 3
+    message = refusal(lambda: way(train, {"train#trainer#ampp": True}, tmp_path))
+    assert "--train#trainer#ampp (did you mean train#trainer#amp" in message
+
+
+def test_laid_over_files_count(tmp_path: Path) -> None:
+    both = Graph(tmp_path, ["train", "evaluate"], ("datalists", "threshold", "max_epochs"))
+    assert both.words("--threshold", "0.3")["threshold"] == 0.3
+    assert both.workflow(threshold=0.3)["threshold"] == 0.3
+    assert "--thresold" in refusal(lambda: both.workflow(thresold=0.3))
+
+
+def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
+    """From Python the files are not known: what is a component, is run or is referred to may come from one."""
+    graph = Graph(tmp_path, ["train"], ("learning_rate",))
+    mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "presets#mine": {"_target_": "dict"}, "my_run": ["$print()"]}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    graph.files.append(str(tmp_path / "mine.json"))
+    assert graph.workflow()["learning_rate"] == 0.5
+    assert "--my_rat " in refusal(lambda: graph.workflow(my_rat=0.4))
+
+
+def test_all_unknown_names_are_named(inference: Graph) -> None:
+    message = refusal(lambda: inference.words("--thresold", "1", "-overwritte", "true"))
+    assert "--thresold" in message
+    assert "--overwritte (did you mean overwrite" in message
+
+
+def test_arguments_of_the_command_line_stand_before_those_of_a_file(inference: Graph, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(json.dumps({"input": "a#b", "threshold": 0.3, "series": "1.5"}))
+    seen = inference.words("--args_file", str(tmp_path / "args.json"), "--threshold", "0.4")
+    assert (seen["input"], seen["threshold"], seen["series"]) == ("a#b", 0.4, "1.5")
+
+
+def test_a_path_with_a_number_sign_is_text_from_python_or_refused(inference: Graph) -> None:
+    assert inference.called(input="a#b", output_dir="@x")["input"] == "a#b"
+    assert "expected a path without # and ::" in refusal(lambda: inference.workflow(input="a#b"))
+
+
+def test_a_number_is_no_path(inference: Graph) -> None:
+    assert "input: expected text, got 20240115" in refusal(lambda: inference.called(input=20240115))
+    assert inference.called(input=Path("a/b"))["input"] == Path("a/b")
+
+
+def test_without_a_workflow_nothing_is_checked() -> None:
+    parser = ConfigParser({**json.loads((CONFIGS / "inference.json").read_text()), "thresold": 1})
+    assert parser.get_parsed_content("scripts_path") is None
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *(
+            (("--threshold", text), f"threshold: expected a number, such as 0.5, got '{text}'")
+            for text in ("50%", "0,5", "None", "nan", "True", "high", "[0.5]", "1e999")
+        ),
+        (("--threshold", "1.5"), "threshold: expected a number from 0 to 1, got 1.5"),
+        (("--threshold", "0.0001"), "--threshold: expected at least candidate_threshold (0.0002)"),
+        (("--top_k", "0"), "top_k: expected at least 1, got 0"),
+        (("--hu_window", "[400, -1000]"), "hu_window: expected the lower HU first"),
+        (("--top_k", "2.5"), "top_k: expected a whole number, such as 3, got '2.5'"),
+        (("--windows_at_once", "x"), "windows_at_once: expected a whole number"),
+        (("--hu_window", "5"), "hu_window: expected 2 numbers"),
+        (("--hu_window", "[a,b]"), "hu_window: expected a number"),
+        (("--overwrite", "1"), "overwrite: expected true or false, got 1"),
+        (("--background", "no"), "background: expected true or false, got 'no'"),
+        (("--postprocessing#transforms#2#threshold", "50%"), "threshold: expected a number, such as 0.5, got '50%'"),
+        (("--device", "gpu"), "device gpu: expected cpu, cuda or cuda:N"),
+        (("--device", "0"), "device 0: expected cpu, cuda or cuda:N"),
+        (("--device", "cuda:99"), "device cuda:99: expected a"),
+        (("--device", "meta"), "device meta: expected a device that torch can use"),
+        (("--stride", "4"), "--stride: expected 2, for which targets and weights are made, got 4"),
+        (("--spacing_mm", "[2,2,2]"), "--spacing_mm: expected [1.0, 1.0, 1.0], for which"),
+        (("--preprocessing#transforms#2#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
+        (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
+        (("--model_facts#checkpoint", "x"), "got a part of the record of what ran; set --checkpoint"),
+        (("--inferer#inferer#stride", "4"), "one value in all 3 places of stride"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    graph = Graph(tmp_path, ["inference"], ("input",))
+    assert said in refusal(lambda: graph.words(*words))
+
+
+@pytest.mark.parametrize("name", ["stride", "spacing_mm", "loss#stride", "scan_to_grid#transforms#0#spacing_mm"])
+def test_training_has_one_grid(name: str, train: Graph) -> None:
+    value = "4" if "stride" in name else "[2, 2, 2]"
+    assert "for which targets and weights are made" in refusal(lambda: train.words(f"--{name}", value))
+    assert train.words("--stride", "2", "--spacing_mm", "[1, 1, 1]")["max_epochs"] > 0
+
+
+@pytest.mark.parametrize("text", ["true", "True", "TRUE"])
+def test_switches_are_switched(text: str, inference: Graph, train: Graph) -> None:
+    assert inference.words("--overwrite", text)["overwrite"] is True
+    assert inference.words("--overwrite")["overwrite"] is True
+    assert train.words("--skip_broken", text)["skip_broken"] is True
+    assert train.words("--skip_broken", "false")["skip_broken"] is False
+
+
+@pytest.mark.parametrize(("text", "value"), [(".3", 0.3), ("1", 1), ("0x1", 1), ("3e-1", 0.3), ("$0.5 / 2", 0.25)])
+def test_numbers_are_numbers(text: str, value: float, inference: Graph) -> None:
+    assert inference.words("--threshold", text)["threshold"] == value
+
+
+# --- the record of what ran -------------------------------------------------------------------------------------------
+
+
+def test_the_record_says_what_the_components_got(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, ["inference"], ("settings",))
+    assert graph.words("--threshold", "0.4")["settings"]["threshold"] == 0.4
+    for name, place, value in (
+        ("threshold", "postprocessing#transforms#2#threshold", 0.9),
+        ("candidate_threshold", "postprocessing#transforms#0#threshold", 0.01),
+        ("hu_window", "preprocessing#transforms#3#hu_window", [-1000, 400]),
+        ("precision", "inferer#precision", "float32"),
+    ):
+        settings = graph.words(f"--{place}", str(value))["settings"]
+        assert settings[name] == value
+        usual = graph.words()["settings"]
+        assert {key for key in usual if usual[key] != settings[key]} == {name}
+
+
+def test_every_setting_is_recorded_from_where_it_counts() -> None:
+    """A knob with one place is recorded from there; one with several cannot be set for one of them alone."""
+    parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8")))
+    for name, content in parser.get("settings").items():
+        if name == "device" or name in FIXED:
+            continue
+        where = content[1:]
+        assert where in parser
+        assert parser.get(where) == f"@{name}" or where == name
+    assert all(record in parser for record in RECORDS)

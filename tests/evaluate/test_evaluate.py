@@ -1,0 +1,501 @@
+"""The command that scores any system's results: the challenge's cases, the docs' example, folds, and odd input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from scripts.core.records import Detection
+from scripts.evaluate.__main__ import main
+from scripts.evaluate.handler import SaveEvaluation
+from scripts.evaluate.tables import FINDING_COLUMNS, LUNA16_COLUMNS
+from scripts.metrics import FrocMetric, ScanTruth
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data")
+LUNA16 = DATA / "luna16"
+DOCS = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The tables of the docs' example."""
+    for name, text in re.findall(r"^`(\w+\.csv)`\n\n```csv\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder: Path, *more: str, results: Sequence[str] = ("results.csv",), resamples: int = 10) -> list[str]:
+    return [
+        *("luna16", "--results", *(str(folder / name) for name in results)),
+        *("--annotations", str(folder / "annotations.csv"), "--series_uids", str(folder / "seriesuids.csv")),
+        *("--excluded", str(folder / "annotations_excluded.csv"), "--output_dir", str(folder / "out")),
+        *("--resamples", str(resamples), *more),
+    ]
+
+
+@pytest.fixture
+def evaluate(files: Path) -> Evaluate:
+    """Run the command on the example's tables, and read what it has written."""
+
+    def run(*more: str, results: Sequence[str] = ("results.csv",)) -> dict[str, Any]:
+        assert main(arguments(files, *more, results=results)) == 0
+        record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+        assert isinstance(record, dict)
+        return record
+
+    return run
+
+
+# --- the challenge's own readings -------------------------------------------------------------------------------------
+
+needs_luna16 = pytest.mark.skipif(not LUNA16.exists(), reason=f"LUNA16's annotations are not at {LUNA16}")
+
+
+@needs_luna16
+def test_the_readings_are_those_of_the_challenge(tmp_path: Path) -> None:
+    expected = json.loads((LUNA16 / "froc_cases/expected.json").read_text(encoding="utf-8"))
+    cases = [str(LUNA16 / f"froc_cases/{name}.csv") for name in expected]
+    tables = {"annotations": "annotations", "excluded": "annotations_excluded", "series_uids": "seriesuids"}
+    options = [part for option, name in tables.items() for part in (f"--{option}", str(LUNA16 / f"{name}.csv"))]
+    began = time.process_time()
+    assert main(["luna16", "--results", *cases, *options, "--output_dir", str(tmp_path)]) == 0
+    assert time.process_time() - began < 10.0 * len(cases)
+    record = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8"))
+    assert list(record) == list(expected)
+    for name, wanted in expected.items():
+        counts = {key for key in wanted if key not in ("sensitivity_at", "cpm")}
+        assert {key: record[name][key] for key in counts} == {key: wanted[key] for key in counts}
+        assert record[name]["sensitivity_at"] == pytest.approx(wanted["sensitivity_at"], abs=1e-6)
+        assert record[name]["cpm"] == pytest.approx(wanted["cpm"], abs=1e-6)
+        low, high = record[name]["interval"]["cpm"]
+        assert low < record[name]["cpm"] < high
+
+
+# --- the docs ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_docs(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(files, resamples=0)) == 0
+    record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]
+    assert record["cpm"] == pytest.approx(13 / 21)
+    assert list(record["sensitivity_at"].values()) == pytest.approx([1 / 3, *[2 / 3] * 6])
+    counts = {"true_positives": 2, "false_negatives": 1, "false_positives": 3, "nodules": 3, "scans": 4}
+    counts |= {"ignored_on_excluded": 1, "ignored_double": 1, "candidates_scored": 7}
+    counts |= {"scans_without_candidates": 1, "candidates_of_unknown_scans": 1, "candidates_over_limit": 0}
+    assert {key: record[key] for key in counts} == counts
+    assert record["listed"] == {"scans_without_candidates": ["d"], "candidates_of_unknown_scans": {"e": 1}}
+    documented = re.findall(r"^```text\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL)[0]
+    assert capsys.readouterr().out == documented
+
+
+def test_the_picture_of_the_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands as the docs give them, elsewhere; the table below them is what they print."""
+    for line in re.findall(r"^python -m scripts\.evaluate (.*outputs/example.*)$", DOCS, flags=re.MULTILINE):
+        assert main(line.replace("outputs/example", str(tmp_path)).split()) == 0
+    documented = re.findall(r"^```text\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL)[1]
+    assert capsys.readouterr().out == documented
+    drawn, shown = (matplotlib.image.imread(p) for p in (tmp_path / "scores/froc.png", ROOT / "docs/images/froc.png"))
+    assert drawn.shape == shown.shape
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_several_systems_in_any_spelling_of_a_list(files: Path, evaluate: Evaluate) -> None:
+    rows = (files / "results.csv").read_text(encoding="utf-8").splitlines()
+    (files / "other.csv").write_text("\n".join([rows[0], *rows[3:]]), encoding="utf-8")
+    record = evaluate(results=("results.csv", "other.csv"))
+    assert list(record) == ["results", "other"]
+    assert record["other"]["true_positives"] == 1
+    assert evaluate("--results", str(files / "other.csv")) == record
+    both = f"['{files / 'results.csv'}', '{files / 'other.csv'}']"
+    assert main(["luna16", "--results", both, *arguments(files)[3:]]) == 0
+    assert json.loads((files / "out/froc.json").read_text(encoding="utf-8")) == record
+    with (files / "out/froc.csv").open(newline="", encoding="utf-8") as file:
+        curves = list(csv.DictReader(file))
+    points = [
+        (float(r["false_positives_per_scan"]), float(r["sensitivity"])) for r in curves if r["system"] == "results"
+    ]
+    np.testing.assert_allclose(
+        points, [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)], atol=1e-8
+    )
+    assert [r["threshold"] for r in curves[:3]] == ["", "0.9", "0.8"]
+    assert not list((files / "out").glob("*partial*"))
+
+
+def test_equal_file_names_stay_apart(files: Path, evaluate: Evaluate) -> None:
+    (files / "second").mkdir()
+    (files / "second/results.csv").write_bytes((files / "results.csv").read_bytes())
+    assert list(evaluate("--results", str(files / "second/results.csv"))) == ["results", "results-2"]
+
+
+def test_column_order_other_columns_and_a_byte_order_mark_do_not_count(files: Path, evaluate: Evaluate) -> None:
+    expected = evaluate()
+    with (files / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["probability,note, coordZ,coordY,coordX,seriesuid "]
+    lines += [f"{r['probability']},x,{r['coordZ']},{r['coordY']},{r['coordX']},{r['seriesuid']}" for r in rows]
+    (files / "results.csv").write_text("\r\n\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
+    assert evaluate() == expected
+
+
+def test_the_order_of_rows_and_scans_does_not_count(files: Path, evaluate: Evaluate) -> None:
+    expected = evaluate()
+    for name in ("results", "annotations", "annotations_excluded"):
+        header, *rows = (files / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        (files / f"{name}.csv").write_text("\n".join([header, *rows[::-1]]), encoding="utf-8")
+    (files / "seriesuids.csv").write_text("d\nb\nc\na\n", encoding="utf-8")
+    assert evaluate() == expected
+
+
+def test_the_picture_is_a_picture(files: Path, evaluate: Evaluate) -> None:
+    evaluate()
+    assert matplotlib.image.imread(files / "out/froc.png").ndim == 3
+
+
+def test_without_resamples_there_are_no_intervals(files: Path) -> None:
+    assert main(arguments(files, resamples=0)) == 0
+    assert json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]["interval"] is None
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+def fold_csv(files: Path) -> list[str]:
+    (files / "folds.csv").write_text("fold,seriesuid\n0,a\n1,b\n1,c\n0,d\n", encoding="utf-8")
+    return [str(files / "folds.csv")]
+
+
+def fold_datalists(files: Path) -> list[str]:
+    for n, (ours, theirs) in enumerate((("ad", "bc"), ("bc", "ad"))):
+        items = [
+            [{"image": f"sub.set/{uid}{ending}", "box": []} for uid in part]
+            for part, ending in ((ours, ".nii.gz"), (theirs, ".mhd"))
+        ]
+        (files / f"fold{n}.json").write_text(
+            json.dumps({"validation": items[0], "training": items[1]}), encoding="utf-8"
+        )
+    return [str(files / "fold0.json"), str(files / "fold1.json")]
+
+
+def fold_folder(files: Path) -> list[str]:
+    for n, part in enumerate(("ad", "bc")):
+        (files / f"scans/subset{n}").mkdir(parents=True)
+        for uid in part:
+            (files / f"scans/subset{n}/{uid}.mhd").touch()
+            (files / f"scans/subset{n}/{uid}.raw").touch()
+    return [str(files / "scans")]
+
+
+@pytest.mark.parametrize("form", [fold_csv, fold_datalists, fold_folder])
+def test_each_fold_and_all_together(
+    form: Callable[[Path], list[str]], files: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = evaluate()["results"]
+    record = evaluate("--folds", *form(files))["results"]
+    first, second = record.pop("folds").values()
+    assert record == whole
+    counts = ("scans", "nodules", "true_positives", "false_positives", "scans_without_candidates")
+    assert [first[c] for c in counts] == [2, 2, 2, 1, 1]
+    assert [second[c] for c in counts] == [2, 1, 0, 2, 0]
+    assert (first["cpm"], second["cpm"]) == (1.0, 0.0)  # both found before the false one
+    assert first["candidates_of_unknown_scans"] == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+
+
+def test_scans_that_folds_and_list_do_not_share_are_counted(
+    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
+    (files / "folds.csv").write_text("seriesuid,fold\na,0\nx,0\nb,1\n", encoding="utf-8")
+    record = evaluate("--folds", str(files / "folds.csv"))["results"]
+    assert record["scans"] == 4
+    assert {name: fold["scans"] for name, fold in record["folds"].items()} == {"0": 1, "1": 1}
+    assert "1 series of the folds are not in" in caplog.text
+    assert "2 scans of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("f.csv", "seriesuid\na\n", "missing: fold"),
+        ("f.csv", "seriesuid,fold\na,\n", "row 2: expected series and fold"),
+        ("f.csv", "seriesuid,fold\na,0\na,1\n", "series a: expected in one fold, got it in 0 and 1"),
+        ("f.csv", "seriesuid,fold\n", "expected scans in every fold"),
+        ("f.json", "{}", "a datalist with a list 'validation'"),
+        ("f.json", "[", "a datalist with a list 'validation'"),
+        ("f.json", '{"validation": [3]}', "a datalist with a list 'validation'"),
+        ("f.json", '{"validation": []}', "expected scans in every fold"),
+    ],
+)
+def test_folds_that_cannot_be_used(
+    name: str, text: str, message: str, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (files / name).write_text(text, encoding="utf-8")
+    assert main(arguments(files, "--folds", str(files / name))) == 1
+    assert message in caplog.text
+
+
+# --- odd input --------------------------------------------------------------------------------------------------------
+
+
+def refusal(files: Path, caplog: pytest.LogCaptureFixture, *more: str) -> str:
+    """The message of a run that must fail, and must leave nothing."""
+    assert main(arguments(files, *more)) == 1
+    assert not list((files / "out").glob("froc*"))
+    (message,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    return message
+
+
+@pytest.mark.parametrize("table", ["results", "annotations", "annotations_excluded"])
+@pytest.mark.parametrize("column", [1, 4])
+def test_a_missing_column_is_named(table: str, column: int, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = list(LUNA16_COLUMNS if table == "results" else FINDING_COLUMNS)
+    name = names[column]
+    path = files / f"{table}.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(name, "other"), encoding="utf-8")
+    message = refusal(files, caplog)
+    assert f"{table}.csv: expected" in message
+    assert f"missing: {name}; got {', '.join('other' if n == name else n for n in names)}" in message
+
+
+@pytest.mark.parametrize("value", ["high", "", "nan", "inf", "-inf", "0,9"])
+@pytest.mark.parametrize("column", ["coordY", "probability"])
+def test_a_value_that_is_no_number_is_refused_with_its_row(
+    value: str, column: str, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {**dict.fromkeys(LUNA16_COLUMNS, "0.5"), "seriesuid": "a", column: f'"{value}"'}
+    with (files / "results.csv").open("a", encoding="utf-8") as file:
+        file.write(",".join(row.values()) + "\n")
+    message = refusal(files, caplog)
+    assert (
+        f"results.csv, row 10, {column}: expected a finite number, got {repr(value) if value else 'nothing'}" in message
+    )
+    assert "correct or remove the row" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "got"), [("a,1,2,3", "expected 5 values as in the first row, got 4"), (",1,2,3,0.5", "seriesuid: expected")]
+)
+def test_an_incomplete_row_is_named(row: str, got: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (files / "results.csv").open("a", encoding="utf-8") as file:
+        file.write(row + "\n")
+    assert f"row 10{', ' if got[0] == 's' else ': '}{got}" in refusal(files, caplog)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", ",".join(LUNA16_COLUMNS) + "\n"])
+def test_no_candidates_is_0_and_said(
+    text: str, files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
+    (files / "results.csv").write_text(text, encoding="utf-8")
+    record = evaluate()["results"]
+    assert record["cpm"] == 0.0
+    assert set(record["sensitivity_at"].values()) == {0.0}
+    assert (record["false_negatives"], record["scans_without_candidates"]) == (3, 4)
+    assert "no candidates, so every sensitivity and the CPM are 0" in caplog.text
+
+
+def test_no_nodules_is_undefined_and_said(
+    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "annotations.csv").write_text(",".join(FINDING_COLUMNS) + "\n", encoding="utf-8")
+    record = evaluate("--folds", *fold_csv(files))["results"]
+    assert record["cpm"] is None
+    assert set(record["sensitivity_at"].values()) == {None}
+    assert "undefined" in record["note"]
+    assert record["false_positives"] == 6
+    assert "undefined" in capsys.readouterr().out
+    assert "there is no nodule to find" in caplog.text
+
+
+def test_probabilities_beyond_1_count_and_are_mentioned(
+    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = evaluate()["results"]["sensitivity_at"]
+    path = files / "results.csv"
+    path.write_text(re.sub(r",(0\.\d+)$", lambda m: f",{float(m[1]) * 9 - 4}", path.read_text(), flags=re.MULTILINE))
+    assert evaluate()["results"]["sensitivity_at"] == expected
+    assert "7 probabilities outside 0 to 1" in caplog.text
+
+
+def test_a_series_listed_twice_counts_once_and_is_said(
+    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = evaluate()
+    (files / "seriesuids.csv").write_text("seriesuid\na\nb\nb\nc\nd\na\n", encoding="utf-8")
+    assert evaluate() == expected
+    assert "2 rows repeat a series" in caplog.text
+
+
+def test_unknown_and_empty_scans_are_listed(files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
+    with (files / "annotations.csv").open("a", encoding="utf-8") as file:
+        file.write("f,0,0,0,8\n")
+    assert evaluate()["results"]["nodules"] == 3
+    assert "results: 1 scans without candidates: d" in caplog.text
+    assert "results: 1 candidates of 1 scans that are not in the list, not counted: e" in caplog.text
+    assert "1 findings belong to series that are not in" in caplog.text
+
+
+def test_without_excluded_findings_their_candidates_are_false_and_it_is_said(
+    files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = arguments(files)
+    place = plain.index("--excluded")
+    assert main(plain[:place] + plain[place + 2 :]) == 0
+    record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]
+    assert (record["false_positives"], record["ignored_on_excluded"]) == (4, 0)
+    assert "no --excluded" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["results", "annotations", "annotations_excluded", "seriesuids"])
+def test_a_file_that_is_not_there_is_named(name: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (files / f"{name}.csv").unlink()
+    assert f"{name}.csv: expected" in refusal(files, caplog)
+
+
+@pytest.mark.parametrize("name", ["annotations", "annotations_excluded", "seriesuids"])
+def test_an_empty_reference_is_refused(name: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (files / f"{name}.csv").write_text("", encoding="utf-8")
+    assert "an empty file" in refusal(files, caplog)
+
+
+def test_a_file_of_another_kind_is_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (files / "results.csv").write_bytes(b"\x89PNG\xff\xfe\x00\x00")
+    assert "results.csv: expected a results file (CSV, UTF-8)" in refusal(files, caplog)
+
+
+def test_an_output_that_cannot_be_written_is_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (files / "out").write_text("in the way", encoding="utf-8")
+    assert main(arguments(files)) == 1
+    assert "expected a folder that can be written to" in caplog.text
+
+
+def test_former_scores_stay_when_a_run_fails(files: Path, evaluate: Evaluate) -> None:
+    evaluate()
+    before = {p.name: p.read_bytes() for p in (files / "out").iterdir()}
+    (files / "results.csv").write_text("wrong\n", encoding="utf-8")
+    assert main(arguments(files)) == 1
+    assert {p.name: p.read_bytes() for p in (files / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--fold", "x"], ["--exclude", "x"], ["extra"], ["--seed", "two"], ["--seed", "1", "--seed", "2"], ["-seed", "1"]],
+)
+def test_a_wrong_command_line_is_refused_before_anything_runs(
+    wrong: list[str], files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(files), *wrong] if wrong != ["extra"] else ["luna16", "extra", *arguments(files)[1:]]) == 2
+    assert not (files / "out").exists()
+    assert "error:" in capsys.readouterr().err
+
+
+def test_parts_of_one_system_may_not_share_a_scan(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = arguments(files)
+    place = words.index("--results")
+    shutil.copy(words[place + 1], tmp_path / "again.csv")
+    assert main([*words[: place + 2], str(tmp_path / "again.csv"), *words[place + 2 :], "--pool"]) == 1
+    assert "--pool: expected every series in one results file, got" in caplog.text
+
+
+def test_resamples_below_0_are_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(arguments(files, resamples=-1)) == 1
+    assert "whole numbers of at least 0, got -1" in caplog.text
+
+
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["luna16", "--help"]) == 0
+    assert "--series_uids" in capsys.readouterr().out
+    assert main(["luna17"]) == 2
+    assert main([]) == 2
+    assert "Expected a command, one of: luna16, cross_validate, example, lungs; got: luna17" in caplog.text
+
+
+# --- cross-validation; its whole way is in tests/end_to_end/test_luna16.py -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--datalists", "none.json"], "expected files, found none at"),
+        (["--datalists", "a/fold.json", "b/fold.json"], "expected a name of its own for each fold"),
+        (["--datalists", "{list}", "--settings", "max_epochs"], "expected NAME=VALUE"),
+        (["--datalists", "{list}", "--settings", "output_dir=x"], "other than datalists, output_dir"),
+    ],
+)
+def test_a_wrong_cross_validation_is_refused_before_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str], message: str
+) -> None:
+    (tmp_path / "fold.json").write_text("{}")
+    arguments = [option.format(list=tmp_path / "fold.json") for option in options]
+    assert main(["cross_validate", *arguments, "--output_dir", str(tmp_path / "out")]) == 1
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_fails_ends_the_cross_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def fails_at_the_third(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(words)
+        return subprocess.CompletedProcess(words, int(len(calls) == 3))
+
+    monkeypatch.setattr(subprocess, "run", fails_at_the_third)
+    lists = [tmp_path / f"fold{n}.json" for n in range(2)]
+    for path in lists:
+        path.write_text("{}")
+    options = ["--output_dir", str(tmp_path / "out"), "--settings", "max_epochs=3"]
+    assert main(["cross_validate", "--datalists", *map(str, lists), *options]) == 1
+    assert f"{lists[1]}: expected the training of this fold to succeed, got exit status 1" in caplog.text
+    assert [words[4] for words in calls] == ["training", "evaluating", "training"]
+    for words in calls:
+        named = dict(zip(words[5::2], words[6::2], strict=True))
+        assert named["--max_epochs"] == "3"
+        assert named["--datalists"] in (str([str(path)]) for path in lists)
+
+
+# --- in the graph -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_graph_scored_gives_the_same_numbers_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    metric = FrocMetric()
+    for n in range(20):
+        centres = rng.uniform(-100, 100, (n % 4, 3))
+        kinds = np.arange(n % 4) < 2
+        found = [Detection(tuple((c + rng.normal(0, 2, 3)).tolist()), 5.0, float(rng.random())) for c in centres]
+        found += [Detection(tuple(rng.uniform(-100, 100, 3).tolist()), 5.0, float(rng.random())) for _ in range(n % 3)]
+        metric.update([(found, ScanTruth(centres, rng.uniform(4, 20, n % 4), kinds, f"scan {n}"))])
+    with pytest.raises(ValueError, match="has been computed"):
+        SaveEvaluation(metric, str(tmp_path / "none")).write()
+    cpm = metric.compute()
+    SaveEvaluation(metric, str(tmp_path / "graph"), resamples=50).write()
+    tables = {"results": "predictions", "annotations": "annotations", "excluded": "annotations_excluded"}
+    tables["series_uids"] = "seriesuids"
+    options = [part for option, name in tables.items() for part in (f"--{option}", str(tmp_path / f"graph/{name}.csv"))]
+    assert main(["luna16", *options, "--output_dir", str(tmp_path / "command"), "--resamples", "50"]) == 0
+    record, again = (
+        json.loads((tmp_path / f"{f}/froc.json").read_text(encoding="utf-8")) for f in ("graph", "command")
+    )
+    assert record == again
+    assert record["predictions"]["cpm"] == pytest.approx(cpm, abs=1e-9)
+    assert 0.0 < cpm < 1.0
+    assert record["predictions"]["scans_without_candidates"] > 0

@@ -1,0 +1,285 @@
+"""Beyond LUNA16's curve: thresholds, calibration, the curve per litre, and the pictures of the worst cases."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from scipy import special
+
+from scripts.core.records import Detection
+from scripts.evaluate.__main__ import main
+from scripts.evaluate.calibrate import apply_temperature
+from scripts.evaluate.handler import SaveEvaluation
+from scripts.evaluate.operating import threshold_at
+from scripts.evaluate.worst import HALF_WIDTH_MM, WorstCases, worst_of
+from scripts.metrics import (
+    LITRE_RATES,
+    Candidates,
+    Findings,
+    FrocMetric,
+    Matches,
+    Reliability,
+    ScanTruth,
+    calibration_of,
+    froc_of,
+    match,
+    per_litre_of,
+)
+from scripts.network.checkpoint import load_weights, save_weights
+from scripts.network.compact import CompactNet
+from scripts.network.presets import choose_preset
+
+FAR_MM = 100.0
+
+
+def matches(hits: list[float], false: list[float], missed: int = 0, scans: int = 1) -> Matches:
+    """Nodules of 10 mm in a row, found with these scores or missed, and false candidates far from them."""
+    nodules = len(hits) + missed
+    places = np.array([[FAR_MM * n, 0.0, 0.0] for n in range(nodules)]).reshape(-1, 3)
+    wrong = np.array([[FAR_MM * n, FAR_MM, 0.0] for n in range(len(false))]).reshape(-1, 3)
+    candidates = Candidates(
+        np.zeros(len(hits) + len(false), np.int64),
+        np.concatenate([places[: len(hits)], wrong]),
+        np.array([*hits, *false], dtype=np.float64),
+    )
+    findings = Findings(np.zeros(nodules, np.int64), places, np.full(nodules, 10.0), np.ones(nodules, bool))
+    return match(candidates, findings, scans, max_candidates=10**9)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def drawn(temperature: float, count: int = 20000) -> Matches:
+    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(z / temperature)."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0.0, 2.0, count)
+    true = rng.random(count) < special.expit(logits / temperature)
+    scores = special.expit(logits)
+    hits, false = int(true.sum()), int((~true).sum())
+    return replace(
+        matches([0.9], [0.1]),
+        **{"nodule_scores": scores[true], "nodule_scans": np.zeros(hits, int), "nodule_diameters_mm": np.ones(hits)},
+        **{"false_scores": scores[~true], "false_scans": np.zeros(false, int)},
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 2.5])
+def test_the_fit_finds_what_was_drawn(temperature: float) -> None:
+    calibration = calibration_of(drawn(temperature))
+    assert calibration is not None
+    assert calibration.temperature == pytest.approx(temperature, rel=0.06)
+    assert calibration.after.expected_error < 0.015
+    if temperature != 1.0:
+        assert calibration.before.expected_error > 0.04
+
+
+def test_reliability_by_hand() -> None:
+    reliability = Reliability.of(np.array([0.05, 0.15, 0.15, 1.0]), np.array([False, True, False, True]))
+    filled = {n: one for n, one in enumerate(reliability.bins) if one.candidates}
+    assert {n: (one.candidates, one.true_share) for n, one in filled.items()} == {0: (1, 0), 1: (2, 0.5), 9: (1, 1)}
+    assert reliability.expected_error == pytest.approx((0.05 + 2 * 0.35 + 0.0) / 4)
+    assert math.isnan(reliability.bins[5].true_share)
+    assert [one.candidates for one in reliability.bins[2:9]] == [0] * 7
+
+
+@pytest.mark.parametrize(("hits", "false"), [([], []), ([0.9], []), ([], [0.9])])
+def test_one_kind_of_candidates_cannot_be_calibrated(hits: list[float], false: list[float]) -> None:
+    assert calibration_of(matches(hits, false)) is None
+
+
+def test_certain_probabilities_can_be_calibrated() -> None:
+    calibration = calibration_of(matches([1.0, 1.0, 0.4], [0.0, 0.6]))
+    assert calibration is not None
+    assert math.isfinite(calibration.temperature)
+
+
+def test_scores_that_are_no_probabilities_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected probabilities, got scores from -1 to 3"):
+        calibration_of(matches([3.0], [-1.0]))
+
+
+# --- per litre and thresholds -----------------------------------------------------------------------------------------
+
+
+def test_per_litre_by_hand() -> None:
+    """Two litres: hit, false, hit, false, false, hit; a fourth nodule is missed."""
+    read = per_litre_of(matches([0.9, 0.7, 0.4], [0.8, 0.6, 0.5], missed=1), 2.0, resamples=0)
+    assert dict(zip(LITRE_RATES, read.readings, strict=True)) == pytest.approx(
+        {0.0625: 0.25, 0.125: 0.25, 0.25: 0.25, 0.5: 0.5, 1.0: 0.5, 2.0: 0.75}
+    )
+    assert read.intervals == ()
+
+
+def test_intervals_per_litre_come_from_nodules() -> None:
+    """Of 50 nodules 30 are found without any false finding: the interval is that of the binomial distribution."""
+    read = per_litre_of(matches([0.9] * 30, [0.1], missed=20), 1.0, resamples=2000)
+    spread = 1.96 * math.sqrt(0.6 * 0.4 / 50)
+    assert read.readings[0] == pytest.approx(0.6)
+    assert read.intervals[0].low == pytest.approx(0.6 - spread, abs=0.03)
+    assert read.intervals[0].high == pytest.approx(0.6 + spread, abs=0.03)
+    again = per_litre_of(matches([0.9] * 30, [0.1], missed=20), 1.0, resamples=2000)
+    assert again == read
+
+
+def test_without_nodules_nothing_is_read() -> None:
+    read = per_litre_of(matches([], [0.5]), 1.0)
+    assert all(math.isnan(value) for value in read.readings)
+    assert read.intervals == ()
+
+
+def test_a_threshold_lets_through_what_its_rate_allows() -> None:
+    scored = matches([0.9, 0.4], [0.8, 0.6, 0.6, 0.3], scans=2)
+    froc = froc_of(scored)
+    for rate, expected in ((0.125, 0.9), (0.5, 0.8), (1.0, 0.8), (1.5, 0.4), (2.0, 0.3)):
+        threshold = threshold_at(froc, rate)
+        assert threshold == expected
+        assert (scored.false_scores >= expected).sum() / 2 <= rate
+    assert threshold_at(froc_of(matches([], [0.8])), 0.5) is None
+
+
+# --- what an evaluation writes ----------------------------------------------------------------------------------------
+
+
+def evaluated(folder: Path, litres: float) -> dict[str, Any]:
+    metric = FrocMetric()
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        centres = rng.uniform(-100, 100, (2, 3))
+        found = [Detection(tuple(centres[0].tolist()), 5.0, 0.9), Detection((500.0, 0.0, 0.0), 5.0, 0.1 * n)]
+        metric.update([(found, ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres))])
+    metric.compute()
+    SaveEvaluation(metric, str(folder), resamples=20).write()
+    return dict(json.loads((folder / "operating.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))
+
+
+def test_an_evaluation_leaves_its_operating_points(tmp_path: Path) -> None:
+    record = evaluated(tmp_path, 4.0)
+    assert record["threshold_at"]["0.125"] == 0.9
+    assert record["calibration"]["before"]["bins"][9]["true_share"] == 1.0
+    assert record["per_litre"]["litres"] == 24.0
+    assert record["per_litre"]["sensitivity_at"] == dict.fromkeys(map(str, (0.0625, 0.125, 0.25, 0.5)), 0.5) | {
+        "1": 0.5,
+        "2": 0.5,
+    }
+    assert record["per_litre"]["scans"]["scan 3"] == {"litres": 4.0, "nodules": 2}
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_lungs_there_is_no_rate_per_litre(tmp_path: Path) -> None:
+    assert evaluated(tmp_path, 0.0)["per_litre"] is None
+
+
+# --- the worst cases --------------------------------------------------------------------------------------------------
+
+SIZE = 60
+NODULES = np.array([[20.0, 20.0, 20.0], [40.0, 40.0, 40.0], [10.0, 50.0, 10.0]])
+
+
+def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **options: Any) -> dict[str, Any]:
+    """One scan (several times) whose third finding is an excluded one."""
+    image = torch.full((1, SIZE, SIZE, SIZE), -0.8)
+    for i, j, k in NODULES.astype(int):
+        image[0, i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = 0.4
+    truth = ScanTruth(NODULES, np.array([8.0, 12.0, -1.0]), np.array([True, True, False]), "scan")
+    worst = WorstCases(str(folder), threshold=0.5, **options)
+    engine = Engine(lambda engine, batch: [{"pred": (candidates, truth)}])
+    worst.attach(engine)
+    engine.run([[{"image": MetaTensor(image, affine=torch.eye(4))}]] * copies)
+    kinds = ("misses", "false_findings")
+    return {kind: worst_of([case for named, case in worst._seen if named == kind], worst.most) for kind in kinds}
+
+
+def at(place: Any, probability: float) -> Detection:
+    return Detection(tuple(map(float, place)), 6.0, probability)
+
+
+def test_misses_and_false_findings_are_told_apart(tmp_path: Path) -> None:
+    found = [
+        at(NODULES[0], 0.9),
+        at(NODULES[1], 0.3),
+        at(NODULES[2] + [0, 0, 4], 0.8),
+        at((5, 5, 50), 0.7),
+        at((5, 50, 50), 0.2),
+    ]
+    cases = run_worst(tmp_path, found, copies=3)
+    assert [case.title for case in cases["misses"]] == ["12.0 mm, p 0.30"]
+    assert [case.title for case in cases["false_findings"]] == ["p 0.70"]
+    for name in ("misses", "false_findings"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_has_its_finding_in_the_middle_and_darkness_beyond_the_scan(tmp_path: Path) -> None:
+    (case,) = run_worst(tmp_path, [at(NODULES[0], 0.9)])["misses"]
+    h = HALF_WIDTH_MM
+    assert case.picture.shape == (2, 2 * h + 1, 2 * h + 1)
+    for plane in case.picture:
+        assert (plane[h - 2 : h + 3, h - 2 : h + 3] == np.float32(0.4)).all()
+        assert plane[h, h + 4] == np.float32(-0.8)
+    axial = case.picture[0]
+    assert (axial[:, 0] == -1.0).all()  # right of the scan's last column, i = 60, which is the picture's left edge
+    assert axial[h, -1] == np.float32(-0.8)
+
+
+def test_the_worst_stay_and_nothing_gives_no_file(tmp_path: Path) -> None:
+    false = [at((5, 5 * n, 55), 0.5 + 0.04 * n) for n in range(10)]
+    cases = run_worst(tmp_path / "most", [*[at(n, 0.9) for n in NODULES], *false], most=3)
+    assert [case.title for case in cases["false_findings"]] == ["p 0.86", "p 0.82", "p 0.78"]
+    assert not (tmp_path / "most" / "misses.png").exists()
+
+
+# --- calibrated weights -----------------------------------------------------------------------------------------------
+
+
+def test_folding_the_temperature_changes_the_nodule_logit_alone() -> None:
+    torch.manual_seed(0)
+    network = CompactNet().eval()
+    torch.nn.init.normal_(network.coarse.write.weight)
+    torch.nn.init.normal_(network.coarse.write.bias)
+    image = torch.randn(1, 1, 32, 32, 32)
+    with torch.inference_mode():
+        before = network(image)
+        apply_temperature(network, 0.4)
+        after = network(image)
+    torch.testing.assert_close(after[:, 0], 2.5 * before[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after[:, 1:], before[:, 1:], rtol=0, atol=0)
+
+
+def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
+    network = choose_preset({"compact": CompactNet}, "compact")
+    save_weights(network, tmp_path / "model.pt")
+    (tmp_path / "operating.json").write_text('{"calibration": {"temperature": 0.5}}')
+    options = {"checkpoint": "model.pt", "operating": "operating.json", "output": "mended.pt"}
+    arguments = [part for name, file in options.items() for part in (f"--{name}", str(tmp_path / file))]
+    assert main(["calibrate", *arguments]) == 0
+    mended: Any = choose_preset({"compact": CompactNet}, "compact")
+    load_weights(mended, str(tmp_path / "mended.pt"))
+    torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0])  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "FileNotFoundError"),
+        ("{", "JSONDecodeError"),
+        ('{"calibration": null}', "TypeError"),
+        ('{"calibration": {"temperature": -1.0}}', "expected a temperature above 0, got -1"),
+    ],
+)
+def test_an_unusable_temperature_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "operating.json").write_text(content)
+    options = ["--checkpoint", "none.pt", "--operating", str(tmp_path / "operating.json"), "--output"]
+    assert main(["calibrate", *options, str(tmp_path / "out.pt")]) == 1
+    assert message in caplog.text
+    assert not (tmp_path / "out.pt").exists()

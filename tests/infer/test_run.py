@@ -1,0 +1,420 @@
+"""One run over many scans: refusals, the end of a run, several runs at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose, LoadImage
+from torch import Tensor, nn
+
+from scripts.core.errors import SettingError
+from scripts.core.files import OutputError
+from scripts.infer.run import (
+    RefusedScansError,
+    RunLog,
+    ScanEvaluator,
+    ScanLoader,
+    ScanStream,
+    WriteResultd,
+    bundle_facts,
+    one_scan,
+)
+from scripts.phantom.files import write_image
+from scripts.read.dicom_header import read_identity
+from scripts.read.reader import ScanReader, find_scans, read_scan
+from scripts.read.scan import ScanError
+from scripts.report import MaskNifti, NodulesJson, ResultWriter, RunIndex, input_digest
+from tests.dicom_files import write_series
+from tests.report.test_report import make_result
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- scans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A folder with three files that look like scans."""
+    for name in "abc":
+        (tmp_path / f"{name}.nii").touch()
+    return tmp_path
+
+
+def _stream(folder: Path, transform: Any) -> tuple[list[Any], RunLog]:
+    log = RunLog()
+    return list(ScanStream(str(folder), "auto", transform, log)), log
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(ScanError("b.nii: no scan"), "b.nii: no scan"), (KeyError("x"), "KeyError: 'x'")]
+)
+def test_one_failing_scan_of_three_is_left_out(
+    error: Exception, message: str, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(item: dict[str, Any]) -> str:
+        if item["name"] == "b":
+            raise error
+        return str(item["name"])
+
+    ready, log = _stream(three, Compose([read]))  # MONAI wraps the error in one of its own
+    assert ready == ["a", "c"]
+    assert list(log.failures) == ["b"]
+    assert log.failures["b"] == message
+    assert capsys.readouterr().err.count("error: b: ") == 1
+
+
+def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
+    ready, log = _stream(tmp_path / "nowhere", lambda item: item)
+    assert ready == []
+    assert "found nothing there" in log.failures[str(tmp_path / "nowhere")]
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def _searched(folder: Path) -> dict[str, Any]:
+    """A DICOM scan as it leaves the search, with nothing found."""
+    affine_lps = np.diag([0.8, 0.8, 1.5, 1.0])
+    image = np.random.default_rng(0).integers(-900, -500, (9, 8, 12)).astype(np.int16)
+    write_series(folder, image, affine_lps)
+    (item,) = find_scans(folder)
+    scan = LoadImage(reader=ScanReader(), ensure_channel_first=True, image_only=True, dtype=np.int16)(item["image"])
+    cells = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4, dtype=torch.float64))
+    where = {"region": "body", "lung_distance_mm": cells, "lung_parts": cells.to(torch.uint8)}
+    nothing = {"nodules": [], "candidates": [], "outside_lungs": 0, **where}
+    return item | nothing | {"scan": scan, "mask": np.zeros(image.shape, np.uint16)}
+
+
+@pytest.mark.parametrize(
+    ("show", "identity"), [(False, {}), (True, {"Patient name": "Secret Name", "Patient ID": "SECRET-ID"})]
+)
+def test_who_was_examined_is_known_when_asked_for(show: bool, identity: dict[str, str], tmp_path: Path) -> None:
+    item = _searched(tmp_path / "scan")
+    writer = ResultWriter(tmp_path / "out", [NodulesJson()])
+    result = WriteResultd(writer, RunLog(), {}, {}, show_identity=show).result(item)
+    assert result.identity == identity
+    assert result.source_files == read_scan(tmp_path / "scan").source_files
+    assert len(result.source_files) == 12
+
+
+def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
+    def fill(dataset: Any, k: int) -> None:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+        dataset.PatientBirthDate, dataset.PatientSex, dataset.StudyDate = "19600229", "M", "20200131"
+        dataset.AccessionNumber = ""
+
+    image = np.zeros((4, 4, 2), np.int16)
+    first, _ = write_series(tmp_path, image, np.eye(4), change=fill)
+    assert read_identity(first) == {
+        "Patient name": "Yamada Tarou / 山田 太郎 / やまだ たろう",
+        "Patient ID": "SECRET-ID",
+        "Birth date": "1960-02-29",
+        "Sex": "M",
+        "Study date": "2020-01-31",
+    }
+    first.unlink()
+    with pytest.raises(ScanError, match="keep it in place"):
+        read_identity(first)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_scans_come_in_order_and_none_is_read_before_the_last_is_taken(ahead: bool, tmp_path: Path) -> None:
+    """One ahead at most: what is prepared is counted each time that the consumer takes an item."""
+    for name in "abcd":
+        (tmp_path / f"{name}.nii").touch()
+    prepared: list[str] = []
+
+    def read(item: dict[str, Any]) -> str:
+        prepared.append(item["name"])
+        return str(item["name"])
+
+    stream = ScanStream(str(tmp_path), "auto", read, RunLog(), ahead=ahead)
+    taken = []
+    for name in stream:
+        taken.append(name)
+        time.sleep(0.05)
+        assert prepared == list("abcd"[: len(taken) + ahead])
+    assert taken == list("abcd")
+
+
+def test_a_scan_ahead_is_prepared_in_another_thread(three: Path) -> None:
+    threads: list[str] = []
+    stream = ScanStream(str(three), "auto", lambda _: threads.append(threading.current_thread().name), RunLog())
+    list(stream)
+    stream.ahead = True
+    list(stream)
+    assert threads[:3] == [threading.current_thread().name] * 3
+    assert all(name.startswith("read") for name in threads[3:])
+
+
+def test_several_workers_are_threads_and_search_each_scan_once(tmp_path: Path) -> None:
+    for name in "abcdef":
+        (tmp_path / f"{name}.nii").touch()
+    together = threading.Barrier(2, timeout=10)
+
+    def read(item: dict[str, Any]) -> str:
+        together.wait()  # passes only while two are prepared at once
+        return str(item["name"])
+
+    loader = ScanLoader(ScanStream(str(tmp_path), "auto", read, RunLog()), num_workers=2)
+    assert list(loader) == list("abcdef")
+
+
+def test_processes_as_workers_are_refused(three: Path) -> None:
+    stream = ScanStream(str(three), "auto", lambda item: item["name"], RunLog())
+    with pytest.raises(SettingError, match="got worker processes"):
+        list(DataLoader(stream, batch_size=None, num_workers=1))
+
+
+def test_refused_scans_are_told_in_the_order_of_the_run(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(RunIndex(three))
+    log.expect("abc")
+    for name in "ca":
+        log.failed(name, ScanError("broken"))
+    with pytest.raises(RefusedScansError):
+        log.close()
+    assert "2 refused (a, c)" in capsys.readouterr().out
+
+
+def test_results_within_the_input_are_no_scans(tmp_path: Path) -> None:
+    """Whatever output folder they are in, the input itself too; scans beside them are found."""
+    volume = np.zeros((8, 8, 8), np.int16)
+    for folder in (tmp_path, tmp_path / "out", tmp_path / "scan_9"):
+        folder.mkdir(exist_ok=True)
+        ResultWriter(folder, [NodulesJson(), MaskNifti()])(make_result())
+        write_image(folder / "scan.nii.gz", volume, np.eye(4))
+    (tmp_path / "nodules.json").write_text('{"mine": 1}')
+    found = [Path(scan["image"]).relative_to(tmp_path).as_posix() for scan in find_scans(tmp_path)]
+    assert found == ["scan.nii.gz", "out/scan.nii.gz", "scan_9/scan.nii.gz"]
+    with pytest.raises(ScanError, match="found none"):
+        find_scans(tmp_path / "out" / "scan_1")
+
+
+def test_a_stream_that_is_left_early_ends(three: Path) -> None:
+    stream = iter(ScanStream(str(three), "auto", lambda item: item["name"], RunLog(), ahead=True))
+    assert next(stream) == "a"
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(
+    three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, str] = {}
+
+    def finished(name: str, digest: str) -> Path | None:
+        asked[name] = digest
+        if name == "c":
+            raise OutputError("c: expected nothing, got another result")
+        return three if name == "a" else None
+
+    log = RunLog()
+    stream = ScanStream(str(three), "auto", lambda item: item, log, finished=finished)
+    (item,) = stream
+    assert item["name"] == "b"
+    assert item["input_digest"] == asked["b"] == input_digest([three / "b.nii"])
+    assert log.found == ["a"]
+    assert list(log.failures) == ["c"]
+    with pytest.raises(RefusedScansError):
+        log.close()
+    assert "0 scans searched, 1 searched before, 1 refused (c)" in capsys.readouterr().out
+
+
+def test_a_run_that_finds_everything_done_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog()
+    log.skipped("a", Path("a"))
+    log.close()
+    assert capsys.readouterr().out == "0 scans searched, 1 searched before, 0 refused\n"
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def _item(name: str) -> dict[str, Any]:
+    volume = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4, dtype=torch.float64))
+    return {"name": name, "source": name, "image": volume, "lung_distance_mm": volume, "scan": object()}
+
+
+def _search(
+    inferer: Callable[..., Any], postprocessing: Callable[..., Any], log: RunLog, names: str = "abc"
+) -> ScanEvaluator:
+    evaluator = ScanEvaluator(
+        log=log,
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=one_scan),
+        network=nn.Identity(),
+        inferer=inferer,
+        postprocessing=postprocessing,
+    )
+    evaluator.run()
+    return evaluator
+
+
+class Remarking(Inferer):
+    """Remarks the number of its call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks: tuple[str, ...] = ()
+        self.calls = 0
+
+    def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
+        assert inputs.shape == (1, 1, 4, 4, 4)
+        assert given["lung_distance_mm"].shape == (1, 4, 4, 4)
+        self.calls += 1
+        self.remarks = (f"call {self.calls}",)
+        return inputs.as_tensor() + self.calls
+
+
+def test_maps_and_remarks_join_the_item_and_nothing_else_is_touched() -> None:
+    seen: list[dict[str, Any]] = []
+    evaluator = _search(Remarking(), lambda item: seen.append(item) or {"name": item["name"]}, RunLog())  # type: ignore[func-returns-value]
+    assert [item["name"] for item in seen] == list("abc")
+    assert [float(item["pred"].mean()) for item in seen] == [1.0, 2.0, 3.0]
+    assert all(item["pred"].shape == item["image"].shape == (1, 4, 4, 4) for item in seen)
+    assert [item["remarks"] for item in seen] == [("call 1",), ("call 2",), ("call 3",)]
+    assert evaluator.state.batch == {}  # the scan is let go
+
+
+@pytest.mark.parametrize("where", ["network", "postprocessing"])
+def test_a_failing_search_leaves_one_scan_out(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    class Failing(Remarking):
+        def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
+            found = super().__call__(inputs, network, **given)
+            if where == "network" and self.calls == 2:
+                raise RuntimeError("no memory")
+            return found
+
+    def write(item: dict[str, Any]) -> dict[str, Any]:
+        if where == "postprocessing" and item["name"] == "b":
+            raise ZeroDivisionError("no outline")
+        done.append(item["name"])
+        return {"name": item["name"]}
+
+    log = RunLog()
+    _search(Failing(), write, log)
+    assert done == ["a", "c"]
+    assert list(log.failures) == ["b"]
+    assert capsys.readouterr().err.startswith("error: b: ")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Slow(WriteResultd):
+    """Results are names; the first takes long to write, and the second fails."""
+
+    def result(self, item: Any) -> Any:
+        return SimpleNamespace(name=item["name"], source=item["name"], nodules=())
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, tmp_path: Path) -> None:
+    written: list[tuple[str, str]] = []
+
+    def writer(result: Any) -> Path:
+        time.sleep(0.2 if result.name == "a" else 0.0)
+        written.append((result.name, threading.current_thread().name))
+        if result.name == "b":
+            raise OutputError("b: no room")
+        return tmp_path / result.name
+
+    log = RunLog()
+    write = Slow(writer, log, {}, {}, behind=behind)  # type: ignore[arg-type]
+    for name in "abc":
+        assert write({"name": name}) == {"name": name}
+        if name == "a" and behind:
+            assert written == []
+    with pytest.raises(RefusedScansError):
+        log.close()
+    assert [name for name, _ in written] == list("abc")
+    assert all(thread.startswith("write") is behind for _, thread in written)
+    assert list(log.folders) == ["a", "c"]
+    assert log.failures == {"b": "b: no room"}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_failure_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog()
+    log.folders["a"] = Path("a")
+    log.close()
+    assert capsys.readouterr().out == "1 scans searched, 0 refused\n"
+
+
+@pytest.mark.parametrize("searched", [0, 1])
+def test_a_run_with_a_failure_ends_with_code_1(
+    searched: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line; a host program gets an exception (the tests around this one)."""
+    monkeypatch.setattr("scripts.infer.run.is_command_line", lambda: True)
+    log = RunLog()
+    log.folders.update({str(n): Path("a") for n in range(searched)})
+    log.failed("b", ScanError("broken"))
+    with pytest.raises(SystemExit) as ended:
+        log.close()
+    assert ended.value.code == 1
+    assert f"{searched} scans searched, 1 refused (b)" in capsys.readouterr().out
+
+
+def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
+    with pytest.raises(RefusedScansError):
+        RunLog().close()
+
+
+def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(RunIndex(tmp_path))
+    log.failed("b", ScanError("/data/Jane Doe/b.nii: broken"), "/data/Jane Doe/b.nii")
+    with pytest.raises(RefusedScansError):
+        log.close()
+    assert f"1 refused (b); see {tmp_path / 'index.html'}" in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "b.nii: broken" in page
+    assert "Jane" not in page
+
+
+def test_time_runs_from_the_begin_of_a_scan() -> None:
+    log = RunLog()
+    assert log.seconds_since_begun("a") is None
+    log.begun("a")
+    first = log.seconds_since_begun("a")
+    second = log.seconds_since_begun("a")
+    assert first is not None
+    assert second is not None
+    assert 0.0 <= first <= second < 60.0
+
+
+def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "metadata.json", tmp_path / "configs")
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    facts = bundle_facts(str(tmp_path), str(tmp_path / "model.pt"))
+    assert facts["version"] == json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
+    assert facts["weights"] == "model.pt (sha256 9a129038d9a0)"
+    assert bundle_facts(str(tmp_path), str(tmp_path / "none.pt"))["weights"] == "none.pt (sha256 none)"
+
+
+def test_other_weights_of_the_lung_search_are_another_model(tmp_path: Path, bundle_root: str) -> None:
+    """Else results made with them would be taken for finished."""
+    facts = []
+    for content in (b"one", b"other"):
+        (tmp_path / "lungs.pt").write_bytes(content)
+        facts.append(bundle_facts(bundle_root, str(tmp_path / "model.pt"), str(tmp_path / "lungs.pt")))
+    assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {"lung_weights"}

@@ -1,0 +1,279 @@
+"""Weights into networks: what fits is loaded, everything else is refused with one message that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scripts.core.devices import DeviceError
+from scripts.core.errors import UserError
+from scripts.network import (
+    CheckpointError,
+    choose_preset,
+    compact,
+    load_weights,
+    paper,
+    preset_of,
+    ready_network,
+    save_weights,
+)
+from tests.networks import TOLERANCE, as_if_trained, noise
+
+RELEASED = Path(__file__).resolve().parents[2] / "models" / "model.pt"
+
+
+def small_network(seed: int = 0, width: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv3d(1, width, 3), nn.BatchNorm3d(width))
+
+
+def saved(tmp_path: Path, content: object) -> str:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    return str(path)
+
+
+def refusal(checkpoint: str, network: nn.Module | None = None) -> str:
+    """The message of the refusal, after which the network is as it was."""
+    network = network or small_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(network, checkpoint)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {checkpoint}: expected ")
+    assert "\n" not in message
+    return message
+
+
+def test_weights_survive_saving_and_loading(tmp_path: Path) -> None:
+    trained, fresh = small_network(seed=1), small_network(seed=2)
+    trained(torch.randn(2, 1, 5, 6, 7))  # moves the running statistics of the batch norm, which belong to the weights
+    load_weights(fresh, saved(tmp_path, trained.state_dict()))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+    image = torch.randn(1, 1, 5, 6, 7)
+    assert torch.equal(fresh.eval()(image), trained.eval()(image))
+
+
+def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: Path) -> None:
+    trained, fresh = small_network(seed=1), small_network(seed=2)
+    ready = ready_network(fresh, "cpu", saved(tmp_path, trained.state_dict()))
+    assert ready is fresh
+    weight = fresh[0].weight
+    assert torch.equal(weight, trained[0].weight)
+    wide = ready_network(nn.Conv3d(4, 4, 3), torch.device("cpu")).weight
+    assert isinstance(wide, Tensor)
+    assert wide.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("build", [compact, paper])
+def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], nn.Module]) -> None:
+    network = as_if_trained(build())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ready = ready_network(network, "cpu", fold=True)
+    assert sum(isinstance(module, nn.BatchNorm3d) for module in network.modules()) > 10
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in ready.modules())
+    image = noise(1, 1, 32, 48, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(image), network(image), rtol=0, atol=10 * TOLERANCE)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert getattr(ready, "any_window", False) is getattr(network, "any_window", False)
+
+
+def test_no_checkpoint_leaves_the_network_as_built() -> None:
+    network = small_network(seed=1)
+    ready_network(network, "cpu")
+    for value, expected in zip(network.parameters(), small_network(seed=1).parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_refusals_are_errors_of_the_user() -> None:
+    assert issubclass(CheckpointError, UserError)
+    assert issubclass(CheckpointError, ValueError)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "found none; check --checkpoint" in refusal(str(tmp_path / "nothing.pt"))
+    assert "found none; check --checkpoint" in refusal(str(tmp_path))
+
+
+def test_other_widths(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, small_network(width=4).state_dict()))
+    assert (
+        "the 7 tensors of Sequential, got 7, of which 0 do not belong to it; 6 are missing or of another shape"
+        in message
+    )
+    assert "first: 0.weight" in message
+    assert "Use the weights of this network, or the network of these weights" in message
+
+
+def test_other_network(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, nn.Linear(2, 2).state_dict()))
+    assert "got 2, of which 2 do not belong to it; 7 are missing" in message
+
+
+def test_additional_tensor(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, {**small_network().state_dict(), "2.weight": torch.zeros(1)}))
+    assert "got 8, of which 1 do not belong to it; 0 are missing or of another shape (first: 2.weight)" in message
+
+
+def test_state_of_a_whole_training(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, {"network": small_network().state_dict(), "progress": {"epoch": 3}}))
+    assert "got 2, of which 2 do not belong to it" in message
+
+
+def test_right_name_without_a_tensor(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, {**small_network().state_dict(), "0.bias": [0.0, 0.0, 0.0]}))
+    assert "1 are missing or of another shape (first: 0.bias)" in message
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2]])
+def test_no_state_dict(tmp_path: Path, content: object) -> None:
+    assert f"a state dict, got {type(content).__name__}; save network.state_dict()" in refusal(saved(tmp_path, content))
+
+
+def state_bytes(zipped: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(small_network().state_dict(), buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
+    content = state_bytes(zipped)
+    path = tmp_path / "model.pt"
+    path.write_bytes(content[: int(share * len(content))])
+    assert "a file that cannot be read as such" in refusal(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello\n",
+        b"\x89HDF\r\n\x1a\n" + bytes(64),
+        b"<html>404</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+    ids=["text", "HDF5", "web page", "git-lfs pointer"],
+)
+def test_other_kinds_of_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    message = refusal(str(path))
+    assert "expected weights saved by torch" in message
+    assert "download or train it again" in message
+
+
+class Trap:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["pickle", "torch"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, plain: bool) -> None:
+    folder = tmp_path / "trapped"
+    content = {"0.weight": Trap(folder)}
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps(content)) if plain else torch.save(content, path)
+    assert "a file that cannot be read as such (UnpicklingError)" in refusal(str(path))
+    assert not folder.exists()
+    torch.load(path, weights_only=False) if not plain else pickle.loads(path.read_bytes())
+    assert folder.exists(), "the trap does not work, so the test shows nothing"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said() -> None:
+    with pytest.raises(DeviceError, match="found none; use --device cpu"):
+        ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def named(preset: str, seed: int = 0) -> nn.Module:
+    """The small network as the preset of that name: the same tensors for all names."""
+    return choose_preset({preset: lambda: small_network(seed)}, preset)
+
+
+def test_weights_of_another_preset_are_refused_even_if_they_would_fit(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, named("wide").state_dict()), named("deep"))
+    assert "expected weights of the preset deep, got those of the preset wide; use --preset wide" in message
+
+
+@pytest.mark.parametrize("written", [None, "deep"])
+@pytest.mark.parametrize("wanted", [None, "deep"])
+def test_a_name_on_one_side_only_is_no_obstacle(tmp_path: Path, written: str | None, wanted: str | None) -> None:
+    trained = named(written, seed=1) if written else small_network(seed=1)
+    fresh = named(wanted, seed=2) if wanted else small_network(seed=2)
+    load_weights(fresh, saved(tmp_path, trained.state_dict()))
+    assert preset_of(fresh) == wanted
+    for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_the_name_is_no_tensor_of_the_network_when_they_are_counted(tmp_path: Path) -> None:
+    assert "the 7 tensors of Sequential, got 2" in refusal(saved(tmp_path, nn.Linear(2, 2).state_dict()), named("deep"))
+
+
+@pytest.mark.parametrize("name", [torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8), "deep"])
+def test_what_is_no_name_counts_as_none(name: object) -> None:
+    assert preset_of({"preset_name": name}) is None
+
+
+def test_released_weights_say_their_preset() -> None:
+    assert preset_of(torch.load(RELEASED, weights_only=True)) == "compact"
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_weights_are_a_plain_state_dict_that_loads(tmp_path: Path) -> None:
+    trained, fresh = named("deep", seed=1), named("deep", seed=2)
+    path = tmp_path / "new" / "model.pt"
+    save_weights(ready_network(trained, "cpu"), path)
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+    state = torch.load(path, weights_only=True)
+    assert list(state) == list(trained.state_dict())
+    assert preset_of(state) == "deep"
+    load_weights(fresh, str(path))
+    for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_interrupted_saving_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    save_weights(small_network(seed=1), path)
+    before = path.read_bytes()
+
+    def fill_the_disk(state: object, file: io.BufferedWriter) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nsecond line")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match=r"got RuntimeError \(.*data/0\); choose another folder, or make room"):
+        save_weights(small_network(seed=2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="expected a place to write weights to"):
+        save_weights(small_network(), tmp_path / "file" / "model.pt")

@@ -1,0 +1,375 @@
+"""Own scans: any format, tables of either frame, masks, a split by patient, and a reason for everything left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.core.labels import IGNORED, NODULE
+from scripts.phantom.files import write_dicom_series
+from scripts.prepare.__main__ import main
+from scripts.prepare.own_data import _validating
+from scripts.prepare.own_table import by_scan, read_rows
+from scripts.read.datalist import load_datalist
+from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, write_mhd
+
+AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
+AFFINE[:3, 3] = (10.0, 20.0, -120.0)
+VOXEL = (4, 5, 6)
+NIFTI_LPS_MM = tuple(swap_lps_ras(apply_affine(AFFINE, VOXEL)).tolist())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three scans, one of each format, in folders as they come; a mask of two of them."""
+    images = tmp_path / "images"
+    write_mhd(images / "clinic" / "anna_1.mhd", scan_hu(1))
+    (images / "other").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(scan_hu(2), AFFINE), images / "other" / "anna_2.nii.gz")
+    write_dicom_series(images / "pacs" / "series", scan_hu(3), AFFINE, uid_seed="own")
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3:6, 4:7, 5:8] = 1
+    nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "masks" / "anna_2.nii.gz")
+    write_mhd(tmp_path / "masks" / "anna_1.mhd", mask)
+    return tmp_path
+
+
+def table(data: Path, text: str, name: str = "nodules.csv") -> str:
+    (data / name).write_text(text, encoding="utf-8")
+    return str(data / name)
+
+
+def run(data: Path, *more: str) -> int:
+    return main(["datalist", "--images", str(data / "images"), "--output_dir", str(data / "out"), *more])
+
+
+def items(data: Path) -> dict[str, dict[str, Any]]:
+    path = str(data / "out" / "datalist.json")
+    return {i["name"]: i for section in ("training", "validation") for i in load_datalist(path, section)}
+
+
+def reasons(data: Path) -> Counter[str]:
+    path = data / "out" / "left_out.csv"
+    if not path.exists():
+        return Counter()
+    with path.open(newline="", encoding="utf-8") as file:
+        return Counter(row["reason"] for row in csv.DictReader(file))
+
+
+def place(voxel: tuple[float, ...] = VOXEL, separator: str = ",") -> str:
+    return separator.join(f"{v}" for v in swap_lps_ras(apply_affine(AFFINE, voxel)))
+
+
+def series_uid(data: Path) -> str:
+    return str(pydicom.dcmread(next((data / "images" / "pacs" / "series").iterdir())).SeriesInstanceUID)
+
+
+LUNA16 = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+
+
+def test_scans_of_every_format_with_luna16_s_columns(data: Path) -> None:
+    uid = series_uid(data)
+    rows = f"anna_2,{place()},6.5\n{uid},{place((2, 3, 4))},5\nanna_1,{','.join(map(str, centre_lps_mm(VOXEL)))},7\n"
+    assert run(data, "--annotations", table(data, LUNA16 + rows), "--strict") == 0
+    found = items(data)
+    assert set(found) == {"anna_1", "anna_2", uid}
+    assert found["anna_2"]["box"] == [[*NIFTI_LPS_MM, 6.5, 6.5, 6.5]]
+    assert found["anna_1"]["box"] == [[*centre_lps_mm(VOXEL), 7.0, 7.0, 7.0]]
+    assert found["anna_2"]["label"] == [NODULE]
+    assert Path(found[uid]["image"]).resolve() == (data / "images" / "pacs" / "series").resolve()
+    assert reasons(data) == {}
+    raw = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
+    assert all(not os.path.isabs(item["image"]) for section in raw.values() for item in section)
+
+
+@pytest.mark.parametrize("name", ["anna_2", "anna_2.nii.gz", "other/anna_2.nii.gz", "other\\anna_2.nii.gz"])
+@pytest.mark.parametrize(
+    ("header", "separator"),
+    [("scan,x,y,z,diameter_mm", ","), ("File;X;Y;Z;Diameter", ";"), ("name\tx_mm\ty_mm\tz_mm\tdiameter", "\t")],
+)
+def test_plain_columns_in_ras_and_any_name_of_the_scan(name: str, header: str, separator: str, data: Path) -> None:
+    x, y, z = apply_affine(AFFINE, VOXEL).tolist()
+    text = f"\ufeff{header}\r\n" + separator.join([name, f"{x}", f"{y}", f"{z}", "6.5"]) + "\r\n\r\n"
+    assert run(data, "--annotations", table(data, text), "--frame", "ras", "--strict") == 0
+    assert items(data)["anna_2"]["box"] == [[*NIFTI_LPS_MM, 6.5, 6.5, 6.5]]
+
+
+def test_no_annotations_are_scans_without_nodules(data: Path) -> None:
+    assert run(data, "--validation_fraction", "0") == 0
+    assert [item["box"] for item in items(data).values()] == [[], [], []]
+    assert load_datalist(str(data / "out" / "datalist.json"), "validation") == []
+
+
+def test_excluded_findings_are_ignored_ones(data: Path) -> None:
+    nodules, others = f"anna_2,{place()},6.5\n", f"anna_2,{place((8, 8, 2))},-1\nanna_2,{place((1, 1, 1))},4\n"
+    options = ["--annotations", table(data, LUNA16 + nodules), "--excluded", table(data, LUNA16 + others, "x.csv")]
+    assert run(data, *options, "--strict") == 0
+    item = items(data)["anna_2"]
+    assert item["label"] == [NODULE, IGNORED, IGNORED]
+    assert [box[3] for box in item["box"]] == [6.5, 10.0, 4.0]
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_alone_say_where_the_nodules_are(data: Path) -> None:
+    assert run(data, "--masks", str(data / "masks"), "--strict") == 0
+    found = items(data)
+    np.testing.assert_allclose(found["anna_2"]["box"][0][:3], NIFTI_LPS_MM)
+    np.testing.assert_allclose(found["anna_1"]["box"][0][:3], centre_lps_mm(VOXEL))
+    assert found["anna_2"]["box"][0][3] == pytest.approx((27 * 10 * 6 / np.pi) ** (1 / 3))
+    mask = nib.load(found["anna_2"]["mask"])
+    np.testing.assert_allclose(mask.affine, AFFINE)
+    assert int(np.asarray(mask.dataobj).sum()) == 27
+    assert "mask" not in found[series_uid(data)]
+
+
+def test_a_mask_gets_the_rows_values_and_masks_below_the_images_are_no_scans(data: Path) -> None:
+    (data / "masks").rename(data / "images" / "labels")
+    rows = f"anna_2,{place((9, 10, 2))},6\nanna_2,{place()},6.5\n"
+    path = data / "images" / "labels" / "anna_2.nii.gz"
+    values = np.asarray(nib.load(path).dataobj).copy()
+    values[8:11, 9:12, 1:4] = 1  # a second object of the same value
+    nib.save(nib.Nifti1Image(values, AFFINE), path)
+    assert run(data, "--annotations", table(data, LUNA16 + rows), "--masks", str(data / "images" / "labels")) == 0
+    found = items(data)
+    assert set(found) == {"anna_1", "anna_2", series_uid(data)}
+    mask = np.asarray(nib.load(found["anna_2"]["mask"]).dataobj)
+    assert (mask[9, 10, 2], mask[VOXEL]) == (1, 2)
+
+
+def test_a_nodule_without_an_outline_keeps_the_mask_away(data: Path) -> None:
+    rows = f"anna_2,{place()},6.5\nanna_2,{place((10, 12, 1))},3\n"
+    assert run(data, "--annotations", table(data, LUNA16 + rows), "--masks", str(data / "masks")) == 0
+    assert "mask" not in items(data)["anna_2"]
+    assert len(items(data)["anna_2"]["box"]) == 2
+    assert reasons(data) == {"no outline: the mask has no object at its centre or within its radius": 1}
+
+
+def test_specks_and_masks_without_a_scan_are_said(data: Path) -> None:
+    path = data / "masks" / "anna_1.nii.gz"
+    fine = np.zeros(SHAPE, np.uint8)
+    nib.save(nib.Nifti1Image(fine, AFFINE), path)  # a second mask of anna_1
+    nib.save(nib.Nifti1Image(fine, AFFINE), data / "masks" / "nobody.nii.gz")
+    small = AFFINE @ np.diag([0.2, 0.2, 0.2, 1])
+    fine[3, 3, 3] = 1
+    nib.save(nib.Nifti1Image(fine, small), data / "masks" / "anna_2.nii.gz")
+    assert run(data, "--masks", str(data / "masks")) == 0
+    assert reasons(data) == {
+        "a mask has no scan of its name": 1,
+        "a scan has two masks": 1,
+        "an object of a mask is smaller than 2 mm": 1,
+    }
+    assert items(data)["anna_2"]["box"] == []
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def split(data: Path) -> tuple[set[str], set[str]]:
+    content = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
+    training, validation = ({item["name"] for item in content[section]} for section in ("training", "validation"))
+    return training, validation
+
+
+@pytest.mark.parametrize("how", ["pattern", "column"])
+def test_scans_of_one_patient_stay_together(how: str, data: Path) -> None:
+    more = ["--patient_pattern", "^([^_]+)_"]
+    if how == "column":
+        rows = f"anna_2,{place()},6.5,Anna\nanna_1,{','.join(map(str, centre_lps_mm(VOXEL)))},7,Anna\n"
+        more = ["--annotations", table(data, LUNA16.strip() + ",patient\n" + rows)]
+    sides = set()
+    for seed in range(6):
+        assert run(data, *more, "--validation_fraction", "0.5", "--seed", str(seed)) == 0
+        training, validation = split(data)
+        assert ({"anna_1", "anna_2"} <= training) or ({"anna_1", "anna_2"} <= validation)
+        assert training
+        assert validation
+        sides.add("anna_1" in training)
+    assert sides == {True, False}  # the seed decides
+    assert "Anna" not in (data / "out" / "datalist.json").read_text(encoding="utf-8")
+
+
+def test_series_of_one_dicom_patient_stay_together(data: Path) -> None:
+    for number in range(3):
+        write_dicom_series(data / "images" / "pacs" / f"more{number}", scan_hu(9), AFFINE, uid_seed=number)
+    assert run(data, "--validation_fraction", "0.5") == 0
+    training, validation = split(data)
+    assert sorted([len(training), len(validation)]) in ([1, 5], [2, 4])  # the four series of PHANTOM-0001 in one
+
+
+def test_one_more_patient_leaves_the_others_where_they_are() -> None:
+    patients = [f"p{n}" for n in range(100)]
+    before, after = _validating(patients, 0.2, 0), _validating([*patients, "new"], 0.2, 0)
+    assert len(before) == 20
+    assert len(before - after) <= 1
+    assert _validating(patients[::-1], 0.2, 0) == before
+    assert _validating(patients, 0.2, 1) != before
+    assert [len(_validating(patients[:n], 0.2, 0)) for n in (0, 1, 2, 3)] == [0, 0, 1, 1]
+    assert len(_validating(patients[:2], 0.9, 0)) == 1
+    assert _validating(patients, 0.0, 0) == set()
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("nobody,1,2,3,4\n", "the scan of a row is not there"),
+        (",1,2,3,4\n", "the row names no scan"),
+        ("anna_2,1,,3,4\n", "position and diameter are not all numbers"),
+        ("anna_2,1,two,3,4\n", "position and diameter are not all numbers"),
+        ("anna_2,1,2,3\n", "position and diameter are not all numbers"),
+        (f"anna_2,{place()},0\n", "the diameter is not above 0"),
+        (f"anna_2,{place()},-1\n", "the diameter is not above 0"),
+        ("anna_2,500,0,0,5\n", "a finding's centre lies outside its scan"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_left_out(
+    rows: str, reason: str, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = f"anna_2,{place((2, 2, 2))},6.5\n"
+    path = table(data, LUNA16 + rows + good)
+    assert run(data, "--annotations", path, "--strict") == 1
+    assert not (data / "out").exists()
+    assert run(data, "--annotations", path) == 0
+    assert reasons(data) == {reason: 1}
+    assert len(items(data)["anna_2"]["box"]) == 1
+    assert reason in caplog.text
+
+
+def test_the_other_frame_is_recognised(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x, y, z = apply_affine(AFFINE, VOXEL).tolist()
+    path = table(data, LUNA16 + f"anna_2,{x},{y},{z},6.5\n")
+    assert run(data, "--annotations", path) == 0
+    assert (
+        "1 of the 1 findings outside their scans would lie inside if the table were in the other frame" in caplog.text
+    )
+    assert run(data, "--annotations", path, "--frame", "ras", "--strict") == 0
+
+
+def test_a_name_that_means_two_scans_is_left_out(data: Path) -> None:
+    write_mhd(data / "images" / "again" / "anna_1.mhd", scan_hu(1))
+    centre = ",".join(map(str, centre_lps_mm(VOXEL)))
+    rows = f"anna_1,{centre},7\nclinic/anna_1.mhd,{centre},8\n"
+    assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
+    assert reasons(data) == {"two scans have the name of a row": 1}
+    assert run(data, "--masks", str(data / "masks")) == 0
+    assert reasons(data) == {"two scans have the name of a mask": 1}
+    assert run(data, "--annotations", str(data / "nodules.csv")) == 0
+    content = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
+    (item,) = [item for section in content.values() for item in section if item["box"]]
+    assert item["image"].endswith("clinic/anna_1.mhd")
+    assert item["box"][0][3] == 8.0
+
+
+def test_series_that_share_a_folder_are_left_out(data: Path) -> None:
+    nib.save(nib.Nifti1Image(scan_hu(5), AFFINE), data / "images" / "pacs" / "series" / "derived.nii.gz")
+    assert run(data) == 0
+    assert reasons(data) == {"a DICOM series shares its folder": 1}
+    assert set(items(data)) == {"anna_1", "anna_2", "derived"}
+
+
+def test_a_scan_that_cannot_be_read_is_left_out(data: Path) -> None:
+    (data / "images" / "broken.nii.gz").write_bytes(b"nothing")
+    (data / "masks" / "anna_1.mhd").write_text("nothing")
+    assert run(data, "--masks", str(data / "masks")) == 0
+    assert reasons(data) == {"a file cannot be read": 2}
+    assert set(items(data)) == {"anna_2", series_uid(data)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--frame", "voxel"], "--frame: expected lps or ras, got voxel"),
+        (["--validation_fraction", "1"], "expected at least 0 and below 1, got 1"),
+        (["--patient_pattern", "("], "expected a regular expression"),
+        (["--patient_pattern", "anna"], "expected a group"),
+        (["--annotations", "none.csv"], "none.csv: expected a CSV"),
+        (["--annotations", "odd.csv"], "expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm"),
+        (["--masks", "none"], "--masks none: expected a folder with masks"),
+        (["--images", "none"], "expected a scan, a folder or a datalist, found nothing there"),
+        (["--images", "odd"], "found none; check the path"),
+    ],
+)
+def test_bad_options_are_refused(
+    words: list[str], message: str, data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    Path("odd").mkdir()
+    table(data, "a,b\n1,2\n", "odd.csv")
+    options = {"--images": "images", "--output_dir": "out", words[0]: words[1]}
+    assert main(["datalist", *(word for pair in options.items() for word in pair)]) == 1
+    assert message in caplog.text
+    assert not Path("out").exists()
+
+
+def test_nothing_but_broken_scans_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.nii.gz").write_bytes(b"nothing")
+    assert run(tmp_path) == 1
+    assert "expected scans that can be read, got none" in caplog.text
+
+
+def test_rows_of_a_table_with_quotes_and_blanks(tmp_path: Path) -> None:
+    rows, bad = read_rows(Path(table(tmp_path, 'scan, x, y, z, diameter\n"a, b", 1, 2, 3, 4\n\n , , , ,\n')), "lps")
+    assert bad == []
+    assert [(row.line, row.scan, row.centre_lps_mm, row.diameter_mm) for row in rows] == [(2, "a, b", (1, 2, 3), 4)]
+    assert by_scan(rows, {"a, b": 0})[1] == []
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {p.relative_to(data).as_posix(): p.read_bytes() for p in (data / "out").rglob("*") if p.is_file()}
+
+    options = ["--masks", str(data / "masks")]
+    assert run(data, *options) == 0
+    wanted = files()
+    replace, writes = os.replace, []
+
+    def dying(source: Any, target: Any) -> None:
+        writes.append(target)
+        if len(writes) == dies_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("scripts.core.files.os.replace", dying)
+    for dies_at in range(1, len(wanted) + 1):
+        (data / "out").rename(data / f"before{dies_at}")
+        writes.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(data, *options)
+        dies_at = 0
+        assert run(data, *options) == 0
+        assert files() == wanted
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (f"anna_2,{place()},6.5\nanna_2,{place()},6.5\n", "a nodule is listed twice"),
+        (f"anna_2,{place()},6.5\nanna_2,{place()},0\n", "the diameter is not above 0"),
+        (f"anna_2,{place()},6.5\nanna_2,{place((2, 3, 4))},287\n", "the diameter is above 100 mm"),
+    ],
+)
+def test_a_row_that_is_no_nodule_of_its_own_is_left_out(rows: str, reason: str, data: Path) -> None:
+    assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
+    assert len(items(data)["anna_2"]["box"]) == 1
+    assert reasons(data) == {reason: 1}

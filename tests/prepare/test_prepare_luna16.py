@@ -1,0 +1,432 @@
+"""LUNA16's folds: what is found at any depth, what is missing and said, and the same files after any interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts.core.labels import IGNORED, NODULE
+from scripts.evaluate.__main__ import main as evaluate
+from scripts.evaluate.folds import read_folds
+from scripts.evaluate.tables import read_findings
+from scripts.prepare import datalists, luna16
+from scripts.prepare.__main__ import main
+from scripts.prepare.luna16 import find_tree
+from scripts.read.datalist import DatalistError, count_nodules, load_datalist
+from tests.luna16_files import centre_lps_mm, scan_hu, uid, write_csv, write_mhd, write_tree
+
+SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
+
+
+def run(source: Path, target: Path, *more: str) -> int:
+    return main(["luna16", "--luna16_dir", str(source), "--output_dir", str(target), *more])
+
+
+def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ten subsets and everything else."""
+    return write_tree(tmp_path_factory.mktemp("data") / "LUNA16")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Three subsets."""
+    return write_tree(tmp_path / "LUNA16", [0, 3, 7])
+
+
+# --- what is right ----------------------------------------------------------------------------------------------------
+
+
+def test_the_ten_folds(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert run(whole, tmp_path / "out", "--strict") == 0
+    assert sorted(files(tmp_path / "out")) == [*(f"dataset_fold{n}.json" for n in range(10)), "seriesuids.csv"]
+    for fold in range(10):
+        path = str(tmp_path / "out" / f"dataset_fold{fold}.json")
+        training, validation = load_datalist(path, "training"), load_datalist(path, "validation")
+        assert [item["name"] for item in validation] == [uid(fold, 0), uid(fold, 1)]
+        assert {item["name"] for item in training} == {uid(s, n) for s in range(10) if s != fold for n in range(2)}
+        assert count_nodules(validation) == 1
+        assert all(Path(item["lung_mask"]).is_file() for item in training)
+    assert "10 nodules in 10 of 20 scans, 20 ignored findings" in caplog.text
+    assert "left out: nothing" in caplog.text
+    assert len(read_folds([tmp_path / "out"])) == 10
+
+
+def test_an_item_in_full(whole: Path, tmp_path: Path) -> None:
+    assert run(whole, tmp_path / "out") == 0
+    first, second = read(tmp_path / "out" / "dataset_fold4.json")["validation"]
+    assert first == {
+        "name": uid(4, 0),
+        "image": os.path.relpath(whole / "subset4" / f"{uid(4, 0)}.mhd", tmp_path / "out"),
+        "box": [[*centre_lps_mm((4, 5, 6)), 6.5, 6.5, 6.5]],
+        "label": [NODULE],
+        "lung_mask": os.path.relpath(whole / "seg-lungs-LUNA16" / f"{uid(4, 0)}.mhd", tmp_path / "out"),
+    }
+    assert second["label"] == [IGNORED, IGNORED]
+    assert [box[3] for box in second["box"]] == [10.0, 4.0]  # the first has no diameter of its own
+    assert second["box"][0][:3] == list(centre_lps_mm((5, 5, 5), flipped=True))
+
+
+def test_any_nesting_is_understood(few: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    assert run(few, flat) == 0
+    other = tmp_path / "other"
+    for subset in (0, 3, 7):
+        place = other / ("archives" if subset else "") / f"Subset_{subset}" / f"subset{subset}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(few / f"subset{subset}", place)
+    shutil.copytree(few / "seg-lungs-LUNA16", other / "x" / "seg-lungs-LUNA16" / "seg-lungs-LUNA16")
+    for name in ("annotations.csv", "annotations_excluded.csv"):
+        (other / "CSVFILES").mkdir(exist_ok=True)
+        shutil.copy(next(few.rglob(name)), other / "CSVFILES" / name)
+    assert run(other, tmp_path / "nested") == 0
+    for fold in (0, 3, 7):
+        one, two = (read(tmp_path / f / f"dataset_fold{fold}.json") for f in ("flat", "nested"))
+        assert [[i["name"], i["box"], i["label"]] for s in one.values() for i in s] == [
+            [i["name"], i["box"], i["label"]] for s in two.values() for i in s
+        ]
+        assert len(load_datalist(str(tmp_path / "nested" / f"dataset_fold{fold}.json"), "training")) == 4
+
+
+def test_one_subset_may_be_named_itself(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(few / "subset3", tmp_path / "out", "--annotations", str(few / "annotations.csv")) == 0
+    assert [len(s) for s in read(tmp_path / "out" / "dataset_fold3.json").values()] == [0, 2]
+    assert "one subset alone" in caplog.text
+
+
+def test_the_folds_are_those_of_the_evaluation(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results of three folds pooled: each nodule found once, nothing else, so the CPM is 1."""
+    target = tmp_path / "out"
+    assert run(few, target) == 0
+    parts = []
+    for fold in (0, 3, 7):
+        parts.append(tmp_path / f"fold{fold}" / "predictions.csv")
+        parts[-1].parent.mkdir()
+        place = ",".join(f"{v}" for v in centre_lps_mm((4, 5, 6)))
+        parts[-1].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{uid(fold, 0)},{place},0.9\n")
+    options = ["--annotations", str(few / "annotations.csv"), "--series_uids", str(target / "seriesuids.csv")]
+    options += ["--results", *map(str, parts), "--resamples", "0", "--output_dir", str(tmp_path / "scores")]
+    folds = [str(target / f"dataset_fold{n}.json") for n in (0, 3, 7)]
+    assert evaluate(["luna16", *options, "--pool", "--folds", *folds]) == 0
+    record = json.loads((tmp_path / "scores" / "froc.json").read_text(encoding="utf-8"))
+    assert list(record) == ["pooled"]
+    assert record["pooled"]["cpm"] == 1.0
+    assert "dataset_fold7" in capsys.readouterr().out
+
+
+# --- MONAI's own folds ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["{}.mhd", "{0}/{0}.nii.gz"])
+def test_the_folds_that_monai_publishes_load_unchanged(style: str, few: Path, tmp_path: Path) -> None:
+    box = [[*centre_lps_mm((4, 5, 6)), 6.5, 6.5, 6.5]]
+    published = {
+        "training": [{"box": box, "image": style.format(uid(s, 0)), "label": [0]} for s in (0, 3)],
+        "validation": [{"box": box, "image": style.format(uid(7, 0)), "label": [0]}],
+    }
+    path = tmp_path / "LUNA16_datasplit" / "dataset_fold0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(published), encoding="utf-8")
+    items = load_datalist(str(path), "training", str(few))
+    assert [item["name"] for item in items] == [uid(0, 0), uid(3, 0)]
+    assert [Path(item["image"]) for item in items] == [few / f"subset{s}" / f"{uid(s, 0)}.mhd" for s in (0, 3)]
+    assert items[0]["box"] == box
+    with pytest.raises(DatalistError, match="expected a file, found none"):
+        load_datalist(str(path), "training")
+    with pytest.raises(DatalistError, match=r"--image_dir .*none: expected a folder with images, found none"):
+        load_datalist(str(path), "training", str(tmp_path / "none"))
+
+
+def test_monai_s_folds_load_beside_their_images(few: Path) -> None:
+    path = few / "subset0" / "dataset_fold0.json"
+    path.write_text(json.dumps({"training": [{"image": f"{uid(0, 0)}.mhd", "box": [], "label": []}]}))
+    assert load_datalist(str(path), "training")[0]["name"] == uid(0, 0)
+
+
+def test_two_images_of_one_name_are_refused(few: Path, tmp_path: Path) -> None:
+    write_mhd(few / "copy" / f"{uid(0, 0)}.mhd", scan_hu(0))
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [{"image": f"{uid(0, 0)}.mhd"}]}))
+    with pytest.raises(DatalistError, match=r"expected one image named .*, found 2"):
+        load_datalist(str(path), "training", str(few))
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def reasons(target: Path) -> Counter[str]:
+    with (target / "left_out.csv").open(newline="", encoding="utf-8") as file:
+        return Counter(row["reason"] for row in csv.DictReader(file))
+
+
+def test_a_partial_download_works_and_says_what_is_missing(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (few / "subset5.zip").touch()
+    assert run(few, tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.json")) == [f"dataset_fold{n}.json" for n in (0, 3, 7)]
+    assert reasons(tmp_path / "out") == {"the subset is not there": 7}
+    assert "unpack subset5.zip" in caplog.text
+    assert "subset1, subset2, subset4, subset6, subset8" in caplog.text
+    assert (tmp_path / "out" / "seriesuids.csv").read_text().split() == [uid(s, n) for s in (0, 3, 7) for n in (0, 1)]
+
+
+def test_strict_writes_nothing_when_something_is_missing(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(few, tmp_path / "out", "--strict") == 1
+    assert "error: --strict: expected nothing to be left out, got 7" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_former_account_is_removed_when_nothing_is_missing_any_more(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "left_out.csv").touch()
+    assert run(whole, tmp_path) == 0
+    assert not (tmp_path / "left_out.csv").exists()
+
+
+def _remove_data(tree: Path) -> None:
+    (tree / "subset3" / f"{uid(3, 1)}.raw").unlink()
+
+
+def _cut_data(tree: Path) -> None:
+    path = tree / "subset3" / f"{uid(3, 1)}.raw"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _break_header(tree: Path) -> None:
+    (tree / "subset3" / f"{uid(3, 1)}.mhd").write_text("ObjectType = Image\n")
+
+
+def _repeat(tree: Path) -> None:
+    write_mhd(tree / "subset7" / f"{uid(3, 1)}.mhd", scan_hu(0))
+
+
+def _move_nodule(tree: Path) -> None:
+    x, y, z = centre_lps_mm((4, 5, 6))
+    write_csv(tree / "annotations.csv", [(uid(0, 0), -x, -y, z, 6.5), (uid(3, 0), x, y, z, 6.5)])
+
+
+def _flatten_nodule(tree: Path) -> None:
+    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 0.0)])
+
+
+def _no_diameter(tree: Path) -> None:
+    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), -1.0)])
+
+
+def _giant(tree: Path) -> None:
+    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 287.0)])
+
+
+def _twice(tree: Path) -> None:
+    row = (uid(0, 0), *centre_lps_mm((4, 5, 6)), 6.5)
+    write_csv(tree / "annotations.csv", [row, (*row[:4], 6.6)])
+
+
+def _remove_lungs(tree: Path) -> None:
+    for path in (tree / "seg-lungs-LUNA16").glob(f"{uid(3, 1)}.*"):
+        path.unlink()
+
+
+def _empty_lungs(tree: Path) -> None:
+    (tree / "seg-lungs-LUNA16" / f"{uid(3, 1)}.zraw").write_bytes(b"")
+
+
+def _remove_excluded(tree: Path) -> None:
+    next(tree.rglob("annotations_excluded.csv")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason", "scans"),
+    [
+        (_remove_data, "the data file is not there", 5),
+        (_cut_data, "the data file is shorter than the header says", 5),
+        (_break_header, "the header cannot be read", 5),
+        (_repeat, "the scan is there twice", 6),
+        (_move_nodule, "a finding's centre lies outside its scan", 6),
+        (_flatten_nodule, "a finding has no size", 6),
+        (_no_diameter, "a finding has no size", 6),
+        (_giant, "a finding is larger than 100 mm", 6),
+        (_twice, "a nodule is listed twice", 6),
+        (_remove_lungs, "the lung mask is not there", 6),
+        (_empty_lungs, "lung mask: the data file is empty", 6),
+        (_remove_excluded, "no excluded findings", 6),
+    ],
+)
+def test_bad_input_is_left_out_with_a_reason(
+    harm: Any, reason: str, scans: int, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    harm(few)
+    assert run(few, tmp_path / "out") == 0
+    found = reasons(tmp_path / "out")
+    assert found.pop("the subset is not there") == 7
+    ((told, count),) = found.items()
+    assert reason in told
+    assert count == 1
+    assert reason in caplog.text
+    path = str(tmp_path / "out" / "dataset_fold0.json")
+    assert len(load_datalist(path, "training")) + len(load_datalist(path, "validation")) == scans
+    assert run(few, tmp_path / "strict", "--strict") == 1
+    assert not (tmp_path / "strict").exists()
+
+
+def test_scans_that_the_list_of_series_names_and_no_subset_holds(whole: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "LUNA16"
+    shutil.copytree(whole, tree)
+    for number in (0, 1):
+        for path in (tree / "subset2").glob(f"{uid(2, number)}.*"):
+            path.unlink()
+        write_mhd(tree / "subset2" / "1.2.840.1.mhd", scan_hu(1))
+    assert run(tree, tmp_path / "out") == 0
+    assert reasons(tmp_path / "out") == {
+        "a scan of LUNA16 is not there": 2,
+        "nodules of a scan that is in no subset": 1,
+        "the lung mask is not there": 1,
+    }
+
+
+def _no_folder(tree: Path) -> None:
+    shutil.rmtree(tree)
+
+
+def _no_subset(tree: Path) -> None:
+    for path in tree.glob("subset*"):
+        shutil.rmtree(path)
+
+
+def _only_archives(tree: Path) -> None:
+    _no_subset(tree)
+    (tree / "subset0.zip").touch()
+
+
+def _no_annotations(tree: Path) -> None:
+    (tree / "annotations.csv").unlink()
+
+
+def _bad_annotations(tree: Path) -> None:
+    (tree / "annotations.csv").write_text("series,x,y,z\n1,2,3,4\n")
+
+
+def _no_readable_scan(tree: Path) -> None:
+    for path in tree.glob("subset*/*.raw"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_no_folder, "expected a folder with subset0 to subset9, found none; check --luna16_dir"),
+        (_no_subset, "expected folders subset0 to subset9 with .mhd files, found none; check --luna16_dir"),
+        (_only_archives, "found none; unpack subset0.zip"),
+        (_no_annotations, "expected annotations.csv in it, found none"),
+        (_bad_annotations, "missing: seriesuid, coordX"),
+        (_no_readable_scan, "expected scans that can be read, got none"),
+    ],
+)
+def test_what_cannot_be_used_at_all_is_refused(
+    harm: Any, message: str, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    harm(few)
+    assert run(few, tmp_path / "out") == 1
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert run(few, tmp_path / "taken") == 1
+    assert "expected a folder that can be written to" in caplog.text
+
+
+def test_a_fold_of_a_former_run_is_pointed_out(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset_fold9.json").write_text("{}")
+    assert run(few, tmp_path / "out") == 0
+    assert "dataset_fold9.json is left from a former run: subset 9 is not there now" in caplog.text
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(few, tmp_path / "whole") == 0
+    wanted = files(tmp_path / "whole")
+    replace = os.replace
+    writes: list[str] = []
+
+    def dying(source: Any, target: Any) -> None:
+        writes.append(Path(target).name)
+        if len(writes) == dies_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("scripts.core.files.os.replace", dying)
+    for dies_at in range(1, 6):
+        target = tmp_path / f"dies_at_{dies_at}"
+        writes.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(few, target)
+        there = {name: content for name, content in files(target).items() if not Path(name).name.startswith(".")}
+        assert there.items() <= wanted.items()  # what is there is whole
+        dies, dies_at = dies_at, 0
+        assert run(few, target) == 0
+        assert files(target) == wanted, f"died at {dies}"
+
+
+# --- the challenge's own lists ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (SHARED / "luna16").is_dir(), reason=f"LUNA16's annotations are not at {SHARED / 'luna16'}")
+def test_the_facts_of_luna16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1186 nodules in 601 of 888 scans, 3.25 to 32.27 mm, through the command with scans that only have names."""
+    listed = (SHARED / "luna16" / "seriesuids.csv").read_text(encoding="utf-8").split()
+    for number, series in enumerate(listed):
+        path = tmp_path / "LUNA16" / f"subset{number % 10}" / f"{series}.mhd"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    everywhere = luna16.Grid((2000, 2000, 2000), np.diag([1.0, 1.0, 2.0, 1.0]) + np.eye(4, k=3) * -1000.0)
+    everywhere.affine_ras[:3, 3] = -1000.0
+    monkeypatch.setattr(luna16, "read_grid", lambda path: everywhere)
+    tables = [f"--{k}={SHARED / 'luna16' / v}" for k, v in (("annotations", "annotations.csv"), ("excluded", EXCLUDED))]
+    assert run(tmp_path / "LUNA16", tmp_path / "out", "--strict", *tables) == 0
+    items = [item for section in read(tmp_path / "out" / "dataset_fold0.json").values() for item in section]
+    assert len(items) == 888
+    assert count_nodules(items) == 1186
+    assert sum(NODULE in item["label"] for item in items) == 601
+    sizes = [b[3] for i in items for b, label in zip(i["box"], i["label"], strict=True) if label == NODULE]
+    assert [round(min(sizes), 2), round(max(sizes), 2)] == [3.25, 32.27]
+    others = read_findings(SHARED / "luna16" / EXCLUDED)
+    assert sum(len(item["label"]) for item in items) - 1186 == len(others.values)
+
+
+EXCLUDED = "annotations_excluded.csv"
+
+
+def test_the_tree_is_found_without_opening_anything(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "open", None)
+    tree = find_tree(whole)
+    assert {subset: len(scans) for subset, scans in tree.scans.items()} == dict.fromkeys(range(10), 2)
+    assert len(tree.lung_masks) == 20
+    assert datalists.LEFT_OUT_FILE not in tree.tables

@@ -1,0 +1,207 @@
+"""LIDC's outlines on LUNA16's nodules: by position, whole scans only, and the same files after any interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.prepare import luna16_masks
+from scripts.prepare.__main__ import main
+from scripts.read.datalist import load_datalist
+from scripts.read.reader import read_grid
+from tests.luna16_files import SHAPE, SPACING_MM, centre_lps_mm, uid, write_csv, write_tree
+
+SUBSETS = (0, 3, 7)
+
+
+def lidc_affine() -> np.ndarray:
+    """The grid of LUNA16's unflipped scans as DICOM stores it: rows from front to back, columns to the left."""
+    affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
+    affine[:3, 3] = swap_lps_ras(centre_lps_mm((0, 0, 0)))
+    return affine
+
+
+def write_lidc(folder: Path, series: dict[str, np.ndarray]) -> Path:
+    """What the command lidc leaves, as far as it is read: k runs from the head down here."""
+    items = []
+    for name, mask in series.items():
+        image = nib.Nifti1Image(mask, lidc_affine()).as_reoriented(np.array([[0, 1], [1, 1], [2, -1]]))
+        path = folder / "scans" / name / "mask.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+        items.append({"name": name, "image": "elsewhere", "mask": f"scans/{name}/mask.nii.gz"})
+    (folder / "dataset_fold0.json").write_text(json.dumps({"training": items[1:], "validation": items[:1]}))
+    (folder / "dataset_fold1.json").write_text(json.dumps({"training": items, "validation": []}))
+    return folder
+
+
+def nodule_mask() -> np.ndarray:
+    """The nodule at voxel (4, 5, 6) has the value 3; a finding of fewer readers has the value 1."""
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3:6, 4:7, 5:8] = 3
+    mask[9:11, 9:11, 2:4] = 1
+    return mask
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Folds of three subsets in ``folds``, LIDC's masks of their scans with nodules in ``lidc``."""
+    write_tree(tmp_path / "LUNA16", SUBSETS)
+    assert main(["luna16", "--luna16_dir", str(tmp_path / "LUNA16"), "--output_dir", str(tmp_path / "folds")]) == 0
+    write_lidc(tmp_path / "lidc", {uid(s, 0): nodule_mask() for s in SUBSETS})
+    return tmp_path
+
+
+def run(data: Path, target: Path, *more: str) -> int:
+    lists = [str(data / "folds" / f"dataset_fold{s}.json") for s in SUBSETS]
+    options = ["--datalists", *lists, "--lidc", str(data / "lidc"), "--output_dir", str(target)]
+    return main(["luna16_masks", *options, *more])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def table(target: Path) -> list[dict[str, str]]:
+    with (target / "matches.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_list_for_both_tasks(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert run(data, tmp_path / "out", "--strict") == 0
+    assert "3 of 3 nodules outlined; 3 of 3 scans with nodules have a mask" in caplog.text
+    path = str(tmp_path / "out" / "dataset_fold3.json")
+    before = load_datalist(str(data / "folds" / "dataset_fold3.json"), "validation")
+    (outlined, empty) = load_datalist(path, "validation")
+    assert "mask" not in empty
+    assert [Path(outlined[key]).resolve() for key in ("image", "lung_mask")] == [
+        Path(before[0][key]).resolve() for key in ("image", "lung_mask")
+    ]
+    mask = nib.load(outlined["mask"])
+    grid = read_grid(outlined["image"])
+    assert mask.shape == grid.shape
+    np.testing.assert_allclose(mask.affine, grid.affine_ras, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.where(nodule_mask() == 3, 1, 0))
+    centre = swap_lps_ras(apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) == 1).mean(axis=0)))
+    np.testing.assert_allclose(centre, outlined["box"][0][:3], atol=1e-3)
+    assert [(row["seriesuid"], row["result"], row["lidc_value"]) for row in table(tmp_path / "out")] == [
+        (uid(s, 0), "matched", "3") for s in SUBSETS
+    ]
+
+
+def test_the_folder_of_the_folds_may_be_the_target(data: Path) -> None:
+    assert run(data, data / "folds") == 0
+    assert run(data, data / "folds") == 0
+    assert "mask" in load_datalist(str(data / "folds" / "dataset_fold0.json"), "validation")[0]
+
+
+def test_a_scan_with_a_nodule_without_an_outline_gets_no_mask(data: Path, tmp_path: Path) -> None:
+    rows = [(uid(s, 0), *centre_lps_mm((4, 5, 6)), 6.5) for s in SUBSETS]
+    write_csv(data / "LUNA16" / "annotations.csv", [*rows, (uid(3, 0), *centre_lps_mm((4, 12, 1)), 4.0)])
+    assert main(["luna16", "--luna16_dir", str(data / "LUNA16"), "--output_dir", str(data / "folds")]) == 0
+    assert run(data, tmp_path / "out") == 0
+    items = load_datalist(str(tmp_path / "out" / "dataset_fold0.json"), "training")
+    assert {item["name"]: "mask" in item for item in items if item["box"] and 0 in item["label"]} == {
+        uid(3, 0): False,
+        uid(7, 0): True,
+    }
+    results = {(row["seriesuid"], row["row"]): row["result"] for row in table(tmp_path / "out")}
+    assert results[uid(3, 0), "0"] == "matched"
+    assert results[uid(3, 0), "1"] == "the mask has no object at its centre or within its radius"
+    assert "nodule 1" in (tmp_path / "out" / "left_out.csv").read_text(encoding="utf-8")
+    assert run(data, tmp_path / "strict", "--strict") == 1
+    assert not list((tmp_path / "strict").glob("*.json"))
+
+
+def _no_series(data: Path) -> None:
+    write_lidc(data / "lidc", {uid(s, 0): nodule_mask() for s in SUBSETS if s != 3})
+
+
+def _broken_mask(data: Path) -> None:
+    (data / "lidc" / "scans" / uid(3, 0) / "mask.nii.gz").write_bytes(b"broken")
+
+
+def _empty_mask(data: Path) -> None:
+    write_lidc(data / "lidc", {uid(s, 0): nodule_mask() * (s != 3) for s in SUBSETS})
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(_no_series, "LIDC has no such series"), (_broken_mask, "unreadable: "), (_empty_mask, "the mask is empty")],
+)
+def test_what_cannot_be_matched_is_said(
+    harm: Any, reason: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(data, tmp_path / "out") == 0  # with everything there: what changes later must be noticed
+    harm(data)
+    for _ in range(2):
+        assert run(data, tmp_path / "out") == 0
+        assert [row["result"].startswith(reason) for row in table(tmp_path / "out")] == [False, True, False]
+        items = load_datalist(str(tmp_path / "out" / "dataset_fold3.json"), "validation")
+        assert ["mask" in item for item in items] == [False, False]
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lidc", "none"], "--lidc none: expected a folder or a datalist, found none"),
+        (["--lidc", "."], "expected datalists of the command lidc, found none"),
+        (["--datalists", "none.json"], "none.json: expected a datalist"),
+        (["--datalists", "list.json"], "expected a datalist with sections, got a list"),
+        (["--datalists", "folds/dataset_fold0.json", "a/dataset_fold0.json"], "expected names of their own"),
+    ],
+)
+def test_bad_options_are_refused(
+    words: list[str], message: str, data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    Path("a").mkdir()
+    shutil.copy("folds/dataset_fold0.json", "a")
+    Path("list.json").write_text("[]")
+    options = {"--datalists": ["folds/dataset_fold0.json"], "--lidc": ["lidc"], "--output_dir": ["out"]}
+    options[words[0]] = words[1:]
+    if words[1:] == ["."]:
+        Path("list.json").unlink()
+    assert main(["luna16_masks", *(word for key, values in options.items() for word in (key, *values))]) == 1
+    assert message in caplog.text
+
+
+def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(data, tmp_path / "whole") == 0
+    wanted = files(tmp_path / "whole")
+    replace, writes = os.replace, []
+
+    def dying(source: Any, target: Any) -> None:
+        writes.append(target)
+        if len(writes) == dies_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("scripts.core.files.os.replace", dying)
+    for dies_at in range(1, len(wanted) + 1):
+        target = tmp_path / f"dies_{dies_at}"
+        writes.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(data, target)
+        dies_at = 0
+        assert run(data, target) == 0
+        assert files(target) == wanted
+
+
+def test_finished_scans_are_not_read_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(data, tmp_path / "out") == 0
+    monkeypatch.setattr(luna16_masks, "labels_of", None)
+    assert run(data, tmp_path / "out") == 0

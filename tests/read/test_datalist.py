@@ -1,0 +1,297 @@
+"""Datalists: paths, what is named before a training starts, and lists that nothing can be learned from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from scripts.core.labels import IGNORED, NODULE
+from scripts.read.datalist import (
+    SHOWN_FAULTS,
+    DatalistError,
+    check_evaluation_list,
+    check_training_lists,
+    count_nodules,
+    load_datalist,
+)
+
+SHAPE = (10, 20, 30)
+AFFINE_RAS = np.array([[-0.5, 0, 0, 40], [0, 0.5, 0, -60], [0, 0, 2.0, 100], [0, 0, 0, 1]])
+# The centre of the scan, voxel (4.5, 9.5, 14.5): RAS (37.75, -55.25, 129), LPS (-37.75, 55.25, 129).
+CENTRE_LPS_MM = (-37.75, 55.25, 129.0)
+
+
+def box(*centre_lps_mm: float, size_mm: float = 5.0) -> list[float]:
+    return [*centre_lps_mm, size_mm, size_mm, size_mm]
+
+
+def write(path: Path, **sections: list[Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sections), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.int16), AFFINE_RAS), path)
+    return path
+
+
+def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
+    for name in ("a/x.nii.gz", "a/m/x.nii.gz", "elsewhere.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    first = write(tmp_path / "a" / "list.json", training=[{"image": "x.nii.gz", "mask": "m/x.nii.gz"}])
+    elsewhere = str(tmp_path / "elsewhere.nii.gz")
+    second = write(tmp_path / "b" / "list.json", training=[{"image": elsewhere, "box": []}], other=[{}])
+    items = load_datalist([first, second], "training")
+    folder = tmp_path / "a"
+    assert items == [
+        {"name": "x", "image": str(folder / "x.nii.gz"), "mask": str(folder / "m" / "x.nii.gz")},
+        {"name": "elsewhere", "image": elsewhere, "box": []},
+    ]
+    assert load_datalist(first, "training") == items[:1]
+    assert load_datalist([first, second], "validation") == []
+
+
+def test_a_lung_mask_starts_at_its_datalist_too_and_null_is_none(scan: Path) -> None:
+    (scan.parent / "lungs").mkdir()
+    (scan.parent / "lungs" / "1.mhd").touch()
+    path = write(
+        scan.parent / "list.json",
+        training=[
+            {"image": scan.name, "lung_mask": "lungs/1.mhd"},
+            {"image": scan.name, "mask": None, "lung_mask": None},
+        ],
+    )
+    first, second = load_datalist(path, "training")
+    assert first["lung_mask"] == str(scan.parent / "lungs" / "1.mhd")
+    assert set(second) == {"name", "image"}
+
+
+def test_scans_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/1.2.3.mhd", "b/1.2.3.mhd", "b/x.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    first = write(tmp_path / "a" / "list.json", training=[{"image": "1.2.3.mhd"}])
+    second = write(tmp_path / "b" / "list.json", training=[{"image": "1.2.3.mhd"}, {"image": "x.nii", "name": "A B"}])
+    assert [item["name"] for item in load_datalist([first, second], "training")] == ["1.2.3", "1.2.3-2", "A_B"]
+
+
+def test_missing_datalist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatalistError, match=r"none\.json: expected a JSON file, found none; make one with python"):
+        load_datalist([str(tmp_path / "none.json")], "training")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"list\.json: expected JSON, got something else"),
+        ("[1, 2]", r'list\.json: expected \{"training": \[items …\]\}, got list'),
+        ('{"training": {"a": 1}}', r'list\.json: expected \{"training": \[items …\]\}, got dict'),
+    ],
+)
+def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DatalistError, match=message):
+        load_datalist(str(tmp_path / "list.json"), "training")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("scan.nii.gz", r"training, item 0: expected \{'image': path, …\}, got scan\.nii\.gz"),
+        ({"imag": "scan.nii.gz"}, r"training, item 0: expected \{'image': path, …\}, got \{'imag'"),
+        ({"image": "none.nii.gz"}, r"item 0 \(none\.nii\.gz\): image .*none\.nii\.gz: expected a file, found none"),
+        ({"image": "scan.nii.gz", "mask": "m.nii"}, r"mask .*m\.nii: expected a file, found none"),
+        ({"image": "scan.nii.gz", "lung_mask": "l.mhd"}, r"lung_mask .*l\.mhd: expected a file, found none"),
+        ({"image": "scan.nii.gz", "box": [[1, 2, 3]]}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
+        ({"image": "scan.nii.gz", "box": "1 2 3"}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0, 0]}, "got 1 boxes and 2 labels"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [3]}, r"label: expected 0 .*, got \[3\]"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM, size_mm=0)]}, "sizes above 0 mm"),
+        ({"image": "scan.nii.gz", "box": [box(float("nan"), 0, 0)]}, "expected finite centres"),
+        ({"image": "scan.nii.gz", "box": [box(37.75, -55.25, 129.0)]}, r"box 0: expected a centre inside .*RAS"),
+        (
+            {"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]},
+            "up to 100 mm, got 275 mm",
+        ),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-37.8, 55.2, 129.1)]}, "each nodule once, got two"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": "nodule"}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": ["0"]}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": True}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": 1e30}, "label"),
+        (
+            {"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-38, 52, 129)], "label": 0},
+            "got 2 boxes and 1 labels",
+        ),
+        ({"image": "scan.nii.gz", "box": {"x": 1}}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
+        ({"image": "scan.nii.gz", "mask": ["m.nii"]}, r"mask: expected a path, got \['m.nii'\]"),
+        ({"image": "scan.nii.gz", "lung_mask": 3}, "lung_mask: expected a path, got 3"),
+        ({"image": "scan.nii.gz", "name": 7}, "name: expected text, got 7"),
+        ({"image": "scan.nii.gz", "weight": "x"}, "weight: expected a number from 0, got x"),
+        ({"image": "scan.nii.gz", "weight": -1}, "weight: expected a number from 0, got -1"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_is_named(scan: Path, item: Any, message: str) -> None:
+    path = write(scan.parent / "list.json", training=[item])
+    with pytest.raises(DatalistError, match=r"^1 datalist entries cannot be used") as caught:
+        load_datalist(path, "training")
+    assert caught.match(message)
+
+
+@pytest.mark.parametrize("label", [NODULE, IGNORED, [NODULE], 0.0])
+def test_a_single_box_and_a_single_label_may_stand_without_brackets(scan: Path, label: Any) -> None:
+    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": box(*CENTRE_LPS_MM), "label": label}])
+    (item,) = load_datalist(path, "training")
+    assert item["box"] == [box(*CENTRE_LPS_MM)]
+    assert item["label"] == [label] if not isinstance(label, list) else label
+    assert count_nodules([item]) == (label != IGNORED)
+
+
+def test_null_boxes_and_labels_are_none(scan: Path) -> None:
+    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": None, "label": None}])
+    assert count_nodules(load_datalist(path, "training")) == 0
+
+
+def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
+    """A scan near its origin: [x1, y1, z1, x2, y2, z2] has sizes that a nodule may have."""
+    nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")
+    corners = [[10.0, 20.0, 30.0, 16.0, 27.0, 35.0], [40.0, 11.0, 5.0, 47.0, 17.0, 12.0]]
+    path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in corners])
+    with pytest.raises(DatalistError, match=r"2 boxes that read as corners .*, such as \[10\.0, 20\.0"):
+        load_datalist(path, "training")
+    sizes = [[*one[:3], *(b - a for a, b in zip(one[:3], one[3:], strict=True))] for one in corners]
+    path = write(tmp_path / "list.json", training=[{"image": "a.nii", "box": [one]} for one in sizes])
+    assert count_nodules(load_datalist(path, "training")) == 2
+
+
+def _two_lists(tmp_path: Path, how: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lists that share a scan, by the same path, a link, a copy of another name, or the series UID."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = sitk.GetImageFromArray(rng.integers(-900, 0, SHAPE[::-1]).astype(np.int16))
+        sitk.WriteImage(image, tmp_path / f"{name}.mhd")
+    same = {"path": "a.mhd", "link": "link.mhd", "copy": "copy.mhd"}.get(how, "b.mhd")
+    (tmp_path / "link.mhd").symlink_to("a.mhd")
+    (tmp_path / "copy.mhd").write_text((tmp_path / "a.mhd").read_text().replace("a.raw", "copy.raw"))
+    (tmp_path / "copy.raw").write_bytes((tmp_path / "a.raw").read_bytes())
+    names = {"name": "1.2.840.113.5.6.7"} if how == "uid" else {}
+    training = [{"image": str(tmp_path / "a.mhd"), "box": [box(0, 0, 0)], "label": [NODULE], **names}]
+    return training, [{**training[0], "image": str(tmp_path / same)}]
+
+
+@pytest.mark.parametrize("how", ["path", "link", "copy", "uid", "no"])
+def test_a_scan_in_both_lists_is_refused(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    training, validation = _two_lists(tmp_path, how)
+    if how == "no":
+        check_training_lists(training, [], validation)
+        return
+    with pytest.raises(DatalistError, match=r"expected different scans, got 1 in both, such as .*a\.mhd and "):
+        check_training_lists(training, [], validation)
+    other = [{**training[0], "image": str(tmp_path / "c.mhd"), "name": "c"}]
+    check_training_lists(other, training, validation)
+    assert "it is no unseen scan then" in caplog.text
+
+
+def test_every_fault_is_named_up_to_a_limit(scan: Path) -> None:
+    path = write(scan.parent / "list.json", training=[{"image": f"{n}.nii"} for n in range(SHOWN_FAULTS + 3)])
+    with pytest.raises(DatalistError) as caught:
+        load_datalist(path, "training")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{SHOWN_FAULTS + 3} datalist entries")
+    assert [line for line in lines if "9.nii" in line]
+    assert lines[-1] == "… and 3 more"
+    assert len(lines) == SHOWN_FAULTS + 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_nodule_may_lie_up_to_the_outer_edge_of_the_border_voxels(scan: Path, axis: int, side: int) -> None:
+    def centre(beyond: float) -> list[float]:
+        voxel = (np.array(SHAPE) - 1) / 2.0
+        voxel[axis] = SHAPE[axis] - 0.5 + beyond if side else -0.5 - beyond
+        x, y, z = (AFFINE_RAS[:3, :3] @ voxel + AFFINE_RAS[:3, 3]).tolist()
+        return [-x, -y, z]
+
+    inside = write(scan.parent / "in.json", training=[{"image": scan.name, "box": [box(*centre(-0.01))]}])
+    assert len(load_datalist(inside, "training")) == 1
+    outside = write(scan.parent / "out.json", training=[{"image": scan.name, "box": [box(*centre(0.01))]}])
+    with pytest.raises(DatalistError, match="expected a centre inside the scan"):
+        load_datalist(outside, "training")
+
+
+def test_the_header_of_other_formats_is_read_too(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros(SHAPE[::-1], np.int16))
+    image.SetOrigin((-40.0, 60.0, 100.0))
+    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetSpacing((0.5, 0.5, 2.0))
+    sitk.WriteImage(image, tmp_path / "scan.mhd")
+    good = write(tmp_path / "good.json", training=[{"image": "scan.mhd", "box": [box(*CENTRE_LPS_MM)]}])
+    assert load_datalist(good, "training")[0]["box"] == [box(*CENTRE_LPS_MM)]
+    bad = write(tmp_path / "bad.json", training=[{"image": "scan.mhd", "box": [box(37.75, -55.25, 129.0)]}])
+    with pytest.raises(DatalistError, match="is it in another frame"):
+        load_datalist(bad, "training")
+
+
+def test_a_header_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scan.mhd").write_text("not a header")
+    path = write(tmp_path / "list.json", training=[{"image": "scan.mhd", "box": [box(*CENTRE_LPS_MM)]}])
+    with pytest.raises(DatalistError, match=r"scan\.mhd: expected an image, got a header that cannot be read"):
+        load_datalist(path, "training")
+
+
+def test_nodules_are_counted_without_ignored_findings() -> None:
+    items: list[dict[str, Any]] = [
+        {"box": [box(0, 0, 0)] * 2, "label": [NODULE, IGNORED]},
+        {"box": [box(0, 0, 0)]},  # without labels every box is a nodule
+        {"box": []},
+        {},
+    ]
+    assert count_nodules(items) == 2
+
+
+NODULES = [{"box": [box(0, 0, 0)], "label": [NODULE]}]
+EMPTY = [{"box": [], "label": []}]
+
+
+@pytest.mark.parametrize("donors", [[], [{"image": "donor.nii.gz"}]])
+def test_a_training_list_without_scans_is_refused(donors: list[dict[str, Any]]) -> None:
+    with pytest.raises(DatalistError, match="expected at least one scan, got none; --dataset_dir must hold"):
+        check_training_lists([], donors, NODULES)
+
+
+def test_a_training_list_without_nodules_is_refused_unless_there_are_donors() -> None:
+    with pytest.raises(DatalistError, match="expected nodules or donors, got 1 scans without any"):
+        check_training_lists(EMPTY, [], NODULES)
+    check_training_lists(EMPTY, [{"image": "donor.nii.gz"}], NODULES)
+
+
+@pytest.mark.parametrize("validation", [[], EMPTY])
+def test_a_validation_list_without_nodules_is_a_warning(
+    validation: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    check_training_lists(NODULES, [], validation)
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"expected nodules to find, got none in {len(validation)} scans" in record.getMessage()
+    assert "the validation metric is undefined" in record.getMessage()
+
+
+def test_complete_lists_are_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    check_training_lists(NODULES, [], NODULES)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_an_evaluation_of_nothing_is_refused() -> None:
+    check_evaluation_list(EMPTY, "validation")
+    with pytest.raises(DatalistError, match="expected scans in the section 'testing' of the datalists, got none"):
+        check_evaluation_list([], "testing")

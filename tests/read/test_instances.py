@@ -1,0 +1,141 @@
+"""Objects of a mask and rows of a datalist: matched by world position, painted on any grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of, write_mask
+from scripts.read.scan import Grid, ScanError
+from tests.luna16_files import SHAPE, centre_lps_mm, write_mhd
+
+AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
+AFFINE[:3, 3] = (-30.0, -40.0, -120.0)
+
+
+def labels(*boxes: tuple[int, int, int, int]) -> Labels:
+    """Cubes of 3 voxels: value and first voxel of each."""
+    values = np.zeros(SHAPE, np.uint16)
+    for value, i, j, k in boxes:
+        values[i : i + 3, j : j + 3, k : k + 3] = value
+    return Labels(values, AFFINE)
+
+
+def place(voxel: tuple[float, float, float], diameter_mm: float = 6.0) -> tuple[float, ...]:
+    return (*swap_lps_ras(apply_affine(AFFINE, voxel)).tolist(), diameter_mm)
+
+
+GRID = Grid(SHAPE, AFFINE)
+
+
+def test_things_are_measured_in_world_millimetres() -> None:
+    (thing,) = things_of(labels((4, 2, 3, 5)))
+    assert thing.value == 4
+    np.testing.assert_allclose(thing.centre_lps_mm, place((3, 4, 6))[:3])
+    np.testing.assert_allclose(thing.size_lps_mm, (6.0, 6.0, 7.5))
+    assert thing.volume_mm3 == pytest.approx(27 * 10.0)
+    assert things_of(Labels(np.zeros(SHAPE, np.uint16), AFFINE)) == []
+
+
+def test_a_row_gets_the_object_that_its_centre_lies_in_before_a_nearer_one() -> None:
+    found = match_rows(labels((1, 0, 0, 0), (2, 4, 0, 0)), [(7, place((1, 1, 1))), (3, place((5, 1, 1), 30.0))])
+    assert [(m.row, m.thing.value if m.thing else 0) for m in found] == [(7, 1), (3, 2)]
+    assert found[0].distance_mm == pytest.approx(0.0)
+
+
+def test_a_row_beside_its_object_gets_it_within_its_radius_only() -> None:
+    near, far = (match_rows(labels((1, 0, 0, 0)), [(0, place((1 + away, 1, 1), 8.0))])[0] for away in (2.0, 2.1))
+    assert near.thing is not None
+    assert near.distance_mm == pytest.approx(4.0)
+    assert far.thing is None
+    assert far.reason == "the mask has no object at its centre or within its radius"
+
+
+def test_an_object_belongs_to_one_row() -> None:
+    found = match_rows(labels((1, 0, 0, 0)), [(0, place((2, 1, 1))), (1, place((1, 1, 1)))])
+    assert [m.thing is None for m in found] == [True, False]
+    assert found[0].reason == "its object in the mask belongs to another nodule"
+
+
+def test_an_empty_mask_is_said_to_be_empty() -> None:
+    assert match_rows(labels(), [(0, place((1, 1, 1)))])[0].reason == "the mask is empty"
+    assert match_rows(labels((1, 0, 0, 0)), []) == []
+
+
+@pytest.mark.parametrize("flips", [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_one_grid_in_another_order_gives_the_same_voxels(
+    axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> None:
+    source = labels((1, 2, 3, 5), (9, 7, 9, 1))
+    rows = [(0, place((8, 10, 2))), (1, place((3, 4, 6)))]
+    wanted = np.where(source.values == 9, 1, np.where(source.values == 1, 2, 0))
+    image = nib.Nifti1Image(wanted.astype(np.uint8), AFFINE)
+    codes = np.column_stack([axes, [-1 if flip else 1 for flip in flips]]).astype(float)
+    turned = image.as_reoriented(codes)
+    mask, matches = instance_mask(source, match_rows(source, rows), Grid(turned.shape, turned.affine))
+    np.testing.assert_array_equal(mask, np.asarray(turned.dataobj))
+    assert [m.reason for m in matches] == ["", ""]
+
+
+def test_a_finer_grid_keeps_the_volume() -> None:
+    source = labels((1, 2, 3, 5))
+    finer = AFFINE @ np.diag([0.5, 0.5, 0.5, 1.0])
+    finer[:3, 3] = AFFINE[:3, 3] - 0.25 * np.diag(AFFINE)[:3]
+    mask, _ = instance_mask(source, match_rows(source, [(4, place((3, 4, 6)))]), Grid((24, 28, 20), finer))
+    assert np.unique(mask).tolist() == [0, 5]
+    assert (mask > 0).sum() == 27 * 8
+
+
+@pytest.mark.parametrize(("shift_mm", "lost"), [(0.0, False), (10.0, True), (1000.0, True)])
+def test_an_object_that_leaves_the_scan_is_no_outline(shift_mm: float, lost: bool) -> None:
+    source = labels((1, 2, 3, 5))
+    moved = AFFINE.copy()
+    moved[0, 3] += shift_mm
+    mask, (match,) = instance_mask(source, match_rows(source, [(0, place((3, 4, 6)))]), Grid(SHAPE, moved))
+    assert (match.thing is None) is lost
+    assert bool(mask.any()) is not lost
+    assert ("outside the scan" in match.reason) is lost
+
+
+def test_a_row_beyond_255_gets_its_value() -> None:
+    mask, _ = instance_mask(labels((1, 2, 3, 5)), match_rows(labels((1, 2, 3, 5)), [(299, place((3, 4, 6)))]), GRID)
+    assert mask.max() == 300
+
+
+def test_a_mask_of_inside_and_outside_is_taken_apart() -> None:
+    both = separated(labels((1, 0, 0, 0), (1, 6, 6, 6)))
+    assert len(things_of(both)) == 2
+    assert len(things_of(separated(labels((1, 0, 0, 0), (3, 6, 6, 6))))) == 2
+    assert things_of(separated(labels())) == []
+
+
+def test_masks_of_both_formats_are_read_alike(tmp_path: Path) -> None:
+    values = labels((3, 2, 3, 5)).values
+    for flipped in (False, True):
+        mhd = labels_of(write_mhd(tmp_path / f"{flipped}.mhd", values, flipped=flipped))
+        np.testing.assert_array_equal(mhd.values, values)
+        place_lps_mm = swap_lps_ras(apply_affine(mhd.affine_ras, (2, 3, 5)))
+        np.testing.assert_allclose(place_lps_mm, centre_lps_mm((2, 3, 5), flipped=flipped))
+    nifti = labels_of(write_mask(tmp_path / "mask.nii.gz", values, AFFINE))
+    np.testing.assert_array_equal(nifti.values, values)
+    np.testing.assert_allclose(nifti.affine_ras, AFFINE)
+
+
+def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, two = (write_mask(tmp_path / n, labels((1, 1, 1, 1)).values, AFFINE) for n in ("a.nii.gz", "b.nii.gz"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("values", [np.full(SHAPE, 0.5, np.float32), np.full(SHAPE, -1, np.int16)])
+def test_what_is_no_mask_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "mask.nii.gz")
+    with pytest.raises(ScanError, match="expected a mask of whole numbers from"):
+        labels_of(tmp_path / "mask.nii.gz")
+    (tmp_path / "bad.mhd").write_text("nothing")
+    with pytest.raises(ScanError, match=r"bad\.mhd: expected an image"):
+        labels_of(tmp_path / "bad.mhd")

@@ -1,0 +1,1820 @@
+"""Finding and reading scans. The test names are the table of what is handled and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from monai.data import DataLoader, Dataset, decollate_batch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+
+from scripts.core.errors import user_error_in
+from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
+from scripts.read import scan as scan_module
+from scripts.read.reader import (
+    FILE_SEPARATOR,
+    LabelReader,
+    ScanError,
+    ScanReader,
+    find_scans,
+    read_grid,
+    read_labels,
+    read_scan,
+)
+from scripts.read.text_headers import read_text_header, read_values
+from tests import fuzz_headers
+from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
+
+DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
+SHAPE = (9, 8, 12)
+AXIAL = np.array([[0.7, 0, 0, -30], [0, 0.8, 0, -40], [0, 0, 1.5, -100], [0, 0, 0, 1.0]])
+
+
+def chest(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> npt.NDArray[np.int16]:
+    """Soft tissue around lung, with noise: HU that pass for a chest."""
+    image = np.random.default_rng(seed).normal(40, 20, shape).round().astype(np.int16)
+    image[2:6, 2:6] -= 880
+    return image
+
+
+def write_image(path: Path, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXIAL) -> Path:
+    """Write ``[I, J, K]`` in the format of the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ".nii" in path.suffixes:
+        nib.save(nib.Nifti1Image(image_hu, swap_lps_ras_affine(affine_lps)), path)
+        return path
+    image = sitk.GetImageFromArray(image_hu.T)
+    spacing = spacing_mm(affine_lps)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((affine_lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(affine_lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def read_one(source: Path, **options: Any) -> Any:
+    """Read the only scan of a source."""
+    (entry,) = find_scans(source, **options)
+    return read_scan(entry["image"])
+
+
+def refused(source: Path, *words: str) -> str:
+    """The one error of the only scan of ``source``; it names the file and holds ``words``."""
+    (entry,) = find_scans(source)
+    with pytest.raises(ScanError) as caught:
+        read_scan(entry["image"])
+    message = str(caught.value)
+    assert str(source) in message
+    for word in ("expected", *words):
+        assert word in message
+    return message
+
+
+# MONAI tries each of its own readers when LoadImage is built, and one warns where a GPU codec is not installed.
+pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
+
+FORMATS = ("dicom", ".mha", ".mhd", ".nrrd", ".nii", ".nii.gz")
+
+
+def write_any(folder: Path, form: str, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXIAL) -> Path:
+    if form == "dicom":
+        write_series(folder / "series", image_hu, affine_lps)
+        return folder / "series"
+    return write_image(folder / f"scan{form}", image_hu, affine_lps)
+
+
+# ---- handled: geometry -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def rotations(draw: st.DrawFn) -> npt.NDArray[np.float64]:
+    """Right- or left-handed directions: a signed permutation, turned by random angles half of the time."""
+    axes = np.eye(3)[:, draw(st.permutations(range(3)))] * draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+    if draw(st.booleans()):
+        a, b, c = draw(st.tuples(*[st.floats(-3, 3)] * 3))
+        about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+        about_y = np.array([[np.cos(c), 0, np.sin(c)], [0, 1, 0], [-np.sin(c), 0, np.cos(c)]])
+        axes = about_z @ about_x @ about_y @ axes
+    return axes
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    axes=rotations(),
+    spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),
+    origin=st.tuples(*[st.floats(-400, 400)] * 3),
+    marker=st.tuples(*[st.integers(0, n - 1) for n in SHAPE]),
+)
+def test_handled_any_direction_matrix_gives_the_same_world_position_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, axes, spacing, origin, marker
+) -> None:
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3], affine_lps[:3, 3] = axes * spacing, origin
+    image = chest()
+    image[marker] = 3000
+    expected_ras_mm = swap_lps_ras(apply_affine(affine_lps, marker))
+    folder = tmp_path_factory.mktemp("any")
+    for form in FORMATS:
+        volume = read_one(write_any(folder / form.strip("."), form, image, affine_lps))
+        found = np.argwhere(volume.image_hu == 3000)
+        assert found.shape == (1, 3)
+        # NIfTI keeps the affine in float32: 1e-4 mm at 500 mm
+        np.testing.assert_allclose(apply_affine(volume.affine_ras, found[0]), expected_ras_mm, atol=2e-4)
+        if form != "dicom":  # there the slices are sorted along their normal: k may run the other way
+            np.testing.assert_array_equal(volume.image_hu, image)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_handled_formats_hand_worked_case(tmp_path: Path, form: str) -> None:
+    image = chest()
+    volume = read_one(write_any(tmp_path, form, image))
+    assert volume.image_hu.dtype == np.int16
+    np.testing.assert_array_equal(volume.image_hu, image)
+    expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.affine_ras, expected, atol=1e-6)
+    assert volume.facts["Size"] == "9 × 8 × 12"
+    assert volume.facts["Spacing"] == "0.7 × 0.8 × 1.5 mm"
+    assert volume.notes == ()
+
+
+def test_handled_dicom_files_in_any_order(tmp_path: Path) -> None:
+    image = chest()
+    paths = [str(path) for path in write_series(tmp_path, image, AXIAL)]
+    (entry,) = find_scans(tmp_path)
+    assert entry["image"] == paths  # by position, not by name
+    assert paths != sorted(paths)
+    volume = read_scan(paths[::-1])
+    np.testing.assert_array_equal(volume.image_hu, image)
+    assert volume.source_files == tuple(paths)  # one for each k
+
+
+def test_handled_gantry_tilt_is_a_sheared_affine_and_said(tmp_path: Path) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 1.5 * np.tan(np.radians(20))  # table feed along z, slices shifted along y
+    write_series(tmp_path, chest(), tilted)
+    volume = read_one(tmp_path)
+    np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
+    assert "gantry tilt of 20.0°" in volume.notes[0]
+    assert volume.facts["Gantry tilt"] == "20.0°"
+
+
+@pytest.mark.parametrize("form", [".nii.gz", ".nrrd", ".mha"])
+def test_handled_sheared_grid_in_other_formats(tmp_path: Path, form: str) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 0.5
+    volume = read_one(write_any(tmp_path, form, chest(), tilted))
+    np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
+    assert "gantry tilt of 18.4°" in volume.notes[0]  # atan(0.5 / 1.5)
+
+
+def test_handled_positions_rounded_in_the_header(tmp_path: Path) -> None:
+    def rounded(dataset, k):
+        dataset.ImagePositionPatient[2] = round(-100 + 0.625 * k, 1)
+
+    write_series(tmp_path, chest(), AXIAL, change=rounded)
+    assert read_one(tmp_path).affine_ras[2, 2] == pytest.approx(6.9 / 11)  # -100 to -93.1
+
+
+def test_handled_thick_slices_with_a_warning(tmp_path: Path) -> None:
+    thick = AXIAL @ np.diag([1, 1, 5 / 1.5, 1])
+    assert "slices of 5.0 mm" in read_one(write_image(tmp_path / "thick.nii.gz", chest(), thick)).notes[0]
+
+    def overlapping(dataset, k):
+        dataset.SliceThickness = "4"
+
+    write_series(tmp_path / "overlapping", chest(), AXIAL, change=overlapping)
+    volume = read_one(tmp_path / "overlapping")
+    assert "slices of 4.0 mm" in volume.notes[0]
+    assert volume.facts["Slice thickness"] == "4 mm"
+
+
+def test_handled_slab_of_two_slices(tmp_path: Path) -> None:
+    write_series(tmp_path, chest((9, 8, 2)), AXIAL)
+    assert read_one(tmp_path).image_hu.shape == (9, 8, 2)
+
+
+@pytest.mark.parametrize("form", [".nii.gz", ".mha"])
+def test_handled_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"scan{form}"
+    if form == ".mha":
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(path))
+    else:
+        nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), path)
+    np.testing.assert_array_equal(read_one(path).image_hu, chest())
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
+def test_handled_units_of_nifti(tmp_path: Path, unit: str, factor: float) -> None:
+    image = nib.Nifti1Image(chest(), np.diag([1.5 / factor, 1.5 / factor, 1.5 / factor, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii")
+    np.testing.assert_allclose(read_one(tmp_path / "scan.nii").affine_ras, np.diag([1.5, 1.5, 1.5, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [
+        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
+    ],
+)
+def test_handled_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    path.write_bytes(path.read_bytes().replace(old, new))
+    np.testing.assert_allclose(read_one(path).affine_ras[:3], 10 * swap_lps_ras_affine(AXIAL)[:3], rtol=1e-9)
+
+
+def test_handled_nifti_without_orientation_is_said(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(chest(), None)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
+
+
+def test_handled_nifti_forms_that_differ_are_said(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(chest(), np.diag([1.0, 1, 1, 1]))
+    moved = np.eye(4)
+    moved[0, 3] = 40
+    image.set_qform(moved, 1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    volume = read_one(tmp_path / "scan.nii.gz")
+    assert "differ by up to 40 mm" in volume.notes[0]
+    np.testing.assert_allclose(volume.affine_ras, np.eye(4))
+
+
+def test_handled_nrrd_without_patient_frame_is_said(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.nrrd", chest())
+    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", b"space: scanner-xyz"))
+    assert "left-posterior-superior is assumed" in read_one(path).notes[0]
+
+
+# ---- handled: intensities ----------------------------------------------------------------------------------------
+
+
+def test_handled_float_nifti_is_rounded_and_clipped(tmp_path: Path) -> None:
+    image = chest().astype(np.float32)
+    image[0, 0, :4] = [-1000.6, 40.4, 1e6, -1e6]
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii")
+    volume = read_one(tmp_path / "scan.nii")
+    assert volume.image_hu[0, 0, :4].tolist() == [-1001, 40, 32767, -32768]
+
+
+def test_handled_mixed_rescale_slopes(tmp_path: Path) -> None:
+    """Every second slice lies 0.75 HU higher at slope 0.25; ITK's series reader would cut that off, not round it."""
+    image = chest()
+
+    def finer(dataset, k):
+        if k % 2:
+            stored = (4 * (image[:, :, k].T.astype(np.int32) + 2048) + 3).astype("<u2")
+            dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelData = "0.25", "-2048", stored.tobytes()
+
+    write_series(tmp_path, image, AXIAL, change=finer)
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image + np.arange(12) % 2)
+
+
+@pytest.mark.parametrize("padding", [-2000, -3024, -32768, 0])
+def test_handled_padding_outside_the_field_of_view(tmp_path: Path, padding: int) -> None:
+    image = chest((20, 20, 6))
+    image[:, 6:] = padding
+    assert read_one(write_image(tmp_path / "scan.nii", image)).image_hu.min() == image.min()
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL, syntax=syntax)
+    assert read_file_meta_info(paths[0]).TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
+
+
+def write_jpeg(folder: Path, image_hu: npt.NDArray, compressor: str) -> list[Path]:
+    """A series at 1 mm that ITK compresses."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for k in range(image_hu.shape[2]):
+        image = sitk.GetImageFromArray(image_hu[:, :, k : k + 1].T)
+        image.SetOrigin((0, 0, k))
+        tags = {"0008|0060": "CT", "0020|000d": STUDY_UID, "0020|000e": SERIES_UID, "0008|0018": f"{SERIES_UID}.{k}"}
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetUseCompression(True)
+        writer.SetCompressor(compressor)
+        paths.append(folder / f"{k}.dcm")
+        writer.SetFileName(str(paths[-1]))
+        writer.Execute(image)
+    return paths
+
+
+@pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", JPEGLosslessSV1), ("JPEG2000", JPEG2000Lossless)])
+def test_handled_dicom_jpeg_lossless(tmp_path: Path, compressor: str, syntax: UID) -> None:
+    image = chest((32, 32, 4))
+    paths = write_jpeg(tmp_path, image, compressor)
+    assert read_file_meta_info(paths[0]).TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
+
+
+# ---- handled: folders, studies, datalists ------------------------------------------------------------------------
+
+
+def test_handled_other_files_beside_the_slices(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL)
+    for name in ("reading.xml", "notes.txt", ".hidden.dcm", "DICOMDIR", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"no slice")
+    (tmp_path / ".cache").mkdir()
+    shutil.copy(paths[0], tmp_path / ".cache" / "copy.dcm")
+    (entry,) = find_scans(tmp_path)
+    assert entry == {"image": [str(p) for p in paths], "name": SERIES_UID, "source": str(tmp_path), "notes": ""}
+
+
+def set_tags(**tags: Any) -> Callable:
+    """A change that sets the same tags in every slice."""
+
+    def change(dataset, k):
+        for keyword, value in tags.items():
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """One study: thin axial (.5), thick axial (.4), coronal thin (.3), localizer (.6), few slices (.7), MR (.8)."""
+    coronal = np.array([[0.7, 0, 0, 0], [0, 0, 0.5, 0], [0, -0.7, 0, 0], [0, 0, 0, 1.0]])
+    write_series(tmp_path / "mixed", chest(), AXIAL, series_uid="1.2.5")
+    write_series(tmp_path / "mixed", chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
+    write_series(tmp_path / "mixed", chest(), coronal, series_uid="1.2.3")
+    localizer = set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(tmp_path / "b", chest((9, 8, 1)), AXIAL, series_uid="1.2.6", change=localizer)
+    write_series(tmp_path / "b", chest((9, 8, 3)), AXIAL @ np.diag([1, 1, 0.3, 1]), series_uid="1.2.7")
+    write_series(tmp_path / "c/d", chest(), AXIAL, series_uid="1.2.8", change=set_tags(Modality="MR"))
+    return tmp_path
+
+
+def test_handled_study_with_several_series_takes_the_thinnest_axial_ct_and_says_why(study: Path) -> None:
+    (entry,) = find_scans(study)
+    assert entry["name"] == "1.2.5"
+    assert entry["source"] == str(study / "mixed")
+    volume = read_scan(entry["image"])
+    np.testing.assert_array_equal(volume.image_hu, chest())  # two other series lie in the same folder
+    for words in (
+        "1.2.5 (CT, 12 slices, 1.5 mm) of 6 in the study: thinnest axial CT",
+        "1.2.4 (CT, 12 slices, 3 mm): axial CT, not thinner",
+        "1.2.3 (CT, 12 slices, 0.5 mm): not axial",
+        "1.2.6 (CT, 1 slice): localizer, fewer than 10 slices",
+        "1.2.7 (CT, 3 slices, 0.45 mm): fewer than 10 slices",
+        "1.2.8 (MR, 12 slices, 1.5 mm): modality MR, not CT",
+    ):
+        assert words in entry["notes"]
+    assert "Secret" not in str(entry) + str(volume.facts)
+    assert "SECRET" not in str(entry) + str(volume.facts)
+
+
+def test_handled_study_named_series(study: Path) -> None:
+    (entry,) = find_scans(study, series="1.2.3")
+    assert entry["name"] == "1.2.3"
+    assert "named" in entry["notes"]
+    with pytest.raises(ScanError, match=r"expected series '9\.9', found 1\.2\.3 \(CT.*1\.2\.8 \(MR"):
+        find_scans(study, series="9.9")
+
+
+def test_handled_study_all_ct_series(study: Path) -> None:
+    assert sorted(e["name"] for e in find_scans(study, series="all")) == ["1.2.3", "1.2.4", "1.2.5", "1.2.7"]
+
+
+def test_handled_study_thickness_counts_not_only_distance(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.3", change=set_tags(SliceThickness="3"))
+    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 1.1, 1]), series_uid="1.2.4")
+    (entry,) = find_scans(tmp_path)
+    assert entry["name"] == "1.2.4"
+
+
+def test_handled_localizer_image_inside_the_series_is_left_out(tmp_path: Path) -> None:
+    def first_is_localizer(dataset, k):
+        if k == 0:
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    write_series(tmp_path, chest(), AXIAL, change=first_is_localizer)
+    (entry,) = find_scans(tmp_path)
+    assert entry["notes"] == "1 localizer image(s) of the series ignored"
+    assert read_scan(entry["image"]).image_hu.shape == (9, 8, 11)
+
+
+def test_handled_study_spread_over_folders(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", chest(), AXIAL)
+    (tmp_path / "b").mkdir()
+    for path in paths[5:]:
+        shutil.move(path, tmp_path / "b" / path.name)
+    (entry,) = find_scans(tmp_path)
+    assert entry["source"] == str(tmp_path)
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, chest())
+
+
+def test_handled_folder_of_scans_and_equal_stems(tmp_path: Path) -> None:
+    write_image(tmp_path / "a/Scan.nii.gz", chest())
+    write_image(tmp_path / "b/scan.mha", chest())
+    write_image(tmp_path / "b/odd name (1)é.nrrd", chest())
+    write_image(tmp_path / "c/scan-2.mhd", chest())
+    for n in (1, 2):
+        write_series(
+            tmp_path / f"d{n}", chest(), AXIAL, series_uid=f"1.2.{n}", change=set_tags(StudyInstanceUID=f"1.{n}")
+        )
+    names = [entry["name"] for entry in find_scans(tmp_path)]
+    assert names == ["Scan", "odd_name_1", "scan-2", "scan-2-2", "1.2.1", "1.2.2"]
+
+
+def test_handled_linked_folders_without_going_in_circles(tmp_path: Path) -> None:
+    write_image(tmp_path / "real/scan.nii", chest())
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/link").symlink_to(tmp_path / "real")
+    (tmp_path / "real/loop").symlink_to(tmp_path / "scans")
+    assert [entry["name"] for entry in find_scans(tmp_path / "scans")] == ["scan"]
+
+
+def test_handled_lung_mask_of_a_datalist_starts_at_its_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    items = [{"image": "scan.nii", "lung_mask": "lungs/1.mhd"}, {"image": "scan.nii", "lung_mask": None}]
+    (tmp_path / "list.json").write_text(json.dumps(items))
+    assert find_scans(tmp_path / "list.json")[0]["lung_mask"] == str(tmp_path / "lungs/1.mhd")
+    assert "lung_mask" not in find_scans(tmp_path / "list.json")[1]
+
+
+def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) -> None:
+    write_image(tmp_path / "x/scan.nii", chest())
+    paths = write_series(tmp_path / "x/dicom", chest(), AXIAL)
+    items = [{"image": "x/scan.nii", "box": [[1, 2, 3, 4, 5, 6]], "label": [0]}, {"image": "x/dicom", "fold": 1}]
+    extra = {"labels": {"0": "nodule"}, "training": items, "validation": [str(tmp_path / "x/scan.nii")], "n": 3}
+    (tmp_path / "list.json").write_text(json.dumps(extra))
+    first, second, third = find_scans(tmp_path / "list.json")
+    assert first["image"] == str(tmp_path / "x/scan.nii")
+    assert (first["box"], first["label"], first["name"]) == ([[1, 2, 3, 4, 5, 6]], [0], "scan")
+    assert (second["image"], second["fold"], second["name"]) == ([str(path) for path in paths], 1, SERIES_UID)
+    assert third["name"] == "scan-2"
+    assert [e["name"] for e in find_scans(tmp_path / "list.json", section="validation")] == ["scan"]
+    (tmp_path / "plain.json").write_text(json.dumps(items))
+    assert [e["name"] for e in find_scans(tmp_path / "plain.json")] == ["scan", SERIES_UID]
+    assert [e["fold"] for e in find_scans(tmp_path / "plain.json", series=SERIES_UID)] == [1]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "3", "{}", '{"training": 1}', "[3]", '[{"mask": "a"}]', '[{"image": []}]', "[]"]
+)
+def test_refused_datalist_of_another_shape(tmp_path: Path, content: str) -> None:
+    (tmp_path / "list.json").write_text(content)
+    with pytest.raises(ScanError, match=r"list\.json.*expected"):
+        find_scans(tmp_path / "list.json")
+
+
+def test_refused_unknown_section(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('{"training": [{"image": "a.nii"}]}')
+    with pytest.raises(ScanError, match=r"expected section 'testing'.*found training"):
+        find_scans(tmp_path / "list.json", section="testing")
+    with pytest.raises(ScanError, match="asks for a datalist"):
+        find_scans(tmp_path, section="training")
+
+
+# ---- handled: enhanced CT ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+def test_handled_enhanced_ct_is_read_as_its_slices_would_be(tmp_path: Path, syntax: UID) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 0.5
+    path = write_enhanced(tmp_path / "a/enhanced.dcm", chest(), tilted, syntax=syntax)
+    write_series(tmp_path / "b", chest(), tilted)
+    (entry,) = find_scans(path.parent)
+    assert (entry["image"], entry["name"]) == ([str(path)], SERIES_UID)
+    volume, single = read_scan(entry["image"]), read_one(tmp_path / "b")
+    np.testing.assert_array_equal(volume.image_hu, single.image_hu)
+    np.testing.assert_allclose(volume.affine_ras, single.affine_ras, atol=1e-9)
+    assert volume.notes == single.notes
+    assert volume.facts["Slice thickness"] == "1.5 mm"
+    assert volume.source_files == (str(path),) * 12  # one for each k
+    same_grid(path)
+
+
+def test_handled_enhanced_ct_with_a_slope_of_its_own_in_each_frame_and_a_localizer(tmp_path: Path) -> None:
+    def change(group, k):
+        if k == 3:
+            (group.CTImageFrameTypeSequence[0]).FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+            group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 500]
+        if k == 7:
+            group.PixelValueTransformationSequence[0].RescaleIntercept = -4100
+
+    image = chest()
+    write_enhanced(tmp_path / "enhanced.dcm", image[:, :, :4], AXIAL, change=change)
+    (entry,) = find_scans(tmp_path)
+    assert entry["notes"] == "1 localizer image(s) of the series ignored"
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image[:, :, :3])
+    write_enhanced(tmp_path / "b/enhanced.dcm", image, AXIAL, change=lambda g, k: change(g, k) if k == 7 else None)
+    expected = image.copy()
+    expected[:, :, 7] -= 4
+    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, expected)
+
+
+def _second_half(keyword: str, value: Any) -> Callable:
+    def change(group, k):
+        if k >= 6:
+            for sequence in ("FrameContentSequence", "CTImageFrameTypeSequence", "PixelValueTransformationSequence"):
+                if keyword in group[sequence][0] or sequence == "PixelValueTransformationSequence":
+                    setattr(group[sequence][0], keyword, value)
+                    return
+
+    return change
+
+
+def _missing_frame(group, k):
+    if k == 5:
+        group.PlanePositionSequence[0].ImagePositionPatient = [-30, -40, -300]
+
+
+def _other_frames(whole, k):
+    if k == -1:
+        whole.NumberOfFrames = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_second_half("StackID", "2"), "one stack, got 2"),
+        (_second_half("TemporalPositionIndex", 2), "one time point, got 2"),
+        (_second_half("FrameType", ["DERIVED", "PRIMARY", "MAXIMUM", "NONE"]), "one kind of image, got 2"),
+        (_second_half("RescaleType", "MGML"), "expected HU, got RescaleType MGML"),
+        (_missing_frame, "slices are missing"),
+        (_other_frames, "5 frames, 12 functional groups"),
+    ],
+    ids=["stacks", "times", "types", "not-hu", "gap", "count"],
+)
+def test_refused_enhanced_ct(tmp_path: Path, change: Callable, words: str) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, change=change)
+    with pytest.raises(ScanError, match=words):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL)
+    cut(path, share)
+    refused(tmp_path, "enhanced.dcm", "truncated or damaged")
+
+
+# ---- files that vanish -------------------------------------------------------------------------------------------
+
+
+def _vanish(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    if how == "link":
+        path.symlink_to("../nowhere")
+    elif how == "loop":
+        path.symlink_to(path.name)
+    elif how == "folder link":
+        path.symlink_to(".git/annex/objects/xx/MD5-s1--0")
+    elif how == "part":
+        path.with_name(f"{path.name}.part").write_bytes(data[:300])
+    else:
+        content = {"empty": b"", "short": data[:100], "zeros": bytes(len(data)), "lfs": b"version https://git-lfs"}
+        content |= {"annex": b"/annex/objects/MD5-s1--0", "web page": b"<html>404</html>", "half": data[:-60]}
+        content |= {"no start": data[200:]}
+        path.write_bytes(content[how])
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm", ".1", ".img"])
+@pytest.mark.parametrize(
+    "how",
+    ["empty", "short", "zeros", "lfs", "annex", "web page", "half", "no start", "link", "loop", "folder link", "part"],
+)
+def test_refused_series_whose_last_slices_cannot_be_read(tmp_path: Path, how: str, ending: str) -> None:
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
+        path = path.rename(tmp_path / f"IM{k:04d}{ending}")
+        if k >= 10:
+            _vanish(path, how)
+    refused(tmp_path, "IM0010")
+
+
+def test_refused_folder_of_nothing_but_pointers_beside_a_scan(tmp_path: Path) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    (tmp_path / "study").mkdir()
+    for k in range(3):
+        (tmp_path / "study" / f"IM{k}").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    first, second = find_scans(tmp_path)
+    assert first["name"] == "scan"
+    with pytest.raises(ScanError, match="pointer of git-lfs"):
+        read_scan(second["image"])
+
+
+def test_handled_slices_without_preamble(tmp_path: Path) -> None:
+    """As older archives write them: the data set alone, with or without the group of file meta information."""
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL, syntax=ImplicitVRLittleEndian)):
+        data = path.read_bytes()
+        path.write_bytes(data[132:] if k % 2 else data[data.index(b"\x08\x00\x08\x00") :])
+        path.rename(tmp_path / f"slice{k}")
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
+
+
+def test_handled_files_of_others_beside_slices_without_ending(tmp_path: Path) -> None:
+    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
+        path.rename(tmp_path / f"IM{k:04d}")
+    for name in ("README", "LOCKFILE", "VERSION", "notes.txt", "index2.html", "DICOMDIR", "viewer1.exe"):
+        (tmp_path / name).write_bytes(b"" if name == "LOCKFILE" else b"no slice")
+    assert read_one(tmp_path).image_hu.shape == SHAPE
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Folders that cannot be listed; rights do not bind the user that runs tests in a container."""
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if Path(path) in folders:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "scan.nii", chest())
+    paths = write_series(tmp_path / "series/1", chest(), AXIAL)
+    (tmp_path / "series/2").mkdir()
+    (tmp_path / "series/3").mkdir()
+    for path in paths[6:]:
+        path.rename(tmp_path / "series/2" / path.name)
+    (tmp_path / "mueller").mkdir()
+    _closed(monkeypatch, tmp_path / "series/3", tmp_path / "mueller")
+    entries = find_scans(tmp_path)
+    assert [entry["name"] for entry in entries] == ["scan", SERIES_UID, "closed"]
+    for entry, match in zip(entries[1:], ("series/3", "mueller"), strict=True):
+        with pytest.raises(ScanError, match=f"{match}: expected .*"):
+            read_scan(entry["image"])
+    _closed(monkeypatch, tmp_path)
+    with pytest.raises(ScanError, match="expected a folder that can be read"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str) -> None:
+    def make(path: Path) -> None:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the name of a socket is short
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(path.name)
+            os.chdir(here)
+
+    write_series(tmp_path / "dicom", chest(), AXIAL)
+    for name in ("a.nii.gz", "b.mhd", "c.nrrd", "list.json", "dicom/pipe1"):
+        make(tmp_path / name)
+    path = write_image(tmp_path / "data/scan.mhd", chest())
+    (tmp_path / "data/scan.raw").unlink()
+    make(tmp_path / "data/scan.raw")
+    found = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
+    assert set(found) == {"a", "b", "c", "scan", SERIES_UID}
+    assert read_scan(found[SERIES_UID]).image_hu.shape == SHAPE
+    for image in (found["a"], found["b"], found["c"], path):
+        for read in (read_scan, read_labels):
+            with pytest.raises(ScanError, match=r"a named pipe|a socket|a device|expected a mask in one file"):
+                read(image)
+    with pytest.raises(ScanError, match=r"list\.json: expected a scan"):
+        find_scans(tmp_path / "list.json")
+    make(tmp_path / "dicom/extra.dcm")
+    with pytest.raises(ScanError, match=r"extra\.dcm: expected a DICOM slice, found a"):
+        read_scan(next(e["image"] for e in find_scans(tmp_path) if e["name"] == SERIES_UID))
+
+
+NAMES = [b"M\xfcller", b"a\nb", b"x" * 250, "Mü\u202eller 日本".encode(), b"-o", b"~root"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, form) for name in NAMES for form in ("dicom", ".mha", ".mhd", ".nrrd", ".nii.gz")), (NAMES[0], "JPEG")],
+)
+def test_handled_any_file_name(tmp_path: Path, name: bytes, form: str) -> None:
+    image = chest((32, 32, 4))
+    folder = tmp_path / "source"
+    if form == "JPEG":
+        write_jpeg(folder, image, form)
+    else:
+        write_any(folder, form, image)
+    target = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
+    if form in ("dicom", "JPEG"):
+        os.rename(folder / "series" if form == "dicom" else folder, target)
+    else:
+        os.mkdir(target)
+        os.rename(folder / f"scan{form}", os.path.join(target, os.fsdecode(name[:240]) + form))
+        if form == ".mhd":
+            os.rename(folder / "scan.raw", os.path.join(target, "scan.raw"))
+    (entry,) = find_scans(target)
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image)
+    entry["name"].encode()
+    str(ScanError(f"{target}: x")).encode()
+    assert "\n" not in str(ScanError(f"{target}: x"))
+
+
+@pytest.mark.parametrize("form", [".MHA", ".Mhd", ".MHD", ".NRRD", ".Nhdr", ".NII", ".NII.GZ", ".Nii.gz"])
+def test_handled_endings_in_capitals(tmp_path: Path, form: str) -> None:
+    path = write_image(tmp_path / f"scan{form.lower().replace('.nhdr', '.nrrd')}", chest())
+    path = path.rename(tmp_path / f"SCAN{form}")
+    if form == ".Nhdr":
+        header, data = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(header + b"\ndata file: voxels.raw.gz\n")
+        (tmp_path / "voxels.raw.gz").write_bytes(data)
+    (entry,) = find_scans(tmp_path)
+    assert entry["name"] == "SCAN"
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, chest())
+    same_grid(path)
+
+
+def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> None:
+    """The file has its length, its end is zeros."""
+    paths = write_series(tmp_path / "a", chest((32, 32, 12)), AXIAL)
+    data = paths[4].read_bytes()
+    paths[4].write_bytes(data[:-1200] + bytes(1200))
+    refused(tmp_path / "a", "zeros in the last 18 of 32 rows", paths[4].name)
+    paths[4].write_bytes(data[:-2048] + bytes(2048))
+    refused(tmp_path / "a", "zeros in the last 32 of 32 rows", paths[4].name)
+    paths[4].write_bytes(data)
+    paths[11].write_bytes(paths[11].read_bytes()[:-2048] + bytes(2048))
+    assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path / "a").notes[0]
+
+
+# ---- MetaImage and NRRD as ITK reads them -----------------------------------------------------------------------
+
+
+def _as_itk(path: Path) -> None:
+    """Values and geometry are those that SimpleITK reads."""
+    header, image = read_text_header(path), sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(read_values(header), sitk.GetArrayFromImage(image).T)
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine_lps[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(header.affine_lps, affine_lps, atol=1e-9)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_handled_every_number_type_of_metaimage_and_nrrd(tmp_path: Path, form: str, packed: bool) -> None:
+    for dtype in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"):
+        values = np.random.default_rng(0).integers(0, 100, (4, 5, 6)).astype(dtype)
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing((0.7, 0.8, 1.5))
+        image.SetOrigin((1, 2, 3))
+        image.SetDirection((0, -1, 0, 0.6, 0, 0.8, -0.8, 0, 0.6))
+        sitk.WriteImage(image, str(tmp_path / f"{dtype}{form}"), useCompression=packed)
+        _as_itk(tmp_path / f"{dtype}{form}")
+
+
+META = "NDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\nElementSpacing = .7 .8 1.5\n"
+NRRD = "NRRD0005\n# remark\ntype: int16\ndimension: 3\nsizes: 6 5 4\nendian: little\nkey:=value\nencoding: raw\n"
+PLACED = "space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)\nspace origin: (1,2,3)\n"
+STEPS = "spacings: 0.7 0.8 1.5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mhd", META + "ElementByteOrderMSB = True\nElementDataFile = big.raw\n"),
+        ("a.mhd", META.replace("\n", "\r\n") + "ElementDataFile = plain.raw\r\n"),
+        ("a.mhd", META + "HeaderSize = 37\nElementDataFile = late.raw\n"),
+        ("a.mhd", META + "HeaderSize = -1\nElementDataFile = late.raw\n"),
+        ("a.mhd", META + "ElementDataFile = LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
+        ("a.mhd", META + "ElementDataFile = s%d.raw 1 4 1\n"),
+        ("a.mhd", META + "Rotation = 0 1 0 -1 0 0 0 0 1\nPosition = 4 5 6\nElementDataFile = plain.raw\n"),
+        ("a.nhdr", NRRD + "space: RAS\n" + PLACED + "data file: plain.raw\n"),
+        ("a.nhdr", NRRD + "space: left-anterior-superior\n" + PLACED + "datafile: plain.raw\n"),
+        ("a.nhdr", NRRD.replace("little", "big") + "space: LPS\n" + PLACED + "data file: big.raw\n"),
+        ("a.nhdr", NRRD + "byte skip: 37\n" + STEPS + "data file: late.raw\n"),
+        ("a.nhdr", NRRD + "byteskip: -1\n" + STEPS + "data file: late.raw\n"),
+        ("a.nhdr", NRRD + "line skip: 2\n" + STEPS + "data file: lines.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: s%d.raw 1 4 1\n"),
+    ],
+)
+def test_handled_text_headers_of_other_programs(tmp_path: Path, name: str, text: str) -> None:
+    values = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype("<i2")
+    plain = values.tobytes()
+    files = {"plain": plain, "big": values.astype(">i2").tobytes(), "late": b"x" * 37 + plain}
+    files |= {"lines": b"one\ntwo\n" + plain} | {f"s{k + 1}": values[k].tobytes() for k in range(4)}
+    for stem, data in files.items():
+        (tmp_path / f"{stem}.raw").write_bytes(data)
+    (tmp_path / name).write_bytes(text.encode())
+    _as_itk(tmp_path / name)
+
+
+def test_handled_numbers_in_text(tmp_path: Path) -> None:
+    values = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    text = " ".join(map(str, values.ravel(order="F")))
+    (tmp_path / "a.mha").write_text(META + "BinaryData = False\nElementDataFile = LOCAL\n" + text)
+    (tmp_path / "a.nrrd").write_text(NRRD.replace("raw", "ascii") + STEPS + "\n" + text)
+    for name in ("a.mha", "a.nrrd"):
+        np.testing.assert_array_equal(read_values(read_text_header(tmp_path / name)), values)
+
+
+@pytest.mark.parametrize("extra", [b"\1", b"\0" * 5000])
+@pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra: bytes) -> None:
+    """Then the header says another size than the scan has; zeros up to a block of the disk are no data."""
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
+    for more in (b"\0" * 100, extra):
+        path.write_bytes(data + more if form != ".nii.gz" else gzip.compress(data + more))
+        if more != extra:
+            np.testing.assert_array_equal(read_one(path).image_hu, chest())
+    refused(path, "truncated or damaged")
+
+
+# ---- voxel sizes that are not there ------------------------------------------------------------------------------
+
+
+def _without(path: Path, *starts: str) -> None:
+    """Take lines out of a header."""
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(s.encode() for s in starts))))
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [
+        (".mhd", b"ElementSpacing = ", b"Comment = "),
+        (".mhd", b"ElementSpacing = ", b"elementspacing = "),
+        (".mhd", b"0.69999999999999996", b"0,7"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996 ", b"ElementSpacing = "),
+        (".mhd", b"ElementSpacing = ", b"ElementSpacing = 1 1 1\nElementSpacing = "),
+        (".mhd", b"ElementSpacing = 0.6", b"ElementSpacing = -0.6"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996", b"ElementSpacing = nan"),
+        (".nrrd", b"space directions: ", b"# "),
+        (".nrrd", b"space directions: (", b"spacings: nan nan nan\n# ("),
+        (".nrrd", b"space directions: (", b"spacings: 0,7 0,8 1,5\n# ("),
+        (".nrrd", b"space directions: (", b"spacings: 0.7 0.8\n# ("),
+        (".nrrd", b"space directions: (0.", b"space directions: (nan"),
+        (".nrrd", b"space directions: (", b"space directions: none ("),
+    ],
+)
+def test_refused_text_header_that_leaves_the_voxel_size_open(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    refused_alike(path)
+
+
+def test_handled_metaimage_with_the_size_of_its_elements_alone_is_said(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing", b"ElementSize"))
+    volume = read_one(path)
+    assert spacing_mm(volume.affine_ras) == pytest.approx([0.7, 0.8, 1.5])
+    assert "no gaps between them are assumed" in volume.notes[0]
+
+
+def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2) -> Path:
+    """A NIfTI-1 file with header fields as they are given; ``codes`` of qform and sform."""
+    header = nib.Nifti1Image(chest(), np.eye(4)).header
+    header["qform_code"], header["sform_code"], header["xyzt_units"] = *codes, unit
+    header["pixdim"][1:4], header["vox_offset"], header["magic"] = pixdim, 352, b"n+1"
+    for row, step in enumerate(steps):
+        header[f"srow_{'xyz'[row]}"] = [step if row == column else 0 for column in range(4)]
+    path.write_bytes(header.binaryblock + bytes(4) + chest().tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"codes": (0, 1), "pixdim": (1.4, 1.4, 2.5), "steps": (1, 1, 1)}, "1 × 1 × 1 mm by the sform and 1.4 × 1.4"),
+        ({"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": (1.4, 1.4, 2.6)}, "by pixdim"),
+        ({"codes": (0, 0), "pixdim": (0, 0, 0), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (1, 0), "pixdim": (1, 0, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (0, 0), "pixdim": (1, np.nan, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 1}, "0.05 to 30.0 mm"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 3}, "0.05 to 30.0 mm"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 5}, "unit code 5"),
+        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (0, 1, 1)}, "three independent axes"),
+    ],
+)
+def test_refused_nifti_that_leaves_the_voxel_size_open(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    refused_alike(write_raw_nifti(tmp_path / "scan.nii", **fields), words)
+
+
+def test_handled_nifti_whose_pixdim_is_unset_or_the_distance_of_tilted_slices(tmp_path: Path) -> None:
+    path = write_raw_nifti(tmp_path / "a.nii", codes=(0, 1), pixdim=(0, 0, 0), steps=(1.4, 1.4, 2.5))
+    volume = read_scan(path)
+    assert spacing_mm(volume.affine_ras) == pytest.approx([1.4, 1.4, 2.5])
+    assert "pixdim of the NIfTI header gives no voxel size" in volume.notes[0]
+    tilted = np.diag([1.0, 1, 2, 1])
+    tilted[1, 2] = 0.5
+    image = nib.Nifti1Image(chest(), tilted)
+    image.header["pixdim"][3] = 2.0
+    nib.save(image, tmp_path / "b.nii")
+    np.testing.assert_allclose(read_scan(tmp_path / "b.nii").affine_ras, tilted)
+
+
+@pytest.mark.parametrize("form", [".mhd", ".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_refused_header_that_claims_a_million_million_voxels(tmp_path: Path, form: str) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
+    if ".nii" in form:
+        data = data[:42] + np.array([32767, 32767, 1000], "<i2").tobytes() + data[48:]
+    else:
+        data = data.replace(b"9 8 12", b"10000 10000 10000")
+    path.write_bytes(data if form != ".nii.gz" else gzip.compress(data))
+    began = time.monotonic()
+    refused(path, "expected at most 4294967296 voxels")
+    assert time.monotonic() - began < 1
+
+
+# ---- pixel packing -----------------------------------------------------------------------------------------------
+
+
+PACKINGS = [
+    *((16, 12, 11, False), (16, 12, 15, False), (16, 13, 13, True), (16, 12, 11, True), (16, 12, 14, True)),
+    *((16, 16, 15, True), (32, 16, 15, False), (32, 20, 25, True)),
+]
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "allocated", "stored", "high", "signed"),
+    [*((syntax, *bits) for syntax in PLAIN for bits in PACKINGS), (RLELossless, *PACKINGS[1])],
+)
+def test_handled_any_packing_of_bits(
+    tmp_path: Path, syntax: UID, allocated: int, stored: int, high: int, signed: bool
+) -> None:
+    """Bits outside of those stored hold rubbish (overlays, in older files)."""
+    image = np.clip(chest(), -1000, 900)
+    intercept = 0 if signed else -1024
+    rubbish = np.random.default_rng(3)
+
+    def pack(dataset, k):
+        values = image[:, :, k].T.astype(np.int64) - intercept
+        mask = ((1 << stored) - 1) << (high + 1 - stored)
+        words = (values << (high + 1 - stored)) & mask
+        words |= rubbish.integers(0, 1 << allocated, words.shape) & ~mask & ((1 << allocated) - 1)
+        order = "<" if syntax.is_little_endian else ">"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, high
+        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), intercept
+        dataset.PixelData = words.astype(f"{order}u{allocated // 8}").tobytes()
+        dataset["PixelData"].VR = "OW"
+
+    write_series(tmp_path, image, AXIAL, change=pack, syntax=syntax)
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"HighBit": 10, "BitsStored": 12}, "BitsAllocated, BitsStored and HighBit"),
+        ({"BitsStored": 17}, "BitsAllocated, BitsStored and HighBit"),
+        ({"HighBit": 16}, "BitsAllocated, BitsStored and HighBit"),
+        ({"BitsStored": None}, "found not all of them"),
+        ({"PixelRepresentation": None}, "found not all of them"),
+        ({"RescaleSlope": 0}, "one number each"),
+        ({"RescaleSlope": ["1", "2"]}, "one number each"),
+        ({"RescaleIntercept": None}, "one number each"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "found none in some"),
+        ({"RescaleType": "MGML"}, "expected HU, got RescaleType MGML"),
+        ({"ModalityLUTSequence": []}, "Modality LUT"),
+        ({"PatientID": "ANNA"}, "one patient (PatientID), got 2"),
+        ({"PatientName": "Anna^Name"}, "one patient (PatientName), got 2"),
+        ({"FrameOfReferenceUID": "1.2.9"}, "one frame of reference, got 2"),
+    ],
+    ids=str,
+)
+def test_refused_slice_of_other_values_or_origin(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
+    def change(dataset, k):
+        dataset.FrameOfReferenceUID = "1.2.8"
+        change_one(**tags)(dataset, k)
+
+    write_series(tmp_path, chest(), AXIAL, change=change)
+    message = refused(tmp_path, words)
+    assert "SECRET" not in message
+    assert "anna" not in message.lower()
+
+
+def test_refused_rescale_that_is_no_number(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=lambda d, k: set_raw(d, "RescaleSlope", "1,0") if k == 4 else None)
+    refused(tmp_path, "one number each")
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "PatientName", "FrameOfReferenceUID"])
+def test_handled_origin_that_some_slices_do_not_name(tmp_path: Path, tag: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=lambda d, k: setattr(d, tag, "" if k % 2 else "1.2"))
+    assert read_one(tmp_path).image_hu.shape == SHAPE
+
+
+def test_handled_padding_above_bone_becomes_air(tmp_path: Path) -> None:
+    """Padding that looks like the body is left alone: it cannot be told from it."""
+    image = chest()
+    image[7:] = 30000
+
+    def change(dataset, k):
+        dataset.PixelPaddingValue = 30000 + 4096
+
+    write_series(tmp_path / "a", image, AXIAL, change=change)
+    expected = image.copy()
+    expected[7:] = -1024
+    np.testing.assert_array_equal(read_one(tmp_path / "a").image_hu, expected)
+    write_series(tmp_path / "b", chest(), AXIAL, change=set_tags(PixelPaddingValue=40 + 4096))
+    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, chest())
+
+
+# ---- the wrong series --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"BodyPartExamined": "HEAD"}, "of the head, not the chest"),
+        ({"SeriesDescription": "Schaedel 1.0"}, "of the schaedel, not the chest"),
+        ({"BodyPartExamined": "CHEST", "SeriesDescription": "Abdomen venous 1.0"}, "of the abdom, not the chest"),
+        ({"ProtocolName": "Brain"}, "of the brain, not the chest"),
+        ({"PhotometricInterpretation": "RGB"}, "in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "in colour"),
+        ({"RescaleType": "MGML"}, "not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "IODINE"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "VNC"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "not HU"),
+        ({"SeriesDescription": "Chest Zeff 1.0"}, "not HU"),
+        ({"SeriesDescription": "Iodine map thorax"}, "not HU"),
+        ({"SeriesDescription": "Patient Protocol"}, "not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "intensity projection"),
+        ({"SeriesDescription": "Thorax MIP 8/2"}, "intensity projection"),
+    ],
+    ids=str,
+)
+def test_handled_study_whose_thinnest_series_cannot_be_the_chest(
+    tmp_path: Path, tags: dict[str, Any], reason: str
+) -> None:
+    good = set_tags(SeriesDescription="Thorax low dose 3.0 lung", BodyPartExamined="CHEST")
+    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4", change=good)
+    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(**tags))
+    (entry,) = find_scans(tmp_path)
+    assert entry["name"] == "1.2.4"
+    assert f"1.2.5 (CT, 12 slices, 1.5 mm): {reason}" in entry["notes"]
+    assert read_scan(entry["image"]).image_hu.shape == SHAPE
+
+
+def test_handled_lone_series_of_another_part_is_said(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=set_tags(BodyPartExamined="HEAD"))
+    (entry,) = find_scans(tmp_path)
+    assert "of the head, not the chest" in entry["notes"]
+
+
+@pytest.mark.parametrize(
+    "words", ["Thorax 1.0", "CHEST W IODINE CONTRAST", "Chest-Abdomen-Pelvis", "TAP venous", "Low dose lung 3D", "HRCT"]
+)
+def test_handled_chest_by_any_name_stays_the_first_choice(tmp_path: Path, words: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(SeriesDescription=words))
+    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
+    (entry,) = find_scans(tmp_path)
+    assert (entry["name"], "thinnest axial CT" in entry["notes"]) == ("1.2.5", True)
+
+
+# ---- damaged headers ---------------------------------------------------------------------------------------------
+
+
+def test_damaged_headers_give_a_scan_or_a_message() -> None:
+    """A few hundred of those that ``python -m tests.fuzz_headers`` tries."""
+    counts = fuzz_headers.run(seed=3, first=0, count=300)
+    assert sum(counts.values()) == 300
+    assert sum(count for kind, count in counts.items() if kind.endswith("read")) > 30
+
+
+# ---- refused at once ---------------------------------------------------------------------------------------------
+
+
+def test_refused_input_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match=r"nowhere.*found nothing there"):
+        find_scans(tmp_path / "nowhere")
+
+
+def test_refused_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("no scan")
+    with pytest.raises(ScanError, match=r"expected DICOM slices or .*found none"):
+        find_scans(tmp_path)
+
+
+# ---- refused when read, so that the other scans run -----------------------------------------------------------------
+
+
+def test_refused_scans_do_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/slice.dcm").write_bytes(b"x" * 300)
+    write_series(tmp_path / "good", chest(), AXIAL)
+    entries = find_scans(tmp_path)
+    assert [entry["name"] for entry in entries] == ["broken", SERIES_UID, "slice"]
+    assert read_scan(entries[1]["image"]).image_hu.shape == SHAPE
+    for n in (0, 2):
+        with pytest.raises(ScanError, match=r"broken\.nii\.gz|slice\.dcm"):
+            read_scan(entries[n]["image"])
+
+
+def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for n in (1, 2):
+        write_series(
+            tmp_path / f"two/{n}", chest(), AXIAL, series_uid=f"1.2.{n}", change=set_tags(StudyInstanceUID=f"1.{n}")
+        )
+    (tmp_path / "list.json").write_text(
+        json.dumps([{"image": name} for name in ("missing.nii", "gone", "empty", "two")])
+    )
+    entries = find_scans(tmp_path / "list.json")
+    assert [entry["name"] for entry in entries] == ["missing", "item", "item-2", "item-3"]  # no folder's name
+    words = ("missing.nii: expected", "gone: expected", "found none", r"expected one scan, got 2 \(1.2.1, 1.2.2\)")
+    for entry, match in zip(entries, words, strict=True):
+        with pytest.raises(ScanError, match=match):
+            read_scan(entry["image"])
+
+
+def test_refused_missing_slice(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=lambda dataset, k: k != 5)
+    refused(tmp_path, "a slice every 1.50 mm", "gap of 3.00 mm", "slices are missing")
+
+
+def test_refused_duplicated_slice_positions(tmp_path: Path) -> None:
+    path = write_series(tmp_path, chest(), AXIAL)[3]
+    shutil.copy(path, tmp_path / "copy.dcm")
+    refused(tmp_path, "two at -95.50 mm", path.name, "copy.dcm")
+
+
+def test_refused_two_phases_in_one_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", chest(), AXIAL)
+    write_series(tmp_path / "b", chest(seed=1), AXIAL)
+    refused(tmp_path, "one slice per position")
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_refused_uneven_slices(tmp_path: Path, axis: int) -> None:
+    def moved(dataset, k):
+        if k == 4:
+            dataset.ImagePositionPatient[axis] += 0.3
+
+    write_series(tmp_path, chest(), AXIAL, change=moved)
+    refused(tmp_path, "0.30 mm beside its place")
+
+
+def test_refused_spacing_that_changes(tmp_path: Path) -> None:
+    def slower(dataset, k):
+        dataset.ImagePositionPatient[2] += max(0, k - 6) * 0.4
+
+    write_series(tmp_path, chest(), AXIAL, change=slower)
+    refused(tmp_path, "evenly spaced", "steps of 1.50 to 1.90 mm")
+
+
+def change_one(**tags: Any) -> Callable:
+    """A change of slice 4 alone; ``None`` deletes a tag."""
+
+    def change(dataset, k):
+        for keyword, value in tags.items():
+            if k == 4 and value is None:
+                delattr(dataset, keyword)
+            elif k == 4:
+                setattr(dataset, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"ImagePositionPatient": None}, "expected ImagePositionPatient, found none"),
+        ({"ImagePositionPatient": ["1", "2"]}, "expected ImagePositionPatient, found none"),
+        ({"ImageOrientationPatient": None}, "expected ImageOrientationPatient, found none"),
+        ({"PixelSpacing": None}, "expected PixelSpacing, found none"),
+        ({"PixelSpacing": ["0.9", "0.7"]}, "expected the pixel spacing (0.8, 0.7)"),
+        ({"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]}, "expected the orientation (1.0, 0.0"),
+        ({"Rows": 4}, "expected the size (9, 8)"),
+        ({"Modality": "MR"}, "expected modality CT, got MR"),
+        ({"Modality": None}, "expected modality CT, got none"),
+        ({"NumberOfFrames": 2}, "multi-frame"),
+        ({"PhotometricInterpretation": "RGB"}, "expected grey CT values"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_refused_dicom_header(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=change_one(**tags))
+    refused(tmp_path, words)
+
+
+def test_refused_dicom_orientation_that_is_not_perpendicular(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=set_tags(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0]))
+    refused(tmp_path, "two perpendicular unit vectors")
+
+
+def test_refused_study_without_ct(tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=set_tags(Modality="MR"))
+    refused(tmp_path, "modality CT, got MR")
+
+
+def test_refused_localizer_only(tmp_path: Path) -> None:
+    write_series(tmp_path, chest((9, 8, 2)), AXIAL, change=set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    refused(tmp_path, "got a localizer")
+
+
+def test_refused_single_slice(tmp_path: Path) -> None:
+    write_series(tmp_path, chest((9, 8, 1)), AXIAL)
+    refused(tmp_path, "single 2-D slice")
+
+
+def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL, series_uid="1.2.3")
+    paths += write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
+    with pytest.raises(ScanError, match=r"expected one series, got 2: 1\.2\.3, 1\.2\.4"):
+        read_scan(paths)
+
+
+def test_refused_frames_without_places(tmp_path: Path) -> None:
+    dataset = make_dataset(chest()[:, :, 0], (0, 0, 0), AXIAL[:3, :2])
+    dataset.NumberOfFrames, dataset.SOPClassUID = 3, "1.2.840.10008.5.1.4.1.1.2.1"
+    dataset.PixelData = dataset.PixelData * 3
+    path = save(dataset, tmp_path / "enhanced.dcm")
+    assert "export the original series" in refused(path.parent, "3 frames", "enhanced.dcm", "multi-frame")
+
+
+def cut(path: Path, share: float) -> None:
+    """Keep the first ``share`` of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5, 0.7, 0.9, 0.999])
+@pytest.mark.parametrize("form", ["plain", "rle", "deflated", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("k", [0, 2])
+def test_refused_truncated_dicom(tmp_path: Path, share: float, form: str, k: int) -> None:
+    image = chest((32, 32, 4))
+    syntaxes = {"plain": ExplicitVRLittleEndian, "rle": RLELossless, "deflated": DeflatedExplicitVRLittleEndian}
+    if form in syntaxes:
+        paths = write_series(tmp_path, image, AXIAL, syntax=syntaxes[form])
+    else:
+        paths = write_jpeg(tmp_path, image, form)
+    cut(paths[k], share)
+    refused(tmp_path, paths[k].name)
+
+
+def test_refused_dicom_pixels_shorter_than_the_header_says(tmp_path: Path) -> None:
+    def short(dataset, k):
+        if k == 3:
+            dataset.PixelData = dataset.PixelData[:-20]
+
+    paths = write_series(tmp_path, chest(), AXIAL, change=short)
+    refused(tmp_path, paths[3].name)
+
+
+def test_refused_dicom_without_pixels(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL, change=change_one(PixelData=None))
+    refused(tmp_path, paths[4].name)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_refused_truncated_file(tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
+    cut(path, share)
+    refused(path, "truncated or damaged")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_refused_mhd_whose_data_file_is_short_or_missing(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mhd", chest())
+    cut(tmp_path / "scan.raw", 0.7)
+    refused(path, "truncated")
+    (tmp_path / "scan.raw").unlink()
+    refused(path, "data file is missing")
+
+
+def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
+    """Stored, not deflated, so that the damage shows in the checksum alone."""
+    path = tmp_path / "scan.nii.gz"
+    data = bytearray(gzip.compress(write_image(tmp_path / "scan.nii", chest()).read_bytes(), compresslevel=0))
+    data[-200] ^= 0xFF
+    path.write_bytes(data)
+    refused(path, "incorrect data check")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (chest()[:, :, 0], "2-D image (9 × 8)"),
+        (chest()[:, :, :1], "2-D image (9 × 8 × 1)"),
+        (np.stack([chest()] * 2, axis=-1), "4 axes"),
+        (chest()[..., None, None] + np.zeros((1, 1, 1, 1, 3), np.int16), "5 axes"),
+        (np.where(np.arange(12) == 3, np.nan, chest()).astype(np.float32), "NaN or infinity in 72 voxels"),
+        (np.where(np.arange(12) == 3, np.inf, chest()).astype(np.float32), "NaN or infinity in 72 voxels"),
+    ],
+    ids=["2-D", "one-slice", "4-D", "vector", "nan", "infinity"],
+)
+def test_refused_nifti_that_is_no_volume_of_numbers(tmp_path: Path, image: npt.NDArray, words: str) -> None:
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii.gz")
+    refused(tmp_path / "scan.nii.gz", words)
+
+
+def test_refused_colour(tmp_path: Path) -> None:
+    colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "scan.nii")
+    refused(tmp_path / "scan.nii", "one number per voxel")
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(tmp_path / "scan.mha"))
+    refused(tmp_path / "scan.mha", "3 (colour or vectors)")
+
+
+@pytest.mark.parametrize("form", [".mha", ".nrrd"])
+def test_refused_2d_and_4d_itk_images(tmp_path: Path, form: str) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(tmp_path / f"flat{form}"))
+    refused(tmp_path / f"flat{form}", "2-D image (9 × 8)")
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(tmp_path / f"film{form}"))
+    refused(tmp_path / f"film{form}", "4 axes (9 × 8 × 12 × 2)")
+
+
+NOISE = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.clip((chest() + 1000) / 1400 * 255, 0, 255).astype(np.uint8), "lung or air"),
+        (np.clip((chest() + 1000) / 1400, 0, 1).astype(np.float32), "lung or air"),
+        ((chest() / 400).astype(np.float32), "lung or air"),
+        (chest() + 1024, "lung or air"),
+        (np.where(np.arange(9)[:, None, None] < 2, -2000, chest() + 1024).astype(np.int16), "lung or air"),
+        ((chest() > -400).astype(np.uint8), "lung or air"),
+        (np.abs(NOISE.normal(50, 10, SHAPE)).astype(np.int16), "lung or air"),
+        (np.full(SHAPE, -1000, np.int16), "same value -1000"),
+        (chest() - 1024, "below air"),
+        (
+            ((np.clip(chest(), -1000, 400) + 1000) / 1400 * 65535 - 32768).astype(np.int16),
+            "lung or air|below air|above",
+        ),
+        (np.where(chest() > -400, 20000, chest()).astype(np.int16), "above 2000"),
+    ],
+    ids=[
+        "8-bit-window",
+        "0-to-1",
+        "z-score",
+        "no-intercept",
+        "no-intercept-but-padding",
+        "mask",
+        "no-air",
+        "constant",
+        "intercept-twice",
+        "stretched-to-16-bit",
+        "far-above-bone",
+    ],
+)
+def test_refused_intensities_that_cannot_be_hu(tmp_path: Path, image: npt.NDArray, words: str) -> None:
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii")
+    (entry,) = find_scans(tmp_path)
+    with pytest.raises(ScanError, match=words):
+        read_scan(entry["image"])
+
+
+@pytest.mark.parametrize("spacing", [0.0007, 100.0, np.nan])
+def test_refused_voxels_of_impossible_size(tmp_path: Path, spacing: float) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    size = f"ElementSpacing = {spacing} 1 1\n".encode()
+    path.write_bytes(
+        path.read_bytes().replace(b"DimSize", size + b"DimSize").replace(b"ElementSpacing = 0.6", b"Comment = ")
+    )
+    refused(path)
+
+
+@pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0)])
+def test_refused_flat_or_undefined_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
+    affine = np.eye(4)
+    affine[:3, 2] = column
+    path = write_image(tmp_path / "scan.nii", chest())
+    data = bytearray(path.read_bytes())
+    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
+    path.write_bytes(data)
+    refused(path, "three independent axes")
+
+
+def test_refused_modality_and_unit_named_by_a_metaimage(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR"))
+    refused(path, "modality CT, got MR")
+    path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
+    refused(path, "got inch")
+
+
+# ---- the grid alone, from headers ------------------------------------------------------------------------------------
+
+
+def same_grid(image: Any) -> None:
+    """``read_grid`` says what ``read_scan`` gives, to the last bit."""
+    volume, grid = read_scan(image), read_grid(image)
+    assert grid.shape == volume.image_hu.shape
+    np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
+
+
+def refused_alike(image: Any, *words: str) -> None:
+    """Both refuse, with the same message where the fault is one of geometry."""
+    messages = []
+    for read in (read_scan, read_grid):
+        with pytest.raises(ScanError) as caught:
+            read(image)
+        messages.append(str(caught.value))
+        for word in ("expected", *words):
+            assert word in messages[-1]
+    assert messages[0] == messages[1]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    axes=rotations(),
+    spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),
+    origin=st.tuples(*[st.floats(-400, 400)] * 3),
+    shape=st.tuples(st.integers(7, 9), st.integers(7, 9), st.integers(2, 12)),
+)
+def test_grid_is_that_of_the_scan_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, axes, spacing, origin, shape
+) -> None:
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3], affine_lps[:3, 3] = axes * spacing, origin
+    folder = tmp_path_factory.mktemp("grid")
+    for form in FORMATS:
+        same_grid(write_any(folder / form.strip("."), form, chest(shape), affine_lps))
+
+
+def test_grid_hand_worked_case(tmp_path: Path) -> None:
+    for form in FORMATS:
+        grid = read_grid(write_any(tmp_path / form.strip("."), form, chest()))
+        assert grid.shape == (9, 8, 12)
+        expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
+        np.testing.assert_allclose(grid.affine_ras, expected, atol=1e-6)
+
+
+def test_grid_of_a_folder_of_a_list_of_slices_and_of_one_with_a_tilt(tmp_path: Path) -> None:
+    tilted = AXIAL.copy()
+    tilted[1, 2] = 0.5
+    paths = write_series(tmp_path / "series", chest(), tilted)
+    (tmp_path / "series/report.txt").write_text("no slice")
+    for image in (tmp_path / "series", str(tmp_path / "series"), paths, [str(path) for path in paths[::-1]]):
+        same_grid(image)
+    np.testing.assert_allclose(read_grid(paths).affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
+    write_image(tmp_path / "one/scan.nrrd", chest())
+    same_grid(tmp_path / "one")
+
+
+@pytest.mark.parametrize("unit", ["meter", "mm", "micron", "unknown"])
+@pytest.mark.parametrize("form", [".nii", ".nii.gz"])
+def test_grid_in_units_of_nifti(tmp_path: Path, unit: str, form: str) -> None:
+    factor = {"meter": 1000, "micron": 0.001}.get(unit, 1)
+    image = nib.Nifti1Image(chest(), np.diag([1.5 / factor, 1.5 / factor, 1.5 / factor, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / f"scan{form}")
+    same_grid(tmp_path / f"scan{form}")
+    assert spacing_mm(read_grid(tmp_path / f"scan{form}").affine_ras) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [
+        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
+    ],
+)
+def test_grid_in_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    path.write_bytes(path.read_bytes().replace(old, new))
+    same_grid(path)
+    assert spacing_mm(read_grid(path).affine_ras) == pytest.approx([7, 8, 15])
+
+
+def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
+    plain = write_image(tmp_path / "plain.nii", chest()).read_bytes()
+    (tmp_path / "not_packed.nii.gz").write_bytes(plain)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
+    nib.save(nib.Nifti2Image(chest(), swap_lps_ras_affine(AXIAL)), tmp_path / "second.nii.gz")
+    big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")
+    nib.save(nib.Nifti1Image(chest(), swap_lps_ras_affine(AXIAL), big_endian), tmp_path / "big.nii")
+    quaternion = nib.Nifti1Image(chest(), None)
+    quaternion.set_qform(swap_lps_ras_affine(AXIAL), 1)
+    nib.save(quaternion, tmp_path / "quaternion.nii")
+    nib.save(nib.Nifti1Image(chest(), None), tmp_path / "neither.nii")
+    for name in ("not_packed.nii.gz", "packed.nii", "second.nii.gz", "big.nii", "quaternion.nii", "neither.nii"):
+        same_grid(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", [".nii.gz", ".mha"])
+def test_grid_with_a_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"scan{form}"
+    if form == ".mha":
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(path))
+    else:
+        nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), path)
+    same_grid(path)
+
+
+def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    """Cut voxels are not missed here, nor are voxels that cannot be HU."""
+    for form in (".nii", ".nii.gz", ".mha", ".nrrd"):
+        path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)) + 2000)
+        cut(path, 0.6)
+        assert read_grid(path).shape == (32, 32, 32)
+
+
+def test_refused_grid_of_nothing(tmp_path: Path) -> None:
+    refused_alike(tmp_path / "missing.nii", "missing.nii", "check the path")
+    refused_alike([tmp_path / "missing.dcm"], "missing.dcm", "check the path")
+    refused_alike([], "an empty list")
+    (tmp_path / "empty").mkdir()
+    refused_alike(tmp_path / "empty", "found none")
+    paths = write_series(tmp_path / "series", chest(), AXIAL)
+    paths[3].unlink()
+    refused_alike(paths, paths[3].name, "no such file")
+
+
+def test_refused_grid_of_a_folder_with_two_scans(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii", chest())
+    write_image(tmp_path / "b.mha", chest())
+    refused_alike(tmp_path, "expected one scan, got 2 (a, b)")
+
+
+@pytest.mark.parametrize("change", [lambda _, k: k != 5, set_tags(Modality="MR"), change_one(PixelSpacing=None)])
+def test_refused_grid_of_slices_that_are_no_volume(tmp_path: Path, change: Callable) -> None:
+    refused_alike(write_series(tmp_path, chest(), AXIAL, change=change))
+
+
+@pytest.mark.parametrize("form", [".nii", ".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("share", [0.0, 0.0005])
+def test_refused_grid_of_a_damaged_header(
+    tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
+    cut(path, share)
+    for read in (read_scan, read_grid):
+        with pytest.raises(ScanError, match=rf"scan\{form}: expected"):
+            read(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_refused_grid_of_a_damaged_slice(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL)
+    cut(paths[2], 0.2)
+    refused_alike(paths, paths[2].name)
+
+
+@pytest.mark.parametrize("form", [".nii", ".mha", ".nrrd"])
+def test_refused_grid_that_is_no_volume(tmp_path: Path, form: str) -> None:
+    flat, film = tmp_path / f"flat{form}", tmp_path / f"film{form}"
+    if form == ".nii":
+        nib.save(nib.Nifti1Image(chest()[:, :, 0], np.eye(4)), flat)
+        nib.save(nib.Nifti1Image(np.stack([chest()] * 2, axis=-1), np.eye(4)), film)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(flat))
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(film))
+    refused_alike(flat, "2-D image (9 × 8)")
+    refused_alike(film, "4 axes (9 × 8 × 12 × 2)")
+
+
+@pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0), (0, 0, 100)])
+def test_refused_grid_with_unusable_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
+    affine = np.eye(4)
+    affine[:3, 2] = column
+    path = write_image(tmp_path / "scan.nii", chest())
+    data = bytearray(path.read_bytes())
+    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
+    path.write_bytes(data)
+    refused_alike(path, "three independent axes")
+
+
+def test_refused_grid_in_a_unit_that_is_no_length_known_here(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "scan.mha", chest())
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
+    refused_alike(path, "got inch")
+
+
+# ---- the MONAI side ----------------------------------------------------------------------------------------------
+
+
+def load(entries: list[dict[str, Any]]) -> Any:
+    transform = Compose([LoadImaged("image", reader=ScanReader(), dtype=None), EnsureChannelFirstd("image")])
+    return Dataset(entries, transform)
+
+
+def test_meta_survives_a_dataloader(tmp_path: Path) -> None:
+    tilted = AXIAL.copy()
+    tilted[:3, 2] = (0, 0.5, 4)
+    write_series(tmp_path / "a", chest(), tilted)
+    write_image(tmp_path / "b.nii.gz", chest())
+    entries = find_scans(tmp_path)
+    scans = [scan for batch in DataLoader(load(entries), batch_size=1) for scan in decollate_batch(batch)]
+    assert [scan["name"] for scan in scans] == ["b", SERIES_UID]
+    for scan, entry in zip(scans, entries, strict=True):
+        volume, image = read_scan(entry["image"]), scan["image"]
+        assert tuple(image.shape) == (1, *SHAPE)
+        np.testing.assert_array_equal(image[0].numpy(), volume.image_hu)
+        np.testing.assert_array_equal(image.affine.numpy(), volume.affine_ras)
+        np.testing.assert_array_equal(image.meta["original_affine"], volume.affine_ras)
+        assert image.meta["spatial_shape"].tolist() == list(SHAPE)
+        assert image.meta["facts"] == volume.facts
+        assert image.meta["notes"].splitlines() == list(volume.notes)
+        assert tuple(file for file in image.meta["source_files"].split(FILE_SEPARATOR) if file) == volume.source_files
+        assert scan["notes"] == entry["notes"]
+        assert image.meta["filename_or_obj"] == str(
+            entry["image"] if isinstance(entry["image"], str) else entry["image"][0]
+        )
+    assert len(scans[1]["image"].meta["notes"].splitlines()) == 2  # tilted and thick
+    assert scans[0]["image"].meta["source_files"] == ""  # no DICOM
+
+
+def test_world_positions_survive_orientation(tmp_path: Path) -> None:
+    image = chest()
+    image[1, 2, 3] = 3000
+    (entry,) = find_scans(write_image(tmp_path / "scan.nrrd", image))
+    scan = Orientationd("image", axcodes="RAS", labels=None)(load([entry])[0])["image"]
+    (found,) = np.argwhere(scan[0].numpy() == 3000)
+    expected = swap_lps_ras(apply_affine(AXIAL, (1, 2, 3)))
+    np.testing.assert_allclose(apply_affine(scan.affine.numpy(), found), expected, atol=1e-9)
+
+
+def test_refused_scan_is_not_read_by_another_reader_of_monai(tmp_path: Path) -> None:
+    """LoadImage swallows what ``read`` raises and tries NibabelReader; ``get_data`` is outside that net."""
+    (entry,) = find_scans(write_image(tmp_path / "scan.nii", chest() + 2000))
+    with pytest.raises(RuntimeError) as caught:
+        load([entry])[0]
+    error = user_error_in(caught.value)
+    assert error is not None
+    assert "lung or air" in str(error)
+    assert user_error_in(ValueError("other")) is None
+
+
+def test_reader_knows_its_files(tmp_path: Path) -> None:
+    (tmp_path / "slice").write_bytes(bytes(128) + b"DICM")
+    reader = ScanReader()
+    assert reader.verify_suffix(["a.mhd", "B.NII.GZ", "c.dcm", tmp_path, tmp_path / "slice"])
+    assert not reader.verify_suffix("picture.png")
+    with pytest.raises(TypeError, match="no options, got mmap"):
+        reader.read("a.nii", mmap=True)
+
+
+def test_what_other_threads_write_to_stderr_while_scans_are_read_arrives(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a codec complains, which damaged streams make it do, and one reader ends within another's time."""
+    paths = write_jpeg(tmp_path / "jpeg", chest((32, 32, 4)), "JPEG")
+    data = bytearray(paths[1].read_bytes())
+    data[-300:-200] = b"\xff" * 100
+    paths[1].write_bytes(data)
+    write_image(tmp_path / "cut.mha", chest())
+    cut(tmp_path / "cut.mha", 0.5)
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            os.write(2, b".")
+            written.append(1)
+            time.sleep(0.001)
+
+    written: list[int] = []
+    with ThreadPoolExecutor(3) as pool:
+        writer = pool.submit(write)
+        readings = [pool.submit(_read_or_none, source) for source in (paths, tmp_path / "cut.mha") * 2]
+        for reading in readings:
+            reading.result()
+        done.set()
+        writer.result()
+    assert capfd.readouterr() == ("", "." * len(written))
+
+
+def _read_or_none(source: Any) -> Any:
+    try:
+        return read_scan(source)
+    except ScanError:
+        return None
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------
+
+LABELS = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 7
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_a_mask_is_whole_numbers_on_the_grid_of_its_file_in_every_format(tmp_path: Path, form: str, dtype: Any) -> None:
+    path = write_image(tmp_path / f"mask{form}", LABELS.astype(dtype))
+    labels, affine_ras = read_labels(path)
+    assert labels.dtype == np.int16
+    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_allclose(affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-5)
+
+
+def test_a_compressed_mask_is_read(tmp_path: Path) -> None:
+    """LUNA16's lung masks: an .mhd beside a .zraw."""
+    image = sitk.GetImageFromArray(LABELS.T.astype(np.uint8))
+    sitk.WriteImage(image, str(tmp_path / "mask.mhd"), useCompression=True)
+    assert (tmp_path / "mask.zraw").exists()
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.mhd")[0], LABELS)
+
+
+def test_a_mask_has_the_grid_that_its_header_alone_gives(tmp_path: Path) -> None:
+    for form in FORMATS[1:]:
+        path = write_image(tmp_path / f"mask{form}", LABELS)
+        np.testing.assert_array_equal(read_labels(path)[1], read_grid(path).affine_ras)
+
+
+@pytest.mark.parametrize("form", ["nii", "mhd"])
+@pytest.mark.parametrize("value", [0.5, 40000.0, np.nan])
+def test_refused_mask_of_other_than_whole_numbers(tmp_path: Path, form: str, value: float) -> None:
+    values = LABELS.astype(np.float32)
+    values[1, 2, 3] = value
+    path = write_image(tmp_path / f"mask.{form}", values)
+    with pytest.raises(ScanError, match=rf"mask\.{form}: expected a mask of whole numbers .* export the segmentation"):
+        read_labels(path)
+
+
+def test_refused_mask_that_is_no_image_file(tmp_path: Path) -> None:
+    write_series(tmp_path / "dicom", chest(), AXIAL)
+    with pytest.raises(ScanError, match="dicom: expected a mask in one file"):
+        read_labels(tmp_path / "dicom")
+    with pytest.raises(ScanError, match="found no such file"):
+        read_labels(tmp_path / "mask.nii")
+    (tmp_path / "mask.nii").write_bytes(b"damaged")
+    with pytest.raises(ScanError, match="got a truncated or damaged file"):
+        read_labels(tmp_path / "mask.nii")
+
+
+READERS = {"image": ScanReader(), "mask": LabelReader()}
+
+
+def test_a_mask_is_loaded_and_turned_with_its_scan(tmp_path: Path) -> None:
+    """Image and mask in different formats, one of them turned over: the same voxels in the end."""
+    turned = AXIAL.copy()
+    turned[0] = -AXIAL[0]
+    write_image(tmp_path / "scan.nii", chest(), turned)
+    item = {"image": str(tmp_path / "scan.nii"), "mask": str(write_image(tmp_path / "mask.mhd", LABELS, turned))}
+    loading = Compose([LoadImaged(key, reader=reader, ensure_channel_first=True) for key, reader in READERS.items()])
+    ready = Orientationd(READERS, axcodes="RAS", labels=None)(loading(item))
+    np.testing.assert_allclose(ready["mask"].affine, ready["image"].affine)
+    np.testing.assert_array_equal(ready["mask"][0], LABELS[:, ::-1])
+
+
+# ---- real scans --------------------------------------------------------------------------------------------------
+
+
+def real(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"real data not found at {path}; set LUNG_NODULE_DATA")
+    return path
+
+
+def test_real_lidc_scan_has_its_nodule_where_the_annotation_says() -> None:
+    folder = real("scans/LIDC-IDRI-0001")
+    (entry,) = find_scans(folder)
+    start = time.perf_counter()
+    volume = read_scan(entry["image"])
+    assert time.perf_counter() - start < 5  # 1 s on two idle cores
+    assert volume.image_hu.shape == (512, 512, 133)
+    np.testing.assert_allclose(spacing_mm(volume.affine_ras), (0.703125, 0.703125, 2.5))
+    voxel = apply_affine(np.linalg.inv(volume.affine_ras), swap_lps_ras((56.2, 86.3, -115.9)))
+    i, j, k = np.rint(voxel).astype(int)
+    assert -50 < volume.image_hu[i - 2 : i + 3, j - 2 : j + 3, k].mean() < 200
+    assert volume.image_hu[511 - i, j, k] < -700  # the other lung: left is not right
+    assert volume.notes == ()
+    assert volume.facts["Slice thickness"] == "2.5 mm"
+
+
+@pytest.mark.parametrize("folder", ["scans_1mm", "lidc_patches/image"])
+def test_real_scans_and_patches_pass_as_hu(folder: str) -> None:
+    for path in sorted(real(folder).glob("*.nii.gz"))[:40]:
+        volume = read_scan(path)
+        if folder != "scans_1mm":
+            continue
+        for k in range(10, volume.image_hu.shape[2] - 10, 25):
+            scan_module.check_hu("slab", volume.image_hu[:, :, k : k + 3])
+        for start in (0, 40, 80, 120):
+            scan_module.check_hu("cube", volume.image_hu[start : start + 100, 60:160, 60:160])

@@ -1,0 +1,744 @@
+"""The DICOM objects lie on the right voxels, say what nodules.json says, and break no rule the slices keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from scripts.core.geometry import FloatArray, apply_affine, swap_lps_ras, swap_lps_ras_affine
+from scripts.core.records import Detection, Location, Nodule, ScanResult
+from scripts.decode.measurements import measure
+from scripts.phantom.files import write_dicom_series
+from scripts.read.reader import find_scans, read_scan
+from scripts.report import NodulesJson, ResultWriter
+from scripts.report.dicom import DicomReport, DicomSegmentation
+from scripts.report.dicom.segmentation import frames
+from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
+FRAME_UID = f"{STUDY_UID}.9"
+SHAPE = (40, 36, 24)
+AXIAL = np.array([[0.7, 0, 0, -12.0], [0, 0.8, 0, 9.0], [0, 0, 1.5, -140.0], [0, 0, 0, 1.0]])
+MODEL = {"name": "Lung nodules", "version": "1.2.3", "weights": "model.pt (sha256 0123456789ab)"}
+SETTINGS = {"threshold": 0.5, "window_size": [96, 96, 96], "weights": Path("secret") / "model.pt"}
+Box = tuple[slice, slice, slice]
+TWO_BOXES: tuple[Box, ...] = (np.s_[5:12, 20:31, 3:9], np.s_[25:33, 4:8, 8:20])
+SIXTY_BOXES: tuple[Box, ...] = tuple(
+    np.s_[4 * a : 4 * a + 3, 6 * b : 6 * b + 5, 2 * a : 2 * a + 3] for a in range(10) for b in range(6)
+)
+
+needs_dcmtk = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in ("storescp", "storescu")), reason="dcmtk is not installed"
+)
+needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+
+
+# --- scans and results ------------------------------------------------------------------------------------------------
+
+
+def complete(dataset: Dataset, k: int) -> None:
+    """The fields that a scanner fills in, so that a slice passes a validator."""
+    dataset.PatientName, dataset.PatientID = "Doe^Jane", "ID-1"
+    dataset.PatientBirthDate, dataset.PatientSex = "19600229", "F"
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "120000", "7"
+    dataset.AccessionNumber, dataset.ReferringPhysicianName = "A-1", "Who^Doctor"
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = FRAME_UID, ""
+    dataset.SeriesNumber, dataset.AcquisitionNumber, dataset.InstanceNumber = 3, 1, k + 1
+    dataset.SliceThickness, dataset.PatientPosition = "1.5", "HFS"
+
+
+def changed(*changes: Callable[[Dataset], Any]) -> Callable[[Dataset, int], None]:
+    """A complete slice, then changed."""
+
+    def change(dataset: Dataset, k: int) -> None:
+        complete(dataset, k)
+        for one in changes:
+            one(dataset)
+
+    return change
+
+
+def result_of(
+    folder: Path, boxes: Sequence[Box] = TWO_BOXES, *, affine_lps: FloatArray = AXIAL, change: Any = complete
+) -> ScanResult:
+    """Write a series, read it back, and outline one nodule for each box of the grid as read."""
+    image = np.random.default_rng(0).integers(-900, -500, SHAPE).astype(np.int16)
+    write_series(folder, image, affine_lps, change=change)
+    volume = read_scan(folder)
+    mask = np.zeros(volume.image_hu.shape, np.uint16)
+    for label, box in enumerate(boxes, start=1):
+        mask[box] = label
+        mask[box][-1, -1, -1] = 0  # no symmetry that could hide a flip
+    nodules = tuple(
+        nodule_of(label, mask == label, volume.image_hu, volume.affine_ras, box)
+        for label, box in enumerate(boxes, start=1)
+    )
+    return ScanResult(
+        name="scan",
+        source=str(folder),
+        image_hu=volume.image_hu,
+        affine_ras=volume.affine_ras,
+        mask=mask,
+        nodules=nodules,
+        candidates=(),
+        outside_lungs=0,
+        model=MODEL,
+        settings=SETTINGS,
+        source_files=volume.source_files,
+    )
+
+
+def nodule_of(label: int, inside: np.ndarray, image_hu: np.ndarray, affine: FloatArray, box: Box) -> Nodule:
+    centre = tuple((s.start + s.stop - 1) / 2 for s in box)
+    detection = Detection(tuple(apply_affine(affine, centre).tolist()), 5.0 + label, 0.987654321 / label)
+    return Nodule(label, detection, centre, measure(inside, image_hu, affine))
+
+
+def written(result: ScanResult, folder: Path) -> tuple[Path, Path]:
+    """Both objects, in the order of the configuration."""
+    folder.mkdir(exist_ok=True)
+    segmentation, report = DicomSegmentation()(result, folder), DicomReport()(result, folder)
+    assert segmentation is not None
+    assert report is not None
+    return segmentation, report
+
+
+def groups_of(report: Path) -> list[Any]:
+    """The measurement groups that refer to a segment."""
+    return list(highdicom.sr.srread(report).content.get_volumetric_roi_measurement_groups())
+
+
+def other_groups_of(report: Path) -> list[Any]:
+    """The measurement groups that do not."""
+    return list(highdicom.sr.srread(report).content.get_image_measurement_groups())
+
+
+# --- where the segments lie -------------------------------------------------------------------------------------------
+
+
+def _turned(degrees: float, axes: tuple[int, int]) -> FloatArray:
+    turn = np.eye(4)
+    angle = np.radians(degrees)
+    a, b = axes
+    turn[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    return turn
+
+
+def _tilted(degrees: float) -> FloatArray:
+    affine = AXIAL.copy()
+    affine[1, 2] = affine[2, 2] * np.tan(np.radians(degrees))
+    return affine
+
+
+GRIDS = {
+    "axial": AXIAL,
+    "mirrored rows": AXIAL @ np.diag([1.0, -1.0, 1.0, 1.0]),
+    "head first": AXIAL @ np.diag([-1.0, -1.0, -1.0, 1.0]),
+    "coronal": AXIAL[[0, 2, 1, 3]],
+    "sagittal": AXIAL[[2, 0, 1, 3]],
+    "oblique": _turned(25.0, (1, 2)) @ _turned(-10.0, (0, 1)) @ AXIAL,
+    "tilted gantry": _tilted(18.0),
+}
+
+
+def _positions_lps_mm(segmentation: Path) -> dict[int, np.ndarray]:
+    """World positions of each segment's pixels, sorted, from the frames alone: ``[N, 3]``, LPS mm."""
+    data = pydicom.dcmread(segmentation)
+    shared = data.SharedFunctionalGroupsSequence[0]
+    row, column = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
+    between_rows, between_columns = (float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing)
+    found: dict[int, list[np.ndarray]] = {}
+    pixels = data.pixel_array.reshape(-1, data.Rows, data.Columns)
+    for image, group in zip(pixels, data.PerFrameFunctionalGroupsSequence, strict=True):
+        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        j, i = np.nonzero(image)
+        assert len(j) > 0, "no frame is empty"
+        where = origin + i[:, None] * between_columns * row + j[:, None] * between_rows * column
+        number = shared if "SegmentIdentificationSequence" in shared else group
+        found.setdefault(number.SegmentIdentificationSequence[0].ReferencedSegmentNumber, []).append(where)
+    return {number: _sorted(np.concatenate(parts)) for number, parts in found.items()}
+
+
+def _sorted(points: np.ndarray) -> np.ndarray:
+    return points[np.lexsort(np.rint(points / 0.01).T)]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_voxel_of_a_segment_is_a_voxel_of_the_mask(grid: str, tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan", affine_lps=GRIDS[grid])
+    segmentation, _ = written(result, tmp_path)
+    found = _positions_lps_mm(segmentation)
+    assert set(found) == {1, 2}
+    for label, positions in found.items():
+        expected = swap_lps_ras(apply_affine(result.affine_ras, np.argwhere(result.mask == label)))
+        np.testing.assert_allclose(positions, _sorted(expected), atol=2e-3)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_frames_refer_to_the_slices_they_lie_on(grid: str, tmp_path: Path) -> None:
+    """As a viewer reads it: by the SOPInstanceUID of each slice, in the order in which the scan was read."""
+    result = result_of(tmp_path / "scan", affine_lps=GRIDS[grid])
+    segmentation, _ = written(result, tmp_path)
+    slices = [pydicom.dcmread(file) for file in result.source_files]
+    read = highdicom.seg.segread(segmentation)
+    pixels = read.get_pixels_by_source_instance(
+        [one.SOPInstanceUID for one in slices], combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(pixels, result.mask.transpose(2, 1, 0))
+    places = {one.SOPInstanceUID: list(one.ImagePositionPatient) for one in slices}
+    for group in read.PerFrameFunctionalGroupsSequence:
+        (derivation,) = group.DerivationImageSequence
+        (reference,) = derivation.SourceImageSequence
+        assert reference.SpatialLocationsPreserved == "YES"
+        assert list(group.PlanePositionSequence[0].ImagePositionPatient) == places[reference.ReferencedSOPInstanceUID]
+
+
+def test_there_is_one_frame_for_each_slice_that_a_nodule_touches(tmp_path: Path) -> None:
+    segmentation, _ = written(result_of(tmp_path / "scan"), tmp_path)
+    data = pydicom.dcmread(segmentation)
+    assert data.NumberOfFrames == 6 + 12
+    (measures,) = data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SpacingBetweenSlices == 1.5
+    assert measures.SliceThickness == 1.5
+
+
+def test_the_distance_of_tilted_slices_is_measured_along_their_normal(tmp_path: Path) -> None:
+    segmentation, _ = written(result_of(tmp_path / "scan", affine_lps=GRIDS["tilted gantry"]), tmp_path)
+    (measures,) = pydicom.dcmread(segmentation).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SpacingBetweenSlices == pytest.approx(1.5, abs=1e-6)
+
+
+def test_slices_whose_orientation_differs_by_rounding(tmp_path: Path) -> None:
+    def jitter(dataset: Dataset, k: int) -> None:
+        complete(dataset, k)
+        dataset.ImageOrientationPatient = [1, 0.0001 * (k % 2), 0, 0, 1, 0]
+
+    result = result_of(tmp_path / "scan", change=jitter)
+    segmentation, _ = written(result, tmp_path)
+    assert len(_positions_lps_mm(segmentation)[1]) == (result.mask == 1).sum()
+
+
+def test_a_nodule_that_fills_the_scan_to_its_border(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan", [tuple(slice(0, n) for n in SHAPE)])
+    segmentation, report = written(result, tmp_path)
+    assert len(_positions_lps_mm(segmentation)[1]) == np.prod(SHAPE) - 1
+    assert len(groups_of(report)) == 1
+
+
+def test_sixty_nodules_keep_their_numbers(tmp_path: Path) -> None:
+    boxes = [
+        np.s_[4 * a : 4 * a + 3, 6 * b : 6 * b + 5, 4 * c : 4 * c + 3]
+        for a in range(10)
+        for b in range(6)
+        for c in (0,)
+    ]
+    result = result_of(tmp_path / "scan", boxes)
+    segmentation, report = written(result, tmp_path)
+    found = _positions_lps_mm(segmentation)
+    assert sorted(found) == list(range(1, 61))
+    for label in (1, 2, 59, 60):
+        expected = swap_lps_ras(apply_affine(result.affine_ras, np.argwhere(result.mask == label)))
+        np.testing.assert_allclose(found[label], _sorted(expected), atol=2e-3)
+    assert [group.tracking_identifier for group in groups_of(report)] == [f"Nodule {n}" for n in range(1, 61)]
+
+
+def test_frames_number_segments_without_gaps_and_beyond_a_byte() -> None:
+    mask = np.zeros((3, 2, 2), np.uint16)
+    mask[0, 1, 0], mask[2, 0, 1] = 2, 5
+    stack = frames(mask, [2, 5])
+    assert stack.shape == (2, 2, 3)
+    assert stack.dtype == np.uint8
+    assert (int(stack[0, 1, 0]), int(stack[1, 0, 2])) == (1, 2)
+    assert np.count_nonzero(stack) == 2
+    many = np.arange(1, 301, dtype=np.uint16).reshape(10, 10, 3)
+    np.testing.assert_array_equal(frames(many, list(range(1, 301))), many.transpose(2, 1, 0))
+
+
+# --- what the objects say ---------------------------------------------------------------------------------------------
+
+
+def test_segments_are_described_by_codes(tmp_path: Path) -> None:
+    segmentation, _ = written(result_of(tmp_path / "scan"), tmp_path)
+    data = pydicom.dcmread(segmentation)
+    assert (data.Modality, data.SegmentationType, data.BitsAllocated) == ("SEG", "BINARY", 1)
+    first, second = data.SegmentSequence
+    for segment in (first, second):
+        (category,), (kind,) = segment.SegmentedPropertyCategoryCodeSequence, segment.SegmentedPropertyTypeCodeSequence
+        (region,) = segment.AnatomicRegionSequence
+        values = [(c.CodeValue, c.CodingSchemeDesignator) for c in (category, kind, region)]
+        assert values == [("49755003", "SCT"), ("27925004", "SCT"), ("39607008", "SCT")]
+        (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+        assert segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (MODEL["name"], MODEL["version"])
+        assert algorithm.AlgorithmParameters == "threshold=0.5,window_size=[96, 96, 96]"
+    assert [s.SegmentLabel for s in data.SegmentSequence] == ["Nodule 1", "Nodule 2"]
+    assert [s.TrackingID for s in data.SegmentSequence] == ["Nodule 1", "Nodule 2"]
+    assert first.TrackingUID != second.TrackingUID
+    assert first.SegmentDescription == "Probability 0.988"
+    assert list(first.RecommendedDisplayCIELabValue) != list(second.RecommendedDisplayCIELabValue)
+
+
+def test_measurements_are_those_of_nodules_json(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan")
+    _, report = written(result, tmp_path)
+    records = json.loads(NodulesJson()(result, tmp_path).read_text(encoding="utf-8"))["nodules"]
+    groups = groups_of(report)
+    assert len(groups) == len(records) == 2
+    for group, record in zip(groups, records, strict=True):
+        found = {m.name.meaning: (m.value, m.unit.value, m.unit.scheme_designator) for m in group.get_measurements()}
+        assert found == {
+            "Volume": (record["volume_mm3"], "mm3", "UCUM"),
+            "Long axis": (record["long_axis_mm"], "mm", "UCUM"),
+            "Short axis": (record["short_axis_mm"], "mm", "UCUM"),
+            "Attenuation Coefficient": (record["mean_hu"], "[hnsf'U]", "UCUM"),
+            "Certainty of Finding": (pytest.approx(100 * record["probability"]), "%", "UCUM"),
+        }
+        (mean,) = group.get_measurements(codes.DCM.AttenuationCoefficient)
+        assert mean.derivation == codes.SCT.Mean
+        assert group.tracking_identifier == f"Nodule {record['label']}"
+        assert group.finding_type == codes.SCT.Nodule
+        assert [site.value for site in group.finding_sites] == [codes.SCT.Lung]
+
+
+def test_the_report_refers_to_the_segments_and_to_the_series(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan")
+    segmentation, report = written(result, tmp_path)
+    data, series_uid = pydicom.dcmread(segmentation), pydicom.dcmread(result.source_files[0]).SeriesInstanceUID
+    for group, segment in zip(groups_of(report), data.SegmentSequence, strict=True):
+        assert group.tracking_uid == segment.TrackingUID
+        reference = group.referenced_segment
+        (item,) = reference[0].ReferencedSOPSequence
+        assert item.ReferencedSOPInstanceUID == data.SOPInstanceUID
+        assert item.ReferencedSegmentNumber == segment.SegmentNumber
+        assert reference.source_series_for_segmentation.value == series_uid
+    (evidence,) = pydicom.dcmread(report).CurrentRequestedProcedureEvidenceSequence
+    named = {i.ReferencedSOPInstanceUID for s in evidence.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
+    assert named == {data.SOPInstanceUID, *(pydicom.dcmread(f).SOPInstanceUID for f in result.source_files)}
+
+
+def test_hints_are_coded(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan")
+    hints = [("part-solid", Location("left", "upper")), ("ground-glass", Location("right", "middle"))]
+    nodules = []
+    for nodule, (hint, location) in zip(result.nodules, hints, strict=True):
+        assert nodule.measurement is not None
+        measurement = dataclasses.replace(nodule.measurement, type_hint=hint)
+        nodules.append(dataclasses.replace(nodule, measurement=measurement, location=location))
+    _, report = written(dataclasses.replace(result, nodules=tuple(nodules)), tmp_path)
+    groups = groups_of(report)
+    textures = [e for group in groups for e in group.get_qualitative_evaluations() if e.name.value == "C41144"]
+    assert [t.value.value for t in textures] == ["RID50152", "RID50153"]
+    sites = [group.finding_sites[0] for group in groups]
+    assert [site.laterality for site in sites] == [codes.SCT.Left, codes.SCT.Right]
+    assert [site.topographical_modifier for site in sites] == [codes.SCT.Superior, codes.SCT.Intermediate]
+
+
+def test_both_say_what_they_are_not_for(tmp_path: Path) -> None:
+    segmentation, report = (pydicom.dcmread(path) for path in written(result_of(tmp_path / "scan"), tmp_path))
+    assert "research" in segmentation.SeriesDescription
+    assert "not for diagnosis" in segmentation.ContentDescription
+    assert "research" in report.SeriesDescription
+    assert (report.CompletionFlag, report.VerificationFlag, report.PreliminaryFlag) == (
+        *("COMPLETE", "UNVERIFIED", "PRELIMINARY"),
+    )
+    comment = report.ContentSequence[-1]
+    assert comment.ConceptNameCodeSequence[0].CodeMeaning == "Comment"
+    assert "not for diagnosis" in comment.TextValue
+
+
+def test_no_finding_is_a_report_without_a_segmentation(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan", [])
+    assert DicomSegmentation()(result, tmp_path) is None
+    report = DicomReport()(result, tmp_path)
+    assert report is not None
+    assert not (tmp_path / DicomSegmentation.filename).exists()
+    assert groups_of(report) == []
+    (group,) = other_groups_of(report)
+    (summary,) = group.get_qualitative_evaluations()
+    assert summary.name == codes.DCM.CADProcessingAndFindingsSummary
+    assert summary.value == codes.DCM.AllAlgorithmsSucceededWithoutFindings
+    assert group.get_measurements() == []
+
+
+def test_a_nodule_without_an_outline_refers_to_its_slice(tmp_path: Path) -> None:
+    """It has no segment, so the numbers of the segments behind it do not follow the labels."""
+    result = result_of(tmp_path / "scan")
+    first, second = result.nodules
+    bare = dataclasses.replace(first, measurement=None)
+    mask = np.where(result.mask == 2, 2, 0).astype(np.uint16)
+    segmentation, report = written(dataclasses.replace(result, mask=mask, nodules=(bare, second)), tmp_path)
+    (segment,) = pydicom.dcmread(segmentation).SegmentSequence
+    assert (segment.SegmentNumber, segment.TrackingID) == (1, "Nodule 2")
+    assert list(_positions_lps_mm(segmentation)) == [1]
+    (outlined,) = groups_of(report)
+    assert (outlined.tracking_identifier, outlined.tracking_uid) == ("Nodule 2", segment.TrackingUID)
+    (other,) = other_groups_of(report)
+    assert other.tracking_identifier == "Nodule 1"
+    assert {m.name.meaning: m.value for m in other.get_measurements()} == {
+        "Diameter": 6.0,
+        "Certainty of Finding": pytest.approx(98.7654321),
+    }
+    (image,) = other.source_images
+    nearest = pydicom.dcmread(result.source_files[round(first.centre_voxel[2])])
+    assert image.referenced_sop_instance_uid == nearest.SOPInstanceUID
+
+
+def test_without_the_segmentation_the_report_holds_the_measurements_all_the_same(tmp_path: Path) -> None:
+    report = DicomReport()(result_of(tmp_path / "scan"), tmp_path)
+    assert report is not None
+    assert [len(group.get_measurements()) for group in other_groups_of(report)] == [5, 5]
+
+
+# --- patient, study, identifiers --------------------------------------------------------------------------------------
+
+
+def test_patient_study_and_frame_of_reference_are_those_of_the_slices(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan", change=changed(lambda d: setattr(d, "PatientAge", "060Y")))
+    source = pydicom.dcmread(result.source_files[0])
+    for path in written(result, tmp_path):
+        made = pydicom.dcmread(path)
+        for keyword in (
+            *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID"),
+            *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+        ):
+            assert made[keyword].value == source[keyword].value
+        assert made.SeriesInstanceUID != source.SeriesInstanceUID
+    assert pydicom.dcmread(tmp_path / "segmentation.dcm").FrameOfReferenceUID == FRAME_UID
+
+
+def _uids(data: Dataset) -> set[str]:
+    """Every UID in a data set but those of SOP classes and transfer syntaxes."""
+    found: set[str] = set()
+    data.walk(lambda _, e: found.update([str(e.value)]) if e.VR == "UI" and "Class" not in e.keyword else None)
+    return found
+
+
+def test_new_uids_are_made_of_uuids_and_never_used_twice(tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan")
+    known = set().union(*(_uids(pydicom.dcmread(file)) for file in result.source_files))
+    made = []
+    for name in ("a", "b"):
+        paths = written(result, tmp_path / name)
+        data = [pydicom.dcmread(path) for path in paths]
+        new = _uids(data[0]) | _uids(data[1])
+        made.append({uid for uid in new - known if uid != data[1].ContentSequence[2].get("UID")})
+    assert all(re.fullmatch(r"2\.25\.[1-9]\d{0,38}", uid) for uid in made[0] | made[1])
+    assert len(made[0]) >= 7  # two objects, two series, two nodules, the organisation of dimensions
+    assert len(made[0] & made[1]) <= 1  # the program that made them
+
+
+NAMES = {
+    "latin 1": ("ISO_IR 100", "Müller^Jürgen"),
+    "cyrillic": ("ISO_IR 144", "Люкceмбypг"),
+    "japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小东"),
+    "chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
+}
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_names_in_any_script_survive(script: str, tmp_path: Path) -> None:
+    character_set, name = NAMES[script]
+
+    def rename(dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = character_set, name
+
+    for path in written(result_of(tmp_path / "scan", change=changed(rename)), tmp_path):
+        made = pydicom.dcmread(path)
+        assert made.SpecificCharacterSet == character_set
+        assert made.PatientName == name
+
+
+def test_missing_fields_are_empty_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def drop(dataset: Dataset) -> None:
+        for keyword in ("PatientID", "PatientSex", "StudyDate", "AccessionNumber"):
+            del dataset[keyword]
+
+    with caplog.at_level(logging.WARNING):
+        paths = written(result_of(tmp_path / "scan", change=changed(drop)), tmp_path)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "the slices lack PatientID, PatientSex, StudyDate, AccessionNumber: left empty" in said
+    assert "Doe" not in said
+    for path in paths:
+        made = pydicom.dcmread(path)
+        assert all(made[k].is_empty for k in ("PatientID", "PatientSex", "StudyDate", "AccessionNumber"))
+        assert made.PatientName == "Doe^Jane"
+
+
+def test_a_missing_frame_of_reference_is_made_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def drop(dataset: Dataset) -> None:
+        del dataset.FrameOfReferenceUID
+        del dataset.SliceThickness
+
+    with caplog.at_level(logging.WARNING):
+        segmentation, _ = written(result_of(tmp_path / "scan", change=changed(drop)), tmp_path)
+    data = pydicom.dcmread(segmentation)
+    assert data.FrameOfReferenceUID.startswith("2.25.")
+    assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1.5
+    assert "the slices lack FrameOfReferenceUID: a new one is used" in caplog.text
+    assert "the slices lack SliceThickness: their distance of 1.5 mm is used" in caplog.text
+
+
+def test_values_that_break_rules_are_taken_over_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = {"PatientSex": "female", "PatientBirthDate": "29.2.1960", "PatientName": "No carets " * 8}
+    odd |= {"StudyTime": "noon", "StudyInstanceUID": "1.02.003"}
+
+    def change(dataset: Dataset) -> None:
+        for keyword, value in odd.items():
+            del dataset[keyword]
+            setattr(dataset, keyword, value)
+
+    with pydicom.config.disable_value_validation():
+        result = result_of(tmp_path / "scan", change=changed(change))
+    with caplog.at_level(logging.WARNING):
+        paths = written(result, tmp_path)
+    assert caplog.records == []
+    for path in paths:
+        with pydicom.config.disable_value_validation():
+            made = pydicom.dcmread(path)
+            assert {keyword: str(made[keyword].value) for keyword in odd} == {k: v.strip() for k, v in odd.items()}
+
+
+def test_a_value_that_cannot_be_read_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = result_of(tmp_path / "scan", change=changed(lambda d: setattr(d, "PatientWeight", "61.25")))
+    for file in result.source_files:
+        content = Path(file).read_bytes()
+        assert content.count(b"\x10\x00\x30\x10DS") == 1
+        Path(file).write_bytes(content.replace(b"\x10\x00\x30\x10DS", b"\x10\x00\x30\x10FD"))  # 6 bytes are no double
+    with caplog.at_level(logging.WARNING):
+        segmentation, _ = written(result, tmp_path)
+    assert "PatientWeight" not in pydicom.dcmread(segmentation)
+    assert "cannot be read, left out: PatientWeight" in caplog.text
+
+
+# --- no object --------------------------------------------------------------------------------------------------------
+
+
+def test_a_scan_that_was_no_dicom_has_no_dicom_objects(tmp_path: Path) -> None:
+    result = dataclasses.replace(result_of(tmp_path / "scan"), source_files=())
+    folder = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()])(result)
+    assert [file.name for file in folder.iterdir()] == ["nodules.json"]
+
+
+def test_objects_of_a_former_result_are_replaced(tmp_path: Path) -> None:
+    writer = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()], overwrite=True)
+    result = result_of(tmp_path / "scan")
+    assert {f.name for f in writer(result).iterdir()} == {"nodules.json", "segmentation.dcm", "report.dcm"}
+    nothing = dataclasses.replace(result, nodules=(), mask=np.zeros_like(result.mask))
+    assert {f.name for f in writer(nothing).iterdir()} == {"nodules.json", "report.dcm"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda d: setattr(d, "SOPInstanceUID", "1.2.3"),
+            "SOPInstanceUID of its own in each of the 24 slices, got 1",
+        ),
+        (lambda d: setattr(d, "SOPClassUID", SecondaryCaptureImageStorage), "SOP class CT Image Storage, got 1.2.840"),
+    ],
+    ids=["one UID for all", "secondary capture"],
+)
+def test_slices_that_nothing_can_refer_to(
+    change: Callable[[Dataset], Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = result_of(tmp_path / "scan", change=changed(change))
+    with caplog.at_level(logging.WARNING):
+        assert DicomSegmentation()(result, tmp_path) is None
+        assert DicomReport()(result, tmp_path) is None
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert reason in said
+
+
+def test_slices_that_are_gone_do_not_cost_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = result_of(tmp_path / "scan")
+    Path(result.source_files[3]).unlink()
+    assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
+    assert "report.dcm is left out" in caplog.text
+    assert "keep the scan in place" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SliceThickness": "2,5"},
+        {"SliceThickness": "2.5 mm"},
+        {"SliceThickness": "2.5\\2.5"},
+        {"SliceThickness": "-1"},
+        {"SliceThickness": "nan"},
+        {"KVP": "120 kV", "StudyDate": "31.01.2020", "StudyTime": "noon", "PatientBirthDate": "1950"},
+        {"PatientName": "M\xfcller^" + "x" * 70, "PatientID": "7" * 80, "PatientSex": "unknown"},
+        {"SpecificCharacterSet": "ISO_IR 999", "AccessionNumber": "no. 12345678901234567890"},
+        {"FrameOfReferenceUID": "1.2." + "3" * 70},
+        {"LossyImageCompression": "yes", "LossyImageCompressionRatio": "10,5", "PositionReferenceIndicator": "x" * 90},
+    ],
+    ids=str,
+)
+def test_odd_header_values_cost_neither_scan_nor_objects(tags: dict[str, str], tmp_path: Path) -> None:
+    def change(dataset: Dataset, k: int) -> None:
+        complete(dataset, k)
+        for keyword, value in tags.items():
+            set_raw(dataset, keyword, value)
+
+    result = result_of(tmp_path / "scan", change=change)
+    written_files = [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())]
+    assert written_files == [tmp_path / "segmentation.dcm", tmp_path / "report.dcm"]
+
+
+def test_an_enhanced_ct_has_no_objects_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = np.random.default_rng(0).integers(-900, -500, SHAPE).astype(np.int16)
+    path = write_enhanced(tmp_path / "scan" / "enhanced.dcm", image, AXIAL)
+    plain = result_of(tmp_path / "plain")
+    result = dataclasses.replace(plain, source_files=read_scan(path).source_files)
+    assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
+    assert "no DICOM objects are written: expected slices of SOP class CT Image Storage" in caplog.text
+
+
+def test_a_study_that_holds_former_results_is_read_as_before(tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    result = result_of(folder)
+    written(result, folder)
+    (scan,) = find_scans(folder)
+    assert tuple(scan["image"]) == result.source_files
+    np.testing.assert_array_equal(read_scan(folder).image_hu, result.image_hu)
+
+
+def test_highdicom_is_imported_when_it_is_needed_and_not_before() -> None:
+    code = "import sys, scripts.report; sys.exit('highdicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# --- other programs ---------------------------------------------------------------------------------------------------
+
+
+def _errors(path: Path | str) -> set[str]:
+    """The errors that dciodvfy finds in a file."""
+    run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
+    return {line for line in (run.stdout + run.stderr).splitlines() if line.startswith("Error")}
+
+
+def _without_module(errors: set[str]) -> set[str]:
+    """One fault is told of a CT image and of another object in the words of different modules."""
+    return {re.sub(r" Module=<\w+>", "", error) for error in errors}
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("form", ["two", "sixty", "none", "bare", "tilted gantry", "japanese"])
+def test_the_validator_finds_no_error(form: str, tmp_path: Path) -> None:
+    change: Any = complete
+    boxes: Sequence[Box] = TWO_BOXES
+    if form == "sixty":
+        boxes = SIXTY_BOXES
+    if form == "japanese":
+        change = changed(lambda d: d.update({"SpecificCharacterSet": NAMES[form][0], "PatientName": NAMES[form][1]}))
+    result = result_of(
+        tmp_path / "scan", [] if form == "none" else boxes, affine_lps=GRIDS.get(form, AXIAL), change=change
+    )
+    if form == "bare":
+        bare = dataclasses.replace(result.nodules[0], measurement=None)
+        mask = np.where(result.mask == 2, 2, 0).astype(np.uint16)
+        result = dataclasses.replace(result, mask=mask, nodules=(bare, result.nodules[1]))
+    for writer in (DicomSegmentation(), DicomReport()):
+        path = writer(result, tmp_path)
+        assert (path is None) == (form == "none" and isinstance(writer, DicomSegmentation))
+        assert path is None or _errors(path) == set()
+
+
+@needs_dciodvfy
+def test_the_validator_finds_an_error_when_there_is_one(tmp_path: Path) -> None:
+    segmentation, _ = written(result_of(tmp_path / "scan"), tmp_path)
+    data = pydicom.dcmread(segmentation)
+    del data.SegmentSequence[0].SegmentAlgorithmType
+    data.save_as(tmp_path / "broken.dcm")
+    assert any("SegmentAlgorithmType" in error for error in _errors(tmp_path / "broken.dcm"))
+
+
+@needs_dciodvfy
+def test_the_synthetic_chest_has_no_error_of_its_own(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(-900, -500, SHAPE).astype(np.int16)
+    write_dicom_series(tmp_path / "series", image, swap_lps_ras_affine(AXIAL))
+    assert _errors(next((tmp_path / "series").iterdir())) == set()
+
+
+@needs_dciodvfy
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real scan is not at {REAL}")
+def test_a_real_scan(tmp_path: Path) -> None:
+    """No error that its slices lack; segments on the mask's voxels."""
+    volume = read_scan(REAL)
+    mask = np.zeros(volume.image_hu.shape, np.uint16)
+    box = np.s_[300:330, 350:380, 85:95]
+    mask[box] = 1
+    nodule = nodule_of(1, mask[box] == 1, volume.image_hu[box], volume.affine_ras, box)
+    result = ScanResult(
+        *("real", str(REAL), volume.image_hu, volume.affine_ras, mask, (nodule,), (), 0, True),
+        model=MODEL,
+        source_files=volume.source_files,
+    )
+    known = _without_module(_errors(volume.source_files[0]))
+    for path in written(result, tmp_path):
+        assert _without_module(_errors(path)) <= known
+    expected = swap_lps_ras(apply_affine(volume.affine_ras, np.argwhere(mask)))
+    found = _positions_lps_mm(tmp_path / "segmentation.dcm")[1]
+    np.testing.assert_allclose(found, _sorted(expected), atol=1e-2)
+
+
+@pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dcmtk is not installed")
+def test_dcmtk_reads_the_report(tmp_path: Path) -> None:
+    _, report = written(result_of(tmp_path / "scan"), tmp_path)
+    run = subprocess.run(["dsrdump", str(report)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Certainty of Finding" in run.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@needs_dcmtk
+def test_what_is_sent_arrives(tmp_path: Path) -> None:
+    """The commands of docs/dicom.md, on this machine: scan and objects are received as they were sent."""
+    result = result_of(tmp_path / "scan")
+    folder = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()])(result)
+    inbox, port = tmp_path / "inbox", str(_free_port())
+    inbox.mkdir()
+    listen = ["storescp", "--sort-on-study-uid", "study", "--output-directory", str(inbox), port]
+    send = ["storescu", "--required", "--scan-directories", "--recurse", "--scan-pattern", "*.dcm", "127.0.0.1", port]
+    with (tmp_path / "log").open("wb") as log:
+        receiver = subprocess.Popen(listen, stdout=log, stderr=log)
+    try:
+        for _ in range(50):  # until the receiver listens
+            run = subprocess.run([*send, str(tmp_path)], capture_output=True, text=True, check=False)
+            if run.returncode == 0:
+                break
+            time.sleep(0.1)
+        assert run.returncode == 0, run.stderr
+    finally:
+        receiver.terminate()
+        receiver.wait(timeout=10)
+    (study,) = inbox.iterdir()
+    arrived = {data.SOPInstanceUID: data for data in map(pydicom.dcmread, study.iterdir())}
+    sent = [pydicom.dcmread(path) for path in (*result.source_files, *folder.glob("*.dcm"))]
+    assert {data.SOPInstanceUID: data for data in sent} == arrived
+    np.testing.assert_array_equal(read_scan(study).image_hu, result.image_hu)

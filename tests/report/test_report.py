@@ -1,0 +1,1230 @@
+"""The reports say what the result holds: strict, complete, on the scan's own grid, whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import errno
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.core.errors import SettingError
+from scripts.core.files import OutputError
+from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.labels import Part
+from scripts.core.records import Detection, Location, Measurement, Nodule, ScanResult, SearchRegion
+from scripts.report import (
+    Fingerprint,
+    HtmlReport,
+    ItkSnapLabels,
+    MaskNifti,
+    NodulesCsv,
+    NodulesJson,
+    PredictionTable,
+    ResultWriter,
+    SlicerLabels,
+    SlicerMarkups,
+    Writer,
+    input_digest,
+    summary_table,
+)
+from scripts.report.html.overview import lungs_picture, overview
+from scripts.report.html.page import AxialSlices, lung_doubts, pictures_per_view, summary_sentence, weaker_candidates
+from scripts.report.html.pictures import AXIAL, CORONAL, Picture, Stack, Window, close_ups
+from scripts.report.html.render import shown_probability, shown_seconds
+from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
+
+LUNG = Window(-600.0, 1500.0)
+# An anisotropic grid that is no cube, in the orientation of most DICOM series (LPS axes).
+AFFINE_RAS = np.array([[-0.8, 0, 0, 30], [0, -0.9, 0, 25], [0, 0, 2.0, -40], [0, 0, 0, 1.0]])
+SHAPE = (70, 60, 40)
+SHEAR = np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def world_mm(shape: tuple[int, ...], affine_ras: np.ndarray) -> np.ndarray:
+    """RAS position of every voxel, ``[I, J, K, 3]``."""
+    return apply_affine(affine_ras, np.moveaxis(np.indices(shape), 0, -1))
+
+
+def make_result(
+    spheres: tuple[tuple[tuple[float, float, float], float], ...] = (
+        ((8.0, -5.0, 1.0), 10.0),
+        ((-12.0, 9.0, 14.0), 6.0),
+    ),
+    *,
+    affine_ras: np.ndarray = AFFINE_RAS,
+    shape: tuple[int, ...] = SHAPE,
+    name: str = "scan_1",
+) -> ScanResult:
+    """Air-filled scan with a smooth gradient and one dense sphere (centre RAS mm, diameter mm) per nodule."""
+    world = world_mm(shape, affine_ras)
+    image_hu = -900.0 + 2.0 * world[..., 0] + world[..., 1]
+    mask = np.zeros(shape, np.uint16)
+    nodules = []
+    for label, (centre_ras_mm, diameter_mm) in enumerate(spheres, start=1):
+        distance_mm = np.linalg.norm(world - centre_ras_mm, axis=-1)
+        inside = distance_mm <= diameter_mm / 2
+        image_hu[inside] = 40.0
+        mask[inside] = label
+        volume_mm3 = float(inside.sum()) * voxel_volume_mm3(affine_ras)
+        measurement = Measurement(volume_mm3, diameter_mm, diameter_mm, diameter_mm - 1, 40.0, "solid")
+        i, j, k = apply_affine(np.linalg.inv(affine_ras), centre_ras_mm).tolist()
+        detection = Detection(centre_ras_mm, diameter_mm, 0.95 / label)
+        location = Location("left" if centre_ras_mm[0] < 0 else "right", "middle")
+        nodules.append(Nodule(label, detection, (i, j, k), measurement if inside.any() else None, location))
+    return ScanResult(
+        name=name,
+        source="/ward/Jane Doe/scan_1.nii.gz",
+        image_hu=np.rint(image_hu).astype(np.int16),
+        affine_ras=affine_ras,
+        mask=mask,
+        nodules=tuple(nodules),
+        candidates=(*(nodule.detection for nodule in nodules), Detection((1.0, 2.0, 3.0), 4.0, 0.0123456789)),
+        outside_lungs=2,
+        facts={"Modality": "CT"},
+        notes=("Slices are thick.",),
+        model={"name": "compact", "version": "0.1.0"},
+        settings={
+            "threshold": 0.5,
+            "window": np.float32(2.5),
+            "weights": Path("/secret/model.pt"),
+            "bad": float("nan"),
+        },
+        input_digest=64 * "a",
+    )
+
+
+def without_nodules(result: ScanResult) -> ScanResult:
+    return dataclasses.replace(result, nodules=(), candidates=(), mask=np.zeros_like(result.mask))
+
+
+def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> ScanResult:
+    """The same scan with its array axes permuted, then flipped; every voxel keeps its world position."""
+    to_old = np.zeros((4, 4))
+    to_old[3, 3] = 1.0
+    for new_axis, (old_axis, flip) in enumerate(zip(order, flips, strict=True)):
+        to_old[old_axis, new_axis] = -1.0 if flip else 1.0
+        to_old[old_axis, 3] = result.image_hu.shape[old_axis] - 1 if flip else 0.0
+    axes = tuple(axis for axis, flip in enumerate(flips) if flip)
+    affine_ras = result.affine_ras @ to_old
+    nodules = tuple(
+        dataclasses.replace(nodule, centre_voxel=tuple(apply_affine(np.linalg.inv(to_old), nodule.centre_voxel)))
+        for nodule in result.nodules
+    )
+    return dataclasses.replace(
+        result,
+        image_hu=np.flip(result.image_hu.transpose(order), axes),
+        mask=np.flip(result.mask.transpose(order), axes),
+        affine_ras=affine_ras,
+        nodules=nodules,
+    )
+
+
+def strict_json(path: Path) -> dict:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+class TestNodulesJson:
+    def test_every_field_of_a_hand_made_nodule(self, tmp_path: Path) -> None:
+        result = make_result()
+        record = strict_json(NodulesJson()(result, tmp_path))
+        assert record["nodules"][0] == {
+            "label": 1,
+            "centre_lps_mm": [-8.0, 5.0, 1.0],
+            "centre_ras_mm": [8.0, -5.0, 1.0],
+            "centre_voxel": [27.5, 33.333, 20.5],
+            "diameter_mm": 10.0,
+            "probability": 0.95,
+            "volume_mm3": round(int((result.mask == 1).sum()) * 0.8 * 0.9 * 2.0, 2),
+            "effective_diameter_mm": 10.0,
+            "long_axis_mm": 10.0,
+            "short_axis_mm": 9.0,
+            "mean_hu": 40.0,
+            "type_hint": "solid",
+            "location": {"side": "right", "level": "middle"},
+        }
+        assert record["scan"] == {
+            "facts": {"Modality": "CT"},
+            "shape": [70, 60, 40],
+            "spacing_mm": [0.8, 0.9, 2.0],
+            "affine_ras": AFFINE_RAS.tolist(),
+        }
+        assert record["search"] == {
+            "region": None,
+            "lungs_found": False,
+            "lung_volume_l": None,
+            "candidates_outside_lungs": 2,
+            "candidates": 3,
+        }
+        assert record["schema_version"] == SCHEMA_VERSION
+        assert record["candidates"] == [
+            {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
+            {"centre_lps_mm": [12.0, -9.0, 14.0], "diameter_mm": 6.0, "probability": 0.475},
+            {"centre_lps_mm": [-1.0, -2.0, 3.0], "diameter_mm": 4.0, "probability": 0.0123456789},
+        ]
+        assert record["bundle"] == {"name": "compact", "version": "0.1.0"}
+        assert record["notes"] == ["Slices are thick."]
+        assert "not for diagnosis" in record["disclaimer"]
+
+    def test_no_path_and_no_nan_leave_the_machine(self, tmp_path: Path) -> None:
+        path = NodulesJson()(make_result(), tmp_path)
+        assert "Jane" not in path.read_text()
+        assert "secret" not in path.read_text()
+        assert strict_json(path)["settings"] == {"threshold": 0.5, "window": 2.5, "weights": "model.pt", "bad": None}
+
+    def test_missing_measurements_are_null(self) -> None:
+        record = scan_record(make_result((((8.0, -5.0, 1.9), 0.01),)))["nodules"][0]
+        assert [record[name] for name in ("volume_mm3", "long_axis_mm", "mean_hu", "type_hint")] == [None] * 4
+
+    def test_a_place_that_is_not_known_is_null(self) -> None:
+        result = make_result()
+        nodules = tuple(dataclasses.replace(nodule, location=None) for nodule in result.nodules)
+        assert scan_record(dataclasses.replace(result, nodules=nodules))["nodules"][0]["location"] is None
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            make_result(),
+            without_nodules(make_result()),
+            make_result((((8.0, -5.0, 1.9), 0.01),)),  # no voxel in the outline
+            dataclasses.replace(make_result(), notes=(), facts={}, model={}, settings={}),
+        ],
+        ids=["nodules", "none", "unmeasured", "bare"],
+    )
+    def test_it_follows_its_schema(self, result: ScanResult, tmp_path: Path) -> None:
+        jsonschema.validate(strict_json(NodulesJson()(result, tmp_path)), SCHEMA)
+
+    def test_each_field_and_each_candidate_has_a_line(self, tmp_path: Path) -> None:
+        for result in (make_result(), dataclasses.replace(without_nodules(make_result()), notes=('a "b",\n]', "ü"))):
+            path = NodulesJson()(result, tmp_path)
+            assert strict_json(path) == scan_record(result)
+            lists = [items for items in (result.notes, result.nodules, result.candidates) if items]
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert len(lines) == 2 + len(scan_record(result)) + sum(len(items) + 1 for items in lists)
+
+    def test_the_schema_notices_what_is_missing_or_wrong(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(SCHEMA)
+        nodule = scan_record(make_result())["nodules"][0]
+        wrong = [("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})]
+        wrong += [("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)]
+        for name, value in wrong:
+            record = {**scan_record(make_result()), "nodules": [{**nodule, name: value}]}
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(record, SCHEMA)
+        for part in (scan_record(make_result()), nodule):
+            for name in part:
+                less = {key: value for key, value in part.items() if key != name}
+                record = less if part is not nodule else {**scan_record(make_result()), "nodules": [less]}
+                with pytest.raises(jsonschema.ValidationError, match=f"'{name}' is a required property"):
+                    jsonschema.validate(record, SCHEMA)
+
+    def test_the_schema_is_that_of_the_major_version(self) -> None:
+        assert f"-{SCHEMA_VERSION.split('.')[0]}" in str(SCHEMA["$id"])
+        assert set(SCHEMA["properties"]) == set(scan_record(make_result()))
+        described = SCHEMA["$defs"]["nodule"]["properties"] | SCHEMA["$defs"]["candidate"]["properties"]
+        assert set(described) == set(scan_record(make_result())["nodules"][0])
+
+    def test_no_nodule_is_an_empty_list(self, tmp_path: Path) -> None:
+        assert strict_json(NodulesJson()(without_nodules(make_result()), tmp_path))["nodules"] == []
+
+    @pytest.mark.parametrize(
+        ("source", "name"),
+        [("/a/b.nii.gz", "b.nii.gz"), ("/a/b/", "b"), (r"C:\patients\Doe\scan.mhd", "scan.mhd"), ("c.mha", "c.mha")],
+    )
+    def test_source_is_a_name_without_folders(self, source: str, name: str) -> None:
+        assert source_name(source) == name
+
+
+class TestTables:
+    def test_csv_starts_with_luna16_columns(self, tmp_path: Path) -> None:
+        rows = list(csv.reader(NodulesCsv()(make_result(), tmp_path).read_text().splitlines()))
+        assert rows[0][:7] == ["seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"]
+        assert rows[1][:7] == ["scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"]
+        assert rows[2][:7] == ["scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"]
+        assert rows[0][-3:] == ["type_hint", "side", "level"]
+        assert [row[-3:] for row in rows[1:]] == [["solid", "right", "middle"], ["solid", "left", "middle"]]
+        assert {len(row) for row in rows} == {15}
+
+    def test_csv_without_nodules_is_the_header(self, tmp_path: Path) -> None:
+        assert len(NodulesCsv()(without_nodules(make_result()), tmp_path).read_text().splitlines()) == 1
+
+    def test_csv_missing_measurement_is_an_empty_cell(self, tmp_path: Path) -> None:
+        rows = list(
+            csv.DictReader(NodulesCsv()(make_result((((8.0, -5.0, 1.9), 0.01),)), tmp_path).read_text().splitlines())
+        )
+        assert rows[0]["volume_mm3"] == ""
+        assert rows[0]["diameter_mm"] == "0.01"
+
+    def test_predictions_hold_every_candidate_of_every_scan(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "run" / "predictions.csv")
+        assert table.path.read_text() == "seriesuid,coordX,coordY,coordZ,probability\n"
+        table.append(make_result(name="a"))
+        table.append(without_nodules(make_result(name="b")))
+        table.append(make_result(name="c"))
+        rows = list(csv.DictReader(table.path.read_text().splitlines()))
+        assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
+        assert rows[2] == {
+            "seriesuid": "a",
+            "coordX": "-1.0",
+            "coordY": "-2.0",
+            "coordZ": "3.0",
+            "probability": "0.0123456789",
+        }
+
+    def test_rounding_keeps_what_float32_tells_apart(self, tmp_path: Path) -> None:
+        one = np.float32(0.9999)
+        probabilities = [float(one), float(np.nextafter(one, np.float32(1)))]
+        candidates = tuple(Detection((0.0, 0.0, 0.0), 5.0, probability) for probability in probabilities)
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(dataclasses.replace(make_result(), candidates=candidates))
+        read = [row["probability"] for row in csv.DictReader(table.path.read_text().splitlines())]
+        assert [np.float32(text) for text in read] == probabilities
+        assert "-0.0" not in table.path.read_text()
+
+    def test_a_scan_enters_the_table_once(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(make_result())
+        with pytest.raises(ValueError, match=r"unique scan names.*'scan_1'"):
+            table.append(make_result())
+        assert len(table.path.read_text().splitlines()) == 4
+
+    def test_a_full_disk_leaves_whole_scans_only(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
+        table = PredictionTable(tmp_path / "predictions.csv")
+        table.append(make_result(name="a"))
+        before = table.path.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"predictions\.csv.*room for 187 bytes"):
+                table.append(make_result(name="b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert table.path.read_bytes() == before
+        table.append(make_result(name="b"))
+        assert len(table.path.read_text().splitlines()) == 7
+
+    def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
+        table = PredictionTable(tmp_path / "predictions.csv")
+        write = ResultWriter(tmp_path, [NodulesJson()], table)
+        for name in ("c", "a", "b"):
+            write(without_nodules(make_result(name=name)) if name == "b" else make_result(name=name))
+        table.append(make_result(name="gone"))  # no folder
+        again = PredictionTable(tmp_path / "predictions.csv")
+        rows = list(csv.DictReader(again.path.read_text().splitlines()))
+        assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
+        assert rows[:3] == list(csv.DictReader(table.path.read_text().splitlines()))[:3]
+        again.append(make_result(name="d"))
+        again.append(dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
+        names = [row["seriesuid"] for row in csv.DictReader(again.path.read_text().splitlines())]
+        assert names == ["a", "c", "c", "c", "d", "d", "d"]
+
+    def test_a_run_that_goes_on_ends_with_the_table_of_one_that_never_stopped(self, tmp_path: Path) -> None:
+        for folder, stops in (("once", ()), ("stopped", (1, 2))):
+            for stop in (*stops, 3):
+                write = ResultWriter(
+                    tmp_path / folder, [NodulesJson()], PredictionTable(tmp_path / folder / "predictions.csv")
+                )
+                for name in "abc"[:stop]:
+                    result = make_result(name=name)
+                    if not write.finished(name, fingerprint(result)):
+                        write(result)
+                if stop == 1:  # killed after the folder, before the table
+                    write.predictions.path.write_text("seriesuid,coordX,coordY,coordZ,probability\na,1.0,2")
+        tables = [(tmp_path / folder / "predictions.csv").read_text() for folder in ("once", "stopped")]
+        assert tables[0] == tables[1]
+        assert tables[0].count("\n") == 10
+
+    def test_a_damaged_or_older_record_adds_no_row(self, tmp_path: Path) -> None:
+        for name, text in (
+            ("a", "{"),
+            ("b", "[]"),
+            ("c", "{}"),
+            ("d", '{"candidates": 3}'),
+            ("e", '{"candidates": [1]}'),
+        ):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "nodules.json").write_text(text)
+        assert PredictionTable(tmp_path / "predictions.csv").path.read_text().count("\n") == 1
+
+    def test_another_file_of_that_name_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "predictions.csv").write_text("my,own\n1,2\n")
+        with pytest.raises(OutputError, match=r"predictions\.csv.*got another file"):
+            PredictionTable(tmp_path / "predictions.csv")
+        assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
+
+    def test_terminal_table_is_aligned(self) -> None:
+        lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
+        assert lines[0] == "scan_1: 2 nodules"
+        assert lines[2].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
+        assert len({len(line) for line in lines[1:4]}) == 1
+        assert lines[-1] == "empty: no nodules"
+        assert summary_table([]) == ""
+
+
+class TestMask:
+    @pytest.mark.parametrize("turn", [np.eye(4), np.diag([-1.0, 1, 1, 1]), np.eye(4)[[2, 0, 1, 3]]])
+    def test_geometry_and_labels_survive(self, tmp_path: Path, turn: np.ndarray) -> None:
+        result = make_result()
+        result = dataclasses.replace(result, affine_ras=turn @ result.affine_ras)
+        image = nib.load(MaskNifti()(result, tmp_path))
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(np.asarray(image.dataobj), result.mask)
+        for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+            assert code == 1
+            np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
+        np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
+        assert image.header.get_xyzt_units()[0] == "mm"
+
+    def test_sheared_grid_has_a_sform_only(self, tmp_path: Path) -> None:
+        result = make_result(affine_ras=AFFINE_RAS @ SHEAR)
+        image = nib.load(MaskNifti()(result, tmp_path))
+        np.testing.assert_allclose(image.affine, result.affine_ras, atol=1e-4)
+        assert int(image.header["sform_code"]) == 1
+        assert int(image.header["qform_code"]) == 0
+        np.testing.assert_allclose(image.header.get_zooms(), spacing_mm(result.affine_ras), atol=1e-6)
+
+    @pytest.mark.parametrize(("labels", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
+    def test_wide_enough_for_every_label(self, tmp_path: Path, labels: int, dtype: type) -> None:
+        mask = np.zeros(SHAPE, np.uint16)
+        mask.flat[:labels] = np.arange(1, labels + 1)
+        image = nib.load(MaskNifti()(dataclasses.replace(make_result(), mask=mask), tmp_path))
+        assert image.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asarray(image.dataobj), mask)
+
+    def test_same_result_same_bytes(self, tmp_path: Path) -> None:
+        content = MaskNifti()(make_result(), tmp_path).read_bytes()
+        assert MaskNifti()(make_result(), tmp_path).read_bytes() == content
+        assert len(gzip.decompress(content)) == 352 + 70 * 60 * 40
+
+
+class TestViewers:
+    def test_points_stand_where_the_nodules_are(self, tmp_path: Path) -> None:
+        record = strict_json(SlicerMarkups()(make_result(), tmp_path))
+        assert record["@schema"].endswith("/markups-schema-v1.0.3.json#")
+        (points,) = record["markups"]
+        assert (points["type"], points["coordinateSystem"], points["coordinateUnits"]) == ("Fiducial", "LPS", "mm")
+        assert [point["label"] for point in points["controlPoints"]] == [
+            "nodule 1 (0.95, 10.0 mm)",
+            "nodule 2 (0.47, 6.0 mm)",
+        ]
+        assert [point["position"] for point in points["controlPoints"]] == [[-8.0, 5.0, 1.0], [12.0, -9.0, 14.0]]
+        assert points["display"]["pointLabelsVisibility"] is True
+
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_points_are_what_the_schema_of_slicer_asks_for(self, empty: bool, tmp_path: Path) -> None:
+        """The part of Slicer's schema 1.0.3 that bears on the fields written here, in our words."""
+        result = without_nodules(make_result()) if empty else make_result()
+        record = strict_json(SlicerMarkups()(result, tmp_path))
+        flag = {"type": "boolean"}
+        position = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+        point = {
+            "id": {"type": "string"},
+            "label": {"type": "string"},
+            "position": position,
+            "selected": flag,
+            "locked": flag,
+            "visibility": flag,
+            "positionStatus": {"enum": ["undefined", "preview", "defined"]},
+        }
+        markup = {
+            "type": {"enum": ["Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"]},
+            "name": {"type": "string"},
+            "coordinateSystem": {"enum": ["LPS", "RAS"]},
+            "coordinateUnits": {"enum": ["mm", "um"]},
+            "locked": flag,
+            "controlPoints": {"type": "array", "items": {"properties": point, "additionalProperties": False}},
+            "display": {"type": "object", "additionalProperties": flag},
+        }
+        items = {"type": "object", "required": ["type"], "properties": markup, "additionalProperties": False}
+        schema = {
+            "required": ["@schema", "markups"],
+            "properties": {"@schema": {"type": "string"}, "markups": {"type": "array", "items": items}},
+        }
+        jsonschema.validate(record, schema)
+        assert len(record["markups"][0]["controlPoints"]) == len(result.nodules)
+
+    @pytest.mark.parametrize(
+        ("writer", "pattern"),
+        [
+            (SlicerLabels(), r"(\d+) (\S+) (\d+) (\d+) (\d+) (\d+)"),
+            (ItkSnapLabels(), r'(\d+) (\d+) (\d+) (\d+) ([01]) [01] [01] "([^"]+)"'),
+        ],
+        ids=["3D Slicer", "ITK-SNAP"],
+    )
+    def test_every_label_of_the_mask_has_a_line(self, writer: Writer, pattern: str, tmp_path: Path) -> None:
+        for result, labels in ((make_result(), ["0", "1", "2"]), (without_nodules(make_result()), ["0"])):
+            lines = writer(result, tmp_path).read_text().splitlines()
+            rows = [re.fullmatch(pattern, line) for line in lines if not line.startswith("#")]
+            assert all(rows)
+            assert [row[1] for row in rows if row] == labels
+        assert lines[0] in ("# Color table file", "# ITK-SnAP Label Description File")
+
+    def test_label_tables_by_hand(self, tmp_path: Path) -> None:
+        slicer = SlicerLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert slicer[1:] == [
+            "0 background 0 0 0 0",
+            "1 nodule_1_(0.95,_10.0_mm) 31 119 180 255",
+            "2 nodule_2_(0.47,_6.0_mm) 255 127 14 255",
+        ]
+        snap = ItkSnapLabels()(make_result(), tmp_path).read_text().splitlines()
+        assert snap[-2:] == [
+            '1 31 119 180 1 1 1 "nodule 1 (0.95, 10.0 mm)"',
+            '2 255 127 14 1 1 1 "nodule 2 (0.47, 6.0 mm)"',
+        ]
+
+    def test_an_eleventh_nodule_takes_the_first_colour_again(self, tmp_path: Path) -> None:
+        nodule = make_result().nodules[0]
+        nodules = tuple(dataclasses.replace(nodule, label=label) for label in range(1, 13))
+        lines = SlicerLabels()(dataclasses.replace(make_result(), nodules=nodules), tmp_path).read_text().splitlines()
+        colours = [line.split()[2:5] for line in lines[2:]]
+        assert colours[10:] == colours[:2]
+        assert len({tuple(colour) for colour in colours}) == 10
+
+
+def stacks(result: ScanResult, number: int = 0, *, mm: float, window: Window = LUNG, pictures: int = 1) -> list[Stack]:
+    """Close-ups of a nodule, ``mm`` wide."""
+    nodule = result.nodules[number]
+    return list(close_ups(result, nodule.detection, window, mm, label=nodule.label, pictures=pictures))
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("order", "flips"),
+        [
+            *((order, (False, True, True)) for order in itertools.permutations(range(3))),
+            ((0, 1, 2), (True, False, False)),
+            ((2, 0, 1), (True, True, True)),
+        ],
+    )
+    @pytest.mark.parametrize("affine_ras", [AFFINE_RAS, AFFINE_RAS @ SHEAR], ids=["straight", "sheared"])
+    @pytest.mark.parametrize("lungs", [False, True], ids=["no lungs", "lungs"])
+    def test_storage_order_changes_nothing(
+        self, affine_ras: np.ndarray, order: tuple[int, int, int], flips: tuple[bool, bool, bool], lungs: bool
+    ) -> None:
+        result = make_result(affine_ras=affine_ras)
+        if lungs:
+            result = dataclasses.replace(result, region=lung_box(result, (6, 6, 6), (64, 54, 34)))
+        stored = stored_as(result, order, flips)
+        for number in range(2):
+            for stack, other in zip(
+                stacks(result, number, mm=30, pictures=3), stacks(stored, number, mm=30, pictures=3), strict=True
+            ):
+                for picture, same in zip(stack.pictures, other.pictures, strict=True):
+                    assert np.abs(picture.grey.astype(int) - same.grey).max() <= 1
+                    assert _outline_box(picture.outline) == pytest.approx(_outline_box(same.outline), abs=0.02)
+        whole, same = overview(result), overview(stored)
+        np.testing.assert_array_equal(whole.picture.grey, same.picture.grey)
+        point = result.nodules[0].detection.centre_ras_mm
+        assert whole.position_mm(point) == pytest.approx(same.position_mm(point))
+
+    @pytest.mark.parametrize("towards", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["right", "front", "head"])
+    def test_radiological_display(self, towards: tuple[int, int, int]) -> None:
+        """A bright ball 12 mm to the right, front or head lies at the left, top or both of the pictures."""
+        ball_ras_mm = 12.0 * np.array(towards)
+        result = make_result((((0.0, 0.0, 0.0), 4.0), (tuple(ball_ras_mm), 8.0)), affine_ras=_centred_affine())
+        for stack in stacks(result, mm=40, window=Window(-600, 200)):
+            picture = stack.middle
+            expected_mm = np.array(
+                [20 - ball_ras_mm[picture.view.column_axis], 20 - ball_ras_mm[picture.view.row_axis]]
+            )
+            if (expected_mm == 20).all():
+                continue
+            columns_mm, rows_mm = _bright_mm(picture)
+            far = np.hypot(columns_mm - 20, rows_mm - 20) > 5
+            np.testing.assert_allclose([columns_mm[far].mean(), rows_mm[far].mean()], expected_mm, atol=0.3)
+            assert _outline_box(picture.other_outlines)[:2] == pytest.approx(expected_mm - 4, abs=0.6)
+
+    @pytest.mark.parametrize(
+        ("number", "towards", "first"), [(0, (0, 0, 1), "head"), (1, (0, 1, 0), "front"), (2, (1, 0, 0), "right")]
+    )
+    def test_a_stack_goes_through_the_body(self, number: int, towards: tuple[int, int, int], first: str) -> None:
+        """A ball 6 mm towards the side at which the stack begins is cut in the middle six steps before the middle."""
+        ball_ras_mm = tuple((6.0 * np.array(towards)).tolist())
+        result = make_result((((0.0, 0.0, 0.0), 3.0), (ball_ras_mm, 5.0)), affine_ras=_centred_affine())
+        stack = stacks(result, mm=30, pictures=21)[number]
+        assert stack.middle.view.first == first
+        assert (len(stack.pictures), stack.step_mm) == (21, 1.0)
+        others = [bool(picture.other_outlines) for picture in stack.pictures]
+        assert others == [abs(n - 4) <= 2 for n in range(21)]
+        own = [bool(picture.outline) for picture in stack.pictures]
+        assert own == [abs(n - 10) <= 1 for n in range(21)]
+        brightness = [int(_centre(picture)) for picture in stack.pictures]
+        assert brightness[4] > 200 > brightness[7]
+
+    def test_a_stack_reaches_beyond_a_large_nodule(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 40.0),), affine_ras=_centred_affine(), shape=(90, 90, 90))
+        for stack in stacks(result, mm=60, pictures=11):
+            assert stack.step_mm * 5 >= 20 + 3
+            assert not stack.pictures[0].outline
+            assert stack.middle.outline
+
+    def test_outline_has_the_nodules_size_and_place(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 20.0),), affine_ras=_centred_affine())
+        for stack in stacks(result, mm=60):
+            assert _outline_box(stack.middle.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
+            assert stack.middle.outline.endswith("Z")
+
+    def test_field_of_view_grows_with_the_nodule(self) -> None:
+        result = make_result((((0.0, 0.0, 0.0), 50.0),), affine_ras=_centred_affine())
+        for stack in stacks(result, mm=60):
+            assert stack.middle.width_mm == 150
+            assert stack.middle.grey.shape == (216, 216)
+            assert len(stack.data_uri) < 30_000
+
+    def test_nodule_at_the_border_keeps_black_outside(self) -> None:
+        corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
+        result = make_result(((corner_ras_mm, 12.0),))
+        axial = stacks(result, mm=30, window=Window(-1000, 4000))[0].middle  # 72 pixels of 12 / 0.8 mm wide
+        assert axial.grey.shape == (86, 86)
+        half = 43
+        assert (axial.grey[: half - 2] == 0).all()
+        assert (axial.grey[:, : half - 2] == 0).all()
+        assert (axial.grey[half:, half:] > 0).all()
+        assert axial.outline
+
+    def test_centre_outside_the_grid_gives_black(self) -> None:
+        result = make_result((((500.0, 0.0, 0.0), 5.0),))
+        for stack in stacks(result, mm=30, pictures=3):
+            assert not any(picture.grey.any() or picture.outline for picture in stack.pictures)
+
+    @pytest.mark.parametrize("slices", [1, 3])
+    def test_slab_is_seen_as_thick_as_it_is(self, slices: int) -> None:
+        affine_ras = AFFINE_RAS.copy()
+        affine_ras[:3, 3] = [-0.8 * -34.5, 0.9 * 29.5, -(slices - 1)]
+        result = make_result((((0.0, 0.0, 0.0), 8.0),), affine_ras=affine_ras, shape=(70, 60, slices))
+        coronal = stacks(result, mm=30, window=Window(-1000, 4000))[1].middle
+        pixel_mm = coronal.width_mm / coronal.grey.shape[1]
+        assert (coronal.grey[:, 36] > 0).sum() * pixel_mm == pytest.approx(2.0 * slices, abs=pixel_mm)
+        whole = overview(result)
+        assert whole.picture.view is AXIAL
+        assert (whole.picture.width_mm, whole.picture.height_mm) == pytest.approx((80.0, 80.0), abs=0.5)
+        assert whole.position_mm((0.0, 0.0, 0.0)) == pytest.approx((40.0, 40.0), abs=0.5)
+
+    def test_window_by_hand(self) -> None:
+        assert LUNG.grey([-1350, -600, 150, 3000, -32768]).tolist() == [0, 128, 255, 255, 0]
+        with pytest.raises(ValueError, match="wider than 0 HU"):
+            Window(-600, 0)
+
+
+class TestOverview:
+    BALL_MM = (-10.0, 8.0, 20.0)
+
+    def ball(self) -> ScanResult:
+        return make_result(((self.BALL_MM, 14.0),), affine_ras=_centred_affine(), shape=(80, 80, 80))
+
+    @pytest.mark.parametrize("lungs", [False, True])
+    def test_marks_lie_where_the_nodule_is(self, lungs: bool) -> None:
+        result = self.ball()
+        if lungs:
+            result = dataclasses.replace(result, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
+        whole = overview(result)
+        assert whole.picture.view is CORONAL
+        assert whole.of_lungs is lungs
+        columns_mm, rows_mm = _bright_mm(whole.picture)
+        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], whole.position_mm(self.BALL_MM), atol=0.7)
+        if lungs:  # a sum is bright where the ball is thick
+            assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
+
+    def test_bone_around_the_lungs_does_not_cover_them(self) -> None:
+        result = self.ball()
+        image_hu = result.image_hu.copy()
+        image_hu[:, :8] = 1000  # a plate of bone before the lungs, as wide as the picture
+        result = dataclasses.replace(result, image_hu=image_hu, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
+        columns_mm, _ = _bright_mm(overview(result).picture)
+        assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
+
+    def test_a_nodule_outside_the_lungs_is_on_the_picture(self) -> None:
+        result = self.ball()
+        result = dataclasses.replace(result, region=lung_box(result, (55, 10, 10), (75, 60, 40)))
+        whole = overview(result)
+        x_mm, y_mm = whole.position_mm(self.BALL_MM)
+        assert 6.5 <= x_mm <= whole.picture.width_mm - 6.5
+        assert 6.5 <= y_mm <= whole.picture.height_mm - 6.5
+        columns_mm, rows_mm = _bright_mm(whole.picture)
+        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], [x_mm, y_mm], atol=0.7)
+
+    def test_it_is_small(self) -> None:
+        assert len(overview(self.ball()).picture.data_uri) < 60_000
+
+
+def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:
+    """Lungs that fill a box of voxels, on a grid twice as coarse as the scan's."""
+    shape = np.array(result.image_hu.shape) // 2
+    inside = np.zeros(shape, dtype=bool)
+    inside[tuple(slice(a // 2, b // 2) for a, b in zip(low, high, strict=True))] = True
+    to_scan = np.diag([2.0, 2.0, 2.0, 1.0])
+    to_scan[:3, 3] = 0.5
+    parts = np.where(inside, np.uint8(Part.RIGHT_LUNG), np.uint8(Part.BODY))
+    return SearchRegion("lungs", np.where(inside, np.float32(0), np.float32(3)), parts, result.affine_ras @ to_scan)
+
+
+def _bright_mm(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Where a picture is nearly white: mm from its left and upper border."""
+    rows, columns = np.nonzero(picture.grey > 200)
+    pixel_mm = picture.width_mm / picture.grey.shape[1]
+    return (columns + 0.5) * pixel_mm, (rows + 0.5) * pixel_mm
+
+
+def _centre(picture: Picture) -> float:
+    middle = picture.grey.shape[0] // 2
+    return float(picture.grey[middle - 1 : middle + 1, middle - 1 : middle + 1].mean())
+
+
+def _centred_affine() -> np.ndarray:
+    """1 mm, LPS axes, RAS origin at voxel (35, 30, 20)."""
+    return np.array([[-1.0, 0, 0, 35], [0, -1, 0, 30], [0, 0, 1, -20], [0, 0, 0, 1]])
+
+
+def _outline_box(path: str) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of an SVG path, mm."""
+    if not path:
+        return 0.0, 0.0, 0.0, 0.0
+    points = np.array(re.findall(r"-?\d+\.\d+", path), dtype=float).reshape(-1, 2)
+    left, top = points.min(axis=0).tolist()
+    right, bottom = points.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
+class _Page(HTMLParser):
+    """Collects images, addresses and unclosed tags."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "link", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.addresses: list[str] = []
+        self.identifiers: list[str] = []
+        self.tags: set[str] = set()
+        self.words = ""
+        self.code: dict[str, str] = {}
+        self.policy = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.addresses += [values[name] or "" for name in ("href", "src", "action", "data", "srcset") if name in values]
+        self.identifiers += [values["id"] or ""] if "id" in values else []
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"] or ""
+        if tag == "img":
+            self.images.append(values)
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] in ("script", "style"):
+            self.code[self._open[-1]] = data
+        else:
+            self.words += data
+
+
+class TestPage:
+    def test_parses_and_every_picture_has_a_text(self) -> None:
+        page = _Page(HtmlReport().render(make_result()))
+        assert len(page.images) == 1 + 3 * 3  # overview, two nodules, a weaker candidate
+        assert all(image["alt"] for image in page.images)
+        assert len(set(page.identifiers)) == len(page.identifiers)
+
+    def test_asks_nothing_of_the_network_and_runs_its_own_script_only(self) -> None:
+        text = HtmlReport().render(make_result())
+        page = _Page(text)
+        assert all(address.startswith(("data:image/webp;base64,", "#")) for address in page.addresses)
+        assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.identifiers)
+        assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/webp;base64,[^\"]+", "", text))
+        assert page.tags.isdisjoint({"link", "iframe", "object", "embed", "base"})
+        assert text.count("<script") == 1
+        digest = base64.b64encode(hashlib.sha256(page.code["script"].encode()).digest()).decode()
+        assert page.policy.startswith("default-src 'none'; img-src data:;")
+        assert f"script-src 'sha256-{digest}';" in page.policy
+        assert not re.search(r"eval|innerHTML|\bFunction\b", page.code["script"])
+
+    def test_says_what_it_is_and_what_was_found(self) -> None:
+        result = make_result()
+        location = Location("right", "upper")
+        measurement = dataclasses.replace(result.nodules[0].measurement, type_hint="part-solid")
+        first = dataclasses.replace(result.nodules[0], location=location, measurement=measurement)
+        result = dataclasses.replace(result, nodules=(first, *result.nodules[1:]), seconds=34.4)
+        words = _Page(HtmlReport(date="2026-01-02").render(result)).words
+        for expected in (
+            "Academic research, not a medical device, not for diagnosis.",
+            "No finding does not mean no nodule. The model was tested with nodules of 3 mm and more",
+            "2 possible nodules",
+            "At the operating threshold of 0.5. The most probable, number 1,",
+            "in the right lung, upper third.",
+            "Right, upper",
+            "10.0 × 9.0",
+            "part-solid",
+            "−8.0, 5.0, 1.0",
+            "Slices are thick.",
+            "2 candidates were dropped outside the lungs.",
+            "2026-01-02",
+            "34 s from reading to report",
+            "compact",
+            "counted from 0 to 39 along the scan's own array axis k; slice 0 is nearest the feet",
+        ):
+            assert expected in words
+        assert "Jane" not in words
+
+    def test_the_smallest_size_is_the_one_of_the_configuration(self) -> None:
+        words = _Page(HtmlReport(smallest_tested_mm=4.5).render(make_result())).words
+        assert "tested with nodules of 4.5 mm and more" in words
+
+    def test_nodules_are_sorted_by_probability(self) -> None:
+        result = make_result()
+        result = dataclasses.replace(result, nodules=result.nodules[::-1])
+        text = HtmlReport().render(result)
+        assert text.index('id="finding-1"') < text.index('id="finding-2"')
+
+    @pytest.mark.parametrize("field", ["facts", "notes", "model", "settings", "source", "identity", "name"])
+    def test_what_comes_from_files_is_escaped(self, field: str) -> None:
+        evil = "<script>alert(1)<b>&\"'"
+        values = {"notes": (evil,), "source": evil.replace("/", ""), "name": evil}
+        result = dataclasses.replace(make_result(), **{field: values.get(field, {evil: evil})})
+        text = HtmlReport().render(result)
+        assert text.count("<script") == 1
+        assert "<b>&" not in text
+        assert "&lt;script&gt;alert(1)&lt;b&gt;&amp;" in text
+
+    def test_the_patient_is_named_only_when_asked_for(self) -> None:
+        result = make_result()
+        assert "Patient" not in _Page(HtmlReport().render(result)).words
+        identity = {"Patient name": "Åsa 山田 Œuvré", "Patient ID": "Ω-17"}
+        page = _Page(HtmlReport().render(dataclasses.replace(result, identity=identity)))
+        assert all(text in page.words for text in ("Patient name", "Åsa 山田 Œuvré", "Ω-17"))
+
+    def test_non_ascii_text_is_written_as_utf_8(self, tmp_path: Path) -> None:
+        result = dataclasses.replace(make_result(), identity={"Patient name": "Åsa 山田"})
+        assert "Åsa 山田" in HtmlReport()(result, tmp_path).read_text(encoding="utf-8")
+
+    def test_no_nodules_is_said(self) -> None:
+        page = _Page(HtmlReport().render(without_nodules(make_result())))
+        assert (
+            "Nothing reached the operating threshold of 0.5. This does not mean that there is no nodule." in page.words
+        )
+        assert "No nodule reached the operating threshold of 0.5 in this scan." in page.words
+        assert len(page.images) == 1
+        assert "no nodule marked" in (page.images[0]["alt"] or "")
+
+    def test_weaker_candidates_wait_below_the_threshold(self) -> None:
+        text = HtmlReport().render(make_result())
+        (row,) = re.findall(r'<tr data-finding="3"[^>]*>', text)
+        assert 'data-probability="0.012346"' in row
+        assert " hidden" in row
+        assert 'min="0.010000"' in text
+        assert 'id="finding-3"' not in HtmlReport(weaker_findings=0).render(make_result())
+
+    def test_a_candidate_inside_an_outline_is_not_shown_twice(self) -> None:
+        result = make_result()
+        twice = dataclasses.replace(result.nodules[0].detection, probability=0.4)
+        result = dataclasses.replace(result, candidates=(*result.candidates, twice))
+        assert [candidate.probability for candidate in weaker_candidates(result)] == [0.0123456789]
+
+    def test_sixty_nodules_make_a_page_of_a_few_megabytes(self) -> None:
+        centres = [
+            (x, y, z) for x in (-20.0, -8.0, 4.0, 16.0) for y in (-20.0, -7.0, 6.0) for z in (-30, -16, -2, 12, 26)
+        ]
+        result = make_result(tuple(((x, y, float(z)), 6.0) for x, y, z in centres))
+        text = HtmlReport(close_up_mm=60).render(result)
+        page = _Page(text)
+        assert len(page.images) == 1 + 3 * (60 + 1)
+        assert len(text) < 6_000_000
+        assert "60 possible nodules" in page.words
+
+    def test_a_huge_nodule_at_the_border_has_a_page(self) -> None:
+        corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
+        page = _Page(HtmlReport().render(make_result(((corner_ras_mm, 70.0),))))
+        assert "1 possible nodule" in page.words
+
+    @pytest.mark.parametrize(("findings", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
+    def test_many_findings_have_fewer_pictures_each(self, findings: int, pictures: int) -> None:
+        assert pictures_per_view(findings) == pictures
+
+    @pytest.mark.parametrize(
+        ("kind", "words"), [("cut-out", "cut out of a chest"), ("body", "All that is inside the body was searched")]
+    )
+    def test_another_region_is_said(self, kind: str, words: str) -> None:
+        result = make_result()
+        region = dataclasses.replace(lung_box(result, (6, 6, 6), (64, 54, 34)), kind=kind)
+        assert words in _Page(HtmlReport().render(dataclasses.replace(result, region=region))).words
+
+    def test_lungs_are_drawn_and_measured(self) -> None:
+        result = make_result()
+        region = lung_box(result, (10, 10, 10), (60, 50, 30))  # 40 × 36 × 40 mm
+        page = _Page(HtmlReport().render(dataclasses.replace(result, region=region)))
+        assert "0.06 l right, 0.00 l left" in page.words
+        assert "which is unusual" in page.words
+        picture = lungs_picture(dataclasses.replace(result, region=region), Window(-600.0, 1500.0))
+        assert picture is not None
+        left, top, right, bottom = _outline_box(picture.outline)
+        assert [right - left, bottom - top] == pytest.approx([40, 40], abs=1.5)
+        assert scan_record(dataclasses.replace(result, region=region))["search"]["lung_volume_l"] == {
+            "left": 0.0,
+            "right": 0.058,
+        }
+
+    def test_lungs_that_the_scan_cuts_are_said(self) -> None:
+        result = make_result()
+        whole = lung_box(result, (4, 4, 6), (66, 56, 30))
+        cut = lung_box(result, (4, 4, 0), (66, 56, 30))
+        assert not any("cut" in doubt for doubt in lung_doubts(whole))
+        assert [doubt for doubt in lung_doubts(cut) if "The lungs are cut at the bottom" in doubt]
+
+    def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
+        text = HtmlReport(weaker_findings=0).render(make_result((((8.0, -5.0, 1.9), 0.01),)))
+        assert text.count('class="outline guess"') == 3
+        assert "<dd>–</dd>" in text
+
+    def test_constant_image_has_a_page(self) -> None:
+        result = without_nodules(make_result())
+        _Page(HtmlReport().render(dataclasses.replace(result, image_hu=np.full(SHAPE, -1024, np.int16))))
+
+    def test_settings_that_make_no_sense_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="wider than 0 mm"):
+            HtmlReport(close_up_mm=0)
+        with pytest.raises(ValueError, match="weaker_findings"):
+            HtmlReport(weaker_findings=-1)
+
+    @pytest.mark.parametrize(
+        ("order", "flips", "axis", "number", "first"),
+        [
+            ((0, 1, 2), (False, False, False), "k", 20, "feet"),
+            ((0, 1, 2), (False, False, True), "k", 19, "head"),
+            ((2, 0, 1), (True, False, False), "i", 19, "head"),
+        ],
+    )
+    def test_slices_are_counted_on_the_scans_own_grid(
+        self, order: tuple[int, int, int], flips: tuple[bool, bool, bool], axis: str, number: int, first: str
+    ) -> None:
+        result = stored_as(make_result((((8.0, -5.0, 0.4), 10.0),)), order, flips)
+        slices = AxialSlices.of(result)
+        assert (slices.axis_name, slices.number(result.nodules[0].centre_voxel), slices.first) == (axis, number, first)
+        assert slices.count == 40
+
+    @pytest.mark.parametrize(
+        ("probability", "shown"), [(0.9999, "> 0.99"), (0.994, "0.99"), (0.5, "0.50"), (0.001, "< 0.01")]
+    )
+    def test_probability_never_claims_certainty(self, probability: float, shown: str) -> None:
+        assert shown_probability(probability) == shown
+
+    def test_one_nodule_is_singular(self) -> None:
+        sentence = summary_sentence(make_result((((0.0, 0.0, 0.0), 8.0),)))
+        assert sentence.startswith("At the operating threshold of 0.5. It measures 8.0")
+
+    @pytest.mark.parametrize(
+        ("seconds", "shown"),
+        [
+            (0.84, "0.8 s"),
+            (9.96, "10 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 0 s"),
+            (312, "5 min 12 s"),
+            (7500, "2 h 5 min"),
+        ],
+    )
+    def test_durations_are_shown_as_people_say_them(self, seconds: float, shown: str) -> None:
+        assert shown_seconds(seconds) == shown
+
+
+def other_settings(result: ScanResult) -> ScanResult:
+    return dataclasses.replace(result, settings={**result.settings, "threshold": 0.3})
+
+
+def fingerprint(result: ScanResult) -> Fingerprint:
+    return Fingerprint.of_result(result)
+
+
+class _Fails:
+    """A writer that leaves a piece behind and then meets ``error``."""
+
+    filename = "piece.txt"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        (folder / "piece.txt").write_text("half")
+        raise self.error
+
+
+class TestResultWriter:
+    def test_writes_one_folder_per_scan_and_the_table(self, tmp_path: Path) -> None:
+        writers = [NodulesJson(), NodulesCsv(), MaskNifti(), HtmlReport()]
+        write = ResultWriter(tmp_path / "out", writers, PredictionTable(tmp_path / "out" / "predictions.csv"))
+        folder = write(make_result())
+        assert folder == tmp_path / "out" / "scan_1"
+        assert _names(folder) == ["mask.nii.gz", "nodules.csv", "nodules.json", "report.html"]
+        assert _names(tmp_path / "out") == ["predictions.csv", "scan_1"]
+        assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
+
+    def test_a_new_result_replaces_the_former_one_when_asked(self, tmp_path: Path) -> None:
+        ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])(make_result())
+        (tmp_path / "scan_1" / ".DS_Store").touch()
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other_settings(without_nodules(make_result())))
+        assert _names(tmp_path / "scan_1") == ["nodules.json"]
+        assert strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"] == []
+        assert _names(tmp_path) == ["scan_1"]
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("broken")])
+    def test_a_failing_writer_leaves_the_former_result(self, tmp_path: Path, error: Exception) -> None:
+        before = ResultWriter(tmp_path, [NodulesJson()])(make_result()) / "nodules.json"
+        content = before.read_bytes()
+        table = PredictionTable(tmp_path / "predictions.csv")
+        rows = table.path.read_bytes()
+        write = ResultWriter(tmp_path, [NodulesJson(), _Fails(error)], table)
+        expected = OutputError if isinstance(error, OSError) else RuntimeError
+        with pytest.raises(expected, match=r"scan_1.*No space left on device|broken"):
+            write(without_nodules(make_result()))
+        assert before.read_bytes() == content
+        assert _names(tmp_path) == ["predictions.csv", "scan_1"]
+        assert table.path.read_bytes() == rows
+
+    def test_an_interrupted_swap_is_undone_by_the_next_run(self, tmp_path: Path) -> None:
+        ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        (tmp_path / "scan_1").rename(tmp_path / ".scan_1.former")
+        (tmp_path / ".scan_1.partial").mkdir()
+        with pytest.raises(RuntimeError):
+            ResultWriter(tmp_path, [_Fails(RuntimeError("broken"))])(make_result())
+        assert _names(tmp_path) == ["scan_1"]
+        assert _names(tmp_path / "scan_1") == ["nodules.json"]
+
+    def test_a_failing_second_rename_puts_the_former_result_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write(make_result())
+        rename = Path.rename
+
+        def refuse_partial(self: Path, target: Path) -> Path:
+            if self.name.endswith(".partial"):
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", refuse_partial)
+        with pytest.raises(OutputError, match="Input/output error"):
+            write(without_nodules(make_result()))
+        assert _names(tmp_path) == ["scan_1"]
+        assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+
+    @pytest.mark.parametrize("room", [0, 3000, 12000])
+    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path: Path, room: int) -> None:
+        """The file size limit of the system stands in for the disk: the first file that does not fit fails."""
+        resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
+        table = PredictionTable(tmp_path / "predictions.csv")
+        before = table.path.read_bytes()
+        write = ResultWriter(tmp_path, [SlicerMarkups(), NodulesJson(), MaskNifti(), HtmlReport()], table)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"expected room for .* bytes.*Free disk space"):
+                write(make_result())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert _names(tmp_path) == ["predictions.csv"]
+        assert table.path.read_bytes() == before
+        write(make_result())
+        assert len(_names(tmp_path / "scan_1")) == 4
+
+    def test_the_same_scan_and_settings_are_finished(self, tmp_path: Path) -> None:
+        result = make_result()
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        assert not write.finished("scan_1", fingerprint(result))
+        write(result)
+        assert write.finished("scan_1", fingerprint(result))
+        assert not write.finished("scan_2", fingerprint(result))
+        assert not ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(result))
+
+    def test_a_result_with_files_missing_is_made_again(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
+        (write(make_result()) / "nodules.csv").unlink()
+        assert not write.finished("scan_1", fingerprint(make_result()))
+        write(make_result())
+        assert write.finished("scan_1", fingerprint(make_result()))
+
+    def test_a_file_that_only_some_scans_have_may_be_missing(self, tmp_path: Path) -> None:
+        class Optional(NodulesCsv):
+            filename, optional = "some.csv", True
+
+        ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).finished("scan_1", fingerprint(make_result()))
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"settings": {"threshold": 0.3}}, "bad unset now, .*threshold 0.3 now, 0.5 there"),
+            ({"model": {"name": "compact", "version": "0.2.0"}}, r"another one: version 0\.2\.0 now, 0\.1\.0 there\."),
+            ({"input_digest": 64 * "b"}, r"another one: other input files, or files changed since\."),
+        ],
+    )
+    def test_a_result_of_something_else_is_refused(self, tmp_path: Path, changed: dict, said: str) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        content = (write(make_result()) / "nodules.json").read_bytes()
+        other = dataclasses.replace(make_result(), **changed)
+        for attempt in (lambda: write.finished("scan_1", fingerprint(other)), lambda: write(other)):
+            with pytest.raises(OutputError, match=f"scan_1: expected nothing or .*{said}") as caught:
+                attempt()
+            assert "--overwrite true" in str(caught.value)
+        assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == content
+        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other)
+        assert write.finished("scan_1", fingerprint(other))
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"input_digest": "", "bundle": {}, "settings": {}}'])
+    def test_a_result_that_does_not_say_what_it_was_made_from_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "nodules.json").write_text(text)
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        with pytest.raises(OutputError, match="does not say what it was made from"):
+            write.finished("scan_1", Fingerprint("", {}, {}))
+        assert (tmp_path / "scan_1" / "nodules.json").read_text() == text
+
+    def test_a_result_moved_aside_by_a_killed_run_is_finished(self, tmp_path: Path) -> None:
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write(make_result()).rename(tmp_path / ".scan_1.former")
+        assert write.finished("scan_1", fingerprint(make_result()))
+        assert _names(tmp_path) == ["scan_1"]
+
+    @pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("False", False), (True, True)])
+    def test_overwrite_is_true_or_false_on_the_command_line_too(self, tmp_path: Path, value: object, on: bool) -> None:
+        assert ResultWriter(tmp_path, [NodulesJson()], overwrite=value).overwrite is on  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="overwrite: expected true or false, got 'yes'"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite="yes")  # type: ignore[arg-type]
+
+    def test_somebodys_files_are_seen_before_the_scan_is_searched(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "thesis.docx").write_text("years of work")
+        with pytest.raises(OutputError, match=r"scan_1.*thesis\.docx"):
+            ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", fingerprint(make_result()))
+
+    def test_somebodys_files_are_never_deleted(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").mkdir()
+        (tmp_path / "scan_1" / "thesis.docx").write_text("years of work")
+        with pytest.raises(OutputError, match=r"scan_1.*thesis\.docx.*choose another output_dir"):
+            ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert _names(tmp_path / "scan_1") == ["thesis.docx"]
+        assert _names(tmp_path) == ["scan_1"]
+
+    def test_a_file_of_that_name_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "scan_1").write_text("mine")
+        with pytest.raises(OutputError, match="got a file"):
+            ResultWriter(tmp_path, [NodulesJson()])(make_result())
+        assert (tmp_path / "scan_1").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a b", "ä", "a\n", ".hidden", "C:\\x", "a\x00"])
+    def test_unsafe_names_are_refused(self, tmp_path: Path, name: str) -> None:
+        write = ResultWriter(tmp_path / "out", [NodulesJson()], PredictionTable(tmp_path / "predictions.csv"))
+        with pytest.raises(ValueError, match="Expected a scan name of letters"):
+            write(make_result(name=name))
+        assert _names(tmp_path / "out") == []
+
+    @pytest.mark.parametrize("name", ["1.3.6.1.4.1.14519.5.2.1", "scan_1-a.B"])
+    def test_uids_and_stems_are_names(self, tmp_path: Path, name: str) -> None:
+        assert ResultWriter(tmp_path, [NodulesJson()])(make_result(name=name)).name == name
+
+    def test_unwritable_output_is_refused_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"file.*expected a folder that can be written to.*output_dir"):
+            ResultWriter(tmp_path / "file" / "out", [NodulesJson()])
+        with pytest.raises(OutputError, match="file"):
+            PredictionTable(tmp_path / "file" / "predictions.csv")
+
+    def test_writers_are_needed_and_do_not_share_a_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="at least one writer"):
+            ResultWriter(tmp_path, [])
+        with pytest.raises(ValueError, match="one writer per file"):
+            ResultWriter(tmp_path, [NodulesJson(), NodulesJson()])(make_result())
+        assert _names(tmp_path) == []
+
+    def test_the_result_is_not_changed(self, tmp_path: Path) -> None:
+        result = make_result()
+        for array in (result.image_hu, result.mask, result.affine_ras):
+            array.setflags(write=False)
+        ResultWriter(tmp_path, [NodulesJson(), NodulesCsv(), MaskNifti(), HtmlReport()])(result)
+        assert swap_lps_ras(result.nodules[0].detection.centre_ras_mm).tolist() == [-8.0, 5.0, 1.0]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+class TestInputDigest:
+    def test_path_size_and_time_count_and_nothing_else(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a.nii", tmp_path / "b.nii"
+        first.write_bytes(b"one")
+        second.write_bytes(b"two")
+        digest = input_digest([first, second])
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        assert input_digest([str(second), str(first)]) == digest
+        assert input_digest([tmp_path]) == digest
+        os.utime(first, ns=(5, first.stat().st_mtime_ns))  # read since
+        assert input_digest([first, second]) == digest
+        others = {digest, input_digest([first]), input_digest([])}
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.write_bytes(b"longer")
+        os.utime(second, ns=(0, 7))
+        others.add(input_digest([first, second]))
+        second.rename(tmp_path / "c.nii")
+        others.add(input_digest([first, tmp_path / "c.nii"]))
+        others.add(input_digest([first, second]))  # not there
+        assert len(others) == 7
+
+    @pytest.mark.parametrize(
+        ("header", "text", "names"),
+        [
+            ("a.mhd", "ElementDataFile = other.raw\n", ["other.raw"]),
+            ("a.MHD", "ElementDataFile = LIST\none.raw\ntwo.raw\n", ["one.raw", "two.raw"]),
+            ("a.mhd", "ElementDataFile = part%d.raw 1 2 1\n", ["part1.raw", "part2.raw"]),
+            ("a.nhdr", "data file: other.raw\n", ["other.raw"]),
+            ("a.nhdr", "data file: LIST\none.raw\ntwo.raw\n", ["one.raw", "two.raw"]),
+        ],
+    )
+    def test_the_data_that_a_header_names_count(self, tmp_path: Path, header: str, text: str, names: list[str]) -> None:
+        meta = "NDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n"
+        nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 2\nencoding: raw\nendian: little\nspacings: 1 1 1\n"
+        path = tmp_path / header
+        path.write_text((nrrd if header == "a.nhdr" else meta) + text)
+        digests = {input_digest([path])}
+        for name in names:
+            (tmp_path / name).write_bytes(b"voxels")
+            digests.add(input_digest([path]))
+            os.utime(tmp_path / name, ns=(0, 7))
+            digests.add(input_digest([path]))
+        assert len(digests) == 1 + 2 * len(names)
+
+    def test_what_is_out_of_reach_has_a_digest(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        assert input_digest([tmp_path / "loop", tmp_path / ("x" * 300), f"{tmp_path}/a\0b"])
+
+    def test_from_where_it_is_called_does_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a.nii").touch()
+        digest = input_digest([tmp_path / "a.nii"])
+        monkeypatch.chdir(tmp_path)
+        assert input_digest(["a.nii"]) == digest

@@ -1,0 +1,92 @@
+"""The order of the packages: a scan travels through them from first to last, and imports go back only."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A package of scripts/ may import those before it and itself; tools/ may import all of them.
+ORDER = (
+    *("core", "read", "preprocess", "network", "search", "decode", "metrics", "report", "train", "evaluate"),
+    *("phantom", "prepare", "infer"),
+)
+MODULES_AT_THE_ROOT = 3
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("scripts", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def imports(source: str, module: str, *, package: bool = False) -> set[str]:
+    """Absolute names of all that a module takes, wherever in it the import stands.
+
+    Args:
+        source: the module's text.
+        module: its dotted name.
+        package: whether it is an ``__init__``.
+    """
+    found: set[str] = set()
+    inside = module.split(".") if package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = inside[: len(inside) - node.level + 1] if node.level else []
+            taken = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {f"{taken}.{alias.name}" for alias in node.names}
+    return found
+
+
+def taken_from_below(source: str, module: str, *, package: bool = False) -> list[str]:
+    """What a module of ``scripts`` imports of a package that comes later, or of what does not belong to the bundle."""
+    own = module.split(".")[1]
+    allowed = {f"scripts.{name}" for name in ORDER[: ORDER.index(own) + 1]}
+    names = imports(source, module, package=package)
+    project = {name for name in names if name.split(".")[0] in ("scripts", "tools", "tests")}
+    return sorted(name for name in project if ".".join(name.split(".")[:2]) not in allowed)
+
+
+def test_every_package_has_its_place_and_the_root_stays_small() -> None:
+    assert {path.parent.name for path in (ROOT / "scripts").glob("*/__init__.py")} == set(ORDER)
+    assert len(list((ROOT / "scripts").glob("*.py"))) <= MODULES_AT_THE_ROOT
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("scripts.")])
+def test_imports_follow_the_journey_of_a_scan(module: str) -> None:
+    source, package = SOURCES[module].read_text(encoding="utf-8"), SOURCES[module].name == "__init__.py"
+    wrong = taken_from_below(source, module, package=package)
+    assert wrong == [], f"{module} imports what comes later in the journey of a scan (ORDER in {Path(__file__).name})"
+    absolute = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and not n.level]
+    named = [n.module for n in absolute if str(n.module).split(".")[0] == "scripts"]
+    assert named == [], "inside scripts/ imports are relative: every bundle's package has this name"
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in SOURCES.items():
+        names = imports(path.read_text(encoding="utf-8"), module, package=path.name == "__init__.py")
+        known = {name if name in SOURCES else name.rpartition(".")[0] for name in names} & set(SOURCES)
+        graph[module] = known - {module}
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "wrong"),
+    [
+        ("from ..train.losses import NoduleLoss", "scripts.report.tables", ["scripts.train.losses.NoduleLoss"]),
+        ("def f():\n    from ...infer import run", "scripts.core.overrides.check", ["scripts.infer.run"]),
+        ("from .. import prepare", "scripts.phantom.chest", ["scripts.prepare"]),
+        ("from tools.package import zoo", "scripts.infer.run", ["tools.package.zoo"]),
+        ("import scripts.search.tiles", "scripts.network.blocks", ["scripts.search.tiles"]),
+        ("from ..core.geometry import Point\nfrom .reader import read_scan\nimport torch", "scripts.read.scan", []),
+    ],
+)
+def test_what_comes_later_is_noticed(source: str, module: str, wrong: list[str]) -> None:
+    assert taken_from_below(source, module) == wrong

@@ -1,0 +1,340 @@
+"""The development datalist: its sections, its split by patient, the positions it writes, what it misses by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras
+from scripts.core.labels import IGNORED, NODULE
+from scripts.phantom.chest import Chest
+from scripts.read.datalist import load_datalist
+from tools import development
+from tools.development import (
+    EXCLUDED_MM,
+    HELD_OUT_SCAN,
+    HOST_WEIGHT,
+    LAST_PATIENT_IN_ORDER,
+    PATCH_WEIGHT,
+    SERIES_UIDS,
+    UNREAD_FINDINGS_LPS_MM,
+    main,
+    make_development_datalist,
+)
+
+HOST, OTHER_HOST = "LIDC-IDRI-0001", "C3N-00247"
+EDGE = 40
+HOST_AFFINE = np.array([[1, 0, 0, -60.0], [0, 1, 0, -80.0], [0, 0, 1, -130.0], [0, 0, 0, 1]])
+HOST_VOXEL = (20, 18, 22)  # of the host's nodule
+HELD_OUT_EDGE = 64  # both of its unread findings lie inside
+HELD_OUT_AFFINE = np.eye(4)
+HELD_OUT_AFFINE[:3, 3] = (
+    np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]], axis=0) - HELD_OUT_EDGE / 2
+)
+DONOR_COLUMNS = (
+    "name",
+    "seriesuid",
+    "coordX",
+    "coordY",
+    "coordZ",
+    "diameter_mm",
+    "mask_mm3",
+    "readers",
+    "subtlety",
+    "texture",
+    "malignancy",
+    "calcification",
+)
+LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+PATIENTS = [f"LIDC-IDRI-{number:04d}" for number in range(1, 31)]
+
+
+def _save(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="1")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _ball(edge: int, radius: float) -> np.ndarray:
+    grid = np.indices((edge, edge, edge)) - (edge - 1) / 2
+    return np.square(grid).sum(axis=0) < radius**2
+
+
+def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
+    """Two nodules of each patient; the first of the host lies where the host's own nodule does."""
+    inside = _ball(13, 4.2)
+    image, mask = np.where(inside, 30, -800).astype(np.int16), inside.astype(np.uint8)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # flipped against the host
+    affine[:3, 3] = swap_lps_ras(host_lps_mm) - affine[:3, :3] @ np.full(3, 6.0)
+    rows = []
+    for patient in PATIENTS:
+        for number in (1, 2):
+            name = f"{patient}_R_{number}"
+            own = patient == HOST and number == 1
+            _save(folder / "image" / f"{name}.nii.gz", image, affine)
+            if patient != HOST or own:
+                _save(folder / "mask" / f"{name}.nii.gz", mask, affine)
+                rows.append({"name": name, "diameter_mm": 8.4, "seriesuid": f"2.25.{patient[-4:]}"})
+    _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows)
+
+
+def _write_patches(folder: Path) -> None:
+    """One patch of each patient, every fifth without its series, and one of which nobody knows whose it is."""
+    inside = _ball(13, 4.2)
+    rows = []
+    known = {n: "" if n % 5 == 0 else f"2.25.{patient[-4:]}" for n, patient in enumerate(PATIENTS)}
+    for number, uid in {**known, LAST_PATIENT_IN_ORDER + 1: ""}.items():
+        rows.append({"name": f"{number}_nod1", "seriesuid": uid, "i": 6.0, "j": 6.0, "k": 6.0})
+        _save(folder / "image" / f"{number}_nod1.nii.gz", np.where(inside, 30, -800).astype(np.int16), np.eye(4))
+        _save(folder / "mask" / f"{number}_nod1.nii.gz", inside.astype(np.uint8), np.eye(4))
+    columns = ("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm")
+    _write_csv(folder / "patches.csv", columns, [{**row, "equivalent_diameter_mm": 8.4} for row in rows])
+
+
+def _row(uid: str, lps_mm: np.ndarray, diameter_mm: float) -> dict[str, Any]:
+    return dict(zip(LUNA16_COLUMNS, [uid, *lps_mm.tolist(), diameter_mm], strict=True))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scans, sixty nodules of thirty patients, and LUNA16's lists, as small as they can be."""
+    folder = tmp_path_factory.mktemp("data")
+    lung = np.full((EDGE, EDGE, EDGE), -850, dtype=np.int16)
+    other_affine = np.diag([8.0, 8.0, 8.0, 1.0])  # this scan's unread findings lie inside it
+    unread = np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[OTHER_HOST]], axis=0)
+    other_affine[:3, 3] = unread - 8.0 * EDGE / 2
+    for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine)):
+        _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
+    large = np.full((HELD_OUT_EDGE,) * 3, -850, dtype=np.int16)
+    _save(folder / "scans_1mm" / f"{HELD_OUT_SCAN}.nii.gz", large, HELD_OUT_AFFINE)
+    centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
+    _write_donors(folder / "lidc_nodules", centre)
+    _write_patches(folder / "lidc_patches")
+    uid = SERIES_UIDS[HOST]
+    nodules = [_row("1.2.3", centre, 20.0), _row(uid, centre + 12, 6.0), _row(uid, centre, 8.5)]
+    excluded = [
+        _row(uid, centre + 1, -1),
+        _row(uid, centre - 14, -1),
+        _row(uid, centre - 16, 4.0),
+        _row("9.9", centre, -1),
+    ]
+    _write_csv(folder / "luna16" / "annotations.csv", LUNA16_COLUMNS, nodules)
+    _write_csv(folder / "luna16" / "annotations_excluded.csv", LUNA16_COLUMNS, excluded)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes, with fewer insertions than it makes of real data."""
+    output = tmp_path_factory.mktemp("output") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(development, "VALIDATION_NODULES", 3)
+        path = make_development_datalist(str(data_dir), str(output))
+    assert path == str(output / "datalist.json")
+    return output
+
+
+@pytest.fixture
+def lists(output_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The datalist."""
+    return dict(json.loads((output_dir / "datalist.json").read_text(encoding="utf-8")))
+
+
+Lists = dict[str, list[dict[str, Any]]]
+
+
+def test_sections_hold_what_they_should(lists: Lists) -> None:
+    assert set(lists) == {"training", "validation", "donors", "validation_donors"}
+    assert [item["name"] for item in lists["training"][:2]] == [OTHER_HOST, HOST]
+    assert all(item["name"].startswith("patch-") for item in lists["training"][2:])
+    copies = -(-len(lists["validation_donors"]) // 3)
+    assert copies >= 2
+    names = [f"{HELD_OUT_SCAN}-inserted-{seed}" for seed in range(copies)]
+    assert [item["name"] for item in lists["validation"]] == names
+    assert len(lists["donors"]) + len(lists["validation_donors"]) == 2 * len(PATIENTS) - 1
+    assert {item["weight"] for item in lists["training"][:2]} == {HOST_WEIGHT}
+    assert {item["weight"] for item in lists["training"][2:]} == {PATCH_WEIGHT}
+    assert {item["diameter_mm"] for item in lists["donors"]} == {8.4}
+
+
+def _patients(donors: list[dict[str, Any]]) -> set[str]:
+    return {donor["name"].split("_")[0] for donor in donors}
+
+
+def test_patients_are_split_and_never_shared(lists: Lists) -> None:
+    training, validation = _patients(lists["donors"]), _patients(lists["validation_donors"])
+    assert not training & validation
+    assert training | validation == set(PATIENTS)
+    assert 1 <= len(validation) <= 8  # a tenth of thirty, as the hash falls
+
+
+def test_patches_are_of_training_patients_only(lists: Lists) -> None:
+    patients = {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]}
+    assert patients == _patients(lists["donors"])
+    np.testing.assert_allclose(lists["training"][2]["box"], [[-6.0, -6.0, 6.0, 8.4, 8.4, 8.4]])
+
+
+def test_the_split_does_not_depend_on_the_other_patients(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lidc_nodules"
+    shutil.copytree(data_dir / "lidc_nodules", folder)
+    with (folder / "nodules.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows[:20:-1])
+    donors = development._donors(tmp_path, HELD_OUT_SCAN)
+    assert _patients(donors["donors"]) < _patients(lists["donors"])
+    assert _patients(donors["validation_donors"]) <= _patients(lists["validation_donors"])
+
+
+def test_every_file_is_there(lists: Lists, output_dir: Path) -> None:
+    for section in lists:
+        for item in load_datalist(str(output_dir / "datalist.json"), section):
+            assert all(Path(item[key]).is_file() for key in ("image", "mask") if key in item)
+    assert not list(output_dir.glob(".*"))  # no partial file stays
+
+
+def test_host_has_its_nodules_and_ignored_findings(lists: Lists) -> None:
+    host = lists["training"][1]
+    centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
+    expected = [
+        [*(centre + 12), 6.0, 6.0, 6.0],
+        [*centre, 8.5, 8.5, 8.5],
+        [*(centre - 14), EXCLUDED_MM, EXCLUDED_MM, EXCLUDED_MM],
+        [*(centre - 16), 4.0, 4.0, 4.0],  # the excluded finding inside the nodule is left out
+    ]
+    np.testing.assert_allclose(host["box"], expected)
+    assert host["label"] == [NODULE, NODULE, IGNORED, IGNORED]
+
+
+def test_host_mask_lies_on_the_host_and_names_its_row(lists: Lists) -> None:
+    mask = nibabel.Nifti1Image.from_filename(lists["training"][1]["mask"])
+    np.testing.assert_allclose(mask.affine, HOST_AFFINE)
+    values = np.asarray(mask.dataobj)
+    assert values.shape == (EDGE,) * 3
+    assert set(np.unique(values)) == {0, 2}  # the second row
+    np.testing.assert_allclose(np.argwhere(values == 2).mean(axis=0), HOST_VOXEL, atol=0.05)
+    assert (values == 2).sum() == _ball(13, 4.2).sum()
+
+
+def test_unread_findings_are_ignored_never_background(lists: Lists) -> None:
+    other = lists["training"][0]
+    assert other["box"][0] == [-81.2, -190.2, -193.0, 28.0, 28.0, 28.0]
+    assert len(other["box"]) == len(UNREAD_FINDINGS_LPS_MM[OTHER_HOST])
+    assert other["label"] == [IGNORED] * len(other["box"])
+    assert "mask" not in other
+
+
+def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
+    counts = []
+    unread = [[*row, row[3], row[3]] for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]]
+    for item in lists["validation"]:
+        image = nibabel.Nifti1Image.from_filename(item["image"])
+        mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
+        values = np.asarray(image.dataobj)
+        np.testing.assert_allclose(image.affine, HELD_OUT_AFFINE)
+        inserted = item["box"][len(unread) :]
+        assert item["label"] == [IGNORED] * len(unread) + [NODULE] * len(inserted)
+        np.testing.assert_allclose(item["box"][: len(unread)], unread, atol=2e-3)
+        assert mask.max() == len(item["box"])
+        for number, box in enumerate(inserted, start=len(unread) + 1):
+            own = mask == number
+            where = np.argwhere(own)
+            if where.min() == 0 or where.max() == HELD_OUT_EDGE - 1:
+                continue  # cut by the scan's border: the box is that of the whole nodule
+            centre = swap_lps_ras(apply_affine(HELD_OUT_AFFINE, np.argwhere(own).mean(axis=0)))
+            np.testing.assert_allclose(box[:3], centre, atol=2e-3)
+            np.testing.assert_allclose(box[3:], sphere_diameter_mm(own.sum()), atol=2e-3)
+            assert values[ndimage.binary_erosion(own)].mean() > -50
+        assert np.all(values[~ndimage.binary_dilation(mask > 0, iterations=5)] == -850)
+        counts.append(len(inserted))
+    assert max(counts) >= 2
+    assert lists["validation"][0]["box"] != lists["validation"][1]["box"]
+
+
+def test_insertions_keep_to_closed_lungs(small_chest: Chest, data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chest.nii.gz"
+    _save(path, small_chest.image_hu.astype(np.int16), small_chest.affine_ras)
+    donors = development._donors(data_dir, HELD_OUT_SCAN)["donors"][:6]
+    bare = {"name": "chest", "image": str(path), "box": [], "label": []}
+    item = development._with_insertions(bare, donors, tmp_path, 0)
+    assert len(item["box"]) >= 3
+    outside_mm = ndimage.distance_transform_edt(small_chest.lungs == 0)
+    for box in item["box"]:
+        voxel = apply_affine(np.linalg.inv(small_chest.affine_ras), swap_lps_ras(box[:3]))
+        assert outside_mm[tuple(np.rint(voxel).astype(int))] <= 2
+
+
+def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(development, "VALIDATION_NODULES", 3)
+        again = json.loads(Path(make_development_datalist(str(data_dir), str(tmp_path))).read_text(encoding="utf-8"))
+    for section in lists:
+        for first, second in zip(lists[section], again[section], strict=True):
+            assert {**first, "image": "", "mask": ""} == {**second, "image": "", "mask": ""}
+
+
+def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    path = make_development_datalist(str(data_dir), str(tmp_path), held_out=HOST)
+    other = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert [item["name"] for item in other["training"][:2]] == [OTHER_HOST, HELD_OUT_SCAN]
+    assert [item["name"] for item in other["validation"]] == [f"{HOST}-inserted-0"]
+    own = lists["training"][1]["box"]
+    labels = other["validation"][0]["label"]
+    assert labels[: len(own)] == [IGNORED] * len(own)  # its own nodules: each copy has them
+    assert NODULE in labels[len(own) :]
+
+
+def test_the_patient_of_the_held_out_lung_is_held_out(lists: Lists, data_dir: Path) -> None:
+    patient = lists["donors"][0]["name"].split("_")[0]
+    donors = development._donors(data_dir, patient)
+    assert _patients(donors["donors"]) == _patients(lists["donors"]) - {patient}
+    assert _patients(donors["validation_donors"]) == _patients(lists["validation_donors"]) | {patient}
+    names = {f"patch-{n}" for n in range(len(PATIENTS)) if PATIENTS[n] == patient}
+    patches = [{item["name"].split("_")[0] for item in development._patches(data_dir, scan)} for scan in ("", patient)]
+    assert patches[0] - patches[1] == names
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "lidc_nodules/nodules.csv",
+        "lidc_nodules/image/LIDC-IDRI-0007_R_2.nii.gz",
+        "lidc_nodules/mask/LIDC-IDRI-0003_R_1.nii.gz",
+        "lidc_patches/patches.csv",
+        "lidc_patches/mask/6_nod1.nii.gz",
+        "luna16/annotations.csv",
+        "luna16/annotations_excluded.csv",
+        "scans_1mm",
+        f"scans_1mm/{HELD_OUT_SCAN}.nii.gz",
+    ],
+)
+def test_what_is_missing_is_named(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: str
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data_dir, copy)
+    if missing == "scans_1mm":
+        shutil.rmtree(copy / missing)
+    else:
+        (copy / missing).unlink()
+    with caplog.at_level(logging.INFO):
+        status = main(["--data_dir", str(copy), "--output_dir", str(tmp_path / "out")])
+    assert status == 1
+    assert f"{copy / missing}" in caplog.text
+    assert "expected a file of the development data, found none; check --data_dir" in caplog.text
+    assert not (tmp_path / "out" / "datalist.json").exists()

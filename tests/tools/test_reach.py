@@ -1,0 +1,108 @@
+"""How far attention looks: known offsets give known distances, and points outside the window are told apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.network import CompactNet
+from scripts.network.checkpoint import save_weights
+from scripts.network.deformable_attention import DeformableAttention
+from scripts.network.presets import choose_preset
+from tools.network.__main__ import main
+from tools.network.reach import ReachError, reach_of, table, windows_of
+
+WINDOWS = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
+
+
+def _attentions(network: CompactNet) -> list[DeformableAttention]:
+    return [module for module in network.modules() if isinstance(module, DeformableAttention)]
+
+
+def _look_along(network: CompactNet, offset_cells: tuple[float, float, float]) -> None:
+    """All points of every layer at one offset, of both levels alike."""
+    for layer in _attentions(network):
+        with torch.no_grad():
+            layer.offsets.weight.zero_()
+            layer.offsets.bias.copy_(torch.tensor(offset_cells).repeat(layer.offsets.bias.numel() // 3))
+
+
+def test_points_on_the_query_are_inside_and_near() -> None:
+    network = CompactNet()
+    _look_along(network, (0.0, 0.0, 0.0))
+    for found in reach_of(network, WINDOWS):
+        assert found.inside == pytest.approx(1.0)
+        assert found.all_mm == found.inside_mm == 0.0
+        assert found.weight == pytest.approx((0.5, 0.5))
+
+
+def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_window_from_the_last_cells() -> None:
+    network = CompactNet()
+    _look_along(network, (0.0, 1.0, 0.0))
+    for found in reach_of(network, WINDOWS):
+        assert found.all_mm == pytest.approx((8.0 + 16.0) / 2)
+        # 8·6·4 and 4·3·2 queries, each looking at both levels; one cell of each level leads out of the 6 and of the 3.
+        fine = [(i + 0.5) / 6 for i in range(6)] * (8 * 4) + [(i + 0.5) / 3 for i in range(3)] * (4 * 2)
+        stays = [sum(one + step < 1 for one in fine) / len(fine) for step in (1 / 6, 1 / 3)]
+        assert found.inside == pytest.approx(sum(stays) / 2)
+        assert found.inside_mm == pytest.approx((8.0 * stays[0] + 16.0 * stays[1]) / sum(stays))
+
+
+def test_far_points_are_outside() -> None:
+    network = CompactNet()
+    _look_along(network, (0.0, 0.0, -9.0))
+    for found in reach_of(network, WINDOWS):
+        assert found.inside == 0.0
+        assert math.isnan(found.inside_mm)
+        assert found.all_mm == pytest.approx(9.0 * 12.0)
+    assert "| nan mm | 108 mm |" in table(reach_of(network, WINDOWS))
+
+
+def test_weights_count() -> None:
+    network = CompactNet()
+    for layer in _attentions(network):
+        with torch.no_grad():
+            layer.weights.bias.view(layer.heads, 2, layer.points)[:, 0] += math.log(3.0)
+    assert reach_of(network, WINDOWS)[0].weight == pytest.approx((0.75, 0.25))
+
+
+def test_looking_leaves_the_network_as_it_was() -> None:
+    network = CompactNet().eval()
+
+    def answer() -> Tensor:
+        with torch.inference_mode():
+            return torch.as_tensor(network(WINDOWS[0]))
+
+    before = answer()
+    reach_of(network, WINDOWS)
+    torch.testing.assert_close(answer(), before, rtol=0, atol=0)
+    assert not any(layer._forward_pre_hooks for layer in _attentions(network))
+
+
+def test_a_network_without_attention_is_refused() -> None:
+    with pytest.raises(ReachError, match="expected layers of deformable attention, found none"):
+        reach_of(CompactNet(layers=0), WINDOWS)
+
+
+def test_the_command_prints_each_layer(small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = choose_preset({"compact": CompactNet}, "compact")
+    save_weights(network, tmp_path / "model.pt")
+    item = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"][0]
+    image = str(small_data / item["image"])
+    with caplog.at_level("INFO"):
+        assert main(["reach", "--image", image, "--checkpoint", str(tmp_path / "model.pt")]) == 0
+    assert len(re.findall(r"^\| \d \| 0\.50 / 0\.50 \| 0\.\d\d \| \d+ mm \| \d+ mm \|$", caplog.text, re.M)) == 3
+
+
+def test_windows_cover_the_scan_evenly_and_are_scaled(small_data: Path) -> None:
+    item = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"][0]
+    windows = list(windows_of(str(small_data / item["image"]), 48))
+    assert 2 <= len(windows) <= 8
+    assert all(window.shape == (1, 1, 48, 48, 48) for window in windows)
+    assert all(-1.0 <= float(window.min()) < float(window.max()) <= 1.0 for window in windows)

@@ -1,0 +1,111 @@
+"""Real nodules to validate with: readings of a whole scan laid on crops whose place in it is not known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesReadings, region_of_outlines
+from tests.lidc_files import ring
+from tools import development
+from tools.development import IGNORED_MARGIN_MM, chest_item
+from tools.real_nodules import _lungs_in_crops, findings_on_crops
+
+AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
+FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
+SHAPE = (40, 36, 12)
+CENTRE = np.array([20, 15, 5])
+
+
+def _reading(reader: int, centre: np.ndarray) -> Reading:
+    regions: list[Region] = []
+    for k in (-1, 0, 1):
+        column, row = FIRST[0] + int(centre[0]), FIRST[1] + int(centre[1])
+        outline = np.array(ring((column - 4, row - 4), (column + 4, row + 4)))  # just outside of the nodule
+        regions.append(region_of_outlines("", -200.0 + 2.5 * (float(centre[2]) + k), [(outline, True)]))
+    return Reading(reader, "n", tuple(regions), {"texture": 5})
+
+
+def _series(*readings: Reading) -> SeriesReadings:
+    return SeriesReadings("1.2.3", 4, tuple(readings), ())
+
+
+def _crops() -> np.ndarray:
+    """Lung with one nodule; the last columns are not known."""
+    hu = np.full(SHAPE, -850.0, dtype=np.float32)
+    hu[17:24, 12:19, 4:7] = 20.0
+    hu[34:] = -2048.0
+    return hu
+
+
+@pytest.mark.parametrize("error_mm", [0.0, 0.6])
+def test_readings_come_to_lie_on_the_nodule(error_mm: float) -> None:
+    """Also when the centre that is known for it is a pixel off."""
+    known = swap_lps_ras(apply_affine(AFFINE, CENTRE)) + np.array([error_mm, -error_mm, 0.0])
+    found = findings_on_crops(_series(_reading(1, CENTRE), _reading(2, CENTRE)), _crops(), AFFINE, known[None])
+    assert [f.readers for f in found] == [2]
+    np.testing.assert_allclose(found[0].centre_lps_mm, swap_lps_ras(apply_affine(AFFINE, CENTRE)), atol=1e-6)
+
+
+def test_readings_where_nothing_is_known_are_left_out() -> None:
+    beyond = np.array([33, 15, 5])
+    known = swap_lps_ras(apply_affine(AFFINE, CENTRE))[None]
+    series = _series(_reading(1, CENTRE), _reading(2, CENTRE), _reading(1, beyond))
+    assert len(findings_on_crops(series, _crops(), AFFINE, known)) == 1
+    with pytest.raises(LidcError, match=r"1\.2\.3: expected outlines that fit lidc_context, got none"):
+        findings_on_crops(
+            _series(_reading(1, beyond)), _crops(), AFFINE, swap_lps_ras(apply_affine(AFFINE, beyond))[None]
+        )
+
+
+def test_a_nodule_belongs_to_the_lung_and_the_unknown_does_not() -> None:
+    lung = _lungs_in_crops(_crops(), AFFINE)
+    assert lung[tuple(CENTRE)]
+    assert not lung[34:].any()
+
+
+@pytest.fixture
+def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chest with two masked lesions, of which one is listed, and three findings that were read."""
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    mask = np.zeros((40, 40, 20), dtype=np.uint8)
+    mask[18:23, 18:23, 9:12] = 2
+    mask[2:5, 2:5, 2:4] = 1
+    for folder, volume in (("chests", np.full(mask.shape, -850, np.int16)), ("chests/lesion_masks", mask)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / folder / "one.nii.gz")
+    readings = tmp_path / "findings_1.csv"
+    rows = [
+        ("one", -20, -20, 20, 6, "nodule"),  # inside the listed lesion
+        ("one", -30, -30, 20, 5, "nodule"),
+        ("one", -30, -10, 20, 5, "doubt"),
+        ("one", -10, -30, 20, 5, "false, in the lungs"),
+        ("two", -5, -30, 20, 5, "nodule"),
+    ]
+    with readings.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "verdict"])
+        writer.writerows(rows)
+    monkeypatch.setattr(development, "READINGS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("known", [NODULE, IGNORED])
+def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, known: int) -> None:
+    row = {"name": "one", "known_lesions_lps_mm_diameter_mm": "-20 -20 20 6"}
+    item = json.loads(json.dumps(chest_item(row, chest, chest / "out", known=known)))
+    read_mm = 5 + (IGNORED_MARGIN_MM if known == IGNORED else 0.0)
+    assert item["label"] == [IGNORED, known, known, IGNORED]  # not listed, listed, read as nodule, doubt
+    np.testing.assert_allclose(
+        np.array(item["box"])[:, :3], [[-3, -3, 5], [-20, -20, 20], [-30, -30, 20], [-30, -10, 20]]
+    )
+    np.testing.assert_allclose(np.array(item["box"])[2:, 3:], read_mm)
+    mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
+    assert {value: int((mask == value).sum()) for value in (1, 2)} == {1: 18, 2: 75}

@@ -1,0 +1,324 @@
+"""Augmentation laws: what is drawn from a changed crop is the change of what is drawn from the crop.
+
+Moves change image, mask and nodules alike; changes of intensity leave everything but the image, and keep HU levels and
+places. The latter are taken from the training graph, so that what is tested is what runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from scripts.core.labels import IGNORED, NODULE
+from scripts.train import RandomCropd
+from scripts.train.targets import POSITIVE, CellTargets, cell_targets
+
+TRAIN = Path(__file__).resolve().parents[2] / "configs" / "train.json"
+
+# --- turns and flips: exact -------------------------------------------------------------------------------------------
+
+EDGE, STRIDE = 12, 2
+SOURCE = (20, 22, 24)
+CENTRE = np.array([9.5, 11.5, 10.5])  # the middle of a crop of even size lies between voxels
+TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+Turn = tuple[tuple[int, ...], tuple[int, ...]]  # axis of the crop that becomes axis a; -1 where a runs backwards
+
+
+def turned(volume: npt.NDArray[Any], turn: Turn) -> npt.NDArray[Any]:
+    """The last three axes turned."""
+    order, signs = turn
+    first = volume.ndim - 3
+    moved = volume.transpose(*range(first), *(first + axis for axis in order))
+    return np.flip(moved, [first + axis for axis in range(3) if signs[axis] < 0])
+
+
+@functools.cache
+def scan(seed: int) -> dict[str, Any]:
+    """Noise without two equal voxels, and findings on multiples of 1/8 voxel, where sums of squares are exact.
+
+    Some of them lie outside the crop and reach into it, some lie far from it, some are ignored; their masks overlap.
+    """
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 7))
+    centres = CENTRE + rng.integers(-64, 65, (count, 3)) / 8
+    nodule = np.column_stack([centres, rng.integers(8, 65, count) / 8]).astype(np.float32)
+    mask = np.zeros(SOURCE, dtype=np.uint8)
+    for number, (*centre, diameter) in enumerate(nodule, start=1):
+        apart = np.square(np.indices(SOURCE) - np.reshape(centre, (3, 1, 1, 1))).sum(axis=0)
+        mask[apart <= (diameter / 2) ** 2] = number
+    return {
+        "image": rng.permutation(int(np.prod(SOURCE))).astype(np.int16).reshape(SOURCE),
+        "mask": mask,
+        "lung": rng.integers(0, 2, SOURCE).astype(np.uint8),
+        "nodule": nodule,
+        "label": rng.choice([NODULE, NODULE, IGNORED], count),
+        "centre": CENTRE,
+    }
+
+
+def cropped(item: dict[str, Any], *, turns: bool, seed: int = 0) -> dict[str, Any]:
+    crop = RandomCropd(EDGE, jitter=0.0, turns=turns, rotate_degrees=0.0, scale=(1.0, 1.0))
+    crop.set_random_state(seed)
+    return crop(item)
+
+
+@pytest.fixture(scope="module")
+def seed_of_turn() -> dict[Turn, int]:
+    """A random state for each of the 48 turns; recognised by the image alone."""
+    item = scan(0)
+    plain = cropped(item, turns=False)["image"]
+    by_image = {turned(plain, turn).tobytes(): turn for turn in TURNS}
+    assert len(by_image) == 48
+    seeds: dict[Turn, int] = {}
+    for seed in range(1000):
+        seeds.setdefault(by_image[cropped(item, turns=True, seed=seed)["image"].tobytes()], seed)
+    return seeds
+
+
+def targets_of(item: dict[str, Any]) -> CellTargets:
+    nodule, label = torch.as_tensor(item["nodule"])[None], torch.as_tensor(item["label"])[None]
+    cells = (EDGE // STRIDE,) * 3
+    return cell_targets(nodule, label == NODULE, label >= 0, cells, stride=STRIDE, positives=7)
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_turn_then_target_is_target_then_turn(turn: Turn, seed_of_turn: dict[Turn, int]) -> None:
+    order, signs = turn
+    positives = 0
+    for seed in range(5):
+        item = scan(seed)
+        plain, moved = cropped(item, turns=False), cropped(item, turns=True, seed=seed_of_turn[turn])
+        np.testing.assert_array_equal(moved["label"], plain["label"])
+        for name in ("image", "mask", "lung"):
+            np.testing.assert_array_equal(moved[name], turned(plain[name], turn))
+        wanted, found = targets_of(plain), targets_of(moved)
+        state = turned(wanted.state.numpy(), turn)
+        np.testing.assert_array_equal(found.state.numpy(), state)
+        positive = state == POSITIVE
+        size = turned(wanted.log_diameter.numpy(), turn)
+        np.testing.assert_array_equal(found.log_diameter.numpy()[positive], size[positive])
+        offset = turned(wanted.offset_mm.numpy(), turn)[:, order] * np.reshape(signs, (3, 1, 1, 1))
+        channels = np.broadcast_to(positive[:, None], offset.shape)
+        np.testing.assert_array_equal(found.offset_mm.numpy()[channels], offset[channels])
+        positives += int(positive.sum())
+    assert positives > 20
+
+
+# --- rotation and scale: as exact as reading between voxels is -------------------------------------------------------
+
+
+@pytest.mark.parametrize("zoom", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("rotate_degrees", [0.0, 15.0])
+def test_diameters_grow_as_the_image_does(zoom: float, rotate_degrees: float) -> None:
+    """The sum of a soft ball grows with the third power of its diameter; its centroid stays on its row."""
+    shape = np.array([56, 60, 64])
+    row = np.array([30.25, 27.5, 34.0, 12.0], dtype=np.float32)
+    apart = np.linalg.norm(np.indices(shape) - row[:3].reshape(3, 1, 1, 1), axis=0)
+    ball = (100.0 * np.clip(row[3] / 2 + 1.5 - apart, 0, 3)).astype(np.float32)
+    item = {"image": ball, "nodule": row[None], "label": np.array([NODULE]), "centre": (shape - 1) / 2}
+    crop = RandomCropd(41, jitter=0.0, turns=True, rotate_degrees=rotate_degrees, scale=(zoom, zoom))
+    for seed in range(6):
+        crop.set_random_state(seed)
+        out = crop(item)
+        image, (moved,) = out["image"][0].astype(np.float64), out["nodule"]
+        grown = np.cbrt(image.sum() / ball.sum(dtype=np.float64))
+        assert grown == pytest.approx(moved[3] / row[3], rel=2e-3)
+        assert grown == pytest.approx(zoom, rel=2e-3)
+        centroid = (np.indices(image.shape) * image).sum(axis=(1, 2, 3)) / image.sum()
+        np.testing.assert_allclose(centroid, moved[:3], atol=0.02)
+
+
+def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most() -> None:
+    corners = np.array([[26, 28, 30], [32, 28, 30], [26, 34, 30], [26, 28, 36]], dtype=np.float32)
+    item = {
+        "image": np.zeros((56, 60, 64), np.int16),
+        "nodule": np.column_stack([corners, np.full(4, 5.0)]),
+        "label": np.full(4, NODULE),
+        "centre": (28, 30, 32),
+    }
+    crop = RandomCropd(33, jitter=0.1, turns=False, rotate_degrees=15.0, scale=(1.0, 1.0))
+    crop.set_random_state(0)
+    angles = []
+    for _ in range(200):
+        moved = crop(item)["nodule"]
+        axes = (moved[1:, :3] - moved[0, :3]).T / 6.0
+        np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+        assert np.linalg.det(axes) == pytest.approx(1.0, abs=1e-5)
+        angles.append(np.degrees(np.arccos(np.clip((np.trace(axes) - 1) / 2, -1, 1))))
+    assert max(angles) <= 15.0 * np.sqrt(3) + 0.1  # three turns of 15° add up to this at most
+    assert max(angles) > 15.0
+
+
+# --- intensity, as the training graph has it --------------------------------------------------------------------------
+
+SIZE = 24  # of the crops here
+LUNG_HU, TISSUE_HU = -850.0, 50.0
+STRONG_NOISE, BLUR, THICK, SHARPEN, NOISE, SCALE, SHIFT = INTENSITY = (
+    *("RandGaussianNoised", "RandGaussianSmoothd", "RandGaussianSmoothd+", "RandGaussianSharpend"),
+    *("RandGaussianNoised+", "RandScaleIntensityd", "RandShiftIntensityd"),
+)
+SEEDS = range(6)
+
+
+def graph() -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(TRAIN))
+    parser["crop_size"] = SIZE
+    return parser
+
+
+def step_names(parser: ConfigParser) -> list[str]:
+    """Of each step its class; a second one of a class gets a plus, and so on."""
+    names: list[str] = []
+    for step in parser["augmentation#transforms"]:
+        name = step["_target_"] if isinstance(step, dict) else step
+        names.append(name + "+" * sum(other.rstrip("+") == name for other in names))
+    return names
+
+
+@functools.cache
+def intensity(name: str | None) -> Compose:
+    """What the training graph does to the HU of a crop, with chance 1 for one transform and 0 for the others.
+
+    A transform is named by its class; ``name+`` is the second of that class.
+    """
+    parser, key = graph(), "augmentation#transforms"
+    steps = range(len(parser[key]))
+    for n, own in enumerate(step_names(parser)):
+        if "prob" in parser[f"{key}#{n}"]:
+            parser[f"{key}#{n}#prob"] = float(own == name)
+    return Compose([parser.get_parsed_content(f"{key}#{n}") for n in steps])
+
+
+def change(name: str | None, item: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    return dict(intensity(name).set_random_state(seed)(item))
+
+
+def changed(name: str | None, image: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.float64]:
+    """``[S, S, S]`` after one transform."""
+    return np.asarray(change(name, {"image": image[None].copy()}, seed)["image"][0], dtype=np.float64)
+
+
+def noisy_lung() -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(LUNG_HU, 60.0, (SIZE,) * 3).astype(np.float32)
+
+
+def test_these_are_all_random_changes_of_intensity_in_the_graph() -> None:
+    names = step_names(graph())
+    assert [name for name in names if name.startswith("Rand")] == list(INTENSITY)
+
+
+@pytest.mark.parametrize("name", INTENSITY)
+def test_intensity_changes_the_image_and_nothing_else(name: str) -> None:
+    item = {
+        "image": noisy_lung()[None],
+        "mask": np.random.default_rng(1).integers(0, 3, (1, SIZE, SIZE, SIZE)).astype(np.uint8),
+        "nodule": np.array([[3.0, 4.0, 5.0, 6.0], [9.0, 8.0, 7.0, 4.0]], dtype=np.float32),
+        "label": np.array([NODULE, IGNORED]),
+        "has_mask": np.array(True),
+    }
+    before = {key: value.copy() for key, value in item.items()}
+    for seed in SEEDS:
+        out = change(name, item, seed)
+        assert set(out) == set(item)
+        for key, value in before.items():
+            np.testing.assert_array_equal(item[key], value)
+            if key != "image":
+                np.testing.assert_array_equal(out[key], value)
+        image = np.asarray(out["image"])
+        assert image.shape == before["image"].shape
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert not np.array_equal(image, before["image"])
+
+
+def test_without_chance_the_image_stays() -> None:
+    np.testing.assert_array_equal(changed(None, noisy_lung()), noisy_lung())
+
+
+@pytest.mark.parametrize("hu", [-1000.0, LUNG_HU, TISSUE_HU])
+@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
+def test_blur_and_sharpening_keep_hu_levels_up_to_the_border(name: str, hu: float) -> None:
+    for seed in SEEDS:
+        image = changed(name, np.full((SIZE,) * 3, hu, dtype=np.float32), seed)
+        np.testing.assert_allclose(image, hu, rtol=5e-4)
+
+
+@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
+def test_blur_and_sharpening_move_nothing(name: str) -> None:
+    """A symmetric blob keeps its centroid and its sum."""
+    for seed, centre in zip(SEEDS, itertools.permutations((9, 11, 14)), strict=True):
+        apart = np.square(np.indices((SIZE,) * 3) - np.reshape(centre, (3, 1, 1, 1))).sum(axis=0)
+        blob = (900.0 * np.exp(-apart / (2 * 1.5**2))).astype(np.float32)
+        after = changed(name, LUNG_HU + blob, seed) - LUNG_HU
+        rest = after - after[0, 0, 0]  # the kernels of MONAI sum to 1 - 1e-4: the level moves by 0.1 HU
+        centroid = (np.indices(rest.shape) * rest).sum(axis=(1, 2, 3)) / rest.sum()
+        np.testing.assert_allclose(centroid, centre, atol=0.01)
+        assert rest.sum() == pytest.approx(blob.sum(dtype=np.float64), rel=2e-3)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) -> None:
+    """From lung to tissue in one step: blur makes the step smaller, sharpening steeper, with an overshoot."""
+    edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
+    np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
+    step = TISSUE_HU - LUNG_HU
+    for seed in SEEDS:
+        blurred, sharp = (np.moveaxis(changed(name, edge, seed), axis, 0) for name in (BLUR, SHARPEN))
+        assert np.diff(blurred, axis=0).max() < 0.95 * step
+        assert np.ptp(blurred) < 1.001 * step
+        assert np.diff(sharp, axis=0).max() > 1.05 * step
+        assert sharp[SIZE // 2 - 4 : SIZE // 2].min() < LUNG_HU - 0.01 * step
+        assert sharp[SIZE // 2 : SIZE // 2 + 4].max() > TISSUE_HU + 0.01 * step
+        assert np.diff(sharp, axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
+
+
+def test_thick_slices_blur_one_axis_alone() -> None:
+    """The crop's third axis, which after the quarter turns may be any of the scan's."""
+    for axis in range(3):
+        edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
+        np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
+        for seed in SEEDS:
+            steepest = np.diff(np.moveaxis(changed(THICK, edge, seed), axis, 0), axis=0).max() / (TISSUE_HU - LUNG_HU)
+            assert steepest < 0.6 if axis == 2 else steepest > 0.75
+
+
+@pytest.mark.parametrize("name", [STRONG_NOISE, NOISE])
+def test_noise_has_no_mean_and_the_strength_of_the_graph(name: str) -> None:
+    largest = graph()["augmentation#transforms"][step_names(graph()).index(name)]["std"]
+    strengths = []
+    for seed in range(20):
+        noise = changed(name, noisy_lung(), seed) - noisy_lung()
+        strengths.append(noise.std())
+        assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
+        assert abs(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1]) < 0.05  # each voxel has its own
+    assert 0 < min(strengths) < max(strengths) < 1.02 * largest
+
+
+def test_scaling_multiplies_and_shifting_adds_the_same_everywhere() -> None:
+    image = noisy_lung()
+    factors = [changed(SCALE, image, seed) / image for seed in range(20)]
+    shifts = [changed(SHIFT, image, seed) - image for seed in range(20)]
+    for factor, shift in zip(factors, shifts, strict=True):
+        np.testing.assert_allclose(factor, factor[0, 0, 0], rtol=1e-6)
+        np.testing.assert_allclose(shift, shift[0, 0, 0], atol=1e-3)
+    assert 0.95 <= min(f.min() for f in factors) < 1 < max(f.max() for f in factors) <= 1.05
+    assert -40.01 <= min(s.min() for s in shifts) < 0 < max(s.max() for s in shifts) <= 40.01
+
+
+def test_hu_become_what_the_network_reads() -> None:
+    """The window goes to -1 … 1, and what lies outside it to its ends; masks stay."""
+    hu = np.array([-3024.0, -1200.0, -750.0, -300.0, 600.0, 3071.0], dtype=np.float32).reshape(1, 6, 1, 1)
+    mask = np.arange(6, dtype=np.uint8).reshape(1, 6, 1, 1)
+    out = graph().get_parsed_content("scale_hu")({"image": hu, "mask": mask})
+    np.testing.assert_allclose(np.asarray(out["image"]).ravel(), [-1.0, -1.0, -0.5, 0.0, 1.0, 1.0], atol=1e-6)
+    np.testing.assert_array_equal(out["mask"], mask)

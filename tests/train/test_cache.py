@@ -1,0 +1,505 @@
+"""The cache of preprocessed scans: what it keeps, when it forgets, and filling it whatever happens in between."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd
+
+from scripts.core.labels import NODULE
+from scripts.preprocess import CropToLungsd, LungSearch, ScaleHud
+from scripts.read.scan import ScanError
+from scripts.train.cache import CachedScans, CachedToTensorsd, CacheError, ScanCache, fill_cache, filling
+from scripts.train.cache import fingerprint as code
+from scripts.train.cache import scans as entries
+from scripts.train.cache.fingerprint import fingerprint
+from tests.bundle import ROOT
+
+# --- CachedScans
+
+SHAPE = (9, 10, 11)
+
+
+class Preprocessing:
+    """Gives what an item asks for, and counts."""
+
+    def __init__(self, settings: str = "1 mm") -> None:
+        self.settings, self.calls = settings, 0
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        image = torch.arange(np.prod(SHAPE), dtype=torch.float32).reshape(1, *SHAPE) + 0.4
+        image[0, 0, 0, :2] = torch.tensor([-40000.0, 40000.0])
+        # Coarse voxels of 3 fine ones, at 1, 4 and 7: the distance grows by 3 mm from one to the next along i.
+        coarse = torch.tensor([0.0, 3.0, 6.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4).contiguous()
+        affine = torch.eye(4, dtype=torch.float64)
+        coarse_affine = torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0], dtype=torch.float64))
+        coarse_affine[:3, 3] = 1.0
+        ready = {
+            "image": MetaTensor(image, affine=affine),
+            "lung_distance_mm": MetaTensor(coarse, affine=coarse_affine),
+            "nodule": np.array([[1, 2, 3, 4]], dtype=np.float32),
+            "label": np.array([NODULE]),
+        }
+        if "mask" in item:
+            mask = torch.zeros(1, *SHAPE)
+            mask[0, 2, 2, 2] = item["value"]
+            ready["mask"] = MetaTensor(mask, affine=affine)
+        return ready
+
+
+def _scans(folder: Path, settings: str = "1 mm", **item: Any) -> tuple[CachedScans, Preprocessing]:
+    image = folder / "image.nii.gz"
+    if not image.exists():
+        image.write_bytes(b"voxels")
+    preprocessing = Preprocessing(settings)
+    cache = ScanCache(preprocessing, str(folder / "cache"))
+    return CachedScans([{"name": "scan", "image": str(image), **item}], cache), preprocessing
+
+
+def test_the_second_read_comes_from_the_cache(tmp_path: Path) -> None:
+    scans, preprocessing = _scans(tmp_path)
+    first, second = scans[0], scans[0]
+    assert len(scans) == 1
+    assert preprocessing.calls == 1
+    again, untouched = _scans(tmp_path)  # a later run
+    third = again[0]
+    assert untouched.calls == 0
+    for other in (second, third):
+        arrays = {"image", "affine", "lung", "lung_distance_mm", "lung_distance_affine", "nodule", "label"}
+        assert set(other) == {"name", *arrays}
+        for name, value in first.items():
+            np.testing.assert_array_equal(value, other[name])
+
+
+def test_volumes_are_memory_maps_of_int16_and_uint8(tmp_path: Path) -> None:
+    (tmp_path / "mask.nii.gz").write_bytes(b"mask")
+    item = _scans(tmp_path, mask=str(tmp_path / "mask.nii.gz"), value=1)[0][0]
+    for name, dtype in (("image", np.int16), ("lung", np.uint8), ("mask", np.uint8)):
+        assert isinstance(item[name], np.memmap)
+        assert item[name].mode == "r"
+        assert item[name].dtype == dtype
+        assert item[name].shape == SHAPE
+    assert item["image"][0, 0, :4].tolist() == [-32768, 32767, 2, 3]  # cut to int16, rounded
+    assert np.argwhere(item["mask"]).tolist() == [[2, 2, 2]]
+    np.testing.assert_array_equal(item["nodule"], [[1, 2, 3, 4]])
+    assert item["label"].tolist() == [NODULE]
+
+
+def test_a_scan_is_named_by_its_item_or_its_file(tmp_path: Path) -> None:
+    scans, _ = _scans(tmp_path, name="a")
+    assert scans[0]["name"] == "a"
+    assert CachedScans([{"image": str(tmp_path / "image.nii.gz")}], scans.cache)[0]["name"] == "image"
+
+
+def test_a_whole_scan_comes_back_in_its_place(tmp_path: Path) -> None:
+    item = CachedToTensorsd()(_scans(tmp_path)[0][0])
+    image, distance = item["image"], item["lung_distance_mm"]
+    assert image.shape == (1, *SHAPE)
+    assert image.dtype == torch.float32
+    assert image[0, 0, 0, :4].tolist() == [-32768, 32767, 2, 3]
+    np.testing.assert_array_equal(np.asarray(image.affine), np.eye(4))
+    assert distance[0, :, 0, 0].tolist() == [0.0, 3.0, 6.0]
+    np.testing.assert_array_equal(np.asarray(distance.affine)[:3], [[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]])
+    assert not {"affine", "lung_distance_affine"} & set(item)
+
+
+def test_all_files_of_a_scan_count(tmp_path: Path) -> None:
+    """A MetaImage's voxels and a DICOM folder's slices lie beside or below the path that a datalist names."""
+    header = (
+        "NDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+    )
+    (tmp_path / "scan.mhd").write_text(header)
+    (tmp_path / "voxels.raw").write_bytes(b"12345678")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"slice")
+    for image, changed in (("scan.mhd", "voxels.raw"), ("series", "series/1.dcm")):
+        item = {"image": str(tmp_path / image)}
+        for expected in (1, 2):
+            preprocessing = Preprocessing()
+            CachedScans([item], ScanCache(preprocessing, str(tmp_path / "c" / image)))[0]
+            assert preprocessing.calls == 1
+            assert len(list((tmp_path / "c" / image).iterdir())) == expected
+            (tmp_path / changed).write_bytes(b"other, longer voxels")
+
+
+def test_lungs_come_to_the_grid_of_the_image(tmp_path: Path) -> None:
+    lung = _scans(tmp_path)[0][0]["lung"]
+    assert lung[:, 5, 5].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # at i = 2 the distance is 1 mm
+    assert (lung == lung[:, :1, :1]).all()
+
+
+def _weighted(value: float) -> torch.nn.Module:
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, value)
+    torch.nn.init.constant_(layer.bias, 0.0)
+    return layer
+
+
+def test_an_entry_is_named_by_all_that_made_it() -> None:
+    """Parameters, weights and code; not the state of a random generator."""
+    made = {
+        fingerprint(transform)
+        for transform in (
+            Compose([ScaleHud("image", (-1200, 600))]),
+            Compose([ScaleHud("image", (-1000, 600))]),
+            Compose([ScaleHud("label", (-1200, 600))]),
+            Compose([Orientationd("image", "RAS", labels=None)]),
+            CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0),
+            CropToLungsd("image", LungSearch("", _weighted(2.0)), 15.0),
+            CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0, region="body"),
+        )
+    }
+    assert len(made) == 7
+    same, other = Compose([ScaleHud("image", (-1200, 600))]), Compose([ScaleHud("image", (-1200, 600))])
+    other.set_random_state(3)
+    assert fingerprint(same) == fingerprint(other)
+
+
+def test_an_entry_is_named_by_the_code_that_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of what the lung search imports counts, one of a report does not."""
+    transform = CropToLungsd("image", LungSearch("", _weighted(1.0)), 15.0)
+    before, source = fingerprint(transform), code._source
+    for module, changes in (("scripts.core.geometry", True), ("scripts.report.html.page", False)):
+        monkeypatch.setattr(code, "_source", lambda m, edited=module: source(m) and source(m) + b"#" * (m == edited))
+        assert (fingerprint(transform) != before) is changes
+
+
+@pytest.mark.parametrize("change", ["settings", "file", "time", "box", "label"])
+def test_what_changes_the_result_makes_a_new_entry(tmp_path: Path, change: str) -> None:
+    item = {"box": [[0, 0, 0, 4, 4, 4]], "label": [0]}
+    _scans(tmp_path, **item)[0][0]
+    settings = "2 mm" if change == "settings" else "1 mm"
+    if change == "file":
+        (tmp_path / "image.nii.gz").write_bytes(b"other voxels")
+    if change == "time":
+        os.utime(tmp_path / "image.nii.gz", ns=(1, 1))
+    changed = {"box": {"box": [[1, 0, 0, 4, 4, 4]]}, "label": {"label": [1]}}.get(change, {})
+    scans, preprocessing = _scans(tmp_path, settings, **{**item, **changed})
+    scans[0]
+    assert preprocessing.calls == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_each_file_counts_in_its_place(tmp_path: Path) -> None:
+    """The same file as mask of the nodules and as mask of the lungs gives other arrays."""
+    (tmp_path / "mask.nii").write_bytes(b"mask")
+    cache = _scans(tmp_path)[0].cache
+    image, mask = str(tmp_path / "image.nii.gz"), str(tmp_path / "mask.nii")
+    items: list[dict[str, Any]] = [{}, {"mask": mask}, {"lung_mask": mask}, {"mask": mask, "lung_mask": mask}]
+    before = [cache.folder({"image": image, **item}) for item in items]
+    assert len(set(before)) == 4
+    (tmp_path / "mask.nii").write_bytes(b"another mask")
+    after = [cache.folder({"image": image, **item}) for item in items]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False, False]
+
+
+def test_what_does_not_change_the_result_keeps_the_entry(tmp_path: Path) -> None:
+    _scans(tmp_path, weight=1.0, name="a")[0][0]
+    scans, preprocessing = _scans(tmp_path, weight=5.0, name="b")
+    scans[0]
+    assert preprocessing.calls == 0
+
+
+def test_an_interrupted_write_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = np.save
+
+    def stop_at_lung(file: Any, array: np.ndarray) -> None:
+        if Path(file.name).name == "lung.npy":
+            raise KeyboardInterrupt
+        save(file, array)
+
+    scans, preprocessing = _scans(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", stop_at_lung)
+        with pytest.raises(KeyboardInterrupt):
+            scans[0]
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert scans[0]["image"].shape == SHAPE
+    assert preprocessing.calls == 2
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [""]
+
+
+def test_two_processes_may_compute_the_same_entry(tmp_path: Path) -> None:
+    faster, _ = _scans(tmp_path)
+    slower, preprocessing = _scans(tmp_path)
+
+    def overtaken(item: Mapping[str, Any]) -> dict[str, Any]:
+        assert faster[0]["image"].shape == SHAPE
+        return preprocessing(item)
+
+    slower.cache.preprocessing = overtaken
+    assert slower[0]["image"].shape == SHAPE
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [""]
+
+
+# --- filling
+
+
+class Filler:
+    """A preprocessing whose result depends on the file; a scan named ``bad…`` is refused, ``odd…`` breaks."""
+
+    __module__ = "tests.train.test_cache"  # pytest has another name for it than the processes that import it
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        path = Path(item["image"])
+        if path.name.startswith("bad"):
+            raise RuntimeError("applying transform") from ScanError(f"{path}: expected a chest, got a foot")
+        if path.name.startswith("odd"):
+            raise RuntimeError("applying transform") from ZeroDivisionError("division by zero")
+        ready = Preprocessing()(item)
+        ready["image"] += int(path.stem.split("_")[1])
+        return ready
+
+
+def _list(folder: Path, *names: str) -> list[dict[str, Any]]:
+    for name in names:
+        if not (folder / name).exists():
+            nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.diag([2.0, 2.0, 2.0, 1.0])), folder / name)
+    return [{"name": Path(name).stem, "image": str(folder / name)} for name in names]
+
+
+FOUR = ("a_1.nii", "a_2.nii", "a_3.nii", "a_4.nii")
+
+
+def _fill(cache_dir: Path, lists: dict[str, list[Any]], workers: int = 0, **more: Any) -> dict[str, list[Any]]:
+    cache = ScanCache(Filler(), str(cache_dir))
+    return fill_cache(cache, lists, workers=workers, spacing_mm=(1.0, 1.0, 1.0), **more)
+
+
+def _content(cache_dir: Path) -> dict[str, bytes]:
+    """Every file of a cache, hidden ones too."""
+    files = [path for path in sorted(cache_dir.rglob("*")) if path.is_file()]
+    return {path.relative_to(cache_dir).as_posix(): path.read_bytes() for path in files}
+
+
+def test_any_number_of_workers_writes_the_same_files(tmp_path: Path) -> None:
+    lists = {"training": _list(tmp_path, *FOUR[:3]), "validation": _list(tmp_path, *FOUR[2:])}
+    for workers in (0, 2):
+        assert _fill(tmp_path / f"cache_{workers}", lists, workers) == lists
+    content = _content(tmp_path / "cache_0")
+    assert len({Path(name).parent for name in content}) == 4  # the scan of both lists is kept once
+    assert content == _content(tmp_path / "cache_2")
+
+
+def test_what_is_there_is_not_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR[:2])})
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
+    with caplog.at_level(logging.INFO):
+        _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+    assert "preprocessing 2 scans with 0 workers" in caplog.text
+    assert "4 scans are ready" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    caplog.clear()
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+    assert "preprocessing" not in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_filling_draws_no_random_number_of_the_training(tmp_path: Path, workers: int) -> None:
+    """The losses of a training must not depend on what was cached before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)}, workers)
+    drawn = torch.rand(1), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    assert drawn == (torch.rand(1), np.random.rand())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_broken_scans_are_named_after_the_others_are_done(tmp_path: Path, workers: int) -> None:
+    lists = {"training": _list(tmp_path, "a_1.nii", "bad_2.nii", "odd_3.nii"), "validation": _list(tmp_path, "a_4.nii")}
+    with pytest.raises(CacheError) as caught:
+        _fill(tmp_path / "cache", lists, workers)
+    first, *table = str(caught.value).splitlines()
+    assert first.startswith("2 scans cannot be preprocessed; mend them, remove them from the datalists, or leave them")
+    assert table == [
+        f"  bad_2  {tmp_path / 'bad_2.nii'}: expected a chest, got a foot",
+        "  odd_3  ZeroDivisionError: division by zero",
+    ]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_broken_scans_may_be_left_out_but_not_all_of_a_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, mixed = _list(tmp_path, "a_1.nii"), _list(tmp_path, "bad_2.nii", "a_4.nii")
+    kept = _fill(tmp_path / "cache", {"training": mixed, "validation": good}, skip_broken=True)
+    assert kept == {"training": mixed[1:], "validation": good}
+    assert "1 scans cannot be preprocessed and are left out:\n  bad_2  " in caplog.text
+    with pytest.raises(CacheError, match="no scan of validation is left; mend them"):
+        _fill(tmp_path / "cache", {"training": good, "validation": mixed[:1]}, skip_broken=True)
+
+
+def test_lists_without_scans_are_refused_but_one_may_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="expected at least one scan, got none; --dataset_dir must hold"):
+        _fill(tmp_path / "cache", {"training": [], "validation": []})
+    lists = {"training": _list(tmp_path, "a_1.nii"), "validation": []}
+    assert _fill(tmp_path / "cache", lists) == lists
+
+
+# --- disk
+
+
+def _free(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    usage = shutil.disk_usage(".")._replace(free=free_bytes)
+    patch.setattr(filling.shutil, "disk_usage", lambda _: usage)
+
+
+def test_disk_is_estimated_from_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """20³ voxels of 2 mm are 64 000 mm³: 3 bytes for each, and 4 bytes for each 64."""
+    items = _list(tmp_path, *FOUR)
+    whole, coarse = 4 * 3 * 64e3 / 1e9, 4 * 4 * 64e3 / 64 / 1e9
+    estimate = filling._estimate_gb(items, (1.0, 1.0, 1.0))
+    assert estimate == pytest.approx(
+        {"least": 0.2 * whole + coarse, "usual": 0.5 * whole + coarse, "most": whole + coarse}
+    )
+    finer = filling._estimate_gb(items, (0.5, 0.5, 0.5))
+    assert finer["most"] == pytest.approx(8 * whole + coarse)
+    monkeypatch.setattr(filling, "ASKED_HEADERS", 2)  # of alike scans some tell as much as all
+    assert filling._estimate_gb(items, (1.0, 1.0, 1.0)) == pytest.approx(estimate)
+    _free(monkeypatch, 10**12)
+    with caplog.at_level(logging.INFO):
+        _fill(tmp_path / "cache", {"training": items})
+    assert "about 0.0 GB for 4 scans to preprocess (at most 0.0 GB), 1000.0 GB are free" in caplog.text
+
+
+def test_an_unreadable_header_is_no_reason_to_stop_estimating(tmp_path: Path) -> None:
+    (tmp_path / "broken_1.nii").write_bytes(b"no header")
+    broken = {"image": str(tmp_path / "broken_1.nii")}
+    (good,) = _list(tmp_path, "a_1.nii")
+    assert filling._estimate_gb([broken], (1, 1, 1)) == {"least": 0.0, "usual": 0.0, "most": 0.0}
+    expected = {name: 2 * value for name, value in filling._estimate_gb([good], (1, 1, 1)).items()}
+    assert filling._estimate_gb([broken, good], (1, 1, 1)) == pytest.approx(expected)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _free(monkeypatch, 10_000)
+    with pytest.raises(CacheError, match=r"expected about 0\.0 GB of free disk for 4 scans .* got 0\.0 GB; free some"):
+        _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_may_not_fit_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    _free(monkeypatch, 300_000)
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+    assert "the disk may be full before all scans are preprocessed" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_ends_it_with_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    def full(file: Any, array: np.ndarray) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(
+        CacheError, match=r"cache_dir .*: expected a folder to write to, got .*No space left.*; free space"
+    ):
+        _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)}, workers)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(CacheError, match=r"cache: expected a folder to write to, got .*; choose another one"):
+        _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+
+
+def test_unused_entries_are_counted_and_deleted_only_on_demand(tmp_path: Path, caplog: Any) -> None:
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR)})
+    (tmp_path / "cache" / "notes").mkdir()  # not ours
+    with caplog.at_level(logging.INFO):
+        _fill(tmp_path / "cache", {"training": _list(tmp_path, *FOUR[:3])})
+    assert "1 entries (0.00 GB) belong to no scan of these datalists; --remove_unused true deletes them" in caplog.text
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+    kept = ScanCache(Filler(), str(tmp_path / "cache")).folder(_list(tmp_path, "a_1.nii")[0])
+    _fill(tmp_path / "cache", {"training": _list(tmp_path, "a_1.nii")}, remove_unused=True)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {kept.name, "notes"}
+
+
+# --- interruption
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from tests.train.test_cache import FOUR, _fill, _list
+
+save = np.save
+def stop(file, array):
+    save(file, array)
+    if sys.argv[3] in Path(file.name).parts[-2] and Path(file.name).name == "lung.npy":
+        print("writing", flush=True)
+        time.sleep(600)
+
+np.save = stop
+_fill(Path(sys.argv[1]) / "cache", {"training": _list(Path(sys.argv[1]), *FOUR)}, int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_filling_ends_in_the_same_files(tmp_path: Path, workers: int) -> None:
+    """Killed with all its processes in the middle of writing an entry."""
+    lists = {"training": _list(tmp_path, *FOUR)}
+    _fill(tmp_path / "whole", lists)
+    third = ScanCache(Filler(), str(tmp_path / "cache")).folder(lists["training"][2])
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(workers), third.name]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        os.killpg(process.pid, signal.SIGKILL)
+    halves = list((tmp_path / "cache").glob(".*.partial"))  # of each worker at most one
+    assert any(half.name.startswith(f".{third.name}.") for half in halves)
+    assert not third.exists()
+    for half in halves:
+        _wait_for_the_end_of(int(half.name.split(".")[-2]))
+    _fill(tmp_path / "cache", lists, workers)
+    assert _content(tmp_path / "cache") == _content(tmp_path / "whole")
+    assert list((tmp_path / "cache").glob(".*")) == []
+
+
+def _wait_for_the_end_of(process: int) -> None:
+    """A killed child of a killed process is there until its new parent takes note."""
+    until = time.monotonic() + 60
+    while entries._is_running(process) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
+    """A half entry of a living process, or a young one of another machine, may yet be finished."""
+    cache = ScanCache(Filler(), str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    name = "0" * 24
+    kept = [f".{name}.{entries._MACHINE}.{os.getppid()}.partial", f".{name}.elsewhere.1.partial", f".{name}.5.partial"]
+    gone = [f".{name}.{entries._MACHINE}.{ended.pid}.partial", f".{name}.elsewhere.2.partial"]
+    for folder in (*kept, *gone):
+        (tmp_path / folder).mkdir()
+    os.utime(tmp_path / gone[1], (0, 0))
+    cache.prepare()
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
+def test_several_processes_fill_one_cache_at_once(tmp_path: Path) -> None:
+    lists = {"training": _list(tmp_path, *FOUR)}
+    _fill(tmp_path / "whole", lists)
+    code = "import sys\nfrom pathlib import Path\nfrom tests.train.test_cache import FOUR, _fill, _list\n"
+    code += "_fill(Path(sys.argv[1]) / 'cache', {'training': _list(Path(sys.argv[1]), *FOUR)})"
+    line = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(line, cwd=ROOT) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert _content(tmp_path / "cache") == _content(tmp_path / "whole")

@@ -1,0 +1,179 @@
+"""Training data: a stream of crops that never depends on the order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from monai.transforms import Compose, Transform
+
+from scripts.core.labels import IGNORED, NODULE
+from scripts.train import RandomCropd
+from scripts.train.cache import CachedScans, ScanCache
+from scripts.train.dataset import CropDataset, EpochSampler
+
+# --- CropDataset
+
+
+class FakeScans(CachedScans):
+    """Scans in memory; scan n has the intensity -800 - n everywhere."""
+
+    def __init__(self, items: list[dict[str, Any]], cache: ScanCache) -> None:
+        super().__init__([{"name": "", "weight": item.get("weight", 1.0)} for item in items], cache)
+        self.items = items
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = np.array(self.items[index].get("nodule", []), dtype=np.float32).reshape(-1, 4)
+        label = np.array(self.items[index].get("label", [NODULE] * len(rows)), dtype=np.int64)
+        image = np.full((30, 31, 32), -800 - index, dtype=np.int16)
+        lung = self.items[index].get("lung", np.ones(image.shape, dtype=np.uint8))
+        item = {"image": image, "lung": lung, "nodule": rows, "label": label}
+        return {**item, "mask": np.zeros_like(lung)} if self.items[index].get("mask") else item
+
+
+class Keep(Transform):
+    """Passes on what it got."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(data)
+
+
+def _crops(items: list[dict[str, Any]], seed: int = 0, nodule_share: float = 0.0) -> CropDataset:
+    crop = RandomCropd(9, jitter=0.3, turns=True, rotate_degrees=15.0, scale=(0.8, 1.25))
+    return _dataset(items, Compose([crop]), seed=seed, nodule_share=nodule_share)
+
+
+def _choices(items: list[dict[str, Any]], nodule_share: float) -> CropDataset:
+    return _dataset(items, Compose([Keep()]), seed=0, nodule_share=nodule_share)
+
+
+def _dataset(items: list[dict[str, Any]], transform: Compose, **settings: Any) -> CropDataset:
+    with mock.patch("scripts.train.dataset.CachedScans", FakeScans):
+        return CropDataset(items, ScanCache(dict, ""), transform, **settings)
+
+
+TWO_SCANS: list[dict[str, Any]] = [{"nodule": [[10, 11, 12, 6], [20, 20, 20, 25]]}, {"nodule": [[15, 15, 15, 8]]}]
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    assert set(first) == set(second)
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_index_gives_the_same_crop_in_any_order() -> None:
+    forwards, backwards = _crops(TWO_SCANS, nodule_share=0.5), _crops(TWO_SCANS, nodule_share=0.5)
+    first = [forwards[n] for n in range(12)]
+    second = [backwards[n] for n in reversed(range(12))][::-1]
+    assert all(_same(a, b) for a, b in zip(first, second, strict=True))
+    assert _same(forwards[3], first[3])
+    nodules = {tuple(item["nodule"].ravel()) for item in first}
+    assert len(nodules) > 6  # the crops differ
+
+
+def test_seeds_differ() -> None:
+    one, other = _crops(TWO_SCANS, seed=0, nodule_share=1.0), _crops(TWO_SCANS, seed=1, nodule_share=1.0)
+    assert not any(_same(one[n], other[n]) for n in range(8))
+
+
+def test_scans_are_drawn_by_their_weight() -> None:
+    crops = _choices([{"weight": 1.0}, {"weight": 0.0}, {"weight": 3.0}, {}], nodule_share=0.0)
+    drawn = np.bincount([-800 - crops[n]["image"][0, 0, 0] for n in range(1000)], minlength=4)
+    assert drawn[1] == 0
+    np.testing.assert_allclose(drawn[[0, 2, 3]], [200, 600, 200], atol=50)  # 3 to 4 standard deviations
+
+
+def test_nodules_are_drawn_by_their_size() -> None:
+    crops = _choices([{"nodule": [[10, 11, 12, 6], [20, 20, 20, 25]]}, {"nodule": [[15, 15, 15, 8]]}], 1.0)
+    drawn = [tuple(crops[n]["centre"].tolist()) for n in range(900)]
+    counts = [drawn.count(place) for place in ((10, 11, 12), (20, 20, 20), (15, 15, 15))]
+    assert sum(counts) == 900
+    np.testing.assert_allclose(counts, [194, 512, 194], atol=45)  # weights 1, √7, 1
+
+
+def test_nodule_share_is_the_share_of_crops_around_a_nodule() -> None:
+    crops = _choices([{"nodule": [[15.5, 15.5, 15.5, 8]]}], nodule_share=0.25)
+    around = [bool(np.all(crops[n]["centre"] == 15.5)) for n in range(800)]
+    assert sum(around) == pytest.approx(200, abs=50)
+
+
+def test_ignored_findings_are_never_a_centre() -> None:
+    crops = _choices([{"nodule": [[5.5, 5.5, 5.5, 6], [20.5, 20.5, 20.5, 6]], "label": [IGNORED, NODULE]}], 1.0)
+    assert all(crops[n]["centre"].tolist() == [20.5] * 3 for n in range(50))
+
+
+@pytest.mark.parametrize("item", [{}, {"nodule": [[5, 5, 5, 6]], "label": [IGNORED]}], ids=["none", "ignored"])
+def test_without_nodules_every_crop_is_around_parenchyma(item: dict[str, Any]) -> None:
+    crops = _choices([item], nodule_share=1.0)
+    assert len({tuple(crops[n]["centre"].tolist()) for n in range(20)}) > 15
+
+
+def test_parenchyma_lies_in_the_lung() -> None:
+    lung = np.zeros((30, 31, 32), dtype=np.uint8)
+    lung[4:12, 6:20, 8:20] = 1
+    crops = _choices([{"lung": lung}], nodule_share=0.0)
+    assert all(lung[tuple(crops[n]["centre"])] for n in range(40))  # 200 draws miss it once in ten thousand
+
+
+def test_a_scan_without_lung_still_gives_crops() -> None:
+    crops = _choices([{"lung": np.zeros((30, 31, 32), dtype=np.uint8)}], nodule_share=0.0)
+    centre = crops[0]["centre"]
+    assert np.all((centre >= 0) & (centre < (30, 31, 32)))
+
+
+@pytest.mark.parametrize(
+    ("item", "has_mask"),
+    [
+        ({}, True),
+        ({"nodule": [[5, 5, 5, 6]], "label": [IGNORED]}, True),
+        ({"nodule": [[5, 5, 5, 6]]}, False),
+        ({"nodule": [[5, 5, 5, 6]], "mask": True}, True),
+    ],
+    ids=["empty", "only ignored", "no mask", "mask"],
+)
+def test_an_empty_mask_counts_only_where_there_is_no_nodule(item: dict[str, Any], has_mask: bool) -> None:
+    assert _crops([item])[0]["has_mask"] == has_mask
+
+
+def test_no_scan_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one scan, got none; --dataset_dir must hold"):
+        _crops([])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0)])
+def test_weights_that_draw_nothing_are_refused(weights: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="training list: expected weights from 0, one of them above 0"):
+        _crops([{"weight": weight} for weight in weights])
+
+
+# --- EpochSampler
+
+
+def test_epochs_are_consecutive_and_disjoint() -> None:
+    sampler = EpochSampler(5)
+    seen = []
+    for epoch in (1, 2, 3):
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler)) == 5
+        seen += list(sampler)
+    assert seen == list(range(15))
+
+
+def test_a_resumed_epoch_is_the_uninterrupted_one() -> None:
+    sampler = EpochSampler(4)
+    sampler.set_epoch(3)
+    assert list(sampler) == [8, 9, 10, 11]
+    assert list(sampler) == [8, 9, 10, 11]  # again, until told of another epoch
+
+
+def test_ranks_share_out_every_epoch() -> None:
+    samplers = [EpochSampler(4, rank=rank, ranks=3) for rank in range(3)]
+    for epoch in (1, 2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        shares = [list(sampler) for sampler in samplers]
+        assert all(len(share) == 4 for share in shares)
+        assert sorted(number for share in shares for number in share) == list(range(12 * (epoch - 1), 12 * epoch))
+    assert shares[1] == [13, 16, 19, 22]

@@ -1,0 +1,526 @@
+"""Adapters to the engines: a training that stops and goes on, clipping, logging, pairing with the truth."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.optimizers import WarmupCosineSchedule
+from torch.utils.data import DataLoader, Dataset
+
+from scripts.core.claims import FOLDER
+from scripts.core.labels import IGNORED, NODULE, PADDING
+from scripts.core.processes import MACHINE
+from scripts.train import (
+    EpochHandler,
+    GradientClip,
+    NoduleLoss,
+    PairWithTruthd,
+    StepLog,
+    StopOnBadLoss,
+    TrainingState,
+    Validation,
+    WeightAverage,
+    averaged,
+    prepare_training_batch,
+)
+from scripts.train.checkpoints import StateError
+from scripts.train.dataset import EpochSampler
+from scripts.train.handlers import BrokenLossError, duration
+
+ITERATIONS = 3  # per epoch
+
+
+@pytest.fixture(autouse=True)
+def _quiet_engines() -> Iterator[None]:
+    """MONAI's engines add handlers to their loggers and set levels; put all of them back."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+class Stream(Dataset):
+    """Endless regression data; notes the numbers that were asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.seen.append(index)
+        x = torch.from_numpy(np.random.default_rng(index).normal(size=4).astype(np.float32))
+        return {"image": x, "label": x.sum(dim=0, keepdim=True) * 2 + 1}
+
+
+class Run:
+    """A tiny training with everything that has a state: AdamW, a schedule per iteration, numbered epochs."""
+
+    def __init__(
+        self,
+        path: Path,
+        epochs: int,
+        handlers: list[Any] | None = None,
+        *,
+        rate: float = 0.05,
+        planned: int = 4,
+        length: int = ITERATIONS,
+    ) -> None:
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.2))
+        self.average = averaged(self.network, decay=0.9)
+        self.optimizer = optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate)
+        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=planned * length)
+        self.stream, sampler = Stream(), EpochSampler(2 * length)
+        objects = {"network": self.network, "average": self.average, "optimizer": optimizer, "scheduler": scheduler}
+        self.trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=epochs,
+            train_data_loader=DataLoader(self.stream, sampler=sampler, batch_size=2),
+            network=self.network,
+            optimizer=optimizer,
+            loss_function=torch.nn.MSELoss(),
+            train_handlers=[
+                EpochHandler(sampler),
+                LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+                WeightAverage(self.average, self.network),
+                *(handlers or []),
+                TrainingState(str(path), objects),
+            ],
+        )
+
+    def weights(self) -> np.ndarray:
+        """All of the network, then of its average."""
+        parameters = [*self.network.parameters(), *self.average.parameters()]
+        return torch.cat([p.detach().flatten() for p in parameters]).numpy().copy()
+
+
+class PowerCut:
+    """Ends the program in the middle of an epoch."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        def cut(_: Engine) -> None:
+            raise KeyboardInterrupt
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), cut)
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole.pt", 4)
+    whole.trainer.run()
+    killed = Run(tmp_path / "run" / "state.pt", 4, [PowerCut(2 * ITERATIONS + 2)])
+    with pytest.raises(KeyboardInterrupt):
+        killed.trainer.run()
+    resumed = Run(tmp_path / "run" / "state.pt", 4)
+    assert (resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (2, 2 * ITERATIONS)
+    resumed.trainer.run()
+    np.testing.assert_array_equal(resumed.weights(), whole.weights())
+    assert not np.allclose(resumed.weights(), killed.weights())
+    assert whole.stream.seen == list(range(8 * ITERATIONS))
+    assert resumed.stream.seen == list(range(4 * ITERATIONS, 8 * ITERATIONS))
+    assert resumed.trainer.state.iteration == 4 * ITERATIONS
+
+
+def test_a_complete_training_ends_at_once_and_goes_on_when_it_gets_more_epochs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.pt"
+    first = Run(path, 2)
+    first.trainer.run()
+    again = Run(path, 2)
+    with caplog.at_level(logging.INFO):
+        again.trainer.run()
+    assert f"{path}: this training is complete after epoch 2; raise max_epochs to go on" in caplog.text
+    assert again.stream.seen == []
+    np.testing.assert_array_equal(again.weights(), first.weights())
+    longer = Run(path, 4)
+    longer.trainer.run()
+    whole = Run(tmp_path / "whole.pt", 4)  # seeds the random generators
+    whole.trainer.run()
+    np.testing.assert_array_equal(longer.weights(), whole.weights())
+
+
+def test_state_is_plain_data_written_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path / "state.pt", 1)
+    run.trainer.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]  # no partial file stays
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert set(state) == {"network", "average", "optimizer", "scheduler", "progress", "random"}
+    progress = {"epoch": 1, "iteration": ITERATIONS, "best_validation": None, "stale_validations": None}
+    assert state["progress"] == progress
+
+
+def test_an_interrupted_write_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "state.pt", 1)
+    run.trainer.run()
+
+    def half(_: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    resumed = Run(tmp_path / "state.pt", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half)
+        with pytest.raises(OSError, match="disk full"):
+            resumed.trainer.run()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["epoch"] == 1
+
+
+def _one_step(max_norm: float) -> np.ndarray:
+    """What one step of plain gradient descent with a rate of 1 subtracts from the weights."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 1)
+    before = torch.cat([p.detach().flatten() for p in network.parameters()]).numpy().copy()
+    SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader(Stream(), sampler=range(2), batch_size=2),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=torch.nn.MSELoss(),
+        train_handlers=[GradientClip(network, max_norm)],
+        decollate=False,
+    ).run()
+    return before - torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
+
+
+def test_gradients_are_clipped_to_their_norm_and_keep_their_direction() -> None:
+    free, clipped = _one_step(1e9), _one_step(0.25)
+    assert np.linalg.norm(free) > 1
+    assert np.linalg.norm(clipped) == pytest.approx(0.25, rel=1e-4)
+    np.testing.assert_allclose(clipped, free * 0.25 / np.linalg.norm(free), rtol=1e-3)
+
+
+def test_gradients_below_the_norm_stay() -> None:
+    free = _one_step(1e9)
+    np.testing.assert_array_equal(_one_step(float(np.linalg.norm(free)) + 1), free)
+
+
+def _rates(run: Run) -> list[float]:
+    """The learning rate of each step of a run."""
+    rates: list[float] = []
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: rates.append(run.optimizer.param_groups[0]["lr"]))
+    run.trainer.run()
+    return rates
+
+
+def test_a_schedule_that_was_made_longer_goes_on_along_the_longer_curve(tmp_path: Path) -> None:
+    """From its second step on; the first one still has the rate that was due."""
+    whole = _rates(Run(tmp_path / "whole.pt", 8, planned=8))
+    Run(tmp_path / "state.pt", 4).trainer.run()
+    longer = _rates(Run(tmp_path / "state.pt", 8, planned=8))
+    assert len(longer) == 4 * ITERATIONS
+    assert longer[1:] == pytest.approx(whole[4 * ITERATIONS + 1 :])
+    assert longer[-1] < 0.2 * longer[1]
+
+
+def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None:
+    whole = _rates(Run(tmp_path / "whole.pt", 4))
+    Run(tmp_path / "state.pt", 2).trainer.run()
+    lower = Run(tmp_path / "state.pt", 4, rate=0.005)
+    lower.optimizer.param_groups[0]["weight_decay"] = 0.5
+    TrainingState(str(tmp_path / "state.pt"), {"optimizer": lower.optimizer})._restore(lower.trainer)
+    assert lower.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert _rates(lower) == pytest.approx([rate / 10 for rate in whole[2 * ITERATIONS :]])
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    """They would go on from each other's states; the claim of one that has ended is none."""
+    owner = {"machine": MACHINE, "process": os.getppid(), "token": "t", "about": "training"}
+    claim = tmp_path / FOLDER / "state.pt.claim"
+    claim.parent.mkdir()
+    claim.write_text(json.dumps(owner))
+    with pytest.raises(StateError, match=r"state\.pt: expected a folder of this training alone.*--output_dir"):
+        Run(tmp_path / "state.pt", 1)
+    claim.write_text(json.dumps(owner | {"process": 2**22 + 1}))
+    Run(tmp_path / "state.pt", 1).trainer.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path / "state.pt", 2).trainer.run()
+    with pytest.raises(StateError, match=r"expected epochs of 5 steps, got a training with epochs of 3; go on with"):
+        Run(tmp_path / "state.pt", 4, length=5)
+    with pytest.raises(StateError, match=r"expected a training of at most 1 epochs, got one after epoch 2; raise"):
+        Run(tmp_path / "state.pt", 1)
+
+
+# --- averaged weights
+
+
+def test_the_average_forgets_its_beginning_first_and_then_by_its_decay() -> None:
+    """Weights 0, 1, 1, 1 …: after step n the average keeps min(decay, (1 + n) / (10 + n)) of what it was."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    average = averaged(network, decay=0.2)
+    seen = []
+    for value in (0.0, 1.0, 1.0, 1.0):
+        torch.nn.init.constant_(network.weight, value)
+        average.update_parameters(network)
+        seen.append(float(average.module.weight.detach()))
+    # The first step copies; then (1 + 1) / (10 + 1) = 2/11 is kept, then the decay, 1/5, twice.
+    assert seen == pytest.approx([0.0, 1 - 2 / 11, 1 - 2 / 55, 1 - 2 / 275])
+
+
+def test_the_average_has_the_buffers_of_the_network() -> None:
+    network = torch.nn.BatchNorm1d(2)
+    average = averaged(network, decay=0.99)
+    network(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
+    average.update_parameters(network)
+    torch.testing.assert_close(average.module.running_mean, network.running_mean)
+    assert int(average.module.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="average_decay: expected a number from 0 to below 1"):
+        averaged(torch.nn.Linear(1, 1), decay)
+
+
+# --- broken losses
+
+
+class Poison:
+    """Makes the loss NaN in one iteration, as a division by zero in it would."""
+
+    def __init__(self, network: torch.nn.Module, iteration: int) -> None:
+        self.network, self.iteration = network, iteration
+
+    def attach(self, engine: Engine) -> None:
+        def poison(_: Engine) -> None:
+            engine.state.batch["label"] = engine.state.batch["label"] * float("nan")  # type: ignore[index, call-overload]
+
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), poison)
+
+
+def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    sound = Run(tmp_path / "sound.pt", 1, [PowerCut(ITERATIONS - 1)])
+    with pytest.raises(KeyboardInterrupt):
+        sound.trainer.run()
+    run = Run(tmp_path / "state.pt", 1)
+    for handler in (Poison(run.network, ITERATIONS), StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt"))):
+        handler.attach(run.trainer)
+    with pytest.raises(BrokenLossError, match=rf"iteration {ITERATIONS} \(epoch 1\): expected a finite loss, got nan"):
+        run.trainer.run()
+    kept = torch.load(tmp_path / "out" / "stopped.pt", weights_only=True)
+    for name, value in sound.network.state_dict().items():
+        torch.testing.assert_close(kept[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(run.network.state_dict()[name], value, rtol=0, atol=0)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_broken_gradient_of_a_sound_loss_ends_it_too(tmp_path: Path) -> None:
+    run = Run(tmp_path / "state.pt", 1)
+    before = run.network[0].weight.detach().clone()
+    run.network[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    for handler in (GradientClip(run.network, 1.0), StopOnBadLoss(run.network, str(tmp_path / "stopped.pt"))):
+        handler.attach(run.trainer)
+    with pytest.raises(BrokenLossError, match=r"iteration 1 .*: expected a finite gradient norm, got (nan|inf)"):
+        run.trainer.run()
+    torch.testing.assert_close(run.network[0].weight.detach(), before, rtol=0, atol=0)
+
+
+# --- validation
+
+
+class FakeValidator:
+    """Gives one score after the other."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.epochs = list(scores), []  # type: ignore[var-annotated]
+        self.state = type("State", (), {"metrics": {}})()
+
+    def run(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+        self.state.metrics = {"score": self.scores[len(self.epochs) - 1]}
+
+
+def _validate(
+    folder: Path, scores: list[float], *, epochs: int = 4, interval: int = 1, patience: int = 0
+) -> tuple[FakeValidator, Engine, list[int]]:
+    """Run some epochs, each of which sets the only weight to its number; also the epoch whose weights were kept."""
+    network, validator = torch.nn.Linear(1, 1, bias=False), FakeValidator(scores)
+
+    def step(engine: Engine, _: Any) -> None:
+        torch.nn.init.constant_(network.weight, float(engine.state.epoch))
+
+    engine = Engine(step)
+    path = str(folder / "model.pt")
+    Validation(validator, interval, network, path, metric="score", patience=patience).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=epochs)
+    kept = [int(torch.load(path, weights_only=True)["weight"])] if Path(path).exists() else []
+    return validator, engine, kept
+
+
+def test_the_best_weights_are_kept_and_of_equals_the_first(tmp_path: Path) -> None:
+    _, engine, kept = _validate(tmp_path, [0.2, 0.6, 0.6, 0.5])
+    assert kept == [2]
+    assert engine.state.best_validation == 0.6
+    assert engine.state.stale_validations == 2
+
+
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
+    validator, _, kept = _validate(tmp_path, [0.1, 0.2, 0.3], epochs=5, interval=2)
+    assert validator.epochs == [2, 4, 5]
+    assert kept == [5]
+
+
+def test_without_a_metric_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    _, engine, kept = _validate(tmp_path, [float("nan")] * 3, epochs=3, patience=1)
+    assert kept == [3]
+    assert engine.state.best_validation is None
+    assert engine.state.epoch == 3
+
+
+def test_a_validation_without_scans_has_no_metric_and_keeps_the_newest_weights(tmp_path: Path) -> None:
+    network, validator = torch.nn.Linear(1, 1), FakeValidator([])
+    validator.run = lambda epoch: None  # type: ignore[method-assign]
+    engine = Engine(lambda engine, batch: None)
+    Validation(validator, 1, network, str(tmp_path / "m.pt"), metric="score", patience=1).attach(engine)  # type: ignore[arg-type]
+    engine.run([0], max_epochs=2)
+    assert (tmp_path / "m.pt").exists()
+    assert engine.state.epoch == 2
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4)])
+def test_a_training_that_no_longer_improves_ends(tmp_path: Path, patience: int, epochs: int) -> None:
+    validator, engine, kept = _validate(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2, 0.1], epochs=6, patience=patience)
+    assert validator.epochs[-1] == engine.state.epoch == epochs
+    assert kept == [2]
+
+
+def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
+    def run(scores: list[float], epochs: int) -> Run:
+        run = Run(tmp_path / "state.pt", epochs)
+        validation = Validation(
+            FakeValidator(scores), 1, run.network, str(tmp_path / "model.pt"), metric="score", patience=0
+        )  # type: ignore[arg-type]
+        run = Run(tmp_path / "state.pt", epochs, [validation])
+        run.trainer.run()
+        return run
+
+    first = run([0.7, 0.9], 2)
+    kept = (tmp_path / "model.pt").read_bytes()
+    second = run([0.8, 0.6], 4)
+    assert second.trainer.state.best_validation == first.trainer.state.best_validation == 0.9
+    assert second.trainer.state.stale_validations == 2
+    assert (tmp_path / "model.pt").read_bytes() == kept
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
+    with pytest.raises(StateError, match=r"state\.pt: expected the state of this training, got a file .* --output_dir"):
+        Run(tmp_path / "state.pt", 1)
+
+
+# --- the log
+
+
+def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
+    loss = NoduleLoss()
+
+    def step(_: Engine, batch: float) -> dict[str, torch.Tensor]:
+        loss.parts = {"class": batch, "mask": 10 * batch}
+        return {"loss": torch.tensor(11 * batch)}
+
+    def slowly() -> Iterator[float]:
+        for value in losses:
+            time.sleep(0.05)
+            yield value
+
+    engine = Engine(step)
+    StepLog(loss, interval).attach(engine)
+    engine.state.iteration = first_iteration
+    engine.state.epoch, engine.state.max_epochs, engine.state.epoch_length = 0, 1, first_iteration + len(losses)
+    with caplog.at_level(logging.INFO, logger="scripts.train"):
+        engine.run(slowly())
+    return [record.getMessage() for record in caplog.records if record.name.startswith("scripts.train")]
+
+
+def test_losses_are_logged_as_means_of_their_interval(caplog: pytest.LogCaptureFixture) -> None:
+    lines = _log_steps(2, 0, [1.0, 2.0, 3.0, 5.0, 7.0], caplog)
+    assert [line.split(";")[0] for line in lines] == [
+        "step 2 of 5: loss 16.5000, class 1.5000, mask 15.0000",
+        "step 4 of 5: loss 44.0000, class 4.0000, mask 40.0000",
+    ]
+
+
+def test_losses_after_a_resume_are_means_of_what_ran(caplog: pytest.LogCaptureFixture) -> None:
+    lines = _log_steps(3, 4, [2.0, 4.0], caplog)
+    assert [line.split(";")[0] for line in lines] == ["step 6 of 6: loss 33.0000, class 3.0000, mask 30.0000"]
+
+
+def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.LogCaptureFixture) -> None:
+    """Steps that do nothing but wait 0.05 s for their data."""
+    (line,) = _log_steps(4, 0, [1.0] * 5, caplog)
+    seconds, waiting, left = re.search(r"([\d.]+) s a step, (\d+) % of it waiting for data, (.*) left", line).groups()  # type: ignore[union-attr]
+    assert 0.05 <= float(seconds) < 0.5
+    assert int(waiting) > 80
+    assert left == "0 min 00 s"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0 min 07 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")])
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_epoch_handler_names_the_epoch_that_begins() -> None:
+    sampler, epochs = EpochSampler(2), []
+    engine = Engine(lambda engine, batch: epochs.append(sampler.epoch))
+    EpochHandler(sampler).attach(engine)
+    engine.run([0, 1], max_epochs=3)
+    assert epochs == [1, 1, 2, 2, 3, 3]
+
+
+def test_pairing_gives_world_positions_without_padding() -> None:
+    affine = torch.tensor([[0, -2.0, 0, 10], [1, 0, 0, -5], [0, 0, 0.5, 3], [0, 0, 0, 1]], dtype=torch.float64)
+    data = {
+        "image": MetaTensor(torch.zeros(1, 4, 4, 4), affine=affine),
+        "nodule": torch.tensor([[1.0, 2, 4, 6], [0, 0, 0, 8], [9, 9, 9, 9]]),
+        "label": torch.tensor([NODULE, IGNORED, PADDING]),
+        "candidates": ["kept as they are"],
+        "pred": torch.zeros(5),
+    }
+    candidates, truth = PairWithTruthd()(data)["pred"]
+    assert candidates is data["candidates"]
+    np.testing.assert_allclose(
+        truth.centres_ras_mm, [[6, -4, 5], [10, -5, 3]]
+    )  # x = 10 - 2 j, y = i - 5, z = k / 2 + 3
+    np.testing.assert_allclose(truth.diameters_mm, [6, 8])
+    assert truth.is_nodule.tolist() == [True, False]
+    assert isinstance(data["pred"], torch.Tensor)
+
+
+def test_pairing_takes_a_scan_without_nodules() -> None:
+    image = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4, dtype=torch.float64))
+    data = {"image": image, "nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64), "candidates": []}
+    truth = PairWithTruthd()(data)["pred"][1]
+    assert truth.centres_ras_mm.shape == (0, 3)
+    assert truth.is_nodule.shape == (0,)
+
+
+def test_a_batch_is_split_into_input_and_target() -> None:
+    batch = {name: torch.ones(2) * n for n, name in enumerate(("image", "nodule", "label", "mask", "has_mask"))}
+    image, target = prepare_training_batch(batch, torch.device("meta"), False)
+    assert set(target) == {"nodule", "label", "mask", "has_mask"}
+    assert image.device.type == "meta"
+    assert all(value.device.type == "meta" for value in target.values())
+    image, target = prepare_training_batch(batch, torch.device("cpu"), True)
+    assert image is batch["image"]
+    assert target["mask"] is batch["mask"]

@@ -1,0 +1,376 @@
+"""Nodule insertion: where the nodule is drawn, there its mask and row are; and what must stay, stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from scripts.core.geometry import sphere_diameter_mm
+from scripts.core.labels import IGNORED, NODULE
+from scripts.train import InsertNodulesd
+from scripts.train.insertion import (
+    ABOVE_DONOR_HU,
+    FAINTEST_HU,
+    FAINTEST_HU_MM,
+    LOCAL_SIGMA_VOXEL,
+    SOLID_HU,
+    size_weight,
+)
+
+DONOR_HU, LUNG_HU, WALL_HU, AIR_HU = 40.0, -850.0, 50.0, -1000.0
+EDGE = 48
+SEEDS = range(6)
+
+
+def _write_donor(folder: Path, name: str, half_axes_mm: tuple[float, float, float], hu: float) -> dict[str, Any]:
+    """An ellipsoid on a grid of 0.7 × 0.7 × 1.25 mm, with the narrow margin along z that real donors have."""
+    spacing = np.array([0.7, 0.7, 1.25])
+    half = np.ceil(np.array(half_axes_mm) / spacing).astype(int) + np.array([5, 5, 1])
+    axes = [(np.arange(2 * h + 1) - h) * s for h, s in zip(half, spacing, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    inside = sum(np.square(g / a) for g, a in zip(grid, half_axes_mm, strict=True)) < 1
+    affine = np.diag([-0.7, -0.7, 1.25, 1.0])
+    image = np.where(inside, hu, -800.0).astype(np.int16)
+    files = {}
+    for key, volume in (("image", image), ("mask", inside.astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(volume, affine), folder / f"{name}-{key}.nii.gz")
+        files[key] = str(folder / f"{name}-{key}.nii.gz")
+    return {**files, "diameter_mm": 2 * float(np.prod(half_axes_mm)) ** (1 / 3)}
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A round donor, 9 mm across."""
+    return _write_donor(tmp_path_factory.mktemp("ball"), "ball", (4.5, 4.5, 4.5), DONOR_HU)
+
+
+@pytest.fixture(scope="module")
+def rod(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A long donor: it reaches farther than the sphere of its volume."""
+    return _write_donor(tmp_path_factory.mktemp("rod"), "rod", (3.0, 3.0, 16.0), DONOR_HU)
+
+
+def _lung(edge: int = EDGE) -> dict[str, Any]:
+    image = np.random.default_rng(0).normal(LUNG_HU, 15, (1, edge, edge, edge)).astype(np.float32)
+    return {"image": image, "nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64)}
+
+
+def _inserter(donors: list[dict[str, Any]], seed: int = 0, **changes: Any) -> InsertNodulesd:
+    insert = InsertNodulesd(donors, **{"prob": 1.0, "most": 1, "scale": (1.0, 1.0), **changes})
+    insert.set_random_state(seed)
+    return insert
+
+
+def _is_cut(own: np.ndarray) -> bool:
+    """Whether a nodule reaches the crop's border."""
+    where = np.argwhere(own)
+    return bool((where.min(axis=0) == 0).any() or (where.max(axis=0) == np.array(own.shape) - 1).any())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mask_row_and_image_agree(ball: dict[str, Any], seed: int) -> None:
+    before = _lung()
+    out = _inserter([ball], seed)(before)
+    assert out["label"].tolist() == [NODULE]
+    assert set(np.unique(out["mask"])) == {0, 1}
+    own = out["mask"][0] == 1
+    if _is_cut(own):  # then the row tells of the whole nodule
+        assert out["nodule"][0, 3] >= np.float32(sphere_diameter_mm(own.sum()))
+        assert out["nodule"][0, 3] == pytest.approx(9.0, rel=0.04)
+    else:
+        np.testing.assert_allclose(np.argwhere(own).mean(axis=0), out["nodule"][0, :3], atol=1e-4)
+        assert out["nodule"][0, 3] == pytest.approx(sphere_diameter_mm(own.sum()), rel=1e-5)
+    changed = np.abs(out["image"][0] - before["image"][0]) > 1.0
+    assert changed[own].all()
+    assert not changed[~ndimage.binary_dilation(own, iterations=5)].any()
+    core = out["image"][0][ndimage.binary_erosion(own, iterations=2)]
+    assert core.size > 20
+    np.testing.assert_allclose(core, DONOR_HU, atol=20)
+    assert out["image"][0][own].mean() > DONOR_HU - 300  # its edge is soft
+
+
+def test_a_whole_nodule_keeps_its_size(ball: dict[str, Any]) -> None:
+    sizes = []
+    for seed in range(12):
+        out = _inserter([ball], seed)(_lung())
+        centre = out["nodule"][0, :3]
+        if centre.min() > 7 and centre.max() < EDGE - 8:
+            sizes.append(out["nodule"][0, 3])
+    assert len(sizes) >= 3
+    np.testing.assert_allclose(sizes, 9.0, rtol=0.04)
+
+
+def test_scale_makes_nodules_larger(ball: dict[str, Any]) -> None:
+    for seed in SEEDS:
+        plain, large = (_inserter([ball], seed, scale=(z, z))(_lung(64)) for z in (1.0, 1.5))
+        if min(plain["nodule"][0, :3].min(), large["nodule"][0, :3].min()) > 9:
+            assert large["nodule"][0, 3] / plain["nodule"][0, 3] == pytest.approx(1.5, rel=0.05)
+            return
+    pytest.fail("no seed put the nodule inside")
+
+
+def test_rows_are_appended_and_numbered_on(ball: dict[str, Any]) -> None:
+    data = _lung()
+    data["nodule"] = np.array([[8, 8, 8, 6], [40, 40, 40, 6]], dtype=np.float32)
+    data["label"] = np.array([NODULE, IGNORED])
+    data["mask"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    data["mask"][0, 6:11, 6:11, 6:11] = 1
+    out = _inserter([ball])(data)
+    assert out["label"].tolist() == [NODULE, IGNORED, NODULE]
+    assert set(np.unique(out["mask"])) == {0, 1, 3}
+    np.testing.assert_array_equal(out["nodule"][:2], data["nodule"])
+    np.testing.assert_allclose(np.argwhere(out["mask"][0] == 3).mean(axis=0), out["nodule"][2, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_new_nodules_keep_their_distance_to_all_that_are_there(ball: dict[str, Any], seed: int) -> None:
+    data = _lung(40)
+    data["nodule"], data["label"] = np.array([[20, 20, 20, 14]], dtype=np.float32), np.array([IGNORED])
+    for turn in range(5):
+        data = _inserter([ball], 100 * seed + turn)(data)
+    rows = data["nodule"]
+    assert len(rows) >= 3
+    for n, row in enumerate(rows[1:], start=1):
+        apart = np.linalg.norm(rows[:n, :3] - row[:3], axis=1) - rows[:n, 3] / 2 - 4.5
+        # 3 voxels from the place that was drawn; a nodule cut by the crop's border lies farther in by up to its half
+        assert apart.min() > (2.5 if row[:3].min() > 5 and row[:3].max() < 34 else 0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nodules_of_the_host_are_never_overwritten(rod: dict[str, Any], seed: int) -> None:
+    data = _lung(32)
+    grid = np.indices((32, 32, 32))
+    own = np.square(grid - 16).sum(axis=0) < 4**2
+    data["image"][0][own] = -300.0  # ground glass: not massive, so that only the mask protects it
+    data["mask"] = own[None].astype(np.uint8)
+    data["nodule"], data["label"] = np.array([[16, 16, 16, 8]], dtype=np.float32), np.array([NODULE])
+    before = data["image"].copy()
+    for turn in range(3):
+        data = _inserter([rod], 10 * seed + turn)(data)
+    assert len(data["label"]) > 1
+    np.testing.assert_array_equal(data["image"][0][own], before[0][own])
+    np.testing.assert_array_equal(data["mask"][0] == 1, own)
+
+
+def _with_wall() -> dict[str, Any]:
+    data = _lung()
+    data["image"][0, : EDGE // 2] = WALL_HU
+    return data
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_massive_tissue_stays(ball: dict[str, Any], seed: int) -> None:
+    data = _with_wall()
+    massive = ndimage.gaussian_filter(data["image"][0], LOCAL_SIGMA_VOXEL) > SOLID_HU
+    out = _inserter([ball], seed, most=3)(data)
+    assert len(out["label"]) >= 1
+    np.testing.assert_array_equal(out["image"][0][massive], data["image"][0][massive])
+    assert not out["mask"][0][massive].any()
+
+
+def test_a_nodule_may_abut_the_wall(ball: dict[str, Any]) -> None:
+    wall = ndimage.gaussian_filter(_with_wall()["image"][0], LOCAL_SIGMA_VOXEL) > SOLID_HU
+    beside = ndimage.binary_dilation(wall)
+    cut = [_inserter([ball], seed, scale=(2.5, 2.5))(_with_wall())["mask"][0] for seed in range(10)]
+    assert any((mask[beside] > 0).any() for mask in cut)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_plate_never_leaves_a_nodule_in_two_pieces(rod: dict[str, Any], seed: int) -> None:
+    data = _lung()
+    data["image"][0, 22:28] = 300.0
+    out = _inserter([rod], seed)(data)
+    for number in range(1, len(out["label"]) + 1):
+        assert ndimage.label(out["mask"][0] == number, np.ones((3, 3, 3)))[1] == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nodules_lie_inside_the_lung_mask(ball: dict[str, Any], seed: int) -> None:
+    data = _lung()
+    data["lung"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    data["lung"][0, :, 30:38] = 1
+    out = _inserter([ball], seed)(data)
+    assert 29.5 <= out["nodule"][0, 1] <= 37.5  # its centre; its border may lie beyond
+    np.testing.assert_array_equal(out["lung"], data["lung"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("other_hu", [AIR_HU, WALL_HU])
+def test_nodules_lie_in_parenchyma(ball: dict[str, Any], seed: int, other_hu: float) -> None:
+    data = _lung()
+    data["image"][0, :, :, :24] = other_hu
+    out = _inserter([ball], seed)(data)
+    assert len(out["label"]) == 1
+    assert out["nodule"][0, 2] >= 23
+
+
+@pytest.mark.parametrize("hu", [AIR_HU, WALL_HU])
+def test_without_parenchyma_nothing_changes(ball: dict[str, Any], hu: float) -> None:
+    data = _lung(24)
+    data["image"][:] = hu
+    out = _inserter([ball], most=3)(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert len(out["label"]) == 0
+    assert not out["mask"].any()
+
+
+def test_a_crop_full_of_nodules_stays_as_it_is(ball: dict[str, Any]) -> None:
+    data = _lung(24)
+    data["nodule"], data["label"] = np.array([[12, 12, 12, 60]], dtype=np.float32), np.array([IGNORED])
+    out = _inserter([ball])(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert out["label"].tolist() == [IGNORED]
+
+
+@pytest.mark.parametrize(("prob", "inserted"), [(0.0, 0), (1.0, 20)])
+def test_prob_is_the_share_of_crops(ball: dict[str, Any], prob: float, inserted: int) -> None:
+    insert = _inserter([ball], prob=prob)
+    assert sum(len(insert(_lung(24))["label"]) for _ in range(20)) == inserted
+
+
+def test_most_is_the_largest_number(ball: dict[str, Any]) -> None:
+    insert = _inserter([ball], most=3)
+    assert {len(insert(_lung(64))["label"]) for _ in range(15)} == {1, 2, 3}
+
+
+def test_without_donors_a_crop_gets_only_an_empty_mask() -> None:
+    data = _lung(16)
+    out = _inserter([])(data)
+    np.testing.assert_array_equal(out["image"], data["image"])
+    assert out["mask"].shape == (1, 16, 16, 16)
+    assert out["mask"].dtype == np.uint8
+    assert not out["mask"].any()
+    assert out["nodule"].shape == (0, 4)
+
+
+def test_same_random_state_gives_the_same_result(ball: dict[str, Any], rod: dict[str, Any]) -> None:
+    first, second, other = (_inserter([ball, rod], seed, most=3)(_lung()) for seed in (1, 1, 2))
+    for name in ("image", "mask", "nodule", "label"):
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not np.array_equal(first["image"], other["image"])
+
+
+def test_input_arrays_are_not_modified(ball: dict[str, Any]) -> None:
+    data = _lung()
+    data["mask"] = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.uint8)
+    before = {name: value.copy() for name, value in data.items()}
+    out = _inserter([ball])(data)
+    assert len(out["label"]) == 1
+    for name, value in before.items():
+        np.testing.assert_array_equal(data[name], value)
+
+
+def test_donor_larger_than_the_crop_is_cut(rod: dict[str, Any]) -> None:
+    out = _inserter([rod], scale=(2.0, 2.0))(_lung(20))
+    assert len(out["label"]) == 1
+    own = out["mask"][0] == 1
+    assert _is_cut(own)
+    assert out["nodule"][0, 3] > sphere_diameter_mm(own.sum())
+
+
+@pytest.mark.parametrize("shift", [0, 5])
+def test_a_nodule_cut_by_the_border_has_the_row_of_the_whole_one(ball: dict[str, Any], shift: int) -> None:
+    """Its centre lies ``shift`` + 2 voxels before the border of the third axis; beyond it the nodule goes on."""
+    lung, plane = _lung(), EDGE - 3 - shift
+    lung["lung"] = np.zeros_like(lung["image"], dtype=np.uint8)
+    lung["lung"][0, 8:-8, 8:-8, plane] = 1
+    placed = [out for out in (_inserter([ball], seed)(lung) for seed in range(30)) if len(out["label"])]
+    assert len(placed) > 3
+    for out in placed:
+        assert out["label"].tolist() == [NODULE]
+        assert out["nodule"][0, 2] == pytest.approx(plane, abs=0.6)
+        assert out["nodule"][0, 3] == pytest.approx(9.0, rel=0.06)
+        assert _is_cut(out["mask"][0] == 1) == (shift == 0)
+
+
+def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> None:
+    mask = nibabel.Nifti1Image.from_filename(ball["mask"])
+    empty = tmp_path / "empty.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros(mask.shape, dtype=np.uint8), mask.affine), empty)
+    with pytest.raises(ValueError, match=r"empty\.nii\.gz: expected the mask of a nodule, got an empty one"):
+        _inserter([{**ball, "mask": str(empty)}])(_lung(24))
+
+
+@pytest.mark.parametrize(
+    ("diameter_mm", "repeats"), [(3, 1), (10, 1), (10.1, 3), (20, 3), (25, 7), (30, 7), (30.1, 15), (60, 15)]
+)
+def test_larger_nodules_weigh_more(diameter_mm: float, repeats: float) -> None:
+    assert size_weight(diameter_mm) ** 2 == pytest.approx(repeats)
+
+
+def test_donors_are_drawn_by_size_and_weight(tmp_path: Path) -> None:
+    """One donor of 25 mm and weight 4 (4 · √7) against one of 15 mm (√3); the files are alike but for their HU."""
+    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 25.0, "weight": 4.0}
+    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 15.0}
+    insert = _inserter([small, large])
+    bright = [bool((insert(_lung(20))["image"] > 60).any()) for _ in range(160)]
+    assert 137 - 15 <= sum(bright) <= 137 + 13  # expected 137.5, standard deviation 4.4
+
+
+def _added(donor: dict[str, Any], data: dict[str, Any], seed: int, **changes: Any) -> dict[str, Any]:
+    return _inserter([donor], seed, added=1.0, **changes)(data)
+
+
+@pytest.mark.parametrize("opacity", [0.3, 1.0])
+def test_added_density_is_the_donors_share_above_the_lung(ball: dict[str, Any], opacity: float) -> None:
+    out = _added(ball, _lung(), 0, opacity=(opacity, opacity))
+    core = ndimage.binary_erosion(out["mask"][0] == 1, iterations=2)
+    expected = LUNG_HU + opacity * (DONOR_HU - LUNG_HU)
+    assert core.sum() > 20
+    assert out["image"][0][core].mean() == pytest.approx(expected, abs=8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vessels_go_on_through_a_nodule(ball: dict[str, Any], seed: int) -> None:
+    """Thin plates of 60 HU everywhere: no nodule darkens them, and what is added lifts them little above either."""
+    data = _lung()
+    data["image"][0, ::6] = 60.0
+    out = _added(ball, data, seed, opacity=(0.3, 0.3))
+    own = out["mask"][0] == 1
+    vessel = own & (data["image"][0] == 60.0)
+    assert vessel.any()
+    assert (out["image"][0] >= data["image"][0] - 1e-3).all()
+    assert out["image"][0][vessel].max() <= DONOR_HU + ABOVE_DONOR_HU + 1e-3
+    replaced = _inserter([ball], seed, added=0.0)(data)["image"][0]
+    assert (replaced[::6] >= 60.0 - 1e-3).all()
+    assert (replaced > LUNG_HU + 300.0)[own & ~vessel].any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_bordering_nodule_abuts_tissue(ball: dict[str, Any], seed: int) -> None:
+    data = _lung()
+    data["image"][0, :, :, 30:] = 40.0
+    out = _inserter([ball], seed, bordering=1.0)(data)
+    assert (out["mask"][0] > 0).any()
+    assert 30 - out["nodule"][0, 2] < 4.5  # the radius
+    assert not out["mask"][0, :, :, 32:].any()
+
+
+@pytest.mark.parametrize(("radius", "least_hu"), [(2.5, FAINTEST_HU_MM / 5.0), (9.0, FAINTEST_HU)])
+def test_no_added_nodule_is_invisible(tmp_path: Path, radius: float, least_hu: float) -> None:
+    donor = _write_donor(tmp_path, "faint", (radius, radius, radius), DONOR_HU)
+    data = _lung()
+    data["lung"] = np.zeros_like(data["image"], dtype=np.uint8)
+    data["lung"][0, 14:34, 14:34, 14:34] = 1  # no border cuts it
+    out = _added(donor, data, 1, opacity=(0.02, 0.02))
+    change = (out["image"] - data["image"])[0][out["mask"][0] == 1]
+    assert change.mean() == pytest.approx(least_hu, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cored_nodule_is_dense_inside_and_faint_around(tmp_path: Path, seed: int) -> None:
+    donor = _write_donor(tmp_path, "large", (9.0, 9.0, 9.0), DONOR_HU)
+    data = _lung(48)
+    data["lung"] = np.zeros_like(data["image"], dtype=np.uint8)
+    data["lung"][0, 14:34, 14:34, 14:34] = 1  # no border cuts it
+    out = _added(donor, data, seed, opacity=(0.3, 0.3), cored=1.0)
+    own = out["mask"][0] == 1
+    depth = ndimage.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1, 1:-1]
+    middle, rim = (depth > 0.95 * depth.max()), own & (depth < 0.2 * depth.max()) & (depth > 1)
+    assert out["image"][0][middle].mean() > -350.0  # 40 HU but for the core's soft edge
+    assert out["image"][0][rim].mean() < -500.0

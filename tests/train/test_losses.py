@@ -1,0 +1,422 @@
+"""The loss: values worked out by hand, and the direction in which it pulls."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.core.labels import IGNORED, NODULE, PADDING
+from scripts.network.blocks import mask_on_voxels, space_to_depth
+from scripts.train import NoduleLoss
+from scripts.train.losses import focal_terms
+from scripts.train.targets import BACKGROUND, IGNORE, POSITIVE, CellTargets, cell_targets
+
+SHAPE = (8, 7, 9)  # of the output grid: 16 × 14 × 18 voxels
+FOUND = (8.5, 6.5, 6.5, 6.0)  # on the centre of cell (4, 3, 3)
+Target = dict[str, Tensor]
+
+
+def sphere(*nodules: tuple[float, float, float, float]) -> Tensor:
+    """Instance mask ``[1, I, J, K]`` of balls."""
+    axes = torch.meshgrid(*(torch.arange(2.0 * n) for n in SHAPE), indexing="ij")
+    mask = torch.zeros(axes[0].shape)
+    for number, (*centre, diameter) in enumerate(nodules, start=1):
+        squared = torch.stack([(axis - c).square() for axis, c in zip(axes, centre, strict=True)]).sum(0)
+        mask[squared <= (diameter / 2.0) ** 2] = number
+    return mask[None]
+
+
+def target(*nodules: tuple[float, float, float, float], padding: int = 0, label: int = NODULE) -> Target:
+    """Of a batch of one, with mask."""
+    nodule = torch.tensor([*nodules, *[(0.0, 0.0, 0.0, 0.0)] * padding]).reshape(1, -1, 4)
+    return {
+        "nodule": nodule,
+        "label": torch.tensor([[label] * len(nodules) + [PADDING] * padding], dtype=torch.int64),
+        "mask": sphere(*nodules)[None],
+        "has_mask": torch.tensor([True]),
+    }
+
+
+def batch(*items: Target) -> Target:
+    return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+
+
+def cells_of(wanted: Target) -> CellTargets:
+    label = wanted["label"]
+    return cell_targets(wanted["nodule"], label == NODULE, label != PADDING, SHAPE, stride=2, positives=7)
+
+
+def perfect(wanted: Target, sure: float = 50.0) -> Tensor:
+    """The maps that say just what is wanted."""
+    cells = cells_of(wanted)
+    logit = torch.where(cells.state == POSITIVE, sure, -sure)
+    mask = space_to_depth(torch.where(wanted["mask"] > 0, sure, -sure), 2)
+    return torch.cat([logit[:, None], cells.offset_mm, cells.log_diameter[:, None], mask], dim=1)
+
+
+def zeros(items: int = 1) -> Tensor:
+    return torch.zeros(items, 13, *SHAPE, requires_grad=True)
+
+
+def parts(pred: Tensor, wanted: Target, loss: NoduleLoss | None = None) -> dict[str, float]:
+    """The four parts, the random background boxes at the same places in each call."""
+    loss = loss or NoduleLoss()
+    torch.manual_seed(0)
+    loss(pred, wanted)
+    return loss.parts
+
+
+def gradient(wanted: Target, loss: NoduleLoss | None = None, pred: Tensor | None = None) -> Tensor:
+    pred = zeros(len(wanted["label"])) if pred is None else pred
+    torch.manual_seed(0)
+    (loss or NoduleLoss())(pred, wanted).backward()
+    assert pred.grad is not None
+    return pred.grad
+
+
+@pytest.mark.parametrize(
+    ("logit", "wanted", "gamma", "expected"),
+    [
+        (0.0, 1.0, 2.0, math.log(2) / 4),
+        (0.0, 0.0, 2.0, math.log(2) / 4),
+        (math.log(3), 0.0, 2.0, math.log(4) * 9 / 16),
+        (math.log(3), 1.0, 2.0, math.log(4 / 3) / 16),
+        (-math.log(3), 1.0, 1.0, math.log(4) * 3 / 4),
+        (math.log(3), 0.0, 0.0, math.log(4)),
+    ],
+)
+def test_focal_terms_by_hand(logit: float, wanted: float, gamma: float, expected: float) -> None:
+    assert focal_terms(torch.tensor([logit]), torch.tensor([wanted]), gamma).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wanted", [0.0, 1.0])
+@pytest.mark.parametrize("logit", [-1000.0, -50.0, 50.0, 1000.0])
+def test_focal_terms_and_gradients_stay_finite(logit: float, wanted: float) -> None:
+    logits = torch.tensor([logit], requires_grad=True)
+    terms = focal_terms(logits, torch.tensor([wanted]), 2.0)
+    terms.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    right = (logit > 0) == (wanted > 0.5)
+    assert terms.item() == pytest.approx(0.0 if right else abs(logit))
+
+
+def test_all_parts_of_one_case_by_hand() -> None:
+    """Zero maps: 7 cells found, the 14 hardest others kept; offsets 0 and six of 2 mm; a mask of probability 1/2."""
+    loss = NoduleLoss(negatives_per_positive=2, fewest_negatives=3, mask_margin=100, background_boxes=0)
+    wanted = target((*FOUND[:3], math.e))
+    found = parts(zeros(), wanted, loss)
+    assert found["class"] == pytest.approx((7 + 14) * math.log(2) / 4 / 7)
+    assert found["offset"] == pytest.approx(6 * (2.0 - 0.5) / (3 * 7))
+    assert found["size"] == pytest.approx(0.5)
+    voxels, inside = 16 * 14 * 18, 8  # a ball of radius e/2 around the corner of eight voxels: 0.87 in, 1.66 out
+    assert int((wanted["mask"] > 0).sum()) == inside
+    dice = 1 - (2 * 0.5 * inside + 1) / (0.5 * voxels + inside + 1)
+    assert found["mask"] == pytest.approx(0.5 * math.log(2) + 0.5 * dice)
+
+
+def test_loss_is_the_weighted_sum_of_its_parts() -> None:
+    wanted = target(FOUND)
+    loss = NoduleLoss(offset_weight=2.0, size_weight=3.0, mask_weight=5.0)
+    value = loss(zeros(), wanted).item()
+    assert list(loss.parts) == ["class", "offset", "size", "mask"]
+    weights = (1.0, 2.0, 3.0, 5.0)
+    assert value == pytest.approx(sum(w * p for w, p in zip(weights, loss.parts.values(), strict=True)))
+    assert all(p > 0 for p in loss.parts.values())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4])
+@pytest.mark.parametrize("items", [1, 2])
+def test_batch_without_nodules_is_finite_and_teaches_background(rows: int, items: int) -> None:
+    wanted = batch(*[target(padding=rows)] * items)
+    pred = zeros(items)
+    slope = gradient(wanted, pred=pred)
+    found = parts(pred, wanted)
+    assert found["class"] > 0
+    assert found["offset"] == found["size"] == 0.0
+    assert found["mask"] == pytest.approx(math.log(2))
+    assert slope.isfinite().all()
+    assert (slope[:, 0] >= 0).all()
+    assert (slope[:, 0] > 0).any()
+    assert (slope[:, 1:5] == 0).all()
+
+
+def test_nothing_to_teach_still_has_a_gradient() -> None:
+    """No nodule, no mask: every parameter gets a gradient of zero from masks, which distributed training needs."""
+    wanted = target(padding=1)
+    wanted["has_mask"] = torch.tensor([False])
+    assert (gradient(wanted)[:, 5:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        target(FOUND),
+        target(FOUND, (2.5, 10.5, 14.0, 4.0)),
+        target(FOUND, padding=2),
+        target(padding=2),
+        batch(target(FOUND), target(padding=1)),
+    ],
+)
+def test_perfect_maps_cost_nothing(wanted: Target) -> None:
+    assert all(part < 1e-6 for part in parts(perfect(wanted), wanted).values())
+
+
+@pytest.mark.parametrize(
+    ("channels", "part"),
+    [(slice(0, 1), "class"), (slice(1, 4), "offset"), (slice(4, 5), "size"), (slice(5, 13), "mask")],
+)
+def test_worse_maps_cost_more_and_only_their_part(channels: slice, part: str) -> None:
+    """The farther the maps go from what is wanted, the more that part costs; the others stay at nothing."""
+    wanted = target(FOUND)
+    costs = []
+    for step in (0.0, 0.48, 0.6, 0.9):  # logits 50, 2, -10, -40
+        pred = perfect(wanted)
+        wrong = -pred if part in ("class", "mask") else pred + 10.0
+        pred[:, channels] = torch.lerp(pred, wrong, step)[:, channels]
+        found = parts(pred, wanted)
+        costs.append(found.pop(part))
+        assert all(value < 1e-6 for value in found.values())
+    assert all(later > earlier + 1e-4 for earlier, later in itertools.pairwise(costs))
+    assert costs[-1] > 1.0
+
+
+def test_gradient_pulls_each_map_towards_what_is_wanted() -> None:
+    wanted = target(FOUND)
+    cells, slope = cells_of(wanted), gradient(wanted)
+    positive = cells.state[0] == POSITIVE
+    assert (slope[0, 0][positive] < 0).all()
+    assert (slope[0, 0][cells.state[0] == BACKGROUND] > 0).all()
+    assert torch.equal(slope[0, 1:4][:, positive].sign(), -cells.offset_mm[0][:, positive].sign())
+    assert (slope[0, 4][positive] < 0).all()
+    mask = space_to_depth(wanted["mask"], 2)[0] > 0
+    assert (slope[0, 5:][mask] < 0).all()
+    assert (slope[0, 5:][~mask] >= 0).all()
+
+
+def test_ignored_cells_and_regression_elsewhere_get_no_gradient() -> None:
+    wanted = target(FOUND)
+    cells, slope = cells_of(wanted), gradient(wanted)
+    ignored = cells.state[0] == IGNORE
+    assert ignored.any()
+    assert (slope[0, 0][ignored] == 0).all()
+    assert (slope[0, 1:5][:, cells.state[0] != POSITIVE] == 0).all()
+
+
+def test_ignored_finding_is_neither_hit_nor_false_finding() -> None:
+    wanted = target(FOUND, label=IGNORED)
+    wanted["has_mask"] = torch.tensor([False])
+    cells, slope = cells_of(wanted), gradient(wanted)
+    assert (cells.state == IGNORE).sum() > 7
+    assert (slope[0, 0][cells.state[0] == IGNORE] == 0).all()
+    assert (slope[0, 1:] == 0).all()
+
+
+@pytest.mark.parametrize(("per_positive", "fewest", "kept"), [(10, 0, 70), (1, 30, 30), (0, 5, 5), (10**6, 0, None)])
+def test_only_the_hardest_background_cells_count(per_positive: int, fewest: int, kept: int | None) -> None:
+    wanted = target(FOUND)
+    background = cells_of(wanted).state == BACKGROUND
+    kept = int(background.sum()) if kept is None else kept
+    pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    slope = gradient(wanted, NoduleLoss(negatives_per_positive=per_positive, fewest_negatives=fewest), pred)[:, 0]
+    used = (slope != 0) & background
+    assert int(used.sum()) == kept
+    logits = pred.detach()[:, 0]
+    if kept < int(background.sum()):
+        assert logits[used].min() > logits[background & ~used].max()
+
+
+def test_positive_weight_weighs_found_cells_only() -> None:
+    wanted = target(FOUND)
+    one, three = (gradient(wanted, NoduleLoss(positive_weight=w))[:, 0] for w in (1.0, 3.0))
+    positive = cells_of(wanted).state == POSITIVE
+    torch.testing.assert_close(three[positive], 3.0 * one[positive])
+    torch.testing.assert_close(three[~positive], one[~positive])
+
+
+def test_padding_rows_change_nothing() -> None:
+    pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert parts(pred, target(FOUND)) == parts(pred, target(FOUND, padding=5))
+
+
+def test_order_of_nodules_changes_nothing() -> None:
+    pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0))
+    other = (2.5, 10.5, 14.0, 4.0)
+    assert parts(pred, target(FOUND, other)) == pytest.approx(parts(pred, target(other, FOUND)))
+
+
+def test_item_without_mask_teaches_no_mask() -> None:
+    wanted = batch(target(FOUND), target(FOUND))
+    wanted["has_mask"] = torch.tensor([True, False])
+    slope = gradient(wanted)
+    assert (slope[0, 5:] != 0).any()
+    assert (slope[1, 5:] == 0).all()
+    assert (slope[1, :5] != 0).any(), "the nodule itself is still learnt"
+    wanted["has_mask"] = torch.tensor([False, False])
+    assert parts(zeros(2), wanted)["mask"] == 0.0
+
+
+def test_mask_is_compared_within_the_margin_only() -> None:
+    """Radius 3 and margin 2 around voxel (8.5, 6.5, 6.5): voxels 3 … 14, 1 … 12, 1 … 12."""
+    slope = gradient(target(FOUND), NoduleLoss(mask_margin=2, background_boxes=0))
+    voxels = torch.zeros(1, 1, 16, 14, 18)
+    voxels[:, :, 3:15, 1:13, 1:13] = 1.0
+    used = space_to_depth(voxels, 2)
+    assert torch.equal(slope[:, 5:] != 0, used > 0)
+
+
+@pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (15.0, 13.0, 17.0), (-40.0, 5.0, 5.0), (5.0, 90.0, 5.0)])
+def test_nodule_at_or_beyond_the_border_stays_finite(centre: tuple[float, float, float]) -> None:
+    loss = NoduleLoss(background_boxes=0)
+    assert gradient(target((*centre, 4.0)), loss).isfinite().all()
+    assert 0 < loss.parts["mask"] < math.inf
+
+
+def test_background_boxes_teach_empty_masks() -> None:
+    slope = gradient(target(padding=1), NoduleLoss(background_boxes=2, background_edge=4))[:, 5:]
+    assert (slope >= 0).all()
+    assert 4**3 <= int((slope > 0).sum()) <= 2 * 4**3
+
+
+@pytest.mark.parametrize("logit", [-50.0, 50.0])
+@pytest.mark.parametrize("rows", [[], [FOUND]])
+def test_extreme_maps_stay_finite(logit: float, rows: list[tuple[float, float, float, float]]) -> None:
+    wanted = target(*rows, padding=1)
+    pred = torch.full((1, 13, *SHAPE), logit).requires_grad_()
+    assert gradient(wanted, pred=pred).isfinite().all()
+    assert all(math.isfinite(part) for part in parts(pred, wanted).values())
+
+
+def test_maps_in_bfloat16_are_compared_in_float32() -> None:
+    wanted = target(FOUND)
+    pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert NoduleLoss()(pred, wanted).dtype == torch.float32
+    assert parts(pred, wanted) == parts(pred.float(), wanted)
+
+
+def test_inputs_are_not_changed() -> None:
+    wanted, pred = target(FOUND, padding=1), zeros()
+    before = {name: value.clone() for name, value in wanted.items()}
+    NoduleLoss()(pred, wanted)
+    assert all(torch.equal(wanted[name], value) for name, value in before.items())
+    assert (pred == 0).all()
+
+
+# --- several sets of maps, and one mask logit per cell ----------------------------------------------------------------
+
+
+def noise(channels: int, items: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(items, channels, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("per_set", [6, 13])
+@pytest.mark.parametrize("sets", [1, 2, 3])
+@pytest.mark.parametrize("rows", [[], [FOUND]])
+def test_the_losses_of_several_sets_of_maps_add_up(
+    rows: list[tuple[float, float, float, float]], sets: int, per_set: int
+) -> None:
+    wanted = batch(target(*rows, padding=1), target((2.5, 10.5, 14.0, 4.0), padding=len(rows)))
+    loss = NoduleLoss(channels=per_set, background_boxes=0, offset_weight=2.0, size_weight=3.0, mask_weight=5.0)
+    maps = [noise(per_set, items=2, seed=seed) for seed in range(sets)]
+    alone = [(loss(one, wanted).item(), dict(loss.parts)) for one in maps]
+    assert len({value for value, _ in alone}) == sets
+    assert loss(torch.cat(maps, dim=1), wanted).item() == pytest.approx(sum(value for value, _ in alone), rel=1e-6)
+    for name, part in loss.parts.items():
+        assert part == pytest.approx(sum(parts_alone[name] for _, parts_alone in alone), rel=1e-6)
+
+
+def test_the_gradient_of_each_set_is_that_of_the_set_alone() -> None:
+    wanted, loss = target(FOUND), NoduleLoss(channels=13, background_boxes=0)
+    maps = [noise(13, seed=seed) for seed in range(2)]
+    both = gradient(wanted, loss, torch.cat(maps, dim=1).requires_grad_())
+    alone = torch.cat([gradient(wanted, loss, one.clone().requires_grad_()) for one in maps], dim=1)
+    torch.testing.assert_close(both, alone)
+
+
+@pytest.mark.parametrize("channels", [6, 13])
+def test_without_a_number_of_channels_all_are_one_set(channels: int) -> None:
+    wanted, pred = target(FOUND), noise(channels)
+    assert parts(pred, wanted) == parts(pred, wanted, NoduleLoss(channels=channels))
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "message"),
+    [
+        (13, 19, "sets of 13 channels, at least 6 each, got 19"),  # 13 + 6: each fits the stride, but not one network
+        (6, 13, "sets of 6 channels, at least 6 each, got 13"),
+        (13, 6, "sets of 13 channels, at least 6 each, got 6"),
+        (5, 10, "sets of 5 channels, at least 6 each, got 10"),
+        (None, 5, r"sets of 5 \+ M channels, at least 6 each, got 5"),
+        (None, 26, "mask logits: expected 1 or 8 channels for a stride of 2, got 21"),
+        (12, 24, "mask logits: expected 1 or 8 channels for a stride of 2, got 7"),
+    ],
+)
+def test_channels_that_are_no_whole_sets_are_refused(channels: int | None, given: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NoduleLoss(channels=channels)(noise(given), target(FOUND))
+
+
+def coarse(wanted: Target, sure: float = 50.0) -> Tensor:
+    """Maps with one mask logit per cell: above 0 where at least half of the cell's voxels belong to a nodule."""
+    share = space_to_depth((wanted["mask"] > 0).float(), 2).mean(dim=1, keepdim=True)
+    return torch.cat([perfect(wanted)[:, :5], (share - 0.5) * 2.0 * sure], dim=1)
+
+
+def test_one_mask_logit_per_cell_can_be_all_but_right() -> None:
+    """A ball of 8 mm: cells of 2 mm follow its surface to half a voxel; what is wrong or missing costs far more."""
+    wanted = target((8.5, 6.5, 8.5, 8.0))
+    loss = NoduleLoss(background_boxes=0)
+    good = parts(coarse(wanted, sure=6.0), wanted, loss)
+    empty, full = coarse(wanted), coarse(wanted)
+    empty[:, 5:], full[:, 5:] = -6.0, 6.0
+    assert good["class"] < 1e-6
+    assert good["mask"] < 0.12
+    assert parts(empty, wanted, loss)["mask"] > 5 * good["mask"]
+    assert parts(full, wanted, loss)["mask"] > 5 * good["mask"]
+
+
+def test_one_mask_logit_costs_nothing_where_it_can_be_right() -> None:
+    """Where the mask is what the logits upsample to, as everywhere or nowhere, nothing is left to pay."""
+    for value in (0.0, 1.0):
+        wanted = target(FOUND)
+        wanted["mask"] = torch.full_like(wanted["mask"], value)
+        pred = perfect(wanted)[:, :6].clone()
+        pred[:, 5] = 100.0 * value - 50.0
+        assert parts(pred, wanted)["mask"] < 1e-6
+
+
+def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
+    wanted = target(FOUND)
+    pred = noise(6).requires_grad_()
+    slope = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), pred)[:, 5:]
+    whole = mask_on_voxels(pred.detach()[:, 5:], 2)
+    fine = torch.cat([pred.detach()[:, :5], space_to_depth(whole, 2)], dim=1).requires_grad_()
+    on_voxels = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), fine)[:, 5:]
+    assert (slope != 0).any()
+    assert slope.sum().item() == pytest.approx(on_voxels.sum().item(), rel=1e-4)  # weights of a voxel add up to 1
+    near = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
+    near[:, :, 1:8, 0:7, 0:7] = True  # voxels 3 … 14, 1 … 12, 1 … 12 of the box, and the cells that reach into them
+    assert (slope[~near] == 0).all()
+    assert (slope[near] != 0).all()
+
+
+def test_one_mask_logit_falls_to_its_mask() -> None:
+    """Plain descent on the mask alone ends where the outline is right."""
+    wanted = target((8.5, 6.5, 8.5, 8.0))
+    loss = NoduleLoss(background_boxes=0)
+    logits = torch.zeros(1, 1, *SHAPE, requires_grad=True)
+    steps = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(30):
+        steps.zero_grad()
+        loss(torch.cat([perfect(wanted)[:, :5], logits], dim=1), wanted).backward()
+        steps.step()
+    drawn = mask_on_voxels(logits.detach(), 2) > 0
+    truth = wanted["mask"] > 0
+    box = (..., slice(1, 16), slice(0, 14), slice(1, 16))
+    both = (drawn & truth)[box].sum()
+    assert 2 * both / (drawn[box].sum() + truth[box].sum()) > 0.97
+    assert loss.parts["mask"] < 0.1

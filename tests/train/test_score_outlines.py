@@ -1,0 +1,282 @@
+"""Outlines scored inside the evaluation: one scan worked out by hand, from maps to the file.
+
+The network's grid has 1 mm voxels, and (i, j, k) is (x, y, z) in mm. The scan has its x axis reversed, its z axis
+reversed and slices of 2 mm; its voxel centres lie on those of the network's grid, so that logits are read as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from scripts.core.labels import IGNORED, NODULE, PADDING
+from scripts.core.records import Detection
+from scripts.decode.masks import OutlineNodulesd
+from scripts.evaluate.handler import SaveEvaluation
+from scripts.metrics import MISSED, FrocMetric, OutlineMetric, OutlineScores
+from scripts.network.blocks import space_to_depth
+from scripts.train import PairWithTruthd, ScoreOutlinesd
+
+FINE = (24, 20, 20)  # voxels of the network's grid
+SHAPE = (24, 20, 10)  # of the scan
+SCAN = np.array([[-1.0, 0, 0, 23], [0, 1, 0, 0], [0, 0, -2, 18], [0, 0, 0, 1]])  # x = 23 - i, y = j, z = 18 - 2 k
+SETTINGS: dict[str, Any] = {"stride": 2, "mask_threshold": 0.5, "margin_mm": 3.0}
+Span = tuple[int, int]  # in mm, both ends belong to it
+
+# Four rows: 1 an ignored finding, 2 found, 3 without a reference outline, 4 missed; a padding row ends the list.
+ROWS = [(18.5, 15.5, 5.0, 4.0), (5.5, 5.5, 5.5, 5.0), (5.0, 15.0, 15.0, 4.0), (14.5, 13.5, 12.0, 4.0), (1.0, 1, 1, 9)]
+LABELS = [IGNORED, NODULE, NODULE, NODULE, PADDING]
+DRAWN = {1: ((17, 20), (14, 17), (4, 7)), 2: ((4, 7), (4, 7), (4, 7)), 4: ((14, 15), (12, 15), (12, 13))}
+REFERENCE = {**DRAWN, 2: ((4, 7), (4, 7), (4, 8))}
+
+
+@pytest.fixture(autouse=True)
+def _quiet_engines() -> Iterator[None]:
+    """ignite sets levels of its loggers."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def fine_box(x: Span, y: Span, z: Span) -> tuple[slice, slice, slice]:
+    return slice(x[0], x[1] + 1), slice(y[0], y[1] + 1), slice(z[0], z[1] + 1)
+
+
+def maps() -> torch.Tensor:
+    """``[13, I, J, K]``: logit 20 inside the boxes of :data:`DRAWN`, -20 outside; the other channels are not read."""
+    logits = torch.full((1, 1, *FINE), -20.0)
+    for bounds in DRAWN.values():
+        logits[0, 0][fine_box(*bounds)] = 20.0
+    cells = space_to_depth(logits, 2)[0]
+    return torch.cat([torch.full((5, *cells.shape[1:]), math.nan), cells])
+
+
+def reference(numbers: dict[int, tuple[Span, Span, Span]]) -> npt.NDArray[np.uint8]:
+    """On the scan's grid, by the rule that the affine above gives."""
+    fine = np.zeros(FINE, dtype=np.uint8)
+    for number, bounds in numbers.items():
+        fine[fine_box(*bounds)] = number
+    return fine[::-1, :, 18::-2]  # i = 23 - x, k = (18 - z) / 2
+
+
+def detections() -> list[Detection]:
+    """Of rows 2 and 1, of row 4 below the threshold, and one where nothing is."""
+    return [
+        Detection((5.5, 5.5, 5.5), 5.0, 0.9),
+        Detection((18.5, 15.5, 5.0), 4.0, 0.8),
+        Detection((12.0, 5.0, 15.0), 4.0, 0.7),
+        Detection((14.5, 13.5, 12.0), 4.0, 0.4),
+    ]
+
+
+def scan(name: str = "a", **changes: Any) -> dict[str, Any]:
+    """An item as the graph has it once candidates are found; a key that is ``None`` is left out."""
+    item = {
+        "name": name,
+        "image": MetaTensor(torch.zeros(1, *FINE), affine=torch.eye(4, dtype=torch.float64)),
+        "scan": MetaTensor(torch.zeros(1, *SHAPE, dtype=torch.int16), affine=torch.from_numpy(SCAN)),
+        "pred": maps(),
+        "candidates": detections(),
+        "nodule": torch.tensor(ROWS),
+        "label": torch.tensor(LABELS),
+        "reference": MetaTensor(torch.from_numpy(reference(REFERENCE).copy())[None], affine=torch.from_numpy(SCAN)),
+        **changes,
+    }
+    outlined = OutlineNodulesd(threshold=0.5, **SETTINGS)(item)
+    return {key: value for key, value in outlined.items() if value is not None}
+
+
+def scored(**changes: Any) -> OutlineScores:
+    name, scores = ScoreOutlinesd(**SETTINGS)(scan(**changes))["outlines"]
+    assert name == "a"
+    assert isinstance(scores, OutlineScores)
+    return scores
+
+
+def dices(nodules: Any) -> dict[int, float]:
+    return {nodule.label: nodule.overlap.dice for nodule in nodules}
+
+
+def test_one_scan_by_hand() -> None:
+    """Nodule 2: slices at z = 4 and 6 drawn, 4, 6 and 8 in the reference: 32 of 48 voxels, Dice 64 / 80."""
+    scores = scored()
+    assert dices(scores.matched) == {2: pytest.approx(0.8)}
+    assert dices(scores.every_nodule) == {2: pytest.approx(0.8), 4: 0.0}
+    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+    assert scores.without_reference == 1
+    (found,) = scores.matched
+    assert (found.scan, found.diameter_mm, found.probability) == ("a", 5.0, 0.9)
+    assert found.overlap.hd95_mm == pytest.approx(2.0)  # one slice of 2 mm
+    assert found.overlap.relative_volume_error == pytest.approx(-1 / 3)
+    assert scores.every_nodule[1].overlap == MISSED
+    assert scores.every_nodule[1].probability is None
+
+
+def test_inputs_stay_as_they_are() -> None:
+    item = scan()
+    before = {key: np.asarray(item[key]).copy() for key in ("mask", "reference", "nodule", "label", "pred")}
+    out = ScoreOutlinesd(**SETTINGS)(item)
+    assert set(out) - set(item) == {"outlines"}
+    for key, value in before.items():
+        np.testing.assert_array_equal(np.asarray(item[key]), value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flips", [(), (0,), (0, 2), (0, 1, 2)])
+def test_the_reference_may_store_its_axes_otherwise(order: tuple[int, ...], flips: tuple[int, ...]) -> None:
+    """Masks of another tool often run the other way along an axis; their affine says so."""
+    labels = np.flip(reference(REFERENCE).transpose(order), flips)
+    to_scan = np.eye(4)  # voxel of the stored mask to voxel of the scan
+    to_scan[:3, :3] = np.eye(3)[:, order]
+    for axis in flips:
+        to_scan[:3, 3] += to_scan[:3, axis] * (labels.shape[axis] - 1)
+        to_scan[:3, axis] *= -1
+    stored = MetaTensor(torch.from_numpy(labels.copy())[None], affine=torch.from_numpy(SCAN @ to_scan))
+    assert scored(reference=stored) == scored()
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift_mm"), [((24, 20, 9), 0.0), ((20, 24, 10), 0.0), (SHAPE, 2.0)], ids=["slices", "size", "shifted"]
+)
+def test_a_reference_of_another_grid_is_refused(shape: tuple[int, int, int], shift_mm: float) -> None:
+    affine = SCAN.copy()
+    affine[2, 3] += shift_mm
+    other = MetaTensor(torch.zeros(1, *shape, dtype=torch.uint8), affine=torch.from_numpy(affine))
+    with pytest.raises(ValueError, match=r"reference mask: expected a mask on the grid of its scan .*\(24, 20, 10\)"):
+        scored(reference=other)
+
+
+def test_without_a_reference_mask_every_nodule_is_counted_as_such() -> None:
+    for changes in ({"reference": None}, {"reference": scan()["reference"] * 0}):
+        scores = scored(**changes)
+        assert (scores.matched, scores.every_nodule, scores.oracle) == ((), (), ())
+        assert scores.without_reference == 3
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_scan_without_nodules_has_no_scores(rows: int) -> None:
+    """No row at all, or an ignored finding and padding."""
+    keep = slice(0, 5, 4) if rows else slice(0, 0)
+    nothing = {"nodule": torch.tensor(ROWS)[keep], "label": torch.tensor(LABELS)[keep]}
+    assert len(nothing["label"]) == rows
+    for changes in ({}, {"reference": None}, {"candidates": []}):
+        scores = scored(**nothing, **changes)
+        assert (scores.matched, scores.every_nodule, scores.oracle, scores.without_reference) == ((), (), (), 0)
+
+
+def test_without_detections_every_nodule_is_missed() -> None:
+    scores = scored(candidates=[])
+    assert scores.matched == ()
+    assert dices(scores.every_nodule) == {2: 0.0, 4: 0.0}
+    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+
+
+def test_a_detection_without_an_outline_is_matched_with_nothing() -> None:
+    """Row 4 is found, but in maps that say no everywhere."""
+    silent = maps()
+    silent[5:] = -20.0
+    scores = scored(pred=silent, candidates=[Detection((14.5, 13.5, 12.0), 4.0, 0.9)])
+    assert dices(scores.matched) == {4: 0.0}
+    assert dices(scores.every_nodule) == {2: 0.0, 4: 0.0}
+    assert dices(scores.oracle) == {2: 0.0, 4: 0.0}
+
+
+# --- over a run -------------------------------------------------------------------------------------------------------
+
+
+def value_of(*seen: tuple[str, OutlineScores]) -> tuple[float, OutlineScores]:
+    metric = OutlineMetric()
+    for one in seen:
+        metric.update([one])
+    value = metric.compute()
+    assert metric.scores is not None
+    return value, metric.scores
+
+
+def test_the_metric_is_the_mean_dice_of_all_nodules_with_misses_as_0() -> None:
+    found, missed, nothing = scored(), scored(candidates=[]), scored(nodule=torch.zeros(0, 4), label=torch.zeros(0))
+    assert value_of(("a", found))[0] == pytest.approx((0.8 + 0.0) / 2)
+    value, scores = value_of(("b", missed), ("a", found), ("c", nothing))
+    assert value == pytest.approx(0.8 / 4)
+    assert scores.without_reference == 2
+    assert len(scores.matched) == 1
+    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+
+
+def test_the_metric_counts_a_scan_seen_twice_once() -> None:
+    found, missed = scored(), scored(candidates=[])
+    assert value_of(("a", found), ("b", missed), ("a", found)) == value_of(("b", missed), ("a", found))
+
+
+def test_the_metric_is_undefined_without_nodules() -> None:
+    nothing = scored(nodule=torch.zeros(0, 4), label=torch.zeros(0))
+    assert math.isnan(value_of(("a", nothing))[0])
+    assert math.isnan(value_of(("a", scored(reference=None)))[0])
+    assert math.isnan(value_of()[0])
+
+
+def evaluation(folder: Path, items: list[dict[str, Any]], *, outlines: bool = True) -> Engine:
+    """Score items as the graph does, in batches of one, and save."""
+
+    def step(_: Engine, item: dict[str, Any]) -> dict[str, Any]:
+        return dict(PairWithTruthd()(ScoreOutlinesd(**SETTINGS)(item)))
+
+    engine = Engine(step)
+    froc = FrocMetric(output_transform=lambda output: [output["pred"]])
+    metric = OutlineMetric(output_transform=lambda output: [output["outlines"]])
+    froc.attach(engine, "val_cpm")
+    metric.attach(engine, "val_dice")
+    SaveEvaluation(froc, str(folder), metric if outlines else None, resamples=0).attach(engine)
+    engine.run(items)
+    return engine
+
+
+def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path) -> None:
+    engine = evaluation(tmp_path, [scan("b", candidates=[]), scan("a")])
+    assert engine.state.metrics["val_dice"] == pytest.approx(0.2)
+    record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+    assert record["without_reference"] == 2
+    means = {setting: sizes["all"]["dice"]["mean"] for setting, sizes in record["summary"].items()}
+    assert means == {"matched": pytest.approx(0.8), "every_nodule": pytest.approx(0.2), "oracle": pytest.approx(0.9)}
+    every = record["nodules"]["every_nodule"]
+    assert [(n["scan"], n["label"], n["probability"]) for n in every] == [
+        ("a", 2, 0.9),
+        ("a", 4, None),
+        ("b", 2, None),
+        ("b", 4, None),
+    ]
+    assert every[1]["overlap"] == {
+        "dice": 0.0,
+        "iou": 0.0,
+        "hd95_mm": None,
+        "surface_dice_1mm": 0.0,
+        "relative_volume_error": -1.0,
+    }
+    assert (tmp_path / "froc.json").exists()
+
+
+def test_without_nodules_the_file_says_undefined(tmp_path: Path) -> None:
+    engine = evaluation(tmp_path, [scan("a", nodule=torch.zeros(0, 4), label=torch.zeros(0))])
+    assert math.isnan(engine.state.metrics["val_dice"])
+    record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+    for sizes in record["summary"].values():
+        assert sizes["all"]["dice"] == {"mean": None, "median": None, "n": 0}
+
+
+def test_without_the_metric_of_outlines_there_is_no_file_of_them(tmp_path: Path) -> None:
+    evaluation(tmp_path, [scan()], outlines=False)
+    assert (tmp_path / "froc.json").exists()
+    assert not (tmp_path / "outlines.json").exists()

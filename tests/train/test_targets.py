@@ -1,0 +1,210 @@
+"""What each cell should say: tiny grids worked out by hand, and laws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scripts.train.targets import BACKGROUND, IGNORE, POSITIVE, CellTargets, cell_positions, cell_targets
+
+SHAPE = (6, 5, 7)  # of the output grid: 12 × 10 × 14 voxels at stride 2
+Row = tuple[float, float, float, float]
+# Multiples of 1/8 voxel: sums of squares are exact in float32, so that ties are ties in every order.
+coordinate = st.integers(0, 72).map(lambda n: n / 8)
+rows = st.lists(st.tuples(coordinate, coordinate, coordinate, st.integers(8, 80).map(lambda n: n / 8)), max_size=3)
+
+
+def targets(
+    nodules: list[Row], ignored: list[Row] | None = None, *, padding: int = 0, positives: int = 7, stride: int = 2
+) -> CellTargets:
+    """Of a batch of one, on :data:`SHAPE`."""
+    found = [*nodules, *(ignored or [])]
+    nodule = torch.tensor([*found, *[(0.0, 0.0, 0.0, 0.0)] * padding]).reshape(1, -1, 4)
+    number = torch.arange(nodule.shape[1])[None]
+    return cell_targets(nodule, number < len(nodules), number < len(found), SHAPE, stride=stride, positives=positives)
+
+
+def cells(state: Tensor, value: int) -> set[tuple[int, ...]]:
+    return {tuple(cell) for cell in torch.nonzero(state[0] == value).tolist()}
+
+
+def cross(i: int, j: int, k: int) -> set[tuple[int, ...]]:
+    """A cell and its six neighbours."""
+    return {
+        (i + di, j + dj, k + dk) for di, dj, dk in itertools.product((-1, 0, 1), repeat=3) if di**2 + dj**2 + dk**2 < 2
+    }
+
+
+def test_cell_positions_are_the_centres_of_the_voxels_a_cell_covers() -> None:
+    positions = cell_positions((2, 3, 4), 2, torch.device("cpu"))
+    assert positions.shape == (3, 2, 3, 4)
+    assert positions[:, 0, 0, 0].tolist() == [0.5, 0.5, 0.5]
+    assert positions[:, 1, 2, 3].tolist() == [2.5, 4.5, 6.5]
+    assert cell_positions((1, 2, 1), 1, torch.device("cpu"))[:, 0, 1, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_seven_cells_nearest_a_nodule_answer() -> None:
+    """At the centre of cell (2, 1, 3), which lies at voxel (4.5, 2.5, 6.5); diameter e mm."""
+    answer = targets([(4.5, 2.5, 6.5, math.e)])
+    assert cells(answer.state, POSITIVE) == cross(2, 1, 3)
+    assert answer.offset_mm[0, :, 2, 1, 3].tolist() == [0.0, 0.0, 0.0]
+    assert answer.offset_mm[0, :, 1, 1, 3].tolist() == [2.0, 0.0, 0.0]
+    assert answer.offset_mm[0, :, 2, 2, 3].tolist() == [0.0, -2.0, 0.0]
+    assert answer.offset_mm[0, :, 2, 1, 4].tolist() == [0.0, 0.0, -2.0]
+    assert answer.log_diameter[0, 2, 1, 3].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("positives", "expected"), [(1, 1), (2, 7), (7, 7), (8, 19), (19, 19), (20, 27)])
+def test_cells_as_near_as_the_last_one_join(positives: int, expected: int) -> None:
+    answer = targets([(4.5, 4.5, 6.5, 3.0)], positives=positives)
+    assert len(cells(answer.state, POSITIVE)) == expected
+
+
+def test_nodule_on_the_corner_of_eight_cells_has_eight() -> None:
+    answer = targets([(3.5, 3.5, 5.5, 3.0)])
+    assert cells(answer.state, POSITIVE) == set(itertools.product((1, 2), (1, 2), (2, 3)))
+    assert answer.offset_mm[0, :, 1, 2, 3].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_other_cells_of_a_large_nodule_are_ignored() -> None:
+    """Radius 4.5 and half a cell, 1, make 5.5 voxels: cells up to 2.75 cells away that are not positive."""
+    answer = targets([(4.5, 4.5, 6.5, 9.0)])
+    squared = [
+        (cell, sum((a - b) ** 2 for a, b in zip(cell, (2, 2, 3), strict=True)))
+        for cell in itertools.product(*(range(n) for n in SHAPE))
+    ]
+    assert cells(answer.state, POSITIVE) == {cell for cell, s in squared if s <= 1}
+    assert cells(answer.state, IGNORE) == {cell for cell, s in squared if 1 < s <= 2.75**2}
+    assert cells(answer.state, BACKGROUND) == {cell for cell, s in squared if s > 2.75**2}
+
+
+def test_ignored_zone_ends_half_a_cell_beyond_the_radius() -> None:
+    """Cell (2, 2, 5) lies 4 voxels from the nodule: within 3 + 1, beyond 2.9 + 1."""
+    assert (2, 2, 5) in cells(targets([(4.5, 4.5, 6.5, 6.0)]).state, IGNORE)
+    assert (2, 2, 5) in cells(targets([(4.5, 4.5, 6.5, 5.8)]).state, BACKGROUND)
+
+
+def test_each_of_two_nodules_has_its_cells_and_its_values() -> None:
+    answer = targets([(2.5, 2.5, 2.5, 3.0), (8.5, 6.5, 10.5, 6.0)])
+    assert cells(answer.state, POSITIVE) == cross(1, 1, 1) | cross(4, 3, 5)
+    assert answer.log_diameter[0, 1, 1, 1].item() == pytest.approx(math.log(3.0))
+    assert answer.log_diameter[0, 4, 3, 5].item() == pytest.approx(math.log(6.0))
+    assert answer.offset_mm[0, :, 4, 3, 4].tolist() == [0.0, 0.0, 2.0]
+
+
+def test_cells_that_two_nodules_want_go_to_the_nearer() -> None:
+    """Nodules on the cells (2, 2, 2) and (2, 2, 3) both want both; each gets its own."""
+    answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 6.5, 5.0)])
+    assert cells(answer.state, POSITIVE) == cross(2, 2, 2) | cross(2, 2, 3)
+    for k, diameter in ((1, 3.0), (2, 3.0), (3, 5.0), (4, 5.0)):
+        assert answer.log_diameter[0, 2, 2, k].item() == pytest.approx(math.log(diameter))
+    assert answer.offset_mm[0, 2, 2, 2, 1:5].tolist() == [2.0, 0.0, 0.0, -2.0]
+
+
+def test_positive_cell_of_one_nodule_inside_another_stays_positive() -> None:
+    answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 8.5, 14.0)])
+    assert cross(2, 2, 2) <= cells(answer.state, POSITIVE)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_without_nodules_everything_is_background(padding: int) -> None:
+    answer = targets([], padding=padding)
+    assert answer.state.shape == (1, *SHAPE)
+    assert answer.state.dtype == torch.int8
+    assert (answer.state == BACKGROUND).all()
+    assert answer.offset_mm.shape == (1, 3, *SHAPE)
+    assert answer.log_diameter.isfinite().all()
+
+
+def test_ignored_finding_is_neither_positive_nor_background() -> None:
+    answer = targets([], ignored=[(4.5, 4.5, 6.5, 3.0)])
+    assert not cells(answer.state, POSITIVE)
+    assert cells(answer.state, IGNORE) == cross(2, 2, 3)  # radius 1.5 + 1 = 2.5 voxels reaches 2, not 2·√2
+
+
+def test_ignored_finding_takes_no_cell_from_a_nodule() -> None:
+    answer = targets([(4.5, 4.5, 6.5, 3.0)], ignored=[(4.5, 4.5, 6.5, 3.0), (4.5, 4.5, 8.5, 4.0)])
+    alone = targets([(4.5, 4.5, 6.5, 3.0)])
+    positive = alone.state == POSITIVE
+    assert torch.equal(answer.state == POSITIVE, positive)
+    assert torch.equal(answer.log_diameter[positive], alone.log_diameter[positive])
+
+
+@given(rows, rows, st.integers(1, 3))
+def test_padding_rows_change_nothing(nodules: list[Row], ignored: list[Row], padding: int) -> None:
+    plain, padded = targets(nodules, ignored), targets(nodules, ignored, padding=padding)
+    positive = plain.state == POSITIVE
+    assert torch.equal(plain.state, padded.state)
+    assert torch.equal(plain.log_diameter[positive], padded.log_diameter[positive])
+    where = positive[:, None].expand(-1, 3, -1, -1, -1)
+    assert torch.equal(plain.offset_mm[where], padded.offset_mm[where])
+
+
+@given(rows, rows, st.sets(st.integers(0, 2)))
+def test_flipping_the_nodules_flips_the_targets(nodules: list[Row], ignored: list[Row], axes: set[int]) -> None:
+    """A flip is n - 1 - x in voxels of the input; the flipped axes' offsets change sign."""
+
+    def flip(found: list[Row]) -> list[Row]:
+        i, j, k = (2 * n - 1 if axis in axes else 0 for axis, n in enumerate(SHAPE))
+        return [(abs(i - a), abs(j - b), abs(k - c), d) for a, b, c, d in found]  # all coordinates lie in [0, n - 1]
+
+    plain, flipped = targets(nodules, ignored), targets(flip(nodules), flip(ignored))
+    assert torch.equal(flipped.state, plain.state.flip([axis + 1 for axis in axes]))
+    sign = torch.tensor([-1.0 if axis in axes else 1.0 for axis in range(3)])[:, None, None, None]
+    offset = sign * plain.offset_mm.flip([axis + 2 for axis in axes])
+    size = plain.log_diameter.flip([axis + 1 for axis in axes])
+    positive = flipped.state == POSITIVE
+    assert torch.equal(size[positive], flipped.log_diameter[positive])
+    where = positive[:, None].expand(-1, 3, -1, -1, -1)
+    assert torch.equal(offset[where], flipped.offset_mm[where])
+
+
+@given(rows.filter(bool))
+def test_positive_cells_decode_to_centres_and_diameters_of_nodules(nodules: list[Row]) -> None:
+    answer = targets(nodules)
+    decoded = cell_positions(SHAPE, 2, torch.device("cpu")) + answer.offset_mm[0]
+    expected = {(*row[:3], round(row[3], 4)) for row in nodules}
+    for i, j, k in cells(answer.state, POSITIVE):
+        centre = tuple(decoded[:, i, j, k].tolist())
+        assert (*centre, round(answer.log_diameter[0, i, j, k].exp().item(), 4)) in expected
+
+
+@given(rows.filter(bool))
+def test_the_cell_that_holds_a_lone_nodule_is_positive(nodules: list[Row]) -> None:
+    row = nodules[0]
+    positive = cells(targets([row]).state, POSITIVE)
+    assert tuple(int((c + 0.5) / 2) for c in row[:3]) in positive
+    assert len(positive) >= 7
+
+
+def test_items_of_a_batch_are_apart() -> None:
+    nodule = torch.tensor([[[4.5, 2.5, 6.5, 3.0]], [[6.5, 4.5, 2.5, 5.0]]])
+    there = torch.ones(2, 1, dtype=torch.bool)
+    both = cell_targets(nodule, there, there, SHAPE, stride=2, positives=7)
+    assert torch.equal(both.state[:1], targets([(4.5, 2.5, 6.5, 3.0)]).state)
+    assert torch.equal(both.state[1:], targets([(6.5, 4.5, 2.5, 5.0)]).state)
+
+
+def test_grid_smaller_than_the_number_of_positives() -> None:
+    there = torch.ones(1, 1, dtype=torch.bool)
+    answer = cell_targets(torch.tensor([[[1.0, 1.0, 1.0, 3.0]]]), there, there, (1, 2, 3), stride=2, positives=7)
+    assert (answer.state == POSITIVE).all()
+
+
+def test_diameters_below_a_millimetre_count_as_one() -> None:
+    answer = targets([(4.5, 2.5, 6.5, 0.2)])
+    assert answer.log_diameter[0, 2, 1, 3].item() == 0.0
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_stride_scales_positions(stride: int) -> None:
+    centre = [stride * n + (stride - 1) / 2 for n in (2, 1, 3)]
+    answer = targets([(*centre, 3.0 * stride)], stride=stride)  # type: ignore[list-item]
+    assert cells(answer.state, POSITIVE) == cross(2, 1, 3)
+    assert answer.offset_mm[0, :, 1, 1, 3].tolist() == [stride, 0.0, 0.0]

@@ -1,0 +1,347 @@
+"""Datalist from the development data: whole lungs as hosts, LIDC nodules as donors for insertion.
+
+The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
+``nodules.csv``), ``lidc_patches/`` (nodules with their surroundings, 1 mm, masks and ``patches.csv``), ``luna16/``
+(``annotations.csv``, ``annotations_excluded.csv``) and, where there are any, ``chests/`` (whole chests, ``chests.csv``,
+``lesion_masks/``). What findings in the chests were read as is in ``docs/readings/`` of this project.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from scipy import ndimage
+
+from scripts.core.commands import run_function
+from scripts.core.files import write_bytes
+from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.labels import IGNORED, NODULE
+from scripts.preprocess.lung_search import LungSearch
+from scripts.preprocess.lungs import find_lungs
+from scripts.read.instances import write_mask
+from scripts.train.crops import crop_by_affine
+from scripts.train.insertion import InsertNodulesd
+
+logger = logging.getLogger(__name__)
+
+EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
+HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
+PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: half of such a crop lies outside it
+HELD_OUT_SCAN = "TCGA-DE-A4MA"  # unless another is named; never trained on, receives held-out donors for validation
+HELD_OUT_SHARE = 0.1  # of the donors' patients
+CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules validate in their own surroundings
+FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; such donors are one in nine
+IGNORED_MARGIN_MM = 3.0  # an ignored finding's diameter is taken this much larger: it was measured by a network
+READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
+VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
+
+SERIES_UIDS = {
+    "LIDC-IDRI-0001": "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192",
+    "LIDC-IDRI-0002": "1.3.6.1.4.1.14519.5.2.1.6279.6001.619372068417051974713149104919",
+}
+
+# Patches without a series: up to this number they count the patients from LIDC-IDRI-0001, as all with a series do.
+LAST_PATIENT_IN_ORDER = 75
+
+# Masses, nodules and opacities in scans that nobody has read for nodules, seen by eye, most of them among the strongest
+# findings of networks that had not been trained on the scan: centre LPS mm, diameter mm.
+# Never background, and neither true nor false in validation.
+UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
+    "C3N-00247": [
+        (-81.2, -190.2, -193.0, 28.0),
+        (-18.1, -231.4, -158.0, 12.0),
+        (107.0, -131.5, -195.1, 10.0),
+        (-114.8, -125.5, -155.5, 8.0),
+    ],
+    "CMB-CRC-MSB-01068": [
+        (95.2, -2.0, -108.5, 24.0),
+        (46.2, 22.0, -72.5, 16.0),
+        (90.3, 13.0, -60.4, 10.0),
+        (-65.8, -19.3, -200.8, 14.0),
+        (-99.5, -50.5, -163.4, 10.0),
+        (-86.4, 32.0, -149.3, 8.0),
+        (-93.2, -43.2, -122.1, 10.0),
+    ],
+    "TCGA-DE-A4MA": [(-109.1, -112.2, -939.1, 12.0), (-106.6, -162.8, -932.6, 12.0)],
+}
+
+
+def _require(found: bool, path: Path) -> None:
+    if not found:
+        raise FileNotFoundError(f"{path}: expected a file of the development data, found none; check --data_dir")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    _require(path.is_file(), path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _is_held_out(patient: str, scan: str) -> bool:
+    """Split patients by a hash of their ID, so that the split never depends on order or on what else is there.
+
+    The patients of the held-out scan and of the real nodules to validate with are held out in any case.
+    """
+    return (
+        patient in (scan, *CONTEXT_PATIENTS)
+        or int(hashlib.sha256(patient.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_SHARE
+    )
+
+
+def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
+    """Donors for training and for validation, split by patient."""
+    folder = data_dir / "lidc_nodules"
+    donors: dict[str, list[dict[str, Any]]] = {"donors": [], "validation_donors": []}
+    for row in read_csv(folder / "nodules.csv"):
+        patient = row["name"].split("_")[0]
+        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
+        for path in files.values():
+            _require(path.is_file(), path)
+        donors["validation_donors" if _is_held_out(patient, held_out) else "donors"].append(
+            {
+                "name": row["name"],
+                **{key: str(path) for key, path in files.items()},
+                "diameter_mm": float(row["diameter_mm"]),
+                "weight": FAINT_WEIGHT if float(row["texture"] or 5.0) < FAINT_TEXTURE else 1.0,
+            }
+        )
+    return donors
+
+
+def held_out_patches(data_dir: Path) -> list[dict[str, Any]]:
+    """Nodules in their own surroundings no patch of which is trained on.
+
+    Patients of some are not known (``patient`` is null): nodules of these that LUNA16 selected may be among the donors.
+    """
+    return _patches(data_dir, "", training=False)
+
+
+def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[dict[str, Any]]:
+    """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others."""
+    folder = data_dir / "lidc_patches"
+    patients = {
+        row["seriesuid"]: row["name"].split("_")[0] for row in read_csv(data_dir / "lidc_nodules" / "nodules.csv")
+    }
+    items: list[dict[str, Any]] = []
+    for row in read_csv(folder / "patches.csv"):
+        number = int(row["name"].split("_")[0])
+        counted = f"LIDC-IDRI-{number + 1:04d}" if number <= LAST_PATIENT_IN_ORDER else None
+        patient = patients.get(row["seriesuid"], counted)
+        if (patient is not None and not _is_held_out(patient, held_out)) != training:
+            continue
+        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
+        for path in files.values():
+            _require(path.is_file(), path)
+        affine = nibabel.Nifti1Image.from_filename(files["image"]).affine
+        centre = swap_lps_ras(apply_affine(affine, np.array([float(row[axis]) for axis in "ijk"])))
+        diameter = float(row["equivalent_diameter_mm"])
+        items.append(
+            {
+                "name": f"patch-{row['name']}",
+                **{key: str(path) for key, path in files.items()},
+                "weight": PATCH_WEIGHT,
+                "patient": patient,
+                "box": [[*centre.round(3).tolist(), diameter, diameter, diameter]],
+                "label": [NODULE],
+            }
+        )
+    return items
+
+
+def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> dict[str, Any]:
+    """A whole chest: its known lesions, with their masks, and what was read as nodule or doubt.
+
+    Args:
+        row: of ``chests.csv``.
+        data_dir: the development data.
+        output: folder for the mask.
+        known: label of known lesions and of what was read as a nodule; the rest (doubts, lesions outside the lungs) is
+            ignored. With IGNORED, read findings get a margin.
+    """
+    name = row["name"]
+    item: dict[str, Any] = {"name": name, "image": str((data_dir / "chests" / f"{name}.nii.gz").resolve())}
+    _require(Path(item["image"]).is_file(), Path(item["image"]))
+    boxes, labels, mask = _known_lesions(row, data_dir, known)
+    if mask is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        item["mask"] = str((output / f"{name}.nii.gz").resolve())
+        nibabel.save(mask, item["mask"])
+    margin_mm = IGNORED_MARGIN_MM if known == IGNORED else 0.0
+    for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in read_csv(file)]:
+        place = [float(reading[f"{axis}_lps_mm"]) for axis in "xyz"]
+        near = any(np.linalg.norm(np.subtract(place, box[:3])) < box[3] / 2 for box in boxes)
+        if reading["name"] == name and reading["verdict"] in ("nodule", "doubt") and not near:
+            boxes.append([*place, *[float(reading["diameter_mm"]) + margin_mm] * 3])
+            labels.append(known if reading["verdict"] == "nodule" else IGNORED)
+    return {**item, "weight": HOST_WEIGHT, "box": boxes, "label": labels}
+
+
+def _known_lesions(
+    row: Mapping[str, str], data_dir: Path, known: int
+) -> tuple[list[list[float]], list[int], nibabel.Nifti1Image | None]:
+    """Boxes (LPS mm), labels and instance mask of a chest's lesion mask; the listed ones get the label ``known``."""
+    path = data_dir / "chests" / "lesion_masks" / f"{row['name']}.nii.gz"
+    if not path.is_file():
+        return [], [], None
+    image = nibabel.Nifti1Image.from_filename(path)
+    values = np.asarray(image.dataobj)
+    listed = np.array(row["known_lesions_lps_mm_diameter_mm"].split(), dtype=np.float64).reshape(-1, 4)
+    boxes, labels = [], []
+    instances = np.zeros(values.shape, dtype=np.uint8)
+    for number, value in enumerate(np.unique(values[values > 0]), start=1):
+        instances[values == value] = number
+        where = np.argwhere(values == value)
+        centre = swap_lps_ras(apply_affine(image.affine, where.mean(axis=0)))
+        diameter = sphere_diameter_mm(len(where) * voxel_volume_mm3(image.affine))
+        boxes.append([*centre.round(3).tolist(), *[round(diameter, 3)] * 3])
+        is_listed = any(np.linalg.norm(centre - lesion[:3]) < lesion[3] / 2 for lesion in listed)
+        labels.append(known if is_listed else IGNORED)
+    return boxes, labels, nibabel.Nifti1Image(instances, image.affine)
+
+
+def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
+    """Boxes (LPS mm) and labels of a host: its LUNA16 nodules; excluded and unread findings as ignored."""
+    uid = SERIES_UIDS.get(name)
+    nodules: list[list[float]] = []
+    others = [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
+    for file, rows in (("annotations.csv", nodules), ("annotations_excluded.csv", others)):
+        for row in read_csv(data_dir / "luna16" / file):
+            if row["seriesuid"] == uid:
+                diameter = float(row["diameter_mm"])
+                position = [float(row[f"coord{axis}"]) for axis in "XYZ"]
+                rows.append([*position, diameter if diameter > 0 else EXCLUDED_MM])
+    others = [o for o in others if all(np.linalg.norm(np.subtract(o[:3], n[:3])) > n[3] / 2 for n in nodules)]
+    boxes = [[*row[:3], row[3], row[3], row[3]] for row in nodules + others]
+    return boxes, [NODULE] * len(nodules) + [IGNORED] * len(others)
+
+
+def _host_mask(
+    name: str, boxes: list[list[float]], image: nibabel.Nifti1Image, data_dir: Path, output: Path
+) -> str | None:
+    """Write the masks of a host's own nodules on its grid; ``None`` when no mask is known for any of them."""
+    mask = np.zeros(image.shape, dtype=np.uint8)
+    for file in sorted((data_dir / "lidc_nodules" / "mask").glob(f"{name}_*.nii.gz")):
+        patch = nibabel.Nifti1Image.from_filename(file)
+        to_patch = np.linalg.inv(patch.affine) @ image.affine
+        part = np.asarray(patch.dataobj).astype(np.float32)
+        inside = ndimage.affine_transform(part, to_patch[:3, :3], to_patch[:3, 3], image.shape, order=1) > 0.5
+        if not boxes or not inside.any():
+            continue
+        centre = swap_lps_ras(apply_affine(image.affine, np.argwhere(inside).mean(0)))
+        nearest = int(np.argmin([np.linalg.norm(centre - np.array(b[:3])) for b in boxes]))
+        mask[inside] = nearest + 1
+    if not mask.any():
+        return None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_mask(output, mask, image.affine)
+    return str(output.resolve())
+
+
+def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output: Path, seed: int) -> dict[str, Any]:
+    """A copy of a scan with each of the donors inserted, away from what is known there; image, mask, datalist item."""
+    image = nibabel.Nifti1Image.from_filename(item["image"])
+    hu = np.asarray(image.dataobj).astype(np.float32)
+    lungs = find_lungs(hu, image.affine, LungSearch(), source=item["name"])
+    to_coarse = np.linalg.inv(lungs.affine_ras) @ image.affine
+    closed = crop_by_affine(lungs.distance_mm, to_coarse, hu.shape, order=1) < 1.0
+    known_lps_mm = np.reshape(item["box"], (-1, 6))[:, :3]
+    voxels = apply_affine(np.linalg.inv(image.affine), swap_lps_ras(known_lps_mm))
+    data: dict[Hashable, Any] = {
+        "image": hu[None],
+        "lung": closed[None],
+        "nodule": np.array(
+            [[*voxel, row[3]] for voxel, row in zip(voxels, item["box"], strict=True)], dtype=np.float32
+        ),
+        "label": np.array(item["label"], dtype=np.int64),
+    }
+    for turn, donor in enumerate(donors):
+        insert = InsertNodulesd([donor], prob=1.0, most=1, scale=(1.0, 1.0))
+        insert.set_random_state(seed * 1000 + turn)
+        data = insert(data)
+    output.mkdir(parents=True, exist_ok=True)
+    name = f"{item['name']}-inserted-{seed}"
+    for key, dtype in (("image", np.int16), ("mask", np.uint8)):
+        write_mask(output / f"{name}-{key}.nii.gz", data[key][0].round().astype(dtype), image.affine)
+    rows = data["nodule"].astype(float)
+    centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
+    boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
+    files = {key: str((output / f"{name}-{key}.nii.gz").resolve()) for key in ("image", "mask")}
+    return {"name": name, **files, "box": boxes, "label": data["label"].tolist()}
+
+
+def make_development_datalist(
+    data_dir: str, output_dir: str, held_out: str = HELD_OUT_SCAN, leave_out: str = ""
+) -> str:
+    """Write ``<output_dir>/datalist.json`` with the sections training, validation, donors and validation_donors.
+
+    Args:
+        data_dir: the development data, see this module's docstring.
+        output_dir: gets the datalist, host masks, and the validation scans with their insertions.
+        held_out: the scan of ``scans_1mm`` that is never trained on and receives the held-out donors; its own nodules
+            count as neither true nor false, since each copy has them. Empty: all scans are trained on, and the section
+            validation is empty.
+        leave_out: no scan or chest whose name begins with this is trained on, such as QIN for a fold by collection.
+
+    Returns:
+        The datalist's path.
+
+    Raises:
+        FileNotFoundError: a part of the data is missing, such as the scan to hold out.
+    """
+    source, output = Path(data_dir), Path(output_dir)
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source, held_out)}
+    patches = _patches(source, held_out)
+    for item in _hosts(source, output):
+        if item["name"] == held_out:
+            lists["validation"] = _validation_copies(item, lists["validation_donors"], output)
+        elif not (leave_out and item["name"].startswith(leave_out)):
+            lists["training"].append(item)
+    if held_out and not lists["validation"]:
+        _require(False, source / "scans_1mm" / f"{held_out}.nii.gz")
+    lists["training"] += patches
+    output.mkdir(parents=True, exist_ok=True)
+    write_bytes(output / "datalist.json", json.dumps(lists, indent=1).encode())
+    logger.info("%s: %s", output / "datalist.json", {key: len(value) for key, value in lists.items()})
+    return str(output / "datalist.json")
+
+
+def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
+    """Datalist items of the lungs of ``scans_1mm``, then of the whole chests."""
+    scans = sorted((source / "scans_1mm").glob("*.nii.gz"))
+    _require(bool(scans), source / "scans_1mm" / "*.nii.gz")
+    for path in scans:
+        name = path.name.removesuffix(".nii.gz")
+        item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
+        item["box"], item["label"] = _findings(name, source)
+        image = nibabel.Nifti1Image.from_filename(path)
+        mask = _host_mask(name, item["box"], image, source, output / "masks" / path.name)
+        yield {**item, "mask": mask} if mask else item
+    chests = source / "chests" / "chests.csv"
+    for row in read_csv(chests) if chests.is_file() else []:
+        yield chest_item(row, source, output / "masks", known=IGNORED)
+
+
+def _validation_copies(item: dict[str, Any], donors: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Copies of the held-out scan, each with its share of the donors inserted."""
+    logger.info("inserting %d held-out nodules into %s", len(donors), item["name"])
+    copies = -(-len(donors) // VALIDATION_NODULES)
+    bare = {**item, "label": [IGNORED] * len(item["label"])}
+    return [_with_insertions(bare, donors[seed::copies], output / "validation", seed) for seed in range(copies)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_function("python -m tools.development", make_development_datalist, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The networks described: parts, parameters, operations, pictures, the reach of the attention."""

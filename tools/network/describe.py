@@ -1,0 +1,82 @@
+"""The page about the networks: tables and pictures made from the code, so that they are never out of date."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from scripts.core.errors import UserError
+from scripts.network.config import CONFIG, presets_in
+
+from .anatomy import COUNT_SIZE, GROUPS, Anatomy, anatomy
+from .drawing import draw, thousands
+
+logger = logging.getLogger(__name__)
+
+PAGE = "network.md"
+BEGIN = "<!-- from here to the end mark: python -m tools.network describe --output_dir docs -->"
+END = "<!-- end -->"
+
+
+class DescriptionError(UserError, ValueError):
+    """A page that cannot be completed."""
+
+
+def describe(output_dir: str, config_file: str = "") -> None:
+    """Write the tables and pictures of all presets.
+
+    Args:
+        output_dir: gets ``images/network_<preset>.png``, and the tables in ``network.md`` between its two marks (a page
+            without text where there is none).
+        config_file: the training graph whose ``presets`` are described; default: the bundle's. Without presets in it
+            those of the code are.
+
+    Raises:
+        DescriptionError: for a page without the marks.
+    """
+    folder = Path(output_dir)
+    page = folder / PAGE
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
+    networks = {name: anatomy(build) for name, build in presets_in(Path(config_file or CONFIG)).items()}
+    text = with_generated(text, tables(networks), page)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name, network in networks.items():
+        draw(network, title_of(name, network), folder / "images" / f"network_{name}.png")
+    page.write_text(text, encoding="utf-8")
+    logger.info("%s: %s", page, ", ".join(networks))
+
+
+def title_of(name: str, network: Anatomy) -> str:
+    """A line about the whole network."""
+    size = thousands(sum(part.parameters for part in network.parts))
+    return f"{name}: {size} parameters, {sum(part.flops for part in network.parts) / 1000:.0f} kFLOP per voxel"
+
+
+def tables(networks: Mapping[str, Anatomy]) -> str:
+    """Parameters and operations of each group of parts, in Markdown."""
+    names = list(networks)
+    head = ["Part", *(f"{name}, parameters" for name in names), *(f"{name}, kFLOP per voxel" for name in names)]
+    lines = [head, ["---", *["---:"] * (2 * len(names))]]
+    for group in GROUPS:
+        lines.append([group, *_sums(networks, group)])
+    lines.append(["**all**", *(f"**{number}**" for number in _sums(networks, ""))])
+    giga = [sum(part.flops for part in network.parts) * COUNT_SIZE**3 / 1e9 for network in networks.values()]
+    lines.append([f"GFLOP for a window of {COUNT_SIZE}³", *["–"] * len(names), *(f"{number:.0f}" for number in giga)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _sums(networks: Mapping[str, Anatomy], group: str) -> list[str]:
+    """Parameters, then kFLOP per voxel of each network's parts of a group (of all parts without one)."""
+    parts = [[part for part in network.parts if group in ("", part.group)] for network in networks.values()]
+    sizes = [thousands(sum(part.parameters for part in own)) if own else "–" for own in parts]
+    return [*sizes, *(f"{sum(part.flops for part in own) / 1000:.2f}" if own else "–" for own in parts)]
+
+
+def with_generated(text: str, generated: str, page: Path, mark: str = BEGIN) -> str:
+    """The page's text with what stands between the marks replaced; ``mark`` is the first of them."""
+    before, begin, rest = text.partition(mark)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DescriptionError(f"{page}: expected the lines {mark!r} and {END!r} in this order; add them")
+    return f"{before}{mark}\n\n{generated}\n\n{END}{after}"

@@ -1,0 +1,138 @@
+"""The command ``reach``: how far the deformable attention of trained weights looks, and whether anything is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data.utils import dense_patch_slices
+from torch import Tensor, nn
+
+from scripts.core.errors import UserError
+from scripts.network.checkpoint import load_weights
+from scripts.network.config import CONFIG, presets_in
+from scripts.network.deformable_attention import DeformableAttention
+from scripts.network.presets import choose_preset
+
+logger = logging.getLogger(__name__)
+
+MOST_WINDOWS = 8
+
+
+class ReachError(UserError, ValueError):
+    """A network or a window that has no reach to measure."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where one attention looks, weighted by how much each point counts.
+
+    Attributes:
+        weight: share of its weight on each level, fine to coarse.
+        inside: share of its weight on points inside the window; the others read zeros.
+        inside_mm: mean distance of those inside.
+        all_mm: mean distance of all points.
+    """
+
+    weight: tuple[float, ...]
+    inside: float
+    inside_mm: float
+    all_mm: float
+
+
+def reach(*, image: str, checkpoint: str = "models/model.pt", window_size: int = 64, preset: str = "compact") -> None:
+    """Print how far each layer of attention looks in windows of a scan.
+
+    Args:
+        image: the scan; its lungs are cut into windows, of which up to eight are taken evenly.
+        checkpoint: the weights.
+        window_size: voxels of 1 mm, a multiple of 16.
+        preset: whose weights they are.
+
+    Raises:
+        UserError: a file that cannot be read, weights of another network, a network without attention.
+    """
+    network = choose_preset(presets_in(CONFIG), preset)
+    load_weights(network, checkpoint)
+    found = reach_of(network, list(windows_of(image, window_size)))
+    logger.info("%s, windows of %d mm:\n%s", checkpoint, window_size, table(found))
+
+
+def windows_of(image: str, size: int) -> Iterator[Tensor]:
+    """Windows ``[1, 1, size, size, size]`` of a scan, as the training graph would prepare them."""
+    parser = ConfigParser()
+    parser.read_config(str(CONFIG))
+    parser["window_size"] = [size] * 3
+    data: Any = {"image": image}
+    for transform in ("scan_preprocessing", "scan_to_network"):
+        data = parser.get_parsed_content(transform)(data)
+    volume = torch.as_tensor(data["image"]).float()
+    windows = dense_patch_slices(tuple(volume.shape[1:]), (size,) * 3, (size,) * 3)
+    for window in windows[:: -(-len(windows) // MOST_WINDOWS)]:
+        yield volume[(slice(None), *window)][None]
+
+
+def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
+    """The reach of each attention, first layer first, over windows ``[B, 1, I, J, K]`` of 1 mm.
+
+    Raises:
+        ReachError: there is no attention in the network.
+    """
+    layers = [module for module in network.modules() if isinstance(module, DeformableAttention)]
+    if not layers:
+        raise ReachError("network: expected layers of deformable attention, found none; use a preset with layers.")
+    # For each layer: weight and weight · distance by level, for points inside and for all.
+    sums = [torch.zeros(4, layer.levels, dtype=torch.float64) for layer in layers]
+
+    def look(total: Tensor, layer: DeformableAttention, inputs: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+        queries, centres, maps = inputs
+        offsets, weights = layer.choose(queries, torch.float32)
+        for level, features in enumerate(maps):
+            cells = torch.tensor(features.shape[2:], dtype=torch.float32)
+            where = centres[:, None, None, :] * cells + offsets[:, :, :, level]
+            inside = ((where > 0) & (where < cells)).all(-1)
+            distance = torch.linalg.vector_norm(offsets[:, :, :, level] * (window_mm / cells), dim=-1)
+            weight = weights[:, :, :, level]
+            for row, values in enumerate((weight * inside, weight * inside * distance, weight, weight * distance)):
+                total[row, level] += values.double().sum()
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, inputs, total=total: look(total, module, inputs))
+        for layer, total in zip(layers, sums, strict=True)
+    ]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for window in windows:
+                window_mm = torch.tensor(window.shape[2:], dtype=torch.float32)
+                network(window)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_reach(total) for total in sums]
+
+
+def _reach(total: Tensor) -> Reach:
+    inside, inside_mm, weight, all_mm = total.sum(1).tolist()
+    return Reach(
+        weight=tuple((total[2] / weight).tolist()),
+        inside=inside / weight,
+        inside_mm=inside_mm / inside if inside else float("nan"),
+        all_mm=all_mm / weight,
+    )
+
+
+def table(reaches: list[Reach]) -> str:
+    """The reaches in Markdown."""
+    lines = [
+        "| Layer | Weight on the levels, fine to coarse | Inside the window | Mean distance, inside | all |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for number, one in enumerate(reaches, start=1):
+        levels = " / ".join(f"{share:.2f}" for share in one.weight)
+        lines.append(f"| {number} | {levels} | {one.inside:.2f} | {one.inside_mm:.0f} mm | {one.all_mm:.0f} mm |")
+    return "\n".join(lines)

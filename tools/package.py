@@ -1,0 +1,103 @@
+"""The bundle as others take it: a zip for MONAI's model zoo, a folder for a model hub.
+
+Both hold what a run needs and nothing of the project's tests. MONAI unpacks the zip and runs it from there. The folder
+for a hub has its model card at the root, with front matter of its own, and the links of the card still lead somewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scripts.core.commands import run_command
+from scripts.core.files import OutputError, writable_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "lung_nodule_ct_detection_segmentation"
+PARTS = ("LICENSE", "CITATION.cff", "requirements.txt", "configs", "docs", "models", "scripts")
+RELEASED = re.compile(r"models/[^/]+\.pt|(?!models/).*")  # exported networks are the user's
+CARD = Path("docs/README.md")
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip
+FRONT_MATTER = """---
+license: apache-2.0
+library_name: monai
+pipeline_tag: image-segmentation
+tags: [monai, medical, detection, segmentation, CT, lung, nodule]
+---
+
+"""
+
+_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#]+)")
+
+
+def zoo(*, output_dir: str = "dist") -> None:
+    """Write ``NAME_vVERSION.zip``, as the model zoo hosts bundles: one folder, named as the bundle.
+
+    Args:
+        output_dir: where it goes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    version = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    path = writable_folder(output_dir) / f"{NAME}_v{version}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in _files():
+            entry = zipfile.ZipInfo(f"{NAME}/{file.as_posix()}", ZIP_TIME)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, (ROOT / file).read_bytes(), zipfile.ZIP_DEFLATED)
+    print(path)
+
+
+def hub(*, output_dir: str = "dist") -> None:
+    """Write the folder ``NAME``, as ``monai.bundle push_to_hf_hub --bundle_dir OUTPUT_DIR --name NAME`` uploads it.
+
+    That command would copy ``docs/README.md`` over the card at the root, and break its links: here the card is at the
+    root only.
+
+    Args:
+        output_dir: where it goes; nothing of that name may be there.
+
+    Raises:
+        OutputError: it is there, or cannot be written.
+    """
+    folder = writable_folder(output_dir) / NAME
+    if folder.exists():
+        raise OutputError(f"{folder}: expected nothing there, got a former folder; remove it, or name another one.")
+    for file in _files():
+        if file != CARD:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, folder / file)
+    card = _moved_links((ROOT / CARD).read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(FRONT_MATTER + card, encoding="utf-8")
+    print(folder)
+
+
+def _files() -> Iterator[Path]:
+    """Files of the bundle, relative to its root."""
+    for part in PARTS:
+        whole = ROOT / part
+        for path in [whole] if whole.is_file() else sorted(whole.rglob("*")):
+            file = path.relative_to(ROOT)
+            hidden = any(name.startswith((".", "__pycache__")) for name in file.parts)
+            if path.is_file() and not hidden and RELEASED.fullmatch(file.as_posix()):
+                yield file
+
+
+def _moved_links(card: str) -> str:
+    """Links of a page in ``docs/`` as they must be at the root."""
+    return _LINK.sub(lambda link: link[1].removeprefix("../") if link[1][:3] == "../" else f"docs/{link[1]}", card)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_command("tools.package", {"zoo": ".package:zoo", "hub": ".package:hub"}, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

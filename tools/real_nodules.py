@@ -1,0 +1,240 @@
+"""Validation lists of real nodules in their own surroundings, and of whole chests that were read by eye.
+
+The folder is that of :mod:`.development` with three more parts: ``lidc_context/`` (crops around LIDC nodules laid into
+one volume a patient, -2048 HU where nothing is known, ``nodules.csv``), ``lidc_xml/`` (LIDC's readings) and ``chests/``
+(whole chests, ``lesion_masks/``, ``chests.csv``). What findings in the chests were read as is in
+``docs/readings``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from scripts.core.commands import run_function
+from scripts.core.geometry import (
+    FloatArray,
+    apply_affine,
+    spacing_mm,
+    swap_lps_ras,
+    swap_lps_ras_affine,
+    voxel_volume_mm3,
+)
+from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.lidc.masks import SliceTable
+from scripts.prepare.lidc.nodules import OUTLINED, Finding, find_findings
+from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
+from scripts.prepare.lidc.scans import xml_files
+
+from .development import chest_item, held_out_patches, read_csv
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_BELOW_HU = -1500.0  # of lidc_context: -2048 where no crop lies
+LUNG_LIKE_HU = (-985.0, -500.0)
+SMALLEST_LUNG_MM3 = 3000.0  # a piece of lung in a crop; bowel gas and airways are smaller
+CLOSED_MM = 12.0  # vessels and nodules that far into the lung belong to it, as in the search for whole lungs
+LEAST_READERS = 2  # of a nodule to be found; what fewer marked is neither true nor false
+SEARCHED_PIXELS = 1  # the place of a crop in its slice is known to one pixel from the nodules' centres
+
+
+def real_nodules(data_dir: str, output_dir: str) -> str:
+    """Write ``<output_dir>/datalist.json`` with the sections context, patches and chests.
+
+    Args:
+        data_dir: the development data, see this module's docstring.
+        output_dir: gets the datalist and the masks.
+
+    Returns:
+        The datalist's path.
+
+    Raises:
+        FileNotFoundError: a part of the data is missing.
+        LidcError: readings that cannot be laid on the crops.
+    """
+    source, output = Path(data_dir), Path(output_dir).resolve()
+    lists = {
+        "context": list(_context_items(source, output)),
+        "patches": held_out_patches(source),
+        "chests": [
+            chest_item(row, source, output / "chests", known=NODULE)
+            for row in read_csv(source / "chests" / "chests.csv")
+        ],
+    }
+    partial = output / ".datalist.json.partial"
+    partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")
+    os.replace(partial, output / "datalist.json")
+    counts = {key: (len(items), sum(i["label"].count(NODULE) for i in items)) for key, items in lists.items()}
+    logger.info("%s, scans and nodules to find: %s", output / "datalist.json", counts)
+    return str(output / "datalist.json")
+
+
+def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:
+    """One item for each patient of ``lidc_context``, with instance mask and lung mask."""
+    rows = read_csv(source / "lidc_context" / "nodules.csv")
+    wanted = {row["series_uid"]: row["patient"] for row in rows}
+    for name, content in xml_files(source / "lidc_xml" / "tcia-lidc-xml.zip"):
+        if not any(uid.encode() in content for uid in wanted):
+            continue
+        series = parse_xml(content, name)
+        if series is None or series.series_uid not in wanted:
+            continue
+        patient = wanted.pop(series.series_uid)
+        image = nibabel.Nifti1Image.from_filename(source / "lidc_context" / f"{patient}.nii.gz")
+        centres = [
+            [float(row[f"{axis}_lps_mm"]) for axis in "xyz"] for row in rows if row["series_uid"] == series.series_uid
+        ]
+        yield _context_item(patient, image, series, np.array(centres), output / "context")
+    if wanted:
+        raise LidcError(f"lidc_xml: expected the readings of {', '.join(wanted)}, found none; check --data_dir")
+
+
+def _context_item(
+    patient: str, image: nibabel.Nifti1Image, series: SeriesReadings, centres_lps_mm: FloatArray, output: Path
+) -> dict[str, Any]:
+    """Write the masks of one patient; its datalist item."""
+    hu = np.asarray(image.dataobj).astype(np.float32)
+    findings = findings_on_crops(series, hu, image.affine, centres_lps_mm)
+    instances = np.zeros(hu.shape, dtype=np.uint8)
+    for number, finding in enumerate(findings, start=1):
+        assert finding.masks is not None  # outlined ones alone are left
+        inside = finding.masks.consensus()
+        instances[_box(finding)][inside] = number
+    output.mkdir(parents=True, exist_ok=True)
+    files = {"mask": output / f"{patient}-mask.nii.gz", "lung_mask": output / f"{patient}-lungs.nii.gz"}
+    volumes = instances, _lungs_in_crops(hu, image.affine)
+    for path, volume in zip(files.values(), volumes, strict=True):
+        nibabel.save(nibabel.Nifti1Image(volume.astype(np.uint8), image.affine), path)
+    return {
+        "name": patient,
+        "image": str(Path(str(image.get_filename())).resolve()),
+        **{key: str(path) for key, path in files.items()},
+        "box": [[*np.round(f.centre_lps_mm, 3).tolist(), *[round(f.diameter_mm, 3)] * 3] for f in findings],
+        "label": [NODULE if f.readers >= LEAST_READERS else IGNORED for f in findings],
+        "readers": [f.readers for f in findings],
+        "texture": [f.ratings.get("texture") for f in findings],
+    }
+
+
+def findings_on_crops(
+    series: SeriesReadings, hu: npt.NDArray[np.float32], affine: FloatArray, centres_lps_mm: FloatArray
+) -> list[Finding]:
+    """Lay readings of a whole scan on crops of it, whose place within its slices is not known.
+
+    The readings' pixels and the nodules' known centres give the place to one pixel; of the places within
+    :data:`SEARCHED_PIXELS` that is taken at which the outlines hold the densest tissue.
+
+    Args:
+        series: what was read in the whole scan.
+        hu: ``[I, J, K]``, the crops.
+        affine: voxel to RAS mm; z is that of the scan.
+        centres_lps_mm: ``[N, 3]``, of nodules among the readings.
+
+    Returns:
+        Outlined nodules that lie in the crops; their masks are on the crops' grid.
+
+    Raises:
+        LidcError: no place at which the readings fit.
+    """
+    best: tuple[float, list[Finding]] = (-np.inf, [])
+    column, row = _first_pixel(series, affine, centres_lps_mm)
+    steps = range(-SEARCHED_PIXELS, SEARCHED_PIXELS + 1)
+    for first in [(column + a, row + b) for a in steps for b in steps]:
+        moved = replace(series, marks=(), readings=tuple(_readings_inside(series, first, hu, affine)))
+        found = [
+            f for f in find_findings(moved, _slices(hu, affine), swap_lps_ras_affine(affine)) if f.kind == OUTLINED
+        ]
+        inside = [hu[_box(f)][f.masks.consensus()] for f in found if f.masks is not None]
+        density = float(np.mean(np.concatenate(inside))) if inside else -np.inf
+        if density > best[0]:
+            best = density, found
+    if not best[1]:
+        raise LidcError(f"{series.series_uid}: expected outlines that fit lidc_context, got none; check the data")
+    return best[1]
+
+
+def _box(finding: Finding) -> tuple[slice, ...]:
+    assert finding.masks is not None
+    shape = finding.masks.inside.shape[1:]
+    return tuple(slice(a, a + n) for a, n in zip(finding.masks.corner, shape, strict=True))
+
+
+def _first_pixel(series: SeriesReadings, affine: FloatArray, centres_lps_mm: FloatArray) -> tuple[int, int]:
+    """Column and row of voxel (0, 0) of the crops in the scan's slices: what most readings and centres agree on."""
+    from_world = np.linalg.inv(affine)
+    votes: Counter[tuple[int, int]] = Counter()
+    for centre in centres_lps_mm:
+        voxel = apply_affine(from_world, swap_lps_ras(centre))
+        for reading in series.readings:
+            z_mm = np.mean([float(region.z_mm or 0.0) for region in reading.regions])
+            if abs(z_mm - centre[2]) < 2.0 * spacing_mm(affine)[2]:
+                pixel = np.concatenate([region.border for region in reading.regions]).mean(axis=0)
+                votes[tuple(np.round(pixel - voxel[:2]).astype(int).tolist())] += 1
+    return votes.most_common(1)[0][0]
+
+
+def _slices(hu: npt.NDArray[np.float32], affine: FloatArray) -> SliceTable:
+    """The slices of the crops by their heights alone."""
+    heights = affine[2, 3] + affine[2, 2] * np.arange(hu.shape[2])
+    places = {str(k): (k, float(z)) for k, z in enumerate(heights)}
+    return SliceTable(places, hu.shape, float(spacing_mm(affine)[2]))
+
+
+def _readings_inside(
+    series: SeriesReadings, first: tuple[int, int], hu: npt.NDArray[np.float32], affine: FloatArray
+) -> Iterator[Reading]:
+    """The readings whose outlines lie in the crops, moved to the crops' pixels; slices are named by height alone."""
+    last = np.array(hu.shape[:2]) - 1
+    for reading in series.readings:
+        regions = tuple(
+            replace(
+                region,
+                sop_uid="",
+                corner=(region.corner[0] - first[0], region.corner[1] - first[1]),
+                border=region.border - np.array(first),
+            )
+            for region in reading.regions
+        )
+        k = [round((float(region.z_mm or 0.0) - affine[2, 3]) / affine[2, 2]) for region in regions]
+        inside = [
+            ((r.border >= 0) & (r.border <= last)).all() and 0 <= n < hu.shape[2]
+            for r, n in zip(regions, k, strict=True)
+        ]
+        if all(inside) and all(
+            (hu[r.border[:, 0], r.border[:, 1], n] > UNKNOWN_BELOW_HU).all() for r, n in zip(regions, k, strict=True)
+        ):
+            yield replace(reading, regions=regions)
+
+
+def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> npt.NDArray[np.bool_]:
+    """Lung-like tissue in large pieces, closed, where something is known."""
+    known = hu > UNKNOWN_BELOW_HU
+    air = (hu > LUNG_LIKE_HU[0]) & (hu < LUNG_LIKE_HU[1])
+    labels, _ = ndimage.label(air)
+    sizes_mm3 = np.bincount(labels.ravel()) * voxel_volume_mm3(affine)
+    sizes_mm3[0] = 0.0
+    lung = np.isin(labels, np.flatnonzero(sizes_mm3 >= SMALLEST_LUNG_MM3))
+    mm = spacing_mm(affine)
+    grown = ndimage.distance_transform_edt(~lung, sampling=mm) <= CLOSED_MM
+    return np.asarray(known & (ndimage.distance_transform_edt(grown, sampling=mm) > CLOSED_MM) | lung)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_function("python -m tools.real_nodules", real_nodules, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
