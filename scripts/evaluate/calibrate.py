@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..core.errors import UserError
 from ..network.checkpoint import load_weights, save_weights
@@ -25,7 +24,7 @@ class CalibrationError(UserError, ValueError):
 
 
 def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "compact") -> None:
-    """Write weights whose nodule logit is that of the given ones divided by the temperature; the order of scores stays.
+    """Write weights whose nodule logit is the given ones' after the fitted line; the order of scores stays.
 
     Args:
         checkpoint: the weights.
@@ -36,40 +35,39 @@ def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "co
     Raises:
         UserError: files that cannot be read or do not belong together, a place that cannot be written to.
     """
-    temperature = read_temperature(operating)
+    slope, intercept = read_calibration(operating)
     network = choose_preset(presets_in(CONFIG), preset)
     load_weights(network, checkpoint)
-    apply_temperature(network, temperature)
+    apply_calibration(network, slope, intercept)
     save_weights(network, output)
-    logger.info("%s: logits divided by %.4f", output, temperature)
+    logger.info("%s: %.4f · logit %+.4f", output, slope, intercept)
 
 
-def read_temperature(operating: str) -> float:
-    """The temperature in an evaluation's ``operating.json``.
+def read_calibration(operating: str) -> tuple[float, float]:
+    """Slope and intercept in an evaluation's ``operating.json``.
 
     Raises:
-        CalibrationError: no such file, or without a usable temperature.
+        CalibrationError: no such file, or without usable ones.
     """
     try:
-        record: Any = json.loads(Path(operating).read_text(encoding="utf-8"))
-        temperature = float(record["calibration"]["temperature"])
+        record: Any = json.loads(Path(operating).read_text(encoding="utf-8"))["calibration"]
+        slope, intercept = float(record["slope"]), float(record["intercept"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CalibrationError(
             f"{operating}: expected the operating.json of an evaluation with true and false candidates, got "
             f"{type(error).__name__}: {error}; run the evaluation on scans with nodules first."
         ) from error
-    if not temperature > 0.0:
-        raise CalibrationError(
-            f"{operating}: expected a temperature above 0, got {temperature:g}; evaluate the weights again."
-        )
-    return temperature
+    if not slope > 0.0:
+        raise CalibrationError(f"{operating}: expected a slope above 0, got {slope:g}; evaluate the weights again.")
+    return slope, intercept
 
 
-def apply_temperature(network: nn.Module, temperature: float) -> None:
-    """Fold a temperature into the network's heads, in place: the nodule logit is the first channel of each."""
+def apply_calibration(network: Any, slope: float, intercept: float) -> None:
+    """Fold a line into the network's heads, in place: the nodule logit is the first channel of each."""
     with torch.no_grad():
         for rows in _nodule_logit_rows(network):
-            rows /= temperature
+            rows *= slope
+        network.detect.bias[0] += intercept
 
 
 def _nodule_logit_rows(network: Any) -> Iterator[torch.Tensor]:

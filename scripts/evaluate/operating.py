@@ -61,11 +61,11 @@ def threshold_at(froc: Froc, rate: float) -> float | None:
 
 
 def reliability_png(calibration: Calibration) -> bytes:
-    """Share of true candidates against probability, without and with the temperature; marks grow with candidates."""
+    """Share of true candidates against probability, without and with the fitted line; marks grow with candidates."""
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
-    line = f"with temperature {calibration.temperature:.3f}"
+    line = f"{calibration.slope:.2f} · logit {calibration.intercept:+.2f}"
     for part, colour, name in ((calibration.before, "#0072b2", "as it is"), (calibration.after, "#d55e00", line)):
         there = [one for one in part.bins if one.candidates]
         x, y = [one.mean_probability for one in there], [one.true_share for one in there]
@@ -89,10 +89,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     lines = [f"threshold by false positives per scan: {thresholds}"]
     if record["calibration"] is not None:
         before, after = (record["calibration"][name]["expected_error"] for name in ("before", "after"))
-        lines.append(
-            f"expected calibration error {before:.3f}; {after:.3f} with a temperature of "
-            f"{record['calibration']['temperature']:.3f}"
-        )
+        slope, intercept = record["calibration"]["slope"], record["calibration"]["intercept"]
+        lines.append(f"expected calibration error {before:.3f}; {after:.3f} with {slope:.3f} · logit {intercept:+.3f}")
     if record["per_litre"] is not None:
         read = ", ".join(f"{rate}: {value}" for rate, value in record["per_litre"]["sensitivity_at"].items())
         lines.append(f"sensitivity by false findings per litre ({record['per_litre']['litres']:.2f} litres): {read}")

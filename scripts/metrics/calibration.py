@@ -1,9 +1,9 @@
-"""How far a probability can be taken at its word: reliability of the scores, and the temperature that would mend them.
+"""How far a probability can be taken at its word: reliability of the scores, and the line that would mend them.
 
 A candidate counts as true when it is the best one inside a nodule, as false when it lies in no finding; all others are
-left out (:mod:`.luna16`). The mending is a temperature that divides the logit, fitted by maximum likelihood (Guo et
-al., On calibration of modern neural networks, 2017). It keeps the order of the scores, so the FROC curve stays, and
-what is as likely as not stays so: 0.5 is the same threshold before and after.
+left out (:mod:`.luna16`). The mending is a slope and an intercept of the logit, fitted by maximum likelihood (Platt,
+Probabilistic outputs for support vector machines, 1999). It keeps the order of the scores, so the FROC curve stays.
+Deviation: no temperature alone (Guo et al., 2017), for that cannot lower probabilities that are too high throughout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .luna16 import BoolArray, Matches
 
 BINS = 10  # of equal width
 LARGEST_LOGIT = 30.0  # a probability of 0 or 1 has none
-LARGEST_FACTOR = 20.0  # of a logit, either way: true and false ones that do not overlap would make it endless
+LARGEST_SLOPE = 20.0  # either way: true and false ones that do not overlap would make it endless
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability as it is, and as it would be with ``logit / temperature``.
+    """Reliability as it is, and as it would be with ``slope · logit + intercept``.
 
     Attributes:
-        temperature: 1 leaves the probabilities as they are, below 1 they were not sure enough.
+        slope: 1 and an intercept of 0 leave the probabilities as they are; above 1 they were not sure enough.
+        intercept: below 0 the probabilities were too high.
         before, after: it is applied.
     """
 
-    temperature: float
+    slope: float
+    intercept: float
     before: Reliability
     after: Reliability
 
@@ -97,10 +99,12 @@ def calibration_of(matches: Matches) -> Calibration | None:
     logits = np.clip(special.logit(probabilities), -LARGEST_LOGIT, LARGEST_LOGIT)
     signed = np.where(true, 1.0, -1.0)
 
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0.0, -signed * logits / np.exp(log_temperature)).mean())
+    def loss(line: FloatArray) -> float:
+        return float(np.logaddexp(0.0, -signed * (np.exp(line[0]) * logits + line[1])).mean())
 
-    bounds = (-np.log(LARGEST_FACTOR), np.log(LARGEST_FACTOR))
-    temperature = float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
-    mended = special.expit(logits / temperature)
-    return Calibration(temperature, Reliability.of(probabilities, true), Reliability.of(mended, true))
+    steepest = np.log(LARGEST_SLOPE)
+    bounds = [(-steepest, steepest), (-LARGEST_LOGIT, LARGEST_LOGIT)]
+    log_slope, intercept = optimize.minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds).x
+    slope = float(np.exp(log_slope))
+    mended = special.expit(slope * logits + intercept)
+    return Calibration(slope, float(intercept), Reliability.of(probabilities, true), Reliability.of(mended, true))

@@ -17,7 +17,7 @@ from scipy import special
 
 from scripts.core.records import Detection
 from scripts.evaluate.__main__ import main
-from scripts.evaluate.calibrate import apply_temperature
+from scripts.evaluate.calibrate import apply_calibration
 from scripts.evaluate.handler import SaveEvaluation
 from scripts.evaluate.operating import threshold_at
 from scripts.evaluate.worst import HALF_WIDTH_MM, WorstCases, worst_of
@@ -58,11 +58,11 @@ def matches(hits: list[float], false: list[float], missed: int = 0, scans: int =
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def drawn(temperature: float, count: int = 20000) -> Matches:
-    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(z / temperature)."""
+def drawn(slope: float, intercept: float, count: int = 20000) -> Matches:
+    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(slope · z + intercept)."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0.0, 2.0, count)
-    true = rng.random(count) < special.expit(logits / temperature)
+    true = rng.random(count) < special.expit(slope * logits + intercept)
     scores = special.expit(logits)
     hits, false = int(true.sum()), int((~true).sum())
     return replace(
@@ -72,13 +72,14 @@ def drawn(temperature: float, count: int = 20000) -> Matches:
     )
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.4, 2.5])
-def test_the_fit_finds_what_was_drawn(temperature: float) -> None:
-    calibration = calibration_of(drawn(temperature))
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (2.5, 0.0), (0.4, 1.0), (1.2, -3.0)])
+def test_the_fit_finds_what_was_drawn(slope: float, intercept: float) -> None:
+    calibration = calibration_of(drawn(slope, intercept))
     assert calibration is not None
-    assert calibration.temperature == pytest.approx(temperature, rel=0.06)
+    assert calibration.slope == pytest.approx(slope, rel=0.06)
+    assert calibration.intercept == pytest.approx(intercept, abs=0.1)
     assert calibration.after.expected_error < 0.015
-    if temperature != 1.0:
+    if slope != 1.0:
         assert calibration.before.expected_error > 0.04
 
 
@@ -99,7 +100,7 @@ def test_one_kind_of_candidates_cannot_be_calibrated(hits: list[float], false: l
 def test_certain_probabilities_can_be_calibrated() -> None:
     calibration = calibration_of(matches([1.0, 1.0, 0.4], [0.0, 0.6]))
     assert calibration is not None
-    assert math.isfinite(calibration.temperature)
+    assert math.isfinite(calibration.slope + calibration.intercept)
 
 
 def test_scores_that_are_no_probabilities_are_refused() -> None:
@@ -239,7 +240,7 @@ def test_the_worst_stay_and_nothing_gives_no_file(tmp_path: Path) -> None:
 # --- calibrated weights -----------------------------------------------------------------------------------------------
 
 
-def test_folding_the_temperature_changes_the_nodule_logit_alone() -> None:
+def test_folding_the_line_changes_the_nodule_logit_alone() -> None:
     torch.manual_seed(0)
     network = CompactNet().eval()
     torch.nn.init.normal_(network.coarse.write.weight)
@@ -247,22 +248,22 @@ def test_folding_the_temperature_changes_the_nodule_logit_alone() -> None:
     image = torch.randn(1, 1, 32, 32, 32)
     with torch.inference_mode():
         before = network(image)
-        apply_temperature(network, 0.4)
+        apply_calibration(network, 2.5, -1.5)
         after = network(image)
-    torch.testing.assert_close(after[:, 0], 2.5 * before[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after[:, 0], 2.5 * before[:, 0] - 1.5, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after[:, 1:], before[:, 1:], rtol=0, atol=0)
 
 
 def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
     network = choose_preset({"compact": CompactNet}, "compact")
     save_weights(network, tmp_path / "model.pt")
-    (tmp_path / "operating.json").write_text('{"calibration": {"temperature": 0.5}}')
+    (tmp_path / "operating.json").write_text('{"calibration": {"slope": 2.0, "intercept": -1.0}}')
     options = {"checkpoint": "model.pt", "operating": "operating.json", "output": "mended.pt"}
     arguments = [part for name, file in options.items() for part in (f"--{name}", str(tmp_path / file))]
     assert main(["calibrate", *arguments]) == 0
     mended: Any = choose_preset({"compact": CompactNet}, "compact")
     load_weights(mended, str(tmp_path / "mended.pt"))
-    torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0])  # type: ignore[union-attr,index]
+    torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0] - 1.0)  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize(
@@ -271,10 +272,10 @@ def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
         (None, "FileNotFoundError"),
         ("{", "JSONDecodeError"),
         ('{"calibration": null}', "TypeError"),
-        ('{"calibration": {"temperature": -1.0}}', "expected a temperature above 0, got -1"),
+        ('{"calibration": {"slope": -1.0, "intercept": 0}}', "expected a slope above 0, got -1"),
     ],
 )
-def test_an_unusable_temperature_is_refused(
+def test_an_unusable_calibration_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None, message: str
 ) -> None:
     if content is not None:
