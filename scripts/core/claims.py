@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -131,27 +130,10 @@ class Claims:
                 if self._depth == 0:
                     self.release(_LOCK)
 
-    @contextlib.contextmanager
-    def private_folder(self, name: str) -> Iterator[Path]:
-        """An empty folder beside the results that no other writer uses; gone at the end unless it was moved."""
-        path = self.folder / f"{name}.{MACHINE}.{self.process}.{uuid.uuid4().hex[:12]}.partial"
-        while not _make(path):
-            self._make_folder()
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            self._tidy()
-
     def sweep(self) -> None:
         """Remove what ended processes have left behind."""
         if not self.folder.is_dir():
             return
-        for path in self.folder.glob("*.partial"):
-            with contextlib.suppress(OSError, ValueError):
-                *_, machine, process, _token, _suffix = path.name.split(".")
-                gone = is_gone(machine, int(process)) or self._age_s(path) > 30.0 * STALE_S
-                shutil.rmtree(path, ignore_errors=True) if gone else None
         for path in self.folder.glob("*.claim"):
             with contextlib.suppress(OSError):
                 self._take_over(path)

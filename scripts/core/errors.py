@@ -21,19 +21,6 @@ class DataError(UserError, ValueError):
     """Files that can be read but do not belong together, or hold nothing to work with."""
 
 
-def checked_switch(name: str, value: object) -> bool:
-    """A setting that is on or off; the command line passes ``true`` and ``false`` on as text.
-
-    Raises:
-        SettingError: anything else.
-    """
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    raise SettingError(f"{name}: expected true or false, got {value!r}")
-
-
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
 

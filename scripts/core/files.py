@@ -1,20 +1,32 @@
-"""Writing without half-written files: a temporary name beside the target first, one rename at the end."""
+"""Files that are complete or not there: a hidden name beside the target first, one rename at the end.
+
+Whatever the bundle writes goes through :func:`replacing`. A process that is killed leaves
+``.NAME.MACHINE.PROCESS.partial`` behind and nothing under a final name; :func:`remove_abandoned` clears such leftovers.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import io
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from .errors import DataError, UserError
+from .processes import MACHINE, is_gone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ABANDONED_S = 3600.0  # writing takes seconds: what another machine left this long ago is nobody's
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
 
@@ -61,83 +73,189 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` whole or not at all; a former file stays until the new one is complete.
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A hidden name of this process beside ``path``, for a file or folder; what stands there at the end is removed."""
+    new = path.with_name(f".{path.name}.{MACHINE}.{os.getpid()}.partial")
+    _remove(new)
+    try:
+        yield new
+    finally:
+        _remove(new)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a complete file or folder its final name; a former one stays until then, and on any error.
+
+    Killed between the two renames that a folder takes, the former one is left as ``.NAME.former``; :func:`put_back`.
+    One process at a time may do this.
+
+    Raises:
+        OSError: it cannot be renamed, or a folder would take the place of a file, or the other way round.
+    """
+    put_back(path)
+    if not (new.is_dir() and path.is_dir()):
+        new.replace(path)
+        return
+    former = _former(path)
+    _remove(former)
+    path.rename(former)
+    try:
+        new.rename(path)
+    except OSError:
+        former.rename(path)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Give a folder its name again that a killed process had moved aside to replace it."""
+    if not path.exists() and _former(path).is_dir():
+        _former(path).rename(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, expected: str = "room in a writable folder") -> Iterator[Path]:
+    """A name to write a file or folder to, which becomes ``path`` at the end; on any error ``path`` stays as it was.
+
+    Args:
+        path: what to make or replace.
+        expected: for the message.
 
     Raises:
         OutputError: the disk is full, the folder is missing or read-only, ….
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with beside(path) as new:
+            yield new
+            put_in_place(new, path)
     except OSError as error:
-        raise output_error(path, f"room for {len(content)} bytes in a writable folder", error) from error
-    finally:
-        partial.unlink(missing_ok=True) if partial.is_file() else None
+        raise output_error(path, expected, error) from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that have ended were writing into a folder when they were killed."""
+    for partial in folder.glob(".*.partial"):
+        *_, machine, process, _ = partial.name.rsplit(".", 3)
+        with contextlib.suppress(OSError):  # another process is as fast
+            is_old = time.time() - partial.stat().st_mtime > ABANDONED_S
+            if is_old or (process.isdecimal() and is_gone(machine, int(process))):
+                _remove(partial)
+
+
+def _former(path: Path) -> Path:
+    return path.with_name(f".{path.name}.former")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` whole or not at all; a former file stays until the new one is complete.
+
+    Raises:
+        OutputError: see :func:`replacing`.
+    """
+    with replacing(path, f"room for {len(content)} bytes in a writable folder") as new:
+        new.write_bytes(content)
     return path
+
+
+def write_json(path: Path, value: Any, indent: int = 1) -> Path:
+    """Write plain values as strict JSON, whole or not at all.
+
+    Raises:
+        OutputError: see :func:`replacing`.
+        ValueError: NaN or infinity, which JSON does not know.
+    """
+    return write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
+    """Write a table, its column names first, whole or not at all.
+
+    Raises:
+        OutputError: see :func:`replacing`.
+    """
+    return write_bytes(path, csv_text(rows).encode())
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV; a value that is ``None`` is an empty cell."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def write_figure(path: Path, figure: Figure, **settings: Any) -> Path:
     """Write a figure in the format of the path's ending, whole or not at all; ``settings`` as ``savefig`` takes them.
 
     Raises:
-        OutputError: see :func:`write_bytes`.
+        OutputError: see :func:`replacing`.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower() or "png", **settings)
-    return write_bytes(path, buffer.getvalue())
+    with replacing(path) as new:
+        figure.savefig(new, format=path.suffix[1:].lower() or "png", **settings)
+    return path
 
 
-def replace_folder(target: Path, new: Path, replaceable: Collection[str]) -> None:
-    """Put a folder in the place of a former one; on any error ``target`` stays as it was.
-
-    A run killed between the two renames leaves the former folder as ``.<name>.former``; the next call puts it back.
-    One process at a time may do this.
+def read_csv(
+    path: str | os.PathLike[str], columns: Sequence[str] = (), error: type[UserError] = DataError
+) -> list[tuple[int, dict[str, str]]]:
+    """Read a table whose first row names its columns; blank rows and spaces around values are left out.
 
     Args:
-        target: the folder to make or replace.
-        new: what it will be; on the same file system.
-        replaceable: file names a former ``target`` may hold. The names in the new folder and what file browsers
-            leave behind may be replaced as well; anything else is somebody's work and is not deleted.
+        path: UTF-8, separated by commas, semicolons or tabs.
+        columns: must be there.
+        error: what to raise.
+
+    Returns:
+        Number of the row in the file, from 1, and its values by column; a row may be shorter than the first.
 
     Raises:
-        OutputError: it cannot be moved, or ``target`` holds other files.
+        DataError: no file, another encoding, or a column is missing.
     """
-    former = target.with_name(f".{target.name}.former")
     try:
-        put_back(target)
-        _clear(former)
-        check_replaceable(target, {*replaceable, *(entry.name for entry in new.iterdir())})
-        _swap(new, target, former)
-    except OSError as error:
-        raise output_error(target, "a result folder that can be written", error) from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        lines = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+        rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
+    except (OSError, UnicodeDecodeError, csv.Error) as cause:
+        raise error(f"{path}: expected a CSV (UTF-8), got none ({cause}); check the path") from cause
+    names = rows[0][1] if rows else []
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise error(
+            f"{path}: expected the columns {', '.join(columns)}; missing: {', '.join(missing)}; "
+            f"got {', '.join(names)[:200] or 'an empty file'}; name the columns in the first row"
+        )
+    return [(number, dict(zip(names, row, strict=False))) for number, row in rows[1:]]
 
 
-def put_back(target: Path) -> None:
-    """Give a folder its name again that a killed run had moved aside to replace it."""
-    former = target.with_name(f".{target.name}.former")
-    if former.is_dir() and not target.exists():
-        former.rename(target)
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _swap(partial: Path, target: Path, former: Path) -> None:
-    """Rename ``target`` away and ``partial`` in; a failure of the second step undoes the first."""
-    if not target.exists():
-        partial.rename(target)
-        return
-    target.rename(former)
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that the bundle has written; empty where it is missing or is none."""
     try:
-        partial.rename(target)
-    except OSError:
-        former.rename(target)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """What tells a file from its earlier self: path, bytes, time of the last change in ns; -1 where out of reach."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path with a NUL
+        return str(path), -1, -1
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain values, 64 hexadecimal digits; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:

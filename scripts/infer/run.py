@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ..core.claims import BusyError
-from ..core.errors import SettingError, UserError, checked_switch, is_command_line, reason_of, user_error_in
+from ..core.errors import SettingError, UserError, is_command_line, reason_of, user_error_in
 from ..core.paths import printable
 from ..core.records import ScanResult, SearchRegion
+from ..core.text import parse_bool
 from ..read.dicom_header import read_identity
 from ..read.reader import FILE_SEPARATOR, find_scans
 from ..read.scan import published_reason
@@ -337,7 +338,7 @@ class WriteResultd(Transform):
     ) -> None:
         self.writer, self.log = writer, log
         self.model, self.settings = dict(model), dict(settings)
-        self.show_identity = checked_switch("show_identity", show_identity)
+        self.show_identity = parse_bool("show_identity", show_identity)
         self._pool = ThreadPoolExecutor(1, "write") if behind else None
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,6 +229,27 @@ def read_dataset(file: BinaryIO, **options: Any) -> pydicom.FileDataset:
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     return dataset
+
+
+def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> pydicom.FileDataset:
+    """Read a DICOM file, with or without the mark after its preamble, without judging formalities.
+
+    Values are decoded when they are first asked for; where that must not warn either, do it inside :data:`lenient`.
+
+    Args:
+        path: the file.
+        tags: keywords of what is needed; ``None``: all.
+        pixels: whether to read the pixel data.
+
+    Raises:
+        ScanError: the file is missing, damaged, or no DICOM.
+    """
+    try:
+        with lenient, open(path, "rb") as file:
+            wanted: list[Any] | None = None if tags is None else [*tags]
+            return read_dataset(file, stop_before_pixels=not pixels, specific_tags=wanted)
+    except Exception as error:  # pydicom raises almost any type on damaged bytes
+        raise ScanError(f"{path}: expected a DICOM file, cannot read it ({error}); copy it again.") from error
 
 
 def begins_as_dataset(start: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.files import digest_of, stamp
 from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..read.text_headers import data_files
@@ -29,21 +29,14 @@ def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
         64 hexadecimal digits (SHA-256).
     """
     marks = sorted(mark for file in files for mark in _marks(Path(os.path.abspath(file))))
-    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    return digest_of(marks)
 
 
 def _marks(path: Path) -> list[tuple[str, int, int]]:
     """Path, size in bytes and time in ns of a file and of those it names, or of every file below a folder."""
     if kind_of(path) == "folder":
         return [mark for entry in path.rglob("*") if not entry.is_dir() for mark in _marks(entry)]
-    marks = []
-    for file in (path, *data_files(path)):
-        try:
-            status = os.stat(file)
-            marks.append((str(file), status.st_size, status.st_mtime_ns))
-        except (OSError, ValueError):  # missing, or out of reach: the reader says so
-            marks.append((str(file), -1, -1))
-    return marks
+    return [stamp(file) for file in (path, *data_files(path))]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -15,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from ..core.claims import claims_on
-from ..core.files import OutputError, checked_name, is_name, writable_folder, write_bytes
+from ..core.files import (
+    OutputError,
+    checked_name,
+    csv_text,
+    is_name,
+    read_record,
+    stamp,
+    writable_folder,
+    write_bytes,
+    write_csv,
+)
 from ..core.geometry import spacing_mm, swap_lps_ras
 from ..core.paths import printable
 from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
@@ -71,7 +79,7 @@ class NodulesCsv:
             for nodule in result.nodules
         ]
         columns = [*NODULE_COLUMNS, *MEASUREMENTS, *DESCRIPTIONS]
-        return write_bytes(folder / self.filename, _csv_text([columns, *rows]).encode())
+        return write_csv(folder / self.filename, [columns, *rows])
 
 
 class PredictionTable:
@@ -107,11 +115,11 @@ class PredictionTable:
         name = checked_name(result.name)
         if name in self._names:
             raise ValueError(f"{self.path}: expected unique scan names in a run, got {name!r} again. Rename it.")
-        own = _csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
+        own = csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
         with self._claims.lock():
             # A folder that another machine has just written may not be seen here yet: its rows stay.
             self._write({**_lines_of(self.path), **self._there(), name: own})
-            self._read[name] = (file_stamp(self._record(name)), own)
+            self._read[name] = (stamp(self._record(name)), own)
         self._names.add(name)
 
     def _there(self) -> dict[str, str]:
@@ -122,25 +130,16 @@ class PredictionTable:
 
     def _rows(self, name: str) -> str | None:
         """The rows of a result, read when it is new or has changed; ``None`` where it does not list its candidates."""
-        stamp = file_stamp(self._record(name))
-        if self._read.get(name, (None, None))[0] != stamp:
-            self._read[name] = (stamp, _stored_lines(self._record(name)))
+        now = stamp(self._record(name))
+        if self._read.get(name, (None, None))[0] != now:
+            self._read[name] = (now, _stored_lines(self._record(name)))
         return self._read[name][1]
 
     def _record(self, name: str) -> Path:
         return self.path.parent / name / NodulesJson.filename
 
     def _write(self, rows: Mapping[str, str]) -> None:
-        write_bytes(self.path, "".join([_csv_text([LUNA16_COLUMNS]), *(rows[n] for n in sorted(rows))]).encode())
-
-
-def file_stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from another one that takes its place."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+        write_bytes(self.path, "".join([csv_text([LUNA16_COLUMNS]), *(rows[n] for n in sorted(rows))]).encode())
 
 
 def _lines_of(path: Path) -> dict[str, str]:
@@ -170,15 +169,6 @@ def _check_predictions(path: Path) -> None:
         )
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A ``nodules.json``; empty where it is missing or is no JSON object."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _stored_lines(path: Path) -> str | None:
     """CSV lines of a result that stands in its folder; ``None`` where it does not list its candidates."""
     record, name = read_record(path), path.parent.name
@@ -188,7 +178,7 @@ def _stored_lines(path: Path) -> str | None:
         ]
     except (KeyError, TypeError):
         return None
-    return _csv_text(candidates)
+    return csv_text(candidates)
 
 
 def scan_record(result: ScanResult) -> dict[str, Any]:
@@ -326,12 +316,6 @@ def _json_text(record: Mapping[str, Any]) -> str:
         items = ",\n    ".join(map(line, value)) if isinstance(value, list) else ""
         fields.append(f"  {line(name)}: " + (f"[\n    {items}\n  ]" if items else line(value)))
     return "{\n" + ",\n".join(fields) + "\n}\n"
-
-
-def _csv_text(rows: Iterable[Iterable[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
 
 
 def plain(value: Any) -> Any:

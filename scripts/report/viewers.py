@@ -6,14 +6,13 @@ the programs document: Slicer's markups JSON (schema 1.0.3) and colour table, IT
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from ..core.files import write_bytes
+from ..core.files import write_bytes, write_json
 from ..core.records import Nodule, ScanResult
 from .html.page import shown_probability
 from .tables import candidate_record
@@ -47,8 +46,7 @@ class SlicerMarkups:
             "controlPoints": [_point(nodule) for nodule in result.nodules],
             "display": {"visibility": True, "pointLabelsVisibility": True, "propertiesLabelVisibility": False},
         }
-        text = json.dumps({"@schema": MARKUPS_SCHEMA, "markups": [points]}, indent=2, allow_nan=False)
-        return write_bytes(folder / self.filename, (text + "\n").encode())
+        return write_json(folder / self.filename, {"@schema": MARKUPS_SCHEMA, "markups": [points]}, indent=2)
 
 
 class SlicerLabels:

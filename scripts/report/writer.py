@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..core.claims import claims_on
-from ..core.errors import checked_switch
 from ..core.files import (
     OutputError,
+    beside,
     check_replaceable,
     checked_name,
     output_error,
     put_back,
-    replace_folder,
+    put_in_place,
+    read_record,
+    remove_abandoned,
     writable_folder,
 )
 from ..core.records import ScanResult
+from ..core.text import parse_bool
 from .fingerprint import Fingerprint
-from .tables import NodulesJson, PredictionTable, read_record
+from .tables import NodulesJson, PredictionTable
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +76,14 @@ class ResultWriter:
     ) -> None:
         if not writers:
             raise ValueError("Expected at least one writer, got none. List e.g. NodulesJson in the configuration.")
-        self.overwrite = checked_switch("overwrite", overwrite)
+        self.overwrite = parse_bool("overwrite", overwrite)
         self.output_dir = writable_folder(output_dir)
         self.writers = tuple(writers)
         self.predictions = predictions
         self._files = _RESULT_FILES | {writer.filename for writer in writers}
         self.claims = claims_on(self.output_dir)
         self.claims.sweep()
-        for partial in self.output_dir.glob(".*.partial/"):  # of a killed run of version 0.3 or before
-            shutil.rmtree(partial, ignore_errors=True)
+        remove_abandoned(self.output_dir)
 
     def folder(self, name: str) -> Path:
         """Where the result of a scan belongs.
@@ -142,7 +143,8 @@ class ResultWriter:
         self.claims.take(name, result.input_digest)
         try:
             self.finished(name, Fingerprint.of_result(result))
-            with self.claims.private_folder(name) as folder:
+            with beside(target) as folder:
+                folder.mkdir()
                 self._fill(folder, result)
                 with self.claims.lock():
                     self._put_in_place(folder, result)
@@ -167,6 +169,6 @@ class ResultWriter:
                 "this one stood still too long. Search it again."
             )
         self.finished(result.name, Fingerprint.of_result(result))
-        replace_folder(target, folder, self._files)
+        put_in_place(folder, target)
         if self.predictions is not None:
             self.predictions.append(result)

@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.claims import BusyError, claims_on
-from ..core.errors import SettingError, UserError, checked_switch
+from ..core.errors import SettingError, UserError
 from ..core.files import writable_folder
+from ..core.text import parse_bool
 from ..network import save_weights
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class TrainingState:
 
     def __init__(self, path: str, objects: Mapping[str, Any], *, resume: bool = True) -> None:
         self.path, self.objects = Path(path), dict(objects)
-        self.resume = checked_switch("resume", resume)
+        self.resume = parse_bool("resume", resume)
         self._epochs_done = 0
         self._random: dict[str, Any] | None = None
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.core.errors import (
-    SettingError,
     UserError,
-    checked_switch,
     reason_of,
     show_user_errors_plainly,
     user_error_in,
@@ -103,14 +101,3 @@ def test_program_ends_with_code_1(raised: str, shown: str | None) -> None:
 def test_importing_changes_nothing_of_the_process() -> None:
     code = "import sys; hook = sys.excepthook; import scripts.core.errors; assert sys.excepthook is hook"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize(("value", "on"), [(True, True), (False, False), ("true", True), ("FALSE", False)])
-def test_a_switch_is_on_or_off_as_text_too(value: object, on: bool) -> None:
-    assert checked_switch("overwrite", value) is on
-
-
-@pytest.mark.parametrize("value", ["yes", "", 1, 0, None])
-def test_a_switch_that_is_neither_is_refused(value: object) -> None:
-    with pytest.raises(SettingError, match=r"^overwrite: expected true or false, got "):
-        checked_switch("overwrite", value)

@@ -14,7 +14,8 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigExpression, ConfigParser
 
 from ..devices import checked_device
-from ..errors import SettingError, checked_switch
+from ..errors import SettingError
+from ..text import parse_bool
 from .call import SEPARATOR, OverrideError, shown
 from .names import is_syntax
 
@@ -181,7 +182,7 @@ def _switch(name: str, value: Any, word: str | None) -> Any:
     if is_syntax(value):
         return value
     try:
-        return checked_switch(name, value)
+        return parse_bool(name, value)
     except SettingError as error:
         raise OverrideError(str(error)) from None
 

@@ -10,21 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from ...core.records import Nodule, ScanResult
-from ...read.dicom_header import lenient
+from ...read.dicom_header import lenient, read_dicom
 from ..tables import DISCLAIMER, nodule_record
 from .objects import MAKER, Device, finished, identification, new_uid, tracking_id
 from .source import SourceSeries
 
 SERIES_NUMBER = 9002  # far from those of scanners
-_SEGMENTATION_TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence"),
-]
+_SEGMENTATION_TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence")
 
 # How published reports on LIDC-IDRI code the texture (doi:10.1002/mp.14445).
 _TEXTURE = sr.CodedConcept("C41144", "NCIt", "Texture")
@@ -50,7 +47,7 @@ def report_of(result: ScanResult, source: SourceSeries, segmentation: Path) -> b
         evidence = list(source.slices)
         segments: dict[str, tuple[Dataset, Dataset]] = {}
         if segmentation.exists():
-            read = pydicom.dcmread(segmentation, stop_before_pixels=True, specific_tags=[*_SEGMENTATION_TAGS])
+            read = read_dicom(segmentation, _SEGMENTATION_TAGS)
             evidence.append(read)
             segments = {str(segment.TrackingID): (read, segment) for segment in read.SegmentSequence}
         algorithm = _algorithm(result, device)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from pydicom.datadict import keyword_for_tag
@@ -18,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from ...read.dicom_header import floats_of, lenient, read_dataset
+from ...read.dicom_header import floats_of, lenient, read_dicom
 from ...read.scan import ScanError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | No
     with lenient:
         header = _header(files[0])
         gaps = _drop_unreadable(header)
-        slices = [_header(file, [*_OF_EACH_SLICE]) for file in files]
+        slices = [_header(file, _OF_EACH_SLICE) for file in files]
         reason = _unfit(slices)
         if reason:
             logger.warning("%s: no DICOM objects are written: %s", files[0], reason)
@@ -90,17 +89,11 @@ def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | No
     return SourceSeries(stand_ins, header)
 
 
-def _header(file: str, tags: list[Any] | None = None) -> Dataset:
-    try:
-        with open(file, "rb") as stream:
-            dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=tags)
-        if "SOPInstanceUID" not in dataset and "MediaStorageSOPInstanceUID" in dataset.file_meta:
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        return dataset
-    except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(
-            f"{file}: expected the DICOM slice read before, cannot read it again ({error}); keep the scan in place."
-        ) from error
+def _header(file: str, tags: Sequence[str] | None = None) -> Dataset:
+    dataset = read_dicom(file, tags)
+    if "SOPInstanceUID" not in dataset and "MediaStorageSOPInstanceUID" in dataset.file_meta:
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+    return dataset
 
 
 def _drop_unreadable(header: Dataset) -> list[str]:

@@ -11,11 +11,11 @@ from html import unescape
 from pathlib import Path
 
 from ...core.claims import claims_on
-from ...core.files import OutputError, is_name, writable_folder, write_bytes
+from ...core.files import OutputError, is_name, read_record, stamp, writable_folder, write_bytes
 from ...core.paths import printable
 from ...core.records import ScanResult
 from ...read.scan import IMAGE_SUFFIXES
-from ..tables import NodulesJson, file_stamp, published_source, read_record, source_name
+from ..tables import NodulesJson, published_source, source_name
 from .page import HtmlReport
 from .render import render_page
 
@@ -77,7 +77,7 @@ class RunIndex:
         self.path = writable_folder(output_dir) / self.filename
         self.date = date
         self.order: tuple[str, ...] = ()
-        self._before = file_stamp(self.path)
+        self._before = stamp(self.path)
         self._scans: list[ScanRow] = []
         self._failures: list[tuple[str, str]] = []
         if self.path.exists() and not self._is_former():
@@ -173,7 +173,7 @@ class RunIndex:
             if is_name(record.parent.name) and record.parent.name not in known and read_record(record):
                 known.add(record.parent.name)
                 self.add_former(record.parent)
-        if file_stamp(self.path) not in (None, self._before) and self._is_former():
+        if stamp(self.path) != self._before and self._is_former():
             text = self.path.read_text(encoding="utf-8")
             refused = [(unescape(name), unescape(reason)) for name, reason in _REFUSED.findall(text)]
             self._failures += [(name, reason) for name, reason in refused if name not in known]

@@ -14,6 +14,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ...core.text import shown_duration
+
 _TEMPLATES = Path(__file__).parent / "templates"
 DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
 
@@ -45,19 +47,6 @@ def shown_probability(probability: float) -> str:
     return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"
 
 
-def shown_seconds(seconds: float) -> str:
-    """A duration for the reader: "0.8 s", "34 s", "5 min 12 s", "2 h 5 min"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def _plain_number(value: float, decimals: int = 2) -> str:
     """For SVG, CSS and scripts."""
     return f"{value:.{decimals}f}"
@@ -81,5 +70,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["number"] = shown_number
     environment.filters["plain"] = _plain_number
     environment.filters["probability"] = shown_probability
-    environment.filters["seconds"] = shown_seconds
+    environment.filters["seconds"] = shown_duration
     return environment

@@ -1,0 +1,30 @@
+"""Text to values, and values to text."""
+
+from __future__ import annotations
+
+from .errors import SettingError
+
+
+def parse_bool(name: str, value: object) -> bool:
+    """A setting that is on or off; the command line passes ``true`` and ``false`` on as text.
+
+    Raises:
+        SettingError: anything else.
+    """
+    text = str(value).lower()
+    if isinstance(value, bool) or (isinstance(value, str) and text in ("true", "false")):
+        return text == "true"
+    raise SettingError(f"{name}: expected true or false, got {value!r}")
+
+
+def shown_duration(seconds: float) -> str:
+    """A duration for the reader: "0.8 s", "34 s", "5 min 12 s", "2 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
