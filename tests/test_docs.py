@@ -1,0 +1,40 @@
+"""The pages of the project: their links lead somewhere, and what two of them say is the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and not (
+            target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8")))
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_front_page_and_the_model_card_give_the_same_results() -> None:
+    tables = [
+        re.findall(r"^\| Measured .*?(?=\n\n)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        for name in ("README.md", "docs/README.md")
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 1
