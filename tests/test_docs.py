@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import SOURCES, imports
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def anchors(text: str) -> set[str]:
@@ -38,3 +42,26 @@ def test_the_front_page_and_the_model_card_give_the_same_results() -> None:
     ]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(scripts\.[\w.]+)`", ARCHITECTURE))))
+def test_the_components_that_the_architecture_names_exist(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_drawing_of_the_architecture_shows_the_imports() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in SOURCES.items():
+        if module.startswith("scripts."):
+            names = imports(path.read_text(encoding="utf-8"), module, package=path.name == "__init__.py")
+            taken = {name.split(".")[1] for name in names if name.startswith("scripts.")}
+            own = module.split(".")[1]
+            graph[own] = graph.get(own, set()) | (taken - {own})
+
+    def below(package: str) -> set[str]:
+        return graph[package].union(*map(below, graph[package]))
+
+    direct = {name: taken - set().union(*map(below, taken)) for name, taken in graph.items()}
+    drawn = re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE, re.MULTILINE)
+    assert sorted(drawn) == sorted((name, other) for name, others in direct.items() for other in others)
