@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +67,33 @@ def test_the_drawing_of_the_architecture_shows_the_imports() -> None:
     direct = {name: taken - set().union(*map(below, taken)) for name, taken in graph.items()}
     drawn = re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE, re.MULTILINE)
     assert sorted(drawn) == sorted((name, other) for name, others in direct.items() for other in others)
+
+
+def component(config: Any, target: str) -> Any:
+    """The first component of a graph whose ``_target_`` ends so."""
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    if isinstance(config, dict) and str(config.get("_target_")).endswith(target):
+        return config
+    return next((found for part in parts if (found := component(part, target)) is not None), None)
+
+
+def test_the_method_gives_the_numbers_of_the_configurations() -> None:
+    train, found = (json.loads((ROOT / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
+    crops, donors = component(train, ".RandomCropd"), component(train, ".InsertNodulesd")
+    window, overlap = found["window_size"][0], found["window_overlap"]
+    page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split()).replace(" %", "%")
+    said = [
+        f"the lungs plus {found['lung_margin_mm']:.0f} mm",
+        "[{:.0f}, {:.0f}] HU is scaled".format(*found["hu_window"]),
+        f"at most {window}³ voxels that overlap by {window * overlap:.0f}",
+        f"within {found['outside_lungs_mm']:.0f} mm of the lungs",
+        f"The best {found['top_k']} pass through non-maximum suppression at an IoU of {found['nms_overlap']}",
+        f"are {train['crop_size']}³ voxels at {train['spacing_mm'][0]:.0f} mm. {train['nodule_share']:.0%} of them",
+        f"rotation by ±{crops['rotate_degrees']:.0f}° and zoom by {crops['scale'][0]}–{crops['scale'][1]}",
+        f"In {train['insertion_share']:.0%} of the crops",
+        f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation). {donors['bordering']:.0%} are",
+        f"In {train['added_share']:.0%} (`added_share`)",
+        f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
+        f"{donors['cored']:.0%} of these keep",
+    ]
+    assert [words for words in said if words not in page] == []
