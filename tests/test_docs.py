@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scripts.train.insertion import FAINTEST_HU, FAINTEST_HU_MM
 from tests.test_architecture import SOURCES, imports
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,5 +96,7 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"In {train['added_share']:.0%} (`added_share`)",
         f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
         f"{donors['cored']:.0%} of these keep",
+        f"at least {FAINTEST_HU:.0f} HU ({FAINTEST_HU_MM:.0f} HU·mm divided by the diameter below "
+        f"{FAINTEST_HU_MM / FAINTEST_HU:.0f} mm)",
     ]
     assert [words for words in said if words not in page] == []
