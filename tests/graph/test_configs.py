@@ -84,8 +84,8 @@ def test_windows_stitch_at_whole_cells() -> None:
 
 
 def test_the_papers_settings_can_be_laid_over_the_training_graph(bundle_root: str, small_data: Path) -> None:
-    """As docs/method.md shows them: the learning rate falls to a tenth after 150 epochs."""
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    """As docs/training.md shows them: the learning rate falls to a tenth after 150 epochs."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (published,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     overlay = {"bundle_root": bundle_root, "device": "$torch.device('cpu')", "epoch_length": 1, **json.loads(published)}
     parser = ConfigParser({**_config(TRAIN), **overlay})

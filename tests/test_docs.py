@@ -1,0 +1,102 @@
+"""The pages of the project: their links lead somewhere, and what two of them say is the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.train.insertion import FAINTEST_HU, FAINTEST_HU_MM
+from tests.test_architecture import SOURCES, imports
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and not (
+            target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8")))
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_front_page_and_the_model_card_give_the_same_results() -> None:
+    tables = [
+        re.findall(r"^\| Measured .*?(?=\n\n)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        for name in ("README.md", "docs/README.md")
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(scripts\.[\w.]+)`", ARCHITECTURE))))
+def test_the_components_that_the_architecture_names_exist(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_drawing_of_the_architecture_shows_the_imports() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in SOURCES.items():
+        if module.startswith("scripts."):
+            names = imports(path.read_text(encoding="utf-8"), module, package=path.name == "__init__.py")
+            taken = {name.split(".")[1] for name in names if name.startswith("scripts.")}
+            own = module.split(".")[1]
+            graph[own] = graph.get(own, set()) | (taken - {own})
+
+    def below(package: str) -> set[str]:
+        return graph[package].union(*map(below, graph[package]))
+
+    direct = {name: taken - set().union(*map(below, taken)) for name, taken in graph.items()}
+    drawn = re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE, re.MULTILINE)
+    assert sorted(drawn) == sorted((name, other) for name, others in direct.items() for other in others)
+
+
+def component(config: Any, target: str) -> Any:
+    """The first component of a graph whose ``_target_`` ends so."""
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    if isinstance(config, dict) and str(config.get("_target_")).endswith(target):
+        return config
+    return next((found for part in parts if (found := component(part, target)) is not None), None)
+
+
+def test_the_method_gives_the_numbers_of_the_configurations() -> None:
+    train, found = (json.loads((ROOT / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
+    crops, donors = component(train, ".RandomCropd"), component(train, ".InsertNodulesd")
+    window, overlap = found["window_size"][0], found["window_overlap"]
+    page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split()).replace(" %", "%")
+    said = [
+        f"the lungs plus {found['lung_margin_mm']:.0f} mm",
+        "[{:.0f}, {:.0f}] HU is scaled".format(*found["hu_window"]),
+        f"at most {window}³ voxels that overlap by {window * overlap:.0f}",
+        f"within {found['outside_lungs_mm']:.0f} mm of the lungs",
+        f"The best {found['top_k']} pass through non-maximum suppression at an IoU of {found['nms_overlap']}",
+        f"are {train['crop_size']}³ voxels at {train['spacing_mm'][0]:.0f} mm. {train['nodule_share']:.0%} of them",
+        f"rotation by ±{crops['rotate_degrees']:.0f}° and zoom by {crops['scale'][0]}–{crops['scale'][1]}",
+        f"In {train['insertion_share']:.0%} of the crops",
+        f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation). {donors['bordering']:.0%} are",
+        f"In {train['added_share']:.0%} (`added_share`)",
+        f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
+        f"{donors['cored']:.0%} of these keep",
+        f"at least {FAINTEST_HU:.0f} HU ({FAINTEST_HU_MM:.0f} HU·mm divided by the diameter below "
+        f"{FAINTEST_HU_MM / FAINTEST_HU:.0f} mm)",
+    ]
+    assert [words for words in said if words not in page] == []
