@@ -19,7 +19,17 @@ from scripts.core.files import OutputError, writable_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "lung_nodule_ct_detection_segmentation"
-PARTS = ("LICENSE", "CITATION.cff", "requirements.txt", "configs", "docs", "models", "scripts")
+PARTS = (
+    "LICENSE",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Dockerfile",
+    "requirements.txt",
+    "configs",
+    "docs",
+    "models",
+    "scripts",
+)
 RELEASED = re.compile(r"models/[^/]+\.pt|(?!models/).*")  # exported networks are the user's
 CARD = Path("docs/README.md")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip

@@ -10,21 +10,31 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
+import monai.bundle.scripts
+import pytest
 import yaml
 from monai.apps.utils import extractall
-from monai.bundle import verify_net_in_out
+from monai.bundle import push_to_hf_hub, verify_net_in_out
 from packaging.requirements import Requirement
 
 from tests.bundle import ROOT, command
-from tools.package import NAME, main
+from tools.package import NAME, PARTS, main
 
 ZOO_LIMIT_BYTES = 25_000_000
 
 
-def links(page: Path) -> list[str]:
-    """Files that a page's links name, from its folder on."""
-    return re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+def links_to_nothing(bundle: Path) -> list[str]:
+    """Links between files of which the other end is missing."""
+    links = [
+        (page, link)
+        for page in sorted(bundle.rglob("*.md"))
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 50
+    return [f"{page.relative_to(bundle)}: {link}" for page, link in links if not (page.parent / link).exists()]
 
 
 def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -> None:
@@ -36,9 +46,7 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
         assert not [name for name in content.namelist() if "__pycache__" in name or "/tests/" in name]
     extractall(archive, tmp_path / "bundles", has_base=True)
     bundle = tmp_path / "bundles" / NAME
-    for page in (bundle / "docs").glob("*.md"):
-        inside = [link for link in links(page) if not link.startswith("../")]
-        assert [link for link in inside if not (page.parent / link).exists()] == [], page.name
+    assert links_to_nothing(bundle) == []
     config, meta = str(bundle / "configs/inference.json"), str(bundle / "configs/metadata.json")
     verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2)
     result = command(
@@ -50,18 +58,40 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
     assert (tmp_path / "found/phantom_0000/report.html").exists()
 
 
-def test_what_a_push_to_a_hub_would_upload(tmp_path: Path) -> None:
-    """``monai.bundle push_to_hf_hub`` copies docs/README.md over the card where there is one: there must be none."""
+class Hub:
+    """In the place of the hub's client: notes what would be sent."""
+
+    sent: ClassVar[set[str]]
+
+    def __init__(self, token: str | None) -> None:
+        pass
+
+    def create_repo(self, **_: object) -> None:
+        pass
+
+    def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
+        folder = Path(folder_path)
+        Hub.sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        return repo_id
+
+
+def test_what_a_push_to_a_hub_would_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI copies docs/README.md over the card where there is one, and breaks its links: there must be none."""
     assert main(["hub", "--output_dir", str(tmp_path)]) == 0
     folder = tmp_path / NAME
-    assert not (folder / "docs/README.md").exists()
+    monkeypatch.setattr(monai.bundle.scripts, "huggingface_hub", SimpleNamespace(HfApi=Hub))
+    push_to_hf_hub(repo="owner/name", name=NAME, bundle_dir=str(tmp_path))
+    needed = {"README.md", "LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"}
+    assert needed <= Hub.sent
+    assert {name.split("/")[0] for name in Hub.sent} == {*PARTS, "README.md"}
+    assert [
+        name for name in Hub.sent if name == "docs/README.md" or re.search(r"/\.|__pycache__|\.(ts|onnx)$", name)
+    ] == []
     text = (folder / "README.md").read_text(encoding="utf-8")
     front, card = text.removeprefix("---\n").split("\n---\n\n", 1)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     assert card.startswith("# Description\n")
-    found = links(folder / "README.md")
-    assert len(found) > 5
-    assert [link for link in found if not (folder / link).exists()] == []
+    assert links_to_nothing(folder) == []
     assert not (ROOT / "docs/README.md").read_text(encoding="utf-8").startswith("---"), (
         "the zoo's card has no front matter"
     )
