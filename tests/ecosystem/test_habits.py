@@ -9,7 +9,7 @@ import fire
 import pytest
 from monai.bundle.scripts import run
 
-from scripts.errors import user_error_in
+from scripts.core.errors import user_error_in
 from tests.bundle import ROOT
 
 HINTS = {"ckpt_path": "checkpoint", "ckpt_dir": "output_dir", "epochs": "max_epochs", "amp": "precision"}
