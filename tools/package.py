@@ -57,7 +57,7 @@ def zoo(*, output_dir: str = "dist") -> None:
     version = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     path = writable_folder(output_dir) / f"{NAME}_v{version}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in _files():
+        for file in released_files():
             entry = zipfile.ZipInfo(f"{NAME}/{file.as_posix()}", ZIP_TIME)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, (ROOT / file).read_bytes(), zipfile.ZIP_DEFLATED)
@@ -79,7 +79,7 @@ def hub(*, output_dir: str = "dist") -> None:
     folder = writable_folder(output_dir) / NAME
     if folder.exists():
         raise OutputError(f"{folder}: expected nothing there, got a former folder; remove it, or name another one.")
-    for file in _files():
+    for file in released_files():
         if file != CARD:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, folder / file)
@@ -88,7 +88,7 @@ def hub(*, output_dir: str = "dist") -> None:
     print(folder)
 
 
-def _files() -> Iterator[Path]:
+def released_files() -> Iterator[Path]:
     """Files of the bundle, relative to its root."""
     for part in PARTS:
         whole = ROOT / part

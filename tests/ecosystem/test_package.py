@@ -21,7 +21,8 @@ from monai.bundle import push_to_hf_hub, verify_net_in_out
 from packaging.requirements import Requirement
 
 from tests.bundle import ROOT, command
-from tools.package import NAME, PARTS, main
+from tests.ecosystem.stand_ins import FOLDER, needs
+from tools.package import NAME, PARTS, main, released_files
 
 ZOO_LIMIT_BYTES = 25_000_000
 
@@ -56,6 +57,34 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "found/phantom_0000/report.html").exists()
+
+
+# What the zoo's setup.cfg, pyproject.toml and runtests.sh say, and the exceptions of CONTRIBUTING.md.
+ZOO_LINTERS = {
+    "isort": "--check --profile black --line-length 120",
+    "black": "--check --skip-magic-trailing-comma --line-length 120 -t py37 -t py38 -t py39",
+    "flake8": "--isolated --max-line-length 120 --select B,C,E,F,N,P,T4,W,B9 "
+    "--per-file-ignores __init__.py:F401,__main__.py:F401 "
+    "--ignore E203,E501,E741,W503,W504,C408,N812,B023,B907,N813,N814",
+}
+
+
+@needs("black", "lint")
+@pytest.mark.parametrize("linter", ZOO_LINTERS)
+def test_the_zoos_linters_pass(linter: str) -> None:
+    words = [sys.executable, "-m", linter, *ZOO_LINTERS[linter].split(), "scripts"]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER / "lint")}
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_zoos_pre_commit_takes_every_file_but_the_weights() -> None:
+    """At most 1 MB; text without blanks at the ends of lines, and with one end of line at its end."""
+    contents = {file.as_posix(): (ROOT / file).read_bytes() for file in released_files()}
+    assert [name for name, content in contents.items() if len(content) > 1024**2] == ["models/model.pt"]
+    texts = {name: content for name, content in contents.items() if b"\0" not in content}
+    assert [name for name, text in texts.items() if re.search(rb"[ \t]$", text, re.MULTILINE)] == []
+    assert [name for name, text in texts.items() if text and not re.search(rb"[^\n]\n\Z", text)] == []
 
 
 class Hub:
@@ -136,12 +165,7 @@ def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     (tmp_path / "elsewhere").mkdir()
     result = subprocess.run(
-        words,
-        cwd=tmp_path / "elsewhere",
-        env=os.environ | offline,
-        capture_output=True,
-        text=True,
-        check=False,
+        words, cwd=tmp_path / "elsewhere", env=os.environ | offline, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(list((tmp_path / "output").glob("*/report.html"))) == 4

@@ -22,9 +22,7 @@ from .objects import MAKER, Device, finished, identification, new_uid, tracking_
 from .source import SourceSeries
 
 SERIES_NUMBER = 9002  # far from those of scanners
-_SEGMENTATION_TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence"),
-]
+_SEGMENTATION_TAGS = [*("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence")]
 
 # How published reports on LIDC-IDRI code the texture (doi:10.1002/mp.14445).
 _TEXTURE = sr.CodedConcept("C41144", "NCIt", "Texture")
@@ -98,10 +96,7 @@ def _content(groups: list[Any], device: Device) -> Dataset:
 
 
 def _group(
-    nodule: Nodule,
-    algorithm: sr.AlgorithmIdentification,
-    source: SourceSeries,
-    segment: tuple[Dataset, Dataset] | None,
+    nodule: Nodule, algorithm: sr.AlgorithmIdentification, source: SourceSeries, segment: tuple[Dataset, Dataset] | None
 ) -> Any:
     """The measurement group of one nodule; ``segment``: the Segmentation, and its item of this nodule."""
     tracking_uid = new_uid() if segment is None else segment[1].TrackingUID
@@ -148,10 +143,7 @@ def _measurements(nodule: Nodule) -> list[sr.Measurement]:
         sr.Measurement(codes.SCT.LongAxis, record["long_axis_mm"], codes.UCUM.Millimeter),
         sr.Measurement(codes.SCT.ShortAxis, record["short_axis_mm"], codes.UCUM.Millimeter),
         sr.Measurement(
-            codes.DCM.AttenuationCoefficient,
-            record["mean_hu"],
-            codes.UCUM.HounsfieldUnit,
-            derivation=codes.SCT.Mean,
+            codes.DCM.AttenuationCoefficient, record["mean_hu"], codes.UCUM.HounsfieldUnit, derivation=codes.SCT.Mean
         ),
         certainty,
     ]
