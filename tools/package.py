@@ -68,7 +68,7 @@ def hub(*, output_dir: str = "dist") -> None:
     """Write the folder ``NAME``, as ``monai.bundle push_to_hf_hub --bundle_dir OUTPUT_DIR --name NAME`` uploads it.
 
     That command would copy ``docs/README.md`` over the card at the root, and break its links: here the card is at the
-    root only.
+    root only, and links lead there.
 
     Args:
         output_dir: where it goes; nothing of that name may be there.
@@ -83,6 +83,8 @@ def hub(*, output_dir: str = "dist") -> None:
         if file != CARD:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, folder / file)
+    for page in (folder / "docs").glob("*.md"):
+        page.write_text(page.read_text(encoding="utf-8").replace("](README.md", "](../README.md"), encoding="utf-8")
     card = _moved_links((ROOT / CARD).read_text(encoding="utf-8"))
     (folder / "README.md").write_text(FRONT_MATTER + card, encoding="utf-8")
     print(folder)
