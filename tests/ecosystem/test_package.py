@@ -49,7 +49,7 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
     bundle = tmp_path / "bundles" / NAME
     assert links_to_nothing(bundle) == []
     config, meta = str(bundle / "configs/inference.json"), str(bundle / "configs/metadata.json")
-    verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2)
+    verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2, bundle_root=str(bundle))  # as the zoo
     result = command(
         *("inference", "--config_file", config, "--output_dir", "found"),
         *("--input", str(small_data / "images/phantom_0000.nii.gz")),
