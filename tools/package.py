@@ -19,7 +19,17 @@ from scripts.core.files import OutputError, writable_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "lung_nodule_ct_detection_segmentation"
-PARTS = ("LICENSE", "CITATION.cff", "requirements.txt", "configs", "docs", "models", "scripts")
+PARTS = (
+    "LICENSE",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Dockerfile",
+    "requirements.txt",
+    "configs",
+    "docs",
+    "models",
+    "scripts",
+)
 RELEASED = re.compile(r"models/[^/]+\.pt|(?!models/).*")  # exported networks are the user's
 CARD = Path("docs/README.md")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip
@@ -47,7 +57,7 @@ def zoo(*, output_dir: str = "dist") -> None:
     version = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     path = writable_folder(output_dir) / f"{NAME}_v{version}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in _files():
+        for file in released_files():
             entry = zipfile.ZipInfo(f"{NAME}/{file.as_posix()}", ZIP_TIME)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, (ROOT / file).read_bytes(), zipfile.ZIP_DEFLATED)
@@ -58,7 +68,7 @@ def hub(*, output_dir: str = "dist") -> None:
     """Write the folder ``NAME``, as ``monai.bundle push_to_hf_hub --bundle_dir OUTPUT_DIR --name NAME`` uploads it.
 
     That command would copy ``docs/README.md`` over the card at the root, and break its links: here the card is at the
-    root only.
+    root only, and links lead there.
 
     Args:
         output_dir: where it goes; nothing of that name may be there.
@@ -69,16 +79,18 @@ def hub(*, output_dir: str = "dist") -> None:
     folder = writable_folder(output_dir) / NAME
     if folder.exists():
         raise OutputError(f"{folder}: expected nothing there, got a former folder; remove it, or name another one.")
-    for file in _files():
+    for file in released_files():
         if file != CARD:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, folder / file)
+    for page in (folder / "docs").glob("*.md"):
+        page.write_text(page.read_text(encoding="utf-8").replace("](README.md", "](../README.md"), encoding="utf-8")
     card = _moved_links((ROOT / CARD).read_text(encoding="utf-8"))
     (folder / "README.md").write_text(FRONT_MATTER + card, encoding="utf-8")
     print(folder)
 
 
-def _files() -> Iterator[Path]:
+def released_files() -> Iterator[Path]:
     """Files of the bundle, relative to its root."""
     for part in PARTS:
         whole = ROOT / part

@@ -2,9 +2,4 @@
 
 from .errors import UserError, prepare_process, reason_of, show_user_errors_plainly
 
-__all__ = [
-    "UserError",
-    "prepare_process",
-    "reason_of",
-    "show_user_errors_plainly",
-]
+__all__ = ["UserError", "prepare_process", "reason_of", "show_user_errors_plainly"]

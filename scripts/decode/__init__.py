@@ -4,9 +4,4 @@ from .candidates import DecodeCandidatesd, DropOutsideLungsd
 from .location import LocateNodulesd
 from .masks import OutlineNodulesd
 
-__all__ = [
-    "DecodeCandidatesd",
-    "DropOutsideLungsd",
-    "LocateNodulesd",
-    "OutlineNodulesd",
-]
+__all__ = ["DecodeCandidatesd", "DropOutsideLungsd", "LocateNodulesd", "OutlineNodulesd"]

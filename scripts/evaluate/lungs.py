@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
+POINTS = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv")
 SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
 SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
 OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
@@ -46,14 +47,7 @@ class Point:
     remark: str
 
 
-def score_lungs(
-    *,
-    scan_dir: str,
-    output_dir: str,
-    points: str = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv"),
-    checkpoint: str = "",
-    only: str = "",
-) -> None:
+def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = "", only: str = "") -> None:
     """Score the lung search at read points, and draw what it finds.
 
     Args:

@@ -52,12 +52,7 @@ def _draw(axes: Any, system: System, colour: str, dashes: str) -> None:
     interval = "" if drawn is None else f" ({drawn.cpm.low:.3f} to {drawn.cpm.high:.3f})"
     read = read_curve(curve.false_positives_per_scan, curve.sensitivity, BAND_RATES)
     axes.plot(
-        BAND_RATES,
-        read,
-        color=colour,
-        linestyle=dashes,
-        label=f"{system.name}: {curve.cpm:.3f}{interval}",
-        zorder=3,
+        BAND_RATES, read, color=colour, linestyle=dashes, label=f"{system.name}: {curve.cpm:.3f}{interval}", zorder=3
     )
     axes.plot(RATES, curve.readings, color=colour, linestyle="none", marker="o", markersize=4, zorder=3, clip_on=False)
     if drawn is not None:

@@ -31,7 +31,7 @@ ROOM_CELLS = 8  # around it
 FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
 SLAB_BLOCKS = 4  # of blocks averaged at once: they stay in the cache, and a volume in float32 is twice the scan
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
-RELEASED = BUNDLE_ROOT / "models" / "lung_search.pt"
+RELEASED = str(BUNDLE_ROOT / "models" / "lung_search.pt")
 
 
 class LungWeightsError(UserError, ValueError):
@@ -70,7 +70,7 @@ class LungSearch:
         LungWeightsError: no such file, or not the network's weights.
     """
 
-    def __init__(self, checkpoint: str = str(RELEASED), network: nn.Module | None = None) -> None:
+    def __init__(self, checkpoint: str = RELEASED, network: nn.Module | None = None) -> None:
         self.network = lung_network() if network is None else network
         if checkpoint:
             _load(self.network, checkpoint)

@@ -3,10 +3,4 @@
 from .datalist import check_evaluation_list, check_training_lists, load_datalist
 from .reader import LabelReader, ScanReader
 
-__all__ = [
-    "LabelReader",
-    "ScanReader",
-    "check_evaluation_list",
-    "check_training_lists",
-    "load_datalist",
-]
+__all__ = ["LabelReader", "ScanReader", "check_evaluation_list", "check_training_lists", "load_datalist"]

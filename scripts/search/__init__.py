@@ -2,8 +2,4 @@
 
 from .inferer import PrecisionInferer, WindowInferer, prepare_scan
 
-__all__ = [
-    "PrecisionInferer",
-    "WindowInferer",
-    "prepare_scan",
-]
+__all__ = ["PrecisionInferer", "WindowInferer", "prepare_scan"]

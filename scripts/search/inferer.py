@@ -152,13 +152,7 @@ class WindowInferer(Inferer):
     """
 
     def __init__(
-        self,
-        window_size: Sequence[int],
-        overlap: float,
-        stride: int,
-        reach_mm: float = math.inf,
-        *,
-        at_once: int = 1,
+        self, window_size: Sequence[int], overlap: float, stride: int, reach_mm: float = math.inf, *, at_once: int = 1
     ) -> None:
         super().__init__()
         self.size = tuple(int(n) // COARSEST_STRIDE for n in window_size)

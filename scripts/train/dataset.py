@@ -34,13 +34,7 @@ class CropDataset(Dataset):
     """
 
     def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        cache: ScanCache,
-        transform: Compose,
-        *,
-        seed: int,
-        nodule_share: float,
+        self, data: Sequence[Mapping[str, Any]], cache: ScanCache, transform: Compose, *, seed: int, nodule_share: float
     ) -> None:
         scans = CachedScans(data, cache)
         if len(scans) == 0:

@@ -109,9 +109,7 @@ def test_offsets_are_millimetres_along_the_axes_of_the_grid() -> None:
 
 
 @given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([(0,), (1,), (2,), (0, 2), (0, 1, 2)]),
-    st.sampled_from(sorted(AFFINES)),
+    st.integers(0, 2**32 - 1), st.sampled_from([(0,), (1,), (2,), (0, 2), (0, 1, 2)]), st.sampled_from(sorted(AFFINES))
 )
 def test_flipping_the_maps_and_the_grid_changes_nothing(seed: int, axes: tuple[int, ...], name: str) -> None:
     pred = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(seed))

@@ -60,3 +60,11 @@ def test_the_overlay_for_tensorrt_changes_nothing_without_a_gpu(network: torch.n
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         assert torch.equal(laid(image), network(image))
+
+
+def test_torch_compile_takes_the_network_as_one_graph(network: torch.nn.Module) -> None:
+    """As it is traced, without the time that generating code takes."""
+    image = torch.rand(1, 1, 32, 48, 32)
+    with torch.no_grad():
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(image), network(image))

@@ -16,10 +16,13 @@ ALGO, STATS = (
 )
 SMALL = '"epoch_length": 2, "batch_size": 1, "crop_size": 32, "num_workers": 0, "cache_workers": 0'
 
-# A second round begins with other weights: their average must not remember those of the first round.
+JOB = ALGO.replace('"epoch_length": 2', SMALL)
+
+# A second round begins with other weights: their average must not remember those of the first round. Then a second job
+# in the same folder, and statistics.
 CODE = f"""
-import warnings; warnings.simplefilter("ignore")
-{ALGO.replace('"epoch_length": 2', SMALL)}
+import os, warnings; warnings.simplefilter("ignore")
+{JOB}
 import torch
 from monai.fl.utils.constants import ModelType
 zeros = {{name: torch.zeros_like(value) for name, value in weights.weights.items()}}
@@ -31,6 +34,9 @@ print("AVERAGE", worst)
 for kind in (ModelType.BEST_MODEL, ModelType.FINAL_MODEL):
     print("TENSORS", len(algo.get_weights({{ExtraItems.MODEL_TYPE: kind}}).weights))
 algo.finalize()
+written = {{path: os.stat(path).st_mtime_ns for path in ("runs/federated/model.pt", "runs/federated/model_final.pt")}}
+{JOB}
+print("SECOND JOB", algo.trainer.state.epoch, [os.stat(path).st_mtime_ns > time for path, time in written.items()])
 {STATS}
 print("KEYS", sorted(map(str, answer.statistics)), answer.statistics["train"]["fail_count"])
 """
@@ -42,5 +48,6 @@ def test_rounds_of_a_client_in_another_folder(program: Program, elsewhere: Path)
     assert float(re.findall(r"^AVERAGE (\S+)", result.stdout, re.MULTILINE)[0]) < 0.01
     released = torch.load(ROOT / "models" / "model.pt", weights_only=True)
     assert re.findall(r"^TENSORS (\d+)", result.stdout, re.MULTILINE) == [str(len(released))] * 2
+    assert "SECOND JOB 1 [True, True]" in result.stdout, "it begins anew, and its models replace those of the first"
     assert "KEYS ['eval', 'total_data', 'train'] 0" in result.stdout
     assert not (elsewhere / "runs/federated/state.pt").exists()

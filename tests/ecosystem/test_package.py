@@ -10,21 +10,32 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
+import monai.bundle.scripts
+import pytest
 import yaml
 from monai.apps.utils import extractall
-from monai.bundle import verify_net_in_out
+from monai.bundle import push_to_hf_hub, verify_net_in_out
 from packaging.requirements import Requirement
 
 from tests.bundle import ROOT, command
-from tools.package import NAME, main
+from tests.ecosystem.stand_ins import FOLDER, needs
+from tools.package import NAME, PARTS, main, released_files
 
 ZOO_LIMIT_BYTES = 25_000_000
 
 
-def links(page: Path) -> list[str]:
-    """Files that a page's links name, from its folder on."""
-    return re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+def links_to_nothing(bundle: Path) -> list[str]:
+    """Links between files of which the other end is missing."""
+    links = [
+        (page, link)
+        for page in sorted(bundle.rglob("*.md"))
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 50
+    return [f"{page.relative_to(bundle)}: {link}" for page, link in links if not (page.parent / link).exists()]
 
 
 def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -> None:
@@ -36,11 +47,9 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
         assert not [name for name in content.namelist() if "__pycache__" in name or "/tests/" in name]
     extractall(archive, tmp_path / "bundles", has_base=True)
     bundle = tmp_path / "bundles" / NAME
-    for page in (bundle / "docs").glob("*.md"):
-        inside = [link for link in links(page) if not link.startswith("../")]
-        assert [link for link in inside if not (page.parent / link).exists()] == [], page.name
+    assert links_to_nothing(bundle) == []
     config, meta = str(bundle / "configs/inference.json"), str(bundle / "configs/metadata.json")
-    verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2)
+    verify_net_in_out("network_def", config_file=config, meta_file=meta, n=2, bundle_root=str(bundle))  # as the zoo
     result = command(
         *("inference", "--config_file", config, "--output_dir", "found"),
         *("--input", str(small_data / "images/phantom_0000.nii.gz")),
@@ -50,18 +59,68 @@ def test_the_zip_runs_where_monai_unpacks_it(tmp_path: Path, small_data: Path) -
     assert (tmp_path / "found/phantom_0000/report.html").exists()
 
 
-def test_what_a_push_to_a_hub_would_upload(tmp_path: Path) -> None:
-    """``monai.bundle push_to_hf_hub`` copies docs/README.md over the card where there is one: there must be none."""
+# What the zoo's setup.cfg, pyproject.toml and runtests.sh say, and the exceptions of CONTRIBUTING.md.
+ZOO_LINTERS = {
+    "isort": "--check --profile black --line-length 120",
+    "black": "--check --skip-magic-trailing-comma --line-length 120 -t py37 -t py38 -t py39",
+    "flake8": "--isolated --max-line-length 120 --select B,C,E,F,N,P,T4,W,B9 "
+    "--per-file-ignores __init__.py:F401,__main__.py:F401 "
+    "--ignore E203,E501,E741,W503,W504,C408,N812,B023,B907,N813,N814",
+}
+
+
+@needs("black", "lint")
+@pytest.mark.parametrize("linter", ZOO_LINTERS)
+def test_the_zoos_linters_pass(linter: str) -> None:
+    words = [sys.executable, "-m", linter, *ZOO_LINTERS[linter].split(), "scripts"]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER / "lint")}
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_zoos_pre_commit_takes_every_file_but_the_weights() -> None:
+    """At most 1 MB; text without blanks at the ends of lines, and with one end of line at its end."""
+    contents = {file.as_posix(): (ROOT / file).read_bytes() for file in released_files()}
+    assert [name for name, content in contents.items() if len(content) > 1024**2] == ["models/model.pt"]
+    texts = {name: content for name, content in contents.items() if b"\0" not in content}
+    assert [name for name, text in texts.items() if re.search(rb"[ \t]$", text, re.MULTILINE)] == []
+    assert [name for name, text in texts.items() if text and not re.search(rb"[^\n]\n\Z", text)] == []
+
+
+class Hub:
+    """In the place of the hub's client: notes what would be sent."""
+
+    sent: ClassVar[set[str]]
+
+    def __init__(self, token: str | None) -> None:
+        pass
+
+    def create_repo(self, **_: object) -> None:
+        pass
+
+    def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
+        folder = Path(folder_path)
+        Hub.sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        return repo_id
+
+
+def test_what_a_push_to_a_hub_would_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI copies docs/README.md over the card where there is one, and breaks its links: there must be none."""
     assert main(["hub", "--output_dir", str(tmp_path)]) == 0
     folder = tmp_path / NAME
-    assert not (folder / "docs/README.md").exists()
+    monkeypatch.setattr(monai.bundle.scripts, "huggingface_hub", SimpleNamespace(HfApi=Hub))
+    push_to_hf_hub(repo="owner/name", name=NAME, bundle_dir=str(tmp_path))
+    needed = {"README.md", "LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"}
+    assert needed <= Hub.sent
+    assert {name.split("/")[0] for name in Hub.sent} == {*PARTS, "README.md"}
+    assert [
+        name for name in Hub.sent if name == "docs/README.md" or re.search(r"/\.|__pycache__|\.(ts|onnx)$", name)
+    ] == []
     text = (folder / "README.md").read_text(encoding="utf-8")
     front, card = text.removeprefix("---\n").split("\n---\n\n", 1)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     assert card.startswith("# Description\n")
-    found = links(folder / "README.md")
-    assert len(found) > 5
-    assert [link for link in found if not (folder / link).exists()] == []
+    assert links_to_nothing(folder) == []
     assert not (ROOT / "docs/README.md").read_text(encoding="utf-8").startswith("---"), (
         "the zoo's card has no front matter"
     )
@@ -106,12 +165,7 @@ def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     (tmp_path / "elsewhere").mkdir()
     result = subprocess.run(
-        words,
-        cwd=tmp_path / "elsewhere",
-        env=os.environ | offline,
-        capture_output=True,
-        text=True,
-        check=False,
+        words, cwd=tmp_path / "elsewhere", env=os.environ | offline, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(list((tmp_path / "output").glob("*/report.html"))) == 4

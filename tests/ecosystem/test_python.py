@@ -54,17 +54,18 @@ def test_a_host_program_searches_loads_and_verifies_from_another_folder(program:
     assert not (bundle / "outputs").exists(), "loading writes nothing into the bundle"
 
 
-def test_a_training_runs_from_another_folder(program: Program, elsewhere: Path) -> None:
-    program(code=TRAIN.replace("epoch_length=2", "epoch_length=2, batch_size=2, crop_size=32, num_workers=0"))
-    assert (elsewhere / "runs/mine/model.pt").exists()
-    assert (elsewhere / "runs/mine/model_final.pt").exists()
-
-
-def test_the_page_hands_items_over_as_the_graph_takes_them() -> None:
-    assert "train#dataset#data" in ITEMS
-    config = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
-    assert config["train"]["dataset"]["data"] == "@items#training"
-    assert config["validate"]["dataset"]["data"] == "@items#validation"
+def test_trainings_run_from_another_folder(program: Program, elsewhere: Path) -> None:
+    """From a datalist, and from items that the program holds: of these alone, one to train on and one to validate."""
+    small = {"batch_size": 1, "crop_size": 32, "num_workers": 0, "cache_workers": 0}
+    code = TRAIN.replace("epoch_length=2", f"epoch_length=2, **{small}") + ITEMS.replace(
+        "**items", f"**{small}, **items"
+    )
+    code += "assert [len(workflow.parser.get_parsed_content(name)) for name in items] == [1, 1]\n"
+    result = program(code=code)
+    assert "got none in 1 scans" in result.stdout, "the page's own scan validates, not the datalist's"
+    for name in ("mine", "items"):
+        assert (elsewhere / "runs" / name / "model.pt").exists()
+        assert (elsewhere / "runs" / name / "model_final.pt").exists()
 
 
 def _unready(node: Any, path: str = "", ready: bool = False) -> list[str]:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import threading
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from scripts.evaluate import cross_validation
+from scripts.evaluate.__main__ import main as evaluate
 from tests.ecosystem.conftest import NAME, Program
 
 VARIES = re.compile(r'"seconds": [\d.]+')
@@ -41,3 +48,51 @@ def test_two_ranks_leave_what_one_process_leaves(program: Program, elsewhere: Pa
         for name in ("found1", "found2")
     ]
     assert rows[0] == rows[1]
+
+
+class Processes:
+    """In the place of ``subprocess.run``: what each fold runs on which device; the first two must meet."""
+
+    def __init__(self, failing: str = "", meet: bool = False) -> None:
+        self.failing, self.calls = failing, list[tuple[str, str, str]]()
+        self.busy, self.most = Counter[str](), Counter[str]()
+        self.lock = threading.Lock()
+        self.barrier = threading.Barrier(2) if meet else None
+
+    def __call__(self, words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        options = dict(zip(words[5::2], words[6::2], strict=True))
+        task, device, folder = words[4], options["--device"], Path(options["--output_dir"])
+        fold = re.findall(r"fold\d", options["--datalists"])[0]
+        self.calls.append((task, fold, device))
+        with self.lock:
+            self.busy[device] += 1
+            self.most |= self.busy
+        if self.barrier is not None and fold in ("fold0", "fold1") and task == "training":
+            self.barrier.wait(timeout=20)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*cross_validation.SCORED, "froc.json") if task == "evaluating" else ():
+            (folder / name).write_text("seriesuid\n")
+        with self.lock:
+            self.busy[device] -= 1
+        return subprocess.CompletedProcess(words, int(fold == self.failing))
+
+
+def test_folds_share_the_devices_and_a_scored_fold_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = [tmp_path / f"fold{number}.json" for number in range(4)]
+    for path in lists:
+        path.write_text("{}")
+    devices = ("--devices", "cuda:0", "cuda:1")
+    words = ["cross_validate", "--datalists", *map(str, lists), "--output_dir", str(tmp_path / "runs"), *devices]
+    pooled: list[list[str]] = []
+    monkeypatch.setattr(cross_validation, "luna16", lambda **given: pooled.append(given["results"]))
+    first, second = Processes(failing="fold3", meet=True), Processes()
+    monkeypatch.setattr(subprocess, "run", first)
+    assert evaluate(words) == 1
+    assert first.most == {"cuda:0": 1, "cuda:1": 1}  # both at work, never with two folds
+    assert pooled == []
+    monkeypatch.setattr(subprocess, "run", second)
+    assert evaluate(words) == 0
+    assert [(task, fold) for task, fold, _ in second.calls] == [("training", "fold3"), ("evaluating", "fold3")]
+    assert [len(results) for results in pooled] == [4]

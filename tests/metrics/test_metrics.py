@@ -205,10 +205,7 @@ def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
 
 def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> None:
     nodule = truth((0.0, 10.0, True))
-    batches = [
-        [{"pred": ([at(0.0, 0.9)], nodule)}],
-        [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}],
-    ]
+    batches = [[{"pred": ([at(0.0, 0.9)], nodule)}], [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}]]
     engine = Engine(lambda _, batch: batch)
     metric = FrocMetric(output_transform=from_engine("pred"))
     metric.attach(engine, "cpm")

@@ -120,10 +120,7 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM, size_mm=0)]}, "sizes above 0 mm"),
         ({"image": "scan.nii.gz", "box": [box(float("nan"), 0, 0)]}, "expected finite centres"),
         ({"image": "scan.nii.gz", "box": [box(37.75, -55.25, 129.0)]}, r"box 0: expected a centre inside .*RAS"),
-        (
-            {"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]},
-            "up to 100 mm, got 275 mm",
-        ),
+        ({"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]}, "up to 100 mm, got 275 mm"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-37.8, 55.2, 129.1)]}, "each nodule once, got two"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: whole numbers"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": "nodule"}, "label: whole numbers"),

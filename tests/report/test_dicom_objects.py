@@ -551,10 +551,7 @@ def test_objects_of_a_former_result_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (
-            lambda d: setattr(d, "SOPInstanceUID", "1.2.3"),
-            "SOPInstanceUID of its own in each of the 24 slices, got 1",
-        ),
+        (lambda d: setattr(d, "SOPInstanceUID", "1.2.3"), "SOPInstanceUID of its own in each of the 24 slices, got 1"),
         (lambda d: setattr(d, "SOPClassUID", SecondaryCaptureImageStorage), "SOP class CT Image Storage, got 1.2.840"),
     ],
     ids=["one UID for all", "secondary capture"],

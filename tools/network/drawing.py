@@ -94,10 +94,7 @@ def _rows(strides: dict[str, tuple[int, ...]], columns: dict[str, int]) -> dict[
 
 
 def _boxes(
-    network: Anatomy,
-    strides: dict[str, tuple[int, ...]],
-    columns: dict[str, int],
-    rows: dict[int, tuple[float, float]],
+    network: Anatomy, strides: dict[str, tuple[int, ...]], columns: dict[str, int], rows: dict[int, tuple[float, float]]
 ) -> dict[str, Box]:
     """Every part, the image and the maps in their cells; those in one cell below each other."""
     channels = sum(link.channels for link in network.links if link.target == MAPS)

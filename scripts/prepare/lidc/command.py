@@ -30,13 +30,7 @@ PIXEL_MM = 0.7  # of LIDC's scans, about: 0.46 to 0.98; XML files do not tell
 
 
 def lidc(
-    dicom_dir: str,
-    output_dir: str,
-    xml: str = "",
-    folds: int = 10,
-    selection: str = "all",
-    *,
-    strict: bool = False,
+    dicom_dir: str, output_dir: str, xml: str = "", folds: int = 10, selection: str = "all", *, strict: bool = False
 ) -> None:
     """Turn a download of LIDC-IDRI into masks, tables and datalists. Stop it and start it again as you like.
 

@@ -95,10 +95,7 @@ def _content(groups: list[Any], device: Device) -> Dataset:
 
 
 def _group(
-    nodule: Nodule,
-    algorithm: sr.AlgorithmIdentification,
-    source: SourceSeries,
-    segment: tuple[Dataset, Dataset] | None,
+    nodule: Nodule, algorithm: sr.AlgorithmIdentification, source: SourceSeries, segment: tuple[Dataset, Dataset] | None
 ) -> Any:
     """The measurement group of one nodule; ``segment``: the Segmentation, and its item of this nodule."""
     tracking_uid = new_uid() if segment is None else segment[1].TrackingUID
@@ -145,10 +142,7 @@ def _measurements(nodule: Nodule) -> list[sr.Measurement]:
         sr.Measurement(codes.SCT.LongAxis, record["long_axis_mm"], codes.UCUM.Millimeter),
         sr.Measurement(codes.SCT.ShortAxis, record["short_axis_mm"], codes.UCUM.Millimeter),
         sr.Measurement(
-            codes.DCM.AttenuationCoefficient,
-            record["mean_hu"],
-            codes.UCUM.HounsfieldUnit,
-            derivation=codes.SCT.Mean,
+            codes.DCM.AttenuationCoefficient, record["mean_hu"], codes.UCUM.HounsfieldUnit, derivation=codes.SCT.Mean
         ),
         certainty,
     ]
