@@ -8,12 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.errors import (
-    UserError,
-    reason_of,
-    show_user_errors_plainly,
-    user_error_in,
-)
+from scripts.core.errors import UserError, reason_of, show_user_errors_plainly, user_error_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
