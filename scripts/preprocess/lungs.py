@@ -167,13 +167,13 @@ def _settled(parts: Parts, scan: CoarseScan) -> Parts:
     labels, sizes = _sized_pieces(settled == Part.AIRWAY)
     settled[(labels != sizes.argmax()) & (labels > 0)] = Part.BODY
     gas = (scan.hu < GAS_BELOW_HU) & (settled != Part.OUTSIDE)
-    labels, sizes = _sized_pieces(gas)
+    labels, sizes = _sized_pieces(gas & (settled != Part.AIRWAY))  # which joins the lungs to the throat
     lung_share = np.bincount(labels[is_lung(settled)], minlength=len(sizes)) / np.maximum(sizes, 1)
     least = max(LEAST_PIECE_MM3 / voxel_volume_mm3(scan.affine_ras), LEAST_LUNG_SHARE * sizes.max())
     aerated = ((sizes >= least) & (lung_share > 0.5))[labels] & gas
     bowel = gas & ~aerated & is_lung(settled)
     settled[ndimage.binary_dilation(bowel, iterations=BOWEL_WALL_CELLS) & is_lung(settled) & ~aerated] = Part.BODY
-    _join(settled, aerated & ~is_lung(settled) & (settled != Part.AIRWAY))
+    _join(settled, aerated & ~is_lung(settled))
     labels, sizes = _sized_pieces(is_lung(settled))
     with_air = np.bincount(labels[aerated], minlength=len(sizes)) >= LEAST_AERATED_SHARE * np.maximum(sizes, 1)
     settled[~with_air[labels] & (labels > 0)] = Part.BODY

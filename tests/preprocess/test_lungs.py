@@ -127,6 +127,17 @@ def test_gas_that_is_no_lung_is_never_searched(search: LungSearch, wall_is_searc
     assert (_at(lungs, (88, 80, 60)) <= 10) is wall_is_searched
 
 
+def test_the_throat_is_no_lung_though_an_airway_joins_them() -> None:
+    image, (i, j, k) = _body((200, 160, 160))
+    image[(i - 100) ** 2 + (j - 80) ** 2 + 0 * k < 9**2] = AIR_HU
+    image[80:120, 76:84, 56:64] = AIR_HU  # the main bronchi
+    image[((i - 100) ** 2 + (j - 80) ** 2 < 20**2) & (k > 120)] = AIR_HU
+    lungs = find_lungs(image, np.eye(4), WithAirway())
+    assert not is_lung(lungs.parts)[:, :, 30:].any()
+    assert _at(lungs, (115, 80, 140)) == NEVER_MM
+    assert _at(lungs, (60, 80, 60)) == 0
+
+
 def test_small_pieces_and_clothes_are_settled() -> None:
     image, (i, j, k) = _body()
     image[(i - 100) ** 2 + (j - 130) ** 2 + (k - 20) ** 2 < 7**2] = LUNG_HU  # 1.4 ml of bowel gas
