@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.bundle import ROOT
 from tests.ecosystem.conftest import NAME, Program
 from tests.ecosystem.stand_ins import beside, needs
 
@@ -17,13 +21,20 @@ ABSENT = (
     *("shapely.geometry", "torchvision", "torchvision.utils"),
 )
 
+COMMANDS = re.search(r"^monailabel apps.*?(?=^```)", (ROOT / "docs" / "monai.md").read_text("utf-8"), re.M | re.S)
+assert COMMANDS is not None
+_APPS, MAKE, COPY, SERVER = map(shlex.split, COMMANDS[0].splitlines())
+CONF = {SERVER[n + 1]: SERVER[n + 2] for n, word in enumerate(SERVER) if word == "--conf"}
+APP = SERVER[SERVER.index("--app") + 1]
+
 # What the server does for an inference request and for a training request.
 CODE = f"""
 {beside("monailabel", *ABSENT)}
 import json, os, shutil
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
-path = os.path.abspath("bundles/{NAME}")
+from monailabel.utils.others.generic import get_bundle_models
+path = get_bundle_models(os.path.abspath({APP!r}), {CONF!r})["{NAME}"]
 task = BundleInferTask(path, {{}})
 assert task.is_valid()
 request = {{"model": "{NAME}", "image": os.path.abspath("scan.nii.gz"), "device": "cpu"}}
@@ -45,16 +56,16 @@ for _ in range(2):
 
 
 @needs("monailabel", "monailabel")
-def test_label_infers_and_trains(program: Program, elsewhere: Path, bundle: Path) -> None:
+def test_label_infers_and_trains(program: Program, elsewhere: Path) -> None:
+    for words in (MAKE, COPY):
+        subprocess.run(words, cwd=elsewhere, check=True)
+    bundle = elsewhere / APP / "model" / NAME
     quick = bundle / "configs" / "train.json"
-    whole = quick.read_text(encoding="utf-8")
-    graph = json.loads(whole) | {"epoch_length": 1, "batch_size": 1, "crop_size": 32, "num_workers": 0}
+    graph = json.loads(quick.read_text(encoding="utf-8"))
+    graph |= {"epoch_length": 1, "batch_size": 1, "crop_size": 32, "num_workers": 0, "cache_workers": 0}
     graph["warmup_iterations"] = 0  # else the only step has a rate of 0
-    quick.write_text(json.dumps(graph | {"cache_workers": 0}), encoding="utf-8")
-    try:
-        result = program(code=CODE)
-    finally:
-        quick.write_text(whole, encoding="utf-8")
+    quick.write_text(json.dumps(graph), encoding="utf-8")
+    result = program(code=CODE)
     rois = json.loads((elsewhere / "rois.json").read_text(encoding="utf-8"))["markups"]
     assert {roi["coordinateSystem"] for roi in rois} == {"LPS"}
     truth = json.loads((elsewhere / "data/datalist.json").read_text(encoding="utf-8"))["validation"][0]["box"]
