@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
 from scripts.core.commands import OptionError
-from scripts.network.config import definition_in
 from scripts.search.inferer import choose_precision
 
 from ..network.anatomy import NETWORKS, flops_per_voxel
@@ -68,6 +68,11 @@ def check_networks(names: Sequence[str]) -> None:
     for name in names:
         if name not in NETWORKS:
             raise OptionError(f"compare: expected networks among {', '.join(NETWORKS)}, got {name!r}")
+
+
+def definition_in(files: Sequence[str]) -> Any:
+    """The network of configuration files laid over each other, as it is written there."""
+    return ConfigParser.load_config_files(files)["network_def"]
 
 
 def name_of(files: Sequence[str]) -> str:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from scripts.infer.run import bundle_facts
-from scripts.network.config import definition_in
 
 from ..network.anatomy import NETWORKS, flops_per_voxel
 from .ceilings import Ceilings, ceilings
-from .networks import PUBLISHED, PUBLISHED_PRECISION, Cost, cost_of, name_of, pairs
+from .networks import PUBLISHED, PUBLISHED_PRECISION, Cost, cost_of, definition_in, name_of, pairs
 from .search import NETWORK, READING, ROOT, WINDOWS, Searched, graph, median_search
 from .stopwatch import Stage
 
