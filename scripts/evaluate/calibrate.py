@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import torch
 
 from ..core.errors import UserError
 from ..network.checkpoint import load_weights, save_weights
-from ..network.compact import STRIDE, CompactNet
-from ..network.config import CONFIG, presets_in
-from ..network.presets import choose_preset
+from ..network.compact import CompactNet
+from ..network.config import TRAIN, network_in
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +22,20 @@ class CalibrationError(UserError, ValueError):
     """A calibration that cannot be used."""
 
 
-def calibrate(*, checkpoint: str, operating: str, output: str, preset: str = "compact") -> None:
+def calibrate(*, checkpoint: str, operating: str, output: str, config_file: Sequence[str] = (TRAIN,)) -> None:
     """Write weights whose nodule logit is the given ones' after the fitted line; the order of scores stays.
 
     Args:
         checkpoint: the weights.
         operating: operating.json of an evaluation of these weights on scans that were not trained on.
         output: the weights to write.
-        preset: whose weights they are.
+        config_file: the training graph of the weights, and what was laid over it.
 
     Raises:
         UserError: files that cannot be read or do not belong together, a place that cannot be written to.
     """
     slope, intercept = read_calibration(operating)
-    network = choose_preset(presets_in(CONFIG), preset)
+    network = network_in(config_file)
     load_weights(network, checkpoint)
     apply_calibration(network, slope, intercept)
     save_weights(network, output)
@@ -76,4 +75,4 @@ def _nodule_logit_rows(network: Any) -> Iterator[torch.Tensor]:
         yield parameter[:1]
     if isinstance(network, CompactNet):
         for parameter in network.coarse.parameters():
-            yield parameter[: STRIDE**3]
+            yield parameter[: network.stride**3]

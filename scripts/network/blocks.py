@@ -1,4 +1,4 @@
-"""Convolutional blocks shared by the presets. All take and return ``[B, C, I, J, K]``."""
+"""Convolutional blocks shared by the networks. All take and return ``[B, C, I, J, K]``."""
 
 from __future__ import annotations
 

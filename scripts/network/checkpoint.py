@@ -7,6 +7,7 @@ import copy
 import itertools
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..core.devices import checked_device
 from ..core.errors import UserError
-from .presets import PRESET_NAME, preset_of
+
+OLD_NAME = "preset_name"  # weights of 0.2 and 0.3 have a tensor of this name that belongs to no layer
 
 
 class CheckpointError(UserError, ValueError):
@@ -29,7 +31,7 @@ def ready_network(
     """Load weights, and place the network for fast convolutions.
 
     Args:
-        network: as its preset builds it.
+        network: as its configuration builds it.
         device: where it shall run.
         checkpoint: path of a state dict (plain tensors); empty for none.
         fold: only evaluate it: see :func:`folded`.
@@ -63,29 +65,23 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`.
-
-    A file that names its preset is refused by a network of another one. A file or a network without a name (older, or
-    made by other tools) is judged by its tensors alone.
-    """
-    state = _read_state(checkpoint)
-    written, wanted = preset_of(state), preset_of(network)
-    if written and wanted and written != wanted:
-        raise CheckpointError(
-            f"checkpoint {checkpoint}: expected weights of the preset {wanted}, got those of the preset {written}; "
-            f"use --preset {written}, or the weights of {wanted}."
-        )
-    own = {name: value for name, value in network.state_dict().items() if name != PRESET_NAME}
-    state = {name: value for name, value in state.items() if name != PRESET_NAME}
+    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`."""
+    state, own = without_old_name(_read_state(checkpoint)), network.state_dict()
     wrong = [n for n in own if n not in state or not _fits(state[n], own[n])]
     extra = [n for n in state if n not in own]
     if wrong or extra:
         raise CheckpointError(
             f"checkpoint {checkpoint}: expected the {len(own)} tensors of {type(network).__name__}, got {len(state)}, "
             f"of which {len(extra)} do not belong to it; {len(wrong)} are missing or of another shape "
-            f"(first: {(wrong + extra)[0]}). Use the weights of this network, or the network of these weights."
+            f"(first: {_difference((wrong + extra)[0], own, state)}). Use the weights of this network, or the network "
+            "of these weights."
         )
-    network.load_state_dict(state, strict=False)  # not strict for the name alone: all else was compared above
+    network.load_state_dict(state)
+
+
+def without_old_name(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state dict without the tensor :data:`OLD_NAME`, of a network or of one that holds it."""
+    return {name: value for name, value in state.items() if str(name).rpartition(".")[2] != OLD_NAME}
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
@@ -134,3 +130,9 @@ def _read_state(checkpoint: str) -> dict[Any, Any]:
 
 def _fits(value: object, own: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == own.shape
+
+
+def _difference(name: str, own: Mapping[str, Any], state: Mapping[Any, Any]) -> str:
+    """A tensor that is not alike in both, with its shapes."""
+    shapes = (list(getattr(where[name], "shape", ())) if name in where else "none" for where in (own, state))
+    return "{}, expected {}, got {}".format(name, *shapes)

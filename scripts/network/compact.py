@@ -1,4 +1,4 @@
-"""The ``compact`` preset: LWNet's parts, arranged for the cost of a laptop CPU.
+"""The compact network: LWNet's parts, arranged for the cost of a laptop CPU.
 
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
 Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
@@ -30,13 +30,12 @@ from .blocks import (
 )
 from .deformable_attention import DeformableEncoder
 
-STRIDE = 2  # voxels per output cell, along each axis
-
 
 class CompactNet(nn.Module):
     """``[B, 1, I, J, K] -> [B, 5 + M, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logits (M).
 
-    The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decode.candidates`.
+    The channels are declared in metadata.json (``channel_def``) and named in :mod:`..decode.candidates`. The defaults
+    are those of the released weights.
 
     Args:
         widths: channels at strides 2, 4, 8 and 16.
@@ -48,12 +47,14 @@ class CompactNet(nn.Module):
 
     Attributes:
         out_channels: 5 + M.
+        stride: voxels per output cell, along each axis.
         any_window: the window is no part of the function; away from borders it gives the same in any.
 
     Raises:
         ValueError: for another M; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
     """
 
+    stride = 2
     any_window = True
 
     def __init__(
@@ -70,12 +71,13 @@ class CompactNet(nn.Module):
         mask_logits: int = 8,
     ) -> None:
         super().__init__()
-        if mask_logits not in (1, STRIDE**3):
-            raise ValueError(f"mask_logits: expected 1 (per cell) or {STRIDE**3} (sub-voxels), got {mask_logits}")
+        voxels = self.stride**3
+        if mask_logits not in (1, voxels):
+            raise ValueError(f"mask_logits: expected 1 (per cell) or {voxels} (sub-voxels), got {mask_logits}")
         self.out_channels = DETECTION_CHANNELS + mask_logits
         w2, w4, w8, w16 = widths
         b2, b4, b8, b16 = blocks
-        self.stem = conv_bn(STRIDE**3, w2)
+        self.stem = conv_bn(voxels, w2)
         self.stage2 = residual_stage(w2, w2, b2, stride=1)
         self.stage4 = residual_stage(w2, w4, b4, stride=2)
         self.stage8 = residual_stage(w4, w8, b8, stride=2)
@@ -102,6 +104,3 @@ class CompactNet(nn.Module):
         y4 = self.up4(self.up8(y16, y8), x4)
         y2 = self.up2(y4, x2)
         return self.coarse(y4, torch.cat([self.detect(y2), self.mask(y2)], dim=1))
-
-
-compact = CompactNet  # the preset, as configurations name it; its defaults are those of the released weights

@@ -1,24 +1,17 @@
-"""The presets of a training graph."""
+"""The network of a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from monai.bundle import ConfigParser
 from torch import nn
 
-from .compact import compact
-from .paper import paper
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train.json"
-DEFAULTS: dict[str, Callable[[], nn.Module]] = {"compact": compact, "paper": paper}
+TRAIN, PAPER = (str(Path(__file__).resolve().parents[2] / "configs" / f"{name}.json") for name in ("train", "paper"))
 
 
-def presets_in(config_file: Path) -> Mapping[str, Callable[[], nn.Module]]:
-    """Builders of the presets that a training graph offers, by name; the code's own if it names none."""
-    parser = ConfigParser()
-    parser.read_config(str(config_file))
-    if "presets" not in parser:
-        return DEFAULTS
-    return {name: parser.get_parsed_content(f"presets::{name}") for name in parser["presets"]}
+def network_in(config_files: Sequence[str]) -> nn.Module:
+    """The ``network_def`` of configuration files laid over each other, without weights."""
+    network: nn.Module = ConfigParser(ConfigParser.load_config_files(config_files)).get_parsed_content("network_def")
+    return network

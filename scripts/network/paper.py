@@ -1,4 +1,4 @@
-"""The ``paper`` preset: LWNet as published, from the same blocks as :mod:`.compact`.
+"""The paper's network: LWNet as published, from the same blocks as :mod:`.compact`.
 
 Source: "Small but Strong: Lightweight Architecture Improves Lung Nodule Detection and Segmentation" (LWNet), built
 from its description and figures: residual stages with squeeze-and-excitation, fusion of the levels with dilated
@@ -150,8 +150,10 @@ class PaperNet(nn.Module):
     """``[B, 1, I, J, K] -> [B, 6, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logit.
 
     In training 12 channels come out: the main maps, then the auxiliary ones, which the same heads read from the fused
-    level at stride 2, before encoder and decoder. Their meaning is that of the ``compact`` preset's, declared in
+    level at stride 2, before encoder and decoder. Their meaning is that of the compact network's, declared in
     metadata.json (``channel_def``), but the mask logit belongs to the whole cell (:func:`.blocks.mask_on_voxels`).
+
+    The defaults are the published numbers.
 
     Args:
         widths: channels of the stages at strides 2, 4, 8 and 16; the stem has those at stride 2.
@@ -164,10 +166,13 @@ class PaperNet(nn.Module):
 
     Attributes:
         out_channels: 6, of one set of maps.
+        stride: voxels per output cell, along each axis.
 
     Raises:
         ValueError: for other levels; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
     """
+
+    stride = STRIDES[0]
 
     def __init__(
         self,
@@ -217,6 +222,3 @@ class PaperNet(nn.Module):
 
     def _maps(self, features: Tensor) -> Tensor:
         return torch.cat([self.detect(features), self.mask(features)], dim=1)
-
-
-paper = PaperNet  # the preset, as configurations name it; its defaults are the published numbers

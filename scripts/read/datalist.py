@@ -359,6 +359,11 @@ def _sample(image: Path) -> str:
     return digest.hexdigest()
 
 
+def image_mask_pairs(items: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Absolute paths of the scans that have a mask, as ``image`` and ``label``: what MONAI's statistics read."""
+    return [{"image": os.path.abspath(i["image"]), "label": os.path.abspath(i["mask"])} for i in items if "mask" in i]
+
+
 def check_evaluation_list(items: Sequence[Mapping[str, Any]], section: str) -> None:
     """Refuse to evaluate nothing.
 

@@ -22,7 +22,7 @@ from ..core.claims import BusyError, claims_on
 from ..core.errors import SettingError, UserError
 from ..core.files import writable_folder
 from ..core.text import parse_bool
-from ..network import save_weights
+from ..network.checkpoint import save_weights, without_old_name
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class TrainingState:
             reason = str(error).strip().splitlines()[0][:160]
             raise StateError(
                 f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); name "
-                "another --output_dir, or the preset and settings it was begun with."
+                "another --output_dir, or the network and settings it was begun with."
             ) from error
         self._epochs_done = engine.state.epoch
         self._check_progress(engine)
@@ -219,7 +219,7 @@ def _reached(thing: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(thing, LRScheduler):
         return {**now, **{key: saved[key] for key in SCHEDULE_POSITION if key in saved}}
     if not isinstance(thing, Optimizer):
-        return saved
+        return without_old_name(saved)
     groups = []
     for today, before in zip(now["param_groups"], saved["param_groups"], strict=True):
         first, wanted = before.get("initial_lr", before["lr"]), today.get("initial_lr", today["lr"])

@@ -156,7 +156,7 @@ def test_stray_words_are_refused(words: tuple[str, ...], stray: str, inference: 
         ("--threshold", "0.3", "--threshold", "0.4"),
         ("--threshold=0.3", "--threshold", "0.3"),
         ("--input", "a", "--input=b"),
-        ("--presets#compact#layers", "2", "--presets::compact::layers", "3"),
+        ("--network_def#layers", "2", "--network_def::layers", "3"),
         ("--output-dir", "a", "--output_dir", "b"),
     ],
 )
@@ -173,7 +173,7 @@ def test_an_option_and_what_replaces_it_are_not_both_taken(inference: Graph) -> 
     assert "got both" in refusal(lambda: inference.words("--input", "a", "--dataset_dir", "b"))
 
 
-@pytest.mark.parametrize("run_id", ["threshold", "nothing", "initialize", "presets", "series", "hu_window"])
+@pytest.mark.parametrize("run_id", ["threshold", "nothing", "initialize", "config_dirs", "series", "hu_window"])
 def test_only_what_runs_is_run(run_id: str, inference: Graph) -> None:
     message = refusal(lambda: inference.words(run_id, "--input", "x"))
     assert f"expected something to run (run, inference), got '{run_id}'" in message
@@ -189,8 +189,8 @@ def test_the_initialisation_is_not_skipped(inference: Graph) -> None:
 KNOWN: dict[str, Any] = {
     "threshold": 0.3,
     "hu_window": [-1000, 400],
-    "presets#compact#layers": 2,
-    "presets::compact::heads": 2,
+    "network_def#layers": 2,
+    "network_def::heads": 2,
     "evaluator#amp": True,
     "network#fold": False,
     "dataloader#num_workers": 2,
@@ -200,7 +200,8 @@ KNOWN: dict[str, Any] = {
 }
 UNKNOWN: dict[str, Any] = {  # value, and what is offered
     "thresold": (0.3, "threshold"),
-    "presets#compact#layer": (2, "presets#compact#layers"),
+    "network_def#layer": (2, "network_def#layers"),
+    "preset": ("paper", "network_def"),
     "evaluator#ampp": (True, "evaluator#amp"),
     "hu_windw": ([1, 2], "hu_window"),
     "dataloader#num_worker": (2, "dataloader#num_workers"),
@@ -272,7 +273,7 @@ def test_laid_over_files_count(tmp_path: Path) -> None:
 def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
     """From Python the files are not known: what is a component, is run or is referred to may come from one."""
     graph = Graph(tmp_path, ["train"], ("learning_rate",))
-    mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "presets#mine": {"_target_": "dict"}, "my_run": ["$print()"]}
+    mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "mine": {"_target_": "dict"}, "my_run": ["$print()"]}
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     graph.files.append(str(tmp_path / "mine.json"))
     assert graph.workflow()["learning_rate"] == 0.5
@@ -331,7 +332,7 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--device", "0"), "device 0: expected cpu, cuda or cuda:N"),
         (("--device", "cuda:99"), "device cuda:99: expected a"),
         (("--device", "meta"), "device meta: expected a device that torch can use"),
-        (("--stride", "4"), "--stride: expected 2, for which targets and weights are made, got 4"),
+        (("--stride", "4"), "--stride: expected the network's, got 4; leave it out"),
         (("--spacing_mm", "[2,2,2]"), "--spacing_mm: expected [1.0, 1.0, 1.0], for which"),
         (("--preprocessing#transforms#2#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
         (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
@@ -347,8 +348,8 @@ def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: s
 @pytest.mark.parametrize("name", ["stride", "spacing_mm", "loss#stride", "scan_to_grid#transforms#0#spacing_mm"])
 def test_training_has_one_grid(name: str, train: Graph) -> None:
     value = "4" if "stride" in name else "[2, 2, 2]"
-    assert "for which targets and weights are made" in refusal(lambda: train.words(f"--{name}", value))
-    assert train.words("--stride", "2", "--spacing_mm", "[1, 1, 1]")["max_epochs"] > 0
+    assert "; leave it out" in refusal(lambda: train.words(f"--{name}", value))
+    assert train.words("--spacing_mm", "[1, 1, 1]")["max_epochs"] > 0
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE"])
@@ -386,7 +387,7 @@ def test_every_setting_is_recorded_from_where_it_counts() -> None:
     """A knob with one place is recorded from there; one with several cannot be set for one of them alone."""
     parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8")))
     for name, content in parser.get("settings").items():
-        if name == "device" or name in FIXED:
+        if name in ("device", "network", *FIXED):
             continue
         where = content[1:]
         assert where in parser

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.network import choose_preset, compact, save_weights
+from scripts.network import CompactNet, save_weights
 from scripts.phantom.command import phantom
 from tests.bundle import ROOT, command, nodules
 
@@ -45,8 +45,7 @@ def evaluate(chests: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
 
 
 def test_training_finds_nodules_in_scans_it_has_never_seen(chests: Path, tmp_path: Path) -> None:
-    network = choose_preset({"compact": compact}, "compact")
-    save_weights(network, tmp_path / "untrained.pt")
+    save_weights(CompactNet(), tmp_path / "untrained.pt")
     untrained = evaluate(chests, tmp_path / "untrained.pt", tmp_path / "before")
     run("training", TRAIN, dataset_dir=chests, output_dir=tmp_path / "run", **SHORT)
     trained = evaluate(chests, tmp_path / "run" / "model.pt", tmp_path / "after")

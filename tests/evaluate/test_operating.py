@@ -36,7 +36,6 @@ from scripts.metrics import (
 )
 from scripts.network.checkpoint import load_weights, save_weights
 from scripts.network.compact import CompactNet
-from scripts.network.presets import choose_preset
 
 FAR_MM = 100.0
 
@@ -255,13 +254,13 @@ def test_folding_the_line_changes_the_nodule_logit_alone() -> None:
 
 
 def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
-    network = choose_preset({"compact": CompactNet}, "compact")
+    network = CompactNet()
     save_weights(network, tmp_path / "model.pt")
     (tmp_path / "operating.json").write_text('{"calibration": {"slope": 2.0, "intercept": -1.0}}')
     options = {"checkpoint": "model.pt", "operating": "operating.json", "output": "mended.pt"}
     arguments = [part for name, file in options.items() for part in (f"--{name}", str(tmp_path / file))]
     assert main(["calibrate", *arguments]) == 0
-    mended: Any = choose_preset({"compact": CompactNet}, "compact")
+    mended = CompactNet()
     load_weights(mended, str(tmp_path / "mended.pt"))
     torch.testing.assert_close(mended.detect.bias[0], 2.0 * network.detect.bias[0] - 1.0)  # type: ignore[union-attr,index]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.network import CompactNet
 from scripts.phantom.chest import Chest
 from scripts.phantom.files import write_image
 from scripts.preprocess.lung_search import CELL_MM
 from scripts.train.cache import CachedScans
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN, INFERENCE, EVALUATE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "inference", "evaluate"))
+TRAIN, INFERENCE, EVALUATE, PAPER = (
+    str(ROOT / "configs" / f"{name}.json") for name in ("train", "inference", "evaluate", "paper")
+)
 LOGGING = str(ROOT / "configs" / "logging.conf")
 
 # Keys that say the same in training and inference; another value would be another preprocessing or network.
@@ -40,9 +43,25 @@ def test_training_and_inference_agree(key: str) -> None:
     assert _config(TRAIN)[key] == _config(INFERENCE)[key]
 
 
-@pytest.mark.parametrize("key", ["preset", "presets", "network_def"])
-def test_training_and_inference_build_the_same_network(key: str) -> None:
+@pytest.mark.parametrize("key", ["network_def", "callers", "config_dirs", "bundle_root", "scripts_path"])
+def test_training_and_inference_build_the_same_network_in_the_same_place(key: str) -> None:
     assert _config(TRAIN)[key] == _config(INFERENCE)[key]
+
+
+def test_the_graph_says_the_defaults_of_its_network() -> None:
+    """Else weights would not fit where the network is built without a graph."""
+    definition = _config(TRAIN)["network_def"]
+    parameters = inspect.signature(CompactNet).parameters.values()
+    defaults = {one.name: list(one.default) if isinstance(one.default, tuple) else one.default for one in parameters}
+    assert {key: value for key, value in definition.items() if not key.startswith("_")} == defaults
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_graph_can_be_read(path: Path) -> None:
+    """In an editor of 120 columns; texts of the metadata are prose."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and path.stem != "metadata"] == []
+    assert [line for line in lines if (len(line) - len(line.lstrip(" "))) % 4] == []
 
 
 @pytest.mark.parametrize("key", ["threshold", "mask_threshold", "mask_margin_mm", "checkpoint"])
@@ -78,17 +97,15 @@ def test_windows_stitch_at_whole_cells() -> None:
     config = _config(INFERENCE)
     for edge in config["window_size"]:
         step = edge * (1.0 - config["window_overlap"])
-        assert edge % config["stride"] == 0
+        assert edge % CompactNet.stride == 0
         assert step == int(step)
-        assert int(step) % config["stride"] == 0
+        assert int(step) % CompactNet.stride == 0
 
 
 def test_the_papers_settings_can_be_laid_over_the_training_graph(bundle_root: str, small_data: Path) -> None:
-    """As docs/training.md shows them: the learning rate falls to a tenth after 150 epochs."""
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    (published,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    overlay = {"bundle_root": bundle_root, "device": "$torch.device('cpu')", "epoch_length": 1, **json.loads(published)}
-    parser = ConfigParser({**_config(TRAIN), **overlay})
+    """The learning rate falls to a tenth after 150 epochs."""
+    parser = ConfigParser(ConfigParser.load_config_files([TRAIN, PAPER]))
+    parser.update({"bundle_root": bundle_root, "device": "$torch.device('cpu')", "epoch_length": 1})
     parser.parse()
     optimizer, scheduler = parser.get_parsed_content("optimizer"), parser.get_parsed_content("scheduler")
     assert type(parser.get_parsed_content("network_def")).__name__ == "PaperNet"

@@ -15,16 +15,8 @@ from torch import Tensor, nn
 
 from scripts.core.devices import DeviceError
 from scripts.core.errors import UserError
-from scripts.network import (
-    CheckpointError,
-    choose_preset,
-    compact,
-    load_weights,
-    paper,
-    preset_of,
-    ready_network,
-    save_weights,
-)
+from scripts.network import CheckpointError, CompactNet, PaperNet, load_weights, ready_network, save_weights
+from scripts.network.checkpoint import without_old_name
 from tests.networks import TOLERANCE, as_if_trained, noise
 
 RELEASED = Path(__file__).resolve().parents[2] / "models" / "model.pt"
@@ -76,7 +68,7 @@ def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: P
     assert wide.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("build", [compact, paper])
+@pytest.mark.parametrize("build", [CompactNet, PaperNet])
 def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], nn.Module]) -> None:
     network = as_if_trained(build())
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -114,7 +106,7 @@ def test_other_widths(tmp_path: Path) -> None:
         "the 7 tensors of Sequential, got 7, of which 0 do not belong to it; 6 are missing or of another shape"
         in message
     )
-    assert "first: 0.weight" in message
+    assert "first: 0.weight, expected [3, 1, 3, 3, 3], got [4, 1, 3, 3, 3])" in message
     assert "Use the weights of this network, or the network of these weights" in message
 
 
@@ -125,7 +117,8 @@ def test_other_network(tmp_path: Path) -> None:
 
 def test_additional_tensor(tmp_path: Path) -> None:
     message = refusal(saved(tmp_path, {**small_network().state_dict(), "2.weight": torch.zeros(1)}))
-    assert "got 8, of which 1 do not belong to it; 0 are missing or of another shape (first: 2.weight)" in message
+    assert "got 8, of which 1 do not belong to it; 0 are missing or of another shape" in message
+    assert "(first: 2.weight, expected none, got [1])" in message
 
 
 def test_state_of_a_whole_training(tmp_path: Path) -> None:
@@ -135,7 +128,7 @@ def test_state_of_a_whole_training(tmp_path: Path) -> None:
 
 def test_right_name_without_a_tensor(tmp_path: Path) -> None:
     message = refusal(saved(tmp_path, {**small_network().state_dict(), "0.bias": [0.0, 0.0, 0.0]}))
-    assert "1 are missing or of another shape (first: 0.bias)" in message
+    assert "1 are missing or of another shape (first: 0.bias, expected [3], got [])" in message
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2]])
@@ -204,54 +197,36 @@ def test_a_missing_gpu_is_said() -> None:
         ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
 
 
-# --- presets ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("above", ["", "module."])
+def test_the_name_in_weights_of_older_versions_is_dropped(above: str) -> None:
+    state = small_network().state_dict()
+    old = {above + name: value for name, value in {**state, "preset_name": torch.zeros(7, dtype=torch.uint8)}.items()}
+    assert list(without_old_name(old)) == [above + name for name in state]
 
 
-def named(preset: str, seed: int = 0) -> nn.Module:
-    """The small network as the preset of that name: the same tensors for all names."""
-    return choose_preset({preset: lambda: small_network(seed)}, preset)
-
-
-def test_weights_of_another_preset_are_refused_even_if_they_would_fit(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, named("wide").state_dict()), named("deep"))
-    assert "expected weights of the preset deep, got those of the preset wide; use --preset wide" in message
-
-
-@pytest.mark.parametrize("written", [None, "deep"])
-@pytest.mark.parametrize("wanted", [None, "deep"])
-def test_a_name_on_one_side_only_is_no_obstacle(tmp_path: Path, written: str | None, wanted: str | None) -> None:
-    trained = named(written, seed=1) if written else small_network(seed=1)
-    fresh = named(wanted, seed=2) if wanted else small_network(seed=2)
-    load_weights(fresh, saved(tmp_path, trained.state_dict()))
-    assert preset_of(fresh) == wanted
+def test_weights_of_older_versions_load(tmp_path: Path) -> None:
+    trained, fresh = small_network(seed=1), small_network(seed=2)
+    load_weights(fresh, saved(tmp_path, {"preset_name": torch.zeros(7, dtype=torch.uint8), **trained.state_dict()}))
     for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
         assert torch.equal(value, expected)
 
 
-def test_the_name_is_no_tensor_of_the_network_when_they_are_counted(tmp_path: Path) -> None:
-    assert "the 7 tensors of Sequential, got 2" in refusal(saved(tmp_path, nn.Linear(2, 2).state_dict()), named("deep"))
-
-
-@pytest.mark.parametrize("name", [torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8), "deep"])
-def test_what_is_no_name_counts_as_none(name: object) -> None:
-    assert preset_of({"preset_name": name}) is None
-
-
-def test_released_weights_say_their_preset() -> None:
-    assert preset_of(torch.load(RELEASED, weights_only=True)) == "compact"
+def test_released_weights_are_the_networks_tensors_alone() -> None:
+    state = torch.load(RELEASED, weights_only=True)
+    own = CompactNet().state_dict()
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
 def test_saved_weights_are_a_plain_state_dict_that_loads(tmp_path: Path) -> None:
-    trained, fresh = named("deep", seed=1), named("deep", seed=2)
+    trained, fresh = small_network(seed=1), small_network(seed=2)
     path = tmp_path / "new" / "model.pt"
     save_weights(ready_network(trained, "cpu"), path)
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
     state = torch.load(path, weights_only=True)
     assert list(state) == list(trained.state_dict())
-    assert preset_of(state) == "deep"
     load_weights(fresh, str(path))
     for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
         assert torch.equal(value, expected)

@@ -1,4 +1,4 @@
-"""What is special about the compact preset; the laws of all presets are in test_presets.py."""
+"""What is special about the compact network; the laws of all networks are in test_networks.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.network import CompactNet, compact, mask_on_voxels
+from scripts.network import CompactNet, mask_on_voxels
 from tests.networks import TOLERANCE, as_if_trained, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,11 +17,11 @@ LARGEST = 1_500_000  # parameters; the paper's network has 4 955 794
 
 def small(layers: int = 2, **more: Any) -> CompactNet:
     torch.manual_seed(0)
-    return compact((4, 6, 8, 8), (1, 1, 2, 1), layers=layers, dim=8, heads=2, feed_forward=16, **more)
+    return CompactNet((4, 6, 8, 8), (1, 1, 2, 1), layers=layers, dim=8, heads=2, feed_forward=16, **more)
 
 
-def test_preset_is_small() -> None:
-    assert sum(parameter.numel() for parameter in compact().parameters()) <= LARGEST
+def test_it_is_small() -> None:
+    assert sum(parameter.numel() for parameter in CompactNet().parameters()) <= LARGEST
 
 
 def test_moving_the_window_by_16_voxels_moves_the_maps_and_its_size_changes_nothing() -> None:

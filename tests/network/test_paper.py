@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.network import PaperNet, paper
+from scripts.network import PaperNet
 from scripts.network.blocks import SqueezeExcitation
 from scripts.network.paper import STRIDES
 from tests.networks import TOLERANCE, as_if_trained, noise
@@ -37,11 +37,11 @@ def size(module: nn.Module) -> int:
 def small(**more: Any) -> PaperNet:
     torch.manual_seed(0)
     kind: dict[str, Any] = {"lateral": 6, "dim": 8, "layers": 1, "heads": 2, "feed_forward": 16, "dropout": 0.0}
-    return paper((4, 6, 6, 6), (4, 6), **{**kind, **more})
+    return PaperNet((4, 6, 6, 6), (4, 6), **{**kind, **more})
 
 
 def test_every_part_has_the_published_number_of_parameters() -> None:
-    network = paper()
+    network = PaperNet()
     counts = dict.fromkeys(PUBLISHED, 0)
     for name, child in network.named_children():
         squeeze = sum(size(module) for module in child.modules() if isinstance(module, SqueezeExcitation))
@@ -55,12 +55,12 @@ def test_the_four_levels_of_the_figure() -> None:
     """Per layer two more levels to look at; two more level embeddings; projections of 32 and 64 channels and back."""
     looking = 6 * 2 * (8 * 4 * (3 + 1)) * (128 + 1)
     projections = (32 + 64) * 128 + 2 * 128 + 128 * (32 + 64) + (32 + 64)
-    assert size(paper(levels=(2, 4, 8, 16))) == 4_955_794 + looking + 2 * 128 + projections == 5_179_122
+    assert size(PaperNet(levels=(2, 4, 8, 16))) == 4_955_794 + looking + 2 * 128 + projections == 5_179_122
 
 
 def test_a_level_of_the_encoders_width_needs_no_projection() -> None:
-    assert [type(m) for m in paper().encoder.project] == [nn.Identity] * 4
-    kinds = [type(m) for m in paper(levels=(2, 4, 8, 16)).encoder.restore]
+    assert [type(m) for m in PaperNet().encoder.project] == [nn.Identity] * 4
+    kinds = [type(m) for m in PaperNet(levels=(2, 4, 8, 16)).encoder.restore]
     assert kinds == [nn.Conv3d, nn.Conv3d, nn.Identity, nn.Identity]
 
 

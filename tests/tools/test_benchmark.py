@@ -36,9 +36,8 @@ from tools.network.describe import END, DescriptionError
 PAGE = ROOT / "docs" / "performance.md"
 INFERENCE = str(ROOT / "configs" / "inference.json")
 TINY = {
-    "_target_": "scripts.network.compact",
+    "_target_": "scripts.network.CompactNet",
     "_requires_": "@scripts_path",
-    "_mode_": "callable",
     **{"widths": [8, 8, 8, 8], "blocks": [1, 1, 1, 1], "layers": 1, "dim": 8, "heads": 2, "points": 2},
     "feed_forward": 16,
 }
@@ -50,13 +49,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Lays a narrow network with random weights and small windows over the graph."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    settings = {
-        "presets#tiny": TINY,
-        "preset": "tiny",
-        "checkpoint": "",
-        "window_size": [32, 32, 32],
-        "window_overlap": 0.5,
-    }
+    settings = {"network_def": TINY, "checkpoint": "", "window_size": [32, 32, 32], "window_overlap": 0.5}
     path.write_text(json.dumps({**settings, "candidate_threshold": 0.499}), encoding="utf-8")
     return str(path)
 
@@ -276,7 +269,7 @@ def test_step_times_leave_out_the_first_steps(clock: Callable[[float], None]) ->
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_few_steps_of_the_training_graph(workers: int, small_data: Path, tmp_path: Path) -> None:
-    overrides = {"presets#tiny": TINY, "preset": "tiny", "crop_size": 32, "batch_size": 1, "device": "cpu"}
+    overrides = {"network_def": TINY, "crop_size": 32, "batch_size": 1, "device": "cpu"}
     before = sorted(small_data.rglob("*"))
     speed = train_steps(str(small_data), workers, 2, cache_dir=str(tmp_path), cache_workers=1, **overrides)
     assert (speed.workers, speed.steps, speed.batch_size, speed.crop_size) == (workers, 2, 1, 32)
@@ -310,7 +303,7 @@ def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: py
     assert sum(stage["seconds"] for stage in one["stages"]) == pytest.approx(one["seconds"])
     assert one["precision"] == "float32"
     assert report["sizes"][0]["litres"] == report["scan"]["litres"]
-    costs = {(cost["preset"], cost["precision"]): cost for cost in report["compare"]}
+    costs = {(cost["network"], cost["precision"]): cost for cost in report["compare"]}
     assert list(costs) == [("paper", "float32"), ("compact", "float32"), ("tiny", "float32")]
     assert costs["paper", "float32"]["times_published"] == 1.0
     assert costs["tiny", "float32"]["windows"] == report["scan"]["windows"]
@@ -326,7 +319,7 @@ def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: py
 
 
 def counted() -> dict[str, str]:
-    """kFLOP per voxel of both presets as docs/network.md says."""
+    """kFLOP per voxel of both networks as docs/network.md says."""
     page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
     found = re.search(r"\| \*\*all\*\* \|.*\| \*\*([\d.]+)\*\* \| \*\*([\d.]+)\*\* \|", page)
     assert found is not None
@@ -338,7 +331,7 @@ def counted() -> dict[str, str]:
     [
         (["--precision", "fp16"], "expected one of auto, float32, bfloat16 on cpu, got 'float16'"),
         (["--precision", "int3"], "expected one of auto, float32, bfloat16 on cpu, got 'int3'"),
-        (["--compare", "larger"], "expected presets among compact, paper, got 'larger'"),
+        (["--compare", "larger"], "expected networks among compact, paper, got 'larger'"),
         (["--scans", "1", "0"], "--scans: expected whole numbers from 1, got 1 0"),
         (["--scans", "two"], "--scans: expected whole numbers from 1, got two"),
         (["--workers", "-1"], "--workers: expected whole numbers from 0, got -1"),

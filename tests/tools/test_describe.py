@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from scripts.network import compact, paper
+from scripts.network import CompactNet, PaperNet
 from scripts.network.blocks import FuseUp
-from scripts.network.config import CONFIG, presets_in
+from scripts.network.config import network_in
 from tools.network.__main__ import main
-from tools.network.anatomy import IMAGE, MAPS, Anatomy, Link, anatomy, flops_per_voxel, group_of
+from tools.network.anatomy import IMAGE, MAPS, NETWORKS, Anatomy, Link, anatomy, flops_per_voxel, group_of
 from tools.network.describe import BEGIN, END, tables, with_generated
 from tools.network.drawing import description, thousands
 
@@ -24,7 +24,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, Anatomy]:
-    return {name: anatomy(build) for name, build in presets_in(CONFIG).items()}
+    return {name: anatomy(partial(network_in, files)) for name, files in NETWORKS.items()}
 
 
 # --- what is in the project -------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def test_pictures_show_the_networks_of_the_code(networks: dict[str, Anatomy]) ->
 
 
 def test_numbers_are_those_of_the_networks(networks: dict[str, Anatomy]) -> None:
-    for name, build in presets_in(CONFIG).items():
-        network = build()
+    for name, files in NETWORKS.items():
+        network = network_in(files)
         size = sum(parameter.numel() for parameter in network.parameters())
         assert sum(part.parameters for part in networks[name].parts) == size
         assert f"**{thousands(size)}**" in tables(networks)
@@ -95,7 +95,7 @@ def test_parts_of_a_network_small_enough_to_count_by_hand() -> None:
 def test_attention_costs_what_its_formula_says() -> None:
     """Per cell: value, output, offsets, weights and feed-forward are linear; each reading takes 8 voxels."""
     dim, heads, points, hidden, layers = 8, 2, 3, 16, 2
-    network = compact((4, 6, 8, 8), layers=layers, dim=dim, heads=heads, points=points, feed_forward=hidden)
+    network = CompactNet((4, 6, 8, 8), layers=layers, dim=dim, heads=heads, points=points, feed_forward=hidden)
     looks = heads * 2 * points  # two levels
     linear = 2 * dim * dim + dim * looks * (3 + 1) + 2 * dim * hidden
     cells = 1 / 8**3 + 1 / 16**3
@@ -104,7 +104,7 @@ def test_attention_costs_what_its_formula_says() -> None:
 
 
 def test_four_levels_cost_what_the_page_says() -> None:
-    two, four = (sum(flops_per_voxel(paper(levels=levels)).values()) for levels in ((8, 16), (2, 4, 8, 16)))
+    two, four = (sum(flops_per_voxel(PaperNet(levels=levels)).values()) for levels in ((8, 16), (2, 4, 8, 16)))
     assert 3.0 < four / two < 4.0
     assert "four cost more than three times the operations" in (DOCS / "network.md").read_text(encoding="utf-8")
 
@@ -119,10 +119,10 @@ def test_every_level_reaches_the_heads(networks: dict[str, Anatomy]) -> None:
 
 
 def test_paper_learns_from_auxiliary_maps_and_compact_does_not() -> None:
-    small = partial(paper, (4, 6, 6, 6), (4, 6), lateral=6, dim=8, layers=1, heads=2, feed_forward=16)
+    small = partial(PaperNet, (4, 6, 6, 6), (4, 6), lateral=6, dim=8, layers=1, heads=2, feed_forward=16)
     extra = [link for link in anatomy(small).links if link.training_only]
     assert extra == [Link("fusion", part, 2, 4, training_only=True) for part in ("detect", "mask")]
-    narrow = partial(compact, (4, 6, 8, 8), layers=1, dim=8, heads=2, feed_forward=16)
+    narrow = partial(CompactNet, (4, 6, 8, 8), layers=1, dim=8, heads=2, feed_forward=16)
     assert not any(link.training_only for link in anatomy(narrow).links)
 
 
@@ -134,11 +134,11 @@ def test_a_part_without_a_group_is_noticed() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_command_describes_the_presets_of_a_graph(tmp_path: Path) -> None:
+def test_command_describes_the_network_of_a_graph(tmp_path: Path) -> None:
     narrow = {"widths": [4, 6, 8, 8], "layers": 1, "dim": "$2 * 4", "heads": 2, "feed_forward": 16}
-    preset = {"_target_": "scripts.network.compact", "_mode_": "callable", **narrow}
-    config = tmp_path / "train.json"
-    config.write_text(json.dumps({"presets": {"narrow": preset}}), encoding="utf-8")
+    config = tmp_path / "narrow.json"
+    graph = {"network_def": {"_target_": "scripts.network.CompactNet", **narrow}}
+    config.write_text(json.dumps(graph), encoding="utf-8")
     page = tmp_path / "docs" / "network.md"
     page.parent.mkdir()
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
@@ -149,12 +149,6 @@ def test_command_describes_the_presets_of_a_graph(tmp_path: Path) -> None:
     assert "old" not in text
     with Image.open(page.parent / "images" / "network_narrow.png") as picture:
         assert picture.width > 1000
-
-
-def test_a_graph_without_presets_gets_those_of_the_code(tmp_path: Path) -> None:
-    config = tmp_path / "train.json"
-    config.write_text("{}", encoding="utf-8")
-    assert list(presets_in(config)) == ["compact", "paper"]
 
 
 def test_a_page_without_marks_is_refused() -> None:

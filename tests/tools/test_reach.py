@@ -14,7 +14,6 @@ from torch import Tensor
 from scripts.network import CompactNet
 from scripts.network.checkpoint import save_weights
 from scripts.network.deformable_attention import DeformableAttention
-from scripts.network.presets import choose_preset
 from tools.network.__main__ import main
 from tools.network.reach import ReachError, reach_of, table, windows_of
 
@@ -91,8 +90,7 @@ def test_a_network_without_attention_is_refused() -> None:
 
 
 def test_the_command_prints_each_layer(small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    network = choose_preset({"compact": CompactNet}, "compact")
-    save_weights(network, tmp_path / "model.pt")
+    save_weights(CompactNet(), tmp_path / "model.pt")
     item = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"][0]
     image = str(small_data / item["image"])
     with caplog.at_level("INFO"):

@@ -21,7 +21,7 @@ from scripts.core.files import writable_folder, write_bytes
 from scripts.read.reader import find_scans
 
 from .machine import machine
-from .networks import check_presets, precision_name
+from .networks import check_networks, precision_name
 from .page import filled_page, report_text
 from .report import scan_report
 from .search import ROOT, graph
@@ -57,13 +57,14 @@ def benchmark(
 ) -> None:
     """Search one scan with the inference graph, time each of its components, and say what bounds the network.
 
-    Beside it, in the same run: the machine's ceilings (matrix products, copies), and presets on single windows, the
+    Beside it, in the same run: the machine's ceilings (matrix products, copies), and networks on single windows, the
     published network as published. Seconds are medians after a warm-up.
 
     Args:
         input: one scan, as the inference graph takes it; default a synthetic chest of about 300 mm.
         config_file: the inference graph and what is laid over it: other settings are measured this way.
-        compare: presets timed on a few windows; paper in float32 with its published tiles is what all are held against.
+        compare: networks timed on a few windows; paper in float32 with its published tiles is what
+            all are held against.
         precision: one or several of auto, float32 (fp32), bfloat16 (bf16), float16 (fp16).
         device: cpu, cuda, cuda:1; default as in the graph.
         threads: of the CPU; default PyTorch's choice.
@@ -79,7 +80,7 @@ def benchmark(
         markdown: page that gets the tables, between the marks for this kind of device.
 
     Raises:
-        UserError: an option out of range, an unknown preset, a precision that the device has not, a refused scan,
+        UserError: an option out of range, an unknown network, a precision that the device has not, a refused scan,
             a page without marks.
     """
     command = command_line(benchmark, dict(locals()))
@@ -106,12 +107,12 @@ def benchmark(
 
 
 def _ready(
-    files: Sequence[str], given: Mapping[str, Any], presets: Sequence[str], precisions: Sequence[str]
+    files: Sequence[str], given: Mapping[str, Any], names: Sequence[str], precisions: Sequence[str]
 ) -> tuple[torch.device, list[str]]:
     """The device, and the precisions by the inferer's names; refuses what is not there before minutes are spent."""
     parser = graph(files, **given)
     parser.get_parsed_content("network")  # refuses a device that is not there, and wrong weights
-    check_presets(parser, presets)
+    check_networks(names)
     where = torch.device(parser.get_parsed_content("device"))
     return where, list(dict.fromkeys(precision_name(SHORT.get(name, name), where) for name in precisions))
 

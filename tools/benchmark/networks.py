@@ -1,18 +1,20 @@
-"""Presets against each other and against the published way of searching: a few windows timed, and multiplied."""
+"""Networks against each other and against the published way of searching: a few windows timed, and multiplied."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.network import PresetError
+from scripts.core.commands import OptionError
 from scripts.search.inferer import choose_precision
 
-from ..network.anatomy import flops_per_voxel
+from ..network.anatomy import NETWORKS, flops_per_voxel
 from .ceilings import Ceilings, time_windows, what_bounds
 from .search import Searched
 
@@ -23,10 +25,10 @@ TILE, TILE_MARGIN = 96, 16
 
 @dataclass(frozen=True)
 class Cost:
-    """What a preset costs for one scan in one precision.
+    """What a network costs for one scan in one precision.
 
     Attributes:
-        preset, precision: which.
+        network, precision: which.
         size: voxels of the timed window along each axis.
         windows, scan_voxels: how many windows the scan takes, and all of their voxels.
         flops_per_voxel: counted, see :func:`..network.anatomy.flops_per_voxel`.
@@ -37,7 +39,7 @@ class Cost:
         seconds_per_litre: of lung.
     """
 
-    preset: str
+    network: str
     precision: str
     size: tuple[int, ...]
     windows: int
@@ -61,36 +63,46 @@ def precision_name(precision: str, device: torch.device) -> str:
     return str(choose_precision(precision, device)).removeprefix("torch.")
 
 
-def check_presets(parser: ConfigParser, presets: Sequence[str]) -> None:
-    """Raise PresetError for a preset that the graph does not offer."""
-    known = list(parser["presets"])
-    for name in presets:
-        if name not in known:
-            raise PresetError(f"compare: expected presets among {', '.join(known)}, got {name!r}")
+def check_networks(names: Sequence[str]) -> None:
+    """Raise OptionError for a network that is not there."""
+    for name in names:
+        if name not in NETWORKS:
+            raise OptionError(f"compare: expected networks among {', '.join(NETWORKS)}, got {name!r}")
 
 
-def pairs(presets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """What is compared: each preset in each precision, and the published one as it was published, first."""
-    first = [(PUBLISHED, PUBLISHED_PRECISION)] if PUBLISHED in presets else []
-    return list(dict.fromkeys([*first, *((preset, precision) for preset in presets for precision in precisions)]))
+def definition_in(files: Sequence[str]) -> Any:
+    """The network of configuration files laid over each other, as it is written there."""
+    return ConfigParser.load_config_files(files)["network_def"]
+
+
+def name_of(files: Sequence[str]) -> str:
+    """How the network of a graph is called: as in :data:`..network.anatomy.NETWORKS`, or by the last file."""
+    own = definition_in(files)
+    return next((name for name, graph in NETWORKS.items() if definition_in(graph) == own), Path(files[-1]).stem)
+
+
+def pairs(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """What is compared: each network in each precision, and the published one as it was published, first."""
+    first = [(PUBLISHED, PUBLISHED_PRECISION)] if PUBLISHED in names else []
+    return list(dict.fromkeys([*first, *((name, precision) for name in names for precision in precisions)]))
 
 
 def cost_of(key: tuple[str, str], parser: ConfigParser, limit: Ceilings, about: Searched, *, repeats: int) -> Cost:
-    """Time a few windows of a preset in a precision, and multiply by the voxels of the scan's.
+    """Time a few windows of a network in a precision, and multiply by the voxels of the scan's.
 
     Args:
-        key: preset and precision.
-        parser: the inference graph with that preset and without weights; what it does to a network to make it fast, it
+        key: network and precision.
+        parser: the inference graph with that network and without weights; what it does to a network to make it fast, it
             does to the published one too.
         limit: the machine's, in that precision.
-        about: the searched scan; its windows are those of any preset but the published.
+        about: the searched scan; its windows are those of any network but the published.
         repeats: windows timed.
     """
-    preset, precision = key
+    name, precision = key
     device, network = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("network").eval()
     size = tuple(int(n) for n in parser.get_parsed_content("window_size"))
     count, scan_voxels = about.windows, about.window_voxels
-    if preset == PUBLISHED:
+    if name == PUBLISHED:
         size, count = (TILE + 2 * TILE_MARGIN,) * 3, published_tiles(about)
         scan_voxels = count * math.prod(size)
     flops = sum(flops_per_voxel(network).values())

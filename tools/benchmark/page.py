@@ -133,7 +133,7 @@ def compare_table(report: Report) -> str:
         rate = voxels / cost["window_seconds"]
         rows.append(
             [
-                f"{cost['preset']}, {cost['precision']}",
+                f"{cost['network']}, {cost['precision']}",
                 _times(cost["size"]),
                 f"{cost['flops_per_voxel'] / 1e3:.2f}",
                 f"{cost['window_seconds']:.3f}",
@@ -148,7 +148,7 @@ def compare_table(report: Report) -> str:
 
 
 def compare_notes(report: Report) -> str:
-    bounds = [f"{cost['preset']} in {cost['precision']}: {cost['bound']}" for cost in report["compare"]]
+    bounds = [f"{cost['network']} in {cost['precision']}: {cost['bound']}" for cost in report["compare"]]
     return (
         "The shares are of the machine's rates of matrix products in the same precision and of copies, measured in the "
         "same run; for copies, each operation is taken to fetch its arguments and to store its result (caches make it "
@@ -161,7 +161,8 @@ def ratio_table(report: Report) -> str:
     head = ["What", "s per litre of lung", "times faster than published"]
     rows = [
         [
-            f"{cost['preset']}, {cost['precision']}: {cost['windows']} windows, {cost['scan_voxels'] / 1e6:.1f} Mvoxel",
+            f"{cost['network']}, {cost['precision']}: {cost['windows']} windows, "
+            f"{cost['scan_voxels'] / 1e6:.1f} Mvoxel",
             f"{cost['seconds_per_litre']:.3f}",
             _ratio(cost["times_published"]),
         ]
@@ -173,7 +174,7 @@ def ratio_table(report: Report) -> str:
         rows.append([f"{what}, network", f"{per_litre[0]:.3f}", _ratio(one["network_times_published"])])
         rows.append([f"{what}, all after reading", f"{per_litre[1]:.3f}", _ratio(one["times_published_after_reading"])])
     return table(head, rows) + (
-        f"\n\nPublished: the paper preset in float32, tiles of {TILE}³ with {TILE_MARGIN} voxels more on each side, "
+        f"\n\nPublished: the paper's network in float32, tiles of {TILE}³ with {TILE_MARGIN} voxels more on each side, "
         "over the whole field of view at 1 mm. A few windows of each network are timed, and multiplied; what makes the "
         "graph's network fast (memory format, folding) makes the published one fast too."
     )

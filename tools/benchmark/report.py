@@ -11,9 +11,9 @@ import torch
 
 from scripts.infer.run import bundle_facts
 
-from ..network.anatomy import flops_per_voxel
+from ..network.anatomy import NETWORKS, flops_per_voxel
 from .ceilings import Ceilings, ceilings
-from .networks import PUBLISHED, PUBLISHED_PRECISION, Cost, cost_of, pairs
+from .networks import PUBLISHED, PUBLISHED_PRECISION, Cost, cost_of, definition_in, name_of, pairs
 from .search import NETWORK, READING, ROOT, WINDOWS, Searched, graph, median_search
 from .stopwatch import Stage
 
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def scan_report(
-    files: Sequence[str], settings: Mapping[str, Any], precisions: Sequence[str], presets: Sequence[str], repeats: int
+    files: Sequence[str], settings: Mapping[str, Any], precisions: Sequence[str], names: Sequence[str], repeats: int
 ) -> dict[str, Any]:
-    """Search a scan in each precision, and compare presets on its windows; the ceilings are measured in between.
+    """Search a scan in each precision, and compare networks on its windows; the ceilings are measured in between.
 
     Args:
         files: the inference graph.
         settings: laid over it, ``input`` among them.
         precisions: names of number types.
-        presets: compared; the graph's own is, in any case.
+        names: of networks, compared; the graph's own is, in any case.
         repeats: of searches and windows.
     """
     parser = graph(files, **settings)
-    device, preset = torch.device(parser.get_parsed_content("device")), str(parser.get_parsed_content("preset"))
-    compared = pairs([*presets, preset], precisions)
+    device, own = torch.device(parser.get_parsed_content("device")), name_of(files)
+    compared = pairs([*names, own], precisions)
     logger.info("searching %s in %s …", settings["input"], ", ".join(precisions))
     searched = {name: median_search(files, repeats, **{**settings, "precision": name}) for name in precisions}
     about = searched[precisions[0]][1]
@@ -43,7 +43,7 @@ def scan_report(
     costs = {
         (name, number): cost_of(
             (name, number),
-            graph(files, **{**settings, "preset": name, "checkpoint": ""}),
+            graph(files, **{**settings, "checkpoint": "", "network_def": definition_in(NETWORKS.get(name, files))}),
             limits[number],
             about,
             repeats=repeats,
@@ -53,7 +53,7 @@ def scan_report(
     published = costs.get((PUBLISHED, PUBLISHED_PRECISION))
     flops = sum(flops_per_voxel(parser.get_parsed_content("network_def")).values())
     return {
-        "model": {**bundle_facts(str(ROOT), str(parser.get_parsed_content("checkpoint"))), "preset": preset},
+        "model": {**bundle_facts(str(ROOT), str(parser.get_parsed_content("checkpoint"))), "network": own},
         "settings": {name: parser.get_parsed_content(name) for name in ("window_size", "window_overlap")},
         "repeats": repeats,
         "scan": {**asdict(about), "litres": about.litres},

@@ -17,10 +17,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.network.blocks import FuseUp, MultiDilation, ResidualBlock, SqueezeExcitation, SubCellHead, SubCellUp
+from scripts.network.config import PAPER, TRAIN
 from scripts.network.deformable_attention import DeformableEncoder
 from scripts.network.paper import AddUp, LevelEncoder, LevelFusion
 
 IMAGE, MAPS = "image", "maps"  # names of what goes in and what comes out
+NETWORKS: dict[str, tuple[str, ...]] = {"compact": (TRAIN,), "paper": (TRAIN, PAPER)}  # the bundle's, by their graphs
 EXPORT_SIZE = 32  # voxels along each axis; the smallest with more than one cell at the coarsest stride
 COUNT_SIZE = 96  # voxels along each axis; only the border's share depends on it
 CORNERS = 8  # voxels that a trilinear reading multiplies and adds

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from scripts.core.errors import UserError
-from scripts.network.config import CONFIG, presets_in
+from scripts.network.config import network_in
 
-from .anatomy import COUNT_SIZE, GROUPS, Anatomy, anatomy
+from .anatomy import COUNT_SIZE, GROUPS, NETWORKS, Anatomy, anatomy
 from .drawing import draw, thousands
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,14 @@ class DescriptionError(UserError, ValueError):
     """A page that cannot be completed."""
 
 
-def describe(output_dir: str, config_file: str = "") -> None:
-    """Write the tables and pictures of all presets.
+def describe(output_dir: str, config_file: Sequence[str] = ()) -> None:
+    """Write the tables and pictures of the networks.
 
     Args:
-        output_dir: gets ``images/network_<preset>.png``, and the tables in ``network.md`` between its two marks (a page
+        output_dir: gets ``images/network_<name>.png``, and the tables in ``network.md`` between its two marks (a page
             without text where there is none).
-        config_file: the training graph whose ``presets`` are described; default: the bundle's. Without presets in it
-            those of the code are.
+        config_file: the training graph whose network is described, and what is laid over it, the last of which names
+            it; default: the two of :data:`.anatomy.NETWORKS`.
 
     Raises:
         DescriptionError: for a page without the marks.
@@ -38,7 +39,8 @@ def describe(output_dir: str, config_file: str = "") -> None:
     folder = Path(output_dir)
     page = folder / PAGE
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    networks = {name: anatomy(build) for name, build in presets_in(Path(config_file or CONFIG)).items()}
+    graphs: Mapping[str, Sequence[str]] = {Path(config_file[-1]).stem: config_file} if config_file else NETWORKS
+    networks = {name: anatomy(partial(network_in, files)) for name, files in graphs.items()}
     text = with_generated(text, tables(networks), page)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():

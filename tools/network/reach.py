@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from scripts.core.errors import UserError
 from scripts.network.checkpoint import load_weights
-from scripts.network.config import CONFIG, presets_in
+from scripts.network.config import TRAIN, network_in
 from scripts.network.deformable_attention import DeformableAttention
-from scripts.network.presets import choose_preset
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +43,21 @@ class Reach:
     all_mm: float
 
 
-def reach(*, image: str, checkpoint: str = "models/model.pt", window_size: int = 64, preset: str = "compact") -> None:
+def reach(
+    *, image: str, checkpoint: str = "models/model.pt", window_size: int = 64, config_file: Sequence[str] = (TRAIN,)
+) -> None:
     """Print how far each layer of attention looks in windows of a scan.
 
     Args:
         image: the scan; its lungs are cut into windows, of which up to eight are taken evenly.
         checkpoint: the weights.
         window_size: voxels of 1 mm, a multiple of 16.
-        preset: whose weights they are.
+        config_file: the training graph of the weights, and what was laid over it.
 
     Raises:
         UserError: a file that cannot be read, weights of another network, a network without attention.
     """
-    network = choose_preset(presets_in(CONFIG), preset)
+    network = network_in(config_file)
     load_weights(network, checkpoint)
     found = reach_of(network, list(windows_of(image, window_size)))
     logger.info("%s, windows of %d mm:\n%s", checkpoint, window_size, table(found))
@@ -65,7 +66,7 @@ def reach(*, image: str, checkpoint: str = "models/model.pt", window_size: int =
 def windows_of(image: str, size: int) -> Iterator[Tensor]:
     """Windows ``[1, 1, size, size, size]`` of a scan, as the training graph would prepare them."""
     parser = ConfigParser()
-    parser.read_config(str(CONFIG))
+    parser.read_config(TRAIN)
     parser["window_size"] = [size] * 3
     data: Any = {"image": image}
     for transform in ("scan_preprocessing", "scan_to_network"):
@@ -84,7 +85,7 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
     """
     layers = [module for module in network.modules() if isinstance(module, DeformableAttention)]
     if not layers:
-        raise ReachError("network: expected layers of deformable attention, found none; use a preset with layers.")
+        raise ReachError("network: expected layers of deformable attention, found none; use a network with layers.")
     # For each layer: weight and weight · distance by level, for points inside and for all.
     sums = [torch.zeros(4, layer.levels, dtype=torch.float64) for layer in layers]
 

@@ -20,12 +20,8 @@ _REFERENCE = re.compile(r"@(\w+)")
 # What other bundles call it.
 HABITS = {
     **{"ckpt_path": "checkpoint", "ckpt_dir": "output_dir", "epochs": "max_epochs", "lr": "learning_rate"},
-    **{
-        "data_list_file_path": "datalists",
-        "dataset_path": "dataset_dir",
-        "patch_size": "crop_size",
-        "amp": "precision",
-    },
+    **{"data_list_file_path": "datalists", "dataset_path": "dataset_dir", "patch_size": "crop_size"},
+    **{"amp": "precision", "preset": "network_def"},
 }
 RECORDS = ("settings", "model_facts")  # say what runs; nothing runs by them
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # MONAI's, in no configuration

@@ -32,8 +32,11 @@ LEAST: dict[str, float] = {
     **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed", "resamples"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),
 }
-# Targets count voxels as millimetres, and the networks' maps have half the input's resolution.
-FIXED: dict[str, Any] = {"spacing_mm": [1.0, 1.0, 1.0], "stride": 2}
+# Values that only one thing can say (targets count voxels as millimetres), and how to say it.
+FIXED: dict[str, tuple[Any, str]] = {
+    "spacing_mm": ([1.0, 1.0, 1.0], "[1.0, 1.0, 1.0], for which targets and weights are made"),
+    "stride": ("$@network_def.stride", "the network's"),
+}
 
 _REFERENCE = re.compile(r"@\w+((::|#)\w+)*")
 
@@ -82,11 +85,8 @@ def check_fixed(parser: ConfigParser, overrides: dict[str, Any], bases: Sequence
     for base in bases:
         places += [(name, v, knob) for name, v in overrides.items() for knob in FIXED if base.get(name) == f"@{knob}"]
     for name, value, knob in places:
-        if value != FIXED[knob] and value != f"@{knob}":
-            raise OverrideError(
-                f"--{shown(name)}: expected {FIXED[knob]}, for which targets and weights are made, got {value}; leave "
-                "it out."
-            )
+        if value not in (FIXED[knob][0], f"@{knob}"):
+            raise OverrideError(f"--{shown(name)}: expected {FIXED[knob][1]}, got {value}; leave it out.")
     least, chosen = parser.get("candidate_threshold"), parser.get("threshold")
     if isinstance(least, float) and isinstance(chosen, int | float) and chosen < least:
         raise OverrideError(

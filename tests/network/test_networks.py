@@ -1,4 +1,4 @@
-"""Laws that every preset obeys, and the choice between them."""
+"""Laws that every network obeys."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.core.errors import UserError
-from scripts.network import PresetError, choose_preset, compact, paper, preset_of, ready_network
+from scripts.network import CompactNet, PaperNet, ready_network
 from scripts.network.blocks import COARSEST_STRIDE, PRIOR_PROBABILITY
 from tests.networks import TOLERANCE, as_if_trained, noise
 
@@ -24,26 +23,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = [(16, 32, 48), (48, 16, 32), (32, 64, 16)]
 
-# Narrow ones of every kind that is built otherwise, and the presets as they are.
+# Narrow ones of every kind that is built otherwise, and both as they are.
 SMALL: dict[str, Callable[[], nn.Module]] = {
-    "compact": partial(compact, (4, 6, 8, 8), layers=2, dim=8, heads=2, feed_forward=16),
+    "compact": partial(CompactNet, (4, 6, 8, 8), layers=2, dim=8, heads=2, feed_forward=16),
     "compact, a mask logit per cell": partial(
-        compact, (4, 6, 8, 8), layers=1, dim=8, heads=2, feed_forward=16, mask_logits=1
+        CompactNet, (4, 6, 8, 8), layers=1, dim=8, heads=2, feed_forward=16, mask_logits=1
     ),
-    "compact without encoder": partial(compact, (4, 6, 8, 8), layers=0, dim=8, heads=2, feed_forward=16),
-    "paper": partial(paper, (4, 6, 6, 6), (4, 6), lateral=6, dim=8, layers=2, heads=2, feed_forward=16, dropout=0.0),
+    "compact without encoder": partial(CompactNet, (4, 6, 8, 8), layers=0, dim=8, heads=2, feed_forward=16),
+    "paper": partial(PaperNet, (4, 6, 6, 6), (4, 6), lateral=6, dim=8, layers=2, heads=2, feed_forward=16, dropout=0.0),
     "paper with four levels": partial(
-        paper, (4, 6, 6, 6), (4, 6), lateral=6, levels=(2, 4, 8, 16), dim=8, layers=1, heads=2, feed_forward=16
+        PaperNet, (4, 6, 6, 6), (4, 6), lateral=6, levels=(2, 4, 8, 16), dim=8, layers=1, heads=2, feed_forward=16
     ),
 }
-FULL: dict[str, Callable[[], nn.Module]] = {"compact": compact, "paper": paper}
+FULL: dict[str, Callable[[], nn.Module]] = {"compact": CompactNet, "paper": PaperNet}
 CHANNELS = {"compact": 13, "compact, a mask logit per cell": 6, "compact without encoder": 13}
 WITHOUT_QUERIES = ("compact without encoder", "encoder.level_embedding")  # nothing reads it there
 
 
-def build(preset: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def build(network: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return preset()
+    return network()
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -54,7 +53,7 @@ def small(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.fixture(scope="module", params=FULL)
 def full(request: pytest.FixtureRequest) -> nn.Module:
-    """A preset as it is, as if trained; not to be changed."""
+    """A network as it is, as if trained; not to be changed."""
     return as_if_trained(build(FULL[request.param]))
 
 
@@ -67,7 +66,7 @@ def test_one_set_of_maps_at_half_the_size(name: str, shape: tuple[int, int, int]
     network = as_if_trained(build(SMALL[name]))
     with torch.no_grad():
         maps = network(noise(2, 1, *shape))
-    assert maps.shape == (2, CHANNELS.get(name, 6), *(n // 2 for n in shape))
+    assert maps.shape == (2, CHANNELS.get(name, 6), *(n // network.stride for n in shape))
     assert maps.shape[1] == network.out_channels
     assert maps.isfinite().all()
     assert maps.std() > 0.1
@@ -187,36 +186,9 @@ def onnx_session(network: nn.Module, example: Tensor, path: Path) -> onnxruntime
 
 @pytest.mark.parametrize("name", ["compact", "paper with four levels"])
 def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
-    network = as_if_trained(choose_preset(SMALL, name))
+    network = as_if_trained(SMALL[name]())
     example, image = noise(1, 1, 16, 32, 48), noise(1, 1, 16, 32, 48, seed=1)
     session = onnx_session(network, example, tmp_path / "model.onnx")
     (maps,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(maps, network(image).numpy(), rtol=0, atol=TOLERANCE)
-
-
-# --- the choice -------------------------------------------------------------------------------------------------------
-
-
-def test_choosing_builds_the_named_one_alone_and_writes_its_name() -> None:
-    network = choose_preset({"deep": SMALL["paper"], "broken": lambda: nn.Linear(-1, 0)}, "deep")
-    assert preset_of(network) == preset_of(network.state_dict()) == "deep"
-    assert bytes(network.get_buffer("preset_name").tolist()) == b"deep"
-    assert preset_of(build(SMALL["paper"])) is None
-
-
-@pytest.mark.parametrize("name", ["papers", "", 1, ["paper"]])
-def test_an_unknown_preset_is_refused_with_the_known_ones(name: object) -> None:
-    with pytest.raises(PresetError, match=r"expected one of compact, paper, got .*; use --preset NAME") as caught:
-        choose_preset(FULL, name)  # type: ignore[arg-type]
-    assert isinstance(caught.value, UserError)
-
-
-@pytest.mark.parametrize("name", ["compact", "paper"])
-def test_the_name_survives_what_networks_go_through(name: str) -> None:
-    network = as_if_trained(choose_preset(SMALL, name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 announces the end of scripting
-        scripted = torch.jit.script(network)
-    assert preset_of(scripted.state_dict()) == name
-    assert preset_of(network.to(torch.bfloat16, memory_format=torch.channels_last_3d)) == name  # type: ignore[call-overload]
