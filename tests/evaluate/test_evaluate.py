@@ -424,7 +424,7 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str], caplog: p
     assert "--series_uids" in capsys.readouterr().out
     assert main(["luna17"]) == 2
     assert main([]) == 2
-    assert "Expected a command, one of: luna16, cross_validate, example, lungs; got: luna17" in caplog.text
+    assert "Expected a command, one of: luna16, cross_validate, example, lungs, calibrate; got: luna17" in caplog.text
 
 
 # --- cross-validation; its whole way is in tests/end_to_end/test_luna16.py -------------------------------------------
