@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import show_user_errors_plainly
-from .call import OverrideError, bases_of, find_call, read_words
+from ..errors import prepare_process
+from .call import OverrideError, find_call
 from .names import check_ids, check_names, is_syntax, overrides_of
 from .values import PATHS, check_fixed, set_value
 
@@ -14,10 +14,9 @@ def check_overlay() -> None:
     Raises:
         OverrideError: the graph below it is missing.
     """
+    prepare_process()
     call = find_call()
     if call is not None and "trainer" not in (call.workflow.parser.get("train") or {}):
-        if call.words is not None:
-            show_user_errors_plainly()
         raise OverrideError(
             "expected the training graph below configs/evaluate.json, got evaluate.json alone; use --config_file "
             "\"['configs/train.json', 'configs/evaluate.json']\"."
@@ -33,22 +32,18 @@ def check_run() -> None:
         OverrideError: unknown names, stray or repeated words, values of another kind than the configuration's.
         DeviceError: a device that is not there.
     """
+    prepare_process()
     call = find_call()
     if call is None:
         return
-    words: dict[str, str | None] = {}
-    if call.words is not None:
-        show_user_errors_plainly()
-        words = read_words(call.words)
     check_ids(call.workflow)
-    bases = bases_of(call)
-    overrides = overrides_of(call, bases, words)
-    check_names(overrides, bases, call)
-    for base in bases:
+    overrides = overrides_of(call)
+    check_names(overrides, call)
+    for base in call.bases:
         for name in overrides:
             behind = base.get(name)
             if is_syntax(behind) and behind[1:] in PATHS and behind[1:] in overrides:
                 raise OverrideError(f"expected --{behind[1:]} or --{name}, which replaces it, got both; name one.")
     for name, value in overrides.items():
-        set_value(call.workflow.parser, name, value, words, bases)
-    check_fixed(call.workflow.parser, overrides, bases)
+        set_value(call, name, value)
+    check_fixed(call, overrides)
