@@ -34,7 +34,7 @@ from ..core.text import parse_bool
 from ..read.dicom_header import read_identity
 from ..read.reader import FILE_SEPARATOR, find_scans
 from ..read.scan import published_reason
-from ..report import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
+from ..report import Fingerprint, ResultWriter, RunIndex, input_digest, summary
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class RunLog:
         self.folders[result.name] = folder
         if self.index is not None:
             self.index.add(result, folder)
-        logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
+        logger.info("%s\n%s\nreport: %s", result.name, summary(result), folder / "report.html")
 
     def skipped(self, name: str, folder: Path) -> None:
         """A scan whose result stands there already, in ``folder``."""

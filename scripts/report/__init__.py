@@ -4,7 +4,7 @@ from .dicom import DicomReport, DicomSegmentation
 from .fingerprint import Fingerprint, input_digest
 from .html.index import RunIndex
 from .html.page import HtmlReport
-from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
+from .tables import NodulesCsv, NodulesJson, PredictionTable, summary
 from .viewers import ItkSnapLabels, SlicerLabels, SlicerMarkups
 from .volume import MaskNifti
 from .writer import ResultWriter, Writer
@@ -25,5 +25,5 @@ __all__ = [
     "SlicerMarkups",
     "Writer",
     "input_digest",
-    "summary_table",
+    "summary",
 ]

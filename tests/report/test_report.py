@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from scripts.report import (
     SlicerMarkups,
     Writer,
     input_digest,
-    summary_table,
+    summary,
 )
 from scripts.report.html.overview import lungs_picture, overview
 from scripts.report.html.page import AxialSlices, lung_doubts, pictures_per_view, summary_sentence, weaker_candidates
@@ -134,6 +135,13 @@ def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool
         affine_ras=affine_ras,
         nodules=nodules,
     )
+
+
+def add(table: PredictionTable, result: ScanResult) -> None:
+    """Store a result and take it into the table."""
+    (table.path.parent / result.name).mkdir(exist_ok=True)
+    NodulesJson()(result, table.path.parent / result.name)
+    table.update()
 
 
 def strict_json(path: Path) -> dict:
@@ -277,9 +285,9 @@ class TestTables:
     def test_predictions_hold_every_candidate_of_every_scan(self, tmp_path: Path) -> None:
         table = PredictionTable(tmp_path / "run" / "predictions.csv")
         assert table.path.read_text() == "seriesuid,coordX,coordY,coordZ,probability\n"
-        table.append(make_result(name="a"))
-        table.append(without_nodules(make_result(name="b")))
-        table.append(make_result(name="c"))
+        add(table, make_result(name="a"))
+        add(table, without_nodules(make_result(name="b")))
+        add(table, make_result(name="c"))
         rows = list(csv.DictReader(table.path.read_text().splitlines()))
         assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
         assert rows[2] == {
@@ -295,32 +303,26 @@ class TestTables:
         probabilities = [float(one), float(np.nextafter(one, np.float32(1)))]
         candidates = tuple(Detection((0.0, 0.0, 0.0), 5.0, probability) for probability in probabilities)
         table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(dataclasses.replace(make_result(), candidates=candidates))
+        add(table, dataclasses.replace(make_result(), candidates=candidates))
         read = [row["probability"] for row in csv.DictReader(table.path.read_text().splitlines())]
         assert [np.float32(text) for text in read] == probabilities
         assert "-0.0" not in table.path.read_text()
 
-    def test_a_scan_enters_the_table_once(self, tmp_path: Path) -> None:
-        table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(make_result())
-        with pytest.raises(ValueError, match=r"unique scan names.*'scan_1'"):
-            table.append(make_result())
-        assert len(table.path.read_text().splitlines()) == 4
-
     def test_a_full_disk_leaves_whole_scans_only(self, tmp_path: Path) -> None:
         resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
         table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(make_result(name="a"))
+        add(table, make_result(name="a"))
         before = table.path.read_bytes()
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
         try:
             with pytest.raises(OutputError, match=r"predictions\.csv.*room for 187 bytes"):
-                table.append(make_result(name="b"))
+                table.update()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert table.path.read_bytes() == before
-        table.append(make_result(name="b"))
+        table.update()
         assert len(table.path.read_text().splitlines()) == 7
 
     def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
@@ -328,13 +330,14 @@ class TestTables:
         write = ResultWriter(tmp_path, [NodulesJson()], table)
         for name in ("c", "a", "b"):
             write(without_nodules(make_result(name=name)) if name == "b" else make_result(name=name))
-        table.append(make_result(name="gone"))  # no folder
+        add(table, make_result(name="gone"))
+        shutil.rmtree(tmp_path / "gone")
         again = PredictionTable(tmp_path / "predictions.csv")
         rows = list(csv.DictReader(again.path.read_text().splitlines()))
         assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
         assert rows[:3] == list(csv.DictReader(table.path.read_text().splitlines()))[:3]
-        again.append(make_result(name="d"))
-        again.append(dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
+        add(again, make_result(name="d"))
+        add(again, dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
         names = [row["seriesuid"] for row in csv.DictReader(again.path.read_text().splitlines())]
         assert names == ["a", "c", "c", "c", "d", "d", "d"]
 
@@ -373,12 +376,11 @@ class TestTables:
         assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
 
     def test_terminal_table_is_aligned(self) -> None:
-        lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
+        lines = summary(make_result()).splitlines()
         assert lines[0] == "scan_1: 2 nodules"
         assert lines[2].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
         assert len({len(line) for line in lines[1:4]}) == 1
-        assert lines[-1] == "empty: no nodules"
-        assert summary_table([]) == ""
+        assert summary(without_nodules(make_result(name="empty"))) == "empty: no nodules"
 
 
 class TestMask:
