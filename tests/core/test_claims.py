@@ -20,7 +20,7 @@ from scripts.core import claims as claims_module
 from scripts.core.claims import STALE_S, BusyError, Claims, OtherClaimError
 from scripts.core.files import OutputError
 from scripts.core.processes import MACHINE
-from scripts.infer.run import FinishedResults, RunLog, ScanStream, WriteResultd
+from scripts.infer import FinishedResults, RunLog, ScanStream, WriteResultd
 from scripts.report import NodulesCsv, NodulesJson, PredictionTable, ResultWriter, RunIndex
 from tests.report.test_report import make_result
 

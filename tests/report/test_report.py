@@ -44,7 +44,7 @@ from scripts.report import (
     summary,
 )
 from scripts.report.html.overview import lungs_picture, overview
-from scripts.report.html.page import AxialSlices, lung_doubts, pictures_per_view, summary_sentence, weaker_candidates
+from scripts.report.html.page import AxialSlices, lung_warnings, pictures_per_view, summary_sentence, weaker_candidates
 from scripts.report.html.pictures import AXIAL, CORONAL, Picture, Stack, Window, close_ups
 from scripts.report.html.render import shown_probability
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
@@ -899,8 +899,8 @@ class TestPage:
         result = make_result()
         whole = lung_box(result, (4, 4, 6), (66, 56, 30))
         cut = lung_box(result, (4, 4, 0), (66, 56, 30))
-        assert not any("cut" in doubt for doubt in lung_doubts(whole))
-        assert [doubt for doubt in lung_doubts(cut) if "The lungs are cut at the bottom" in doubt]
+        assert not any("cut" in doubt for doubt in lung_warnings(whole))
+        assert [doubt for doubt in lung_warnings(cut) if "The lungs are cut at the bottom" in doubt]
 
     def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
         text = HtmlReport(weaker_findings=0).render(make_result((((8.0, -5.0, 1.9), 0.01),)))

@@ -12,7 +12,7 @@ import pytest
 
 from scripts.core.files import OutputError
 from scripts.core.records import Detection, ScanResult
-from scripts.infer.run import RunLog
+from scripts.infer import RunLog
 from scripts.phantom.chest import Chest
 from scripts.read.reader import find_scans, read_scan
 from scripts.read.scan import ScanError

@@ -180,7 +180,7 @@ def _device(value: Any) -> Any:
 
 
 def _number(place: str, value: Any, typed: Any, *, is_whole: bool) -> Any:
-    kind = numbers.Integral if is_whole else numbers.Real
+    kind: Any = numbers.Integral if is_whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
         wanted = "a whole number, such as 3" if is_whole else "a number, such as 0.5"
         raise OverrideError(f"{place}: expected {wanted}, got {typed!r}; correct it.")
