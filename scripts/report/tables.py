@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.claims import claims_on
-from ..core.files import (
-    OutputError,
-    csv_text,
-    is_name,
-    read_record,
-    stamp,
-    writable_folder,
-    write_bytes,
-    write_csv,
-)
+from ..core.files import OutputError, csv_text, is_name, read_record, stamp, writable_folder, write_bytes, write_csv
 from ..core.geometry import spacing_mm
 from ..core.paths import printable
 from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion

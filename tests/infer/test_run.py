@@ -21,15 +21,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.infer import (
-    RefusedScansError,
-    RunLog,
-    ScanEvaluator,
-    ScanLoader,
-    ScanStream,
-    WriteResultd,
-    bundle_facts,
-)
+from scripts.infer import RefusedScansError, RunLog, ScanEvaluator, ScanLoader, ScanStream, WriteResultd, bundle_facts
 from scripts.infer.stream import one_scan
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
