@@ -5,8 +5,7 @@ from .fingerprint import Fingerprint, input_digest
 from .html.index import RunIndex
 from .html.page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary
-from .viewers import ItkSnapLabels, SlicerLabels, SlicerMarkups
-from .volume import MaskNifti
+from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
 from .writer import ResultWriter, Writer
 
 __all__ = [

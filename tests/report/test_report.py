@@ -23,11 +23,10 @@ import pytest
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.geometry import apply_affine, swap_lps_ras, voxel_volume_mm3
 from scripts.core.labels import Part
 from scripts.core.processes import MACHINE
 from scripts.core.records import Detection, Location, Measurement, Nodule, ScanResult, SearchRegion
-from scripts.core.text import shown_duration
 from scripts.report import (
     Fingerprint,
     HtmlReport,
@@ -396,14 +395,6 @@ class TestMask:
             np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
         np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
         assert image.header.get_xyzt_units()[0] == "mm"
-
-    def test_sheared_grid_has_a_sform_only(self, tmp_path: Path) -> None:
-        result = make_result(affine_ras=AFFINE_RAS @ SHEAR)
-        image = nib.load(MaskNifti()(result, tmp_path))
-        np.testing.assert_allclose(image.affine, result.affine_ras, atol=1e-4)
-        assert int(image.header["sform_code"]) == 1
-        assert int(image.header["qform_code"]) == 0
-        np.testing.assert_allclose(image.header.get_zooms(), spacing_mm(result.affine_ras), atol=1e-6)
 
     @pytest.mark.parametrize(("labels", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
     def test_wide_enough_for_every_label(self, tmp_path: Path, labels: int, dtype: type) -> None:
@@ -942,20 +933,6 @@ class TestPage:
     def test_one_nodule_is_singular(self) -> None:
         sentence = summary_sentence(make_result((((0.0, 0.0, 0.0), 8.0),)))
         assert sentence.startswith("At the operating threshold of 0.5. It measures 8.0")
-
-    @pytest.mark.parametrize(
-        ("seconds", "shown"),
-        [
-            (0.84, "0.8 s"),
-            (9.96, "10 s"),
-            (59.4, "59 s"),
-            (59.6, "1 min 0 s"),
-            (312, "5 min 12 s"),
-            (7500, "2 h 5 min"),
-        ],
-    )
-    def test_durations_are_shown_as_people_say_them(self, seconds: float, shown: str) -> None:
-        assert shown_duration(seconds) == shown
 
 
 def other_settings(result: ScanResult) -> ScanResult:
