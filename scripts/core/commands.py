@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import UserError, user_error_in
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+from .text import parse_bool
 
 
 class OptionError(UserError, ValueError):
@@ -65,11 +64,11 @@ def run_function(program: str, command: Callable[..., Any], arguments: Sequence[
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        options = vars(_parser(program, command).parse_args(sys.argv[1:] if arguments is None else arguments))
+        options = read_options(program, command, sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:  # argparse has said why, or has shown the help
         return int(stop.code or 0)
     try:
-        command(**{key: _joined(value) for key, value in options.items() if " " not in key and value is not None})
+        command(**options)
     except Exception as error:
         told = error if isinstance(error, OSError) else user_error_in(error)  # MONAI wraps what graphs raise
         if told is None:
@@ -79,57 +78,45 @@ def run_function(program: str, command: Callable[..., Any], arguments: Sequence[
     return 0
 
 
-def _parser(program: str, command: Callable[..., Any]) -> argparse.ArgumentParser:
-    """Options from the signature of a command, help from its docstring."""
+def read_options(program: str, command: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of a command line, by the signature of the command; its docstring is the help.
+
+    Raises:
+        SystemExit: 2 when it is wrong, 0 when it asked for help; argparse has said why.
+    """
     parser = argparse.ArgumentParser(
         prog=program,
         description=inspect.getdoc(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for option in inspect.signature(command, eval_str=True).parameters.values():
-        needed = option.default is inspect.Parameter.empty
-        default = None if needed else option.default
-        settings: dict[str, Any] = {"required": needed, "default": default, "action": _Once}
+    parameters = inspect.signature(command, eval_str=True).parameters
+    for name, option in parameters.items():
+        kind: dict[str, Any] = {"nargs": "+"}  # one or several
         if option.annotation in (int, float, str):
-            settings |= {"type": option.annotation}
+            kind = {"type": option.annotation}
         elif option.annotation is bool:
-            settings |= {"type": _boolean, "nargs": "?", "const": True}
-        else:  # one or several
-            settings = {"nargs": "+", "action": "append", "required": needed}
-        parser.add_argument(f"--{option.name}", **settings)
-    return parser
+            kind = {"type": true_or_false, "nargs": "?", "const": True}
+        parser.add_argument(f"--{name}", action="append", required=option.default is inspect.Parameter.empty, **kind)
+    options = {name: values for name, values in vars(parser.parse_args(arguments)).items() if values is not None}
+    for name, values in options.items():
+        if isinstance(values[0], list):
+            options[name] = [text for group in values for given in group for text in _listed(given)]
+        elif len(values) > 1:
+            parser.error(f"expected --{name} once, got it again; name one value")
+        else:
+            options[name] = values[0]
+    return options
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in _BOOLEANS:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return _BOOLEANS[text.lower()]
-
-
-class _Once(argparse.Action):
-    """Store a value; an option given twice is refused, not silently the last one taken."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
-    ) -> None:
-        if getattr(namespace, f"{self.dest} given", False):
-            parser.error(f"expected {option_string} once, got it again; name one value")
-        setattr(namespace, f"{self.dest} given", True)
-        setattr(namespace, self.dest, values)
-
-
-def _joined(value: Any) -> Any:
-    """The values of an option that was given one or more times, and lists in the spelling of the bundle's configs."""
-    if not isinstance(value, list):
-        return value
-    texts = [text for group in value for text in group]
-    return [path for text in texts for path in (_listed(text) if text.startswith("[") else [text])]
+def true_or_false(text: str) -> bool:
+    """For argparse, which names it in its message."""
+    return parse_bool("option", text)
 
 
 def _listed(text: str) -> list[str]:
+    """A list in the spelling of the bundle's configs (``"['a', 'b']"``), or a single text."""
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return [str(item) for item in ast.literal_eval(text)] if text.startswith("[") else [text]
+    except (ValueError, SyntaxError):  # a path that begins so
         return [text]
-    return [str(item) for item in value] if isinstance(value, list) else [text]

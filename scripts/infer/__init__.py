@@ -3,16 +3,9 @@
 from .deploy import MaskAsPredictiond, ScanFromArrayd
 from .from_python import ScanSearch
 from .label import BoxesForLabeld, LabelDetector, PreprocessRequestd
-from .run import (
-    FinishedResults,
-    RefusedScansError,
-    RunLog,
-    ScanEvaluator,
-    ScanLoader,
-    ScanStream,
-    WriteResultd,
-    bundle_facts,
-)
+from .log import RefusedScansError, RunLog
+from .run import ScanEvaluator, WriteResultd, bundle_facts
+from .stream import FinishedResults, ScanLoader, ScanStream
 
 __all__ = [
     "BoxesForLabeld",

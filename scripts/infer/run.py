@@ -1,8 +1,8 @@
-"""One inference run over many scans: which scans there are, what is written, what failed, how it ends.
+"""The search of one scan after the other, and the writing of what was found.
 
-A scan that cannot be read, searched or written is named in one line and the others go on; the run then ends with exit
-code 1. While one scan is searched, the next is read and the last is written: three are in memory, never more (unless
-more are asked for by ``num_workers``). Several runs may share an output folder.
+A scan that cannot be searched or written is named in one line and the others go on; the run then ends with exit code 1
+(:mod:`.log`). While one scan is searched, the next is read (:mod:`.stream`) and the last is written: three are in
+memory, never more (unless more are asked for by ``num_workers``).
 """
 
 from __future__ import annotations
@@ -10,12 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,261 +19,13 @@ import numpy as np
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
 from monai.utils import CommonKeys
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
 
-from ..core.claims import BusyError
-from ..core.errors import SettingError, UserError, is_command_line, reason_of, user_error_in
-from ..core.paths import printable
 from ..core.records import ScanResult, SearchRegion
 from ..core.text import parse_bool
 from ..read.dicom_header import read_identity
-from ..read.reader import FILE_SEPARATOR, find_scans
-from ..read.scan import published_reason
-from ..report import Fingerprint, ResultWriter, RunIndex, input_digest, summary_table
-
-logger = logging.getLogger(__name__)
-
-WAIT_S = 1.0  # between two looks at scans that another process searches
-
-
-class RefusedScansError(UserError, RuntimeError):
-    """A run that left scans out, or found none."""
-
-
-class RunLog:
-    """What became of each scan of a run.
-
-    Args:
-        index: the page that lists them, written at the end; ``None`` for none.
-    """
-
-    def __init__(self, index: RunIndex | None = None) -> None:
-        self.index = index
-        self.folders: dict[str, Path] = {}
-        self.failures: dict[str, str] = {}
-        self.found: list[str] = []
-        self.writing: Future[None] | None = None  # of a scan, in another thread
-        self.when_failed: Callable[[str], object] | None = None  # told the name of each scan that is given up
-        self._order: tuple[str, ...] = ()
-        self._begun: dict[str, float] = {}
-
-    def expect(self, names: Sequence[str]) -> None:
-        """The scans of the run, in the order in which they are to be listed."""
-        self._order = tuple(names)
-        if self.index is not None:
-            self.index.order = self._order
-
-    def begun(self, name: str) -> None:
-        """A scan is about to be read."""
-        self._begun[name] = time.monotonic()
-
-    def seconds_since_begun(self, name: str) -> float | None:
-        """``None`` for a scan whose begin was not told."""
-        return time.monotonic() - self._begun[name] if name in self._begun else None
-
-    def wait(self) -> None:
-        """Until everything is written."""
-        if self.writing is not None:
-            self.writing.result()
-
-    def finished(self, result: ScanResult, folder: Path) -> None:
-        self.folders[result.name] = folder
-        if self.index is not None:
-            self.index.add(result, folder)
-        logger.info("%s\n%s\nreport: %s", result.name, summary_table([result]), folder / "report.html")
-
-    def skipped(self, name: str, folder: Path) -> None:
-        """A scan whose result stands there already, in ``folder``."""
-        self.found.append(name)
-        if self.index is not None:
-            self.index.add_former(folder)
-        logger.info("%s: searched before, with the same settings; --overwrite true searches it again", name)
-
-    def failed(self, name: str, error: Exception, source: str = "") -> None:
-        """Keep and show the message, once; an error that is not the user's is logged with its traceback.
-
-        ``source`` is the scan's file or folder, which the page of the run shows without the folders above it.
-        """
-        self.failures[name] = reason_of(error)
-        if self.when_failed is not None:
-            self.when_failed(name)
-        if self.index is not None:
-            self.index.add_failure(name, published_reason(error), source)
-        if user_error_in(error) is None:
-            logger.error("%s: unexpected error", name, exc_info=error)
-        print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
-
-    def close(self) -> None:
-        """Write the page of the run and say how it went, once everything is written.
-
-        Raises:
-            SystemExit: code 1 on the command line, when a scan failed or there was none.
-            RefusedScansError: the same in any other program.
-            OutputError: the page cannot be written.
-        """
-        self.wait()
-        page = self.index.write(self._seconds()) if self.index is not None else None
-        ordered = sorted(self.failures, key=lambda name: self._order.index(name) if name in self._order else -1)
-        refused = f" ({', '.join(ordered)})" if ordered else ""
-        found = f" {len(self.found)} searched before," if self.found else ""
-        see = f"; see {page}" if page else ""
-        print(printable(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}"))
-        if self.failures or not (self.folders or self.found):
-            if is_command_line():
-                raise SystemExit(1)
-            raise RefusedScansError(
-                "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no scan"
-            )
-
-    def _seconds(self) -> float | None:
-        return time.monotonic() - min(self._begun.values()) if self._begun else None
-
-
-class FinishedResults:
-    """Tells scans that need no search: their result stands there already, made from the same input, model and settings.
-
-    All others are claimed for this process; several that share an output folder share the scans.
-
-    Args:
-        writer: where results are.
-        model, settings: of this run, as :class:`WriteResultd` gets them.
-    """
-
-    def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        self.writer, self.model, self.settings = writer, model, settings
-        self._met: set[str] = set()  # scans that another process was searching
-
-    def __call__(self, name: str, digest: str) -> Path | None:
-        """The folder of a finished result, ``None`` for none; see :meth:`..report.ResultWriter.finished`.
-
-        Raises:
-            BusyError: another process searches the scan at the moment.
-            OtherClaimError: another process searches another scan of this name at the moment.
-        """
-        claims = self.writer.claims
-        try:
-            claims.take(name, digest)
-        except BusyError:
-            self._met.add(name)
-            raise
-        try:
-            mine = Fingerprint(digest, self.model, self.settings)
-            finished = self.writer.finished(name, mine, is_new=name in self._met)
-        except BaseException:
-            claims.release(name)
-            raise
-        if finished:
-            claims.release(name)
-        return self.writer.folder(name) if finished else None
-
-    def release(self, name: str) -> None:
-        """Leave a scan to other processes."""
-        self.writer.claims.release(name)
-
-
-class ScanStream(IterableDataset):
-    """The scans below an input, one after the other, preprocessed; refused and finished ones are logged and left out.
-
-    Args:
-        source: what :func:`..read.reader.find_scans` takes: file, folder or datalist.
-        series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
-        transform: preprocessing of one item, which has its ``input_digest`` (:func:`..report.input_digest`).
-        log: where failures go.
-        ahead: so many scans are prepared in as many threads while one is searched.
-        finished: the result folder of a scan of this name and digest that needs no search; ``None``: all need one.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        series: str,
-        transform: Callable[[Any], Any],
-        log: RunLog,
-        *,
-        ahead: int = 0,
-        finished: Callable[[str, str], Path | None] | None = None,
-    ) -> None:
-        self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
-        self.ahead, self.finished = int(ahead), finished
-        self._left: list[Any] = []  # items that another process searches
-        if isinstance(finished, FinishedResults):
-            log.when_failed = finished.release
-
-    def __iter__(self) -> Iterator[Any]:
-        if get_worker_info() is not None:
-            raise SettingError(
-                "dataloader: expected scans to be read in this process, got worker processes; use the num_workers of "
-                "scripts.infer.run.ScanLoader, which are threads."
-            )
-        try:
-            items = find_scans(self.source, series=self.series)
-        except UserError as error:
-            self.log.failed(printable(self.source), error, self.source)
-            return
-        self.log.expect([item["name"] for item in items])
-        yield from (item for item in tqdm(self._all(items), "scans", len(items), disable=None) if item is not None)
-
-    def _all(self, items: Sequence[Any]) -> Iterator[Any]:
-        """What :meth:`_prepare` makes of the items; those of other processes last, when these are done or gone."""
-        while items:
-            self._left = []
-            yield from self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
-            items = self._left
-            if items:
-                time.sleep(WAIT_S)
-
-    def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
-        """The items as :meth:`_prepare` leaves them; some are prepared while the one before them is in use."""
-        pool = ThreadPoolExecutor(self.ahead, "read")
-        coming: deque[Future[Any]] = deque()
-        try:
-            for item in items:
-                coming.append(pool.submit(self._prepare, item))
-                if len(coming) > self.ahead:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepare(self, item: Any) -> Any:
-        """One preprocessed item, ``None`` for a scan that is refused, finished or searched by another process."""
-        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        try:
-            digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
-            if self.finished is not None and (folder := self.finished(item["name"], digest)) is not None:
-                self.log.skipped(item["name"], folder)
-                return None
-            logger.info("reading %s", item["name"])
-            self.log.begun(item["name"])
-            return self.transform({**item, "input_digest": digest})
-        except BusyError:
-            self._left.append(item)
-            return None
-        except Exception as error:
-            self.log.failed(item["name"], error, str(item["source"]))
-            return None
-
-
-def one_scan(items: Sequence[Any]) -> Any:
-    """What the data loader makes of a batch of one item: the item, nothing is copied."""
-    (item,) = items
-    return item
-
-
-class ScanLoader(DataLoader):
-    """Hands over one scan a time, as the stream prepares them.
-
-    Args:
-        dataset: the scans.
-        num_workers: so many scans at least are prepared ahead, in threads: a process of its own would have to copy
-            each scan, and what became of it.
-    """
-
-    def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:
-        dataset.ahead = max(dataset.ahead, num_workers)
-        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=one_scan)
+from ..read.reader import FILE_SEPARATOR
+from ..report import ResultWriter
+from .log import RunLog
 
 
 class ScanEvaluator(SupervisedEvaluator):
@@ -356,16 +104,13 @@ class WriteResultd(Transform):
             result = self.result(data)
         except Exception as error:
             self.log.failed(str(data["name"]), error, str(data["source"]))
-        else:
-            self._hand_over(result)
-        return {"name": data["name"]}
-
-    def _hand_over(self, result: ScanResult) -> None:
+            return {"name": data["name"]}
         if self._pool is None:
             self._write(result)
         else:
             self.log.wait()
             self.log.writing = self._pool.submit(self._write, result)
+        return {"name": data["name"]}
 
     def _write(self, result: ScanResult) -> None:
         try:

@@ -4,9 +4,8 @@ from .dicom import DicomReport, DicomSegmentation
 from .fingerprint import Fingerprint, input_digest
 from .html.index import RunIndex
 from .html.page import HtmlReport
-from .tables import NodulesCsv, NodulesJson, PredictionTable, summary_table
-from .viewers import ItkSnapLabels, SlicerLabels, SlicerMarkups
-from .volume import MaskNifti
+from .tables import NodulesCsv, NodulesJson, PredictionTable, summary
+from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
 from .writer import ResultWriter, Writer
 
 __all__ = [
@@ -25,5 +24,5 @@ __all__ = [
     "SlicerMarkups",
     "Writer",
     "input_digest",
-    "summary_table",
+    "summary",
 ]

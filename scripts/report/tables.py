@@ -6,25 +6,15 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from ..core.claims import claims_on
-from ..core.files import (
-    OutputError,
-    checked_name,
-    csv_text,
-    is_name,
-    read_record,
-    stamp,
-    writable_folder,
-    write_bytes,
-    write_csv,
-)
-from ..core.geometry import spacing_mm, swap_lps_ras
+from ..core.files import OutputError, csv_text, is_name, read_record, stamp, writable_folder, write_bytes, write_csv
+from ..core.geometry import spacing_mm
 from ..core.paths import printable
 from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
 
@@ -67,19 +57,12 @@ class NodulesCsv:
         Raises:
             OutputError: the file cannot be written.
         """
-        rows = [
-            [
-                *_luna16_row(result.name, nodule.detection),
-                nodule.label,
-                _rounded(nodule.detection.diameter_mm),
-                *("" if value is None else value for value in _measurement_record(nodule).values()),
-                "" if nodule.measurement is None else nodule.measurement.type_hint,
-                *(("", "") if nodule.location is None else (nodule.location.side, nodule.location.level)),
-            ]
-            for nodule in result.nodules
-        ]
-        columns = [*NODULE_COLUMNS, *MEASUREMENTS, *DESCRIPTIONS]
-        return write_csv(folder / self.filename, [columns, *rows])
+        rows = []
+        for record in map(nodule_record, result.nodules):
+            location = record["location"] or {"side": None, "level": None}
+            values = [record[name] for name in ("label", "diameter_mm", *MEASUREMENTS, "type_hint")]
+            rows.append([*_luna16_row(result.name, record), *values, location["side"], location["level"]])
+        return write_csv(folder / self.filename, [[*NODULE_COLUMNS, *MEASUREMENTS, *DESCRIPTIONS], *rows])
 
 
 class PredictionTable:
@@ -100,43 +83,29 @@ class PredictionTable:
         self.path = Path(path)
         self._claims = claims_on(writable_folder(self.path.parent))
         self._read: dict[str, tuple[Any, str | None]] = {}  # by name: stamp of the record, rows
-        self._names: set[str] = set()
         with self._claims.lock():
             _check_predictions(self.path)
-            self._write(self._there())
+            self._write(self._stored())
 
-    def append(self, result: ScanResult) -> None:
-        """Add the scan's candidates; they replace those of a former result of that name, and none adds no row.
+    def update(self) -> None:
+        """Take in the results that stand in the folder now.
 
         Raises:
-            ValueError: this run has already added a scan of that name.
             OutputError: the rows cannot be written; the table stays as it was.
         """
-        name = checked_name(result.name)
-        if name in self._names:
-            raise ValueError(f"{self.path}: expected unique scan names in a run, got {name!r} again. Rename it.")
-        own = csv_text(_luna16_row(name, candidate) for candidate in result.candidates)
         with self._claims.lock():
             # A folder that another machine has just written may not be seen here yet: its rows stay.
-            self._write({**_lines_of(self.path), **self._there(), name: own})
-            self._read[name] = (stamp(self._record(name)), own)
-        self._names.add(name)
+            self._write({**_lines_of(self.path), **self._stored()})
 
-    def _there(self) -> dict[str, str]:
-        """The rows of the results that stand in the folder, by name."""
+    def _stored(self) -> dict[str, str]:
+        """The rows of the results in the folder, by name; records are read when they are new or have changed."""
         names = {path.parent.name for path in self.path.parent.glob(f"*/{NodulesJson.filename}")}
-        names |= {name for name in _lines_of(self.path) if self._record(name).is_file()}
-        return {name: rows for name in names if is_name(name) and (rows := self._rows(name)) is not None}
-
-    def _rows(self, name: str) -> str | None:
-        """The rows of a result, read when it is new or has changed; ``None`` where it does not list its candidates."""
-        now = stamp(self._record(name))
-        if self._read.get(name, (None, None))[0] != now:
-            self._read[name] = (now, _stored_lines(self._record(name)))
-        return self._read[name][1]
-
-    def _record(self, name: str) -> Path:
-        return self.path.parent / name / NodulesJson.filename
+        for name in filter(is_name, names | _lines_of(self.path).keys()):
+            record = self.path.parent / name / NodulesJson.filename
+            now = stamp(record)
+            if self._read.get(name, (None, None))[0] != now:
+                self._read[name] = (now, _stored_lines(record))
+        return {name: rows for name, (_, rows) in self._read.items() if rows is not None}
 
     def _write(self, rows: Mapping[str, str]) -> None:
         write_bytes(self.path, "".join([csv_text([LUNA16_COLUMNS]), *(rows[n] for n in sorted(rows))]).encode())
@@ -170,15 +139,16 @@ def _check_predictions(path: Path) -> None:
 
 
 def _stored_lines(path: Path) -> str | None:
-    """CSV lines of a result that stands in its folder; ``None`` where it does not list its candidates."""
-    record, name = read_record(path), path.parent.name
+    """CSV lines of a result that stands in its folder; ``None`` where there is none, or it lists no candidates."""
     try:
-        candidates = [
-            [name, *candidate["centre_lps_mm"], candidate["probability"]] for candidate in record["candidates"]
-        ]
+        return csv_text(_luna16_row(path.parent.name, candidate) for candidate in read_record(path)["candidates"])
     except (KeyError, TypeError):
         return None
-    return csv_text(candidates)
+
+
+def _luna16_row(name: str, candidate: Mapping[str, Any]) -> list[Any]:
+    """The first five columns, of the record of a candidate or nodule."""
+    return [name, *candidate["centre_lps_mm"], candidate["probability"]]
 
 
 def scan_record(result: ScanResult) -> dict[str, Any]:
@@ -257,35 +227,21 @@ def published_source(result: ScanResult) -> str:
     return source_name(result.source)
 
 
-def summary_table(results: Iterable[ScanResult]) -> str:
-    """The nodules of a run as aligned text for a terminal; positions in LPS mm.
-
-    Returns:
-        One heading line per scan, one line per nodule below it; the empty string for no scan.
-    """
-    lines: list[str] = []
-    for result in results:
-        count = len(result.nodules)
-        lines += ["", f"{result.name}: {count or 'no'} nodule{'' if count == 1 else 's'}"]
-        if count:
-            lines.append(f"  {'label':>5}  {'probability':>11}  {'centre LPS mm':^26}  {'diameter mm':>11}  volume mm³")
-        lines += [_summary_line(nodule) for nodule in result.nodules]
-    return "\n".join(lines[1:])
-
-
-def _summary_line(nodule: Nodule) -> str:
-    detection = nodule.detection
-    x, y, z = detection.centre_lps_mm
-    volume = "-" if nodule.measurement is None else f"{nodule.measurement.volume_mm3:.0f}"
-    return (
-        f"  {nodule.label:>5}  {detection.probability:>11.3f}  {x:>8.1f} {y:>8.1f} {z:>8.1f}"
-        f"  {detection.diameter_mm:>11.1f}  {volume:>10}"
-    )
-
-
-def _luna16_row(name: str, detection: Detection) -> list[str | float | None]:
-    centre_lps_mm = swap_lps_ras(detection.centre_ras_mm).tolist()
-    return [name, *(_rounded(value) for value in centre_lps_mm), _rounded_probability(detection.probability)]
+def summary(result: ScanResult) -> str:
+    """The nodules of a scan as aligned text for a terminal, one a line; positions in LPS mm."""
+    count = len(result.nodules)
+    lines = [f"{result.name}: {count or 'no'} nodule{'' if count == 1 else 's'}"]
+    if count:
+        lines.append(f"  {'label':>5}  {'probability':>11}  {'centre LPS mm':^26}  {'diameter mm':>11}  volume mm³")
+    for nodule in result.nodules:
+        detection = nodule.detection
+        x, y, z = detection.centre_lps_mm
+        volume = "-" if nodule.measurement is None else f"{nodule.measurement.volume_mm3:.0f}"
+        lines.append(
+            f"  {nodule.label:>5}  {detection.probability:>11.3f}  {x:>8.1f} {y:>8.1f} {z:>8.1f}"
+            f"  {detection.diameter_mm:>11.1f}  {volume:>10}"
+        )
+    return "\n".join(lines)
 
 
 def _measurement_record(nodule: Nodule) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What viewers read beside the mask: points for 3D Slicer, names and colours of the mask's labels.
+"""What viewers read: the mask, points for 3D Slicer, names and colours of the mask's labels.
 
 NIfTI has no place for the names of labels that viewers read, so they stand in files of their own, in the formats that
 the programs document: Slicer's markups JSON (schema 1.0.3) and colour table, ITK-SNAP's label descriptions.
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 from ..core.files import write_bytes, write_json
+from ..core.nifti import write_nifti
 from ..core.records import Nodule, ScanResult
 from .html.page import shown_probability
 from .tables import candidate_record
@@ -24,6 +26,24 @@ MARKUPS_SCHEMA = (
 )
 
 ITK_SNAP_HEADER = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
+
+
+class MaskNifti:
+    """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, RAS affine, mm."""
+
+    filename = "mask.nii.gz"
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        """Write into ``folder``: uint8, or uint16 above 255 nodules; a scan without nodules gives zeros.
+
+        The same result gives the same bytes.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        dtype = np.uint8 if result.mask.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16
+        mask = result.mask.astype(dtype)
+        return write_nifti(folder / self.filename, mask, result.affine_ras, "lung nodules, instance labels")
 
 
 class SlicerMarkups:

@@ -171,4 +171,4 @@ class ResultWriter:
         self.finished(result.name, Fingerprint.of_result(result))
         put_in_place(folder, target)
         if self.predictions is not None:
-            self.predictions.append(result)
+            self.predictions.update()

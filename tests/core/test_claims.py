@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from scripts.core import claims as claims_module
-from scripts.core.claims import FOLDER, STALE_S, BusyError, Claims, OtherClaimError
+from scripts.core.claims import STALE_S, BusyError, Claims, OtherClaimError
 from scripts.core.files import OutputError
 from scripts.core.processes import MACHINE
-from scripts.infer.run import FinishedResults, RunLog, ScanStream, WriteResultd
+from scripts.infer import FinishedResults, RunLog, ScanStream, WriteResultd
 from scripts.report import NodulesCsv, NodulesJson, PredictionTable, ResultWriter, RunIndex
 from tests.report.test_report import make_result
 
@@ -197,8 +197,7 @@ def test_the_scan_of_a_killed_run_is_searched_by_another(processes: Any, scans: 
 
 def _claim(folder: Path, name: str, age_s: float = 0.0, **owner: Any) -> Path:
     """A claim of somebody else's."""
-    path = folder / FOLDER / f"{name}.claim"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{name}.claim"
     path.write_text(json.dumps({"machine": "elsewhere", "process": 1, "token": "t", "about": "x"} | owner))
     os.utime(path, (time.time() - age_s,) * 2)
     return path
@@ -239,7 +238,7 @@ def test_claims_are_touched_while_their_process_lives(tmp_path: Path, monkeypatc
     monkeypatch.setattr(claims_module, "BEAT_S", 0.02)
     claims = Claims(tmp_path)
     claims.take("scan")
-    path = tmp_path / FOLDER / "scan.claim"
+    path = tmp_path / ".scan.claim"
     os.utime(path, (0, 0))
     until = time.monotonic() + 5.0
     while path.stat().st_mtime == 0 and time.monotonic() < until:
@@ -258,7 +257,7 @@ def test_a_result_whose_claim_was_lost_is_not_put_in_place(tmp_path: Path) -> No
     with pytest.raises(OutputError, match=r"scan_1: expected a scan that this run alone searches.*Search it again"):
         ResultWriter(tmp_path, [Asleep()])(make_result())
     assert not (tmp_path / "scan_1").exists()
-    assert (tmp_path / FOLDER / "scan_1.claim").exists()
+    assert (tmp_path / ".scan_1.claim").exists()
 
 
 def test_a_result_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -274,7 +273,7 @@ def test_a_result_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 
 
 def test_what_is_hidden_is_no_result(tmp_path: Path) -> None:
-    for name in (".scan.partial", ".scan.former", FOLDER):
+    for name in (".scan.partial", ".scan.former"):
         (tmp_path / name).mkdir()
         NodulesJson()(make_result(), tmp_path / name)
     PredictionTable(tmp_path / "predictions.csv")

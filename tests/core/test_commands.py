@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.core.commands import OptionError, _parser, run_command
+from scripts.core.commands import OptionError, read_options, run_command
 from scripts.core.errors import UserError
 from scripts.evaluate.__main__ import COMMANDS as EVALUATE
 from scripts.evaluate.__main__ import main as evaluate
@@ -178,14 +178,13 @@ ALONE = [
 def test_the_commands_of_the_docs_are_understood(page: str, package: str, command: str, words: str) -> None:
     module, name = PACKAGES[package][command].split(":")
     function = getattr(importlib.import_module(f".{module}", package), name)
-    options = _parser(page, function).parse_args(shlex.split(words))
-    assert vars(options)
+    assert read_options(page, function, shlex.split(words))
 
 
 @pytest.mark.parametrize(("page", "module", "words"), ALONE, ids=lambda text: str(text)[:40])
 def test_the_commands_of_the_docs_that_stand_alone_are_understood(page: str, module: str, words: str) -> None:
     function = {"development": make_development_datalist, "real_nodules": real_nodules}[module]
-    assert vars(_parser(page, function).parse_args(shlex.split(words)))
+    assert read_options(page, function, shlex.split(words))
 
 
 def test_the_docs_show_commands_of_both_kinds() -> None:

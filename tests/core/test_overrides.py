@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Graph:
 
     def words(self, *words: str) -> dict[str, Any]:
         """The values after a command line, by the very functions that read the command line."""
-        fire.Fire({"run": run}, command=["run", "--config_file", str(self.files), *words])
+        command = ["run", "--config_file", str(self.files), *words]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["monai.bundle", *command])
+            patch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("monai.bundle.__main__", None))
+            fire.Fire({"run": run}, command=command)
         return Graph.seen
 
     def called(self, **overrides: Any) -> dict[str, Any]:

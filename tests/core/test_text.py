@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.core.errors import SettingError
-from scripts.core.text import parse_bool
+from scripts.core.text import parse_bool, shown_duration
 
 
 @pytest.mark.parametrize(("value", "on"), [(True, True), (False, False), ("true", True), ("FALSE", False)])
@@ -17,3 +17,11 @@ def test_a_switch_is_on_or_off_as_text_too(value: object, on: bool) -> None:
 def test_a_switch_that_is_neither_is_refused(value: object) -> None:
     with pytest.raises(SettingError, match=r"^overwrite: expected true or false, got "):
         parse_bool("overwrite", value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.84, "0.8 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (312, "5 min 12 s"), (7500, "2 h 5 min")],
+)
+def test_durations_are_shown_as_people_say_them(seconds: float, shown: str) -> None:
+    assert shown_duration(seconds) == shown

@@ -21,16 +21,8 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.infer.run import (
-    RefusedScansError,
-    RunLog,
-    ScanEvaluator,
-    ScanLoader,
-    ScanStream,
-    WriteResultd,
-    bundle_facts,
-    one_scan,
-)
+from scripts.infer import RefusedScansError, RunLog, ScanEvaluator, ScanLoader, ScanStream, WriteResultd, bundle_facts
+from scripts.infer.stream import one_scan
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
 from scripts.read.reader import ScanReader, find_scans, read_scan
@@ -364,7 +356,7 @@ def test_a_run_with_a_failure_ends_with_code_1(
     searched: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the command line; a host program gets an exception (the tests around this one)."""
-    monkeypatch.setattr("scripts.infer.run.is_command_line", lambda: True)
+    monkeypatch.setattr("scripts.infer.log.is_command_line", lambda: True)
     log = RunLog()
     log.folders.update({str(n): Path("a") for n in range(searched)})
     log.failed("b", ScanError("broken"))

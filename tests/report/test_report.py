@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,11 +23,10 @@ import pytest
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.geometry import apply_affine, swap_lps_ras, voxel_volume_mm3
 from scripts.core.labels import Part
 from scripts.core.processes import MACHINE
 from scripts.core.records import Detection, Location, Measurement, Nodule, ScanResult, SearchRegion
-from scripts.core.text import shown_duration
 from scripts.report import (
     Fingerprint,
     HtmlReport,
@@ -40,10 +40,10 @@ from scripts.report import (
     SlicerMarkups,
     Writer,
     input_digest,
-    summary_table,
+    summary,
 )
 from scripts.report.html.overview import lungs_picture, overview
-from scripts.report.html.page import AxialSlices, lung_doubts, pictures_per_view, summary_sentence, weaker_candidates
+from scripts.report.html.page import AxialSlices, lung_warnings, pictures_per_view, summary_sentence, weaker_candidates
 from scripts.report.html.pictures import AXIAL, CORONAL, Picture, Stack, Window, close_ups
 from scripts.report.html.render import shown_probability
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
@@ -134,6 +134,13 @@ def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool
         affine_ras=affine_ras,
         nodules=nodules,
     )
+
+
+def add(table: PredictionTable, result: ScanResult) -> None:
+    """Store a result and take it into the table."""
+    (table.path.parent / result.name).mkdir(exist_ok=True)
+    NodulesJson()(result, table.path.parent / result.name)
+    table.update()
 
 
 def strict_json(path: Path) -> dict:
@@ -277,9 +284,9 @@ class TestTables:
     def test_predictions_hold_every_candidate_of_every_scan(self, tmp_path: Path) -> None:
         table = PredictionTable(tmp_path / "run" / "predictions.csv")
         assert table.path.read_text() == "seriesuid,coordX,coordY,coordZ,probability\n"
-        table.append(make_result(name="a"))
-        table.append(without_nodules(make_result(name="b")))
-        table.append(make_result(name="c"))
+        add(table, make_result(name="a"))
+        add(table, without_nodules(make_result(name="b")))
+        add(table, make_result(name="c"))
         rows = list(csv.DictReader(table.path.read_text().splitlines()))
         assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
         assert rows[2] == {
@@ -295,32 +302,26 @@ class TestTables:
         probabilities = [float(one), float(np.nextafter(one, np.float32(1)))]
         candidates = tuple(Detection((0.0, 0.0, 0.0), 5.0, probability) for probability in probabilities)
         table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(dataclasses.replace(make_result(), candidates=candidates))
+        add(table, dataclasses.replace(make_result(), candidates=candidates))
         read = [row["probability"] for row in csv.DictReader(table.path.read_text().splitlines())]
         assert [np.float32(text) for text in read] == probabilities
         assert "-0.0" not in table.path.read_text()
 
-    def test_a_scan_enters_the_table_once(self, tmp_path: Path) -> None:
-        table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(make_result())
-        with pytest.raises(ValueError, match=r"unique scan names.*'scan_1'"):
-            table.append(make_result())
-        assert len(table.path.read_text().splitlines()) == 4
-
     def test_a_full_disk_leaves_whole_scans_only(self, tmp_path: Path) -> None:
         resource = pytest.importorskip("resource", reason="file size limits are a Unix feature")
         table = PredictionTable(tmp_path / "predictions.csv")
-        table.append(make_result(name="a"))
+        add(table, make_result(name="a"))
         before = table.path.read_bytes()
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
         try:
             with pytest.raises(OutputError, match=r"predictions\.csv.*room for 187 bytes"):
-                table.append(make_result(name="b"))
+                table.update()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert table.path.read_bytes() == before
-        table.append(make_result(name="b"))
+        table.update()
         assert len(table.path.read_text().splitlines()) == 7
 
     def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
@@ -328,13 +329,14 @@ class TestTables:
         write = ResultWriter(tmp_path, [NodulesJson()], table)
         for name in ("c", "a", "b"):
             write(without_nodules(make_result(name=name)) if name == "b" else make_result(name=name))
-        table.append(make_result(name="gone"))  # no folder
+        add(table, make_result(name="gone"))
+        shutil.rmtree(tmp_path / "gone")
         again = PredictionTable(tmp_path / "predictions.csv")
         rows = list(csv.DictReader(again.path.read_text().splitlines()))
         assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
         assert rows[:3] == list(csv.DictReader(table.path.read_text().splitlines()))[:3]
-        again.append(make_result(name="d"))
-        again.append(dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
+        add(again, make_result(name="d"))
+        add(again, dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
         names = [row["seriesuid"] for row in csv.DictReader(again.path.read_text().splitlines())]
         assert names == ["a", "c", "c", "c", "d", "d", "d"]
 
@@ -373,12 +375,11 @@ class TestTables:
         assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
 
     def test_terminal_table_is_aligned(self) -> None:
-        lines = summary_table([make_result(), without_nodules(make_result(name="empty"))]).splitlines()
+        lines = summary(make_result()).splitlines()
         assert lines[0] == "scan_1: 2 nodules"
         assert lines[2].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
         assert len({len(line) for line in lines[1:4]}) == 1
-        assert lines[-1] == "empty: no nodules"
-        assert summary_table([]) == ""
+        assert summary(without_nodules(make_result(name="empty"))) == "empty: no nodules"
 
 
 class TestMask:
@@ -394,14 +395,6 @@ class TestMask:
             np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
         np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
         assert image.header.get_xyzt_units()[0] == "mm"
-
-    def test_sheared_grid_has_a_sform_only(self, tmp_path: Path) -> None:
-        result = make_result(affine_ras=AFFINE_RAS @ SHEAR)
-        image = nib.load(MaskNifti()(result, tmp_path))
-        np.testing.assert_allclose(image.affine, result.affine_ras, atol=1e-4)
-        assert int(image.header["sform_code"]) == 1
-        assert int(image.header["qform_code"]) == 0
-        np.testing.assert_allclose(image.header.get_zooms(), spacing_mm(result.affine_ras), atol=1e-6)
 
     @pytest.mark.parametrize(("labels", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
     def test_wide_enough_for_every_label(self, tmp_path: Path, labels: int, dtype: type) -> None:
@@ -897,8 +890,8 @@ class TestPage:
         result = make_result()
         whole = lung_box(result, (4, 4, 6), (66, 56, 30))
         cut = lung_box(result, (4, 4, 0), (66, 56, 30))
-        assert not any("cut" in doubt for doubt in lung_doubts(whole))
-        assert [doubt for doubt in lung_doubts(cut) if "The lungs are cut at the bottom" in doubt]
+        assert not any("cut" in doubt for doubt in lung_warnings(whole))
+        assert [doubt for doubt in lung_warnings(cut) if "The lungs are cut at the bottom" in doubt]
 
     def test_missing_measurement_is_a_dash_and_a_dashed_circle(self) -> None:
         text = HtmlReport(weaker_findings=0).render(make_result((((8.0, -5.0, 1.9), 0.01),)))
@@ -940,20 +933,6 @@ class TestPage:
     def test_one_nodule_is_singular(self) -> None:
         sentence = summary_sentence(make_result((((0.0, 0.0, 0.0), 8.0),)))
         assert sentence.startswith("At the operating threshold of 0.5. It measures 8.0")
-
-    @pytest.mark.parametrize(
-        ("seconds", "shown"),
-        [
-            (0.84, "0.8 s"),
-            (9.96, "10 s"),
-            (59.4, "59 s"),
-            (59.6, "1 min 0 s"),
-            (312, "5 min 12 s"),
-            (7500, "2 h 5 min"),
-        ],
-    )
-    def test_durations_are_shown_as_people_say_them(self, seconds: float, shown: str) -> None:
-        assert shown_duration(seconds) == shown
 
 
 def other_settings(result: ScanResult) -> ScanResult:

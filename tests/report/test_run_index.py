@@ -12,7 +12,7 @@ import pytest
 
 from scripts.core.files import OutputError
 from scripts.core.records import Detection, ScanResult
-from scripts.infer.run import RunLog
+from scripts.infer import RunLog
 from scripts.phantom.chest import Chest
 from scripts.read.reader import find_scans, read_scan
 from scripts.read.scan import ScanError
@@ -201,9 +201,9 @@ def test_a_name_that_is_no_utf8_is_written(result: ScanResult, tmp_path: Path) -
 
 
 def test_sizes_are_counted_in_classes_of_two_millimetres() -> None:
-    counted = {b.label: b.count for b in size_bins([1.9, 2.0, 3.9, 29.9, 30.0, 80.0]) if b.count}
+    counted = {label: n for label, n in size_bins([1.9, 2.0, 3.9, 29.9, 30.0, 80.0]).items() if n}
     assert counted == {"0–2": 1, "2–4": 2, "28–30": 1, "≥ 30": 2}
-    assert size_bins([]) == []
+    assert size_bins([]) == {}
 
 
 def test_the_histogram_says_its_numbers(result: ScanResult, tmp_path: Path) -> None:

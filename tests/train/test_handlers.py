@@ -21,7 +21,6 @@ from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
 from torch.utils.data import DataLoader, Dataset
 
-from scripts.core.claims import FOLDER
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
@@ -243,8 +242,7 @@ def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     """They would go on from each other's states; the claim of one that has ended is none."""
     owner = {"machine": MACHINE, "process": os.getppid(), "token": "t", "about": "training"}
-    claim = tmp_path / FOLDER / "state.pt.claim"
-    claim.parent.mkdir()
+    claim = tmp_path / ".state.pt.claim"
     claim.write_text(json.dumps(owner))
     with pytest.raises(StateError, match=r"state\.pt: expected a folder of this training alone.*--output_dir"):
         Run(tmp_path / "state.pt", 1)

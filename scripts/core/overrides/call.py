@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import itertools
+import contextlib
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import fire.core
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.scripts import create_workflow, run, run_workflow, update_kwargs
+from monai.bundle.scripts import create_workflow
 
-from ..errors import UserError
+from ..errors import UserError, is_command_line
 
 SEPARATOR = "::"  # between the levels of a name; MONAI takes "#" as well
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-
-_MAKERS: tuple[Callable[..., Any], ...] = (run, run_workflow, create_workflow)
 
 
 class OverrideError(UserError, ValueError):
@@ -35,14 +31,16 @@ class Call:
 
     Attributes:
         workflow: with the merged configuration.
-        given: arguments of ``monai.bundle.run`` and of its argument file, as they were given; ``None`` where the
-            workflow was made in another way.
-        words: of the command line, from ``run`` on; ``None`` without one.
+        bases: the configuration without overrides; where its files are not known, those that it may be made of.
+        given: arguments of ``monai.bundle`` and of its argument file, as they were given; ``None`` where the workflow
+            was made in another way.
+        words: of the command line, see :func:`read_words`; none without one.
     """
 
     workflow: ConfigWorkflow
-    given: Mapping[str, Any] | None = None
-    words: tuple[str, ...] | None = None
+    bases: Sequence[ConfigParser]
+    given: Mapping[str, Any] | None
+    words: Mapping[str, str | None]
 
 
 def normal(name: str) -> str:
@@ -56,32 +54,24 @@ def shown(name: str) -> str:
 
 
 def find_call() -> Call | None:
-    """The innermost workflow on the call stack, ``None`` for none: MONAI hands no component its workflow."""
+    """The innermost workflow on the call stack, ``None`` for none: MONAI hands no component its workflow.
+
+    Raises:
+        OverrideError: see :func:`read_words`.
+    """
     workflow: ConfigWorkflow | None = None
-    given = None
-    by_fire = False
-    frame = sys._getframe()
-    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        values, code = frame.f_locals, frame.f_code
-        if workflow is None:
-            workflow = values["self"] if isinstance(values.get("self"), ConfigWorkflow) else None
-        elif by_fire and code is fire.core.Fire.__code__:
-            ignored = ["--", *values["flag_args"]] if values["flag_args"] else []
-            return Call(workflow, given, (*values["args"], *ignored))
-        elif code in [maker.__code__ for maker in _MAKERS]:
-            if given is None and any(values.get(name) is workflow for name in ("workflow", "workflow_")):
-                given = _given(values, code)
-            by_fire = frame.f_back is not None and frame.f_back.f_code is fire.core._CallAndUpdateTrace.__code__
-    return None if workflow is None else Call(workflow, given)
+    for frame, _ in traceback.walk_stack(sys._getframe()):
+        values = frame.f_locals
+        if workflow is None and isinstance(values.get("self"), ConfigWorkflow):
+            workflow = values["self"]
+        elif workflow is not None and frame.f_code is create_workflow.__code__ and values["workflow_"] is workflow:
+            bases = [ConfigParser(ConfigParser.load_config_files(values["config_file"]))]
+            return Call(workflow, bases, {normal(name): v for name, v in values["_args"].items()}, _words())
+    return None if workflow is None else Call(workflow, _possible_bases(workflow), None, _words())
 
 
-def _given(values: Mapping[str, Any], code: CodeType) -> dict[str, Any]:
-    """The arguments of a function that makes a workflow over those of its argument file, which is read afresh."""
-    (maker,) = (maker for maker in _MAKERS if maker.__code__ is code)
-    arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(maker).parameters.items():
-        arguments |= values[name] if parameter.kind is parameter.VAR_KEYWORD else {name: values[name]}
-    return dict(update_kwargs(copy.deepcopy(arguments.pop("args_file")), **arguments))
+def _words() -> dict[str, str | None]:
+    return read_words(sys.argv[1:]) if is_command_line() else {}
 
 
 def read_words(words: Sequence[str]) -> dict[str, str | None]:
@@ -94,60 +84,43 @@ def read_words(words: Sequence[str]) -> dict[str, str | None]:
         OverrideError: a word that belongs to no option, or an option given twice.
     """
     options: list[tuple[str, str | None]] = []
-    positions: list[str] = []
+    stray: list[str] = []
     rest = list(words[1:])
     while rest:
         word = rest.pop(0)
         if word in ("-", "--") or not fire.core._IsFlag(word):
-            positions.append(word)
+            stray.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")
         follows = bool(rest) and not fire.core._IsFlag(rest[0])
         options.append((normal(name), value if equals else rest.pop(0) if follows else None))
     given = dict(options)
-    allowed = 0 if given.keys() & {"run_id", "workflow_name"} else 1
-    _check_stray(positions[allowed:])
-    _check_repeated(options)
-    return given
-
-
-def _check_stray(words: Sequence[str]) -> None:
-    if words:
+    if not given.keys() & {"run_id", "workflow_name"}:
+        stray = stray[1:]  # the first argument of MONAI's function
+    if stray:
         raise OverrideError(
-            f"expected --name value, got {', '.join(map(repr, words[:5]))} beside it; put a value with spaces or * in "
+            f"expected --name value, got {', '.join(map(repr, stray[:5]))} beside it; put a value with spaces or * in "
             "quotes, and for several scans name their folder or a datalist."
         )
-
-
-def _check_repeated(options: Iterable[tuple[str, str | None]]) -> None:
     for name, count in Counter(name for name, _ in options).items():
         if count > 1:
             values = ", ".join(repr(value) for other, value in options if other == name)
             raise OverrideError(f"--{shown(name)}: expected it once, got it {count} times ({values}); name one value.")
+    return given
 
 
-def bases_of(call: Call) -> list[ConfigParser]:
-    """The configuration without overrides; where its files are not known, what it may have been, none where unknown."""
-    if call.given is not None and call.given.get("config_file"):
-        return [ConfigParser(ConfigParser.load_config_files(call.given["config_file"]))]
-    merged = call.workflow.parser
-    found: list[tuple[int, ConfigParser]] = []
-    for folder in dict.fromkeys((Path(call.workflow.config_root_path).resolve(), CONFIGS)):
-        for parser in _loadable(folder):
-            if all(name in merged for name in parser.get()):
-                found.append((sum(name in merged for name in names_in(parser.get())), parser))
-    most = max((count for count, _ in found), default=0)
-    return [parser for count, parser in found if count == most]
+def _possible_bases(workflow: ConfigWorkflow) -> list[ConfigParser]:
+    """The configurations beside the first file, and of this bundle, all of whose names the merged one has."""
+    folders = dict.fromkeys((Path(workflow.config_root_path).resolve(), CONFIGS))
+    loaded = [parser for folder in folders for parser in _loadable(folder)]
+    return [parser for parser in loaded if all(name in workflow.parser for name in parser.get())]
 
 
-def _loadable(folder: Path) -> Iterable[ConfigParser]:
-    """The configuration files of a folder, alone and laid over each other where they fit."""
-    files = [str(f) for f in sorted(folder.glob("*")) if f.suffix in (".json", ".yaml", ".yml")]
-    for chosen in itertools.chain(((file,) for file in files), itertools.permutations(files, 2)):
-        try:
-            yield ConfigParser(ConfigParser.load_config_files(list(chosen)))
-        except Exception:
-            continue
+def _loadable(folder: Path) -> Iterator[ConfigParser]:
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".yaml", ".yml"):
+            with contextlib.suppress(Exception):
+                yield ConfigParser(ConfigParser.load_config_file(path))
 
 
 def names_in(content: Any, above: str = "") -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigExpression, ConfigParser
 
 from ..devices import checked_device
-from ..errors import SettingError
+from ..errors import UserError
 from ..text import parse_bool
-from .call import SEPARATOR, OverrideError, shown
+from .call import SEPARATOR, Call, OverrideError, shown
 from .names import is_syntax
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint")
@@ -40,49 +39,43 @@ FIXED: dict[str, tuple[Any, str]] = {
 
 _REFERENCE = re.compile(r"@\w+((::|#)\w+)*")
 
-Check = Callable[[str, Any, "str | None"], Any]  # name, value, word of the command line if any: the value to take
 
-
-def set_value(
-    parser: ConfigParser, name: str, value: Any, words: dict[str, str | None], bases: Sequence[ConfigParser]
-) -> None:
+def set_value(call: Call, name: str, value: Any) -> None:
     """Check an override against what the files have in its place, and put text there as it was typed.
 
     Args:
-        parser: of the workflow, already parsed.
+        call: its workflow has been parsed already.
         name: with :data:`SEPARATOR`.
-        value: as MONAI took it.
-        words: of the command line, by name.
-        bases: the configuration without overrides; a value that fits one of them will do.
+        value: as MONAI took it; one that fits one of ``call.bases`` will do.
 
     Raises:
         OverrideError: a value of another kind.
         DeviceError: a device that is not there.
     """
-    checks = [_check_for(name, _followed(base.get(name), base), parser) for base in bases if name in base]
-    if not checks or None in checks:
-        return
-    if name in words and words[name] is None and checks[0] is not _switch:
-        raise OverrideError(f"--{shown(name)}: expected a value after it, got none; name one.")
     errors = []
-    for check in checks:
-        try:
-            _put(parser, name, check(shown(name), value, words.get(name)))  # type: ignore[misc]
-        except OverrideError as error:
-            errors.append(error)
-        else:
-            return
-    raise errors[0]
+    for base in call.bases:
+        if name in base:
+            try:
+                taken = _checked(call, name, value, base)
+            except UserError as error:
+                errors.append(error)
+            else:
+                if taken is not value:
+                    _put(call.workflow.parser, name, taken)
+                return
+    if errors:
+        raise errors[0]
 
 
-def check_fixed(parser: ConfigParser, overrides: dict[str, Any], bases: Sequence[ConfigParser]) -> None:
+def check_fixed(call: Call, overrides: dict[str, Any]) -> None:
     """Refuse settings that cannot work.
 
     Raises:
         OverrideError: another grid than that of targets and weights, or a threshold below that of candidates.
     """
+    parser = call.workflow.parser
     places = [(name, parser.get(name), name) for name in FIXED if name in parser]
-    for base in bases:
+    for base in call.bases:
         places += [(name, v, knob) for name, v in overrides.items() for knob in FIXED if base.get(name) == f"@{knob}"]
     for name, value, knob in places:
         if value not in (FIXED[knob][0], f"@{knob}"):
@@ -104,20 +97,31 @@ def _followed(content: Any, base: ConfigParser) -> Any:
     return content
 
 
-def _check_for(name: str, usual: Any, known: ConfigParser) -> Check | None:
-    """How to check a value in the place of ``usual``; ``None`` where anything may stand."""
-    special: dict[str, Check] = dict.fromkeys(PATHS, functools.partial(_text, known=known, is_path=True))
-    special |= dict.fromkeys(WHOLE_NUMBERS, _whole) | dict.fromkeys(PATH_LISTS, _paths) | {"device": _device}
-    if name in special:
-        return special[name]
+def _checked(call: Call, name: str, value: Any, base: ConfigParser) -> Any:
+    """The value to take in the place of what a configuration has there; the same object where anything may stand."""
+    usual, place, word = _followed(base.get(name), base), shown(name), call.words.get(name)
+    typed = value if word is None else word
+    is_text = name in PATHS or (isinstance(usual, str) and not is_syntax(usual))
+    is_known = (
+        is_text or isinstance(usual, bool | int | float | list) or name in (*WHOLE_NUMBERS, *PATH_LISTS, "device")
+    )
+    if is_known and name in call.words and word is None and not isinstance(usual, bool):
+        raise OverrideError(f"--{place}: expected a value after it, got none; name one.")
+    if name == "device":
+        return typed if is_syntax(typed) else _device(typed)
+    if name in PATH_LISTS:
+        return _paths(place, value, word)
+    if is_text:
+        return _text(place, typed, base, is_untyped_path=name in PATHS and word is None)
+    if is_syntax(value):
+        return value
     if isinstance(usual, bool):
-        return _switch
-    if isinstance(usual, int | float):
-        return _whole if isinstance(usual, int) else _number
+        return parse_bool(place, value)
+    if isinstance(usual, int | float) or name in WHOLE_NUMBERS:
+        return _number(place, value, typed, is_whole=not isinstance(usual, float))
     if isinstance(usual, list) and usual and all(isinstance(part, int | float) for part in usual):
-        whole = all(isinstance(part, int) for part in usual)
-        return functools.partial(_numbers, count=len(usual), check=_whole if whole else _number)
-    return functools.partial(_text, known=known) if isinstance(usual, str) and not is_syntax(usual) else None
+        return _numbers(place, value, typed, usual)
+    return value
 
 
 def _put(parser: ConfigParser, name: str, value: Any) -> None:
@@ -126,31 +130,23 @@ def _put(parser: ConfigParser, name: str, value: Any) -> None:
     inside = parser.get(above)
     inside[int(key) if isinstance(inside, list) else key] = value
     resolver = parser.ref_resolver
-    stale = [n for n in resolver.items if n == name or n.startswith(f"{name}{SEPARATOR}")]
-    for known in stale:
+    for known in [n for n in resolver.items if n == name or n.startswith(f"{name}{SEPARATOR}")]:
         resolver.items.pop(known)
         resolver.resolved_content.pop(known, None)
     parser._do_parse(value, name)
 
 
-def _text(name: str, value: Any, word: str | None, *, known: ConfigParser, is_path: bool = False) -> Any:
-    value = value if word is None else word
+def _text(place: str, value: Any, known: ConfigParser, *, is_untyped_path: bool) -> Any:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str):
-        raise OverrideError(f"{name}: expected text, got {value!r}; put it in quotes.")
-    if is_path and word is None:
-        _check_unchanged(name, value)
-    return value if _is_evaluated(value, known) else _literal(value)
-
-
-def _check_unchanged(name: str, path: str) -> None:
-    """Refuse a path in which MONAI may have made ``::`` of ``#``."""
-    if SEPARATOR in path and not ConfigExpression.is_expression(path):
+        raise OverrideError(f"{place}: expected text, got {value!r}; put it in quotes.")
+    if is_untyped_path and SEPARATOR in value and not ConfigExpression.is_expression(value):
         raise OverrideError(
-            f"{name}: expected a path without # and ::, which MONAI takes for one another, got {path!r}; rename it, or "
-            "use monai.bundle.run."
+            f"{place}: expected a path without # and ::, which MONAI takes for one another, got {value!r}; rename it, "
+            "or use monai.bundle.run."
         )
+    return value if _is_evaluated(value, known) else _literal(value)
 
 
 def _is_evaluated(text: str, known: ConfigParser) -> bool:
@@ -168,57 +164,39 @@ def _literal(text: str) -> str:
     return "$" + re.sub("[#@]", lambda sign: f"\\x{ord(sign[0]):02x}", repr(text))
 
 
-def _paths(name: str, value: Any, word: str | None) -> Any:
+def _paths(place: str, value: Any, word: str | None) -> Any:
     if word is not None:
         value = DefaultParseValue(word) if word.lstrip().startswith(("[", "(")) else word
     if isinstance(value, str):
         return value if is_syntax(value) else [_literal(value)]
     if not isinstance(value, list | tuple) or not all(isinstance(part, str | Path) for part in value):
-        raise OverrideError(f"{name}: expected a list of paths, got {value!r}; write \"['a.json', 'b.json']\".")
+        raise OverrideError(f"{place}: expected a list of paths, got {value!r}; write \"['a.json', 'b.json']\".")
     return [part if isinstance(part, Path) or is_syntax(part) else _literal(part) for part in value]
 
 
-def _switch(name: str, value: Any, word: str | None) -> Any:
-    if is_syntax(value):
-        return value
-    try:
-        return parse_bool(name, value)
-    except SettingError as error:
-        raise OverrideError(str(error)) from None
-
-
-def _number(name: str, value: Any, word: str | None, kind: type = numbers.Real) -> Any:
-    if is_syntax(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):  # type: ignore[arg-type]
-        wanted = "a whole number, such as 3" if kind is numbers.Integral else "a number, such as 0.5"
-        raise OverrideError(f"{name}: expected {wanted}, got {value if word is None else word!r}; correct it.")
-    if name in SHARES and not 0.0 <= value <= 1.0:  # type: ignore[operator]
-        raise OverrideError(f"{name}: expected a number from 0 to 1, got {value}; correct it.")
-    if value < LEAST.get(name, -math.inf):  # type: ignore[operator]
-        raise OverrideError(f"{name}: expected at least {LEAST[name]}, got {value}; correct it.")
+def _device(value: Any) -> Any:
+    checked_device(value)
     return value
 
 
-def _whole(name: str, value: Any, word: str | None) -> Any:
-    return _number(name, value, word, numbers.Integral)
-
-
-def _numbers(name: str, value: Any, word: str | None, *, count: int, check: Check) -> Any:
-    if is_syntax(value):
-        return value
-    if not isinstance(value, list | tuple) or len(value) != count:
-        example = [1, 2, 3, 4][:count]
-        raise OverrideError(
-            f'{name}: expected {count} numbers, such as "{example}", got {word or value!r}; correct it.'
-        )
-    if name.endswith("hu_window") and sorted(set(value)) != list(value):
-        raise OverrideError(f"{name}: expected the lower HU first, got {list(value)}; correct it.")
-    return [check(name, part, None) for part in value]
-
-
-def _device(name: str, value: Any, word: str | None) -> Any:
-    value = value if word is None else word
-    if not is_syntax(value):
-        checked_device(value)
+def _number(place: str, value: Any, typed: Any, *, is_whole: bool) -> Any:
+    kind: Any = numbers.Integral if is_whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        wanted = "a whole number, such as 3" if is_whole else "a number, such as 0.5"
+        raise OverrideError(f"{place}: expected {wanted}, got {typed!r}; correct it.")
+    if place in SHARES and not 0.0 <= value <= 1.0:
+        raise OverrideError(f"{place}: expected a number from 0 to 1, got {value}; correct it.")
+    if value < LEAST.get(place, -math.inf):
+        raise OverrideError(f"{place}: expected at least {LEAST[place]}, got {value}; correct it.")
     return value
+
+
+def _numbers(place: str, value: Any, typed: Any, usual: Sequence[float]) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != len(usual):
+        example = [1, 2, 3, 4][: len(usual)]
+        raise OverrideError(f'{place}: expected {len(usual)} numbers, such as "{example}", got {typed!r}; correct it.')
+    whole = all(isinstance(part, int) for part in usual)
+    checked = [_number(place, part, part, is_whole=whole) for part in value]
+    if place.endswith("hu_window") and sorted(set(value)) != checked:
+        raise OverrideError(f"{place}: expected the lower HU first, got {checked}; correct it.")
+    return checked

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ...core.claims import claims_on
 from ...core.files import OutputError, is_name, read_record, stamp, writable_folder, write_bytes
 from ...core.paths import printable
 from ...core.records import ScanResult
 from ...read.scan import IMAGE_SUFFIXES
-from ..tables import NodulesJson, published_source, source_name
+from ..tables import NodulesJson, scan_record, source_name
 from .page import HtmlReport
 from .render import render_page
 
@@ -48,13 +51,19 @@ class ScanRow:
     notes: tuple[str, ...]
     seconds: float | None
 
-
-@dataclass(frozen=True)
-class Bin:
-    """Findings of one size class of the histogram: ``label`` in mm, ``count``."""
-
-    label: str
-    count: int
+    @classmethod
+    def of(cls, record: Mapping[str, Any], link: str, notes: Sequence[str], seconds: float | None = None) -> ScanRow:
+        """From a ``nodules.json``."""
+        nodules = record.get("nodules", ())
+        return cls(
+            name=str(record.get("name", "")),
+            source=str(record.get("source", "")),
+            link=link,
+            diameters_mm=tuple(nodule["diameter_mm"] for nodule in nodules),
+            highest=max((nodule["probability"] for nodule in nodules), default=None),
+            notes=(*notes, *record.get("notes", ())),
+            seconds=seconds,
+        )
 
 
 class RunIndex:
@@ -88,34 +97,15 @@ class RunIndex:
 
     def add(self, result: ScanResult, folder: Path) -> None:
         """A scan was searched and its results lie in ``folder``."""
-        probabilities = [nodule.detection.probability for nodule in result.nodules]
-        self._scans.append(
-            ScanRow(
-                name=result.name,
-                source=published_source(result),
-                link=self._link(folder),
-                diameters_mm=tuple(nodule.detection.diameter_mm for nodule in result.nodules),
-                highest=max(probabilities, default=None),
-                notes=result.notes,
-                seconds=result.seconds,
-            )
-        )
+        self._scans.append(ScanRow.of(scan_record(result), self._link(folder), (), result.seconds))
 
     def add_former(self, folder: Path) -> None:
         """The result of an earlier run in ``folder`` stands for a scan of this one."""
-        record = read_record(folder / NodulesJson.filename)
-        nodules = record.get("nodules", ())
-        self._scans.append(
-            ScanRow(
-                name=folder.name,
-                source=str(record.get("source", "")),
-                link=self._link(folder),
-                diameters_mm=tuple(float(nodule["diameter_mm"]) for nodule in nodules),
-                highest=max((float(nodule["probability"]) for nodule in nodules), default=None),
-                notes=("searched by an earlier run", *record.get("notes", ())),
-                seconds=None,
-            )
-        )
+        self._scans.append(self._former(folder))
+
+    def _former(self, folder: Path) -> ScanRow:
+        record = {**read_record(folder / NodulesJson.filename), "name": folder.name}
+        return ScanRow.of(record, self._link(folder), ("searched by an earlier run",))
 
     def add_failure(self, name: str, reason: str, source: str = "") -> None:
         """A scan was refused; folders may tell who the patient is and are left out."""
@@ -137,24 +127,23 @@ class RunIndex:
             OutputError: it cannot be written.
         """
         with claims_on(self.path.parent).lock():
-            own = self._scans, self._failures
-            try:
-                self._add_others()
-                if len(self._scans) + len(self._failures) < 2 and not self._failures:
-                    self.path.unlink(missing_ok=True)
-                    return None
-                return write_bytes(self.path, self.render(seconds).encode())
-            finally:
-                self._scans, self._failures = own
+            others, refused = self._others()
+            scans, failures = [*self._scans, *others], [*self._failures, *refused]
+            if len(scans) < 2 and not failures:
+                self.path.unlink(missing_ok=True)
+                return None
+            return write_bytes(self.path, self._page(scans, failures, seconds).encode())
 
     def render(self, seconds: float | None = None) -> str:
-        """The page as text."""
-        scans = sorted(self._scans, key=lambda scan: self._place(scan.name))
+        """The page of this run's own scans as text."""
+        return self._page(self._scans, self._failures, seconds)
+
+    def _page(self, scans: Sequence[ScanRow], failures: Sequence[tuple[str, str]], seconds: float | None) -> str:
         diameters_mm = [diameter for scan in scans for diameter in scan.diameters_mm]
         return render_page(
             "index",
-            scans=scans,
-            failures=sorted(self._failures, key=lambda failure: self._place(failure[0])),
+            scans=sorted(scans, key=lambda scan: self._place(scan.name)),
+            failures=sorted(failures, key=lambda failure: self._place(failure[0])),
             bins=size_bins(diameters_mm),
             findings=len(diameters_mm),
             seconds=seconds,
@@ -165,18 +154,16 @@ class RunIndex:
         """What rows are sorted by: scans of this run in their order, then others by name."""
         return (self.order.index(name), "") if name in self.order else (len(self.order), name)
 
-    def _add_others(self) -> None:
+    def _others(self) -> tuple[list[ScanRow], list[tuple[str, str]]]:
         """Rows of results that other runs have written, and what those that ran beside this one have refused."""
-        self._scans, self._failures = list(self._scans), list(self._failures)
         known = {scan.name for scan in self._scans} | {name for name, _ in self._failures}
-        for record in sorted(self.path.parent.glob(f"*/{NodulesJson.filename}")):
-            if is_name(record.parent.name) and record.parent.name not in known and read_record(record):
-                known.add(record.parent.name)
-                self.add_former(record.parent)
-        if stamp(self.path) != self._before and self._is_former():
-            text = self.path.read_text(encoding="utf-8")
-            refused = [(unescape(name), unescape(reason)) for name, reason in _REFUSED.findall(text)]
-            self._failures += [(name, reason) for name, reason in refused if name not in known]
+        folders = [path.parent for path in self.path.parent.glob(f"*/{NodulesJson.filename}") if read_record(path)]
+        scans = [self._former(f) for f in folders if is_name(f.name) and f.name not in known]
+        if stamp(self.path) == self._before or not self._is_former():
+            return scans, []
+        known |= {scan.name for scan in scans}
+        found = _REFUSED.findall(self.path.read_text(encoding="utf-8"))
+        return scans, [(unescape(name), unescape(reason)) for name, reason in found if unescape(name) not in known]
 
     def _link(self, folder: Path) -> str:
         """From the page to a scan's report, or to its folder where there is none."""
@@ -188,10 +175,11 @@ class RunIndex:
         return self.path.is_file() and _GENERATOR in self.path.read_bytes()
 
 
-def size_bins(diameters_mm: Sequence[float]) -> list[Bin]:
-    """Counts per 2 mm from 0 to 30 mm, and of all above; empty without findings."""
+def size_bins(diameters_mm: Sequence[float]) -> dict[str, int]:
+    """Counts per 2 mm from 0 to 30 mm, and of all above, by their label in mm; empty without findings."""
     if not diameters_mm:
-        return []
-    edges = range(0, _LAST_BIN_MM, _BIN_MM)
-    bins = [Bin(f"{low}–{low + _BIN_MM}", sum(low <= d < low + _BIN_MM for d in diameters_mm)) for low in edges]
-    return [*bins, Bin(f"≥ {_LAST_BIN_MM}", sum(d >= _LAST_BIN_MM for d in diameters_mm))]
+        return {}
+    edges = [*range(0, _LAST_BIN_MM + 1, _BIN_MM)]
+    counts, _ = np.histogram(diameters_mm, [*edges, np.inf])
+    labels = [*(f"{low}–{low + _BIN_MM}" for low in edges[:-1]), f"≥ {_LAST_BIN_MM}"]
+    return dict(zip(labels, counts.tolist(), strict=True))

@@ -6,11 +6,11 @@ the brightest voxel is taken, and a mark falls on the voxel it belongs to. On an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 from scipy import ndimage
 
@@ -70,9 +70,7 @@ def overview(result: ScanResult) -> Overview:
     region = result.region
     lungs = None
     if region is not None and region.lungs_found:
-        lungs = _ShrunkLungs.of(region, affine_ras, image_hu.shape)
-    if lungs is not None:
-        lungs = lungs.around(_reach(result, to_voxel, voxel_mm), image_hu.shape)
+        lungs = _ShrunkLungs.of(region, affine_ras, image_hu.shape, _ends_of_nodules(result, to_voxel, voxel_mm))
     box = tuple(slice(0, n) for n in image_hu.shape) if lungs is None else lungs.box
     axes = (view.row_axis, view.column_axis, view.sight_axis)
     cut = image_hu[box].transpose(axes)
@@ -112,12 +110,12 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     return Picture(CORONAL, grey, shape[2] * pixel_mm, shape[1] * pixel_mm, outline)
 
 
-def _reach(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
+def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
     """``[2 N, 3]`` voxels of an upright scan between which the N nodules lie."""
-    centres = [apply_affine(to_voxel, nodule.detection.centre_ras_mm) for nodule in result.nodules]
-    radii = [nodule.detection.diameter_mm / 2 / voxel_mm for nodule in result.nodules]
-    ends = [centre + side * radius for centre, radius in zip(centres, radii, strict=True) for side in (-1, 1)]
-    return np.array(ends).reshape(-1, 3)
+    found = [nodule.detection for nodule in result.nodules]
+    centres = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
+    radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / voxel_mm
+    return np.concatenate([centres - radii, centres + radii])
 
 
 def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArray, list[npt.NDArray]]:
@@ -127,15 +125,9 @@ def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArr
         ``[4, 4]`` affine to RAS mm and the volumes ``[x, y, z]``: from right to left, front to back, head to feet.
     """
     affine_ras = np.asarray(affine_ras, dtype=np.float64)
-    ras_axes, directions = io_orientation(affine_ras).astype(int).T
-    order = np.argsort(ras_axes)
-    flipped = tuple(axis for axis in range(3) if directions[order[axis]] > 0)
-    to_stored = np.zeros((4, 4))
-    to_stored[3, 3] = 1.0
-    for axis, stored in enumerate(order):
-        to_stored[stored, axis] = -1.0 if axis in flipped else 1.0
-        to_stored[stored, 3] = volumes[0].shape[stored] - 1 if axis in flipped else 0.0
-    return affine_ras @ to_stored, [np.flip(volume.transpose(order), flipped) for volume in volumes]
+    turn = ornt_transform(io_orientation(affine_ras), axcodes2ornt("LPI"))
+    upright = affine_ras @ inv_ornt_aff(turn, volumes[0].shape)
+    return upright, [apply_orientation(volume, turn) for volume in volumes]
 
 
 @dataclass(frozen=True)
@@ -154,26 +146,23 @@ class _ShrunkLungs:
     start: FloatArray
 
     @classmethod
-    def of(cls, region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
+    def of(
+        cls, region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...], voxels: FloatArray
+    ) -> _ShrunkLungs:
+        """In a scan of this geometry; the box also holds ``voxels`` ``[N, 3]`` as far as the scan reaches."""
         lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
         to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
         scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
-        spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        cells = np.argwhere(inside)
         margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
-        low = np.maximum((np.array([s[0] for s in spans]) - 0.5 - shift) / scale - margin, 0).astype(int)
-        high = np.minimum((np.array([s[-1] for s in spans]) + 0.5 - shift) / scale + margin, shape).astype(int)
+        first = ((cells.min(axis=0) - 0.5 - shift) / scale - margin).astype(int)
+        last = ((cells.max(axis=0) + 0.5 - shift) / scale + margin).astype(int)
+        low = np.maximum(np.floor(np.vstack([voxels, first])).min(axis=0), 0).astype(int)
+        high = np.minimum(np.ceil(np.vstack([voxels + 1, last])).max(axis=0), shape).astype(int)
         sigma = _SHRINK_MM / spacing_mm(lung_affine_ras)
         share = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=2.5)
         box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         return cls(box, share, scale, scale * low + shift)
-
-    def around(self, voxels: FloatArray, shape: tuple[int, ...]) -> _ShrunkLungs:
-        """The same with a box that also holds ``voxels`` ``[N, 3]``, as far as the scan (``shape``) reaches."""
-        ends = np.array([[s.start for s in self.box], [s.stop for s in self.box]])
-        low = np.clip(np.floor(np.vstack([voxels, ends[:1]]).min(axis=0)), 0, ends[0]).astype(int)
-        high = np.clip(np.ceil(np.vstack([voxels + 1, ends[1:]]).max(axis=0)), ends[1], shape).astype(int)
-        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-        return replace(self, box=box, start=self.start + self.scale * (low - ends[0]))
 
     def inside(self, axes: tuple[int, int, int], voxels: list[FloatArray]) -> npt.NDArray[np.bool_]:
         """Whether the voxels of the box at some positions along each of ``axes`` are lung (trilinear)."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...core.files import write_bytes
-from ...core.geometry import apply_affine, spacing_mm
+from ...core.geometry import FloatArray, apply_affine, spacing_mm
 from ...core.records import Detection, Nodule, ScanResult, SearchRegion, Side
 from ..tables import published_source
-from .overview import Overview, lungs_picture, overview
+from .overview import lungs_picture, overview
 from .pictures import Stack, Window, close_ups
 from .render import render_page, shown_probability
 
@@ -48,28 +49,24 @@ class Finding:
         detection: where, how large, how sure.
         nodule: ``None`` for a weaker candidate.
         slice_number: the axial slice nearest to its centre, as :class:`AxialSlices` counts.
+        mark_mm: its centre on the overview, mm from the picture's left and upper border.
     """
 
     number: int
     detection: Detection
     nodule: Nodule | None
     slice_number: int
+    mark_mm: tuple[float, float]
+
+    @property
+    def mark_radius_mm(self) -> float:
+        return max(self.detection.diameter_mm / 2 + 2, _MIN_MARK_MM)
 
     @property
     def size_mm(self) -> float:
         """Long axis where it is measured, else the network's estimate."""
         measured = self.nodule.measurement if self.nodule else None
         return measured.long_axis_mm if measured else self.detection.diameter_mm
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A finding on the overview: centre and radius in mm from the picture's upper left corner."""
-
-    finding: Finding
-    x_mm: float
-    y_mm: float
-    radius_mm: float
 
 
 class HtmlReport:
@@ -117,17 +114,17 @@ class HtmlReport:
 
     def render(self, result: ScanResult) -> str:
         """The page as text."""
-        axial = AxialSlices.of(result)
-        found = [Finding(n.label, n.detection, n, axial.number(n.centre_voxel)) for n in result.nodules]
-        found.sort(key=lambda finding: -finding.detection.probability)
+        axial, whole, to_voxel = AxialSlices.of(result), overview(result), _to_voxel(result)
+
+        def finding(number: int, detection: Detection, nodule: Nodule | None = None) -> Finding:
+            centre = apply_affine(to_voxel, detection.centre_ras_mm) if nodule is None else nodule.centre_voxel
+            return Finding(number, detection, nodule, axial.number(centre), whole.position_mm(detection.centre_ras_mm))
+
+        found = [finding(nodule.label, nodule.detection, nodule) for nodule in result.nodules]
+        found.sort(key=lambda one: -one.detection.probability)
         weaker = weaker_candidates(result)
-        first = max((nodule.label for nodule in result.nodules), default=0) + 1
-        to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
-        shown = [
-            Finding(number, candidate, None, axial.number(apply_affine(to_voxel, candidate.centre_ras_mm).tolist()))
-            for number, candidate in enumerate(weaker[: self.weaker_findings], start=first)
-        ]
-        whole = overview(result)
+        first = max((one.number for one in found), default=0) + 1
+        shown = [finding(number, one) for number, one in enumerate(weaker[: self.weaker_findings], start=first)]
         return render_page(
             "report",
             result=result,
@@ -149,27 +146,22 @@ class HtmlReport:
             overview=whole,
             lungs=lungs_picture(result, self.window),
             lung_litres=_lung_litres(result),
-            marks=_marks(whole, [*found, *shown]),
+            marks=sorted([*found, *shown], key=lambda one: one.detection.probability),  # the surest one on top
             close_ups=self._close_ups(result, found, shown),
         )
 
     def _close_ups(
         self, result: ScanResult, found: Sequence[Finding], weaker: Sequence[Finding]
-    ) -> Iterable[tuple[Finding, tuple[Stack, Stack, Stack]]]:
+    ) -> Iterator[tuple[Finding, tuple[Stack, Stack, Stack]]]:
         """One finding after the other, so that few pictures are in memory; weaker ones have no slices to scroll."""
         each = pictures_per_view(len(found))
-        for finding, pictures in [*((finding, each) for finding in found), *((finding, 1) for finding in weaker)]:
+        for finding in (*found, *weaker):
+            label, pictures = (finding.number, each) if finding.nodule else (0, 1)
+            field_mm, axis_mm = self.close_up_mm, finding.size_mm
+            place = finding.detection
             yield (
                 finding,
-                close_ups(
-                    result,
-                    finding.detection,
-                    self.window,
-                    self.close_up_mm,
-                    label=finding.number if finding.nodule else 0,
-                    long_axis_mm=finding.size_mm,
-                    pictures=pictures,
-                ),
+                close_ups(result, place, self.window, field_mm, label=label, long_axis_mm=axis_mm, pictures=pictures),
             )
 
 
@@ -197,9 +189,9 @@ class AxialSlices:
     def axis_name(self) -> str:
         return "ijk"[self.axis]
 
-    def number(self, voxel: Sequence[float]) -> int:
+    def number(self, voxel: npt.ArrayLike) -> int:
         """The slice nearest to a position in the scan's own grid, counted from 0."""
-        return min(max(round(voxel[self.axis]), 0), self.count - 1)
+        return min(max(round(float(np.asarray(voxel)[self.axis])), 0), self.count - 1)
 
 
 def pictures_per_view(findings: int) -> int:
@@ -210,15 +202,16 @@ def pictures_per_view(findings: int) -> int:
 
 def weaker_candidates(result: ScanResult) -> list[Detection]:
     """Candidates below the operating threshold that lie in no nodule's outline, by falling probability."""
-    threshold = _threshold(result)
-    to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
-    last = np.array(result.mask.shape) - 1
-    weaker = []
-    for candidate in sorted(result.candidates, key=lambda c: -c.probability):
-        nearest = np.clip(np.rint(apply_affine(to_voxel, candidate.centre_ras_mm)).astype(int), 0, last)
-        if threshold is not None and candidate.probability < threshold and not result.mask[tuple(nearest)]:
-            weaker.append(candidate)
-    return weaker
+    threshold = _threshold(result) or 0.0
+    weaker = sorted((one for one in result.candidates if one.probability < threshold), key=lambda c: -c.probability)
+    centres = apply_affine(_to_voxel(result), np.reshape([one.centre_ras_mm for one in weaker], (-1, 3)))
+    i, j, k = np.clip(np.rint(centres).astype(int), 0, np.array(result.mask.shape) - 1).T
+    return [one for one, label in zip(weaker, result.mask[i, j, k].tolist(), strict=True) if not label]
+
+
+def _to_voxel(result: ScanResult) -> FloatArray:
+    """``[4, 4]``, RAS mm to voxel."""
+    return np.asarray(np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64)))
 
 
 def summary_sentence(result: ScanResult) -> str:
@@ -266,7 +259,7 @@ def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
 def _search_notes(result: ScanResult) -> list[str]:
     notes = []
     if result.region is not None:
-        notes += lung_doubts(result.region)
+        notes += lung_warnings(result.region)
         if result.region.kind in _REGION_NOTES:
             notes.append(_REGION_NOTES[result.region.kind])
     if result.outside_lungs:
@@ -282,23 +275,23 @@ def _lung_litres(result: ScanResult) -> str:
     return f"{result.region.lung_volume_l('right'):.2f} l right, {result.region.lung_volume_l('left'):.2f} l left"
 
 
-def lung_doubts(region: SearchRegion) -> list[str]:
+def lung_warnings(region: SearchRegion) -> list[str]:
     """What is odd about the lungs as they were found: their volumes, or that the scan cuts them."""
     if not region.lungs_found:
         return []
     litres: dict[Side, float] = {side: region.lung_volume_l(side) for side in ("left", "right")}
     small, large = sorted(litres, key=lambda side: litres[side])
-    doubts = []
+    warnings = []
     if litres[large] > LARGEST_LUNG_L or litres[small] < SMALLEST_LUNG_L or litres[small] < LEAST_RATIO * litres[large]:
-        doubts.append(
+        warnings.append(
             f"The lungs measure {litres['right']:.1f} l (right) and {litres['left']:.1f} l (left), which is unusual. "
             "Check their outline: parts may not have been searched."
         )
     ends = {"top": -1, "bottom": 0}
     cut = [end for end, k in ends.items() if _cut_mm2(region, k) > CUT_MM2]
     if cut:
-        doubts.append(f"The lungs are cut at the {' and the '.join(cut)} of the scan; what lies beyond was not seen.")
-    return doubts
+        warnings.append(f"The lungs are cut at the {' and the '.join(cut)} of the scan; what lies beyond was not seen.")
+    return warnings
 
 
 def _cut_mm2(region: SearchRegion, k: int) -> float:
@@ -311,15 +304,6 @@ def _geometry(result: ScanResult) -> dict[str, str]:
     sizes = " × ".join(str(size) for size in result.image_hu.shape)
     spacings = " × ".join(f"{value:.3g}" for value in spacing_mm(result.affine_ras))
     return {"Size": sizes, "Spacing": f"{spacings} mm"}
-
-
-def _marks(whole: Overview, findings: Sequence[Finding]) -> list[Mark]:
-    """Circles for the overview, the most probable finding last and so on top."""
-    marks = []
-    for finding in sorted(findings, key=lambda finding: finding.detection.probability):
-        x_mm, y_mm = whole.position_mm(finding.detection.centre_ras_mm)
-        marks.append(Mark(finding, x_mm, y_mm, max(finding.detection.diameter_mm / 2 + 2, _MIN_MARK_MM)))
-    return marks
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,111 @@
+"""What becomes of each scan of a run, and how the run ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from ..core.errors import UserError, is_command_line, reason_of, user_error_in
+from ..core.paths import printable
+from ..core.records import ScanResult
+from ..read.scan import published_reason
+from ..report import RunIndex, summary
+
+logger = logging.getLogger(__name__)
+
+
+class RefusedScansError(UserError, RuntimeError):
+    """A run that left scans out, or found none."""
+
+
+class RunLog:
+    """What became of each scan of a run.
+
+    Args:
+        index: the page that lists them, written at the end; ``None`` for none.
+    """
+
+    def __init__(self, index: RunIndex | None = None) -> None:
+        self.index = index
+        self.folders: dict[str, Path] = {}
+        self.failures: dict[str, str] = {}
+        self.found: list[str] = []
+        self.writing: Future[None] | None = None  # of a scan, in another thread
+        self.when_failed: Callable[[str], object] | None = None  # told the name of each scan that is given up
+        self._order: tuple[str, ...] = ()
+        self._begun: dict[str, float] = {}
+
+    def expect(self, names: Sequence[str]) -> None:
+        """The scans of the run, in the order in which they are to be listed."""
+        self._order = tuple(names)
+        if self.index is not None:
+            self.index.order = self._order
+
+    def begun(self, name: str) -> None:
+        """A scan is about to be read."""
+        self._begun[name] = time.monotonic()
+
+    def seconds_since_begun(self, name: str) -> float | None:
+        """``None`` for a scan whose begin was not told."""
+        return time.monotonic() - self._begun[name] if name in self._begun else None
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        if self.writing is not None:
+            self.writing.result()
+
+    def finished(self, result: ScanResult, folder: Path) -> None:
+        self.folders[result.name] = folder
+        if self.index is not None:
+            self.index.add(result, folder)
+        logger.info("%s\n%s\nreport: %s", result.name, summary(result), folder / "report.html")
+
+    def skipped(self, name: str, folder: Path) -> None:
+        """A scan whose result stands there already, in ``folder``."""
+        self.found.append(name)
+        if self.index is not None:
+            self.index.add_former(folder)
+        logger.info("%s: searched before, with the same settings; --overwrite true searches it again", name)
+
+    def failed(self, name: str, error: Exception, source: str = "") -> None:
+        """Keep and show the message, once; an error that is not the user's is logged with its traceback.
+
+        ``source`` is the scan's file or folder, which the page of the run shows without the folders above it.
+        """
+        self.failures[name] = reason_of(error)
+        if self.when_failed is not None:
+            self.when_failed(name)
+        if self.index is not None:
+            self.index.add_failure(name, published_reason(error), source)
+        if user_error_in(error) is None:
+            logger.error("%s: unexpected error", name, exc_info=error)
+        print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Write the page of the run and say how it went, once everything is written.
+
+        Raises:
+            SystemExit: code 1 on the command line, when a scan failed or there was none.
+            RefusedScansError: the same in any other program.
+            OutputError: the page cannot be written.
+        """
+        self.wait()
+        page = self.index.write(self._seconds()) if self.index is not None else None
+        ordered = sorted(self.failures, key=lambda name: self._order.index(name) if name in self._order else -1)
+        refused = f" ({', '.join(ordered)})" if ordered else ""
+        found = f" {len(self.found)} searched before," if self.found else ""
+        see = f"; see {page}" if page else ""
+        print(printable(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}"))
+        if self.failures or not (self.folders or self.found):
+            if is_command_line():
+                raise SystemExit(1)
+            raise RefusedScansError(
+                "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no scan"
+            )
+
+    def _seconds(self) -> float | None:
+        return time.monotonic() - min(self._begun.values()) if self._begun else None

@@ -1,0 +1,171 @@
+"""The scans of a run, one after the other: while one is searched, the next is read.
+
+A scan that cannot be read is named in one line and left out; the others go on. Several runs may share an output folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from ..core.claims import BusyError
+from ..core.errors import SettingError, UserError
+from ..core.paths import printable
+from ..read.reader import find_scans
+from ..report import Fingerprint, ResultWriter, input_digest
+from .log import RunLog
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 1.0  # between two looks at scans that another process searches
+
+
+class FinishedResults:
+    """Tells scans that need no search: their result stands there already, made from the same input, model and settings.
+
+    All others are claimed for this process; several that share an output folder share the scans.
+
+    Args:
+        writer: where results are.
+        model, settings: of this run, as :class:`WriteResultd` gets them.
+    """
+
+    def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        self.writer, self.model, self.settings = writer, model, settings
+        self._met: set[str] = set()  # scans that another process was searching
+
+    def __call__(self, name: str, digest: str) -> Path | None:
+        """The folder of a finished result, ``None`` for none; see :meth:`..report.ResultWriter.finished`.
+
+        Raises:
+            BusyError: another process searches the scan at the moment.
+            OtherClaimError: another process searches another scan of this name at the moment.
+        """
+        try:
+            self.writer.claims.take(name, digest)
+        except BusyError:
+            self._met.add(name)
+            raise
+        with contextlib.ExitStack() as claim:
+            claim.callback(self.release, name)
+            mine = Fingerprint(digest, self.model, self.settings)
+            if self.writer.finished(name, mine, is_new=name in self._met):
+                return self.writer.folder(name)
+            claim.pop_all()  # it stays this process's
+            return None
+
+    def release(self, name: str) -> None:
+        """Leave a scan to other processes."""
+        self.writer.claims.release(name)
+
+
+class ScanStream(IterableDataset):
+    """The scans below an input, one after the other, preprocessed; refused and finished ones are logged and left out.
+
+    Args:
+        source: what :func:`..read.reader.find_scans` takes: file, folder or datalist.
+        series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
+        transform: preprocessing of one item, which has its ``input_digest`` (:func:`..report.input_digest`).
+        log: where failures go.
+        ahead: so many scans are prepared in as many threads while one is searched.
+        finished: the result folder of a scan of this name and digest that needs no search; ``None``: all need one.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        series: str,
+        transform: Callable[[Any], Any],
+        log: RunLog,
+        *,
+        ahead: int = 0,
+        finished: Callable[[str, str], Path | None] | None = None,
+    ) -> None:
+        self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
+        self.ahead, self.finished = int(ahead), finished
+        self._left: list[Any] = []  # items that another process searches
+        if isinstance(finished, FinishedResults):
+            log.when_failed = finished.release
+
+    def __iter__(self) -> Iterator[Any]:
+        if get_worker_info() is not None:
+            raise SettingError(
+                "dataloader: expected scans to be read in this process, got worker processes; use the num_workers of "
+                "scripts.infer.ScanLoader, which are threads."
+            )
+        try:
+            items = find_scans(self.source, series=self.series)
+        except UserError as error:
+            self.log.failed(printable(self.source), error, self.source)
+            return
+        self.log.expect([item["name"] for item in items])
+        yield from (item for item in tqdm(self._all(items), "scans", len(items), disable=None) if item is not None)
+
+    def _all(self, items: Sequence[Any]) -> Iterator[Any]:
+        """What :meth:`_prepare` makes of the items; those of other processes last, when these are done or gone."""
+        yield from self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
+        while self._left:
+            time.sleep(WAIT_S)
+            items, self._left = self._left, []
+            yield from map(self._prepare, items)
+
+    def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
+        """The items as :meth:`_prepare` leaves them; some are prepared while the one before them is in use."""
+        coming: deque[Future[Any]] = deque()
+        pool = ThreadPoolExecutor(self.ahead, "read")
+        try:
+            for item in items:
+                coming.append(pool.submit(self._prepare, item))
+                if len(coming) > self.ahead:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, item: Any) -> Any:
+        """One preprocessed item, ``None`` for a scan that is refused, finished or searched by another process."""
+        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        try:
+            digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
+            if self.finished is not None and (folder := self.finished(item["name"], digest)) is not None:
+                self.log.skipped(item["name"], folder)
+                return None
+            logger.info("reading %s", item["name"])
+            self.log.begun(item["name"])
+            return self.transform({**item, "input_digest": digest})
+        except BusyError:
+            self._left.append(item)
+            return None
+        except Exception as error:
+            self.log.failed(item["name"], error, str(item["source"]))
+            return None
+
+
+def one_scan(items: Sequence[Any]) -> Any:
+    """What the data loader makes of a batch of one item: the item, nothing is copied."""
+    (item,) = items
+    return item
+
+
+class ScanLoader(DataLoader):
+    """Hands over one scan a time, as the stream prepares them.
+
+    Args:
+        dataset: the scans.
+        num_workers: so many scans at least are prepared ahead, in threads: a process of its own would have to copy
+            each scan, and what became of it.
+    """
+
+    def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:
+        dataset.ahead = max(dataset.ahead, num_workers)
+        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=one_scan)
