@@ -25,10 +25,13 @@ from scripts.core.claims import FOLDER
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
+    ClassificationLoss,
     EpochHandler,
     GradientClip,
+    MaskLoss,
     NoduleLoss,
     PairWithTruthd,
+    RegressionLoss,
     StepLog,
     StopOnBadLoss,
     TrainingState,
@@ -433,7 +436,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
-    loss = NoduleLoss()
+    loss = NoduleLoss(ClassificationLoss(), RegressionLoss(), MaskLoss())
 
     def step(_: Engine, batch: float) -> dict[str, torch.Tensor]:
         loss.parts = {"class": batch, "mask": 10 * batch}
