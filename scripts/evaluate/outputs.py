@@ -112,7 +112,7 @@ def _cells(score: Score) -> tuple[str, ...]:
     readings = [_short(r) for r in curve.readings]
     interval = "-" if drawn is None else f"{_short(drawn.cpm.low)} to {_short(drawn.cpm.high)}"
     cpm = "undefined" if curve.cpm is None else _short(curve.cpm)
-    return (str(curve.scans), str(curve.nodules), *readings, cpm, interval)
+    return (str(curve.counts.scans), str(curve.counts.nodules), *readings, cpm, interval)
 
 
 def _short(value: float) -> str:

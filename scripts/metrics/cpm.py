@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.geometry import FloatArray
 from ..core.records import Detection
-from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
+from .luna16 import Candidates, Findings, Matches, match
 
 
 @dataclass(frozen=True)
@@ -32,49 +33,26 @@ class ScanTruth:
     lung_litres: float = 0.0
 
 
-@dataclass(frozen=True)
-class ScoredScan:
+class ScoredScan(NamedTuple):
     """One scan of a run: what was found in it, and what there was to find."""
 
     detections: tuple[Detection, ...]
     truth: ScanTruth
 
 
-def candidates_of(detections: Sequence[Sequence[Detection]]) -> Candidates:
-    """Detections of each scan as arrays, RAS mm."""
-    found = [d for scan in detections for d in scan]
-    return Candidates(
-        np.repeat(np.arange(len(detections)), [len(scan) for scan in detections]),
+def match_scans(scans: Sequence[ScoredScan]) -> Matches:
+    """Apply the hit rule to all scans together; those without detections stay in the denominator."""
+    found = [d for scan in scans for d in scan.detections]
+    candidates = Candidates(
+        np.repeat(np.arange(len(scans)), [len(scan.detections) for scan in scans]),
         np.array([d.centre_ras_mm for d in found], dtype=np.float64).reshape(-1, 3),
         np.array([d.probability for d in found], dtype=np.float64),
     )
-
-
-def findings_of(truths: Sequence[ScanTruth]) -> Findings:
-    """The reference of each scan as arrays, RAS mm."""
-    return Findings(
+    truths = [scan.truth for scan in scans]
+    findings = Findings(
         np.repeat(np.arange(len(truths)), [len(t.diameters_mm) for t in truths]),
         np.concatenate([np.zeros((0, 3)), *(np.reshape(t.centres_ras_mm, (-1, 3)) for t in truths)]),
         np.concatenate([np.zeros(0), *(t.diameters_mm for t in truths)]),
         np.concatenate([np.zeros(0, dtype=bool), *(np.asarray(t.is_nodule, dtype=bool) for t in truths)]),
     )
-
-
-def match_scans(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Matches:
-    """Apply the hit rule to all scans together.
-
-    Args:
-        detections: per scan; scans without any stay in the denominator.
-        truths: per scan, same order.
-    """
-    if len(detections) != len(truths):
-        raise ValueError(
-            f"expected detections and truth of the same scans, got {len(detections)} and {len(truths)}; "
-            "give one entry for each scan to both"
-        )
-    return match(candidates_of(detections), findings_of(truths), len(truths))
-
-
-def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Froc:
-    """Score all scans together; arguments as in :func:`match_scans`."""
-    return froc_of(match_scans(detections, truths))
+    return match(candidates, findings, len(scans))

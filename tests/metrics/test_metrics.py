@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from scripts.core.records import Detection
 from scripts.evaluate.handler import SaveEvaluation
-from scripts.metrics import RATES, Froc, FrocMetric, ScanTruth, ScoredScan, froc
+from scripts.metrics import RATES, Froc, FrocMetric, ScanTruth, ScoredScan, froc_of, match_scans
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
 
@@ -30,6 +30,14 @@ def truth(*findings: tuple[float, float, bool]) -> ScanTruth:
 
 def at(x_mm: float, probability: float) -> Detection:
     return Detection((x_mm, 0.0, 0.0), 5.0, probability)
+
+
+def scored(found: Sequence[Detection], reference: ScanTruth) -> ScoredScan:
+    return ScoredScan(tuple(found), reference)
+
+
+def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Froc:
+    return froc_of(match_scans([scored(d, t) for d, t in zip(detections, truths, strict=True)]))
 
 
 def points(curve: Froc) -> list[tuple[float, float]]:
@@ -57,7 +65,7 @@ def test_a_curve_by_hand() -> None:
     np.testing.assert_allclose(points(curve), expected)
     assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
     assert curve.cpm == pytest.approx(13 / 21)
-    assert (curve.nodules, curve.scans) == (3, 4)
+    assert (curve.counts.nodules, curve.counts.scans) == (3, 4)
 
 
 def test_readings_between_points_are_linear_and_equal_scores_are_one_step() -> None:
@@ -124,18 +132,13 @@ def test_without_nodules_there_is_no_cpm(found: list[Detection], reference: Scan
     curve = froc([found], [reference])
     assert curve.cpm is None
     assert all(math.isnan(r) for r in curve.readings)
-    assert (curve.nodules, curve.scans) == (0, 1)
+    assert (curve.counts.nodules, curve.counts.scans) == (0, 1)
 
 
 def test_without_scans_there_is_no_cpm() -> None:
     curve = froc([], [])
     assert len(points(curve)) == 1
-    assert (curve.cpm, curve.nodules, curve.scans) == (None, 0, 0)
-
-
-def test_detections_and_truths_must_be_of_the_same_scans() -> None:
-    with pytest.raises(ValueError, match="same scans, got 1 and 2"):
-        froc([[]], [NOTHING, NOTHING])
+    assert (curve.cpm, curve.counts.nodules, curve.counts.scans) == (None, 0, 0)
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------
@@ -205,7 +208,10 @@ def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
 
 def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> None:
     nodule = truth((0.0, 10.0, True))
-    batches = [[{"pred": ([at(0.0, 0.9)], nodule)}], [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}]]
+    batches = [
+        [{"pred": scored([at(0.0, 0.9)], nodule)}],
+        [{"pred": scored([at(90.0, 0.95)], nodule)}, {"pred": scored([], NOTHING)}],
+    ]
     engine = Engine(lambda _, batch: batch)
     metric = FrocMetric(output_transform=from_engine("pred"))
     metric.attach(engine, "cpm")
@@ -215,14 +221,14 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
         engine.run(batches, max_epochs=epochs)
         assert engine.state.metrics["cpm"] == expected.cpm
         assert metric.froc is not None
-        assert metric.froc.scans == 3
+        assert metric.froc.counts.scans == 3
     engine.run(batches[:1], max_epochs=3)
     assert engine.state.metrics["cpm"] == 1.0
 
 
 def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     metric = FrocMetric()
-    metric.update([([at(0.0, 0.9)], NOTHING)])
+    metric.update([scored([at(0.0, 0.9)], NOTHING)])
     assert math.isnan(metric.compute())
     assert "CPM of 1 scans is undefined" in caplog.text
     assert metric.froc is not None
@@ -240,24 +246,24 @@ def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
 def test_a_scan_seen_twice_counts_once() -> None:
     one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
     metric = FrocMetric()
-    metric.update([([at(0.0, 0.9)], one), ([at(9.0, 0.5)], two), ([at(0.0, 0.9)], one)])
+    metric.update([scored([at(0.0, 0.9)], one), scored([at(9.0, 0.5)], two), scored([at(0.0, 0.9)], one)])
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
     assert metric.froc is not None
-    assert (metric.froc.scans, metric.froc.nodules) == (2, 2)
+    assert (metric.froc.counts.scans, metric.froc.counts.nodules) == (2, 2)
 
 
 def test_scans_without_a_name_all_count() -> None:
     metric = FrocMetric()
-    metric.update([([], truth((0.0, 10.0, True)))] * 2)
+    metric.update([scored([], truth((0.0, 10.0, True)))] * 2)
     metric.compute()
     assert metric.froc is not None
-    assert metric.froc.scans == 2
+    assert metric.froc.counts.scans == 2
 
 
 def test_two_scans_of_one_name_are_refused() -> None:
     metric = FrocMetric()
-    metric.update([([], named("a", (0.0, 10.0, True))), ([], named("a", (1.0, 10.0, True)))])
+    metric.update([scored([], named("a", (x, 10.0, True))) for x in (0.0, 1.0)])
     with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
         metric.compute()
 
@@ -265,11 +271,11 @@ def test_two_scans_of_one_name_are_refused() -> None:
 # --- on several ranks -------------------------------------------------------------------------------------------------
 
 RUN = [  # five scans: two ranks need a sixth, and a sampler repeats the first one
-    ([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
-    ([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
-    ([], named("scan 2")),
-    ([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
-    ([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
+    scored([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
+    scored([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
+    scored([], named("scan 2")),
+    scored([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
+    scored([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
 ]
 
 
@@ -308,4 +314,4 @@ def test_the_scored_scans_are_kept() -> None:
     metric = FrocMetric()
     metric.update(RUN)
     metric.compute()
-    assert metric.scans == tuple(ScoredScan(tuple(found), reference) for found, reference in RUN)
+    assert metric.scans == tuple(RUN)
