@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections import Counter
@@ -20,16 +19,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.files import writable_folder
+from ..core.files import read_csv, writable_folder, write_csv
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from ..core.labels import Part
 from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs, is_lung
 from ..read.reader import read_scan
-from .tables import write_table
 
 logger = logging.getLogger(__name__)
 
+POINT_COLUMNS = ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark")
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
 POINTS = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv")
@@ -74,16 +73,11 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
         rows += [(name, *p.centre_lps_mm, p.kind, p.remark, *_verdict(lungs, p)) for p in wanted[name]]
         found[name] = lungs, coarse_scan(image_hu, affine_ras).hu
     _draw(folder / "lungs.png", found)
-    write_table(
-        folder / "points.csv",
-        ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark", "part", "distance_mm", "right"),
-        rows,
-    )
+    write_csv(folder / "points.csv", [(*POINT_COLUMNS, "part", "distance_mm", "right"), *rows])
     total, right = Counter(row[4] for row in rows), Counter(row[4] for row in rows if row[-1])
-    write_table(
-        folder / "score.csv", ("kind", "right", "points"), [(kind, right[kind], total[kind]) for kind in sorted(total)]
-    )
-    logger.info("%s", ", ".join(f"{kind} {right[kind]}/{total[kind]}" for kind in sorted(total)))
+    score = [(kind, right[kind], total[kind]) for kind in sorted(total)]
+    write_csv(folder / "score.csv", [("kind", "right", "points"), *score])
+    logger.info("%s", ", ".join(f"{kind} {hits}/{points}" for kind, hits, points in score))
 
 
 def is_right(kind: str, part: int, distance_mm: float) -> bool:
@@ -110,10 +104,9 @@ def _verdict(lungs: Lungs, point: Point) -> tuple[str, float, int]:
 
 def _read_points(path: str) -> dict[str, list[Point]]:
     wanted: dict[str, list[Point]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            centre = (float(row["x_lps_mm"]), float(row["y_lps_mm"]), float(row["z_lps_mm"]))
-            wanted.setdefault(row["name"], []).append(Point(centre, row["kind"], row["remark"]))
+    for _, row in read_csv(path, POINT_COLUMNS):
+        centre = (float(row["x_lps_mm"]), float(row["y_lps_mm"]), float(row["z_lps_mm"]))
+        wanted.setdefault(row["name"], []).append(Point(centre, row["kind"], row.get("remark", "")))
     return wanted
 
 
