@@ -29,6 +29,7 @@ from scripts.metrics import (
     Matches,
     Reliability,
     ScanTruth,
+    ScoredScan,
     calibration_of,
     froc_of,
     match,
@@ -155,7 +156,8 @@ def evaluated(folder: Path, litres: float) -> dict[str, Any]:
     for n in range(6):
         centres = rng.uniform(-100, 100, (2, 3))
         found = [Detection(tuple(centres[0].tolist()), 5.0, 0.9), Detection((500.0, 0.0, 0.0), 5.0, 0.1 * n)]
-        metric.update([(found, ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres))])
+        truth = ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres)
+        metric.update([ScoredScan(tuple(found), truth)])
     metric.compute()
     SaveEvaluation(metric, str(folder), resamples=20).write()
     return dict(json.loads((folder / "operating.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))

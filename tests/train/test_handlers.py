@@ -42,7 +42,7 @@ from scripts.train import (
 )
 from scripts.train.checkpoints import StateError
 from scripts.train.dataset import EpochSampler
-from scripts.train.handlers import BrokenLossError, duration
+from scripts.train.handlers import BrokenLossError
 
 ITERATIONS = 3  # per epoch
 
@@ -476,11 +476,6 @@ def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.Lo
     assert 0.05 <= float(seconds) < 0.5
     assert int(waiting) > 80
     assert left == "0 min 00 s"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0 min 07 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_epoch_handler_names_the_epoch_that_begins() -> None:

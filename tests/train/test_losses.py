@@ -126,8 +126,7 @@ def test_focal_terms_and_gradients_stay_finite(logit: float, wanted: float) -> N
 def test_all_parts_of_one_case_by_hand() -> None:
     """Zero maps: 7 cells found, the 14 hardest others kept; offsets 0 and six of 2 mm; a mask of probability 1/2."""
     loss = loss_of(
-        classification={"negatives_per_positive": 2, "fewest_negatives": 3},
-        mask={"margin": 100, "background_boxes": 0},
+        classification={"negatives_per_positive": 2, "fewest_negatives": 3}, mask={"margin": 100, "background_boxes": 0}
     )
     wanted = target((*FOUND[:3], math.e))
     found = parts(zeros(), wanted, loss)
