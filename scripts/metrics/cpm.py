@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.geometry import FloatArray
 from ..core.records import Detection
-from .luna16 import Candidates, Findings, Matches, match
+from .luna16 import BoolArray, Candidates, Findings, Matches, known_diameters_mm, match
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,22 @@ class ScoredScan(NamedTuple):
     detections: tuple[Detection, ...]
     truth: ScanTruth
 
+    def centres_ras_mm(self) -> FloatArray:
+        """``[D, 3]`` of the detections."""
+        return np.array([d.centre_ras_mm for d in self.detections], dtype=np.float64).reshape(-1, 3)
+
+    def hits(self) -> BoolArray:
+        """``[D, N]``: which detection lies strictly inside which finding."""
+        apart_mm = self.centres_ras_mm()[:, None] - np.reshape(self.truth.centres_ras_mm, (1, -1, 3))
+        return np.square(apart_mm).sum(-1) < np.square(known_diameters_mm(self.truth.diameters_mm) / 2.0)
+
 
 def match_scans(scans: Sequence[ScoredScan]) -> Matches:
     """Apply the hit rule to all scans together; those without detections stay in the denominator."""
-    found = [d for scan in scans for d in scan.detections]
     candidates = Candidates(
         np.repeat(np.arange(len(scans)), [len(scan.detections) for scan in scans]),
-        np.array([d.centre_ras_mm for d in found], dtype=np.float64).reshape(-1, 3),
-        np.array([d.probability for d in found], dtype=np.float64),
+        np.concatenate([np.zeros((0, 3)), *(scan.centres_ras_mm() for scan in scans)]),
+        np.array([d.probability for scan in scans for d in scan.detections], dtype=np.float64),
     )
     truths = [scan.truth for scan in scans]
     findings = Findings(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.records import Nodule
-from .cpm import ScanTruth
+from .cpm import ScanTruth, ScoredScan
 from .luna16 import SIZE_CLASSES, known_diameters_mm, size_class
 from .overlap import MISSED, Overlap, compare_masks
 
@@ -91,6 +91,7 @@ def score_outlines(
         oracle_mask: ``[I, J, K]`` outlines drawn with each nodule's position and size given, labelled as the reference.
     """
     reference, predicted = masks
+    hits = ScoredScan(tuple(nodule.detection for nodule in nodules), truth).hits()
     matched, every, oracle, missing = [], [], [], 0
     for n in np.flatnonzero(truth.is_nodule).tolist():
         label, diameter_mm = n + 1, float(known_diameters_mm(truth.diameters_mm)[n])
@@ -98,7 +99,7 @@ def score_outlines(
         if not outline.any():
             missing += 1
             continue
-        inside = [one for one in nodules if _is_inside(one, truth.centres_ras_mm[n], diameter_mm)]
+        inside = [nodule for nodule, hit in zip(nodules, hits[:, n], strict=True) if hit]
         if inside:
             best = max(inside, key=lambda nodule: nodule.detection.probability)
             drawn = compare_masks(predicted == best.label, outline, spacing_mm)
@@ -108,11 +109,6 @@ def score_outlines(
             given = compare_masks(oracle_mask == label, outline, spacing_mm)
             oracle.append(NoduleOverlap(truth.name, label, diameter_mm, None, given))
     return OutlineScores(tuple(matched), tuple(every), None if oracle_mask is None else tuple(oracle), missing)
-
-
-def _is_inside(nodule: Nodule, centre_ras_mm: npt.NDArray[np.float64], diameter_mm: float) -> bool:
-    apart_mm = np.subtract(nodule.detection.centre_ras_mm, centre_ras_mm)
-    return bool(np.square(apart_mm).sum() < (diameter_mm / 2.0) ** 2)
 
 
 def join_outlines(scores: Sequence[OutlineScores]) -> OutlineScores:

@@ -193,7 +193,7 @@ def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **opti
         image[0, i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = 0.4
     truth = ScanTruth(NODULES, np.array([8.0, 12.0, -1.0]), np.array([True, True, False]), "scan")
     worst = WorstCases(str(folder), threshold=0.5, **options)
-    engine = Engine(lambda engine, batch: [{"pred": (candidates, truth)}])
+    engine = Engine(lambda engine, batch: [{"pred": ScoredScan(tuple(candidates), truth)}])
     worst.attach(engine)
     engine.run([[{"image": MetaTensor(image, affine=torch.eye(4))}]] * copies)
     kinds = ("misses", "false_findings")
