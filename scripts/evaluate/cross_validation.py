@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import queue
@@ -18,6 +16,7 @@ from ..core.commands import OptionError
 from ..core.errors import UserError
 from ..core.files import writable_folder, write_bytes
 from .luna16 import luna16
+from .tables import SERIES_COLUMN
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +158,6 @@ def _run(
 
 def _joined(tables: Sequence[Path]) -> bytes:
     """Several CSV files as one; a header they share stands once."""
-    parts = []
-    for table in tables:
-        with table.open(newline="", encoding="utf-8") as file:
-            parts.append(list(csv.reader(file)))
-    shared = bool(parts[0]) and parts[0][0][:1] == ["seriesuid"]
-    rows = [*parts[0], *(row for part in parts[1:] for row in part[shared:])]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    lines = [line for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
+    headers = [line for line in lines if line.startswith(f"{SERIES_COLUMN},")]
+    return "\n".join([*headers[:1], *(line for line in lines if line not in headers), ""]).encode()

@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 
-from ..core.files import writable_folder
+from ..core.files import writable_folder, write_csv
 from ..core.geometry import FloatArray
-from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
+from .tables import FINDING_COLUMNS, LUNA16_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ def example(*, output_dir: str, scans: int = 200, seed: int = 0) -> None:
     uids = [f"scan_{n:04d}" for n in range(max(scans, 1))]
     nodules = _findings(uids, rng, mean=1.0)
     excluded = [(*row[:4], -1.0) for row in _findings(uids, rng, mean=3.0)]
-    write_table(folder / "annotations.csv", FINDING_COLUMNS, nodules)
-    write_table(folder / "annotations_excluded.csv", FINDING_COLUMNS, excluded)
-    write_table(folder / "seriesuids.csv", None, [(uid,) for uid in uids])
+    write_csv(folder / "annotations.csv", [FINDING_COLUMNS, *nodules])
+    write_csv(folder / "annotations_excluded.csv", [FINDING_COLUMNS, *excluded])
+    write_csv(folder / "seriesuids.csv", [(uid,) for uid in uids])
     for name, (seen, apart) in _SYSTEMS.items():
-        write_table(folder / f"{name}.csv", LUNA16_COLUMNS, _results(uids, nodules, rng, seen, apart))
+        write_csv(folder / f"{name}.csv", [LUNA16_COLUMNS, *_results(uids, nodules, rng, seen, apart)])
     logger.info("%s: %d scans, %d nodules, results of %s", folder, len(uids), len(nodules), ", ".join(_SYSTEMS))
 
 

@@ -7,12 +7,12 @@ fold that holds its scans (``subset0`` … ``subset9`` of LUNA16).
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.files import read_csv
 from ..read.discovery import IMAGE_SUFFIXES
 from .tables import SERIES_COLUMN, TableError
 
@@ -53,22 +53,11 @@ def _read_one(path: Path) -> dict[str, list[str]]:
 
 def _from_csv(path: Path) -> dict[str, list[str]]:
     folds: dict[str, list[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [c for c in (SERIES_COLUMN, FOLD_COLUMN) if c not in (reader.fieldnames or ())]
-            if missing:
-                raise TableError(
-                    f"{path}: expected the columns {SERIES_COLUMN}, {FOLD_COLUMN}; missing: {', '.join(missing)}; "
-                    "name the columns in the first row"
-                )
-            for row in reader:
-                uid, fold = (str(row[c] or "").strip() for c in (SERIES_COLUMN, FOLD_COLUMN))
-                if not uid or not fold:
-                    raise TableError(f"{path}, row {reader.line_num}: expected series and fold, got '{uid}', '{fold}'")
-                folds.setdefault(fold, []).append(uid)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path}: expected a CSV in UTF-8, got other content ({error}); convert it") from error
+    for number, row in read_csv(path, (SERIES_COLUMN, FOLD_COLUMN), TableError):
+        uid, fold = row[SERIES_COLUMN], row.get(FOLD_COLUMN, "")
+        if not uid or not fold:
+            raise TableError(f"{path}, row {number}: expected series and fold, got '{uid}', '{fold}'; complete the row")
+        folds.setdefault(fold, []).append(uid)
     return dict(sorted(folds.items(), key=lambda item: (len(item[0]), item[0])))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..core.files import writable_folder, write_bytes
+from ..core.files import writable_folder, write_csv, write_json
 from ..core.geometry import swap_lps_ras
 from ..metrics import FrocMetric, OutlineMetric, OutlineScores, ScoredScan
 from .operating import summary, write_operating
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System
-from .tables import FINDING_COLUMNS, LUNA16_COLUMNS, write_table
+from .tables import FINDING_COLUMNS, LUNA16_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class SaveEvaluation:
 def write_outlines(folder: Path, scores: OutlineScores) -> Path:
     """Write ``outlines.json`` and log its summary; see docs/evaluation.md for the three settings."""
     record = scores.to_dict()
-    path = write_bytes(folder / "outlines.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    path = write_json(folder / "outlines.json", record)
     logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
     if scores.without_reference:
         logger.warning("%d nodules have no outline in the reference masks: not scored", scores.without_reference)
@@ -107,19 +106,13 @@ def scan_names(scans: Sequence[ScoredScan]) -> dict[str, ScoredScan]:
 
 
 def _write_tables(folder: Path, scans: dict[str, ScoredScan]) -> None:
-    found = [
-        (name, *detection.centre_lps_mm, detection.probability)
-        for name, scan in scans.items()
-        for detection in scan.detections
-    ]
-    write_table(folder / "predictions.csv", LUNA16_COLUMNS, found)
-    write_table(folder / "seriesuids.csv", None, [(name,) for name in scans])
-    for file_name, wanted in (("annotations.csv", True), ("annotations_excluded.csv", False)):
-        rows = [row for name, scan in scans.items() for row in _finding_rows(name, scan, wanted)]
-        write_table(folder / file_name, FINDING_COLUMNS, rows)
-
-
-def _finding_rows(name: str, scan: ScoredScan, wanted: bool) -> list[tuple[object, ...]]:
-    truth = scan.truth
-    rows = zip(swap_lps_ras(truth.centres_ras_mm).tolist(), truth.diameters_mm, truth.is_nodule, strict=True)
-    return [(name, *centre, float(diameter)) for centre, diameter, is_nodule in rows if bool(is_nodule) == wanted]
+    found = [(name, *one.centre_lps_mm, one.probability) for name, scan in scans.items() for one in scan.detections]
+    write_csv(folder / "predictions.csv", [LUNA16_COLUMNS, *found])
+    write_csv(folder / "seriesuids.csv", [(name,) for name in scans])
+    rows: dict[bool, list[tuple[object, ...]]] = {True: [], False: []}
+    for name, (_, truth) in scans.items():
+        centres_lps_mm = swap_lps_ras(truth.centres_ras_mm).tolist()
+        for centre, diameter_mm, wanted in zip(centres_lps_mm, truth.diameters_mm, truth.is_nodule, strict=True):
+            rows[bool(wanted)].append((name, *centre, float(diameter_mm)))
+    write_csv(folder / "annotations.csv", [FINDING_COLUMNS, *rows[True]])
+    write_csv(folder / "annotations_excluded.csv", [FINDING_COLUMNS, *rows[False]])

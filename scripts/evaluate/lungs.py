@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +18,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.files import writable_folder
+from ..core.files import read_csv, writable_folder, write_csv
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
 from ..core.labels import Part
 from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs, is_lung
 from ..read.reader import read_scan
-from .tables import write_table
 
 logger = logging.getLogger(__name__)
 
+POINT_COLUMNS = ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark")
 KEPT_MM = 10.0  # candidates farther from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
 POINTS = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv")
 SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
 SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
 OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place whose kind was read by eye."""
-
-    centre_lps_mm: tuple[float, float, float]
-    kind: str
-    remark: str
 
 
 def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = "", only: str = "") -> None:
@@ -60,30 +49,29 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
     Raises:
         UserError: a scan is missing, or a file cannot be written.
     """
-    folder, wanted = writable_folder(output_dir), _read_points(points)
+    folder, beginnings = writable_folder(output_dir), tuple(only.split(","))
+    wanted: dict[str, list[dict[str, str]]] = {}
+    for _, point in read_csv(points, POINT_COLUMNS):
+        if point["name"].startswith(beginnings):
+            wanted.setdefault(point["name"], []).append(point)
     search = LungSearch(checkpoint) if checkpoint else LungSearch()
     rows: list[tuple[Any, ...]] = []
     found: dict[str, tuple[Lungs, npt.NDArray[np.float32]]] = {}
     for name in sorted(wanted):
-        if only and not name.startswith(tuple(only.split(","))):
-            continue
         image_hu, affine_ras = _in_ras_order(_path(scan_dir, name))
         start = time.perf_counter()
         lungs = find_lungs(image_hu, affine_ras, search, source=name)
         logger.info("%s: %.2f s for %.0f Mvoxel", name, time.perf_counter() - start, image_hu.size / 1e6)
-        rows += [(name, *p.centre_lps_mm, p.kind, p.remark, *_verdict(lungs, p)) for p in wanted[name]]
+        rows += [
+            (*(point.get(column, "") for column in POINT_COLUMNS), *_verdict(lungs, point)) for point in wanted[name]
+        ]
         found[name] = lungs, coarse_scan(image_hu, affine_ras).hu
     _draw(folder / "lungs.png", found)
-    write_table(
-        folder / "points.csv",
-        ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark", "part", "distance_mm", "right"),
-        rows,
-    )
+    write_csv(folder / "points.csv", [(*POINT_COLUMNS, "part", "distance_mm", "right"), *rows])
     total, right = Counter(row[4] for row in rows), Counter(row[4] for row in rows if row[-1])
-    write_table(
-        folder / "score.csv", ("kind", "right", "points"), [(kind, right[kind], total[kind]) for kind in sorted(total)]
-    )
-    logger.info("%s", ", ".join(f"{kind} {right[kind]}/{total[kind]}" for kind in sorted(total)))
+    score = [(kind, right[kind], total[kind]) for kind in sorted(total)]
+    write_csv(folder / "score.csv", [("kind", "right", "points"), *score])
+    logger.info("%s", ", ".join(f"{kind} {hits}/{points}" for kind, hits, points in score))
 
 
 def is_right(kind: str, part: int, distance_mm: float) -> bool:
@@ -99,22 +87,13 @@ def is_right(kind: str, part: int, distance_mm: float) -> bool:
     return part not in (Part.LEFT_LUNG, Part.RIGHT_LUNG)
 
 
-def _verdict(lungs: Lungs, point: Point) -> tuple[str, float, int]:
-    cell = np.rint(apply_affine(np.linalg.inv(lungs.affine_ras), swap_lps_ras(np.array(point.centre_lps_mm)))).astype(
-        int
-    )
+def _verdict(lungs: Lungs, point: Mapping[str, str]) -> tuple[str, float, int]:
+    """What was found at a point, how far from the lungs it is (mm), and whether that is right."""
+    centre_lps_mm = np.array([float(point[f"{axis}_lps_mm"]) for axis in "xyz"])
+    cell = np.rint(apply_affine(np.linalg.inv(lungs.affine_ras), swap_lps_ras(centre_lps_mm))).astype(int)
     i, j, k = np.clip(cell, 0, np.array(lungs.parts.shape) - 1).tolist()
-    part, distance_mm = int(lungs.parts[i, j, k]), float(lungs.distance_mm[i, j, k])
-    return Part(part).name.lower(), round(distance_mm, 1), int(is_right(point.kind, part, distance_mm))
-
-
-def _read_points(path: str) -> dict[str, list[Point]]:
-    wanted: dict[str, list[Point]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            centre = (float(row["x_lps_mm"]), float(row["y_lps_mm"]), float(row["z_lps_mm"]))
-            wanted.setdefault(row["name"], []).append(Point(centre, row["kind"], row["remark"]))
-    return wanted
+    part, distance_mm = Part(int(lungs.parts[i, j, k])), float(lungs.distance_mm[i, j, k])
+    return part.name.lower(), round(distance_mm, 1), int(is_right(point["kind"], part, distance_mm))
 
 
 def _path(scan_dir: str, name: str) -> str:
@@ -143,7 +122,8 @@ def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]
             axes = figure.add_subplot(grid[row, column])
             _draw_plane(axes, lungs, hu, (slice(None),) * axis + (at,))
             if column == first:
-                right, left = (_litres(lungs, side) for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG))
+                cell_l = voxel_volume_mm3(lungs.affine_ras) / 1e6
+                right, left = ((lungs.parts == side).sum() * cell_l for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG))
                 axes.set_title(f"{name}: {right:.1f} + {left:.1f} l", color="#e8ecf1", fontsize=6, loc="left", pad=2)
     FigureCanvasAgg(figure).draw()
     sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
@@ -160,10 +140,6 @@ def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tu
         if mask.any() and not mask.all():
             axes.contour(mask, [0.5], colors=OUTLINES[part], linewidths=0.7)
     axes.axis("off")
-
-
-def _litres(lungs: Lungs, side: Part) -> float:
-    return float((lungs.parts == side).sum() * voxel_volume_mm3(lungs.affine_ras) / 1e6)
 
 
 def _planes(lungs: Lungs) -> Iterator[tuple[int, int]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core.files import writable_folder, write_bytes
-from ..metrics import RATES, SIZE_CLASSES, Confidence, Froc, Interval
-from .plot import froc_png, rate_name
+from ..core.files import writable_folder, write_csv, write_figure, write_json
+from ..metrics import RATES, SIZE_CLASSES, Confidence, Interval
+from .plot import draw_froc, rate_name
 from .system import Score, System
-from .tables import table_bytes
 
 UNDEFINED = "undefined: there is no nodule to find"
 CURVE_COLUMNS = ("system", "fold", "false_positives_per_scan", "sensitivity", "threshold")
@@ -29,13 +27,11 @@ def write_evaluation(folder: str | Path, systems: Sequence[System]) -> list[Path
         OutputError: the folder cannot be written to.
     """
     path = writable_folder(folder)
-    record = json.dumps({s.name: system_record(s) for s in systems}, indent=1, allow_nan=False) + "\n"
-    contents = {
-        "froc.json": record.encode(),
-        "froc.csv": table_bytes(CURVE_COLUMNS, _curve_rows(systems)),
-        "froc.png": froc_png(systems),
-    }
-    return [write_bytes(path / name, content) for name, content in contents.items()]
+    return [
+        write_json(path / "froc.json", {system.name: system_record(system) for system in systems}),
+        write_csv(path / "froc.csv", [CURVE_COLUMNS, *_curve_rows(systems)]),
+        write_figure(path / "froc.png", draw_froc(systems), metadata={"Software": None}),
+    ]
 
 
 def system_record(system: System) -> dict[str, Any]:
@@ -112,7 +108,7 @@ def _cells(score: Score) -> tuple[str, ...]:
     readings = [_short(r) for r in curve.readings]
     interval = "-" if drawn is None else f"{_short(drawn.cpm.low)} to {_short(drawn.cpm.high)}"
     cpm = "undefined" if curve.cpm is None else _short(curve.cpm)
-    return (str(curve.scans), str(curve.nodules), *readings, cpm, interval)
+    return (str(curve.counts.scans), str(curve.counts.nodules), *readings, cpm, interval)
 
 
 def _short(value: float) -> str:
@@ -148,13 +144,6 @@ def _curve_rows(systems: Iterable[System]) -> Iterator[tuple[object, ...]]:
     """Every point of every curve; the threshold of the first point, (0, 0), is empty."""
     for system in systems:
         for fold, score in {ALL_SCANS: system.pooled, **system.folds}.items():
-            yield from ((system.name, fold, *point) for point in _points(score.froc))
-
-
-def _points(curve: Froc) -> Iterable[tuple[float, float | str, float | str]]:
-    for x, y, t in zip(curve.false_positives_per_scan, curve.sensitivity, curve.thresholds, strict=True):
-        yield (
-            round(float(x), _DIGITS),
-            "" if math.isnan(y) else round(float(y), _DIGITS),
-            float(t) if t < math.inf else "",
-        )
+            curve = score.froc
+            for x, y, t in zip(curve.false_positives_per_scan, curve.sensitivity, curve.thresholds, strict=True):
+                yield system.name, fold, _rounded(float(x)), _rounded(float(y)), float(t) if t < math.inf else None

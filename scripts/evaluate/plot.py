@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +22,9 @@ def rate_name(rate: float) -> str:
     return f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"
 
 
-def froc_png(systems: Sequence[System]) -> bytes:
+def draw_froc(systems: Sequence[System]) -> Figure:
     """Draw the pooled curve of each system; one without nodules has no curve, and the legend says so."""
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.0), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for number, system in enumerate(systems):
         _draw(axes, system, _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)])
@@ -39,9 +38,7 @@ def froc_png(systems: Sequence[System]) -> bytes:
     axes.set_ylabel("sensitivity")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right", title="CPM (95 % interval)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _draw(axes: Any, system: System, colour: str, dashes: str) -> None:

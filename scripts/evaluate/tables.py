@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import UserError
-from ..core.files import write_bytes
+from ..core.files import read_csv, write_csv
 from ..core.geometry import FloatArray
 from ..report.tables import LUNA16_COLUMNS
 
@@ -53,7 +51,10 @@ def read_results(path: str | Path) -> Table:
     Raises:
         TableError: no such file, a missing column, a value that is no finite number.
     """
-    return _read_table(Path(path), SCORE_COLUMN, "a results file", may_be_empty=True)
+    file = Path(path)
+    if file.is_file() and not file.read_bytes().strip():
+        return Table(file, (), np.zeros((0, 3)), np.zeros(0))
+    return _read_table(file, SCORE_COLUMN)
 
 
 def pooled(tables: Sequence[Table]) -> Table:
@@ -82,7 +83,7 @@ def read_findings(path: str | Path) -> Table:
     Raises:
         TableError: no such file, a missing column, a value that is no finite number, an empty file.
     """
-    return _read_table(Path(path), DIAMETER_COLUMN, "an annotation file", may_be_empty=False)
+    return _read_table(Path(path), DIAMETER_COLUMN)
 
 
 def read_series_uids(path: str | Path) -> tuple[list[str], int]:
@@ -93,87 +94,39 @@ def read_series_uids(path: str | Path) -> tuple[list[str], int]:
     Raises:
         TableError: no such file, no series in it.
     """
-    rows = [row[0].strip() for _, row in _rows(Path(path), "a list of series UIDs") if row[0].strip()]
-    if rows and rows[0].lower() == SERIES_COLUMN:
-        rows = rows[1:]
-    if not rows:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: expected a list of series UIDs, got none ({error}); check the path") from error
+    uids = [uid for line in lines if (uid := line.partition(",")[0].strip(' "')) and uid.lower() != SERIES_COLUMN]
+    if not uids:
         raise TableError(f"{path}: expected one series UID per row, got an empty file; list the scans to evaluate")
-    return sorted(set(rows)), len(rows) - len(set(rows))
-
-
-def table_bytes(columns: Sequence[str] | None, rows: Iterable[Iterable[object]]) -> bytes:
-    """A CSV, with its column names unless they are ``None``."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    if columns is not None:
-        writer.writerow(columns)
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
+    return sorted(set(uids)), len(uids) - len(set(uids))
 
 
 def write_table(path: Path, columns: Sequence[str] | None, rows: Iterable[Iterable[object]]) -> Path:
-    """Write a CSV whole or not at all.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    return write_bytes(path, table_bytes(columns, rows))
+    """Write a CSV whole or not at all, with its column names unless they are ``None``."""
+    return write_csv(path, rows if columns is None else [columns, *rows])
 
 
-def _read_table(path: Path, last: str, kind: str, *, may_be_empty: bool) -> Table:
-    rows = _rows(path, kind)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
+def _read_table(path: Path, last: str) -> Table:
     columns = (SERIES_COLUMN, *POSITION_COLUMNS, last)
-    if not header and may_be_empty:
-        return Table(path, (), np.zeros((0, 3)), np.zeros(0))
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise TableError(
-            f"{path}: expected {kind} with the columns {', '.join(columns)}; missing: {', '.join(missing)}; "
-            f"got {', '.join(header)[:200] or 'an empty file'}; name the columns in the first row"
-        )
-    places = [header.index(name) for name in columns]
     uids, numbers = [], []
-    for number, row in rows:
-        if len(row) <= max(places):
-            raise TableError(
-                f"{path}, row {number}: expected {len(header)} values as in the first row, got {len(row)}; "
-                "complete or remove the row"
-            )
-        uids.append(_series_uid(row[places[0]], path, number))
-        numbers.append([_number(row[p], path, number, name) for p, name in zip(places[1:], columns[1:], strict=True)])
+    for number, row in read_csv(path, columns, TableError):
+        if not row[SERIES_COLUMN]:
+            raise TableError(f"{path}, row {number}: expected a series UID, got nothing; complete the row")
+        uids.append(row[SERIES_COLUMN])
+        numbers.append([_number(row.get(name, ""), f"{path}, row {number}, {name}") for name in columns[1:]])
     values = np.array(numbers, dtype=np.float64).reshape(-1, 4)
     return Table(path, tuple(uids), values[:, :3], values[:, 3])
 
 
-def _rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, each with its number in the file, from 1."""
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "nothing"
-        raise TableError(f"{path}: expected {kind} (CSV), got {got}; check the path")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path}: expected {kind} (CSV, UTF-8), got other content ({error}); convert it") from error
-
-
-def _series_uid(text: str, path: Path, row: int) -> str:
-    uid = text.strip()
-    if not uid:
-        raise TableError(f"{path}, row {row}, {SERIES_COLUMN}: expected a series UID, got nothing; complete the row")
-    return uid
-
-
-def _number(text: str, path: Path, row: int, column: str) -> float:
+def _number(text: str, place: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        got = repr(text) if text.strip() else "nothing"
-        raise TableError(f"{path}, row {row}, {column}: expected a finite number, got {got}; correct or remove the row")
+        got = repr(text) if text else "nothing"
+        raise TableError(f"{place}: expected a finite number, got {got}; correct or remove the row")
     return value

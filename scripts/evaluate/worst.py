@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core.files import writable_folder, write_figure
 from ..core.geometry import FloatArray, apply_affine
-from ..core.records import Detection
-from ..metrics import ScanTruth
-from ..metrics.luna16 import known_diameters_mm
+from ..metrics import ScoredScan
 
 HALF_WIDTH_MM = 20  # of a picture
 COLUMNS = 4
@@ -96,14 +94,11 @@ def worst_of(cases: Sequence[Case], most: int) -> list[Case]:
 
 def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]]:
     """The misses and false findings of one scan, as the graph's post-processing left it."""
-    candidates: Sequence[Detection]
-    truth: ScanTruth
-    candidates, truth = item["pred"]
+    scored: ScoredScan = item["pred"]
+    candidates, truth = scored
     image, affine = np.asarray(item["image"][0], dtype=np.float32), np.asarray(item["image"].affine, dtype=np.float64)
-    centres = np.array([c.centre_ras_mm for c in candidates], dtype=np.float64).reshape(-1, 3)
+    centres, hits = scored.centres_ras_mm(), scored.hits()
     scores = np.array([c.probability for c in candidates], dtype=np.float64)
-    apart_mm = np.linalg.norm(centres[:, None] - truth.centres_ras_mm[None], axis=2)
-    hits = apart_mm < known_diameters_mm(truth.diameters_mm) / 2.0
     best = np.where(hits, scores[:, None], 0.0).max(axis=0, initial=0.0)
     misses = [
         Case(f"{diameter:.1f} mm, p {p:.2f}", float(diameter), centre, _picture(image, affine, centre))

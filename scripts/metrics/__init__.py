@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bootstrap import BAND_RATES, Confidence, Interval, confidence_of
 from .calibration import BINS, Calibration, Reliability, ReliabilityBin, calibration_of
-from .cpm import ScanTruth, ScoredScan, froc, match_scans
+from .cpm import ScanTruth, ScoredScan, match_scans
 from .luna16 import (
     MAX_CANDIDATES,
     RATES,
@@ -17,21 +17,10 @@ from .luna16 import (
     Matches,
     SizeReadings,
     froc_of,
-    luna16_froc,
     match,
     size_class,
 )
-from .outlines import (
-    NoduleOverlap,
-    OutlinedDetections,
-    OutlinedTruth,
-    OutlineScores,
-    OutlineSummary,
-    Statistic,
-    join_outlines,
-    score_outlines,
-    summarise,
-)
+from .outlines import NoduleOverlap, OutlineScores, join_outlines, score_outlines, summarise
 from .overlap import MISSED, Overlap, compare_masks
 from .per_litre import LITRE_RATES, PerLitre, per_litre_of
 from .running import FrocMetric, OutlineMetric
@@ -57,9 +46,6 @@ __all__ = [
     "NoduleOverlap",
     "OutlineMetric",
     "OutlineScores",
-    "OutlineSummary",
-    "OutlinedDetections",
-    "OutlinedTruth",
     "Overlap",
     "PerLitre",
     "Reliability",
@@ -67,14 +53,11 @@ __all__ = [
     "ScanTruth",
     "ScoredScan",
     "SizeReadings",
-    "Statistic",
     "calibration_of",
     "compare_masks",
     "confidence_of",
-    "froc",
     "froc_of",
     "join_outlines",
-    "luna16_froc",
     "match",
     "match_scans",
     "per_litre_of",

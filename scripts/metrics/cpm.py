@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.geometry import FloatArray
 from ..core.records import Detection
-from .luna16 import Candidates, Findings, Froc, Matches, froc_of, match
+from .luna16 import BoolArray, Candidates, Findings, Matches, known_diameters_mm, match
 
 
 @dataclass(frozen=True)
@@ -32,49 +33,34 @@ class ScanTruth:
     lung_litres: float = 0.0
 
 
-@dataclass(frozen=True)
-class ScoredScan:
+class ScoredScan(NamedTuple):
     """One scan of a run: what was found in it, and what there was to find."""
 
     detections: tuple[Detection, ...]
     truth: ScanTruth
 
+    def centres_ras_mm(self) -> FloatArray:
+        """``[D, 3]`` of the detections."""
+        return np.array([d.centre_ras_mm for d in self.detections], dtype=np.float64).reshape(-1, 3)
 
-def candidates_of(detections: Sequence[Sequence[Detection]]) -> Candidates:
-    """Detections of each scan as arrays, RAS mm."""
-    found = [d for scan in detections for d in scan]
-    return Candidates(
-        np.repeat(np.arange(len(detections)), [len(scan) for scan in detections]),
-        np.array([d.centre_ras_mm for d in found], dtype=np.float64).reshape(-1, 3),
-        np.array([d.probability for d in found], dtype=np.float64),
+    def hits(self) -> BoolArray:
+        """``[D, N]``: which detection lies strictly inside which finding."""
+        apart_mm = self.centres_ras_mm()[:, None] - np.reshape(self.truth.centres_ras_mm, (1, -1, 3))
+        return np.square(apart_mm).sum(-1) < np.square(known_diameters_mm(self.truth.diameters_mm) / 2.0)
+
+
+def match_scans(scans: Sequence[ScoredScan]) -> Matches:
+    """Apply the hit rule to all scans together; those without detections stay in the denominator."""
+    candidates = Candidates(
+        np.repeat(np.arange(len(scans)), [len(scan.detections) for scan in scans]),
+        np.concatenate([np.zeros((0, 3)), *(scan.centres_ras_mm() for scan in scans)]),
+        np.array([d.probability for scan in scans for d in scan.detections], dtype=np.float64),
     )
-
-
-def findings_of(truths: Sequence[ScanTruth]) -> Findings:
-    """The reference of each scan as arrays, RAS mm."""
-    return Findings(
+    truths = [scan.truth for scan in scans]
+    findings = Findings(
         np.repeat(np.arange(len(truths)), [len(t.diameters_mm) for t in truths]),
         np.concatenate([np.zeros((0, 3)), *(np.reshape(t.centres_ras_mm, (-1, 3)) for t in truths)]),
         np.concatenate([np.zeros(0), *(t.diameters_mm for t in truths)]),
         np.concatenate([np.zeros(0, dtype=bool), *(np.asarray(t.is_nodule, dtype=bool) for t in truths)]),
     )
-
-
-def match_scans(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Matches:
-    """Apply the hit rule to all scans together.
-
-    Args:
-        detections: per scan; scans without any stay in the denominator.
-        truths: per scan, same order.
-    """
-    if len(detections) != len(truths):
-        raise ValueError(
-            f"expected detections and truth of the same scans, got {len(detections)} and {len(truths)}; "
-            "give one entry for each scan to both"
-        )
-    return match(candidates_of(detections), findings_of(truths), len(truths))
-
-
-def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Froc:
-    """Score all scans together; arguments as in :func:`match_scans`."""
-    return froc_of(match_scans(detections, truths))
+    return match(candidates, findings, len(scans))

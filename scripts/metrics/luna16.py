@@ -201,14 +201,6 @@ class Froc:
     counts: Counts
     sizes: tuple[SizeReadings, ...]
 
-    @property
-    def nodules(self) -> int:
-        return self.counts.nodules
-
-    @property
-    def scans(self) -> int:
-        return self.counts.scans
-
 
 def size_class(diameters_mm: FloatArray) -> IntArray:
     """Index into :data:`SIZE_CLASSES`: 6 mm belongs to 6-10, and so does 10 mm."""
@@ -216,10 +208,8 @@ def size_class(diameters_mm: FloatArray) -> IntArray:
     return (d >= 3.0).astype(np.int64) + (d >= 6.0) + (d > 10.0)
 
 
-def luna16_froc(
-    candidates: Candidates, findings: Findings, scans: int, *, max_candidates: int = MAX_CANDIDATES
-) -> Froc:
-    """Score candidates as LUNA16 does.
+def match(candidates: Candidates, findings: Findings, scans: int, *, max_candidates: int = MAX_CANDIDATES) -> Matches:
+    """Apply the limit per scan and the hit rule.
 
     Args:
         candidates: of all scans.
@@ -227,11 +217,6 @@ def luna16_froc(
         scans: how many scans are listed; the indices run from 0 to ``scans - 1``.
         max_candidates: limit per scan.
     """
-    return froc_of(match(candidates, findings, scans, max_candidates=max_candidates))
-
-
-def match(candidates: Candidates, findings: Findings, scans: int, *, max_candidates: int = MAX_CANDIDATES) -> Matches:
-    """Apply the limit per scan and the hit rule; arguments as in :func:`luna16_froc`."""
     _check(candidates.scans, scans)
     _check(findings.scans, scans)
     known = np.flatnonzero(candidates.scans != UNKNOWN_SCAN)

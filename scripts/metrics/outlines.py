@@ -9,53 +9,22 @@ Matching is the hit rule of LUNA16 (:mod:`.luna16`); of several detections insid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.geometry import FloatArray
+from ..core.records import Nodule
+from .cpm import ScanTruth, ScoredScan
 from .luna16 import SIZE_CLASSES, known_diameters_mm, size_class
-from .overlap import MISSED, Mask, Overlap, compare_masks
+from .overlap import MISSED, Overlap, compare_masks
 
 LabelArray = npt.NDArray[np.integer]
 
 MEASURES = ("dice", "iou", "hd95_mm", "surface_dice_1mm", "relative_volume_error")
 SETTINGS = ("matched", "every_nodule", "oracle")
-
-
-@dataclass(frozen=True)
-class OutlinedTruth:
-    """Reference nodules of one scan.
-
-    Attributes:
-        positions_mm: ``[N, 3]`` world, LPS or RAS, the same as the detections'.
-        diameters_mm: ``[N]``; negative where unknown.
-        is_nodule: ``[N]``; excluded findings are left out of every setting.
-        labels: ``[N]`` value of each in the reference mask; the datalist's numbering is 1, 2, ….
-    """
-
-    positions_mm: FloatArray
-    diameters_mm: FloatArray
-    is_nodule: npt.NDArray[np.bool_]
-    labels: LabelArray
-
-
-@dataclass(frozen=True)
-class OutlinedDetections:
-    """Detections of one scan at the operating threshold.
-
-    Attributes:
-        positions_mm: ``[D, 3]`` world, LPS or RAS, the same as the truth's.
-        probabilities: ``[D]``.
-        labels: ``[D]`` value of each in the predicted mask; 0 for a detection without an outline.
-    """
-
-    positions_mm: FloatArray
-    probabilities: FloatArray
-    labels: LabelArray
 
 
 @dataclass(frozen=True)
@@ -96,48 +65,17 @@ class OutlineScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Nodules and summaries, ready for JSON; undefined values are ``None``."""
-        settings = {name: getattr(self, name) for name in SETTINGS}
-        return {
-            "without_reference": self.without_reference,
-            "summary": {
-                name: None if nodules is None else {size: asdict(s) for size, s in summarise(nodules).items()}
-                for name, nodules in settings.items()
-            },
-            "nodules": {
-                name: None if nodules is None else [asdict(n) for n in nodules] for name, nodules in settings.items()
-            },
-        }
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """Of one measure, over the nodules for which it is defined; ``None`` when there is none."""
-
-    mean: float | None
-    median: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class OutlineSummary:
-    """Statistics of each measure over the nodules of one size class.
-
-    ``absolute_volume_error`` is that of the volume error without its sign, which otherwise averages out.
-    """
-
-    nodules: int
-    dice: Statistic
-    iou: Statistic
-    hd95_mm: Statistic
-    surface_dice_1mm: Statistic
-    relative_volume_error: Statistic
-    absolute_volume_error: Statistic
+        summaries: dict[str, Any] = dict.fromkeys(SETTINGS)
+        nodules: dict[str, Any] = dict.fromkeys(SETTINGS)
+        for name in SETTINGS:
+            if (found := getattr(self, name)) is not None:
+                summaries[name], nodules[name] = summarise(found), [asdict(one) for one in found]
+        return {"without_reference": self.without_reference, "summary": summaries, "nodules": nodules}
 
 
 def score_outlines(
-    scan: str,
-    truth: OutlinedTruth,
-    detections: OutlinedDetections,
+    truth: ScanTruth,
+    nodules: Sequence[Nodule],
     masks: tuple[LabelArray, LabelArray],
     spacing_mm: npt.ArrayLike,
     *,
@@ -146,32 +84,30 @@ def score_outlines(
     """Compare the outlines of one scan with its reference, on the scan's own grid.
 
     Args:
-        scan: name, for the records.
-        truth: reference nodules.
-        detections: what was reported.
+        truth: of the scan; finding n has the value n + 1 in the reference mask. Excluded findings are in no setting.
+        nodules: what was reported.
         masks: ``[I, J, K]`` instance labels, reference and prediction.
         spacing_mm: ``[3]`` of that grid.
         oracle_mask: ``[I, J, K]`` outlines drawn with each nodule's position and size given, labelled as the reference.
     """
     reference, predicted = masks
-    best = _best_detections(truth, detections)
+    hits = ScoredScan(tuple(nodule.detection for nodule in nodules), truth).hits()
     matched, every, oracle, missing = [], [], [], 0
-    for n in np.flatnonzero(truth.is_nodule):
-        label, diameter_mm = int(truth.labels[n]), float(known_diameters_mm(truth.diameters_mm)[n])
+    for n in np.flatnonzero(truth.is_nodule).tolist():
+        label, diameter_mm = n + 1, float(known_diameters_mm(truth.diameters_mm)[n])
         outline = reference == label
-        if label == 0 or not outline.any():
+        if not outline.any():
             missing += 1
             continue
-        if best[n] < 0:
-            every.append(NoduleOverlap(scan, label, diameter_mm, None, MISSED))
-        else:
-            drawn = compare_masks(_drawn(predicted, int(detections.labels[best[n]])), outline, spacing_mm)
-            probability = float(detections.probabilities[best[n]])
-            matched.append(NoduleOverlap(scan, label, diameter_mm, probability, drawn))
-            every.append(matched[-1])
+        inside = [nodule for nodule, hit in zip(nodules, hits[:, n], strict=True) if hit]
+        if inside:
+            best = max(inside, key=lambda nodule: nodule.detection.probability)
+            drawn = compare_masks(predicted == best.label, outline, spacing_mm)
+            matched.append(NoduleOverlap(truth.name, label, diameter_mm, best.detection.probability, drawn))
+        every.append(matched[-1] if inside else NoduleOverlap(truth.name, label, diameter_mm, None, MISSED))
         if oracle_mask is not None:
             given = compare_masks(oracle_mask == label, outline, spacing_mm)
-            oracle.append(NoduleOverlap(scan, label, diameter_mm, None, given))
+            oracle.append(NoduleOverlap(truth.name, label, diameter_mm, None, given))
     return OutlineScores(tuple(matched), tuple(every), None if oracle_mask is None else tuple(oracle), missing)
 
 
@@ -186,40 +122,24 @@ def join_outlines(scores: Sequence[OutlineScores]) -> OutlineScores:
     )
 
 
-def summarise(nodules: Sequence[NoduleOverlap]) -> dict[str, OutlineSummary]:
-    """Statistics for ``all`` nodules and for each of :data:`.luna16.SIZE_CLASSES`; an empty class has n = 0."""
+def summarise(nodules: Sequence[NoduleOverlap]) -> dict[str, dict[str, Any]]:
+    """For ``all`` nodules and for each of :data:`.luna16.SIZE_CLASSES`: how many, and statistics of each measure.
+
+    ``absolute_volume_error`` is the volume error without its sign, which otherwise averages out.
+    """
     classes = size_class(np.array([n.diameter_mm for n in nodules], dtype=np.float64))
-    groups = {"all": list(nodules)}
+    groups = {"all": [n.overlap for n in nodules]}
     for index, name in enumerate(SIZE_CLASSES):
-        groups[name] = [n for n, c in zip(nodules, classes, strict=True) if c == index]
-    return {name: _summary([n.overlap for n in group]) for name, group in groups.items()}
+        groups[name] = [n.overlap for n, c in zip(nodules, classes, strict=True) if c == index]
+    return {name: _summary(group) for name, group in groups.items()}
 
 
-def _summary(overlaps: Sequence[Overlap]) -> OutlineSummary:
+def _summary(overlaps: Sequence[Overlap]) -> dict[str, Any]:
+    """Mean, median and number of each measure where it is defined; ``None`` where it never is."""
     values = {name: [v for o in overlaps if (v := getattr(o, name)) is not None] for name in MEASURES}
-    statistics = {name: _statistic(found) for name, found in values.items()}
-    unsigned = _statistic([abs(v) for v in values["relative_volume_error"]])
-    return OutlineSummary(len(overlaps), **statistics, absolute_volume_error=unsigned)
-
-
-def _statistic(values: Iterable[float]) -> Statistic:
-    found = np.array(list(values), dtype=np.float64)
-    if not len(found):
-        return Statistic(None, None, 0)
-    return Statistic(float(found.mean()), float(np.median(found)), len(found))
-
-
-def _drawn(mask: LabelArray, label: int) -> Mask:
-    """The outline of a label; nothing for 0, which is the background."""
-    return np.zeros(mask.shape, dtype=bool) if label == 0 else np.asarray(mask == label)
-
-
-def _best_detections(truth: OutlinedTruth, detections: OutlinedDetections) -> npt.NDArray[np.int64]:
-    """For each finding ``[N]`` the most probable detection strictly inside it, -1 for none."""
-    if not len(detections.labels):
-        return np.full(len(truth.labels), -1, dtype=np.int64)
-    apart_mm = truth.positions_mm.reshape(-1, 1, 3) - detections.positions_mm.reshape(1, -1, 3)
-    squared_radii = np.square(known_diameters_mm(truth.diameters_mm) / 2.0)
-    inside = np.square(apart_mm).sum(-1) < squared_radii[:, None]
-    rank = np.where(inside, detections.probabilities, -np.inf)
-    return np.where(inside.any(axis=1), rank.argmax(axis=1), -1)
+    values["absolute_volume_error"] = [abs(v) for v in values["relative_volume_error"]]
+    summary: dict[str, Any] = {"nodules": len(overlaps)}
+    for name, found in values.items():
+        mean, median = (float(np.mean(found)), float(np.median(found))) if found else (None, None)
+        summary[name] = {"mean": mean, "median": median, "n": len(found)}
+    return summary

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.metrics import get_mask_edges
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from ..core.geometry import FloatArray
@@ -62,7 +63,8 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
             f"expected two masks of one shape [I, J, K], got {predicted.shape} and {reference.shape}; "
             "bring the prediction to the reference's grid"
         )
-    first, second = _around_both(np.asarray(predicted, dtype=bool), np.asarray(reference, dtype=bool))
+    filled = ndimage.find_objects((predicted | reference).astype(np.uint8))  # none, or the box that holds both
+    first, second = (np.asarray(mask, dtype=bool)[filled[0] if filled else ...] for mask in (predicted, reference))
     a, b, both = int(first.sum()), int(second.sum()), int((first & second).sum())
     if not b:
         return Overlap(0.0, 0.0, None, 0.0, None) if a else Overlap(None, None, None, None, None)
@@ -70,16 +72,6 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
         return MISSED
     hd95_mm, surface_dice = _surface_agreement(first, second, np.asarray(spacing_mm, dtype=np.float64))
     return Overlap(2 * both / (a + b), both / (a + b - both), hd95_mm, surface_dice, (a - b) / b)
-
-
-def _around_both(first: Mask, second: Mask) -> tuple[Mask, Mask]:
-    """Both masks cut to the box that holds them."""
-    either = first | second
-    box = []
-    for axis in range(3):
-        filled = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0))
-    return first[tuple(box)], second[tuple(box)]
 
 
 def _surface_agreement(predicted: Mask, reference: Mask, spacing_mm: FloatArray) -> tuple[float, float]:

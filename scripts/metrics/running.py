@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import ignite.distributed as idist
@@ -16,7 +16,6 @@ import numpy as np
 from ignite.metrics import Metric
 
 from ..core.errors import DataError
-from ..core.records import Detection
 from .cpm import ScanTruth, ScoredScan, match_scans
 from .luna16 import Froc, Matches, froc_of
 from .outlines import OutlineScores, join_outlines
@@ -27,8 +26,8 @@ logger = logging.getLogger(__name__)
 class FrocMetric(Metric):
     """CPM over the scans of a validation run.
 
-    Update with ``(detections, truth)`` of each scan of the batch. Without any nodule to find the CPM is undefined: the
-    value is NaN, and a warning says so.
+    Update with the :class:`.cpm.ScoredScan` of each scan of the batch. Without any nodule to find the CPM is undefined:
+    the value is NaN, and a warning says so.
 
     Attributes:
         froc: curve, readings and counts of the last run; ``None`` before.
@@ -42,12 +41,12 @@ class FrocMetric(Metric):
         self.matches: Matches | None = None
         self.scans: tuple[ScoredScan, ...] = ()
 
-    def update(self, output: Iterable[tuple[Sequence[Detection], ScanTruth]]) -> None:
-        self._seen += [ScoredScan(tuple(detections), truth) for detections, truth in output]
+    def update(self, output: Iterable[ScoredScan]) -> None:
+        self._seen += output
 
     def compute(self) -> float:
         self.scans = _unique_scans(_of_all_ranks(self._seen))
-        self.matches = match_scans([s.detections for s in self.scans], [s.truth for s in self.scans])
+        self.matches = match_scans(self.scans)
         self.froc = froc_of(self.matches)
         if self.froc.cpm is None:
             logger.warning("The CPM of %d scans is undefined: they have no nodule to find.", len(self.scans))
@@ -69,7 +68,7 @@ class OutlineMetric(Metric):
         self.scores: OutlineScores | None = None
 
     def update(self, output: Iterable[tuple[str, OutlineScores]]) -> None:
-        self._seen += list(output)
+        self._seen += output
 
     def compute(self) -> float:
         seen = _of_all_ranks(self._seen)

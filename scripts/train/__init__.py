@@ -7,7 +7,7 @@ from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
 from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
 from .insertion import InsertNodulesd
-from .losses import NoduleLoss
+from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
 from .lung_training import PartsLoss, network_to_train, parts_list
 from .pictures import PredictionPictures
@@ -16,17 +16,20 @@ __all__ = [
     "CachedScans",
     "CachedToTensorsd",
     "CellsToNetworkd",
+    "ClassificationLoss",
     "CropDataset",
     "EpochHandler",
     "EpochSampler",
     "GradientClip",
     "InsertNodulesd",
+    "MaskLoss",
     "NoduleLoss",
     "PairWithTruthd",
     "PartsLoss",
     "PredictionPictures",
     "RandChestd",
     "RandomCropd",
+    "RegressionLoss",
     "ScanCache",
     "ScoreOutlinesd",
     "StepLog",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ from monai.transforms import Transform
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from ..core.errors import DataError
-from ..core.geometry import FloatArray, apply_affine, spacing_mm
+from ..core.geometry import apply_affine, spacing_mm
 from ..core.labels import NODULE, PADDING
-from ..core.records import Detection, Nodule
+from ..core.records import Detection
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import OutlineSettings, outline_given
-from ..metrics import OutlinedDetections, OutlinedTruth, ScanTruth, score_outlines
+from ..metrics import ScanTruth, ScoredScan, score_outlines
 from ..preprocess.lungs import SAME_GRID, lung_mm3
 
 TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
@@ -33,7 +33,7 @@ def prepare_training_batch(
 
 
 class PairWithTruthd(Transform):
-    """Put what the metric compares, ``(candidates, truth)``, in the place of the maps (``pred``), which go to ``maps``.
+    """Put what the metric compares, a ``ScoredScan``, in the place of the maps (``pred``), which go to ``maps``.
 
     Reads ``candidates``, ``nodule``, ``label``, the affine of ``image`` and, where they are there, ``name`` and
     ``lung_distance_mm``.
@@ -41,15 +41,17 @@ class PairWithTruthd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        label = np.asarray(item["label"])
-        rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
-        centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
-        name = str(item.get("name", ""))
-        distance = item.get("lung_distance_mm")
-        litres = 0.0 if distance is None else lung_mm3(distance) / 1e6
-        truth = ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, name, litres)
-        item["maps"], item["pred"] = item.get("pred"), (item["candidates"], truth)
+        item["maps"], item["pred"] = item.get("pred"), ScoredScan(tuple(item["candidates"]), _truth_of(item))
         return item
+
+
+def _truth_of(item: Mapping[Hashable, Any]) -> ScanTruth:
+    """The findings of a scan, RAS mm; the value of each in the reference mask is its place, from 1."""
+    label = np.asarray(item["label"])
+    rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
+    centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
+    litres = lung_mm3(item["lung_distance_mm"]) / 1e6 if "lung_distance_mm" in item else 0.0
+    return ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, str(item.get("name", "")), litres)
 
 
 class ScoreOutlinesd(Transform):
@@ -71,26 +73,23 @@ class ScoreOutlinesd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         scan_affine = np.asarray(item["scan"].affine, dtype=np.float64)
-        truth = _outlined_truth(item)
-        predicted = np.asarray(item["mask"])
+        truth, predicted = _truth_of(item), np.asarray(item["mask"])
         reference = _in_order_of(item["scan"], item["reference"]) if "reference" in item else np.zeros_like(predicted)
+        given = [
+            (n + 1, Detection(tuple(truth.centres_ras_mm[n].tolist()), float(truth.diameters_mm[n]), 1.0))
+            for n in np.flatnonzero(truth.is_nodule).tolist()
+        ]
         oracle = outline_given(
-            [
-                (int(label), Detection(tuple(centre), float(diameter), 1.0))
-                for label, centre, diameter in zip(
-                    truth.labels, truth.positions_mm.tolist(), truth.diameters_mm, strict=True
-                )
-            ],
+            given,
             torch.as_tensor(item["pred"])[MASK_LOGITS],
             np.asarray(item["image"].affine, dtype=np.float64),
             predicted.shape,
             scan_affine,
             settings=self.settings,
         )
-        name, found = str(item["name"]), _outlined_detections(item["nodules"])
         masks = reference.astype(np.int32), predicted.astype(np.int32)
-        scores = score_outlines(name, truth, found, masks, spacing_mm(scan_affine), oracle_mask=oracle)
-        item["outlines"] = name, scores
+        scores = score_outlines(truth, item["nodules"], masks, spacing_mm(scan_affine), oracle_mask=oracle)
+        item["outlines"] = truth.name, scores
         return item
 
 
@@ -106,18 +105,3 @@ def _in_order_of(scan: MetaTensor, mask: MetaTensor) -> npt.NDArray[np.integer]:
             f"{tuple(scan.shape[1:])}), got size {labels.shape} or another affine; resample it to that grid"
         )
     return labels
-
-
-def _outlined_truth(item: Mapping[Hashable, Any]) -> OutlinedTruth:
-    """The reference nodules of a scan, RAS mm; their values in the mask are their rows, from 1."""
-    label = np.asarray(item["label"])
-    rows = np.asarray(item["nodule"], dtype=np.float64)
-    centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
-    there = label == NODULE
-    return OutlinedTruth(centres[there], rows[there, 3], np.ones(int(there.sum()), bool), np.flatnonzero(there) + 1)
-
-
-def _outlined_detections(nodules: Sequence[Nodule]) -> OutlinedDetections:
-    centres: FloatArray = np.array([n.detection.centre_ras_mm for n in nodules], dtype=np.float64).reshape(-1, 3)
-    probabilities = np.array([n.detection.probability for n in nodules], dtype=np.float64)
-    return OutlinedDetections(centres, probabilities, np.array([n.label for n in nodules], dtype=np.int64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.claims import BusyError, claims_on
 from ..core.errors import SettingError, UserError
-from ..core.files import writable_folder
+from ..core.files import replacing, writable_folder
 from ..core.text import parse_bool
 from ..network.checkpoint import save_weights, without_old_name
 
@@ -142,10 +141,8 @@ class TrainingState:
         state: dict[str, Any] = {name: thing.state_dict() for name, thing in self.objects.items()}
         state["progress"] = {name: getattr(engine.state, name, None) for name in PROGRESS}
         state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        with replacing(self.path) as new:
+            torch.save(state, new)
 
     def _claim(self) -> None:
         """One training in a folder: two would go on from each other's states."""

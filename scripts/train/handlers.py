@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..core.errors import SettingError, UserError
+from ..core.text import shown_duration
 from ..network import save_weights
 from .dataset import EpochSampler
 from .losses import NoduleLoss
@@ -217,18 +218,12 @@ class StepLog:
         step_s = (self._waited_s + self._busy_s) / self._steps
         waiting = self._waited_s / max(self._waited_s + self._busy_s, 1e-9)
         total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
-        left = duration(step_s * max(total - engine.state.iteration, 0))
+        left = shown_duration(step_s * max(total - engine.state.iteration, 0))
         logger.info(
             "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
             *(engine.state.iteration, total, means, step_s, 100 * waiting, left),
         )
         self._begin()
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def _loss(engine: Engine) -> torch.Tensor:

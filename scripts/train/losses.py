@@ -24,49 +24,139 @@ def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * wrong.pow(gamma)
 
 
-class NoduleLoss(nn.Module):
-    """Weighted sum of classification, offset, size and mask losses; one scalar.
-
-    The parts of the last call stay in :attr:`parts` (detached floats) for logging.
+class ClassificationLoss(nn.Module):
+    """Focal terms of positive cells and of the hardest background cells, per positive cell.
 
     Args:
-        stride: voxels per output cell.
-        channels: of one set of maps; a network in training may append further sets (LWNet's auxiliary output), whose
-            losses are added. ``None`` takes all channels for one set.
-        positives: cells per nodule that should answer.
         gamma: focal exponent.
         positive_weight: weight of a positive cell against a background cell.
         negatives_per_positive: background cells kept, the hardest, per positive cell of the batch.
         fewest_negatives: kept at least, so that batches without nodules teach too.
-        offset_weight, size_weight, mask_weight: weights against classification.
-        mask_margin: voxels around a nodule's box on which its mask is compared.
-        background_boxes: boxes per item with an empty mask (or whatever lies in them).
-        background_edge: their edge, voxels.
     """
 
     def __init__(
         self,
         *,
-        stride: int = 2,
-        channels: int | None = None,
-        positives: int = 7,
         gamma: float = 2.0,
         positive_weight: float = 1.0,
         negatives_per_positive: int = 100,
         fewest_negatives: int = 1000,
-        offset_weight: float = 1.0,
-        size_weight: float = 1.0,
-        mask_weight: float = 1.0,
-        mask_margin: int = 4,
-        background_boxes: int = 1,
-        background_edge: int = 24,
     ) -> None:
         super().__init__()
-        self.stride, self.channels, self.positives = stride, channels, positives
+        self.weights = {"class": 1.0}
         self.gamma, self.positive_weight = gamma, positive_weight
         self.negatives_per_positive, self.fewest_negatives = negatives_per_positive, fewest_negatives
-        self.weights = {"class": 1.0, "offset": offset_weight, "size": size_weight, "mask": mask_weight}
-        self.mask_margin, self.background_boxes, self.background_edge = mask_margin, background_boxes, background_edge
+
+    def forward(self, logits: Tensor, cells: CellTargets) -> dict[str, Tensor]:
+        """``class`` of the nodule logits ``[B, I, J, K]``."""
+        positive, background = logits[cells.state == POSITIVE], logits[cells.state == BACKGROUND]
+        kept = min(background.numel(), max(self.fewest_negatives, self.negatives_per_positive * positive.numel()))
+        hardest = background.topk(kept).values
+        found = focal_terms(positive, torch.ones_like(positive), self.gamma).sum() * self.positive_weight
+        quiet = focal_terms(hardest, torch.zeros_like(hardest), self.gamma).sum()
+        return {"class": (found + quiet) / max(positive.numel(), cells.per_nodule)}
+
+
+class RegressionLoss(nn.Module):
+    """SmoothL1 of offset (mm) and log diameter over positive cells; zero without any.
+
+    Args:
+        offset_weight, size_weight: weights against classification.
+    """
+
+    def __init__(self, *, offset_weight: float = 1.0, size_weight: float = 1.0) -> None:
+        super().__init__()
+        self.weights = {"offset": offset_weight, "size": size_weight}
+
+    def forward(self, maps: Tensor, cells: CellTargets) -> dict[str, Tensor]:
+        """``offset`` and ``size`` of maps ``[B, 4, I, J, K]``: offset along i, j, k, and log diameter."""
+        positive = cells.state == POSITIVE
+        count = positive.sum().clamp_min(1)
+        channels = positive[:, None].expand_as(cells.offset_mm)
+        offset = F.smooth_l1_loss(maps[:, :3][channels], cells.offset_mm[channels], reduction="sum") / (3 * count)
+        size = F.smooth_l1_loss(maps[:, 3][positive], cells.log_diameter[positive], reduction="sum") / count
+        return {"offset": offset, "size": size}
+
+
+class MaskLoss(nn.Module):
+    """Mean of :meth:`nodule_loss` in a box around each nodule and of BCE in random boxes.
+
+    Args:
+        weight: against classification.
+        margin: voxels around a nodule's box on which its mask is compared.
+        background_boxes: boxes per item with an empty mask (or whatever lies in them).
+        background_edge: their edge, voxels.
+    """
+
+    def __init__(
+        self, *, weight: float = 1.0, margin: int = 4, background_boxes: int = 1, background_edge: int = 24
+    ) -> None:
+        super().__init__()
+        self.weights = {"mask": weight}
+        self.margin, self.background_boxes, self.background_edge = margin, background_boxes, background_edge
+
+    def forward(self, logits: Tensor, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``mask`` of logits ``[B, I·s, J·s, K·s]``; the target is that of :class:`NoduleLoss`."""
+        truth = (target["mask"][:, 0] > 0).float()
+        losses: list[Tensor] = []
+        for b in range(len(logits)):
+            if not bool(target["has_mask"][b]):
+                continue
+            for row in torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist():
+                box = self._box(target["nodule"][b, row].tolist(), logits.shape[1:])
+                losses.append(self.nodule_loss(logits[b][box], truth[b][box]))
+            for _ in range(self.background_boxes):
+                losses.append(self._background(logits[b], truth[b]))
+        return {"mask": torch.stack(losses).mean() if losses else logits.sum() * 0.0}
+
+    def nodule_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Half BCE, half soft Dice of one nodule's mask: logits and truth (0 or 1) of the voxels around it."""
+        probability = torch.sigmoid(logits)
+        dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
+        return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
+
+    def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
+        """Voxels within radius and margin of a nodule, along each axis; at least one, for a mean over none is NaN."""
+        half = nodule[3] / 2.0 + self.margin
+        starts = [min(max(int(c - half), 0), n - 1) for c, n in zip(nodule[:3], shape, strict=True)]
+        stops = [min(max(int(c + half) + 2, a + 1), n) for c, a, n in zip(nodule[:3], starts, shape, strict=True)]
+        return tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+
+    def _background(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """BCE in a box at a random place."""
+        edge = min(self.background_edge, *logits.shape)
+        starts = [int(torch.randint(0, n - edge + 1, (1,))) for n in logits.shape]
+        box = tuple(slice(a, a + edge) for a in starts)
+        return F.binary_cross_entropy_with_logits(logits[box], truth[box])
+
+
+class NoduleLoss(nn.Module):
+    """Weighted sum of classification, offset, size and mask losses; one scalar.
+
+    The unweighted parts of the last call stay in :attr:`parts` (detached floats) for logging.
+
+    Args:
+        classification, regression, mask: the losses; each gives its parts by name and knows their ``weights``.
+        stride: voxels per output cell.
+        channels: of one set of maps; a network in training may append further sets (LWNet's auxiliary output), whose
+            losses are added. ``None`` takes all channels for one set.
+        positives: cells per nodule that should answer.
+    """
+
+    def __init__(
+        self,
+        classification: ClassificationLoss,
+        regression: RegressionLoss,
+        mask: MaskLoss,
+        *,
+        stride: int = 2,
+        channels: int | None = None,
+        positives: int = 7,
+    ) -> None:
+        super().__init__()
+        self.classification, self.regression, self.mask = classification, regression, mask
+        self.stride, self.channels, self.positives = stride, channels, positives
+        self.weights = {**classification.weights, **regression.weights, **mask.weights}
         self.parts: dict[str, float] = {}
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
@@ -107,57 +197,9 @@ class NoduleLoss(nn.Module):
 
     def _terms(self, maps: Tensor, cells: CellTargets, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses of one set of maps, unweighted."""
-        terms = {"class": self._classification(maps[:, 0], cells), **self._regression(maps, cells)}
-        return terms | {"mask": self._masks(mask_on_voxels(maps[:, 5:], self.stride)[:, 0], target)}
-
-    def _classification(self, logits: Tensor, cells: CellTargets) -> Tensor:
-        """Focal terms of positives and of the hardest background cells, per positive cell."""
-        positive, background = logits[cells.state == POSITIVE], logits[cells.state == BACKGROUND]
-        kept = min(background.numel(), max(self.fewest_negatives, self.negatives_per_positive * positive.numel()))
-        hardest = background.topk(kept).values
-        found = focal_terms(positive, torch.ones_like(positive), self.gamma).sum() * self.positive_weight
-        quiet = focal_terms(hardest, torch.zeros_like(hardest), self.gamma).sum()
-        return (found + quiet) / max(positive.numel(), self.positives)
-
-    def _regression(self, pred: Tensor, cells: CellTargets) -> dict[str, Tensor]:
-        """SmoothL1 of offset (mm) and log diameter over positive cells; zero without any."""
-        positive = cells.state == POSITIVE
-        count = positive.sum().clamp_min(1)
-        channels = positive[:, None].expand_as(cells.offset_mm)
-        offset = F.smooth_l1_loss(pred[:, 1:4][channels], cells.offset_mm[channels], reduction="sum") / (3 * count)
-        size = F.smooth_l1_loss(pred[:, 4][positive], cells.log_diameter[positive], reduction="sum") / count
-        return {"offset": offset, "size": size}
-
-    def _masks(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Mean of :meth:`outline_loss` in a box around each nodule and of BCE in random boxes."""
-        truth = (target["mask"][:, 0] > 0).float()
-        losses: list[Tensor] = []
-        for b in range(len(logits)):
-            if not bool(target["has_mask"][b]):
-                continue
-            for row in torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist():
-                box = self._box(target["nodule"][b, row].tolist(), logits.shape[1:])
-                losses.append(self.outline_loss(logits[b][box], truth[b][box]))
-            for _ in range(self.background_boxes):
-                losses.append(self._background(logits[b], truth[b]))
-        return torch.stack(losses).mean() if losses else logits.sum() * 0.0
-
-    def outline_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Half BCE, half soft Dice of one nodule's outline: logits and truth (0 or 1) of the voxels around it."""
-        probability = torch.sigmoid(logits)
-        dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
-        return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
-
-    def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
-        """Voxels within radius and margin of a nodule, along each axis; at least one, for a mean over none is NaN."""
-        half = nodule[3] / 2.0 + self.mask_margin
-        starts = [min(max(int(c - half), 0), n - 1) for c, n in zip(nodule[:3], shape, strict=True)]
-        stops = [min(max(int(c + half) + 2, a + 1), n) for c, a, n in zip(nodule[:3], starts, shape, strict=True)]
-        return tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
-
-    def _background(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """BCE in a box at a random place."""
-        edge = min(self.background_edge, *logits.shape)
-        starts = [int(torch.randint(0, n - edge + 1, (1,))) for n in logits.shape]
-        box = tuple(slice(a, a + edge) for a in starts)
-        return F.binary_cross_entropy_with_logits(logits[box], truth[box])
+        mask_logits = mask_on_voxels(maps[:, 5:], self.stride)[:, 0]
+        return {
+            **self.classification(maps[:, 0], cells),
+            **self.regression(maps[:, 1:5], cells),
+            **self.mask(mask_logits, target),
+        }

@@ -24,11 +24,13 @@ class CellTargets:
         offset_mm: ``[B, 3, I, J, K]``, from the cell's centre to the nearest nodule's; meaningful where positive.
         log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm, taken as 1 mm where it is smaller;
             meaningful where positive.
+        per_nodule: cells that a nodule makes positive, see ``positives`` of :func:`cell_targets`.
     """
 
     state: Tensor
     offset_mm: Tensor
     log_diameter: Tensor
+    per_nodule: int
 
 
 def cell_positions(shape: tuple[int, int, int], stride: int, device: torch.device) -> Tensor:
@@ -71,7 +73,7 @@ def cell_targets(
     index = nearest[:, None, None].expand(-1, 1, 3, *shape)
     offset = torch.gather(apart, 1, index)[:, 0]
     diameter = torch.gather(nodule[:, :, 3], 1, nearest.flatten(1)).reshape(nearest.shape)
-    return CellTargets(state, offset, diameter.clamp_min(1.0).log())
+    return CellTargets(state, offset, diameter.clamp_min(1.0).log(), positives)
 
 
 def _nearest_cells(squared: Tensor, count: int) -> Tensor:

@@ -38,9 +38,9 @@ def test_a_yaml_overlay_changes_what_it_names(tmp_path: Path) -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert re.search(r"^pyyaml~=", requirements, re.MULTILINE)
     overlay = tmp_path / "mine.yaml"
-    overlay.write_text(yaml.safe_dump({"max_epochs": 7, "loss#gamma": 1.5}), encoding="utf-8")
+    overlay.write_text(yaml.safe_dump({"max_epochs": 7, "loss#classification#gamma": 1.5}), encoding="utf-8")
     parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs" / "train.json"), str(overlay)]))
     parser.parse()
-    assert parser.get("loss#gamma") == 1.5
+    assert parser.get("loss#classification#gamma") == 1.5
     assert parser.get_parsed_content("val_interval") == 5
     assert parser.get_parsed_content("max_epochs") == 7

@@ -29,6 +29,7 @@ from scripts.metrics import (
     Matches,
     Reliability,
     ScanTruth,
+    ScoredScan,
     calibration_of,
     froc_of,
     match,
@@ -155,7 +156,8 @@ def evaluated(folder: Path, litres: float) -> dict[str, Any]:
     for n in range(6):
         centres = rng.uniform(-100, 100, (2, 3))
         found = [Detection(tuple(centres[0].tolist()), 5.0, 0.9), Detection((500.0, 0.0, 0.0), 5.0, 0.1 * n)]
-        metric.update([(found, ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres))])
+        truth = ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres)
+        metric.update([ScoredScan(tuple(found), truth)])
     metric.compute()
     SaveEvaluation(metric, str(folder), resamples=20).write()
     return dict(json.loads((folder / "operating.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))
@@ -191,7 +193,7 @@ def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **opti
         image[0, i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = 0.4
     truth = ScanTruth(NODULES, np.array([8.0, 12.0, -1.0]), np.array([True, True, False]), "scan")
     worst = WorstCases(str(folder), threshold=0.5, **options)
-    engine = Engine(lambda engine, batch: [{"pred": (candidates, truth)}])
+    engine = Engine(lambda engine, batch: [{"pred": ScoredScan(tuple(candidates), truth)}])
     worst.attach(engine)
     engine.run([[{"image": MetaTensor(image, affine=torch.eye(4))}]] * copies)
     kinds = ("misses", "false_findings")

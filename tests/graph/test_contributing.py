@@ -24,7 +24,7 @@ def example(heading: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "sign"), [("A transform", "RandBlackoutd"), ("A loss", "TverskyNoduleLoss"), ("A network", "TinyNet")]
+    ("heading", "sign"), [("A transform", "RandBlackoutd"), ("A loss", "TverskyMaskLoss"), ("A network", "TinyNet")]
 )
 def test_an_example_trains_as_it_is_written(heading: str, sign: str, small_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "bundle"

@@ -1,4 +1,4 @@
-"""FROC and CPM of detections as LUNA16 defines them: by hand in fractions, by law, and as an ignite metric."""
+"""FROC and CPM of the bundle's records: by hand in fractions, and as an ignite metric on one rank and several."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ignite.engine import Engine
 from monai.handlers import from_engine
 from torch.utils.data import DistributedSampler
 
 from scripts.core.records import Detection
 from scripts.evaluate.handler import SaveEvaluation
-from scripts.metrics import RATES, Froc, FrocMetric, ScanTruth, ScoredScan, froc
+from scripts.metrics import Froc, FrocMetric, ScanTruth, ScoredScan, froc_of, match_scans
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
 
@@ -30,6 +28,14 @@ def truth(*findings: tuple[float, float, bool]) -> ScanTruth:
 
 def at(x_mm: float, probability: float) -> Detection:
     return Detection((x_mm, 0.0, 0.0), 5.0, probability)
+
+
+def scored(found: Sequence[Detection], reference: ScanTruth) -> ScoredScan:
+    return ScoredScan(tuple(found), reference)
+
+
+def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth]) -> Froc:
+    return froc_of(match_scans([scored(d, t) for d, t in zip(detections, truths, strict=True)]))
 
 
 def points(curve: Froc) -> list[tuple[float, float]]:
@@ -57,38 +63,7 @@ def test_a_curve_by_hand() -> None:
     np.testing.assert_allclose(points(curve), expected)
     assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
     assert curve.cpm == pytest.approx(13 / 21)
-    assert (curve.nodules, curve.scans) == (3, 4)
-
-
-def test_readings_between_points_are_linear_and_equal_scores_are_one_step() -> None:
-    truths = [truth((0.0, 10.0, True)), NOTHING, NOTHING, NOTHING]
-    for detections in ([[at(0.0, 0.5), at(30.0, 0.5)], [], [], []], [[at(30.0, 0.5), at(0.0, 0.5)], [], [], []]):
-        curve = froc(detections, truths)
-        np.testing.assert_allclose(points(curve), [(0, 0), (1 / 4, 1)])
-        assert curve.readings == pytest.approx((1 / 2, *[1] * 6))
-        assert curve.cpm == pytest.approx(13 / 14)
-
-
-def test_a_nodule_scores_the_best_candidate_inside_it() -> None:
-    curve = froc([[at(0.0, 0.2), at(3.0, 0.9), at(30.0, 0.5)]], [truth((0.0, 10.0, True))])
-    assert points(curve) == [(0, 0), (0, 1), (1, 1)]  # found before the false positive at 0.5, though centred at 0.2
-
-
-def test_one_candidate_may_find_two_nodules() -> None:
-    curve = froc([[at(2.0, 0.9)]], [truth((0.0, 10.0, True), (4.0, 10.0, True))])
-    assert points(curve) == [(0, 0), (0, 1)]
-    assert curve.cpm == 1.0
-
-
-def test_a_candidate_in_a_nodule_and_an_excluded_finding_is_a_hit() -> None:
-    assert froc([[at(2.0, 0.9)]], [truth((0.0, 10.0, True), (4.0, 10.0, False))]).cpm == 1.0
-
-
-@pytest.mark.parametrize("is_nodule", [True, False])
-def test_on_the_radius_is_outside(is_nodule: bool) -> None:
-    both = truth((0.0, 10.0, is_nodule), (100.0, 10.0, True))
-    assert points(froc([[at(5.0, 0.9)]], [both])) == [(0, 0), (1, 0)]
-    assert froc([[at(np.nextafter(5.0, 0.0), 0.9)]], [both]).false_positives_per_scan.max() == 0.0
+    assert (curve.counts.nodules, curve.counts.scans) == (3, 4)
 
 
 def test_distance_is_taken_in_all_directions() -> None:
@@ -102,102 +77,10 @@ def test_candidates_count_in_their_own_scan_only() -> None:
     assert points(curve) == [(0, 0), (1 / 2, 0)]
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
-
-
-def test_perfect_is_one() -> None:
-    curve = froc([[at(0.0, 0.9), at(50.0, 0.1)], []], [truth((0.0, 10.0, True), (50.0, 6.0, True)), NOTHING])
-    assert curve.cpm == 1.0
-    assert curve.readings == (1.0,) * 7
-
-
-@pytest.mark.parametrize("found", [[[], []], [[at(200.0, 0.9)], [at(0.0, 0.9)]]], ids=["no candidates", "no hit"])
-def test_finding_nothing_is_zero(found: list[list[Detection]]) -> None:
-    curve = froc(found, [truth((0.0, 10.0, True)), NOTHING])
-    assert curve.cpm == 0.0
-    assert curve.readings == (0.0,) * 7
-
-
-@pytest.mark.parametrize("found", [[], [at(0.0, 0.9)]])
-@pytest.mark.parametrize("reference", [NOTHING, truth((0.0, 10.0, False))], ids=["nothing", "excluded only"])
-def test_without_nodules_there_is_no_cpm(found: list[Detection], reference: ScanTruth) -> None:
-    curve = froc([found], [reference])
-    assert curve.cpm is None
-    assert all(math.isnan(r) for r in curve.readings)
-    assert (curve.nodules, curve.scans) == (0, 1)
-
-
 def test_without_scans_there_is_no_cpm() -> None:
     curve = froc([], [])
     assert len(points(curve)) == 1
-    assert (curve.cpm, curve.nodules, curve.scans) == (None, 0, 0)
-
-
-def test_detections_and_truths_must_be_of_the_same_scans() -> None:
-    with pytest.raises(ValueError, match="same scans, got 1 and 2"):
-        froc([[]], [NOTHING, NOTHING])
-
-
-# --- laws -------------------------------------------------------------------------------------------------------------
-
-REFERENCE = [
-    truth((0.0, 10.0, True), (30.0, 6.0, True), (60.0, 12.0, False)),
-    truth((0.0, 8.0, True)),
-    NOTHING,
-    truth((10.0, 30.0, True), (20.0, 20.0, True)),
-]
-DETECTIONS = st.lists(
-    st.builds(at, st.integers(-10, 80).map(float), st.integers(0, 20).map(lambda n: n / 20.0)), max_size=12
-)
-RUNS = st.tuples(*[DETECTIONS] * len(REFERENCE))
-few = settings(max_examples=30)  # a run of four scans holds many cases
-
-
-def same(first: Froc, second: Froc) -> bool:
-    return first.readings == second.readings and first.cpm == second.cpm and points(first) == points(second)
-
-
-@few
-@given(RUNS, st.permutations(range(len(REFERENCE))))
-def test_the_order_of_scans_and_candidates_does_not_count(
-    run: tuple[list[Detection], ...], order: Sequence[int]
-) -> None:
-    shuffled = froc([run[n][::-1] for n in order], [REFERENCE[n] for n in order])
-    assert same(shuffled, froc(run, REFERENCE))
-
-
-@few
-@given(RUNS)
-def test_only_the_order_of_the_scores_counts(run: tuple[list[Detection], ...]) -> None:
-    squared = [[at(d.centre_ras_mm[0], d.probability**2) for d in found] for found in run]
-    assert same(froc(squared, REFERENCE), froc(run, REFERENCE))
-
-
-@few
-@given(RUNS)
-def test_curve_and_readings_rise_and_stay_within_their_range(run: tuple[list[Detection], ...]) -> None:
-    curve = froc(run, REFERENCE)
-    assert points(curve)[0] == (0.0, 0.0)
-    assert (np.diff(curve.false_positives_per_scan) >= 0.0).all()
-    assert (np.diff(curve.sensitivity) >= 0.0).all()
-    assert list(curve.readings) == sorted(curve.readings)
-    assert curve.readings[-1] <= curve.sensitivity[-1] <= 1.0
-    assert len(curve.readings) == len(RATES)
-
-
-@few
-@given(RUNS, st.integers(0, 20).map(lambda n: n / 20.0))
-def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
-    run: tuple[list[Detection], ...], score: float
-) -> None:
-    cpm = froc(run, REFERENCE).cpm
-    worse = froc([*run[:2], [*run[2], at(0.0, score)], run[3]], REFERENCE).cpm  # in the scan without nodules
-    better = froc([run[0], [*run[1], at(0.0, score)], *run[2:]], REFERENCE).cpm
-    assert cpm is not None
-    assert worse is not None
-    assert better is not None
-    assert worse <= cpm + 1e-12
-    assert better >= cpm - 1e-12
+    assert (curve.cpm, curve.counts.nodules, curve.counts.scans) == (None, 0, 0)
 
 
 # --- as an ignite metric ----------------------------------------------------------------------------------------------
@@ -205,7 +88,10 @@ def test_a_false_positive_more_never_helps_and_a_hit_more_never_harms(
 
 def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> None:
     nodule = truth((0.0, 10.0, True))
-    batches = [[{"pred": ([at(0.0, 0.9)], nodule)}], [{"pred": ([at(90.0, 0.95)], nodule)}, {"pred": ([], NOTHING)}]]
+    batches = [
+        [{"pred": scored([at(0.0, 0.9)], nodule)}],
+        [{"pred": scored([at(90.0, 0.95)], nodule)}, {"pred": scored([], NOTHING)}],
+    ]
     engine = Engine(lambda _, batch: batch)
     metric = FrocMetric(output_transform=from_engine("pred"))
     metric.attach(engine, "cpm")
@@ -215,14 +101,14 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
         engine.run(batches, max_epochs=epochs)
         assert engine.state.metrics["cpm"] == expected.cpm
         assert metric.froc is not None
-        assert metric.froc.scans == 3
+        assert metric.froc.counts.scans == 3
     engine.run(batches[:1], max_epochs=3)
     assert engine.state.metrics["cpm"] == 1.0
 
 
 def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     metric = FrocMetric()
-    metric.update([([at(0.0, 0.9)], NOTHING)])
+    metric.update([scored([at(0.0, 0.9)], NOTHING)])
     assert math.isnan(metric.compute())
     assert "CPM of 1 scans is undefined" in caplog.text
     assert metric.froc is not None
@@ -240,24 +126,24 @@ def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
 def test_a_scan_seen_twice_counts_once() -> None:
     one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
     metric = FrocMetric()
-    metric.update([([at(0.0, 0.9)], one), ([at(9.0, 0.5)], two), ([at(0.0, 0.9)], one)])
+    metric.update([scored([at(0.0, 0.9)], one), scored([at(9.0, 0.5)], two), scored([at(0.0, 0.9)], one)])
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
     assert metric.froc is not None
-    assert (metric.froc.scans, metric.froc.nodules) == (2, 2)
+    assert (metric.froc.counts.scans, metric.froc.counts.nodules) == (2, 2)
 
 
 def test_scans_without_a_name_all_count() -> None:
     metric = FrocMetric()
-    metric.update([([], truth((0.0, 10.0, True)))] * 2)
+    metric.update([scored([], truth((0.0, 10.0, True)))] * 2)
     metric.compute()
     assert metric.froc is not None
-    assert metric.froc.scans == 2
+    assert metric.froc.counts.scans == 2
 
 
 def test_two_scans_of_one_name_are_refused() -> None:
     metric = FrocMetric()
-    metric.update([([], named("a", (0.0, 10.0, True))), ([], named("a", (1.0, 10.0, True)))])
+    metric.update([scored([], named("a", (x, 10.0, True))) for x in (0.0, 1.0)])
     with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
         metric.compute()
 
@@ -265,11 +151,11 @@ def test_two_scans_of_one_name_are_refused() -> None:
 # --- on several ranks -------------------------------------------------------------------------------------------------
 
 RUN = [  # five scans: two ranks need a sixth, and a sampler repeats the first one
-    ([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
-    ([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
-    ([], named("scan 2")),
-    ([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
-    ([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
+    scored([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
+    scored([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
+    scored([], named("scan 2")),
+    scored([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
+    scored([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
 ]
 
 
@@ -308,4 +194,4 @@ def test_the_scored_scans_are_kept() -> None:
     metric = FrocMetric()
     metric.update(RUN)
     metric.compute()
-    assert metric.scans == tuple(ScoredScan(tuple(found), reference) for found, reference in RUN)
+    assert metric.scans == tuple(RUN)

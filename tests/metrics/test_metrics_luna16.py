@@ -22,7 +22,6 @@ from scripts.metrics import (
     Froc,
     confidence_of,
     froc_of,
-    luna16_froc,
     match,
     size_class,
 )
@@ -43,6 +42,10 @@ def findings(nodules: Sequence[Row], excluded: Sequence[Row] = ()) -> Findings:
 
 
 ONE = findings([(0, 0.0, 10.0)])
+
+
+def luna16_froc(found: Candidates, reference: Findings, scans: int, **limit: int) -> Froc:
+    return froc_of(match(found, reference, scans, **limit))
 
 
 # --- rules, by hand ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.core.records import Detection, Nodule
 from scripts.metrics import (
     MISSED,
-    OutlinedDetections,
-    OutlinedTruth,
+    OutlineScores,
     Overlap,
+    ScanTruth,
     compare_masks,
     join_outlines,
     score_outlines,
@@ -142,8 +144,31 @@ def test_laws_of_agreement(first: tuple[tuple[int, int], ...], second: tuple[tup
 SPACING = (1.0, 1.0, 2.0)
 
 
-def scan() -> tuple[OutlinedTruth, OutlinedDetections, np.ndarray, np.ndarray, np.ndarray]:
+def nodule(label: int, probability: float, *centre_ras_mm: float) -> Nodule:
+    x, y, z = centre_ras_mm
+    return Nodule(label, Detection((x, y, z), 4.0, probability), (0.0, 0.0, 0.0), None)
+
+
+def truth(name: str) -> ScanTruth:
     """Nodule 1 found twice, nodule 2 missed, 3 an excluded finding, 4 found without an outline, 5 without a mask."""
+    return ScanTruth(
+        np.array([[2.5, 2.5, 5.0], [9.5, 2.5, 5.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [0.0, 0.0, 0.0]]),
+        np.array([4.0, 7.0, 4.0, 12.0, 4.0]),
+        np.array([True, True, False, True, True]),
+        name,
+    )
+
+
+FOUND = (
+    nodule(8, 0.5, 2.5, 2.5, 6.0),
+    nodule(7, 0.9, 2.5, 2.5, 4.0),
+    nodule(9, 0.8, 2.5, 8.5, 5.0),
+    nodule(11, 0.7, 8.5, 8.5, 17.0),
+    nodule(10, 0.6, 13.0, 5.0, 0.0),
+)
+
+
+def scored(name: str = "a", found: Sequence[Nodule] = FOUND, *, with_oracle: bool = True) -> OutlineScores:
     reference, predicted, oracle = (np.zeros(SHAPE, dtype=np.uint8) for _ in range(3))
     reference[2:4, 2:4, 2:4] = 1
     reference[8:12, 2:4, 2:4] = 2
@@ -153,23 +178,12 @@ def scan() -> tuple[OutlinedTruth, OutlinedDetections, np.ndarray, np.ndarray, n
     predicted[2:4, 2:4, 3:4] = 8
     oracle[2:4, 2:4, 2:4] = 1
     oracle[8:10, 2:4, 2:4] = 2  # half of nodule 2
-    truth = OutlinedTruth(
-        np.array([[2.5, 2.5, 5.0], [9.5, 2.5, 5.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [0.0, 0.0, 0.0]]),
-        np.array([4.0, 7.0, 4.0, 12.0, 4.0]),
-        np.array([True, True, False, True, True]),
-        np.array([1, 2, 3, 4, 5]),
-    )
-    detections = OutlinedDetections(
-        np.array([[2.5, 2.5, 6.0], [2.5, 2.5, 4.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [13.0, 5.0, 0.0]]),
-        np.array([0.5, 0.9, 0.8, 0.7, 0.6]),
-        np.array([8, 7, 9, 0, 10]),
-    )
-    return truth, detections, reference, predicted, oracle
+    masks = reference, predicted
+    return score_outlines(truth(name), found, masks, SPACING, oracle_mask=oracle if with_oracle else None)
 
 
 def test_the_three_settings_by_hand() -> None:
-    truth, detections, reference, predicted, oracle = scan()
-    scores = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
+    scores = scored()
     assert [(n.label, n.probability, n.overlap.dice) for n in scores.matched] == [(1, 0.9, 2 / 3), (4, 0.7, 0.0)]
     assert [(n.label, n.probability, n.overlap.dice) for n in scores.every_nodule] == [
         (1, 0.9, 2 / 3),
@@ -183,22 +197,19 @@ def test_the_three_settings_by_hand() -> None:
 
 
 def test_summaries_by_size() -> None:
-    truth, detections, reference, predicted, oracle = scan()
-    scores = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
-    found = summarise(scores.every_nodule)
-    assert (found["all"].nodules, found["all"].dice.n, found["all"].hd95_mm.n) == (3, 3, 1)
-    assert found["all"].dice.mean == pytest.approx(2 / 9)
-    assert found["all"].dice.median == 0.0
-    assert found["3-6"].relative_volume_error.mean == -0.5
-    assert found["3-6"].absolute_volume_error.mean == 0.5
-    assert (found["6-10"].dice.mean, found["6-10"].hd95_mm.mean, found["6-10"].hd95_mm.n) == (0.0, None, 0)
-    assert (found["<3"].nodules, found["<3"].dice.median) == (0, None)
+    found = summarise(scored().every_nodule)
+    of_all, small, medium = found["all"], found["3-6"], found["6-10"]
+    assert (of_all["nodules"], of_all["dice"]["n"], of_all["hd95_mm"]["n"]) == (3, 3, 1)
+    assert of_all["dice"]["mean"] == pytest.approx(2 / 9)
+    assert of_all["dice"]["median"] == 0.0
+    assert (small["relative_volume_error"]["mean"], small["absolute_volume_error"]["mean"]) == (-0.5, 0.5)
+    assert medium["dice"]["mean"] == 0.0
+    assert medium["hd95_mm"] == {"mean": None, "median": None, "n": 0}
+    assert (found["<3"]["nodules"], found["<3"]["dice"]["median"]) == (0, None)
 
 
 def test_scans_are_joined_and_become_strict_json() -> None:
-    truth, detections, reference, predicted, oracle = scan()
-    full = score_outlines("a", truth, detections, (reference, predicted), SPACING, oracle_mask=oracle)
-    plain = score_outlines("b", truth, detections, (reference, predicted), SPACING)
+    full, plain = scored(), scored("b", with_oracle=False)
     assert plain.oracle is None
     both = join_outlines([full, plain])
     assert [n.scan for n in both.matched] == ["a", "a", "b", "b"]
@@ -218,18 +229,15 @@ def defined_list(value: tuple[object, ...] | None) -> tuple[object, ...]:
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
-    truth, _, reference, predicted, _ = scan()
-    nothing = OutlinedDetections(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=int))
-    scores = score_outlines("a", truth, nothing, (reference, predicted), SPACING)
+    scores = scored(found=())
     assert scores.matched == ()
     assert [n.overlap for n in scores.every_nodule] == [MISSED] * 3
-    empty = OutlinedTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=int))
-    scores = score_outlines("a", empty, nothing, (reference, predicted), SPACING)
+    nothing, empty = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool)), np.zeros(SHAPE, dtype=np.uint8)
+    scores = score_outlines(nothing, (), (empty, empty), SPACING)
     assert (scores.matched, scores.every_nodule, scores.without_reference) == ((), (), 0)
     assert join_outlines([]).oracle is None
 
 
 def test_a_detection_on_the_radius_is_no_match() -> None:
-    truth, _, reference, predicted, _ = scan()
-    moved = OutlinedDetections(np.array([[2.5, 2.5, 7.0]]), np.array([0.9]), np.array([7]))
-    assert score_outlines("a", truth, moved, (reference, predicted), SPACING).matched == ()
+    assert scored(found=[nodule(7, 0.9, 2.5, 2.5, 7.0)]).matched == ()
+    assert len(scored(found=[nodule(7, 0.9, 2.5, 2.5, 6.9)]).matched) == 1

@@ -21,11 +21,11 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd
 
 from scripts.core.labels import NODULE
+from scripts.core.processes import MACHINE, is_gone
 from scripts.preprocess import CropToLungsd, LungSearch, ScaleHud
 from scripts.read.scan import ScanError
 from scripts.train.cache import CachedScans, CachedToTensorsd, CacheError, ScanCache, fill_cache, filling
 from scripts.train.cache import fingerprint as code
-from scripts.train.cache import scans as entries
 from scripts.train.cache.fingerprint import fingerprint
 from tests.bundle import ROOT
 
@@ -475,7 +475,7 @@ def test_a_killed_filling_ends_in_the_same_files(tmp_path: Path, workers: int) -
 def _wait_for_the_end_of(process: int) -> None:
     """A killed child of a killed process is there until its new parent takes note."""
     until = time.monotonic() + 60
-    while entries._is_running(process) and time.monotonic() < until:
+    while not is_gone(MACHINE, process) and time.monotonic() < until:
         time.sleep(0.05)
 
 
@@ -485,8 +485,8 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     name = "0" * 24
-    kept = [f".{name}.{entries._MACHINE}.{os.getppid()}.partial", f".{name}.elsewhere.1.partial", f".{name}.5.partial"]
-    gone = [f".{name}.{entries._MACHINE}.{ended.pid}.partial", f".{name}.elsewhere.2.partial"]
+    kept = [f".{name}.{MACHINE}.{os.getppid()}.partial", f".{name}.elsewhere.1.partial", f".{name}.5.partial"]
+    gone = [f".{name}.{MACHINE}.{ended.pid}.partial", f".{name}.elsewhere.2.partial"]
     for folder in (*kept, *gone):
         (tmp_path / folder).mkdir()
     os.utime(tmp_path / gone[1], (0, 0))

@@ -24,10 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
+    ClassificationLoss,
     EpochHandler,
     GradientClip,
+    MaskLoss,
     NoduleLoss,
     PairWithTruthd,
+    RegressionLoss,
     StepLog,
     StopOnBadLoss,
     TrainingState,
@@ -38,7 +41,7 @@ from scripts.train import (
 )
 from scripts.train.checkpoints import StateError
 from scripts.train.dataset import EpochSampler
-from scripts.train.handlers import BrokenLossError, duration
+from scripts.train.handlers import BrokenLossError
 
 ITERATIONS = 3  # per epoch
 
@@ -431,7 +434,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
-    loss = NoduleLoss()
+    loss = NoduleLoss(ClassificationLoss(), RegressionLoss(), MaskLoss())
 
     def step(_: Engine, batch: float) -> dict[str, torch.Tensor]:
         loss.parts = {"class": batch, "mask": 10 * batch}
@@ -471,11 +474,6 @@ def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.Lo
     assert 0.05 <= float(seconds) < 0.5
     assert int(waiting) > 80
     assert left == "0 min 00 s"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0 min 07 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_epoch_handler_names_the_epoch_that_begins() -> None:

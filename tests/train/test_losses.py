@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,18 @@ from torch import Tensor
 
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.network.blocks import mask_on_voxels, space_to_depth
-from scripts.train import NoduleLoss
+from scripts.train import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from scripts.train.losses import focal_terms
 from scripts.train.targets import BACKGROUND, IGNORE, POSITIVE, CellTargets, cell_targets
 
 SHAPE = (8, 7, 9)  # of the output grid: 16 × 14 × 18 voxels
 FOUND = (8.5, 6.5, 6.5, 6.0)  # on the centre of cell (4, 3, 3)
 Target = dict[str, Tensor]
+Settings = dict[str, Any] | None
+WEIGHTS: dict[str, Any] = {
+    "regression": {"offset_weight": 2.0, "size_weight": 3.0},
+    "mask": {"weight": 5.0, "background_boxes": 0},
+}
 
 
 def sphere(*nodules: tuple[float, float, float, float]) -> Tensor:
@@ -58,13 +64,25 @@ def perfect(wanted: Target, sure: float = 50.0) -> Tensor:
     return torch.cat([logit[:, None], cells.offset_mm, cells.log_diameter[:, None], mask], dim=1)
 
 
+def loss_of(
+    *, classification: Settings = None, regression: Settings = None, mask: Settings = None, channels: int | None = None
+) -> NoduleLoss:
+    """The loss with some settings of its parts."""
+    return NoduleLoss(
+        ClassificationLoss(**classification or {}),
+        RegressionLoss(**regression or {}),
+        MaskLoss(**mask or {}),
+        channels=channels,
+    )
+
+
 def zeros(items: int = 1) -> Tensor:
     return torch.zeros(items, 13, *SHAPE, requires_grad=True)
 
 
 def parts(pred: Tensor, wanted: Target, loss: NoduleLoss | None = None) -> dict[str, float]:
     """The four parts, the random background boxes at the same places in each call."""
-    loss = loss or NoduleLoss()
+    loss = loss or loss_of()
     torch.manual_seed(0)
     loss(pred, wanted)
     return loss.parts
@@ -73,7 +91,7 @@ def parts(pred: Tensor, wanted: Target, loss: NoduleLoss | None = None) -> dict[
 def gradient(wanted: Target, loss: NoduleLoss | None = None, pred: Tensor | None = None) -> Tensor:
     pred = zeros(len(wanted["label"])) if pred is None else pred
     torch.manual_seed(0)
-    (loss or NoduleLoss())(pred, wanted).backward()
+    (loss or loss_of())(pred, wanted).backward()
     assert pred.grad is not None
     return pred.grad
 
@@ -107,7 +125,9 @@ def test_focal_terms_and_gradients_stay_finite(logit: float, wanted: float) -> N
 
 def test_all_parts_of_one_case_by_hand() -> None:
     """Zero maps: 7 cells found, the 14 hardest others kept; offsets 0 and six of 2 mm; a mask of probability 1/2."""
-    loss = NoduleLoss(negatives_per_positive=2, fewest_negatives=3, mask_margin=100, background_boxes=0)
+    loss = loss_of(
+        classification={"negatives_per_positive": 2, "fewest_negatives": 3}, mask={"margin": 100, "background_boxes": 0}
+    )
     wanted = target((*FOUND[:3], math.e))
     found = parts(zeros(), wanted, loss)
     assert found["class"] == pytest.approx((7 + 14) * math.log(2) / 4 / 7)
@@ -121,7 +141,7 @@ def test_all_parts_of_one_case_by_hand() -> None:
 
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     wanted = target(FOUND)
-    loss = NoduleLoss(offset_weight=2.0, size_weight=3.0, mask_weight=5.0)
+    loss = loss_of(**WEIGHTS)
     value = loss(zeros(), wanted).item()
     assert list(loss.parts) == ["class", "offset", "size", "mask"]
     weights = (1.0, 2.0, 3.0, 5.0)
@@ -222,7 +242,9 @@ def test_only_the_hardest_background_cells_count(per_positive: int, fewest: int,
     background = cells_of(wanted).state == BACKGROUND
     kept = int(background.sum()) if kept is None else kept
     pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    slope = gradient(wanted, NoduleLoss(negatives_per_positive=per_positive, fewest_negatives=fewest), pred)[:, 0]
+    slope = gradient(
+        wanted, loss_of(classification={"negatives_per_positive": per_positive, "fewest_negatives": fewest}), pred
+    )[:, 0]
     used = (slope != 0) & background
     assert int(used.sum()) == kept
     logits = pred.detach()[:, 0]
@@ -232,7 +254,7 @@ def test_only_the_hardest_background_cells_count(per_positive: int, fewest: int,
 
 def test_positive_weight_weighs_found_cells_only() -> None:
     wanted = target(FOUND)
-    one, three = (gradient(wanted, NoduleLoss(positive_weight=w))[:, 0] for w in (1.0, 3.0))
+    one, three = (gradient(wanted, loss_of(classification={"positive_weight": w}))[:, 0] for w in (1.0, 3.0))
     positive = cells_of(wanted).state == POSITIVE
     torch.testing.assert_close(three[positive], 3.0 * one[positive])
     torch.testing.assert_close(three[~positive], one[~positive])
@@ -262,7 +284,7 @@ def test_item_without_mask_teaches_no_mask() -> None:
 
 def test_mask_is_compared_within_the_margin_only() -> None:
     """Radius 3 and margin 2 around voxel (8.5, 6.5, 6.5): voxels 3 … 14, 1 … 12, 1 … 12."""
-    slope = gradient(target(FOUND), NoduleLoss(mask_margin=2, background_boxes=0))
+    slope = gradient(target(FOUND), loss_of(mask={"margin": 2, "background_boxes": 0}))
     voxels = torch.zeros(1, 1, 16, 14, 18)
     voxels[:, :, 3:15, 1:13, 1:13] = 1.0
     used = space_to_depth(voxels, 2)
@@ -271,13 +293,13 @@ def test_mask_is_compared_within_the_margin_only() -> None:
 
 @pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (15.0, 13.0, 17.0), (-40.0, 5.0, 5.0), (5.0, 90.0, 5.0)])
 def test_nodule_at_or_beyond_the_border_stays_finite(centre: tuple[float, float, float]) -> None:
-    loss = NoduleLoss(background_boxes=0)
+    loss = loss_of(mask={"background_boxes": 0})
     assert gradient(target((*centre, 4.0)), loss).isfinite().all()
     assert 0 < loss.parts["mask"] < math.inf
 
 
 def test_background_boxes_teach_empty_masks() -> None:
-    slope = gradient(target(padding=1), NoduleLoss(background_boxes=2, background_edge=4))[:, 5:]
+    slope = gradient(target(padding=1), loss_of(mask={"background_boxes": 2, "background_edge": 4}))[:, 5:]
     assert (slope >= 0).all()
     assert 4**3 <= int((slope > 0).sum()) <= 2 * 4**3
 
@@ -294,14 +316,14 @@ def test_extreme_maps_stay_finite(logit: float, rows: list[tuple[float, float, f
 def test_maps_in_bfloat16_are_compared_in_float32() -> None:
     wanted = target(FOUND)
     pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert NoduleLoss()(pred, wanted).dtype == torch.float32
+    assert loss_of()(pred, wanted).dtype == torch.float32
     assert parts(pred, wanted) == parts(pred.float(), wanted)
 
 
 def test_inputs_are_not_changed() -> None:
     wanted, pred = target(FOUND, padding=1), zeros()
     before = {name: value.clone() for name, value in wanted.items()}
-    NoduleLoss()(pred, wanted)
+    loss_of()(pred, wanted)
     assert all(torch.equal(wanted[name], value) for name, value in before.items())
     assert (pred == 0).all()
 
@@ -320,7 +342,7 @@ def test_the_losses_of_several_sets_of_maps_add_up(
     rows: list[tuple[float, float, float, float]], sets: int, per_set: int
 ) -> None:
     wanted = batch(target(*rows, padding=1), target((2.5, 10.5, 14.0, 4.0), padding=len(rows)))
-    loss = NoduleLoss(channels=per_set, background_boxes=0, offset_weight=2.0, size_weight=3.0, mask_weight=5.0)
+    loss = loss_of(**WEIGHTS, channels=per_set)
     maps = [noise(per_set, items=2, seed=seed) for seed in range(sets)]
     alone = [(loss(one, wanted).item(), dict(loss.parts)) for one in maps]
     assert len({value for value, _ in alone}) == sets
@@ -330,7 +352,7 @@ def test_the_losses_of_several_sets_of_maps_add_up(
 
 
 def test_the_gradient_of_each_set_is_that_of_the_set_alone() -> None:
-    wanted, loss = target(FOUND), NoduleLoss(channels=13, background_boxes=0)
+    wanted, loss = target(FOUND), loss_of(mask={"background_boxes": 0}, channels=13)
     maps = [noise(13, seed=seed) for seed in range(2)]
     both = gradient(wanted, loss, torch.cat(maps, dim=1).requires_grad_())
     alone = torch.cat([gradient(wanted, loss, one.clone().requires_grad_()) for one in maps], dim=1)
@@ -340,7 +362,7 @@ def test_the_gradient_of_each_set_is_that_of_the_set_alone() -> None:
 @pytest.mark.parametrize("channels", [6, 13])
 def test_without_a_number_of_channels_all_are_one_set(channels: int) -> None:
     wanted, pred = target(FOUND), noise(channels)
-    assert parts(pred, wanted) == parts(pred, wanted, NoduleLoss(channels=channels))
+    assert parts(pred, wanted) == parts(pred, wanted, loss_of(channels=channels))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +379,7 @@ def test_without_a_number_of_channels_all_are_one_set(channels: int) -> None:
 )
 def test_channels_that_are_no_whole_sets_are_refused(channels: int | None, given: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NoduleLoss(channels=channels)(noise(given), target(FOUND))
+        loss_of(channels=channels)(noise(given), target(FOUND))
 
 
 def coarse(wanted: Target, sure: float = 50.0) -> Tensor:
@@ -369,7 +391,7 @@ def coarse(wanted: Target, sure: float = 50.0) -> Tensor:
 def test_one_mask_logit_per_cell_can_be_all_but_right() -> None:
     """A ball of 8 mm: cells of 2 mm follow its surface to half a voxel; what is wrong or missing costs far more."""
     wanted = target((8.5, 6.5, 8.5, 8.0))
-    loss = NoduleLoss(background_boxes=0)
+    loss = loss_of(mask={"background_boxes": 0})
     good = parts(coarse(wanted, sure=6.0), wanted, loss)
     empty, full = coarse(wanted), coarse(wanted)
     empty[:, 5:], full[:, 5:] = -6.0, 6.0
@@ -392,10 +414,10 @@ def test_one_mask_logit_costs_nothing_where_it_can_be_right() -> None:
 def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
     wanted = target(FOUND)
     pred = noise(6).requires_grad_()
-    slope = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), pred)[:, 5:]
+    slope = gradient(wanted, loss_of(mask={"margin": 2, "background_boxes": 0}), pred)[:, 5:]
     whole = mask_on_voxels(pred.detach()[:, 5:], 2)
     fine = torch.cat([pred.detach()[:, :5], space_to_depth(whole, 2)], dim=1).requires_grad_()
-    on_voxels = gradient(wanted, NoduleLoss(mask_margin=2, background_boxes=0), fine)[:, 5:]
+    on_voxels = gradient(wanted, loss_of(mask={"margin": 2, "background_boxes": 0}), fine)[:, 5:]
     assert (slope != 0).any()
     assert slope.sum().item() == pytest.approx(on_voxels.sum().item(), rel=1e-4)  # weights of a voxel add up to 1
     near = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
@@ -407,7 +429,7 @@ def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
 def test_one_mask_logit_falls_to_its_mask() -> None:
     """Plain descent on the mask alone ends where the outline is right."""
     wanted = target((8.5, 6.5, 8.5, 8.0))
-    loss = NoduleLoss(background_boxes=0)
+    loss = loss_of(mask={"background_boxes": 0})
     logits = torch.zeros(1, 1, *SHAPE, requires_grad=True)
     steps = torch.optim.Adam([logits], lr=0.5)
     for _ in range(30):

@@ -1,1 +1,1 @@
-"""How long a scan takes and what bounds it: the real graphs timed, the machine's ceilings beside them, one page."""
+"""How long a scan takes and what bounds it: the real graphs timed, and the machine's rate beside them, one page."""

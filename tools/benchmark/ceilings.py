@@ -1,140 +1,122 @@
-"""What this machine can do at most, measured: matrix multiplications and copies; and what a network asks of it."""
+"""What this machine can do at most, measured: matrix multiplications; and how near a network comes."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from scripts.search.inferer import PrecisionInferer, choose_precision
 
+from ..network.anatomy import flops_per_voxel
+from .search import Searched
 from .stopwatch import Stopwatch
 
 # Edges of the square matrices; the best rate counts. Small ones fit a CPU's caches, large ones fill a GPU.
-MATRIX_EDGES, MATRIX_EDGES_GPU = (1024, 2048, 4096), (4096, 8192, 16384)
-COPIED_BYTES, COPIED_BYTES_GPU = 2**28, 2**31  # far more than caches hold
-BUSY = 0.5  # a resource used beyond this share of its ceiling is what bounds
+MATRIX_EDGES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+
+# LWNet's inference: tiles of 96³ voxels with 16 more on each side, over the whole field of view at 1 mm.
+PUBLISHED, PUBLISHED_PRECISION = "paper", "float32"
+TILE, TILE_MARGIN = 96, 16
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """Rates measured in one precision, with the threads of this process."""
-
-    flop_per_s: float
-    bytes_per_s: float
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A network applied to single windows.
+class Cost:
+    """What a network costs for one scan in one precision.
 
     Attributes:
-        size: of the window, voxels.
-        seconds: median for one.
-        peak_process_bytes, peak_cuda_bytes: see :class:`.stopwatch.Stage`.
-        traffic_bytes: of one window; see :func:`traffic_of`.
+        network, precision: which.
+        size: voxels of the timed tile along each axis.
+        tiles, scan_voxels: how many tiles the scan takes, and all of their voxels.
+        flops_per_voxel: counted, see :func:`..network.anatomy.flops_per_voxel`.
+        tile_seconds: median.
+        peak_bytes: of memory, see :class:`.stopwatch.Stage`.
+        product_share: of the machine's rate of matrix products.
+        seconds_per_litre: of lung.
     """
 
+    network: str
+    precision: str
     size: tuple[int, ...]
-    seconds: float
-    peak_process_bytes: int
-    peak_cuda_bytes: int
-    traffic_bytes: int
+    tiles: int
+    scan_voxels: int
+    flops_per_voxel: float
+    tile_seconds: float
+    peak_bytes: int
+    product_share: float
+    seconds_per_litre: float
 
 
-def ceilings(device: torch.device, precision: str, repeats: int = 3) -> Ceilings:
-    """Measure the machine: the best of matrix products of several sizes, and a copy (read and written bytes count)."""
-    dtype = choose_precision(precision, device)
-    gpu = device.type == "cuda"
-    with _convolutions_float32():
-        edges = MATRIX_EDGES_GPU if gpu else MATRIX_EDGES
-        rates = [2 * n**3 / _product_seconds(n, device, dtype, repeats) for n in edges]
-    source = torch.ones(COPIED_BYTES_GPU if gpu else COPIED_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_seconds = min(seconds_of(lambda: target.copy_(source), device, repeats))
-    return Ceilings(max(rates), 2 * source.nbytes / copy_seconds)
-
-
-def _product_seconds(n: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return min(seconds_of(lambda: torch.mm(left, right), device, repeats))
-
-
-@contextmanager
-def _convolutions_float32() -> Iterator[None]:
-    """Multiply float32 matrices as convolutions do, on a GPU by default in TF32."""
+def product_rate(device: torch.device, precision: str) -> float:
+    """Operations a second in matrix products, the best of several sizes, with the threads of this process."""
+    dtype, rates = choose_precision(precision, device), []
     matrices, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
-    matrices.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    matrices.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # TF32 by default
     try:
-        yield
+        for n in MATRIX_EDGES[device.type]:
+            left, right = torch.randn(2, n, n, device=device).to(dtype)
+            rates.append(2 * n**3 / min(seconds_of(partial(torch.mm, left, right), device)))
     finally:
         matrices.fp32_precision = before
+    return max(rates)
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> list[float]:
     """Wall time of each repeat, after one that does not count; a GPU's work included."""
-
-    def once() -> float:
+    seconds = []
+    for _ in range(repeats + 1):
         begun = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
-
-    once()
-    return [once() for _ in range(repeats)]
+        seconds.append(time.perf_counter() - begun)
+    return seconds[1:]
 
 
-def time_windows(
-    network: nn.Module, size: tuple[int, ...], device: torch.device, precision: str, repeats: int
-) -> Windows:
-    """Apply a network (evaluation mode, on the device) to windows of noise ``[1, 1, *size]``."""
-    window = torch.rand(1, 1, *size, device=device) * 2.0 - 1.0
-    inferer = PrecisionInferer(SimpleInferer(), precision)
-    watch = Stopwatch(device)
-    with torch.no_grad():
-        with watch.stage("windows"):
-            seconds = statistics.median(seconds_of(lambda: inferer(window, network), device, repeats))
-        traffic = traffic_of(lambda: inferer(window, network))
-    stage = watch.stages["windows"]
-    return Windows(size, seconds, stage.peak_process_bytes, stage.peak_cuda_bytes, traffic)
+def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about: Searched) -> Cost:
+    """Time a few tiles of a network in a precision, and multiply by the voxels of the scan's.
 
-
-def traffic_of(work: Callable[[], Any]) -> int:
-    """Bytes that the operations of ``work`` read and write, if each fetches its arguments and stores its result.
-
-    Caches make the real traffic smaller; views cost nothing.
+    Args:
+        name, precision: which.
+        parser: the inference graph with that network and without weights; what it does to a network to make it fast, it
+            does to the published one too.
+        limit: see :func:`product_rate`, in that precision.
+        about: the searched scan; its tiles are those of any network but the published.
     """
-    with _Traffic() as traffic:
-        work()
-    return traffic.total
+    device, network = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("network").eval()
+    size = tuple(int(n) for n in parser.get_parsed_content("window_size"))
+    tiles, scan_voxels = about.tiles, about.tile_voxels
+    if name == PUBLISHED:
+        size, tiles = (TILE + 2 * TILE_MARGIN,) * 3, published_tiles(about)
+        scan_voxels = tiles * math.prod(size)
+    flops, voxels = sum(flops_per_voxel(network).values()), math.prod(size)
+    tile = torch.rand(1, 1, *size, device=device) * 2.0 - 1.0
+    inferer, watch = PrecisionInferer(SimpleInferer(), precision), Stopwatch(device)
+    with torch.no_grad(), watch.stage("tiles"):
+        seconds = statistics.median(seconds_of(partial(inferer, tile, network), device))
+    return Cost(
+        name,
+        precision,
+        size,
+        tiles,
+        scan_voxels,
+        flops_per_voxel=flops,
+        tile_seconds=seconds,
+        peak_bytes=watch.stages["tiles"].peak_bytes,
+        product_share=flops * voxels / seconds / limit,
+        seconds_per_litre=seconds / voxels * scan_voxels / about.litres,
+    )
 
 
-class _Traffic(TorchDispatchMode):
-    """Sum the bytes of arguments and results of all operations below autocast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.total += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
-        return result
-
-
-def what_bounds(matrices: float, memory: float) -> str:
-    """A sentence about two shares of ceilings."""
-    if max(matrices, memory) < BUSY:
-        return "neither, but products too small to be fast, and operations that are not counted"
-    return "matrix multiplication" if matrices >= memory else "memory traffic"
+def published_tiles(about: Searched) -> int:
+    """Tiles of the published search of a scan: over the whole field of view."""
+    edges_mm = [n * mm for n, mm in zip(about.shape, about.spacing_mm, strict=True)]
+    return math.prod(math.ceil(round(edge, 3) / TILE) for edge in edges_mm)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
 @dataclass
@@ -20,17 +22,13 @@ class Stage:
     Attributes:
         seconds: wall time, without the stages inside it.
         cpu_seconds: of all threads of this process, likewise.
-        voxels: of the largest image it worked on or made.
-        peak_process_bytes: most resident memory of the process while it ran, also what others had left there; 0 where
-            the system does not tell.
-        peak_cuda_bytes: most memory allocated on the GPU while it ran.
+        peak_bytes: most memory while it ran: allocated on the GPU, or on a CPU resident in the process, also what
+            others had left there; 0 on a CPU where the system is not Linux.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    voxels: int = 0
-    peak_process_bytes: int = 0
-    peak_cuda_bytes: int = 0
+    peak_bytes: int = 0
 
 
 class Stopwatch:
@@ -47,11 +45,9 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self.cuda = torch.device(device) if torch.device(device).type == "cuda" else None
+        self.is_gpu = torch.device(device).type == "cuda"
         self.stages: dict[str, Stage] = {}
         self._open: list[str] = []
-        if self.cuda:
-            torch.cuda.init()  # before the allocator is asked for its peak
         self._restart()
 
     def begin(self, name: str) -> None:
@@ -59,18 +55,11 @@ class Stopwatch:
         self._settle()
         self._open.append(name)
 
-    def end(self, name: str) -> Stage:
-        """Close a stage, and what is open inside it (as errors leave it).
-
-        Raises:
-            RuntimeError: it is not open, as when work goes on in two threads at once.
-        """
+    def end(self, name: str) -> None:
+        """Close a stage, and what is open inside it (as errors leave it)."""
         self._settle()
-        if name not in self._open:
-            raise RuntimeError(f"stage {name}: expected it among the open ones {self._open}; time one thread at a time")
         while self._open.pop() != name:
             pass
-        return self.stages.setdefault(name, Stage())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -82,21 +71,28 @@ class Stopwatch:
 
     def _settle(self) -> None:
         """Book what has passed since the last call."""
-        if self.cuda:
-            torch.cuda.synchronize(self.cuda)
+        if self.is_gpu:
+            torch.cuda.synchronize()
         if self._open:
             stage = self.stages.setdefault(self._open[-1], Stage())
             stage.seconds += time.perf_counter() - self._since
             stage.cpu_seconds += time.process_time() - self._cpu_since
-            stage.peak_process_bytes = max(stage.peak_process_bytes, peak_process_bytes())
-            if self.cuda:
-                stage.peak_cuda_bytes = max(stage.peak_cuda_bytes, torch.cuda.max_memory_allocated(self.cuda))
+            stage.peak_bytes = max(stage.peak_bytes, self._peak_bytes())
         self._restart()
 
+    def _peak_bytes(self) -> int:
+        if self.is_gpu:
+            return torch.cuda.max_memory_allocated()
+        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(errors="replace")) if _STATUS.exists() else None
+        return int(found[1]) * 1024 if found else 0
+
     def _restart(self) -> None:
-        forget_peak()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.cuda)
+        """Let time and peak begin again, at what is resident now."""
+        if self.is_gpu:
+            torch.cuda.init()  # before the allocator is asked for its peak
+            torch.cuda.reset_peak_memory_stats()
+        elif _PEAK.exists():
+            _PEAK.write_text("5", encoding="ascii")
         self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
 
@@ -112,37 +108,5 @@ class Timed:
         return getattr(self._call, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._watch.begin(self._name)
-        try:
-            result = self._call(*args, **kwargs)
-        finally:
-            stage = self._watch.end(self._name)
-        stage.voxels = max(stage.voxels, *(voxels_of(value) for value in (*args, result)), 0)
-        return result
-
-
-def voxels_of(value: Mapping[Hashable, Any] | Any) -> int:
-    """Voxels of a tensor, of an item's ``image``, or of a result's scan; 0 for anything else."""
-    if isinstance(value, Mapping):
-        value = value.get("image")
-    value = getattr(value, "image_hu", value)
-    shape = getattr(value, "shape", ())
-    return int(torch.Size(shape[-3:]).numel()) if len(shape) >= 3 else 0
-
-
-def peak_process_bytes() -> int:
-    """Most resident memory since :func:`forget_peak`; 0 where the system is not Linux."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, flags=re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
-def forget_peak() -> None:
-    """Let the peak begin again at what is resident now; without effect where the system is not Linux."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
+        with self._watch.stage(self._name):
+            return self._call(*args, **kwargs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,16 @@ GROUPS = {
     "deformable encoder": ("project", "encoder"),
     "decoder": ("up",),
     "heads": ("detect", "mask", "coarse"),
+}
+
+
+WORDS: dict[type[nn.Module], str] = {
+    ResidualBlock: "residual block",
+    SqueezeExcitation: "squeeze-excitation",
+    nn.MaxPool3d: "maximum",
+    FuseUp: "up, add, residual block",
+    AddUp: "up, add, residual block",
+    SubCellHead: "convolution 1³, sub-cells, add",
 }
 
 
@@ -153,37 +164,20 @@ def words_for(module: nn.Module) -> str:
     match module:
         case nn.Conv3d():
             return f"convolution {module.kernel_size[0]}³"
-        case ResidualBlock():
-            return "residual block"
-        case SqueezeExcitation():
-            return "squeeze-excitation"
-        case nn.MaxPool3d():
-            return "maximum"
         case MultiDilation():
-            reaches = [convolution.dilation[0] for convolution in module.reach if isinstance(convolution, nn.Conv3d)]
-            return "dilations " + ", ".join(map(str, reaches))
+            reaches = [str(one.dilation[0]) for one in module.reach if isinstance(one, nn.Conv3d)]
+            return "dilations " + ", ".join(reaches)
         case LevelFusion():
             return f"top-down sum, {words_for(module.mix[0])}"
         case LevelEncoder():
             return words_for(module.encoder)
         case DeformableEncoder():
             return f"{len(module.layers)} deformable layers"
-        case FuseUp() | AddUp():
-            return "up, add, residual block"
-        case SubCellHead():
-            return "convolution 1³, sub-cells, add"
         case SubCellUp():
             return f"sub-cells, join, {words_for(module.refine)}"
-        case nn.Sequential():
-            return _words_for_sequence(module)
+        case nn.Sequential():  # equal members counted; norms and activations go without saying
+            counted = Counter(words_for(one) for one in module if not isinstance(one, nn.BatchNorm3d | nn.ReLU))
+            return ", ".join(words if n == 1 else f"{n} × {words}" for words, n in counted.items())
+    if type(module) in WORDS:
+        return WORDS[type(module)]
     raise ValueError(f"{type(module).__name__}: expected a block that {__name__} knows; add words for it there")
-
-
-def _words_for_sequence(sequence: nn.Sequential) -> str:
-    """Its members, equal ones counted; norms and activations go without saying."""
-    counted: dict[str, int] = {}
-    for member in sequence:
-        if not isinstance(member, (nn.BatchNorm3d, nn.ReLU)):
-            words = words_for(member)
-            counted[words] = counted.get(words, 0) + 1
-    return ", ".join(words if n == 1 else f"{n} × {words}" for words, n in counted.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,19 +102,14 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
             for row, values in enumerate((weight * inside, weight * inside * distance, weight, weight * distance)):
                 total[row, level] += values.double().sum()
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, inputs, total=total: look(total, module, inputs))
-        for layer, total in zip(layers, sums, strict=True)
-    ]
     network.eval()
-    try:
-        with torch.inference_mode():
-            for window in windows:
-                window_mm = torch.tensor(window.shape[2:], dtype=torch.float32)
-                network(window)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for layer, total in zip(layers, sums, strict=True):
+            hook = layer.register_forward_pre_hook(lambda module, inputs, total=total: look(total, module, inputs))
+            hooks.callback(hook.remove)
+        for window in windows:
+            window_mm = torch.tensor(window.shape[2:], dtype=torch.float32)
+            network(window)
     return [_reach(total) for total in sums]
 
 

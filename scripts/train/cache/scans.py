@@ -8,14 +8,9 @@ appears by a rename, so an interruption at any moment leaves no half entry; what
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
-import shutil
-import socket
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +23,7 @@ from monai.transforms import Transform
 from torch.utils.data import Dataset
 
 from ...core.errors import UserError
+from ...core.files import beside, digest_of, remove_abandoned, stamp, writable_folder
 from ...read.datalist import FILES, checked_items
 from ...read.text_headers import data_files
 from ..crops import crop_by_affine
@@ -35,9 +31,6 @@ from .fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-ABANDONED_S = 3600.0  # writing an entry takes seconds: what another machine left this long ago is nobody's
-
-_MACHINE = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
 _ENTRY = re.compile(r"[0-9a-f]{24}")
 
 
@@ -62,9 +55,8 @@ class ScanCache:
 
     def folder(self, item: Mapping[str, Any]) -> Path:
         """Where the entry of a datalist item is or will be."""
-        stamps = {key: [_stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
-        text = json.dumps([self.made_by, stamps, item.get("box"), item.get("label")], sort_keys=True)
-        return self.cache_dir / hashlib.sha256(text.encode()).hexdigest()[:24]
+        stamps = {key: [stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
+        return self.cache_dir / digest_of([self.made_by, stamps, item.get("box"), item.get("label")])[:24]
 
     def add(self, item: Mapping[str, Any]) -> Path:
         """Compute the entry of an item unless it is there.
@@ -86,9 +78,7 @@ class ScanCache:
         return folder
 
     def _write(self, folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        partial = folder.with_name(f".{folder.name}.{_MACHINE}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with beside(folder) as partial:
             partial.mkdir(parents=True)
             for name, array in arrays.items():
                 with (partial / f"{name}.npy").open("wb") as file:
@@ -100,8 +90,6 @@ class ScanCache:
             except OSError:
                 if not folder.exists():  # else another process was faster
                     raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def prepare(self) -> None:
         """Make the folder, and remove half entries that no process is writing any more.
@@ -110,16 +98,11 @@ class ScanCache:
             CacheError: the folder cannot be made or written to.
         """
         try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            for partial in self.cache_dir.glob(".*.partial"):
-                if _is_abandoned(partial):
-                    shutil.rmtree(partial, ignore_errors=True)
+            remove_abandoned(writable_folder(self.cache_dir))
         except OSError as error:
             raise CacheError(
                 f"cache_dir {self.cache_dir}: expected a folder to write to, got '{error}'; choose another one"
             ) from error
-        if not os.access(self.cache_dir, os.W_OK):
-            raise CacheError(f"cache_dir {self.cache_dir}: expected a folder to write to, got a read-only one")
 
     def entries(self) -> Iterator[Path]:
         """The folders of all entries, used or not."""
@@ -195,35 +178,6 @@ def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(f for f in path.rglob("*") if f.is_file())
     return [path, *data_files(path)]
-
-
-def _stamp(path: Path) -> tuple[str, int, int]:
-    """What tells a file from its earlier self: path, bytes, time of the last change in ns."""
-    return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
-
-
-def _is_abandoned(partial: Path) -> bool:
-    """Whether the process that was writing a half entry is gone."""
-    try:
-        *_, machine, process, _ = partial.name.split(".")
-        if os.name == "posix" and machine == _MACHINE and not _is_running(int(process)):
-            return True
-        return time.time() - partial.stat().st_mtime > ABANDONED_S
-    except (ValueError, FileNotFoundError):  # nothing of ours, or just renamed
-        return False
-
-
-def _is_running(process: int) -> bool:
-    """Whether it may be writing: this one, which asks before it writes anything, is not."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
