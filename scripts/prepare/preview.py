@@ -172,7 +172,7 @@ def draw_page(sights: Sequence[Sight], title: str) -> Figure:
     figure.suptitle(title, color=TEXT, fontsize=11, weight="bold")
     patches = [Patch(color=colour, label=words) for words, colour in LEGEND.items()]
     style: dict[str, Any] = {"labelcolor": FAINT, "fontsize": 8.5, "frameon": False}
-    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), **style)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), **style)
     grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.flat[2 * len(sights) :]:
         axes.set_axis_off()
