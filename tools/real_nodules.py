@@ -8,9 +8,7 @@ one volume a patient, -2048 HU where nothing is known, ``nodules.csv``), ``lidc_
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from scripts.core.commands import run_function
+from scripts.core.files import write_json
 from scripts.core.geometry import (
     FloatArray,
     apply_affine,
@@ -33,8 +32,9 @@ from scripts.core.geometry import (
     voxel_volume_mm3,
 )
 from scripts.core.labels import IGNORED, NODULE
+from scripts.core.nifti import write_nifti
 from scripts.prepare.lidc.masks import SliceTable
-from scripts.prepare.lidc.nodules import OUTLINED, Finding, find_findings
+from scripts.prepare.lidc.nodules import OUTLINED, Finding, find_findings, instance_mask
 from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
 from scripts.prepare.lidc.scans import xml_files
 
@@ -73,12 +73,10 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
             for row in read_csv(source / "chests" / "chests.csv")
         ],
     }
-    partial = output / ".datalist.json.partial"
-    partial.write_text(json.dumps(lists, indent=1), encoding="utf-8")
-    os.replace(partial, output / "datalist.json")
+    path = write_json(output / "datalist.json", lists)
     counts = {key: (len(items), sum(i["label"].count(NODULE) for i in items)) for key, items in lists.items()}
-    logger.info("%s, scans and nodules to find: %s", output / "datalist.json", counts)
-    return str(output / "datalist.json")
+    logger.info("%s, scans and nodules to find: %s", path, counts)
+    return str(path)
 
 
 def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:
@@ -107,16 +105,10 @@ def _context_item(
     """Write the masks of one patient; its datalist item."""
     hu = np.asarray(image.dataobj).astype(np.float32)
     findings = findings_on_crops(series, hu, image.affine, centres_lps_mm)
-    instances = np.zeros(hu.shape, dtype=np.uint8)
-    for number, finding in enumerate(findings, start=1):
-        assert finding.masks is not None  # outlined ones alone are left
-        inside = finding.masks.consensus()
-        instances[_box(finding)][inside] = number
     output.mkdir(parents=True, exist_ok=True)
     files = {"mask": output / f"{patient}-mask.nii.gz", "lung_mask": output / f"{patient}-lungs.nii.gz"}
-    volumes = instances, _lungs_in_crops(hu, image.affine)
-    for path, volume in zip(files.values(), volumes, strict=True):
-        nibabel.save(nibabel.Nifti1Image(volume.astype(np.uint8), image.affine), path)
+    write_nifti(files["mask"], instance_mask(findings, hu.shape), image.affine)
+    write_nifti(files["lung_mask"], _lungs_in_crops(hu, image.affine).astype(np.uint8), image.affine)
     return {
         "name": patient,
         "image": str(Path(str(image.get_filename())).resolve()),
@@ -150,25 +142,19 @@ def findings_on_crops(
     """
     best: tuple[float, list[Finding]] = (-np.inf, [])
     column, row = _first_pixel(series, affine, centres_lps_mm)
+    heights = affine[2, 3] + affine[2, 2] * np.arange(hu.shape[2])
+    slices = SliceTable({str(k): (k, (0, 0, z)) for k, z in enumerate(heights)}, hu.shape, swap_lps_ras_affine(affine))
     steps = range(-SEARCHED_PIXELS, SEARCHED_PIXELS + 1)
     for first in [(column + a, row + b) for a in steps for b in steps]:
         moved = replace(series, marks=(), readings=tuple(_readings_inside(series, first, hu, affine)))
-        found = [
-            f for f in find_findings(moved, _slices(hu, affine), swap_lps_ras_affine(affine)) if f.kind == OUTLINED
-        ]
-        inside = [hu[_box(f)][f.masks.consensus()] for f in found if f.masks is not None]
+        found = [finding for finding in find_findings(moved, slices) if finding.kind == OUTLINED]
+        inside = [hu[f.masks.box][f.masks.consensus()] for f in found if f.masks is not None]
         density = float(np.mean(np.concatenate(inside))) if inside else -np.inf
         if density > best[0]:
             best = density, found
     if not best[1]:
         raise LidcError(f"{series.series_uid}: expected outlines that fit lidc_context, got none; check the data")
     return best[1]
-
-
-def _box(finding: Finding) -> tuple[slice, ...]:
-    assert finding.masks is not None
-    shape = finding.masks.inside.shape[1:]
-    return tuple(slice(a, a + n) for a, n in zip(finding.masks.corner, shape, strict=True))
 
 
 def _first_pixel(series: SeriesReadings, affine: FloatArray, centres_lps_mm: FloatArray) -> tuple[int, int]:
@@ -178,43 +164,25 @@ def _first_pixel(series: SeriesReadings, affine: FloatArray, centres_lps_mm: Flo
     for centre in centres_lps_mm:
         voxel = apply_affine(from_world, swap_lps_ras(centre))
         for reading in series.readings:
-            z_mm = np.mean([float(region.z_mm or 0.0) for region in reading.regions])
-            if abs(z_mm - centre[2]) < 2.0 * spacing_mm(affine)[2]:
+            if abs(np.mean([region.z_mm for region in reading.regions]) - centre[2]) < 2.0 * spacing_mm(affine)[2]:
                 pixel = np.concatenate([region.border for region in reading.regions]).mean(axis=0)
                 votes[tuple(np.round(pixel - voxel[:2]).astype(int).tolist())] += 1
     return votes.most_common(1)[0][0]
-
-
-def _slices(hu: npt.NDArray[np.float32], affine: FloatArray) -> SliceTable:
-    """The slices of the crops by their heights alone."""
-    heights = affine[2, 3] + affine[2, 2] * np.arange(hu.shape[2])
-    places = {str(k): (k, float(z)) for k, z in enumerate(heights)}
-    return SliceTable(places, hu.shape, float(spacing_mm(affine)[2]))
 
 
 def _readings_inside(
     series: SeriesReadings, first: tuple[int, int], hu: npt.NDArray[np.float32], affine: FloatArray
 ) -> Iterator[Reading]:
     """The readings whose outlines lie in the crops, moved to the crops' pixels; slices are named by height alone."""
-    last = np.array(hu.shape[:2]) - 1
+    known = np.pad(hu > UNKNOWN_BELOW_HU, 1)  # beyond the crops nothing is known
     for reading in series.readings:
         regions = tuple(
-            replace(
-                region,
-                sop_uid="",
-                corner=(region.corner[0] - first[0], region.corner[1] - first[1]),
-                border=region.border - np.array(first),
-            )
+            replace(region, sop_uid="", corner=region.corner - first, border=region.border - first)
             for region in reading.regions
         )
-        k = [round((float(region.z_mm or 0.0) - affine[2, 3]) / affine[2, 2]) for region in regions]
-        inside = [
-            ((r.border >= 0) & (r.border <= last)).all() and 0 <= n < hu.shape[2]
-            for r, n in zip(regions, k, strict=True)
-        ]
-        if all(inside) and all(
-            (hu[r.border[:, 0], r.border[:, 1], n] > UNKNOWN_BELOW_HU).all() for r, n in zip(regions, k, strict=True)
-        ):
+        levels = [round((region.z_mm - affine[2, 3]) / affine[2, 2]) for region in regions]
+        voxels = [np.insert(region.border, 2, k, axis=1) + 1 for region, k in zip(regions, levels, strict=True)]
+        if known[tuple(np.clip(np.concatenate(voxels), 0, np.array(known.shape) - 1).T)].all():
             yield replace(reading, regions=regions)
 
 

@@ -1,30 +1,31 @@
-"""What every command that makes datalists shares: paths, whole files, and the account of what was left out."""
+"""What every command that makes datalists shares: paths, findings that can be used, the account of what is left out."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import UserError
-from ..core.files import write_bytes
+from ..core.files import write_csv
 from ..core.geometry import apply_affine, swap_lps_ras
-from ..evaluate.tables import write_table
-from ..read.datalist import SAME_PLACE_MM
+from ..core.labels import IGNORED, NODULE
+from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
+from ..read.datalist import LARGEST_NODULE_MM, SAME_PLACE_MM
 from ..read.scan import Grid
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT_FILE = "left_out.csv"
 SHOWN = 5  # subjects named for each reason; the file holds all of them
+
+Row = tuple[float, float, float, float]  # of a finding: centre, LPS mm, and diameter, mm
 
 
 class PrepareError(UserError, ValueError):
@@ -59,15 +60,6 @@ def path_in_datalist(path: Path, folder: Path) -> str:
         return str(target)
 
 
-def write_datalist(path: Path, sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Write a datalist whole or not at all; the same sections give the same bytes.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    return write_bytes(path, (json.dumps(sections, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:
     """Take what was left out for an error; called before anything is written.
 
@@ -88,7 +80,8 @@ def account_for(left_out: Sequence[LeftOut], folder: Path) -> None:
         path.unlink(missing_ok=True)
         logger.info("left out: nothing")
         return
-    write_table(path, ("subject", "reason", "advice"), ((o.subject, o.reason, o.advice) for o in sorted(left_out)))
+    rows = [(one.subject, one.reason, one.advice) for one in sorted(left_out)]
+    write_csv(path, [("subject", "reason", "advice"), *rows])
     logger.warning("left out: %d, all of them in %s", len(left_out), path)
     for line in _lines(left_out):
         logger.warning("%s", line)
@@ -113,11 +106,26 @@ def inside_grid(grid: Grid, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool
     return np.asarray(((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(axis=1))
 
 
-def is_same_place(row_lps_mm: Sequence[float], other_lps_mm: Sequence[float]) -> bool:
-    """Whether two rows (x, y, z, …) are one nodule, listed twice."""
-    return math.dist(row_lps_mm[:3], other_lps_mm[:3]) < SAME_PLACE_MM
+def sized(row: Row, label: int) -> Row:
+    """A finding with the diameter that LUNA16 takes for an excluded one of unknown size, which is given as -1."""
+    return (*row[:3], UNKNOWN_DIAMETER_MM) if label == IGNORED and row[3] < 0 else row
 
 
-def boxes_of(rows_lps_mm: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Boxes ``[x, y, z, d, d, d]`` of rows (x, y, z, diameter), LPS mm."""
-    return [[*(float(v) for v in row[:3]), *[float(row[3])] * 3] for row in rows_lps_mm]
+def fault_of(row: Row, label: int, nodules: Sequence[Row]) -> str:
+    """Why a finding cannot be used, given the nodules that its scan has already; "" where it can."""
+    if row[3] <= 0:
+        return "a finding has no size"
+    if row[3] > LARGEST_NODULE_MM:
+        return f"a finding is larger than {LARGEST_NODULE_MM:g} mm"
+    is_twice = label == NODULE and any(math.dist(row[:3], other[:3]) < SAME_PLACE_MM for other in nodules)
+    return "a nodule is listed twice" if is_twice else ""
+
+
+def shown_place(row: Sequence[float]) -> str:
+    """A position for messages."""
+    return f"({', '.join(f'{value:.1f}' for value in row[:3])}) LPS mm"
+
+
+def boxes_of(rows: Sequence[Row]) -> list[list[float]]:
+    """Boxes ``[x, y, z, d, d, d]``, LPS mm."""
+    return [[*map(float, row[:3]), *[float(row[3])] * 3] for row in rows]

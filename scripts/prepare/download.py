@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..core.commands import OptionError
 from ..core.errors import UserError
 from ..core.files import writable_folder
+from ..core.text import shown_duration
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ INDEX_COLUMNS = (
     *("collection_id", "analysis_result_id", "PatientID", "SeriesInstanceUID", "Modality", "instanceCount"),
     *("series_size_MB", "license_short_name", "source_DOI"),
 )
-BATCH_BYTES, BATCH_SERIES = 2_000_000_000, 500  # transferred at once; a progress and a check after each
 SLACK_BYTES = 64  # per file, of its size: copies of one series in two archives differ by 6; a cut one lacks thousands
 SPARE = 1.02  # disk that must be free, per byte to transfer: folders and the rounding of files to blocks
 LINES_MBIT = (50, 200, 1000)  # line speeds that times are given for
@@ -98,9 +98,6 @@ class Source(Protocol):
 class IdcSource:
     """LIDC-IDRI at the Imaging Data Commons: every CT series, and every reading as SEG and SR."""
 
-    def __init__(self) -> None:
-        self._client: Any = None
-
     def series(self) -> list[Series]:
         index = _module("idc_index_data")
         pandas = _module("pandas")
@@ -123,13 +120,8 @@ class IdcSource:
         )
 
     def fetch(self, series: Sequence[Series], target: Path) -> None:
-        if self._client is None:
-            self._client = _module("idc_index").IDCClient()
-        self._client.download_from_selection(
-            downloadDir=str(target),
-            seriesInstanceUID=[one.uid for one in series],
-            dirTemplate=TEMPLATE,
-            show_progress_bar=False,
+        _module("idc_index").IDCClient().download_from_selection(
+            downloadDir=str(target), seriesInstanceUID=[one.uid for one in series], dirTemplate=TEMPLATE
         )
 
 
@@ -157,19 +149,14 @@ def download(*, dataset: str, output_dir: str = "", patients: str | Sequence[str
         UserError: an option that makes no sense, idc-index is not installed, too little disk, a transfer that failed.
     """
     if dataset == "luna16":
-        _print_luna16()
-    elif dataset == "lidc":
-        if not output_dir:
-            raise OptionError("--output_dir: expected a folder for LIDC-IDRI, got nothing; name one")
-        fetch_all(IdcSource(), Path(output_dir), [patients] if isinstance(patients, str) else patients, start=yes)
-    else:
+        rows = [f"{name:22s} {content:42s} {doi}" for name, content, doi in LUNA16_ARCHIVES]
+        print("\n".join([*rows, *LUNA16_NOTES]))
+    elif dataset != "lidc":
         raise OptionError(f"--dataset: expected lidc or luna16, got {dataset}; choose one")
-
-
-def _print_luna16() -> None:
-    for name, content, doi in LUNA16_ARCHIVES:
-        print(f"{name:22s} {content:42s} {doi}")
-    print("\n".join(LUNA16_NOTES))
+    elif not output_dir:
+        raise OptionError("--output_dir: expected a folder for LIDC-IDRI, got nothing; name one")
+    else:
+        fetch_all(IdcSource(), Path(output_dir), [patients] if isinstance(patients, str) else patients, start=yes)
 
 
 def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: bool) -> None:
@@ -179,7 +166,14 @@ def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: b
         DownloadError: too little disk, or a transfer that failed.
         OptionError: a patient that the data set has not.
     """
-    wanted = _of_patients(source.series(), patients)
+    offered = source.series()
+    unknown = sorted(set(patients) - {one.patient for one in offered})
+    if unknown:
+        raise OptionError(
+            "--patients: expected patients of the data set (LIDC-IDRI-0001 …), got "
+            f"{', '.join(unknown[:5])}; correct them"
+        )
+    wanted = [one for one in offered if not patients or one.patient in set(patients)]
     missing = [one for one in tqdm(wanted, "looking at what is there", mininterval=1.0) if not one.is_whole(target)]
     free = _free_bytes(target)
     for line in plan_lines(wanted, missing, free):
@@ -200,16 +194,6 @@ def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: b
         _transfer(source, missing, target)
 
 
-def _of_patients(series: list[Series], patients: Sequence[str]) -> list[Series]:
-    unknown = sorted(set(patients) - {one.patient for one in series})
-    if unknown:
-        raise OptionError(
-            "--patients: expected patients of the data set (LIDC-IDRI-0001 …), got "
-            f"{', '.join(unknown[:5])}; correct them"
-        )
-    return [one for one in series if not patients or one.patient in set(patients)]
-
-
 def _free_bytes(target: Path) -> int:
     """Free disk at a folder, or where it will be made."""
     there = next(folder for folder in (target.resolve(), *target.resolve().parents) if folder.exists())
@@ -218,60 +202,31 @@ def _free_bytes(target: Path) -> int:
 
 def plan_lines(wanted: Sequence[Series], missing: Sequence[Series], free: int) -> Iterator[str]:
     """What a download takes, in words."""
-    kinds = sorted({(one.modality, one.licence, one.doi) for one in wanted})
-    for modality, licence, doi in kinds:
+    for modality, licence, doi in sorted({(one.modality, one.licence, one.doi) for one in wanted}):
         own = [one for one in wanted if (one.modality, one.licence, one.doi) == (modality, licence, doi)]
-        patients = len({one.patient for one in own})
+        patients, size = len({one.patient for one in own}), sum(one.size for one in own)
         yield (
-            f"{modality:4s} {len(own):6d} series of {patients} patients, {_gigabytes(own):8.3f} GB, {licence}, "
+            f"{modality:4s} {len(own):6d} series of {patients} patients, {size / 1e9:8.3f} GB, {licence}, "
             f"https://doi.org/{doi}"
         )
     size = sum(one.size for one in missing)
     yield f"already there: {len(wanted) - len(missing)} of {len(wanted)} series"
-    yield f"to transfer: {len(missing)} series, {_gigabytes(missing):.3f} GB; free disk: {free / 1e9:.1f} GB"
-    times = ", ".join(f"{_duration(size * 8 / (speed * 1e6))} at {speed} Mbit/s" for speed in LINES_MBIT)
+    yield f"to transfer: {len(missing)} series, {size / 1e9:.3f} GB; free disk: {free / 1e9:.1f} GB"
+    times = ", ".join(f"{shown_duration(size * 8 / (speed * 1e6))} at {speed} Mbit/s" for speed in LINES_MBIT)
     yield f"time, by the speed of your line: {times}"
 
 
-def _gigabytes(series: Sequence[Series]) -> float:
-    return sum(one.size for one in series) / 1e9
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{max(seconds / 60, 1):.0f} min"
-
-
-def _batches(series: Sequence[Series]) -> Iterator[list[Series]]:
-    batch: list[Series] = []
-    for one in series:
-        batch.append(one)
-        if len(batch) == BATCH_SERIES or sum(other.size for other in batch) >= BATCH_BYTES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _transfer(source: Source, missing: Sequence[Series], target: Path) -> None:
-    """Transfer batch by batch; one of which nothing arrives ends it, single series that fail do not."""
-    failed = 0
-    with tqdm(total=sum(one.size for one in missing), unit="B", unit_scale=True, desc="LIDC-IDRI") as bar:
-        for batch in _batches(missing):
-            reason = ""
-            try:
-                source.fetch(batch, target)
-            except Exception as error:  # whatever the client, the line or the disk raise
-                reason = f" ({error})"
-            whole = [one for one in batch if one.is_whole(target)]
-            failed += len(batch) - len(whole)
-            bar.update(sum(one.size for one in whole))
-            if not whole:
-                raise DownloadError(
-                    f"{target}: expected {len(batch)} series to arrive, got none{reason}; check the network, then run "
-                    "the same command again: what is whole stays"
-                )
-    if failed:
+    """Transfer series; those that did not arrive whole are an error, the others stay."""
+    reason = ""
+    try:
+        source.fetch(missing, target)
+    except Exception as error:  # whatever the client, the line or the disk raise
+        reason = f" ({error})"
+    lost = [one for one in missing if not one.is_whole(target)]
+    if lost:
         raise DownloadError(
-            f"{target}: expected {len(missing)} series, {failed} did not arrive whole; run the same command again"
+            f"{target}: expected {len(missing)} series to arrive whole, {len(lost)} did not{reason}; check the "
+            "network, then run the same command again: what is whole stays"
         )
     logger.info("%s: %d series transferred, all of them whole", target, len(missing))

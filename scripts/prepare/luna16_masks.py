@@ -6,34 +6,31 @@ when all of its nodules are found: one without an outline would teach that there
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..core.files import writable_folder, write_bytes
+from ..core.files import digest_of, read_record, stamp, writable_folder, write_csv, write_json
 from ..core.labels import NODULE
-from ..evaluate.tables import write_table
+from ..core.nifti import write_nifti
 from ..read.datalist import FILES, load_datalist
-from ..read.instances import Match, instance_mask, labels_of, match_rows, write_mask
+from ..read.instances import Match, instance_mask, labels_of, match_rows
 from ..read.reader import ScanError, read_grid
-from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict, write_datalist
+from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised whenever the same input gives other masks
+FORMAT = 2  # raised whenever the same input gives other masks
 MATCH_COLUMNS = (
     *("seriesuid", "row", "coordX", "coordY", "coordZ", "diameter_mm", "result"),
     *("lidc_value", "distance_mm", "mask_mm3", "mask_diameter_mm"),
 )
 
 Item = dict[str, Any]
-MatchRow = list[Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Outlined:
     """
 
     mask: Path | None
-    rows: list[MatchRow]
+    rows: list[list[Any]]
     left_out: list[LeftOut]
 
 
@@ -67,13 +64,17 @@ def luna16_masks(
             an outline.
     """
     target = writable_folder(output_dir)
-    lists = {Path(path): _sections(Path(path)) for path in ([datalists] if isinstance(datalists, str) else datalists)}
-    _check_names(list(lists))
-    outlines = _outlines([lidc] if isinstance(lidc, str) else lidc)
+    paths = [Path(path) for path in ([datalists] if isinstance(datalists, str) else datalists)]
+    names = [path.name for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
+    lists = {path: _sections(path) for path in paths}
+    masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     writable_folder(target / "masks")
     done = {
-        name: _outline(item, outlines.get(name), target)
+        name: _outline(item, masks.get(name), target)
         for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
     }
     left_out = [one for outlined in done.values() for one in outlined.left_out]
@@ -83,10 +84,10 @@ def luna16_masks(
             section: [_with_mask(item, done[item["name"]].mask, target) for item in items]
             for section, items in sections.items()
         }
-        logger.info("%s", write_datalist(target / path.name, new))
-    write_table(target / "matches.csv", MATCH_COLUMNS, (row for outlined in done.values() for row in outlined.rows))
-    account_for(left_out, target)
+        logger.info("%s", write_json(target / path.name, new))
     rows = [row for outlined in done.values() for row in outlined.rows]
+    write_csv(target / "matches.csv", [MATCH_COLUMNS, *rows])
+    account_for(left_out, target)
     logger.info(
         "%d of %d nodules outlined; %d of %d scans with nodules have a mask",
         *(sum(row[6] == "matched" for row in rows), len(rows)),
@@ -94,41 +95,26 @@ def luna16_masks(
     )
 
 
-def _check_names(paths: Sequence[Path]) -> None:
-    names = [path.name for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
-
-
 def _sections(path: Path) -> dict[str, list[Item]]:
     """Every section of a datalist, checked, with paths that hold from here."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PrepareError(f"{path}: expected a datalist (JSON), got none ({error}); check --datalists") from error
-    if not isinstance(content, dict):
-        raise PrepareError(f"{path}: expected a datalist with sections, got a {type(content).__name__}; correct it")
+    content = read_record(path)
+    if not content:
+        raise PrepareError(f"{path}: expected a datalist (JSON with sections), got none; check --datalists")
     return {section: load_datalist(str(path), section) for section in content}
 
 
-def _outlines(places: Sequence[str]) -> dict[str, Item]:
-    """LIDC's items by series UID, from its datalists; each of its folds holds all of them."""
-    items: dict[str, Item] = {}
+def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
+    """LIDC's masks by series UID, from its datalists; each of its folds holds all of them."""
+    masks: dict[str, Path] = {}
     for place in map(Path, places):
-        lists = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        lists = sorted(place.glob("*.json")) if place.is_dir() else [place] if place.is_file() else []
         if not lists:
             raise PrepareError(f"--lidc {place}: expected datalists of the command lidc, found none; check the path")
         for path in lists:
-            for entries in json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else _absent(path):
-                for entry in entries:
-                    if entry.get("mask"):
-                        items.setdefault(str(entry["name"]), {**entry, "mask": str(path.parent / entry["mask"])})
-    return items
-
-
-def _absent(path: Path) -> list[list[Item]]:
-    raise PrepareError(f"--lidc {path}: expected a folder or a datalist, found none; check the path")
+            for entry in [entry for entries in read_record(path).values() for entry in entries]:
+                if entry.get("mask"):
+                    masks.setdefault(str(entry["name"]), path.parent / entry["mask"])
+    return masks
 
 
 def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, float, float]]]:
@@ -138,22 +124,21 @@ def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, flo
     return [(n, (*box[:3], sum(box[3:]) / 3.0)) for n, (box, label) in enumerate(rows) if label == NODULE]
 
 
-def _outline(item: Item, lidc: Item | None, target: Path) -> Outlined:
+def _outline(item: Item, lidc: Path | None, target: Path) -> Outlined:
     """Make one scan's mask, or take the one of a former run from the same files."""
     nodules = _nodules(item)
     if not nodules:
         return Outlined(None, [], [])
-    name = item["name"]
-    path, record = target / "masks" / f"{name}.nii.gz", target / "masks" / f"{name}.json"
-    stamp = _stamp(item, lidc, nodules)
     if lidc is None:
         return _judged(item, nodules, [Match(row, None, float("nan"), "LIDC has no such series") for row, _ in nodules])
-    former = _former(record, stamp)
-    if former is not None and path.is_file() == bool(former["has_mask"]):
+    path, record = (target / "masks" / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
+    made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
+    former = read_record(record)
+    if former.get("stamp") == made_from and path.is_file() == former["has_mask"]:
         left_out = [LeftOut(*one) for one in former["left_out"]]
         return Outlined(path if former["has_mask"] else None, former["rows"], left_out)
     try:
-        labels, grid = labels_of(lidc["mask"]), read_grid(item["image"])
+        labels, grid = labels_of(lidc), read_grid(item["image"])
     except ScanError as error:
         return _judged(item, nodules, [Match(row, None, float("nan"), f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
@@ -161,11 +146,9 @@ def _outline(item: Item, lidc: Item | None, target: Path) -> Outlined:
     if outlined.left_out:
         path.unlink(missing_ok=True)
     else:
-        write_mask(path, mask, grid.affine_ras)
-        outlined = Outlined(path, outlined.rows, [])
+        outlined = Outlined(write_nifti(path, mask, grid.affine_ras), outlined.rows, [])
     told = [[one.reason, one.subject, one.advice] for one in outlined.left_out]
-    content = {"stamp": stamp, "has_mask": not told, "rows": outlined.rows, "left_out": told}
-    write_bytes(record, json.dumps(content).encode())
+    write_json(record, {"stamp": made_from, "has_mask": not told, "rows": outlined.rows, "left_out": told})
     return outlined
 
 
@@ -173,50 +156,18 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
     """The rows of the table, and what was left out, the scan's other nodules included."""
     rows, left_out = [], []
     for (row, place), match in zip(nodules, matches, strict=True):
-        rows.append([item["name"], row, *(round(v, 4) for v in place), *_measures(match)])
+        result: list[Any] = [match.reason, "", "", "", ""]
+        if match.thing is not None:
+            sizes = [round(match.thing.volume_mm3, 2), round(match.thing.diameter_mm, 3)]
+            result = ["matched", match.thing.value, round(match.distance_mm, 3), *sizes]
+        rows.append([item["name"], row, *(round(v, 4) for v in place), *result])
         if match.reason:
             left_out.append(LeftOut(match.reason, f"{item['name']} nodule {row}", "the scan trains detection alone"))
     return Outlined(None, rows, left_out)
 
 
-def _measures(match: Match) -> MatchRow:
-    if match.thing is None:
-        return [match.reason, "", "", "", ""]
-    thing = match.thing
-    return [
-        "matched",
-        thing.value,
-        round(match.distance_mm, 3),
-        round(thing.volume_mm3, 2),
-        round(thing.diameter_mm, 3),
-    ]
-
-
-def _stamp(item: Item, lidc: Item | None, nodules: Sequence[Any]) -> str:
-    """Changes whenever the scan, its nodules or LIDC's mask do."""
-    parts: list[Any] = [FORMAT, nodules]
-    for path in _files(item, lidc):
-        parts.append([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _files(item: Item, lidc: Item | None) -> Iterator[Path]:
-    for path in (Path(item["image"]), *([Path(lidc["mask"])] if lidc else [])):
-        if path.exists():
-            yield path
-
-
-def _former(record: Path, stamp: str) -> dict[str, Any] | None:
-    """What a former run said of the scan; ``None`` where it did not, or of other files."""
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if content.get("stamp") == stamp else None
-
-
 def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:
     """An item with its files named from the new datalist's folder."""
-    files = {key: path_in_datalist(Path(item[key]), target) for key in FILES if item.get(key) and key != "mask"}
-    new = {key: value for key, value in item.items() if key != "mask"} | files
-    return new | ({"mask": path_in_datalist(mask, target)} if mask else {})
+    files = {key: item[key] for key in FILES if item.get(key) and key != "mask"} | ({"mask": mask} if mask else {})
+    new = {key: value for key, value in item.items() if key != "mask"}
+    return new | {key: path_in_datalist(Path(path), target) for key, path in files.items()}

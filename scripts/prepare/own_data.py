@@ -11,37 +11,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.files import writable_folder
+from ..core.files import writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
-from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
-from ..read.datalist import LARGEST_NODULE_MM, count_nodules
-from ..read.discovery import IMAGE_SUFFIXES, find_scans, scan_stem
-from ..read.instances import Labels, Match, instance_mask, labels_of, match_rows, separated, things_of, write_mask
+from ..core.nifti import write_nifti
+from ..read.datalist import count_nodules
+from ..read.dicom_header import read_dicom
+from ..read.discovery import find_scans, is_image_file, scan_stem
+from ..read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from .datalists import (
     LeftOut,
     PrepareError,
+    Row,
     account_for,
     boxes_of,
+    fault_of,
     inside_grid,
-    is_same_place,
     path_in_datalist,
     refuse_if_strict,
-    write_datalist,
+    shown_place,
+    sized,
 )
-from .own_table import FRAMES, Row, by_scan, read_rows
+from .own_table import FRAMES, read_rows
 
 logger = logging.getLogger(__name__)
 
 SPECK_MM = 2.0  # diameter of a mask's smallest object that is taken for a nodule; LUNA16's smallest has 3.25 mm
-
-Rows = list[tuple[float, float, float, float]]  # x, y, z (LPS mm), diameter mm
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Scan:
         image: file or DICOM folder.
         key: its path below the folder that was named: the same wherever that lies.
         patient: whose it is; scans of one patient stay in one section.
-        nodules, ignored: its findings.
+        findings: by label.
         mask: the file that outlines its nodules.
     """
 
@@ -61,8 +61,7 @@ class Scan:
     image: Path
     key: str
     patient: str
-    nodules: Rows = field(default_factory=list)
-    ignored: Rows = field(default_factory=list)
+    findings: dict[int, list[Row]] = field(default_factory=lambda: {NODULE: [], IGNORED: []})
     mask: Path | None = None
 
 
@@ -105,9 +104,9 @@ def datalist(
     folders = [Path(path) for path in ([images] if isinstance(images, str) else images)]
     mask_dir = Path(masks) if masks else None
     scans = find_own_scans(folders, mask_dir, patient_pattern, left_out)
-    tables = {key: Path(path) for key, path in (("nodules", annotations), ("ignored", excluded)) if path}
-    for key, path in tables.items():
-        _add_rows(scans, path, frame, key, left_out)
+    for path, label in ((annotations, NODULE), (excluded, IGNORED)):
+        if path:
+            _add_rows(scans, Path(path), frame, label, left_out)
     if mask_dir:
         _add_masks(scans, mask_dir, left_out)
     items = _items(scans, Path(output_dir), left_out, from_masks=bool(masks) and not annotations)
@@ -118,12 +117,12 @@ def datalist(
     for scan, item, mask in items:
         if mask is not None:
             writable_folder(target / "masks")
-            write_mask(target / item["mask"], *mask)
+            write_nifti(target / item["mask"], *mask)
         sections["validation" if scan.patient in validating else "training"].append(item)
-    path = write_datalist(target / "datalist.json", sections)
+    datalist_path = write_json(target / "datalist.json", sections)
     account_for(left_out, target)
     for section, chosen in sections.items():
-        logger.info("%s, %s: %d scans, %d nodules", path, section, len(chosen), count_nodules(chosen))
+        logger.info("%s, %s: %d scans, %d nodules", datalist_path, section, len(chosen), count_nodules(chosen))
 
 
 def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None:
@@ -175,8 +174,7 @@ def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
     A PatientID is only compared; it goes nowhere.
     """
     if not isinstance(image, str):
-        header = pydicom.dcmread(image[0], stop_before_pixels=True, specific_tags=["PatientID"], force=True)
-        return f"dicom/{header.get('PatientID') or name}"
+        return f"dicom/{read_dicom(image[0], ['PatientID']).get('PatientID') or name}"
     found = re.search(pattern, name) if pattern else None
     return f"pattern/{found[1]}" if found else f"file/{key}"
 
@@ -185,48 +183,31 @@ def _names(scans: Sequence[Scan]) -> dict[str, int]:
     """What a table may call a scan to its number; -1 for what could mean two."""
     keys: dict[str, int] = {}
     for number, scan in enumerate(scans):
-        for key in {
-            scan.name,
-            scan.image.name,
-            scan_stem(scan.image),
-            scan.key,
-            str(scan.image),
-            scan.image.as_posix(),
-        }:
+        paths = {scan.image.name, scan_stem(scan.image), scan.key, str(scan.image), scan.image.as_posix()}
+        for key in {scan.name, *paths}:
             keys[key] = number if keys.get(key, number) == number else -1
     return keys
 
 
-def _add_rows(scans: Sequence[Scan], path: Path, frame: str, key: str, left_out: list[LeftOut]) -> None:
+def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_out: list[LeftOut]) -> None:
     """Give each scan its rows of a table."""
     rows, bad = read_rows(path, frame)
     left_out += [LeftOut(reason, where, "correct or remove the row") for where, reason in bad]
     names = _names(scans)
-    found, lost = by_scan(rows, names)
-    for row in lost:
-        reason = "two scans have the name of a row" if row.scan in names else "the scan of a row is not there"
-        left_out.append(
-            LeftOut(reason, f"{path.name}, row {row.line}: {row.scan}", "name it by its path below --images")
-        )
-    for number, own in found.items():
-        scan = scans[number]
-        if own[0].patient:
-            scan.patient = f"table/{own[0].patient}"
-        for row in own:
-            fault = _fault(row, key)
-            if not fault and key == "nodules" and any(is_same_place(row.centre_lps_mm, r) for r in scan.nodules):
-                fault = "a nodule is listed twice"
-            if fault:
-                left_out.append(LeftOut(fault, f"{path.name}, row {row.line}: {row.scan}", "correct or remove the row"))
-            else:
-                size = row.diameter_mm if row.diameter_mm > 0 else UNKNOWN_DIAMETER_MM
-                getattr(scan, key).append((*row.centre_lps_mm, size))
-
-
-def _fault(row: Row, key: str) -> str:
-    if row.diameter_mm > LARGEST_NODULE_MM:
-        return f"the diameter is above {LARGEST_NODULE_MM:g} mm"
-    return "" if row.diameter_mm > 0 or (key == "ignored" and row.diameter_mm < 0) else "the diameter is not above 0"
+    for row in rows:
+        where = f"{row.where}: {row.scan}"
+        number = names.get(row.scan, names.get(row.scan.replace("\\", "/")))
+        if number is None or number < 0:
+            reason = "the scan of a row is not there" if number is None else "two scans have the name of a row"
+            left_out.append(LeftOut(reason, where, "name it by its path below --images"))
+            continue
+        scan, finding = scans[number], sized(row.finding, label)
+        scan.patient = f"table/{row.patient}" if row.patient else scan.patient
+        fault = fault_of(finding, label, scan.findings[NODULE])
+        if fault:
+            left_out.append(LeftOut(fault, where, "correct or remove the row"))
+        else:
+            scan.findings[label].append(finding)
 
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
@@ -234,7 +215,7 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
     if not folder.is_dir():
         raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
     names = _names(scans)
-    for path in sorted(path for path in folder.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES)):
+    for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))
         if number is None:
             left_out.append(LeftOut("a mask has no scan of its name", str(path), "name it as its scan"))
@@ -253,7 +234,7 @@ Made = tuple[Scan, dict[str, Any], MaskFile | None]
 def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Made]:
     """The datalist's items, with the masks to write."""
     made: list[Made] = []
-    outside: list[tuple[Scan, Grid, Rows]] = []
+    outside = swapped = 0
     for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
         try:
             grid = read_grid(str(scan.image))
@@ -262,76 +243,57 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.nodules = _outlined(scan, labels, left_out)
-        lost = [row for row in scan.nodules + scan.ignored if not inside_grid(grid, row[:3])[0]]
-        if lost:
-            outside.append((scan, grid, lost))
-            left_out += [
-                LeftOut(
-                    "a finding's centre lies outside its scan", f"{scan.name} at {_place(row)} LPS mm", "check --frame"
-                )
-                for row in lost
-            ]
-        made.append(_item(scan, [r for r in scan.nodules if r not in lost], grid, labels, target, left_out))
-        made[-1][1]["box"] += boxes_of([r for r in scan.ignored if r not in lost])
-        made[-1][1]["label"] += [IGNORED] * sum(r not in lost for r in scan.ignored)
-    _hint_at_frame(outside)
-    if not made:
-        raise PrepareError(f"expected scans that can be read, got none ({left_out[0].subject}); export them again")
-    return made
-
-
-def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Rows:
-    """The objects of a mask as nodules; specks are left out."""
-    rows: Rows = []
-    for thing in things_of(labels):
-        x, y, z = thing.centre_lps_mm.tolist()
-        if thing.diameter_mm >= SPECK_MM:
-            rows.append((x, y, z, thing.diameter_mm))
-        else:
-            where = f"{scan.mask} at {_place((x, y, z))} LPS mm"
-            left_out.append(
-                LeftOut(f"an object of a mask is smaller than {SPECK_MM:g} mm", where, "a slip of the pen?")
-            )
-    return rows
-
-
-def _item(scan: Scan, nodules: Rows, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
-    """One item without its ignored findings; the mask only where it outlines every nodule."""
-    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target)}
-    item |= {"box": boxes_of(nodules), "label": [NODULE] * len(nodules)}
-    if labels is None or not nodules:
-        return scan, item, None
-    mask, matches = instance_mask(labels, match_rows(labels, list(enumerate(nodules))), grid)
-    faults = [_unmatched(scan, nodules, match) for match in matches if match.thing is None]
-    left_out += faults
-    if faults:
-        return scan, item, None
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
-    token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name
-    return scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, (mask, grid.affine_ras)
-
-
-def _unmatched(scan: Scan, nodules: Rows, match: Match) -> LeftOut:
-    where = f"{scan.name}, nodule at {_place(nodules[match.row])} LPS mm"
-    return LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone")
-
-
-def _place(row: Sequence[float]) -> str:
-    return f"({', '.join(f'{v:.1f}' for v in row[:3])})"
-
-
-def _hint_at_frame(outside: Sequence[tuple[Scan, Grid, Rows]]) -> None:
-    """Say so where the findings would lie inside in the other frame."""
-    total = sum(len(rows) for _, _, rows in outside)
-    swapped = sum(int(inside_grid(grid, swap_lps_ras([row[:3] for row in rows])).sum()) for _, grid, rows in outside)
+            scan.findings[NODULE] = _outlined(scan, labels, left_out)
+        for label, rows in scan.findings.items():
+            lost = [row for row in rows if not inside_grid(grid, row[:3])[0]]
+            subjects = [f"{scan.name} at {shown_place(row)}" for row in lost]
+            left_out += [LeftOut("a finding's centre lies outside its scan", one, "check --frame") for one in subjects]
+            outside += len(lost)
+            swapped += sum(int(inside_grid(grid, swap_lps_ras(row[:3]))[0]) for row in lost)
+            scan.findings[label] = [row for row in rows if row not in lost]
+        made.append(_item(scan, grid, labels, target, left_out))
     if swapped:
         logger.warning(
             "%d of the %d findings outside their scans would lie inside if the table were in the other frame: check "
             "--frame",
             swapped,
-            total,
+            outside,
         )
+    if not made:
+        raise PrepareError(f"expected scans that can be read, got none ({left_out[0].subject}); export them again")
+    return made
+
+
+def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> list[Row]:
+    """The objects of a mask as nodules; specks are left out."""
+    rows: list[Row] = []
+    for thing in things_of(labels):
+        x, y, z = thing.centre_lps_mm.tolist()
+        if thing.diameter_mm >= SPECK_MM:
+            rows.append((x, y, z, thing.diameter_mm))
+        else:
+            reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
+            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "a slip of the pen?"))
+    return rows
+
+
+def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
+    """One item; the mask only where it outlines every nodule."""
+    nodules, ignored = scan.findings[NODULE], scan.findings[IGNORED]
+    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target)}
+    item |= {"box": boxes_of(nodules + ignored), "label": [NODULE] * len(nodules) + [IGNORED] * len(ignored)}
+    if labels is None or not nodules:
+        return scan, item, None
+    mask, matches = instance_mask(labels, match_rows(labels, list(enumerate(nodules))), grid)
+    missed = [match for match in matches if match.thing is None]
+    for match in missed:
+        where = f"{scan.name}, nodule at {shown_place(nodules[match.row])}"
+        left_out.append(LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone"))
+    if missed:
+        return scan, item, None
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
+    token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name
+    return scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, (mask, grid.affine_ras)
 
 
 def _validating(patients: Sequence[str], fraction: float, seed: int) -> set[str]:

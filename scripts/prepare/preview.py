@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.files import writable_folder, write_figure
+from ..core.files import read_record, writable_folder, write_figure
 from ..core.geometry import swap_lps_ras
 from ..core.labels import NODULE
 from ..core.records import Detection, ScanResult
 from ..read.datalist import load_datalist
 from ..read.discovery import SECTIONS
-from ..read.instances import Values, labels_of, on_grid
-from ..read.reader import ScanError, Volume, read_scan
+from ..read.instances import labels_of, on_grid
+from ..read.reader import ScanError, read_scan
 from ..read.scan import Grid
 from ..report.html.pictures import Picture, Window, close_ups, outline_lines
 from .checks import ALARMING_SHARE, Surroundings
@@ -35,14 +34,10 @@ logger = logging.getLogger(__name__)
 WINDOW = Window(-500.0, 1500.0)  # lung, with the mediastinum still to be seen: -1250 to 250 HU
 FIELD_OF_VIEW_MM, SCALE_MM = 60.0, 10.0
 COLUMNS, ROWS = 3, 5  # nodules on a page; each is a pair of pictures
-INCHES, TITLE_INCHES, HEAD_INCHES, GAP_INCHES = (
-    1.75,
-    0.3,
-    0.75,
-    0.14,
-)  # of a picture, the lines above it, the page's head
+INCHES, TITLE_INCHES, HEAD_INCHES = 1.8, 0.4, 0.8  # of a picture, the lines above it, the page's head
 BACKGROUND, TEXT, FAINT = "#12161c", "#e8ecf1", "#8b97a6"
 OUTLINE, OTHERS, BOX, DOUBT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
+LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "doubtful": DOUBT}
 
 Item = dict[str, Any]
 
@@ -89,35 +84,24 @@ def preview(
         raise OptionError(f"--output {output}: expected a name that ends in .png; correct it")
     if nodules < 0 or seed < 0:
         raise OptionError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
-    items = [item for one in _sections(datalist, section) for item in load_datalist(datalist, one, image_dir)]
+    # A file that cannot be read is refused by load_datalist.
+    known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
+    items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
     if not chosen:
         raise PrepareError(f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section")
     writable_folder(target.parent)
-    sights, failed = [], []
+    sights = []
     for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
         try:
             sights += list(look_at(item, rows))
         except ScanError as error:
-            failed.append(str(error))
-    for line in failed:
-        logger.warning("not shown: %s", line)
+            logger.warning("not shown: %s", error)
     if not sights:
         raise PrepareError(f"{datalist}: expected scans that can be read, got none; the lines above say why")
     for path in _write_pages(sights, target, Path(datalist).name):
         logger.info("%s", path)
     _report(sights)
-
-
-def _sections(datalist: str, section: str) -> list[str]:
-    """The sections to show; a file that cannot be read is left to be refused by :func:`load_datalist`."""
-    if section:
-        return [section]
-    try:
-        content = json.loads(Path(datalist).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ["training"]
-    return [name for name in SECTIONS if isinstance(content, dict) and content.get(name)] or ["training"]
 
 
 def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, list[int]]]:
@@ -151,32 +135,23 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
     grid = Grid(volume.image_hu.shape, volume.affine_ras)
     mask = on_grid(labels_of(item["mask"]), grid) if item.get("mask") else None
     around = Surroundings.of(volume)
-    scan = _result(item, volume, mask)
-    for row in rows:
-        box = [float(v) for v in item["box"][row]]
-        axial, coronal, _ = close_ups(scan, _place(box), WINDOW, FIELD_OF_VIEW_MM, label=row + 1)
-        doubts = tuple(around.doubts(box, mask, row + 1))
-        size = (box[3], box[4], box[5])
-        yield Sight(str(item["name"]), row, size, (axial.middle, coronal.middle), mask is not None, doubts)
-
-
-def _result(item: Item, volume: Volume, mask: Values | None) -> ScanResult:
-    """The scan in the form that the report's pictures are drawn from."""
-    return ScanResult(
+    scan = ScanResult(
         name=str(item["name"]),
         source=str(item["image"]),
         image_hu=volume.image_hu,
         affine_ras=volume.affine_ras,
-        mask=np.zeros(volume.image_hu.shape, np.uint16) if mask is None else mask.astype(np.uint16),
+        mask=np.zeros(grid.shape, np.uint16) if mask is None else mask.astype(np.uint16),
         nodules=(),
         candidates=(),
         outside_lungs=0,
     )
-
-
-def _place(box_lps_mm: Sequence[float]) -> Detection:
-    x, y, z = swap_lps_ras(box_lps_mm[:3]).tolist()
-    return Detection((x, y, z), float(np.mean(box_lps_mm[3:])), 1.0)
+    for row in rows:
+        box = [float(v) for v in item["box"][row]]
+        x, y, z = swap_lps_ras(box[:3]).tolist()
+        nodule = Detection((x, y, z), float(np.mean(box[3:])), 1.0)
+        axial, coronal, _ = close_ups(scan, nodule, WINDOW, FIELD_OF_VIEW_MM, label=row + 1)
+        doubts = tuple(around.doubts(box, mask, row + 1))
+        yield Sight(scan.name, row, (box[3], box[4], box[5]), (axial.middle, coronal.middle), mask is not None, doubts)
 
 
 def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[Path]:
@@ -191,38 +166,21 @@ def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[
 def draw_page(sights: Sequence[Sight], title: str) -> Figure:
     """A page of nodules in rows."""
     columns, rows = min(COLUMNS, len(sights)), -(-len(sights) // COLUMNS)
-    step = 2 * INCHES + 3 * GAP_INCHES
-    width = max(columns, 2) * step + GAP_INCHES  # the head needs room for its legend
-    height = HEAD_INCHES + rows * (INCHES + TITLE_INCHES + GAP_INCHES) + GAP_INCHES
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-    _head(figure, title, width, height)
-    for number, sight in enumerate(sights):
-        row, column = divmod(number, COLUMNS)
-        left = GAP_INCHES + column * step
-        top = height - HEAD_INCHES - row * (INCHES + TITLE_INCHES + GAP_INCHES)
-        colour = DOUBT if sight.doubts else TEXT
-        figure.text(left / width, (top - 0.02) / height, _name(sight), color=colour, fontsize=7.5, va="top")
-        for turn, picture in enumerate(sight.pictures):
-            place = (left + turn * (INCHES + GAP_INCHES / 2), top - TITLE_INCHES - INCHES)
-            axes = figure.add_axes((place[0] / width, place[1] / height, INCHES / width, INCHES / height))
+    width = 2 * INCHES * max(columns, 2)  # the head needs room for its legend
+    height = HEAD_INCHES + rows * (INCHES + TITLE_INCHES)
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, layout="constrained")
+    figure.suptitle(title, color=TEXT, fontsize=11, weight="bold")
+    patches = [Patch(color=colour, label=words) for words, colour in LEGEND.items()]
+    style: dict[str, Any] = {"labelcolor": FAINT, "fontsize": 8.5, "frameon": False}
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), **style)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axes in grid.flat[2 * len(sights) :]:
+        axes.set_axis_off()
+    for sight, (left, right) in zip(sights, grid.reshape(-1, 2), strict=False):
+        left.set_title(_name(sight), loc="left", color=DOUBT if sight.doubts else TEXT, fontsize=7.5)
+        for axes, picture in zip((left, right), sight.pictures, strict=True):
             _draw(axes, picture, sight)
     return figure
-
-
-def _head(figure: Figure, title: str, width: float, height: float) -> None:
-    """What is shown, and what the colours mean."""
-    figure.text(GAP_INCHES / width, 1 - 0.12 / height, title, color=TEXT, fontsize=11, va="top", weight="bold")
-    x = GAP_INCHES
-    for colour, words in (
-        (BOX, "box of the datalist"),
-        (OUTLINE, "outline"),
-        (OTHERS, "of others"),
-        (DOUBT, "doubtful"),
-    ):
-        figure.text(x / width, 1 - 0.42 / height, "■", color=colour, fontsize=9, va="top")
-        figure.text((x + 0.16) / width, 1 - 0.42 / height, words, color=FAINT, fontsize=8.5, va="top")
-        x += 0.45 + 0.066 * len(words)
-    figure.text(x / width, 1 - 0.42 / height, "axial and coronal", color=FAINT, fontsize=8.5, va="top")
 
 
 def _name(sight: Sight) -> str:
@@ -242,10 +200,7 @@ def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
     across = sight.size_lps_mm[picture.view.column_axis], sight.size_lps_mm[picture.view.row_axis]
     corner = (width - across[0]) / 2.0, (height - across[1]) / 2.0
     axes.add_patch(Rectangle(corner, *across, fill=False, edgecolor=BOX, linewidth=0.9, linestyle=(0, (4, 2))))
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_edgecolor(DOUBT if sight.doubts else "#2b323c")
     _letters(axes, picture)

@@ -19,7 +19,7 @@ from scripts.core.labels import IGNORED, NODULE
 from scripts.phantom.files import write_dicom_series
 from scripts.prepare.__main__ import main
 from scripts.prepare.own_data import _validating
-from scripts.prepare.own_table import by_scan, read_rows
+from scripts.prepare.own_table import read_rows
 from scripts.read.datalist import load_datalist
 from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, write_mhd
 
@@ -232,8 +232,8 @@ def test_one_more_patient_leaves_the_others_where_they_are() -> None:
         ("anna_2,1,,3,4\n", "position and diameter are not all numbers"),
         ("anna_2,1,two,3,4\n", "position and diameter are not all numbers"),
         ("anna_2,1,2,3\n", "position and diameter are not all numbers"),
-        (f"anna_2,{place()},0\n", "the diameter is not above 0"),
-        (f"anna_2,{place()},-1\n", "the diameter is not above 0"),
+        (f"anna_2,{place()},0\n", "a finding has no size"),
+        (f"anna_2,{place()},-1\n", "a finding has no size"),
         ("anna_2,500,0,0,5\n", "a finding's centre lies outside its scan"),
     ],
 )
@@ -326,8 +326,7 @@ def test_nothing_but_broken_scans_is_refused(tmp_path: Path, caplog: pytest.LogC
 def test_rows_of_a_table_with_quotes_and_blanks(tmp_path: Path) -> None:
     rows, bad = read_rows(Path(table(tmp_path, 'scan, x, y, z, diameter\n"a, b", 1, 2, 3, 4\n\n , , , ,\n')), "lps")
     assert bad == []
-    assert [(row.line, row.scan, row.centre_lps_mm, row.diameter_mm) for row in rows] == [(2, "a, b", (1, 2, 3), 4)]
-    assert by_scan(rows, {"a, b": 0})[1] == []
+    assert [(row.where, row.scan, row.finding) for row in rows] == [("nodules.csv, row 2", "a, b", (1, 2, 3, 4))]
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -365,8 +364,8 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
     ("rows", "reason"),
     [
         (f"anna_2,{place()},6.5\nanna_2,{place()},6.5\n", "a nodule is listed twice"),
-        (f"anna_2,{place()},6.5\nanna_2,{place()},0\n", "the diameter is not above 0"),
-        (f"anna_2,{place()},6.5\nanna_2,{place((2, 3, 4))},287\n", "the diameter is above 100 mm"),
+        (f"anna_2,{place()},6.5\nanna_2,{place()},0\n", "a finding has no size"),
+        (f"anna_2,{place()},6.5\nanna_2,{place((2, 3, 4))},287\n", "a finding is larger than 100 mm"),
     ],
 )
 def test_a_row_that_is_no_nodule_of_its_own_is_left_out(rows: str, reason: str, data: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.core.commands import OptionError
 from scripts.core.errors import UserError
 from scripts.core.geometry import sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
@@ -150,7 +151,7 @@ def test_pixels_give_the_outline_they_came_from(columns: int, rows: int) -> None
 def test_an_xml_gives_readings_and_marks_of_each_reader() -> None:
     small = Outlines([(4, [(7, 8)], True)], ratings=None)
     found = parsed([Session([Outlines(outlined(*BOX)), small]), Session(others=[(3, 2, 1)])])
-    assert (found.series_uid, found.readers) == (SERIES_UID, 2)
+    assert found.series_uid == SERIES_UID
     (reading,) = found.readings
     assert (reading.reader, reading.name, reading.ratings) == (1, "Nodule 001", GOOD_RATINGS)
     assert [(region.sop_uid, region.z_mm) for region in reading.regions] == [
@@ -188,9 +189,9 @@ GOOD = xml_text([Session([Outlines(outlined(*BOX))])])
         ("", "damaged"),
         ("\0\1", "damaged"),
         ("<html/>", "LidcReadMessage, got <html>"),
-        (GOOD.replace("ResponseHeader", "Header"), "no ResponseHeader"),
+        (GOOD.replace("ResponseHeader", "Header"), "without ResponseHeader"),
         (GOOD.replace("SeriesInstanceUid", "Series"), "no SeriesInstanceUid"),
-        (GOOD.replace("readingSession", "session"), "no readingSession"),
+        (GOOD.replace("readingSession", "session"), "without readingSession"),
         (GOOD.replace("<xCoord>5</xCoord>", "<xCoord>five</xCoord>"), "five"),
         (GOOD.replace("<xCoord>5</xCoord>", ""), "invalid literal"),
         (GOOD.replace("TRUE", "MAYBE"), "MAYBE"),
@@ -268,7 +269,9 @@ def items_of(output: Path, fold: int = 0) -> dict[str, dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Bytes by path, without what a killed run leaves under hidden names."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if "/." not in name}
 
 
 def skipped(output: Path) -> list[tuple[str, str]]:
@@ -582,7 +585,7 @@ def test_two_series_of_one_patient_and_copies_of_an_xml_are_kept_and_told(tmp_pa
     [({"folds": 1}, "--folds"), ({"selection": "lndb"}, "--selection"), ({"dicom_dir": "nowhere"}, "--dicom_dir")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(LidcError, match=message):
+    with pytest.raises(OptionError, match=message):
         lidc(**{"dicom_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), **options})
 
 
@@ -617,9 +620,8 @@ def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(tmp_path
         (output / f"scans/{SERIES_UID}0/scan.json").write_text("{}")  # one of the scans must be replaced
         with pytest.MonkeyPatch.context() as patch:
             calls = [number]
-            for owner, name in ((outputs.os, "replace"), (outputs.nib, "save"), (outputs.shutil, "rmtree")):
+            for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"), (outputs, "write_nifti")):
                 patch.setattr(owner, name, killing(calls, getattr(owner, name)))
-            patch.setattr(outputs.Path, "write_text", killing(calls, outputs.Path.write_text))
             try:
                 lidc(str(source), str(output), folds=2)
                 was_killed = False
@@ -627,7 +629,7 @@ def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(tmp_path
                 pass
         lidc(str(source), str(output), folds=2)
         assert contents(output) == expected
-    assert number > 15
+    assert number > 10
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

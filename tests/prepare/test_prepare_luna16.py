@@ -17,7 +17,7 @@ from scripts.core.labels import IGNORED, NODULE
 from scripts.evaluate.__main__ import main as evaluate
 from scripts.evaluate.folds import read_folds
 from scripts.evaluate.tables import read_findings
-from scripts.prepare import datalists, luna16
+from scripts.prepare import luna16
 from scripts.prepare.__main__ import main
 from scripts.prepare.luna16 import find_tree
 from scripts.read.datalist import DatalistError, count_nodules, load_datalist
@@ -424,9 +424,10 @@ def test_the_facts_of_luna16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 EXCLUDED = "annotations_excluded.csv"
 
 
-def test_the_tree_is_found_without_opening_anything(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "open", None)
-    tree = find_tree(whole)
-    assert {subset: len(scans) for subset, scans in tree.scans.items()} == dict.fromkeys(range(10), 2)
-    assert len(tree.lung_masks) == 20
-    assert datalists.LEFT_OUT_FILE not in tree.tables
+def test_the_tree_is_found_by_names_alone(tmp_path: Path) -> None:
+    for name in ("subset0/1.2.mhd", "subset1/1.3.mhd", "seg-lungs-LUNA16/1.2.mhd", "subset4.zip", "subset2/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    tree = find_tree(tmp_path)
+    assert {subset: list(scans) for subset, scans in tree.scans.items()} == {0: ["1.2"], 1: ["1.3"]}
+    assert (list(tree.lung_masks), tree.archives, tree.tables) == (["1.2"], {4}, {})

@@ -155,10 +155,10 @@ def test_what_cannot_be_matched_is_said(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lidc", "none"], "--lidc none: expected a folder or a datalist, found none"),
+        (["--lidc", "none"], "--lidc none: expected datalists of the command lidc, found none"),
         (["--lidc", "."], "expected datalists of the command lidc, found none"),
         (["--datalists", "none.json"], "none.json: expected a datalist"),
-        (["--datalists", "list.json"], "expected a datalist with sections, got a list"),
+        (["--datalists", "list.json"], "list.json: expected a datalist (JSON with sections), got none"),
         (["--datalists", "folds/dataset_fold0.json", "a/dataset_fold0.json"], "expected names of their own"),
     ],
 )

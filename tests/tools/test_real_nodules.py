@@ -34,7 +34,7 @@ def _reading(reader: int, centre: np.ndarray) -> Reading:
 
 
 def _series(*readings: Reading) -> SeriesReadings:
-    return SeriesReadings("1.2.3", 4, tuple(readings), ())
+    return SeriesReadings("1.2.3", tuple(readings))
 
 
 def _crops() -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from ...core.geometry import FloatArray, Point, apply_affine, sphere_diameter_mm, voxel_volume_mm3
-from .masks import ReaderMasks, SliceTable, border_voxels, join_patches, place_reading
+from .masks import ReaderMasks, SliceTable, reader_masks
 from .readings import RATINGS, Mark, Reading, SeriesReadings
 
 MOST_READINGS = 4  # of one nodule: LIDC had four readers
@@ -53,26 +54,23 @@ class Finding:
     masks: ReaderMasks | None
 
 
-def find_findings(series: SeriesReadings, slices: SliceTable, affine_lps: FloatArray) -> list[Finding]:
+def find_findings(series: SeriesReadings, slices: SliceTable) -> list[Finding]:
     """Nodules first, by place, then those without consensus and marks; may be empty.
 
     Args:
         series: what was read.
         slices: of the scan.
-        affine_lps: ``[4, 4]`` voxel to LPS mm.
 
     Raises:
         LidcError: readings and scan do not fit.
     """
-    patches = [place_reading(reading, slices) for reading in series.readings]
-    borders_mm = [apply_affine(affine_lps, border_voxels(reading, slices)) for reading in series.readings]
-    found = []
-    for group in group_readings(borders_mm, slices.step_mm):
-        members = [series.readings[n] for n in group]
-        masks = join_patches([patches[n] for n in group], [reading.reader for reading in members])
-        found.append(_nodule(members, masks, np.concatenate([borders_mm[n] for n in group]), affine_lps))
+    borders_mm = [slices.place_border(reading) for reading in series.readings]
+    found = [
+        _nodule([series.readings[n] for n in group], np.concatenate([borders_mm[n] for n in group]), slices)
+        for group in group_readings(borders_mm, slices.step_mm)
+    ]
     found.sort(key=lambda finding: (finding.kind != OUTLINED, finding.centre_lps_mm[::-1]))
-    return found + _other_findings(series.marks, found, slices, affine_lps)
+    return found + _other_findings(series.marks, found, slices)
 
 
 def group_readings(borders_mm: Sequence[FloatArray], distance_mm: float) -> list[list[int]]:
@@ -108,14 +106,15 @@ def _taken_apart(apart: FloatArray, members: npt.NDArray[np.int64], distance_mm:
     return groups
 
 
-def _nodule(readings: Sequence[Reading], masks: ReaderMasks, border_mm: FloatArray, affine_lps: FloatArray) -> Finding:
+def _nodule(readings: Sequence[Reading], border_mm: FloatArray, slices: SliceTable) -> Finding:
+    masks = reader_masks(readings, slices)
     agreed = np.argwhere(masks.consensus())
     ratings = median_ratings(readings)
     if not len(agreed):
         centre = _point(border_mm.mean(axis=0))
         return Finding(NO_CONSENSUS, centre, MARK_MM, 0.0, len(masks.readers), ratings, masks)
-    volume_mm3 = len(agreed) * voxel_volume_mm3(affine_lps)
-    centre = _point(apply_affine(affine_lps, agreed.mean(axis=0) + masks.corner))
+    volume_mm3 = len(agreed) * voxel_volume_mm3(slices.affine_lps)
+    centre = _point(apply_affine(slices.affine_lps, agreed.mean(axis=0) + masks.corner))
     return Finding(OUTLINED, centre, sphere_diameter_mm(volume_mm3), volume_mm3, len(masks.readers), ratings, masks)
 
 
@@ -125,14 +124,11 @@ def median_ratings(readings: Sequence[Reading]) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in given.items() if values}
 
 
-def _other_findings(
-    marks: Sequence[Mark], nodules: Sequence[Finding], slices: SliceTable, affine_lps: FloatArray
-) -> list[Finding]:
+def _other_findings(marks: Sequence[Mark], nodules: Sequence[Finding], slices: SliceTable) -> list[Finding]:
     """Marks outside all nodules; marks of one kind within half of :data:`MARK_MM` of an earlier one join it."""
     places: list[tuple[FloatArray, str, set[int]]] = []
     for mark in marks:
-        slices.check_inside(np.array([mark.pixel]), mark.sop_uid)
-        place = apply_affine(affine_lps, np.array([*mark.pixel, slices.k_of(mark)]))
+        (place,) = slices.place(np.array([mark.pixel]), mark)
         if any(np.linalg.norm(place - nodule.centre_lps_mm) < nodule.diameter_mm / 2 for nodule in nodules):
             continue
         for other, kind, readers in places:
@@ -148,3 +144,12 @@ def _other_findings(
 def _point(position_mm: FloatArray) -> Point:
     x, y, z = (float(value) for value in position_mm)
     return x, y, z
+
+
+def instance_mask(findings: Sequence[Finding], shape: tuple[int, ...]) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Each consensus with its finding's number from 1; where two overlap (one may lie in the other), the smaller's."""
+    instances: npt.NDArray[Any] = np.zeros(shape, dtype=np.uint8 if len(findings) < 256 else np.uint16)
+    numbered = [(number, finding.masks) for number, finding in enumerate(findings, start=1) if finding.masks]
+    for number, masks in sorted(numbered, key=lambda one: -np.count_nonzero(one[1].consensus())):
+        instances[masks.box][masks.consensus()] = number
+    return instances

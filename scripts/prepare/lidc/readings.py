@@ -19,26 +19,22 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from ...core.errors import UserError
 
 RATINGS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
+    *("subtlety", "internalStructure", "calcification", "sphericity", "margin"),
+    *("lobulation", "spiculation", "texture", "malignancy"),
 )
 
 SMALL_NODULE, NON_NODULE = "nodule < 3 mm", "non-nodule"
+
+Pixels = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 class LidcError(UserError, ValueError):
@@ -46,22 +42,39 @@ class LidcError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Where the pixels of a region lie, as one frame of a DICOM Segmentation says.
+
+    Attributes:
+        position_lps_mm: of the first pixel.
+        orientation: direction cosines (LPS) along a row, then along a column.
+        size: columns, rows.
+    """
+
+    position_lps_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Region:
     """What one reader's nodule covers of one slice.
 
     Attributes:
-        sop_uid: SOPInstanceUID of the slice; "" where the source does not say, then ``z_mm`` tells.
-        z_mm: z of the slice's position, LPS; ``None`` where the source does not say.
-        corner: column and row of ``inside[0, 0]``; of the border's first ones where nothing is inside.
+        sop_uid: SOPInstanceUID of the slice; "" where the source does not say: then ``z_mm`` tells.
+        z_mm: z of the slice's position, LPS.
+        corner: ``[2]`` column and row of ``inside[0, 0]``; of the border's first ones where nothing is inside.
         inside: ``[I, J]`` bool, no larger than needed; ``[0, 0]``: a border of few points encloses no pixel.
         border: ``[N, 2]`` columns and rows of the pixels just outside, N >= 1.
+        frame: where the pixels lie; ``None`` where the source gives columns and rows alone.
     """
 
     sop_uid: str
-    z_mm: float | None
-    corner: tuple[int, int]
-    inside: npt.NDArray[np.bool_]
-    border: npt.NDArray[np.int64]
+    z_mm: float
+    corner: Pixels
+    inside: Mask
+    border: Pixels
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)
@@ -96,25 +109,24 @@ class Mark:
     reader: int
     kind: str
     sop_uid: str
-    z_mm: float | None
+    z_mm: float
     pixel: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class SeriesReadings:
-    """All that was read in one CT series.
-
-    Attributes:
-        series_uid: SeriesInstanceUID of the CT.
-        readers: how many read it; 0 where the source does not say.
-        readings: nodules of at least 3 mm; may be empty.
-        marks: the other findings; may be empty.
-    """
+    """All that was read in one CT series: nodules of at least 3 mm and the other findings; both may be empty."""
 
     series_uid: str
-    readers: int
     readings: tuple[Reading, ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[Mark, ...] = ()
+
+
+class _PlainBuilder(ElementTree.TreeBuilder):
+    """Builds XML that declares nothing: no document type, hence no entities to expand and no files to fetch."""
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it has a document type, as LIDC's files never have")
 
 
 def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
@@ -130,7 +142,12 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
     Raises:
         LidcError: no XML, an XML of another kind, or one that lacks what it must hold.
     """
-    root = _parse_safely(content, source)
+    try:
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_PlainBuilder()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise LidcError(f"{source}: expected plain XML, got a damaged file ({error}); copy it again") from error
+    for element in root.iter():  # without namespaces: http://www.nih.gov, http://www.nih.gov/idri
+        element.tag = element.tag.rpartition("}")[2]
     if root.tag == "IdriReadMessage":
         return None
     if root.tag != "LidcReadMessage":
@@ -143,30 +160,6 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
         ) from error
 
 
-def _parse_safely(content: bytes, source: str) -> ElementTree.Element:
-    """Parse XML that declares nothing: no document type, hence no entities to expand and no files to fetch.
-
-    Returns:
-        The root; tags without their namespace (http://www.nih.gov, http://www.nih.gov/idri).
-    """
-    scout = expat.ParserCreate()
-
-    def refuse(name: str, *_: object) -> None:
-        raise LidcError(f"{source}: expected plain XML, got a document type ({name}), which LIDC's files never have")
-
-    scout.StartDoctypeDeclHandler = refuse
-    try:
-        scout.Parse(content, True)
-        root = ElementTree.fromstring(content)
-    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
-        if isinstance(error, LidcError):
-            raise
-        raise LidcError(f"{source}: expected XML, got a damaged file ({error}); copy it again") from error
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    return root
-
-
 def _text(element: ElementTree.Element, name: str) -> str:
     text = (element.findtext(name) or "").strip()
     if not text:
@@ -174,47 +167,44 @@ def _text(element: ElementTree.Element, name: str) -> str:
     return text
 
 
+def _all(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    """The children of a name; there must be one."""
+    found = element.findall(name)
+    if not found:
+        raise KeyError(f"{element.tag} without {name}")
+    return found
+
+
 def _series(root: ElementTree.Element) -> SeriesReadings:
-    header = root.find("ResponseHeader")
-    if header is None:
-        raise KeyError("no ResponseHeader")
-    sessions = root.findall("readingSession")
-    if not sessions:
-        raise KeyError("no readingSession")
-    readings: list[Reading] = []
-    marks: list[Mark] = []
-    for reader, session in enumerate(sessions, start=1):
-        for nodule in session.findall("unblindedReadNodule"):
-            found = _nodule(nodule, reader)
-            if isinstance(found, Reading):
-                readings.append(found)
-            else:
-                marks.append(found)
-        marks += [_non_nodule(element, reader) for element in session.findall("nonNodule")]
-    return SeriesReadings(_text(header, "SeriesInstanceUid"), len(sessions), tuple(readings), tuple(marks))
+    found: list[Reading | Mark] = []
+    for reader, session in enumerate(_all(root, "readingSession"), start=1):
+        found += [_nodule(nodule, reader) for nodule in session.findall("unblindedReadNodule")]
+        for other in session.findall("nonNodule"):
+            column, row = _points(other, "locus")[0].tolist()
+            found.append(Mark(reader, NON_NODULE, *_slice(other), pixel=(column, row)))
+    return SeriesReadings(
+        _text(_all(root, "ResponseHeader")[0], "SeriesInstanceUid"),
+        tuple(one for one in found if isinstance(one, Reading)),
+        tuple(one for one in found if isinstance(one, Mark)),
+    )
 
 
 def _nodule(element: ElementTree.Element, reader: int) -> Reading | Mark:
-    rois = element.findall("roi")
+    rois = _all(element, "roi")
     name = _text(element, "noduleID")
-    if not rois:
-        raise KeyError(f"nodule {name} without roi")
-    borders = [_points(roi, "edgeMap") for roi in rois]
-    if sum(map(len, borders)) == 1:
-        return Mark(reader, SMALL_NODULE, *_slice(rois[0]), pixel=(int(borders[0][0, 0]), int(borders[0][0, 1])))
-    slices: dict[str, list[int]] = {}
-    for number, roi in enumerate(rois):
-        slices.setdefault(_slice(roi)[0], []).append(number)
+    if sum(len(roi.findall("edgeMap")) for roi in rois) == 1:
+        column, row = _points(rois[0], "edgeMap")[0].tolist()
+        return Mark(reader, SMALL_NODULE, *_slice(rois[0]), pixel=(column, row))
+    slices: dict[str, list[ElementTree.Element]] = {}
+    for roi in rois:
+        slices.setdefault(_slice(roi)[0], []).append(roi)
     regions = tuple(
-        region_of_outlines(*_slice(rois[numbers[0]]), [(borders[n], _is_inclusion(rois[n])) for n in numbers])
-        for numbers in slices.values()
+        region_of_outlines(*_slice(own[0]), [(_points(roi, "edgeMap"), _is_inclusion(roi)) for roi in own])
+        for own in slices.values()
     )
-    return Reading(reader, name, regions, _ratings(element))
-
-
-def _non_nodule(element: ElementTree.Element, reader: int) -> Mark:
-    column, row = _points(element, "locus")[0].tolist()
-    return Mark(reader, NON_NODULE, *_slice(element), pixel=(column, row))
+    given = {child.tag: (child.text or "").strip() for part in element.findall("characteristics") for child in part}
+    ratings = {key: int(given[key]) for key in RATINGS if given.get(key)}
+    return Reading(reader, name, regions, {key: value for key, value in ratings.items() if value > 0})
 
 
 def _slice(element: ElementTree.Element) -> tuple[str, float]:
@@ -222,11 +212,9 @@ def _slice(element: ElementTree.Element) -> tuple[str, float]:
     return _text(element, "imageSOP_UID"), float(_text(element, "imageZposition"))
 
 
-def _points(element: ElementTree.Element, name: str) -> npt.NDArray[np.int64]:
-    points = [[int(point.findtext(axis) or "") for axis in ("xCoord", "yCoord")] for point in element.findall(name)]
-    if not points:
-        raise KeyError(f"{element.tag} without {name}")
-    return np.array(points, dtype=np.int64)
+def _points(element: ElementTree.Element, name: str) -> Pixels:
+    points = _all(element, name)
+    return np.array([[int(point.findtext(axis) or "") for axis in ("xCoord", "yCoord")] for point in points])
 
 
 def _is_inclusion(roi: ElementTree.Element) -> bool:
@@ -236,13 +224,7 @@ def _is_inclusion(roi: ElementTree.Element) -> bool:
     return text == "TRUE"
 
 
-def _ratings(element: ElementTree.Element) -> dict[str, int]:
-    given = {child.tag: (child.text or "").strip() for part in element.findall("characteristics") for child in part}
-    values = {name: int(given[name]) for name in RATINGS if given.get(name)}
-    return {name: value for name, value in values.items() if value > 0}
-
-
-def region_of_outlines(sop_uid: str, z_mm: float | None, outlines: list[tuple[npt.NDArray[np.int64], bool]]) -> Region:
+def region_of_outlines(sop_uid: str, z_mm: float, outlines: list[tuple[Pixels, bool]]) -> Region:
     """What the outlines of one slice enclose: every inclusion's interior, less exclusions with their own pixels.
 
     Args:
@@ -259,32 +241,22 @@ def region_of_outlines(sop_uid: str, z_mm: float | None, outlines: list[tuple[np
             inside |= interior
         else:
             inside &= ~(interior | line)
-    return _cut(sop_uid, z_mm, inside, corner, border)
+    return Region(sop_uid, z_mm, *cut(inside, corner), border)
 
 
-def _cut(
-    sop_uid: str,
-    z_mm: float | None,
-    inside: npt.NDArray[np.bool_],
-    corner: npt.NDArray[np.int64],
-    border: npt.NDArray[np.int64],
-) -> Region:
-    """A region whose mask is no larger than what it holds; with nothing inside it has no pixel."""
-    pixels = np.argwhere(inside)
-    first, end = (pixels.min(axis=0), pixels.max(axis=0) + 1) if len(pixels) else (np.zeros(2, int), np.zeros(2, int))
-    cut = inside[first[0] : end[0], first[1] : end[1]].copy()
-    return Region(sop_uid, z_mm, (int(corner[0] + first[0]), int(corner[1] + first[1])), cut, border)
+def cut(inside: Mask, corner: Pixels) -> tuple[Pixels, Mask]:
+    """A mask no larger than what it holds, and its new corner; with nothing inside it has no pixel."""
+    box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), (slice(0, 0), slice(0, 0)))
+    return corner + [part.start for part in box], inside[box].copy()
 
 
-def _interior(
-    points: npt.NDArray[np.int64], shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _interior(points: Pixels, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
     """Pixels strictly inside a closed polygon (odd number of crossings), and those on its line: two ``[I, J]`` bool."""
     line = np.zeros(shape, dtype=bool)
     step = np.roll(points, -1, axis=0) - points
-    pieces = np.gcd(*np.abs(step.T))  # an edge runs through this many pixels' centres
-    edge, nth = _numbered(np.maximum(pieces, 1))
-    line[tuple((points[edge] + nth[:, None] * step[edge] // np.maximum(pieces, 1)[edge, None]).T)] = True
+    pieces = np.maximum(np.gcd(*np.abs(step.T)), 1)  # an edge runs through this many pixels' centres
+    edge, nth = _numbered(pieces)
+    line[tuple((points[edge] + nth[:, None] * step[edge] // pieces[edge, None]).T)] = True
     # A ray along i from a pixel in row j crosses an edge with one end after row j and one not after it.
     edge, nth = _numbered(np.abs(step[:, 1]))
     (i0, j0), (across, along) = points[edge].T, step[edge].T
@@ -296,7 +268,7 @@ def _interior(
     return (beyond % 2 == 1) & ~line, line
 
 
-def _numbered(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _numbered(counts: Pixels) -> tuple[Pixels, Pixels]:
     """Each index as often as its count says, and which of its repetitions it is."""
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -4,44 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import pydicom
-from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
-from ...core.geometry import Point
+from ...core.files import digest_of, stamp
+from ...read.dicom_header import floats_of, lenient, read_dicom
 from ...read.discovery import files_below, slice_files
+from ...read.scan import ScanError
 from .readings import LidcError, SeriesReadings, parse_xml
-from .segmentation_objects import (
-    Segment,
-    SegmentationHeader,
-    SegmentKey,
-    read_ratings,
-    read_segmentation_header,
-    read_segments,
-    segment_readings,
-)
+from .segmentation_objects import Ratings, SegmentKey, nodule_keys, read_objects, read_ratings
 
 SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: by the user's own selection
 
 _UID = re.compile(r"[0-9][0-9.]*")
-
-_TAGS: list[Any] = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "Modality",
-    "ImagePositionPatient",
-    "SliceThickness",
-]
+_TAGS = (
+    *("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImagePositionPatient", "SliceThickness"),
+    *("ReferencedSeriesSequence", "SegmentSequence"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +51,27 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the readings of a series come from.
+
+    Attributes:
+        files: one XML, or all segmentations of the series.
+        digest: of what was read; another one means that the scan must be done again.
+        read: gives the readings, or raises :class:`LidcError`.
+    """
+
+    files: tuple[str, ...]
+    digest: str
+    read: Callable[[], SeriesReadings]
+
+
+@dataclass(frozen=True)
 class Slice:
-    """One DICOM file of a CT series; ``position_lps_mm`` is ``None`` where the header has none."""
+    """One DICOM file of a CT series; a damaged one has neither UID nor position, another one may lack the position."""
 
     path: Path
-    sop_uid: str
-    position_lps_mm: Point | None
+    sop_uid: str = ""
+    position_lps_mm: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -82,26 +82,24 @@ class CtSeries:
         uid: SeriesInstanceUID.
         patient: PatientID.
         thickness_mm: SliceThickness; 0 where unknown.
-        slices: in the order of the files; damaged files of the same folders are among them, without UID.
-        readings: from XML; ``None`` until paired, and where they come from DICOM objects.
-        digest: of what was read; another one means that the scan must be done again.
-        segmentations: files with its nodules, where there is no XML.
-        ratings: of their segments.
+        slices: in the order of the files; damaged files of the same folders are among them.
+        source: of its readings; ``None`` until paired.
     """
 
     uid: str
     patient: str
     thickness_mm: float
     slices: list[Slice] = field(default_factory=list)
-    readings: SeriesReadings | None = None
-    digest: str = ""
-    segmentations: tuple[Path, ...] = ()
-    ratings: dict[SegmentKey, dict[str, int]] = field(default_factory=dict)
+    source: Source | None = None
 
     @property
     def folder(self) -> Path:
         """The folder of its first file."""
         return self.slices[0].path.parent
+
+    def notice(self, outcome: str, reason: str, detail: str = "", source: str = "") -> Notice:
+        """A line about it."""
+        return Notice(outcome, reason, self.uid, self.patient, source or str(self.folder), detail)
 
 
 @dataclass
@@ -115,13 +113,12 @@ class Download:
 
 @dataclass
 class _Found:
-    """Files by kind, before pairing."""
+    """What a walk finds beside CT series, before pairing."""
 
-    xml: list[tuple[str, bytes]] = field(default_factory=list)
-    segmentations: list[Path] = field(default_factory=list)
-    reports: list[Path] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
-    others: dict[str, tuple[str, str, Path]] = field(default_factory=dict)  # series to modality, patient, folder
+    others: dict[str, Notice] = field(default_factory=dict)  # by series
+    segmentations: dict[str, dict[Path, list[SegmentKey]]] = field(default_factory=dict)  # by CT series
+    ratings: Ratings = field(default_factory=dict)
 
 
 def find_download(dicom_dir: Path, xml: Path | None) -> Download:
@@ -135,26 +132,19 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
         Series with readings; every other thing is a notice.
     """
     download, found = Download(), _Found()
-    paths = list(files_below(dicom_dir))
-    for path in tqdm(slice_files(paths), desc="headers", unit="file", mininterval=1.0):
-        _sort_file(path, download, found)
-    _spread_damaged(download, found)
+    with lenient:
+        paths = slice_files(list(files_below(dicom_dir)))
+        for path in tqdm(paths, desc="headers", unit="file", mininterval=1.0):
+            _sort_file(path, download, found)
+    _spread_damaged(download, found.damaged)
+    download.notices += [notice for _, notice in sorted(found.others.items())]
     files = chain(xml_files(dicom_dir), xml_files(xml) if xml else ())
-    readings = _xml_readings(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
-    _pair(download, found, readings)
+    from_xml = _xml_sources(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
+    _pair(download, "XML", from_xml)
+    objects = {uid: [_objects(uid, own, found.ratings)] for uid, own in found.segmentations.items()}
+    _pair(download, "segmentations", {uid: own for uid, own in objects.items() if uid not in from_xml})
+    _leave_unread(download)
     return download
-
-
-def readings_of(series: CtSeries) -> tuple[SeriesReadings, list[Segment]]:
-    """What was read in a paired series, and the segments where it comes from DICOM Segmentations.
-
-    Raises:
-        LidcError: a segmentation cannot be read.
-    """
-    if series.readings is not None:
-        return series.readings, []
-    segments = [segment for path in series.segmentations for segment in read_segments(path)]
-    return SeriesReadings(series.uid, 0, segment_readings(segments, series.ratings), ()), segments
 
 
 def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -180,158 +170,104 @@ def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 def _sort_file(path: Path, download: Download, found: _Found) -> None:
     try:
-        header = _header(path)
-    except Exception:  # pydicom raises almost any type on damaged bytes
+        header = read_dicom(path, _TAGS)
+    except ScanError:
         found.damaged.append(path)
         return
-    if header is None:
-        return
     uid, modality, patient = (str(header.get(tag, "")) for tag in ("SeriesInstanceUID", "Modality", "PatientID"))
+    if not _UID.fullmatch(uid):  # it names a folder of the output
+        found.damaged.append(path)
+        return
     download.folders.setdefault(path.parent, set()).add(uid)
-    if modality == "CT" and uid:
-        series = download.series.setdefault(uid, CtSeries(uid, patient, float(header.get("SliceThickness") or 0.0)))
-        series.slices.append(_slice(path, header))
-    elif modality == "SEG":
-        found.segmentations.append(path)
-    elif modality == "SR":
-        found.reports.append(path)
-    else:
-        found.others.setdefault(uid, (modality, patient, path.parent))
+    try:
+        if modality == "CT":
+            thickness_mm = (floats_of(header, "SliceThickness", 1) or (0.0,))[0]
+            series = download.series.setdefault(uid, CtSeries(uid, patient, thickness_mm))
+            position_lps_mm = floats_of(header, "ImagePositionPatient", 3)
+            series.slices.append(Slice(path, str(header.get("SOPInstanceUID", "")), position_lps_mm))
+        elif modality == "SEG":
+            ct_uid, keys = nodule_keys(header, path)
+            if keys:
+                found.segmentations.setdefault(ct_uid, {})[path] = keys
+            else:
+                download.notices.append(Notice(SKIPPED, "segmentation without nodules", source=str(path)))
+        elif modality == "SR":
+            found.ratings.update(read_ratings(path))
+        else:
+            reason = f"wrong modality: {modality or 'none'} instead of CT"
+            found.others.setdefault(uid, Notice(SKIPPED, reason, uid, patient, str(path.parent)))
+    except LidcError as error:
+        reason = f"unusable {'segmentation' if modality == 'SEG' else 'report'}"
+        download.notices.append(Notice(SKIPPED, reason, source=str(path), detail=str(error)))
 
 
-def _header(path: Path) -> pydicom.Dataset | None:
-    """The few tags that sort a file; ``None`` for a DICOMDIR."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # harmless formalities, as in dicom_series
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
-        if not is_directory and not _UID.fullmatch(str(dataset.get("SeriesInstanceUID", ""))):
-            raise ValueError("no SeriesInstanceUID")  # it names a folder of the output
-        float(dataset.get("SliceThickness") or 0.0)
-        return None if is_directory else dataset
-
-
-def _slice(path: Path, header: pydicom.Dataset) -> Slice:
-    position = [float(value) for value in header.get("ImagePositionPatient") or ()]
-    point = (position[0], position[1], position[2]) if len(position) == 3 else None
-    return Slice(path, str(header.get("SOPInstanceUID", "")), point)
-
-
-def _spread_damaged(download: Download, found: _Found) -> None:
+def _spread_damaged(download: Download, damaged: Sequence[Path]) -> None:
     """A damaged file may be a slice of any series beside it: each of them is then refused, never silently short."""
-    for path in found.damaged:
+    for path in damaged:
         beside = [download.series[uid] for uid in download.folders.get(path.parent, ()) if uid in download.series]
         for series in beside:
-            series.slices.append(Slice(path, "", None))
+            series.slices.append(Slice(path))
         if not beside:
             download.notices.append(Notice(SKIPPED, "damaged DICOM file", source=str(path)))
 
 
-def _xml_readings(
-    files: Iterable[tuple[str, bytes]], download: Download
-) -> dict[str, list[tuple[str, str, SeriesReadings]]]:
-    """Source, digest and readings by series; files that cannot be used become notices."""
-    readings: dict[str, list[tuple[str, str, SeriesReadings]]] = {}
-    for source, content in files:
+def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict[str, list[Source]]:
+    """Readings by series; files that cannot be used become notices."""
+    sources: dict[str, list[Source]] = {}
+    for name, content in files:
         try:
-            parsed = parse_xml(content, source)
+            parsed = parse_xml(content, name)
         except LidcError as error:
-            download.notices.append(Notice(SKIPPED, "damaged or foreign XML", source=source, detail=str(error)))
+            download.notices.append(Notice(SKIPPED, "damaged or foreign XML", source=name, detail=str(error)))
             continue
         if parsed is None:
-            reason = "wrong modality: XML of a radiograph"
-            download.notices.append(Notice(SKIPPED, reason, source=source))
-        else:
-            digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
-            readings.setdefault(parsed.series_uid, []).append((source, digest, parsed))
+            download.notices.append(Notice(SKIPPED, "wrong modality: XML of a radiograph", source=name))
+            continue
+        digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
+        sources.setdefault(parsed.series_uid, []).append(Source((name,), digest, partial(_same, parsed)))
+    return sources
+
+
+def _same(readings: SeriesReadings) -> SeriesReadings:
     return readings
 
 
-def _pair(download: Download, found: _Found, xml: dict[str, list[tuple[str, str, SeriesReadings]]]) -> None:
-    """Give each series its readings; what has no partner leaves with a notice."""
-    headers, ratings = _objects(download, found)
-    for uid, (modality, patient, folder) in sorted(found.others.items()):
-        reason = f"wrong modality: {modality or 'none'} instead of CT"
-        download.notices.append(Notice(SKIPPED, reason, uid, patient, str(folder)))
-    for uid, candidates in sorted(xml.items()):
-        if uid not in download.series:
-            download.notices.append(Notice(SKIPPED, "XML without series", uid, source=candidates[0][0]))
+def _objects(uid: str, own: dict[Path, list[SegmentKey]], ratings: Ratings) -> Source:
+    """The segmentations of a series and the ratings of their segments."""
+    paths = sorted(own)
+    rated = {key: ratings[key] for keys in own.values() for key in keys if key in ratings}
+    digest = digest_of([[stamp(path) for path in paths], sorted(map(list, rated.items()))])
+    return Source(tuple(map(str, paths)), digest, partial(read_objects, uid, paths, rated))
+
+
+def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> None:
+    """Give series their readings; several sources are fine where they agree (TCIA has copies of some XML)."""
+    for uid, candidates in sorted(sources.items()):
+        first, series = candidates[0], download.series.get(uid)
+        if series is None:
+            detail = str(len(first.files))
+            download.notices.append(Notice(SKIPPED, f"{kind} without series", uid, "", first.files[0], detail))
+        elif len({one.digest for one in candidates}) > 1:
+            detail = ", ".join(one.files[0] for one in candidates)
+            download.notices.append(series.notice(SKIPPED, f"several {kind} that differ", detail))
         else:
-            _take_xml(download, download.series[uid], candidates)
-    for uid, own in sorted(headers.items()):
-        if uid not in download.series:
-            detail = str(len(own))
-            download.notices.append(Notice(SKIPPED, "segmentations without series", uid, "", str(own[0].path), detail))
-        elif uid not in xml:
-            _take_objects(download.series[uid], own, ratings)
-    for uid in sorted(download.series):
-        series = download.series[uid]
-        if series.readings is None and not series.segmentations:
-            if not any(notice.series_uid == uid for notice in download.notices):
-                where = str(series.folder)
-                download.notices.append(Notice(SKIPPED, "series without readings", uid, series.patient, where))
-            del download.series[uid]
-    _tell_of_pairs(download)
+            series.source = first
+            if len(candidates) > 1:
+                reason = f"several {kind} with the same readings"
+                download.notices.append(series.notice(KEPT, reason, str(len(candidates)), first.files[0]))
 
 
-def _take_xml(download: Download, series: CtSeries, candidates: Sequence[tuple[str, str, SeriesReadings]]) -> None:
-    """Take the XML of a series; several are fine where their readings are the same (TCIA has such copies)."""
-    source, digest, readings = candidates[0]
-    if len({other for _, other, _ in candidates}) > 1:
-        detail = ", ".join(name for name, _, _ in candidates)
-        download.notices.append(
-            Notice(SKIPPED, "several XML that differ", series.uid, series.patient, str(series.folder), detail)
-        )
-        return
-    series.readings, series.digest = readings, digest
-    if len(candidates) > 1:
-        download.notices.append(
-            Notice(KEPT, "several XML with the same readings", series.uid, series.patient, source, str(len(candidates)))
-        )
-
-
-def _take_objects(
-    series: CtSeries, headers: Sequence[SegmentationHeader], ratings: dict[SegmentKey, dict[str, int]]
-) -> None:
-    keys = sorted(key for header in headers for key in header.keys)
-    series.segmentations = tuple(sorted(header.path for header in headers))
-    series.ratings = {key: ratings[key] for key in keys if key in ratings}
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in series.segmentations]
-    rated = [(key, sorted(series.ratings.get(key, {}).items())) for key in keys]
-    series.digest = hashlib.sha256(repr((stamps, rated)).encode()).hexdigest()
-
-
-def _objects(
-    download: Download, found: _Found
-) -> tuple[dict[str, list[SegmentationHeader]], dict[SegmentKey, dict[str, int]]]:
-    """Segmentations with nodules by CT series, and the ratings of segments."""
-    headers: dict[str, list[SegmentationHeader]] = {}
-    ratings: dict[SegmentKey, dict[str, int]] = {}
-    for path in tqdm(found.segmentations, desc="SEG", unit="file", mininterval=1.0, disable=not found.segmentations):
-        try:
-            header = read_segmentation_header(path)
-        except LidcError as error:
-            download.notices.append(Notice(SKIPPED, "unusable segmentation", source=str(path), detail=str(error)))
-            continue
-        if header.keys:
-            headers.setdefault(header.series_uid, []).append(header)
-        else:
-            download.notices.append(Notice(SKIPPED, "segmentation without nodules", source=str(path)))
-    for path in tqdm(found.reports, desc="SR", unit="file", mininterval=1.0, disable=not found.reports):
-        try:
-            ratings.update(read_ratings(path))
-        except LidcError as error:
-            download.notices.append(Notice(SKIPPED, "unusable report", source=str(path), detail=str(error)))
-    return headers, ratings
-
-
-def _tell_of_pairs(download: Download) -> None:
-    """Say which patients have several series."""
-    patients: dict[str, list[str]] = {}
+def _leave_unread(download: Download) -> None:
+    """Drop series without readings, each with a notice, and say which patients have several series."""
+    told = {notice.series_uid for notice in download.notices}
     for uid, series in sorted(download.series.items()):
-        patients.setdefault(series.patient, []).append(uid)
-    for patient, uids in sorted(patients.items()):
-        for uid in uids if len(uids) > 1 else []:
-            where = str(download.series[uid].folder)
-            detail = f"{len(uids)} series, in the same fold"
-            download.notices.append(Notice(KEPT, "several series of one patient", uid, patient, where, detail))
+        if series.source is None:
+            download.notices += [series.notice(SKIPPED, "series without readings")] if uid not in told else []
+            del download.series[uid]
+    patients: dict[str, list[CtSeries]] = {}
+    for _, series in sorted(download.series.items()):
+        patients.setdefault(series.patient, []).append(series)
+    for _, own in sorted(patients.items()):
+        detail = f"{len(own)} series, in the same fold"
+        several = own if len(own) > 1 else []
+        download.notices += [series.notice(KEPT, "several series of one patient", detail) for series in several]

@@ -10,35 +10,24 @@ What these objects do not hold: which readings are of one reader (each counts as
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 from scipy import ndimage
 
-from ...core.geometry import FloatArray
-from .readings import LidcError, Reading, Region
+from ...read.dicom_header import lenient, read_dicom
+from .readings import Frame, LidcError, Mask, Reading, Region, SeriesReadings, cut
 
-SAME_PLACE_MM = 0.2  # a frame may lie this far from its slice: slices jitter by 0.1 mm, pixels are 0.4 mm or more
-SAME_DIRECTION = 1e-3  # of direction cosines: rounding of headers
 NODULE_CODES = frozenset({"27925004", "M-03010"})  # SNOMED CT and its older form SRT
 
 # Code values of the ratings' names and, where they do not end in the rating itself (99LIDCQIICR "103": 3), of values.
 _NAMES = {
-    "C45992": "subtlety",
-    "200": "internalStructure",
-    "C3672": "calcification",
-    "400": "sphericity",
-    "C25563": "margin",
-    "C62175": "lobulation",
-    "C28749": "spiculation",
-    "C41144": "texture",
+    **{"C45992": "subtlety", "200": "internalStructure", "C3672": "calcification", "400": "sphericity"},
+    **{"C25563": "margin", "C62175": "lobulation", "C28749": "spiculation", "C41144": "texture"},
     "RID36042": "malignancy",
 }
 _OWN_SCHEME = "99LIDCQIICR"
@@ -51,187 +40,102 @@ _VALUES = {
 }
 
 SegmentKey = tuple[str, int]  # SOPInstanceUID of the segmentation, number of the segment
+Ratings = dict[SegmentKey, dict[str, int]]
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where one frame of a segmentation lies.
-
-    Attributes:
-        sop_uid: of its slice; "" where it does not name one: its position then tells.
-        position_lps_mm: of the first pixel.
-        orientation: direction cosines (LPS) along a row, then along a column.
-        size: columns, rows.
-    """
-
-    sop_uid: str
-    position_lps_mm: tuple[float, ...]
-    orientation: tuple[float, ...]
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One reader's nodule, not yet rated.
-
-    Attributes:
-        key: names it.
-        series_uid: SeriesInstanceUID of the CT.
-        name: the tracking identifier and label.
-        regions: its slices; at least one.
-        frames: where they lie, in the same order.
-    """
-
-    key: SegmentKey
-    series_uid: str
-    name: str
-    regions: tuple[Region, ...]
-    frames: tuple[Frame, ...]
-
-
-@dataclass(frozen=True)
-class SegmentationHeader:
-    """What pairing needs of one DICOM Segmentation: its file, the CT's SeriesInstanceUID, the segments with nodules."""
-
-    path: Path
-    series_uid: str
-    keys: tuple[SegmentKey, ...]
-
-
-def read_segmentation_header(path: Path) -> SegmentationHeader:
-    """Which nodules of which CT series a DICOM Segmentation holds, without its pixels.
+def nodule_keys(segmentation: pydicom.Dataset, path: Path) -> tuple[str, list[SegmentKey]]:
+    """The CT series of a DICOM Segmentation, and its segments that are nodules; needs no pixels.
 
     Raises:
-        LidcError: it cannot be read, or does not say.
+        LidcError: it does not say.
     """
-    dataset = _read(path, stop_before_pixels=True)
     with _damage_told(path):
-        keys = [(str(dataset.SOPInstanceUID), int(s.SegmentNumber)) for s in dataset.SegmentSequence if _is_nodule(s)]
-        return SegmentationHeader(path, str(dataset.ReferencedSeriesSequence[0].SeriesInstanceUID), tuple(keys))
+        uid = str(segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID)
+        nodules = [item for item in segmentation.SegmentSequence if _is_nodule(item)]
+        return uid, [(str(segmentation.SOPInstanceUID), int(item.SegmentNumber)) for item in nodules]
 
 
-def read_segments(path: Path) -> list[Segment]:
-    """The nodules of one DICOM Segmentation; segments that are no nodules give none.
-
-    Raises:
-        LidcError: it cannot be read, is fractional, or does not name its slices.
-    """
-    dataset = _read(path)
-    if dataset.get("SegmentationType") != "BINARY":
-        raise LidcError(f"{path}: expected a binary segmentation, got {dataset.get('SegmentationType')}; leave it out")
-    with _damage_told(path):
-        nodules = {int(s.SegmentNumber): s for s in dataset.SegmentSequence if _is_nodule(s)}
-        if not nodules:
-            return []
-        pixels = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns) > 0
-        return [_segment(dataset, pixels, number, item) for number, item in nodules.items()]
-
-
-def read_ratings(path: Path) -> dict[SegmentKey, dict[str, int]]:
+def read_ratings(path: Path) -> Ratings:
     """Ratings of segments in one Structured Report; empty where it rates none.
 
     Raises:
         LidcError: it cannot be read.
     """
-    found: dict[SegmentKey, dict[str, int]] = {}
-    report = _read(path)
+    found: Ratings = {}
     with _damage_told(path):
-        for group in _containers(report):
-            keys, ratings = [], {}
-            for item in group.get("ContentSequence", []):
-                if item.get("ValueType") == "IMAGE":
-                    keys += _segment_keys(item)
-                elif item.get("ValueType") == "CODE":
-                    ratings.update(_rating(item))
-            for key in keys if ratings else []:
+        for group in _containers(read_dicom(path)):
+            items = [(item.get("ValueType"), item) for item in group.ContentSequence]
+            ratings = dict(rating for kind, item in items if kind == "CODE" for rating in _rating(item))
+            for key in (
+                [key for kind, item in items if kind == "IMAGE" for key in _segment_keys(item)] if ratings else []
+            ):
                 found.setdefault(key, {}).update(ratings)
     return found
 
 
-def segment_readings(segments: Sequence[Segment], ratings: dict[SegmentKey, dict[str, int]]) -> tuple[Reading, ...]:
-    """Readings of one series, numbered in the order of their names; the number stands for the reader."""
-    ordered = sorted(segments, key=lambda segment: (segment.name, segment.key))
-    return tuple(
-        Reading(number, segment.name, segment.regions, ratings.get(segment.key, {}))
-        for number, segment in enumerate(ordered, start=1)
-    )
-
-
-def check_frames(
-    segment: Segment, shape: Sequence[int], positions_lps_mm: Mapping[str, FloatArray], axes: FloatArray
-) -> None:
-    """Refuse a segment whose pixels are not those of the scan: regions carry columns and rows only.
-
-    Args:
-        segment: to check; a slice that the scan lacks is not judged here.
-        shape: of the scan's grid.
-        positions_lps_mm: of the first pixel of each slice, by SOPInstanceUID.
-        axes: ``[3, 2]`` unit vectors along columns' index i and rows' index j, LPS.
+def read_objects(series_uid: str, paths: Sequence[Path], ratings: Ratings) -> SeriesReadings:
+    """What DICOM Segmentations hold of one series, numbered in the order of its names; a number stands for a reader.
 
     Raises:
-        LidcError: another size, position or orientation.
+        LidcError: one of them cannot be read, or is fractional.
     """
-    for frame in segment.frames:
-        if frame.sop_uid and frame.sop_uid not in positions_lps_mm:
-            continue
-        candidates = [positions_lps_mm[frame.sop_uid]] if frame.sop_uid else list(positions_lps_mm.values())
-        apart_mm = min(float(np.linalg.norm(place - frame.position_lps_mm)) for place in candidates)
-        turned = float(np.abs(np.reshape(frame.orientation, (2, 3)).T - axes).max())
-        if frame.size != tuple(shape[:2]) or apart_mm > SAME_PLACE_MM or turned > SAME_DIRECTION:
-            raise LidcError(
-                f"segmentation {segment.key[0]}: expected frames on the pixels of the scan's slices, got one of "
-                f"{frame.size} pixels, {apart_mm:.2f} mm away; resample it to the scan"
-            )
+    segments = sorted(
+        (segment for path in paths for segment in _segments(path)), key=lambda segment: (segment[1], segment[0])
+    )
+    readings = [
+        Reading(number, name, regions, ratings.get(key, {})) for number, (key, name, regions) in enumerate(segments, 1)
+    ]
+    return SeriesReadings(series_uid, tuple(readings))
+
+
+def _segments(path: Path) -> Iterator[tuple[SegmentKey, str, tuple[Region, ...]]]:
+    """Key, name and slices of the nodules of one DICOM Segmentation."""
+    with _damage_told(path):
+        dataset = read_dicom(path, pixels=True)
+        if dataset.SegmentationType != "BINARY":
+            raise ValueError(f"its type is {dataset.SegmentationType}")
+        pixels = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns) > 0
+        for item in filter(_is_nodule, dataset.SegmentSequence):
+            regions = tuple(_regions(dataset, pixels, item.SegmentNumber))
+            if not regions:
+                raise ValueError(f"segment {item.SegmentNumber} is empty")
+            name = f"{item.get('TrackingID', '')} {item.get('SegmentLabel', '')}".strip()
+            yield (str(dataset.SOPInstanceUID), int(item.SegmentNumber)), name, regions
 
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
     try:
-        yield
+        with lenient:
+            yield
     except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
-        raise LidcError(f"{path}: expected a whole DICOM object, got a damaged one ({error}); copy it again") from error
-
-
-def _read(path: Path, *, stop_before_pixels: bool = False) -> pydicom.Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # harmless formalities, as in .dicom_series
-            return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise LidcError(f"{path}: expected a DICOM object, got a damaged file ({error}); copy it again") from error
+        raise LidcError(
+            f"{path}: expected a binary segmentation or a report, got a damaged or another object ({error}); copy it "
+            "again or leave it out"
+        ) from error
 
 
 def _is_nodule(segment: pydicom.Dataset) -> bool:
     return segment.SegmentedPropertyTypeCodeSequence[0].get("CodeValue") in NODULE_CODES
 
 
-def _segment(dataset: pydicom.Dataset, pixels: npt.NDArray[np.bool_], number: int, item: pydicom.Dataset) -> Segment:
-    regions, frames = [], []
-    for index, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        identification = _macro(dataset, groups, "SegmentIdentificationSequence")[0]
-        if identification.ReferencedSegmentNumber != number or not pixels[index].any():
+def _regions(dataset: pydicom.Dataset, pixels: Mask, number: int) -> Iterator[Region]:
+    """The slices of one segment; frames without a pixel are left out."""
+    for groups, mask in zip(dataset.PerFrameFunctionalGroupsSequence, pixels, strict=True):
+        if (
+            _macro(dataset, groups, "SegmentIdentificationSequence")[0].ReferencedSegmentNumber != number
+            or not mask.any()
+        ):
             continue
-        frame = _frame(dataset, groups)
-        regions.append(region_of_pixels(frame.sop_uid, frame.position_lps_mm[2], pixels[index].T))
-        frames.append(frame)
-    if not regions:
-        raise ValueError(f"segment {number} is empty")
-    name = f"{item.get('TrackingID', '')} {item.get('SegmentLabel', '')}".strip()
-    series_uid = str(dataset.ReferencedSeriesSequence[0].SeriesInstanceUID)
-    return Segment((str(dataset.SOPInstanceUID), number), series_uid, name, tuple(regions), tuple(frames))
-
-
-def _frame(dataset: pydicom.Dataset, groups: pydicom.Dataset) -> Frame:
-    derivations = _macro(dataset, groups, "DerivationImageSequence") or []
-    sources = [image for part in derivations for image in part.get("SourceImageSequence", [])]
-    position = _macro(dataset, groups, "PlanePositionSequence")[0].ImagePositionPatient
-    orientation = _macro(dataset, groups, "PlaneOrientationSequence")[0].ImageOrientationPatient
-    return Frame(
-        str(sources[0].ReferencedSOPInstanceUID) if len(sources) == 1 else "",
-        tuple(float(value) for value in position),
-        tuple(float(value) for value in orientation),
-        (int(dataset.Columns), int(dataset.Rows)),
-    )
+        derivations = _macro(dataset, groups, "DerivationImageSequence") or []
+        sources = [image for part in derivations for image in part.get("SourceImageSequence", [])]
+        frame = Frame(
+            tuple(map(float, _macro(dataset, groups, "PlanePositionSequence")[0].ImagePositionPatient)),
+            tuple(map(float, _macro(dataset, groups, "PlaneOrientationSequence")[0].ImageOrientationPatient)),
+            (int(dataset.Columns), int(dataset.Rows)),
+        )
+        sop_uid = str(sources[0].ReferencedSOPInstanceUID) if len(sources) == 1 else ""
+        yield region_of_pixels(sop_uid, frame.position_lps_mm[2], mask.T, frame)
 
 
 def _macro(dataset: pydicom.Dataset, groups: pydicom.Dataset, name: str) -> Any:
@@ -239,21 +143,20 @@ def _macro(dataset: pydicom.Dataset, groups: pydicom.Dataset, name: str) -> Any:
     return groups.get(name) or dataset.SharedFunctionalGroupsSequence[0].get(name)
 
 
-def region_of_pixels(sop_uid: str, z_mm: float | None, mask: npt.NDArray[np.bool_]) -> Region:
+def region_of_pixels(sop_uid: str, z_mm: float, mask: Mask, frame: Frame | None = None) -> Region:
     """A region from the pixels inside: its border are their neighbours along rows and columns.
 
     Args:
         sop_uid: the slice.
         z_mm: its z, LPS.
         mask: ``[I, J]`` of the whole slice, at least one pixel inside.
+        frame: where the slice lies.
     """
-    inside = np.argwhere(mask)
-    corner, end = inside.min(axis=0), inside.max(axis=0) + 1
-    cut = mask[corner[0] : end[0], corner[1] : end[1]]
-    wide = np.pad(cut, 1)
+    corner, inside = cut(mask, np.zeros(2, dtype=np.int64))
+    wide = np.pad(inside, 1)
     border = np.argwhere(ndimage.binary_dilation(wide) & ~wide) + corner - 1
-    within = ((border >= 0) & (border < np.array(mask.shape))).all(axis=1)
-    return Region(sop_uid, z_mm, (int(corner[0]), int(corner[1])), cut.copy(), border[within])
+    within = ((border >= 0) & (border < mask.shape)).all(axis=1)
+    return Region(sop_uid, z_mm, corner, inside, border[within], frame)
 
 
 def _containers(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
@@ -264,20 +167,18 @@ def _containers(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
             yield from _containers(child)
 
 
-def _segment_keys(item: pydicom.Dataset) -> list[SegmentKey]:
+def _segment_keys(item: pydicom.Dataset) -> Iterator[SegmentKey]:
     """The segments that an image item refers to; none where it refers to something else."""
-    keys: list[SegmentKey] = []
     for reference in item.get("ReferencedSOPSequence", []):
-        numbers: Any = reference.get("ReferencedSegmentNumber")
-        for number in [] if numbers is None else np.atleast_1d(numbers):
-            keys.append((str(reference.ReferencedSOPInstanceUID), int(number)))
-    return keys
+        for number in np.atleast_1d(reference.get("ReferencedSegmentNumber", [])):
+            yield str(reference.ReferencedSOPInstanceUID), int(number)
 
 
-def _rating(item: pydicom.Dataset) -> dict[str, int]:
+def _rating(item: pydicom.Dataset) -> Iterator[tuple[str, int]]:
     """A rating, if the code item is one of the nine and its value is known."""
     name = _NAMES.get(str(item.ConceptNameCodeSequence[0].get("CodeValue")))
     code = item.ConceptCodeSequence[0]
     text = str(code.get("CodeValue"))
     value = int(text[-1]) if code.get("CodingSchemeDesignator") == _OWN_SCHEME else _VALUES.get(text)
-    return {name: value} if name and value else {}
+    if name and value:
+        yield name, value
