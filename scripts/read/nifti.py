@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from nibabel.arrayproxy import ArrayProxy
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
-from .text_headers import MAX_RATIO, PADDING_BYTES, unpack
+from .text_headers import read_exactly
 
 FORM_DISAGREEMENT_MM = 1.0  # between sform and qform before it is worth a note
 STEP_TOLERANCE = 0.01  # between the steps of the sform and pixdim: rounded headers differ by less
@@ -83,7 +82,7 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     """
     nifti = read_nifti_header(path)
     try:
-        data = _bytes_of(path, nifti)
+        data = read_exactly(path, nifti.needed_bytes, packed=nifti.packed)
         slope, intercept = nifti.header.get_slope_inter()
         place = (nifti.header.get_data_shape(), nifti.header.get_data_dtype(), int(nifti.header["vox_offset"]))
         scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
@@ -95,25 +94,6 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
 
 def _damaged(path: Path, error: object) -> ScanError:
     return ScanError(f"{path}: expected a NIfTI volume, got a truncated or damaged file ({error}); copy it again.")
-
-
-def _bytes_of(path: Path, nifti: NiftiHeader) -> bytes:
-    """The whole file, unpacked: not more of it than its header calls for.
-
-    Raises:
-        ValueError: too short, or longer than the header says.
-    """
-    needed, size = nifti.needed_bytes, path.stat().st_size
-    if size * (MAX_RATIO if nifti.packed else 1) < needed:
-        raise ValueError(f"{size} bytes cannot hold the {needed} bytes that the header says")
-    with path.open("rb") as file:
-        if nifti.packed:
-            data = unpack(zlib.decompressobj(47), file.read(), needed)  # to the end, where its checksum is
-        else:
-            data = file.read(needed + PADDING_BYTES + 1)
-    if len(data) < needed or len(data) - needed > PADDING_BYTES or any(data[needed:]):
-        raise ValueError(f"the header says {needed} bytes, the file holds {min(len(data), size)}")
-    return data
 
 
 def _class_of(data: bytes) -> type[Any]:
