@@ -7,7 +7,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -31,22 +31,40 @@ class NiftiHeader:
     """What the header says, checked to describe a volume.
 
     Attributes:
+        path: the file.
         grid: of the scan.
         header: by nibabel, as it stands in the file.
         packed: whether the file is compressed.
         notes: what the reader of a report should know.
     """
 
+    path: Path
     grid: Grid
     header: Any
     packed: bool
     notes: tuple[str, ...]
+    form: ClassVar = "NIfTI"
+    modality: ClassVar = ""
 
-    @property
-    def needed_bytes(self) -> int:
-        """Length of the unpacked file."""
-        voxels = math.prod(int(n) for n in self.header.get_data_shape())
-        return int(self.header["vox_offset"]) + voxels * int(self.header.get_data_dtype().itemsize)
+    def read_values(self) -> npt.NDArray[Any]:
+        """The voxels, scaled as the header says, on its grid: ``[I, J, K]``.
+
+        Raises:
+            ScanError: they are missing, damaged or more than the header says.
+        """
+        shape, dtype, offset = (
+            self.header.get_data_shape(),
+            self.header.get_data_dtype(),
+            int(self.header["vox_offset"]),
+        )
+        try:
+            data = read_exactly(self.path, offset + math.prod(map(int, shape)) * dtype.itemsize, packed=self.packed)
+            slope, intercept = self.header.get_slope_inter()
+            scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+            values = np.asanyarray(ArrayProxy(io.BytesIO(data), (shape, dtype, offset, *scaling)))
+        except Exception as error:  # nibabel and zlib raise almost any type on damaged bytes
+            raise _damaged(self.path, error) from error
+        return values.reshape(self.grid.shape)
 
 
 def read_nifti_header(path: Path) -> NiftiHeader:
@@ -71,34 +89,11 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     except Exception as error:  # nibabel and gzip raise almost any type on damaged bytes
         raise _damaged(path, error) from error
     grid = make_grid(str(path), shape, affine_ras)
-    return NiftiHeader(grid, header, packed, (*_check_steps(path, header, affine_ras), *_form_notes(header)))
-
-
-def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
-    """Header and values, scaled as the header says, on its grid: ``[I, J, K]``.
-
-    Raises:
-        ScanError: see :func:`read_nifti_header`; or voxels that are missing, damaged or more than the header says.
-    """
-    nifti = read_nifti_header(path)
-    try:
-        data = read_exactly(path, nifti.needed_bytes, packed=nifti.packed)
-        slope, intercept = nifti.header.get_slope_inter()
-        place = (nifti.header.get_data_shape(), nifti.header.get_data_dtype(), int(nifti.header["vox_offset"]))
-        scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
-        values = np.asanyarray(ArrayProxy(io.BytesIO(data), (*place, *scaling)))
-    except Exception as error:  # nibabel and zlib raise almost any type on damaged bytes
-        raise _damaged(path, error) from error
-    return nifti, values.reshape(nifti.grid.shape)
+    return NiftiHeader(path, grid, header, packed, (*_check_steps(path, header, affine_ras), *_form_notes(header)))
 
 
 def _damaged(path: Path, error: object) -> ScanError:
     return ScanError(f"{path}: expected a NIfTI volume, got a truncated or damaged file ({error}); copy it again.")
-
-
-def _class_of(data: bytes) -> type[Any]:
-    size = {data[:4][::step] for step in (1, -1)}  # of the header, in either byte order
-    return nib.Nifti2Header if (540).to_bytes(4, "little") in size else nib.Nifti1Header
 
 
 def _raw_header(data: bytes) -> Any:
@@ -107,11 +102,12 @@ def _raw_header(data: bytes) -> Any:
     Raises:
         ValueError: it cannot be that of one file with its voxels in it.
     """
-    kind = _class_of(data)
-    size = kind.template_dtype.itemsize
-    if len(data) < size or size not in (int.from_bytes(data[:4], order) for order in ("little", "big")):
+    said = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
+    kinds = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
+    size = next((size for size in kinds if size in said and size <= len(data)), 0)
+    if not size:
         raise ValueError("no NIfTI header")
-    header = kind.from_fileobj(io.BytesIO(data[:size]), check=False)
+    header = kinds[size].from_fileobj(io.BytesIO(data[:size]), check=False)
     shape = header.get_data_shape()
     if not 1 <= int(header["dim"][0]) <= 7 or any(int(n) < 1 for n in shape):
         raise ValueError(f"lengths {header['dim'].tolist()}")

@@ -14,15 +14,16 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.geometry import FloatArray
+from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
-from .scan import ScanError
+from .scan import Grid, ScanError, make_grid
 
 HEADER_BYTES = 1 << 20  # far more than any header's text, lists of data files included
 MAX_RATIO = 1100  # bytes that a byte of zlib can become: 1032
@@ -93,6 +94,38 @@ class TextHeader:
         """Length of the voxels, unpacked."""
         return math.prod(self.shape) * self.components * self.dtype.itemsize
 
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the voxels lie.
+
+        Raises:
+            ScanError: no volume, or no usable geometry.
+        """
+        return make_grid(str(self.path), self.shape, swap_lps_ras_affine(self.affine_lps))
+
+    def read_values(self) -> npt.NDArray[Any]:
+        """The voxels: ``[I, J, K, …]`` in Fortran order.
+
+        Raises:
+            ScanError: they are not all there, damaged, more than the header says, or several numbers each.
+        """
+        if self.components > 1:
+            raise ScanError(
+                f"{self.path}: expected one number per voxel, got {self.components} (colour or vectors); export the "
+                "image as grey values: a CT in HU, a mask as labels."
+            )
+        fault = _fault_of(self)
+        if not fault:
+            try:
+                data = read_exactly(self.file, self.needed_bytes, self.skip, packed=self.packed)
+                return np.frombuffer(data, self.dtype, math.prod(self.shape)).reshape(self.shape, order="F")
+            except (ValueError, OSError, zlib.error, MemoryError) as error:
+                fault = f"truncated or damaged: {error}"
+        raise ScanError(
+            f"{self.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
+            f"missing ({fault}); copy it again."
+        )
+
 
 def read_text_header(path: Path) -> TextHeader:
     """Read a header; whether the voxels are there is not looked at.
@@ -150,30 +183,6 @@ def _fault_of(header: TextHeader) -> str:
     if size * (MAX_RATIO if header.packed else 1) < header.needed_bytes:
         return "the data file is shorter than the header says"
     return ""
-
-
-def read_values(header: TextHeader) -> npt.NDArray[Any]:
-    """The voxels: ``[I, J, K, …]`` in Fortran order.
-
-    Raises:
-        ScanError: they are not all there, damaged, more than the header says, or several numbers each.
-    """
-    if header.components > 1:
-        raise ScanError(
-            f"{header.path}: expected one number per voxel, got {header.components} (colour or vectors); export the "
-            "image as grey values: a CT in HU, a mask as labels."
-        )
-    fault = _fault_of(header)
-    if not fault:
-        try:
-            data = read_exactly(header.file, header.needed_bytes, header.skip, packed=header.packed)
-            return np.frombuffer(data, header.dtype, math.prod(header.shape)).reshape(header.shape, order="F")
-        except (ValueError, OSError, zlib.error, MemoryError) as error:
-            fault = f"truncated or damaged: {error}"
-    raise ScanError(
-        f"{header.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
-        f"missing ({fault}); copy it again."
-    )
 
 
 def read_exactly(file: Path, needed: int, skip: int = 0, *, packed: bool) -> bytes:

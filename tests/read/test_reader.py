@@ -48,7 +48,7 @@ from scripts.read.reader import (
     read_labels,
     read_scan,
 )
-from scripts.read.text_headers import read_text_header, read_values
+from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
 
@@ -775,7 +775,7 @@ def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> 
 def _as_itk(path: Path) -> None:
     """Values and geometry are those that SimpleITK reads."""
     header, image = read_text_header(path), sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(read_values(header), sitk.GetArrayFromImage(image).T)
+    np.testing.assert_array_equal(header.read_values(), sitk.GetArrayFromImage(image).T)
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
