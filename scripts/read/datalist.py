@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.geometry import apply_affine, swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
-from .discovery import is_image_file, read_datalist, scan_stem, with_unique_names
+from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
 from .reader import ScanError, read_grid
 from .text_headers import data_files
 
@@ -59,7 +59,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
             labels are malformed, a box lies outside its scan. The message names them.
     """
-    elsewhere = ImageFolder(Path(image_dir)) if image_dir else None
+    elsewhere = partial(_found_below, Path(image_dir), _images_below(Path(image_dir))) if image_dir else None
     files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
     return _checked([(f"{file}, {section}", file.parent, _entries(file, section)) for file in files], elsewhere)
 
@@ -80,7 +80,7 @@ def checked_items(items: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _checked(
-    lists: Iterable[tuple[str, Path, Sequence[Any]]], elsewhere: ImageFolder | None = None
+    lists: Iterable[tuple[str, Path, Sequence[Any]]], elsewhere: Callable[[str], str] | None = None
 ) -> list[dict[str, Any]]:
     """Items of lists, each with words that name it and the folder at which its paths start."""
     items: list[dict[str, Any]] = []
@@ -100,25 +100,26 @@ def _checked(
     return with_unique_names(items)
 
 
-def _checked_item(entry: Any, folder: Path, elsewhere: ImageFolder | None) -> dict[str, Any]:
+def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | None) -> dict[str, Any]:
     """An entry with complete paths and, where it has any, lists of boxes and labels; what is null is left out.
 
     Raises:
         DatalistError: what is wrong with it.
         ScanError: it has boxes, and the header of its image cannot be read.
     """
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
+    image = entry.get("image") if isinstance(entry, Mapping) else None
+    if not image or not isinstance(image, str):
         raise DatalistError(f"expected {{'image': path, …}}, got {str(entry)[:80]}")
     item = {key: value for key, value in entry.items() if value is not None}
-    for key in {*FILES, "name"} & item.keys():
-        if not isinstance(item[key], str):
+    for key in (*FILES, "name"):
+        if not isinstance(item.get(key, ""), str):
             raise DatalistError(f"{key}: expected {'text' if key == 'name' else 'a path'}, got {str(item[key])[:60]}")
     weight = item.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
-        files["image"] = elsewhere.find(entry["image"]) or files["image"]
+        files["image"] = elsewhere(image) or files["image"]
     for key, path in files.items():
         if not Path(path).exists():
             raise DatalistError(f"{key} {path}: expected a file, found none")
@@ -134,43 +135,35 @@ def _checked_item(entry: Any, folder: Path, elsewhere: ImageFolder | None) -> di
     }
 
 
-class ImageFolder:
-    """The images below a folder, by name; listed once, when the first one is asked for.
+def _images_below(folder: Path) -> dict[str, list[Path]]:
+    """The images below a folder by name, LUNA16's lung masks apart.
 
     Raises:
         DatalistError: no such folder.
     """
+    if not folder.is_dir():
+        raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
+    found: dict[str, list[Path]] = {}
+    for path in files_below(folder):
+        parts = path.relative_to(folder).parts
+        if is_image_file(path) and not any(part.lower().startswith(LUNG_MASKS) for part in parts):
+            found.setdefault(scan_stem(path), []).append(path)
+    return found
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
-        self.folder = folder
 
-    @cached_property
-    def _by_stem(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for parent, folders, names in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if not name.lower().startswith((".", LUNG_MASKS)))
-            for name in sorted(names):
-                if is_image_file(name) and not name.startswith("."):
-                    found.setdefault(scan_stem(Path(name)), []).append(Path(parent) / name)
-        return found
+def _found_below(folder: Path, images: Mapping[str, Sequence[Path]], image: str) -> str:
+    """Where the image of that path, or of that name, is below a folder; empty where it is not there.
 
-    def find(self, image: str) -> str:
-        """Where the image of that path, or of that name, is; empty where it is not there.
-
-        Raises:
-            DatalistError: several images have the name.
-        """
-        if (self.folder / image).exists():
-            return str(self.folder / image)
-        places = self._by_stem.get(scan_stem(Path(image)), [])
-        if len(places) > 1:
-            raise DatalistError(
-                f"--image_dir {self.folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
-                f"({', '.join(map(str, places[:3]))}); remove all but one"
-            )
-        return str(places[0]) if places else ""
+    Raises:
+        DatalistError: several images have the name.
+    """
+    places = [folder / image] if (folder / image).exists() else images.get(scan_stem(Path(image)), [])
+    if len(places) > 1:
+        raise DatalistError(
+            f"--image_dir {folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
+            f"({', '.join(map(str, places[:3]))}); remove all but one"
+        )
+    return str(places[0]) if places else ""
 
 
 def _entries(path: Path, section: str) -> list[Any]:

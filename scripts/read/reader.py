@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,7 @@ __all__ = [
 ]
 
 FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
-
-
-@dataclass(frozen=True)
-class ScanFiles:
-    """The paths of one scan, checked for nothing yet: what :meth:`ScanReader.read` passes to ``get_data``."""
-
-    paths: tuple[str, ...]
+ScanFiles = tuple[str, ...]  # the paths of one scan, checked for nothing yet: ``read`` passes them to ``get_data``
 
 
 class ScanReader(ImageReader):
@@ -67,7 +61,7 @@ class ScanReader(ImageReader):
         """
         if kwargs:
             raise TypeError(f"ScanReader.read takes no options, got {', '.join(kwargs)}.")
-        return ScanFiles(_as_paths(data))
+        return _as_paths(data)
 
     def get_data(self, img: ScanFiles) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
         """Read the scan.
@@ -82,7 +76,7 @@ class ScanReader(ImageReader):
         Raises:
             ScanError: the scan must be refused.
         """
-        volume = read_scan(img.paths)
+        volume = read_scan(img)
         told = {
             "facts": dict(volume.facts),
             "notes": "\n".join(volume.notes),
@@ -104,7 +98,7 @@ class LabelReader(ScanReader):
         Raises:
             ScanError: the mask must be refused.
         """
-        labels, affine_ras = read_labels(img.paths)
+        labels, affine_ras = read_labels(img)
         return labels, _meta(img, labels.shape, affine_ras)
 
 
@@ -116,7 +110,7 @@ def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dic
         "space": "RAS",
         "spatial_shape": np.array(shape),
         "original_channel_dim": "no_channel",
-        "filename_or_obj": img.paths[0],
+        "filename_or_obj": img[0],
     }
 
 

@@ -110,9 +110,33 @@ def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Gr
     Raises:
         ScanError: not a volume, or no usable geometry.
     """
-    shape = _three_lengths(source, shape)
-    _check_affine(source, affine_ras)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    size = " × ".join(str(n) for n in shape)
+    if len(shape) > 3:
+        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
+    if len(shape) < 3 or min(shape) < 2:
+        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
+    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
+        raise ScanError(
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
+        )
+    if not _is_usable(affine_ras):
+        low, high = SPACING_RANGE_MM
+        raise ScanError(
+            f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world "
+            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit."
+        )
     return Grid(shape, affine_ras)
+
+
+def _is_usable(affine: FloatArray) -> bool:
+    """Whether a grid is finite, not flat, and has steps that a chest CT may have."""
+    if not (np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM):
+        return False
+    steps_mm = spacing_mm(affine)
+    flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
+    return not flat and SPACING_RANGE_MM[0] <= steps_mm.min() and bool(steps_mm.max() <= SPACING_RANGE_MM[1])
 
 
 def make_volume(
@@ -226,33 +250,3 @@ def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
         return values.size / total
     counts = np.bincount(values.astype(np.int64) - _HU_LIMITS[0])
     return (values.size - int(np.sort(counts)[-PADDING_VALUES:].sum())) / total
-
-
-def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop trailing axes of length 1 beyond the third; refuse what is then no volume."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    size = " × ".join(str(n) for n in shape)
-    if len(shape) > 3:
-        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
-    if len(shape) < 3 or min(shape) < 2:
-        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
-    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
-        raise ScanError(
-            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
-        )
-    return shape
-
-
-def _check_affine(source: str, affine: FloatArray) -> None:
-    """Refuse a grid that is not finite, is flat, or has steps no chest CT has."""
-    low, high = SPACING_RANGE_MM
-    if np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM:
-        steps_mm = spacing_mm(affine)
-        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
-        if not flat and low <= steps_mm.min() and steps_mm.max() <= high:
-            return
-    raise ScanError(
-        f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world matrix "
-        f"{np.asarray(affine).round(5).tolist()}; correct the file's spacing, direction or unit."
-    )
