@@ -243,8 +243,7 @@ def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: b
     """
     try:
         with lenient, open(path, "rb") as file:
-            wanted: list[Any] | None = None if tags is None else [*tags]
-            return read_dataset(file, stop_before_pixels=not pixels, specific_tags=wanted)
+            return read_dataset(file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None)
     except Exception as error:  # pydicom raises almost any type on damaged bytes
         raise ScanError(f"{path}: expected a DICOM file, cannot read it ({error}); copy it again.") from error
 

@@ -60,7 +60,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     elif section is not None:
         raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
     else:
-        entries, seen = _path_entries(path, series)
+        entries, seen = _entries_at(path, series)
     if not entries and series not in ("auto", "all"):
         known = "; ".join(s.describe() for s in seen) or "no DICOM series"
         raise ScanError(f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.")
@@ -90,13 +90,12 @@ def _start(path: Path) -> bytes:
         return b""
 
 
-def _path_entries(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
-    """Entries of a file or folder, and every series seen there."""
-    if kind_of(path) == "file" and path.name.upper() != "DICOMDIR":
-        return _file_entries([path], str(path), series)
-    path = path.parent if kind_of(path) == "file" else path
+def _entries_at(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
+    """Entries of a file or folder, and every series seen there; a DICOMDIR stands for the folder it lies in."""
+    if kind_of(path) == "file" and path.name.upper() == "DICOMDIR":
+        path = path.parent
     closed: list[Path] = []
-    files = list(files_below(path, closed))
+    files = [path] if kind_of(path) == "file" else list(files_below(path, closed))
     if closed == [path]:
         raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
     return _file_entries(files, str(path), series, closed)
@@ -243,14 +242,14 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
     if len(study) == 1 and chosen.other_part:
         notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
     if len(study) > 1:
-        others = "; ".join(
+        others = [
             f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
+            if reason == "thinnest axial CT"
+            else s.describe()
             for s in study
             if s is not chosen
-        )
-        if reason != "thinnest axial CT":
-            others = "; ".join(s.describe() for s in study if s is not chosen)
-        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {others}")
+        ]
+        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {'; '.join(others)}")
     if chosen.ignored_localizers:
         notes.append(localizer_note(chosen.ignored_localizers))
     return notes
@@ -318,7 +317,8 @@ def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], 
     if mask:
         rest["lung_mask"] = str(folder / os.path.expanduser(mask))
     paths = [folder / os.path.expanduser(path) for path in (image if isinstance(image, list) else [image])]
-    first, seen = paths[0], []
+    first = paths[0]
+    seen: list[Series] = []
     source = str(first if len(paths) == 1 else first.parent)
     kind = kind_of(first) if len(paths) == 1 else ""
     if kind and (is_image_file(first) or kind not in ("file", "folder")):

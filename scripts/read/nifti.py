@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -154,12 +155,11 @@ def _check_steps(path: Path, header: Any, affine_ras: FloatArray) -> tuple[str, 
     """
     if int(header["sform_code"]) <= 0:
         return ()
-    scale = MM_PER_UNIT[header.get_xyzt_units()[0]]
-    pixdim_mm = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64)) * scale
+    pixdim_mm = np.abs(np.float64(header["pixdim"][1:4])) * MM_PER_UNIT[header.get_xyzt_units()[0]]
     if not (np.isfinite(pixdim_mm).all() and pixdim_mm.min() > 0):
         return ("pixdim of the NIfTI header gives no voxel size: that of the sform is used",)
-    steps_mm, axes = spacing_mm(affine_ras), affine_ras[:3, :3]
-    across_mm = 1.0 / np.linalg.norm(np.linalg.inv(axes), axis=1)
+    steps_mm = spacing_mm(affine_ras)
+    across_mm = 1.0 / np.linalg.norm(np.linalg.inv(affine_ras[:3, :3]), axis=1)
     fits = [np.isclose(pixdim_mm, lengths, rtol=STEP_TOLERANCE, atol=0) for lengths in (steps_mm, across_mm)]
     if not np.logical_or(*fits).all():
         raise ScanError(
@@ -180,20 +180,14 @@ def _form_notes(header: Any) -> tuple[str, ...]:
         return ("the NIfTI header gives no orientation (sform and qform code 0): left and right are assumed",)
     if min(codes) <= 0:
         return ()
+    last = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
+    corners = np.array(list(product(*((0, end) for end in last))))
     try:
-        forms = header.get_sform(), header.get_qform()
+        with np.errstate(all="ignore"):
+            apart = apply_affine(header.get_sform(), corners) - apply_affine(header.get_qform(), corners)
+            apart_mm = np.linalg.norm(apart, axis=1).max() * MM_PER_UNIT[header.get_xyzt_units()[0]]
     except Exception:  # a quaternion that is none
         return ("the quaternion of the NIfTI header cannot be read: the sform is used",)
-    with np.errstate(all="ignore"):
-        return _disagreement(header, forms)
-
-
-def _disagreement(header: Any, forms: tuple[FloatArray, FloatArray]) -> tuple[str, ...]:
-    """A note where two affines, in the header's unit, place the corners of the scan apart."""
-    last = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
-    corners = np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
-    apart = np.linalg.norm(apply_affine(forms[0], corners) - apply_affine(forms[1], corners), axis=1).max()
-    apart_mm = apart * MM_PER_UNIT[header.get_xyzt_units()[0]]
     if not apart_mm <= FORM_DISAGREEMENT_MM:
         return (f"sform and qform of the NIfTI header differ by up to {apart_mm:.0f} mm: the sform is used",)
     return ()

@@ -153,28 +153,22 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
         ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
     """
     paths = _existing(mask)
+    path = Path(paths[0])
     with _hiding(paths):
-        return _read_labels(Path(paths[0]), len(paths))
-
-
-def _read_labels(path: Path, files: int) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    if files > 1 or kind_of(path) != "file" or not is_image_file(path):
-        raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
-    header = _header_of(path)
-    affine_ras = header.grid.affine_ras
-    return _whole_numbers(path, header.read_values().reshape(header.grid.shape)), affine_ras
-
-
-def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-    if values.dtype.kind in "biuf":
-        with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
-            labels = values.astype(np.int16)
-        if np.array_equal(labels, values):
-            return labels
-    raise ScanError(
-        f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export the "
-        "segmentation as labels, not as probabilities or colours."
-    )
+        if len(paths) > 1 or kind_of(path) != "file" or not is_image_file(path):
+            raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
+        header = _header_of(path)
+        affine_ras = header.grid.affine_ras
+        values = header.read_values().reshape(header.grid.shape)
+        if values.dtype.kind in "biuf":
+            with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+                labels = values.astype(np.int16)
+            if np.array_equal(labels, values):
+                return labels, affine_ras
+        raise ScanError(
+            f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export "
+            "the segmentation as labels, not as probabilities or colours."
+        )
 
 
 def read_grid(image: Sequence[Any] | Any) -> Grid:

@@ -234,7 +234,10 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
             f"{source}: expected HU with lung or air ({AIR_HU[0]} to {AIR_HU[1]}) in at least {AIR_SHARE:.1%} of the "
             f"voxels, got {air:.2%} ({span}); {advice}."
         )
-    if _share_without_padding(below, image_hu.size) > BELOW_AIR_SHARE:
+    not_padding = below.size
+    if below.size > BELOW_AIR_SHARE * image_hu.size:  # its most frequent values are taken as padding
+        not_padding -= int(np.sort(np.unique(below, return_counts=True)[1])[-PADDING_VALUES:].sum())
+    if not_padding > BELOW_AIR_SHARE * image_hu.size:
         raise ScanError(
             f"{source}: expected HU, got {below.size / image_hu.size:.0%} of the voxels below air ({span}): the "
             f"rescale intercept may have been applied twice; {advice}."
@@ -242,11 +245,3 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
     dense = np.count_nonzero(image_hu > DENSE_HU) / image_hu.size
     if dense > DENSE_SHARE:
         raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}.")
-
-
-def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
-    """Share of ``total`` that ``values`` make up once their most frequent values are taken as padding."""
-    if values.size <= BELOW_AIR_SHARE * total:
-        return values.size / total
-    counts = np.bincount(values.astype(np.int64) - _HU_LIMITS[0])
-    return (values.size - int(np.sort(counts)[-PADDING_VALUES:].sum())) / total

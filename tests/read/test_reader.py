@@ -1612,9 +1612,9 @@ def real(name: str) -> Path:
 def test_real_lidc_scan_has_its_nodule_where_the_annotation_says() -> None:
     folder = real("scans/LIDC-IDRI-0001")
     (entry,) = find_scans(folder)
-    start = time.perf_counter()
+    start = time.process_time()
     volume = read_scan(entry["image"])
-    assert time.perf_counter() - start < 5  # 1 s on two idle cores
+    assert time.process_time() - start < 3  # 0.4 s
     assert volume.image_hu.shape == (512, 512, 133)
     np.testing.assert_allclose(spacing_mm(volume.affine_ras), (0.703125, 0.703125, 2.5))
     voxel = apply_affine(np.linalg.inv(volume.affine_ras), swap_lps_ras((56.2, 86.3, -115.9)))
