@@ -203,13 +203,10 @@ def read_headers(path: str | Path) -> list[SliceHeader]:
             if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
                 return []
             return list(_slice_headers(str(path), file, dataset))
-    except InvalidDicomError as error:
-        raise ScanError(
-            f"{path}: expected a DICOM file, got something else; copy the series again or remove it."
-        ) from error
     except Exception as error:  # pydicom raises almost any type on damaged bytes
         raise ScanError(
-            f"{path}: expected a DICOM header, got a truncated or damaged one ({error}); copy the series again."
+            f"{path}: expected a DICOM header, got a truncated or damaged one ({error}); copy the series again, or "
+            "remove the file."
         ) from error
 
 
@@ -246,8 +243,7 @@ def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: b
     """
     try:
         with lenient, open(path, "rb") as file:
-            wanted: list[Any] | None = None if tags is None else [*tags]
-            return read_dataset(file, stop_before_pixels=not pixels, specific_tags=wanted)
+            return read_dataset(file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None)
     except Exception as error:  # pydicom raises almost any type on damaged bytes
         raise ScanError(f"{path}: expected a DICOM file, cannot read it ({error}); copy it again.") from error
 
@@ -263,15 +259,9 @@ def read_identity(path: str | Path) -> dict[str, str]:
     Raises:
         ScanError: the file cannot be read.
     """
-    try:
-        with lenient, open(path, "rb") as file:
-            tags: list[Any] = [*_IDENTITY.values(), "SpecificCharacterSet"]
-            dataset = read_dataset(file, stop_before_pixels=True, specific_tags=tags)
-            texts = {name: _text(dataset, keyword) for name, keyword in _IDENTITY.items()}
-    except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(
-            f"{path}: expected the DICOM slice read before, cannot read it again ({error}); keep it in place."
-        ) from error
+    with lenient:
+        dataset = read_dicom(path, [*_IDENTITY.values(), "SpecificCharacterSet"])
+        texts = {name: _text(dataset, keyword) for name, keyword in _IDENTITY.items()}
     return {name: _shown_identity(name, text) for name, text in texts.items() if text}
 
 

@@ -1,36 +1,37 @@
 """DICOM: the pixels of slices in HU.
 
-What is stored plainly is read and unpacked here (PS3.5, 8.1.1: the high bit may be any); what is compressed is handed
-to GDCM in a file of its own that holds no more than what a decoder needs. Rescaling is done here for both: ITK's
-series reader takes the pixel type of the first slice and cuts off the fraction where a later slope is fractional.
+What is stored plainly is read and unpacked here (PS3.5, 8.1.1: the high bit may be any); run lengths are left to
+pydicom, JPEG to GDCM, each slice as an object of its own that holds no more than what a decoder needs. All are rescaled
+here: ITK's series reader takes the pixel type of the first slice and cuts off the fraction where a later slope is
+fractional.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import lru_cache, partial
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, CTImageStorage, RLELossless
 
-from .dicom_header import SliceHeader, lenient, read_dataset
-from .gdcm import Decoders
+from .dicom_header import SliceHeader, read_dicom
+from .gdcm import decode_apart
 from .scan import DENSE_HU, ScanError, to_hu
 
 SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
-DECODING_THREADS = 4  # reading and decoding release the interpreter lock; more do not help, the disk is the limit
+SLICES_DECODED = 128  # that go to GDCM together: as files, for a while
 OUTSIDE_HU = -1024  # for padding that would otherwise lie above bone
 BLANK_SHARE = 0.25  # of a slice's rows: so many zeros more than its neighbour's are no picture of the body
+
+Words = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
@@ -46,21 +47,46 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
     columns, rows = ordered[0].size
     image_hu = np.empty((columns, rows, len(ordered)), dtype=np.int16)
     tails: list[int] = []
-    threads = min(DECODING_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, closing(Decoders(threads)) as gdcm:
-        decode_slice = partial(_decode_slice, gdcm=gdcm)
-        for first in range(0, len(ordered), SLICES_TURNED):
-            some = list(pool.map(decode_slice, ordered[first : first + SLICES_TURNED]))
-            image_hu[:, :, first : first + len(some)] = np.stack([hu for hu, _ in some]).transpose(2, 1, 0)
-            tails += [tail for _, tail in some]
+    pixels = _stored(ordered)
+    for first in range(0, len(ordered), SLICES_TURNED):
+        some = list(islice(pixels, SLICES_TURNED))
+        turned = [_rescaled(header, words) for header, words in zip(ordered[first:], some, strict=False)]
+        image_hu[:, :, first : first + len(some)] = np.stack(turned).transpose(2, 1, 0)
+        tails += [_zero_rows(words) for words in some]
     return image_hu, _check_tails(source, ordered, tails)
 
 
-def _decode_slice(header: SliceHeader, gdcm: Decoders) -> tuple[npt.NDArray[np.int16], int]:
-    """One slice in HU, ``[J, I]``, and how many of its last rows are zeros as stored."""
-    columns, rows = header.size
+def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
+    """The pixels of each slice as they are stored, ``[J, I]``, one word each."""
+    data_of = lru_cache(maxsize=1)(_pixel_data)  # every frame of a file asks for it
+    for first in range(0, len(ordered), SLICES_DECODED):
+        some = ordered[first : first + SLICES_DECODED]
+        coded = []
+        for header in filter(_is_jpeg, some):
+            with _naming(header):
+                coded.append(_lone_slice(header, data_of))
+        decoded = iter(decode_apart(coded))
+        for header in some:
+            with _naming(header):
+                words = _words_of(next(decoded)) if _is_jpeg(header) else _read_words(header, data_of)
+            if words.shape != header.size[::-1]:
+                raise ScanError(
+                    f"{header.path}: expected one slice of {header.size[0]} × {header.size[1]} grey pixels, got an "
+                    f"array of {words.shape}; export the series again."
+                )
+            yield words
+
+
+def _is_jpeg(header: SliceHeader) -> bool:
+    syntax = header.stored.syntax
+    return syntax.is_compressed and not syntax.is_deflated and syntax != RLELossless
+
+
+@contextmanager
+def _naming(header: SliceHeader) -> Iterator[None]:
+    """Name the file in which pixels are damaged."""
     try:
-        stored = _plain(header) if header.stored.offset is not None else _unpacked(header, gdcm)
+        yield
     except ScanError:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
@@ -69,55 +95,39 @@ def _decode_slice(header: SliceHeader, gdcm: Decoders) -> tuple[npt.NDArray[np.i
             f"{header.path}: expected readable pixels, got a truncated or damaged file ({reason}); copy the series "
             "again."
         ) from error
-    if stored.shape != (rows, columns):
-        raise ScanError(
-            f"{header.path}: expected one slice of {columns} × {rows} grey pixels, got an array of {stored.shape}; "
-            "export the series again."
-        )
-    filled = np.flatnonzero(stored.any(axis=1))
-    return _rescaled(header, stored), rows - (int(filled[-1]) + 1 if len(filled) else 0)
 
 
-def _plain(header: SliceHeader) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Pixels that stand in the file as they are, one word each."""
-    columns, rows = header.size
-    dtype = _word(header)
-    offset = (header.stored.offset or 0) + header.frame * rows * columns * dtype.itemsize
-    with open(header.path, "rb") as file:
-        pixels = np.fromfile(file, dtype, rows * columns, offset=offset)
-    return pixels.reshape(rows, columns)
+def _zero_rows(words: Words) -> int:
+    """How many of the last rows are zeros as stored."""
+    filled = np.flatnonzero(words.any(axis=1))
+    return len(words) - (int(filled[-1]) + 1 if len(filled) else 0)
 
 
-def _word(header: SliceHeader) -> np.dtype[Any]:
+def _read_words(header: SliceHeader, data_of: Callable[[str], bytes]) -> Words:
+    """Pixels that are stored plainly, in a deflated file, or run-length encoded."""
+    if header.stored.syntax == RLELossless:
+        return _words_of(pixel_array(_lone_slice(header, data_of), raw=True))
+    count = math.prod(header.size)
     allocated = (header.stored.bits or (16,))[0]
-    return np.dtype(f"u{allocated // 8}").newbyteorder("<" if header.stored.syntax.is_little_endian else ">")
-
-
-def _unpacked(header: SliceHeader, gdcm: Decoders) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Pixels of a compressed or deflated file, one word each."""
-    columns, rows = header.size
-    if header.stored.syntax.is_deflated:
-        data, dtype = _pixel_data(header.path), _word(header)
-        start = header.frame * rows * columns
-        return np.frombuffer(data, dtype)[start : start + rows * columns].reshape(rows, columns)
-    if header.frames == 1:
-        return _by_gdcm(header, next(generate_frames(_pixel_data(header.path), number_of_frames=1)), gdcm)
-    return _by_gdcm(header, _frames(header.path, header.frames)[header.frame], gdcm)
+    dtype = np.dtype(f"u{allocated // 8}").newbyteorder("<" if header.stored.syntax.is_little_endian else ">")
+    start = header.frame * count * dtype.itemsize
+    if header.stored.offset is None:
+        pixels = np.frombuffer(data_of(header.path), dtype, count, offset=start)
+    else:
+        pixels = np.fromfile(header.path, dtype, count, offset=header.stored.offset + start)
+    return pixels.reshape(header.size[::-1])
 
 
 def _pixel_data(path: str) -> bytes:
-    with lenient, open(path, "rb") as file:
-        return bytes(read_dataset(file, specific_tags=["PixelData"]).PixelData)
+    return bytes(read_dicom(path, ["PixelData"], pixels=True).PixelData)
 
 
-@lru_cache(maxsize=1)
-def _frames(path: str, frames: int) -> list[bytes]:
-    """The compressed frames of one file, read once for all of them."""
-    return list(generate_frames(_pixel_data(path), number_of_frames=frames))
+def _lone_slice(header: SliceHeader, data_of: Callable[[str], bytes]) -> Dataset:
+    """A compressed slice or frame with no more than what says how it is coded.
 
-
-def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Decode one frame: only what says how it is coded goes into the file that GDCM gets."""
+    Raises:
+        ScanError: its bits are packed in a way that decoders do not know.
+    """
     allocated, stored, high = header.stored.bits or (16, 16, 15)
     syntax = header.stored.syntax
     if high != stored - 1 and syntax != RLELossless:
@@ -135,23 +145,26 @@ def _by_gdcm(header: SliceHeader, frame: bytes, gdcm: Decoders) -> npt.NDArray[n
     stored = allocated if syntax == RLELossless else stored  # RLE keeps whole words
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
     dataset.PixelRepresentation = int(header.stored.signed and syntax != RLELossless)
+    frame = get_frame(data_of(header.path), header.frame, number_of_frames=header.frames)
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].is_undefined_length = True
-    with tempfile.TemporaryDirectory(prefix="slice-") as folder:
-        path = Path(folder) / "slice.dcm"
-        dataset.save_as(path, enforce_file_format=True)
-        try:
-            pixels = gdcm(str(path))
-        except ValueError:
-            if syntax != RLELossless:
-                raise
-            pixels = pixel_array(dataset, raw=True)[None]  # slow, but takes what GDCM stumbles over
-    if pixels.ndim == 3 and len(pixels) == 1 and pixels.dtype.kind in "iu":
-        return pixels[0].view(f"u{pixels.dtype.itemsize}")
-    return np.asarray(pixels)
+    return dataset
 
 
-def _rescaled(header: SliceHeader, words: npt.NDArray[np.unsignedinteger[Any]]) -> npt.NDArray[np.int16]:
+def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
+    """What a decoder gave, ``[J, I]`` or ``[1, J, I]``, without a sign.
+
+    Raises:
+        ValueError: it gave nothing.
+    """
+    if pixels is None:
+        raise ValueError("the decoder broke off")
+    if pixels.ndim == 3 and len(pixels) == 1:
+        pixels = pixels[0]
+    return pixels.view(f"u{pixels.dtype.itemsize}")
+
+
+def _rescaled(header: SliceHeader, words: Words) -> npt.NDArray[np.int16]:
     """HU of stored words: unused bits taken away, sign, padding, slope and intercept."""
     _, stored, high = header.stored.bits or (16, 16, 15)
     values: npt.NDArray[np.signedinteger[Any]] = words.astype(np.int64 if words.dtype.itemsize > 2 else np.int32)

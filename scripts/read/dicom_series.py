@@ -232,26 +232,24 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     if len(series) > 1:
         raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
     for header in headers:
-        where = f"{source}, file {header.name}"
-        if header.modality != "CT":
-            raise ScanError(f"{where}: expected modality CT, got {header.modality or 'none'}; choose a CT series.")
-        if header.is_localizer:
-            raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
-        if header.frames > 1 and not header.stack:
-            raise ScanError(
-                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
-                "frames (multi-frame), got frames without places; export the original series."
-            )
-        if not header.colour.startswith("MONOCHROME2"):
-            raise ScanError(
-                f"{where}: expected grey CT values (MONOCHROME2), got {header.colour}; export the CT itself."
-            )
-        if header.rescale_type not in HU_TYPES:
-            raise ScanError(f"{where}: expected HU, got RescaleType {header.rescale_type}; choose the CT itself.")
-        if header.fault:
-            raise ScanError(f"{where}: expected {header.fault}; export the original series.")
-        if not header.has_all_pixels:
-            raise ScanError(f"{where}: expected all pixels, got a truncated or damaged file; copy the series again.")
+        for is_so, message in (
+            (header.modality == "CT", f"modality CT, got {header.modality or 'none'}; choose a CT series"),
+            (not header.is_localizer, "CT slices, got a localizer; choose the scan's own series"),
+            (
+                header.frames == 1 or header.stack,
+                f"one slice per file, or an enhanced CT that places each of its {header.frames} frames (multi-frame), "
+                "got frames without places; export the original series",
+            ),
+            (
+                header.colour.startswith("MONOCHROME2"),
+                f"grey CT values (MONOCHROME2), got {header.colour}; export the CT itself",
+            ),
+            (header.rescale_type in HU_TYPES, f"HU, got RescaleType {header.rescale_type}; choose the CT itself"),
+            (not header.fault, f"{header.fault}; export the original series"),
+            (header.has_all_pixels, "all pixels, got a truncated or damaged file; copy the series again"),
+        ):
+            if not is_so:
+                raise ScanError(f"{source}, file {header.name}: expected {message}.")
     if len(headers) < 2:
         raise ScanError(
             f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."

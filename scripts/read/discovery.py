@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import UserError
 from ..core.paths import is_below, kind_of, unreadable
 from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
@@ -59,7 +60,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     elif section is not None:
         raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
     else:
-        entries, seen = _path_entries(path, series)
+        entries, seen = _entries_at(path, series)
     if not entries and series not in ("auto", "all"):
         known = "; ".join(s.describe() for s in seen) or "no DICOM series"
         raise ScanError(f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.")
@@ -89,13 +90,12 @@ def _start(path: Path) -> bytes:
         return b""
 
 
-def _path_entries(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
-    """Entries of a file or folder, and every series seen there."""
-    if kind_of(path) == "file" and path.name.upper() != "DICOMDIR":
-        return _file_entries([path], str(path), series)
-    path = path.parent if kind_of(path) == "file" else path
+def _entries_at(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
+    """Entries of a file or folder, and every series seen there; a DICOMDIR stands for the folder it lies in."""
+    if kind_of(path) == "file" and path.name.upper() == "DICOMDIR":
+        path = path.parent
     closed: list[Path] = []
-    files = list(files_below(path, closed))
+    files = [path] if kind_of(path) == "file" else list(files_below(path, closed))
     if closed == [path]:
         raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
     return _file_entries(files, str(path), series, closed)
@@ -242,14 +242,14 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
     if len(study) == 1 and chosen.other_part:
         notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
     if len(study) > 1:
-        others = "; ".join(
+        others = [
             f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
+            if reason == "thinnest axial CT"
+            else s.describe()
             for s in study
             if s is not chosen
-        )
-        if reason != "thinnest axial CT":
-            others = "; ".join(s.describe() for s in study if s is not chosen)
-        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {others}")
+        ]
+        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {'; '.join(others)}")
     if chosen.ignored_localizers:
         notes.append(localizer_note(chosen.ignored_localizers))
     return notes
@@ -258,73 +258,80 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
 def _datalist_entries(path: Path, series: str, section: str | None) -> tuple[list[Entry], list[Series]]:
     entries: list[Entry] = []
     seen: list[Series] = []
-    for where, item in _datalist_items(path, section):
-        found, series_seen = _item_entries(path.parent, _checked_item(where, item), series)
-        entries += found
-        seen += series_seen
+    for name, items in _sections(path, section).items():
+        for number, item in enumerate(items):
+            where = f"{path}, {name + ', ' if name else ''}item {number}"
+            found, series_seen = _item_entries(path.parent, _checked_item(where, item), series)
+            entries += found
+            seen += series_seen
     return entries, seen
 
 
-def _datalist_items(path: Path, section: str | None) -> list[tuple[str, Any]]:
-    """The items of a datalist, each with the words that name it in a message."""
+def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
+    """What a datalist file holds, whatever its shape.
+
+    Raises:
+        UserError: of the kind ``error``; it is no JSON.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ScanError(
-            f"{path}: expected a datalist in JSON, got something else ({error}); correct the file."
-        ) from error
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as cause:
+        raise error(
+            f"datalist {path}: expected JSON, got something else ({cause}); correct it or choose another file."
+        ) from cause
+
+
+def _sections(path: Path, section: str | None) -> dict[str, list[Any]]:
+    """The lists of scans in a datalist by name, or the one that is asked for; a plain list has the name ""."""
+    content = read_datalist(path)
     if isinstance(content, list) and section is None:
-        return [(f"{path}, item {n}", item) for n, item in enumerate(content)]
-    if not isinstance(content, dict):
-        kind = "a plain list" if isinstance(content, list) else f"a {type(content).__name__}"
-        wanted = "a list of items or a dict of lists" if section is None else f"a dict with section '{section}'"
-        raise ScanError(f"{path}: expected {wanted}, got {kind}; correct the datalist or the section.")
-    sections = {
-        key: value for key, value in content.items() if isinstance(value, list) and (key in SECTIONS or key == section)
-    }
-    if not sections or (section is not None and section not in sections):
-        wanted = "one of training, validation, testing" if section is None else f"section '{section}'"
-        found = ", ".join(sections) or ", ".join(str(key) for key in content) or "nothing"
+        return {"": content}
+    named = content if isinstance(content, dict) else {}
+    wanted = SECTIONS if section is None else (section,)
+    options = " or ".join(f"'{name}'" for name in wanted)
+    found = {name: items for name, items in named.items() if name in wanted and isinstance(items, list)}
+    if not found:
+        there = [name for name, items in named.items() if isinstance(items, list)] or list(named)
         raise ScanError(
-            f"{path}: expected {wanted} with a list of items, found {found}; correct the datalist or section."
+            f"{path}: expected {'a list of items, or ' if section is None else ''}section "
+            f"{options} with a list of items, found {', '.join(there) or type(content).__name__}; correct the datalist "
+            "or the section."
         )
-    chosen = sections if section is None else {section: sections[section]}
-    return [(f"{path}, {key}, item {n}", item) for key, items in chosen.items() for n, item in enumerate(items)]
+    return found
 
 
 def _checked_item(where: str, item: Any) -> Entry:
     """An item as a dict whose image is a path or a list of paths."""
-    if isinstance(item, str):
-        item = {"image": item}
-    image = item.get("image") if isinstance(item, dict) else None
-    mask = item.get("lung_mask") if isinstance(item, dict) else None
-    is_list = isinstance(image, list) and bool(image) and all(_is_text(path) for path in image)
-    if not ((_is_text(image) or is_list) and (mask is None or _is_text(mask))):
+    entry: Entry = item if isinstance(item, dict) else {"image": item}
+    image, mask = entry.get("image"), entry.get("lung_mask")
+    paths = image if isinstance(image, list) else [image]
+    if not paths or not all(isinstance(path, str) for path in paths) or not isinstance(mask, str | None):
         raise ScanError(f"{where}: expected {{'image': path, …}}, got {str(item)[:80]}; correct the datalist.")
-    return item
+    return entry
 
 
 def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], list[Series]]:
     """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
-    image = item["image"]
-    mask = {"lung_mask": str(folder / os.path.expanduser(item["lung_mask"]))} if item.get("lung_mask") else {}
-    item = {key: value for key, value in item.items() if key != "lung_mask"} | mask  # null: there is none
-    paths = [folder / os.path.expanduser(path) for path in ([image] if _is_text(image) else image)]
-    if len(paths) == 1 and (is_image_file(paths[0]) or kind_of(paths[0]) not in ("file", "folder")):
-        entries = [] if _is_uid(series) and is_image_file(paths[0]) else [_entry(*_plain(paths[0]))]
-        return [{**item, **entry} for entry in entries], []
-    closed: list[Path] = []
-    is_folder = len(paths) == 1 and kind_of(paths[0]) == "folder"
-    files = list(files_below(paths[0], closed)) if is_folder else paths
-    found, seen = _file_entries(files, str(paths[0] if len(paths) == 1 else paths[0].parent), series, closed)
-    if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
-        whole = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
-        found = [_entry(whole, "item", str(paths[0]))]  # a folder's name may be a patient's
-    return [{**item, **entry} for entry in found], seen
-
-
-def _plain(path: Path) -> tuple[str, str, str]:
-    return str(path), scan_stem(path) if is_image_file(path) else "item", str(path)
+    image, mask = item["image"], item.get("lung_mask")
+    rest = {key: value for key, value in item.items() if key != "lung_mask"}
+    if mask:
+        rest["lung_mask"] = str(folder / os.path.expanduser(mask))
+    paths = [folder / os.path.expanduser(path) for path in (image if isinstance(image, list) else [image])]
+    first = paths[0]
+    seen: list[Series] = []
+    source = str(first if len(paths) == 1 else first.parent)
+    kind = kind_of(first) if len(paths) == 1 else ""
+    if kind and (is_image_file(first) or kind not in ("file", "folder")):
+        found = [_entry(source, scan_stem(first) if is_image_file(first) else "item", source)]
+        found = [] if is_image_file(first) and _is_uid(series) else found
+    else:
+        closed: list[Path] = []
+        files = list(files_below(first, closed)) if kind == "folder" else paths
+        found, seen = _file_entries(files, source, series, closed)
+        if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
+            whole = source if len(paths) == 1 else [str(path) for path in paths]
+            found = [_entry(whole, "item", str(first))]  # a folder's name may be a patient's
+    return [{**rest, **entry} for entry in found], seen
 
 
 def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:
@@ -357,7 +364,3 @@ def scan_stem(path: Path) -> str:
 
 def _is_uid(series: str) -> bool:
     return series not in ("auto", "all")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

@@ -6,19 +6,18 @@ with their axes in another order or direction (MetaImage and DICOM of one series
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..core.files import write_bytes
 from ..core.geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from ..core.nifti import write_nifti
 from .reader import read_labels
 from .scan import Grid, ScanError
 
@@ -167,55 +166,42 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
         ``[I, J, K]``, and the matches, those whose object does not lie in the scan with a reason.
     """
     most = max((match.row for match in matches), default=0) + 1
-    mask = np.zeros(grid.shape, dtype=np.uint8 if most < 256 else np.uint16)
+    rows = np.zeros(int(labels.values.max(initial=0)) + 1, dtype=np.uint8 if most < 256 else np.uint16)
+    moved = on_grid(labels, grid)
+    kept_mm3 = np.bincount(moved[moved > 0], minlength=len(rows)) * voxel_volume_mm3(grid.affine_ras)
     results = []
     for match in matches:
-        if match.thing is None:
-            results.append(match)
-            continue
-        box = _box_on(grid, labels.affine_ras, match.thing.box)
-        inside = _inside(labels, match.thing.value, grid, box)
-        kept_mm3 = float(inside.sum()) * voxel_volume_mm3(grid.affine_ras)
-        if kept_mm3 < LEAST_KEPT * match.thing.volume_mm3:
-            results.append(Match(match.row, None, match.distance_mm, "its object lies partly outside the scan's grid"))
-            continue
-        cut = mask[box]
-        cut[inside & (cut == 0)] = match.row + 1
+        if match.thing is not None and kept_mm3[match.thing.value] < LEAST_KEPT * match.thing.volume_mm3:
+            match = Match(match.row, None, match.distance_mm, "its object lies partly outside the scan's grid")
+        elif match.thing is not None:
+            rows[match.thing.value] = match.row + 1
         results.append(match)
-    return mask, results
+    return rows.take(moved), results
 
 
 def on_grid(labels: Labels, grid: Grid) -> Values:
-    """A mask on another grid, by nearest neighbour, values as they are: ``[I, J, K]``."""
+    """A mask on another grid, by nearest neighbour, values as they are: ``[I, J, K]`` uint16."""
     mask = np.zeros(grid.shape, dtype=np.uint16)
-    for thing in things_of(labels):
-        box = _box_on(grid, labels.affine_ras, thing.box)
-        mask[box][_inside(labels, thing.value, grid, box)] = thing.value
+    box = _box_on(grid, labels)
+    start = np.eye(4)
+    start[:3, 3] = [part.start for part in box]
+    to_source = np.linalg.inv(labels.affine_ras) @ grid.affine_ras @ start
+    if mask[box].size:  # "grid-constant": the outermost voxels reach half a step beyond their centres
+        values = labels.values.astype(np.uint16, copy=False)
+        ndimage.affine_transform(values, to_source, output=mask[box], order=0, mode="grid-constant")
     return mask
 
 
-def _box_on(grid: Grid, affine_ras: FloatArray, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-    """The voxels of a grid that a box of another grid reaches, cut at the border; empty where it reaches none."""
-    ends = [(part.start - 1, part.stop) for part in box]
-    corners = np.array([[i, j, k] for i in ends[0] for j in ends[1] for k in ends[2]])
-    voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ affine_ras, corners)
-    low, high = np.floor(voxels.min(axis=0)).astype(int), np.ceil(voxels.max(axis=0)).astype(int) + 1
-    i, j, k = (slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in zip(low, high, grid.shape, strict=True))
-    return i, j, k
-
-
-def _inside(labels: Labels, value: int, grid: Grid, box: tuple[slice, slice, slice]) -> npt.NDArray[np.bool_]:
-    """Which voxels of a box of the grid have their centre in a voxel of that value."""
-    voxels = np.stack(np.meshgrid(*(np.arange(part.start, part.stop) for part in box), indexing="ij"), axis=-1)
-    places = apply_affine(np.linalg.inv(labels.affine_ras) @ grid.affine_ras, voxels)
-    nearest = np.rint(places).astype(int)
-    there = np.asarray(((nearest >= 0) & (nearest < labels.values.shape)).all(axis=-1))
-    i, j, k = np.moveaxis(np.where(there[..., None], nearest, 0), -1, 0)
-    return np.asarray(there & (labels.values[i, j, k] == value))
+def _box_on(grid: Grid, labels: Labels) -> tuple[slice, ...]:
+    """The voxels of a grid that the objects of a mask may reach, cut at its border; empty where they reach none."""
+    (box, *_) = ndimage.find_objects((labels.values > 0).astype(np.uint8)) or [(slice(0, 0),) * 3]
+    corners = np.array(list(product(*((part.start - 1, part.stop) for part in box))))
+    voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ labels.affine_ras, corners)
+    low = np.clip(np.floor(voxels.min(axis=0)), 0, grid.shape).astype(int)
+    high = np.clip(np.ceil(voxels.max(axis=0)) + 1, low, grid.shape).astype(int)
+    return tuple(map(slice, low, high))
 
 
 def write_mask(path: Path, mask: Values, affine_ras: FloatArray) -> Path:
     """Write a mask as NIfTI, whole or not at all; the same mask gives the same bytes."""
-    image = nib.Nifti1Image(mask, affine_ras)
-    image.header.set_xyzt_units("mm", "sec")
-    return write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    return write_nifti(path, mask, affine_ras)

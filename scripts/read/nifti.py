@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import zlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +18,7 @@ from nibabel.arrayproxy import ArrayProxy
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
-from .text_headers import MAX_RATIO, PADDING_BYTES, unpack
+from .text_headers import read_exactly
 
 FORM_DISAGREEMENT_MM = 1.0  # between sform and qform before it is worth a note
 STEP_TOLERANCE = 0.01  # between the steps of the sform and pixdim: rounded headers differ by less
@@ -32,22 +32,40 @@ class NiftiHeader:
     """What the header says, checked to describe a volume.
 
     Attributes:
+        path: the file.
         grid: of the scan.
         header: by nibabel, as it stands in the file.
         packed: whether the file is compressed.
         notes: what the reader of a report should know.
     """
 
+    path: Path
     grid: Grid
     header: Any
     packed: bool
     notes: tuple[str, ...]
+    form: ClassVar = "NIfTI"
+    modality: ClassVar = ""
 
-    @property
-    def needed_bytes(self) -> int:
-        """Length of the unpacked file."""
-        voxels = math.prod(int(n) for n in self.header.get_data_shape())
-        return int(self.header["vox_offset"]) + voxels * int(self.header.get_data_dtype().itemsize)
+    def read_values(self) -> npt.NDArray[Any]:
+        """The voxels, scaled as the header says, on its grid: ``[I, J, K]``.
+
+        Raises:
+            ScanError: they are missing, damaged or more than the header says.
+        """
+        shape, dtype, offset = (
+            self.header.get_data_shape(),
+            self.header.get_data_dtype(),
+            int(self.header["vox_offset"]),
+        )
+        try:
+            data = read_exactly(self.path, offset + math.prod(map(int, shape)) * dtype.itemsize, packed=self.packed)
+            slope, intercept = self.header.get_slope_inter()
+            scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+            values = np.asanyarray(ArrayProxy(io.BytesIO(data), (shape, dtype, offset, *scaling)))
+        except Exception as error:  # nibabel and zlib raise almost any type on damaged bytes
+            raise _damaged(self.path, error) from error
+        return values.reshape(self.grid.shape)
 
 
 def read_nifti_header(path: Path) -> NiftiHeader:
@@ -72,53 +90,11 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     except Exception as error:  # nibabel and gzip raise almost any type on damaged bytes
         raise _damaged(path, error) from error
     grid = make_grid(str(path), shape, affine_ras)
-    return NiftiHeader(grid, header, packed, (*_check_steps(path, header, affine_ras), *_form_notes(header)))
-
-
-def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
-    """Header and values, scaled as the header says, on its grid: ``[I, J, K]``.
-
-    Raises:
-        ScanError: see :func:`read_nifti_header`; or voxels that are missing, damaged or more than the header says.
-    """
-    nifti = read_nifti_header(path)
-    try:
-        data = _bytes_of(path, nifti)
-        slope, intercept = nifti.header.get_slope_inter()
-        place = (nifti.header.get_data_shape(), nifti.header.get_data_dtype(), int(nifti.header["vox_offset"]))
-        scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
-        values = np.asanyarray(ArrayProxy(io.BytesIO(data), (*place, *scaling)))
-    except Exception as error:  # nibabel and zlib raise almost any type on damaged bytes
-        raise _damaged(path, error) from error
-    return nifti, values.reshape(nifti.grid.shape)
+    return NiftiHeader(path, grid, header, packed, (*_check_steps(path, header, affine_ras), *_form_notes(header)))
 
 
 def _damaged(path: Path, error: object) -> ScanError:
     return ScanError(f"{path}: expected a NIfTI volume, got a truncated or damaged file ({error}); copy it again.")
-
-
-def _bytes_of(path: Path, nifti: NiftiHeader) -> bytes:
-    """The whole file, unpacked: not more of it than its header calls for.
-
-    Raises:
-        ValueError: too short, or longer than the header says.
-    """
-    needed, size = nifti.needed_bytes, path.stat().st_size
-    if size * (MAX_RATIO if nifti.packed else 1) < needed:
-        raise ValueError(f"{size} bytes cannot hold the {needed} bytes that the header says")
-    with path.open("rb") as file:
-        if nifti.packed:
-            data = unpack(zlib.decompressobj(47), file.read(), needed)  # to the end, where its checksum is
-        else:
-            data = file.read(needed + PADDING_BYTES + 1)
-    if len(data) < needed or len(data) - needed > PADDING_BYTES or any(data[needed:]):
-        raise ValueError(f"the header says {needed} bytes, the file holds {min(len(data), size)}")
-    return data
-
-
-def _class_of(data: bytes) -> type[Any]:
-    size = {data[:4][::step] for step in (1, -1)}  # of the header, in either byte order
-    return nib.Nifti2Header if (540).to_bytes(4, "little") in size else nib.Nifti1Header
 
 
 def _raw_header(data: bytes) -> Any:
@@ -127,11 +103,12 @@ def _raw_header(data: bytes) -> Any:
     Raises:
         ValueError: it cannot be that of one file with its voxels in it.
     """
-    kind = _class_of(data)
-    size = kind.template_dtype.itemsize
-    if len(data) < size or size not in (int.from_bytes(data[:4], order) for order in ("little", "big")):
+    said = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
+    kinds = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
+    size = next((size for size in kinds if size in said and size <= len(data)), 0)
+    if not size:
         raise ValueError("no NIfTI header")
-    header = kind.from_fileobj(io.BytesIO(data[:size]), check=False)
+    header = kinds[size].from_fileobj(io.BytesIO(data[:size]), check=False)
     shape = header.get_data_shape()
     if not 1 <= int(header["dim"][0]) <= 7 or any(int(n) < 1 for n in shape):
         raise ValueError(f"lengths {header['dim'].tolist()}")
@@ -178,12 +155,11 @@ def _check_steps(path: Path, header: Any, affine_ras: FloatArray) -> tuple[str, 
     """
     if int(header["sform_code"]) <= 0:
         return ()
-    scale = MM_PER_UNIT[header.get_xyzt_units()[0]]
-    pixdim_mm = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64)) * scale
+    pixdim_mm = np.abs(np.float64(header["pixdim"][1:4])) * MM_PER_UNIT[header.get_xyzt_units()[0]]
     if not (np.isfinite(pixdim_mm).all() and pixdim_mm.min() > 0):
         return ("pixdim of the NIfTI header gives no voxel size: that of the sform is used",)
-    steps_mm, axes = spacing_mm(affine_ras), affine_ras[:3, :3]
-    across_mm = 1.0 / np.linalg.norm(np.linalg.inv(axes), axis=1)
+    steps_mm = spacing_mm(affine_ras)
+    across_mm = 1.0 / np.linalg.norm(np.linalg.inv(affine_ras[:3, :3]), axis=1)
     fits = [np.isclose(pixdim_mm, lengths, rtol=STEP_TOLERANCE, atol=0) for lengths in (steps_mm, across_mm)]
     if not np.logical_or(*fits).all():
         raise ScanError(
@@ -204,20 +180,14 @@ def _form_notes(header: Any) -> tuple[str, ...]:
         return ("the NIfTI header gives no orientation (sform and qform code 0): left and right are assumed",)
     if min(codes) <= 0:
         return ()
+    last = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
+    corners = np.array(list(product(*((0, end) for end in last))))
     try:
-        forms = header.get_sform(), header.get_qform()
+        with np.errstate(all="ignore"):
+            apart = apply_affine(header.get_sform(), corners) - apply_affine(header.get_qform(), corners)
+            apart_mm = np.linalg.norm(apart, axis=1).max() * MM_PER_UNIT[header.get_xyzt_units()[0]]
     except Exception:  # a quaternion that is none
         return ("the quaternion of the NIfTI header cannot be read: the sform is used",)
-    with np.errstate(all="ignore"):
-        return _disagreement(header, forms)
-
-
-def _disagreement(header: Any, forms: tuple[FloatArray, FloatArray]) -> tuple[str, ...]:
-    """A note where two affines, in the header's unit, place the corners of the scan apart."""
-    last = np.array((*header.get_data_shape(), 1, 1)[:3]) - 1
-    corners = np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
-    apart = np.linalg.norm(apply_affine(forms[0], corners) - apply_affine(forms[1], corners), axis=1).max()
-    apart_mm = apart * MM_PER_UNIT[header.get_xyzt_units()[0]]
     if not apart_mm <= FORM_DISAGREEMENT_MM:
         return (f"sform and qform of the NIfTI header differ by up to {apart_mm:.0f} mm: the sform is used",)
     return ()

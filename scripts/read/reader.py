@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from monai.data import ImageReader
 
-from ..core.geometry import FloatArray, swap_lps_ras_affine
+from ..core.geometry import FloatArray
 from ..core.paths import kind_of
 from .dicom_series import read_series, series_grid
 from .discovery import IMAGE_SUFFIXES, find_scans, is_image_file, looks_like_dicom
-from .nifti import read_nifti, read_nifti_header
-from .scan import Grid, ScanError, Volume, make_grid, make_volume
-from .text_headers import TextHeader, read_text_header, read_values
+from .nifti import NiftiHeader, read_nifti_header
+from .scan import Grid, ScanError, Volume, make_volume
+from .text_headers import TextHeader, read_text_header
 
 __all__ = [
     "Grid",
@@ -38,13 +38,7 @@ __all__ = [
 ]
 
 FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
-
-
-@dataclass(frozen=True)
-class ScanFiles:
-    """The paths of one scan, checked for nothing yet: what :meth:`ScanReader.read` passes to ``get_data``."""
-
-    paths: tuple[str, ...]
+ScanFiles = tuple[str, ...]  # the paths of one scan, checked for nothing yet: ``read`` passes them to ``get_data``
 
 
 class ScanReader(ImageReader):
@@ -67,7 +61,7 @@ class ScanReader(ImageReader):
         """
         if kwargs:
             raise TypeError(f"ScanReader.read takes no options, got {', '.join(kwargs)}.")
-        return ScanFiles(_as_paths(data))
+        return _as_paths(data)
 
     def get_data(self, img: ScanFiles) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
         """Read the scan.
@@ -82,7 +76,7 @@ class ScanReader(ImageReader):
         Raises:
             ScanError: the scan must be refused.
         """
-        volume = read_scan(img.paths)
+        volume = read_scan(img)
         told = {
             "facts": dict(volume.facts),
             "notes": "\n".join(volume.notes),
@@ -104,7 +98,7 @@ class LabelReader(ScanReader):
         Raises:
             ScanError: the mask must be refused.
         """
-        labels, affine_ras = read_labels(img.paths)
+        labels, affine_ras = read_labels(img)
         return labels, _meta(img, labels.shape, affine_ras)
 
 
@@ -116,7 +110,7 @@ def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dic
         "space": "RAS",
         "spatial_shape": np.array(shape),
         "original_channel_dim": "no_channel",
-        "filename_or_obj": img.paths[0],
+        "filename_or_obj": img[0],
     }
 
 
@@ -130,10 +124,12 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
     first = Path(paths[0])
     with _hiding(paths):
         if len(paths) == 1 and kind_of(first) == "folder":
-            return _read_folder(first)
+            scan = _only_scan(first)
+            volume = read_scan(scan["image"])
+            return replace(volume, notes=(*scan["notes"].splitlines(), *volume.notes))
         if len(paths) > 1 or not is_image_file(first):
             return read_series(paths)
-        return _read_nifti(first) if _is_nifti(first) else _read_text_headed(first)
+        return _read_image(first)
 
 
 @contextmanager
@@ -157,33 +153,22 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
         ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
     """
     paths = _existing(mask)
+    path = Path(paths[0])
     with _hiding(paths):
-        return _read_labels(Path(paths[0]), len(paths))
-
-
-def _read_labels(path: Path, files: int) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    if files > 1 or kind_of(path) != "file" or not is_image_file(path):
-        raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
-    if _is_nifti(path):
-        nifti, values = read_nifti(path)
-        grid = nifti.grid
-    else:
-        header = read_text_header(path)
-        grid = _grid_of(header)
-        values = read_values(header).reshape(grid.shape)
-    return _whole_numbers(path, values), grid.affine_ras
-
-
-def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-    if values.dtype.kind in "biuf":
-        with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
-            labels = values.astype(np.int16)
-        if np.array_equal(labels, values):
-            return labels
-    raise ScanError(
-        f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export the "
-        "segmentation as labels, not as probabilities or colours."
-    )
+        if len(paths) > 1 or kind_of(path) != "file" or not is_image_file(path):
+            raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
+        header = _header_of(path)
+        affine_ras = header.grid.affine_ras
+        values = header.read_values().reshape(header.grid.shape)
+        if values.dtype.kind in "biuf":
+            with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+                labels = values.astype(np.int16)
+            if np.array_equal(labels, values):
+                return labels, affine_ras
+        raise ScanError(
+            f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export "
+            "the segmentation as labels, not as probabilities or colours."
+        )
 
 
 def read_grid(image: Sequence[Any] | Any) -> Grid:
@@ -199,15 +184,12 @@ def read_grid(image: Sequence[Any] | Any) -> Grid:
         return read_grid(_only_scan(first)["image"])
     if len(paths) > 1 or not is_image_file(first):
         return series_grid(paths)
-    return read_nifti_header(first).grid if _is_nifti(first) else _grid_of(read_text_header(first))
+    return _header_of(first).grid
 
 
-def _grid_of(header: TextHeader) -> Grid:
-    return make_grid(str(header.path), header.shape, swap_lps_ras_affine(header.affine_lps))
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+def _header_of(path: Path) -> NiftiHeader | TextHeader:
+    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    return read_nifti_header(path) if is_nifti else read_text_header(path)
 
 
 def _existing(image: Sequence[Any] | Any) -> tuple[str, ...]:
@@ -233,22 +215,10 @@ def _only_scan(folder: Path) -> dict[str, Any]:
     return scans[0]
 
 
-def _read_folder(folder: Path) -> Volume:
-    scan = _only_scan(folder)
-    volume = read_scan(scan["image"])
-    notes = (*scan["notes"].splitlines(), *volume.notes)
-    return replace(volume, notes=notes)
-
-
-def _read_nifti(path: Path) -> Volume:
-    nifti, values = read_nifti(path)
-    return make_volume(str(path), values, nifti.grid.affine_ras, {"Format": "NIfTI"}, notes=nifti.notes)
-
-
-def _read_text_headed(path: Path) -> Volume:
-    """Read MetaImage or NRRD."""
-    header = read_text_header(path)
+def _read_image(path: Path) -> Volume:
+    """Read MetaImage, NRRD or NIfTI."""
+    header = _header_of(path)
     if header.modality not in ("", "CT", "OTHER", "UNKNOWN"):
         raise ScanError(f"{path}: expected modality CT, got {header.modality}; choose a CT scan.")
-    affine_ras = _grid_of(header).affine_ras
-    return make_volume(str(path), read_values(header), affine_ras, {"Format": header.form}, notes=header.notes)
+    affine_ras = header.grid.affine_ras
+    return make_volume(str(path), header.read_values(), affine_ras, {"Format": header.form}, notes=header.notes)

@@ -110,9 +110,33 @@ def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Gr
     Raises:
         ScanError: not a volume, or no usable geometry.
     """
-    shape = _three_lengths(source, shape)
-    _check_affine(source, affine_ras)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    size = " × ".join(str(n) for n in shape)
+    if len(shape) > 3:
+        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
+    if len(shape) < 3 or min(shape) < 2:
+        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
+    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
+        raise ScanError(
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
+        )
+    if not _is_usable(affine_ras):
+        low, high = SPACING_RANGE_MM
+        raise ScanError(
+            f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world "
+            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit."
+        )
     return Grid(shape, affine_ras)
+
+
+def _is_usable(affine: FloatArray) -> bool:
+    """Whether a grid is finite, not flat, and has steps that a chest CT may have."""
+    if not (np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM):
+        return False
+    steps_mm = spacing_mm(affine)
+    flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
+    return not flat and SPACING_RANGE_MM[0] <= steps_mm.min() and bool(steps_mm.max() <= SPACING_RANGE_MM[1])
 
 
 def make_volume(
@@ -210,7 +234,10 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
             f"{source}: expected HU with lung or air ({AIR_HU[0]} to {AIR_HU[1]}) in at least {AIR_SHARE:.1%} of the "
             f"voxels, got {air:.2%} ({span}); {advice}."
         )
-    if _share_without_padding(below, image_hu.size) > BELOW_AIR_SHARE:
+    not_padding = below.size
+    if below.size > BELOW_AIR_SHARE * image_hu.size:  # its most frequent values are taken as padding
+        not_padding -= int(np.sort(np.unique(below, return_counts=True)[1])[-PADDING_VALUES:].sum())
+    if not_padding > BELOW_AIR_SHARE * image_hu.size:
         raise ScanError(
             f"{source}: expected HU, got {below.size / image_hu.size:.0%} of the voxels below air ({span}): the "
             f"rescale intercept may have been applied twice; {advice}."
@@ -218,41 +245,3 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
     dense = np.count_nonzero(image_hu > DENSE_HU) / image_hu.size
     if dense > DENSE_SHARE:
         raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}.")
-
-
-def _share_without_padding(values: npt.NDArray[np.int16], total: int) -> float:
-    """Share of ``total`` that ``values`` make up once their most frequent values are taken as padding."""
-    if values.size <= BELOW_AIR_SHARE * total:
-        return values.size / total
-    counts = np.bincount(values.astype(np.int64) - _HU_LIMITS[0])
-    return (values.size - int(np.sort(counts)[-PADDING_VALUES:].sum())) / total
-
-
-def _three_lengths(source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop trailing axes of length 1 beyond the third; refuse what is then no volume."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    size = " × ".join(str(n) for n in shape)
-    if len(shape) > 3:
-        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
-    if len(shape) < 3 or min(shape) < 2:
-        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
-    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
-        raise ScanError(
-            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
-        )
-    return shape
-
-
-def _check_affine(source: str, affine: FloatArray) -> None:
-    """Refuse a grid that is not finite, is flat, or has steps no chest CT has."""
-    low, high = SPACING_RANGE_MM
-    if np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM:
-        steps_mm = spacing_mm(affine)
-        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
-        if not flat and low <= steps_mm.min() and steps_mm.max() <= high:
-            return
-    raise ScanError(
-        f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world matrix "
-        f"{np.asarray(affine).round(5).tolist()}; correct the file's spacing, direction or unit."
-    )

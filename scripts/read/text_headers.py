@@ -3,29 +3,30 @@
 ITK takes 1 mm where a header gives no voxel size, reads ``1,4`` as 1, knows endings in small letters alone, ends the
 process at a name that is no UTF-8, writes its complaints to the terminal, and waits for ever at a pipe. Here a header
 that does not say exactly what it holds is refused. Sources: MetaIO's documentation, and the definition of NRRD
-(teem.sourceforge.net/nrrd/format.html). Not read: data spread over axes other than the last, hexadecimal NRRD.
+(teem.sourceforge.net/nrrd/format.html). Not read: several data files, numbers in text, bzip2.
 """
 
 from __future__ import annotations
 
-import bz2
 import math
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.geometry import FloatArray
+from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
-from .scan import ScanError
+from .scan import Grid, ScanError, make_grid
 
 HEADER_BYTES = 1 << 20  # far more than any header's text, lists of data files included
-MAX_RATIO = 1100  # bytes that a byte of zlib can become: 1032; bzip2 packs zeros closer, a CT never
+MAX_RATIO = 1100  # bytes that a byte of zlib can become: 1032
 PADDING_BYTES = 4096  # so many zeros may follow the voxels: a block of a disk or tape
 MM_PER_UNIT = {
     **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
@@ -69,10 +70,9 @@ class TextHeader:
         components: numbers per voxel.
         dtype: of one number, with its byte order.
         affine_lps: ``[4, 4]`` voxel to LPS mm, of the first three axes.
-        files: that hold the voxels, one after the other; the header itself where they follow it.
-        skip: bytes before the voxels in each file; -1: the voxels are the end of the file.
-        lines: to pass over before those bytes.
-        encoding: "raw", "zlib", "bzip2" or "text".
+        file: that holds the voxels; the header itself where they follow it.
+        skip: bytes before the voxels in that file; -1: the voxels are its end.
+        packed: whether they are compressed, by zlib or gzip.
         modality: in capitals; "" where the header does not tell.
         notes: what the reader of a report should know.
     """
@@ -83,12 +83,48 @@ class TextHeader:
     components: int
     dtype: np.dtype[Any]
     affine_lps: FloatArray
-    files: tuple[Path, ...]
+    file: Path
     skip: int
-    lines: int
-    encoding: str
+    packed: bool
     modality: str
     notes: tuple[str, ...]
+
+    @property
+    def needed_bytes(self) -> int:
+        """Length of the voxels, unpacked."""
+        return math.prod(self.shape) * self.components * self.dtype.itemsize
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the voxels lie.
+
+        Raises:
+            ScanError: no volume, or no usable geometry.
+        """
+        return make_grid(str(self.path), self.shape, swap_lps_ras_affine(self.affine_lps))
+
+    def read_values(self) -> npt.NDArray[Any]:
+        """The voxels: ``[I, J, K, …]`` in Fortran order.
+
+        Raises:
+            ScanError: they are not all there, damaged, more than the header says, or several numbers each.
+        """
+        if self.components > 1:
+            raise ScanError(
+                f"{self.path}: expected one number per voxel, got {self.components} (colour or vectors); export the "
+                "image as grey values: a CT in HU, a mask as labels."
+            )
+        fault = _fault_of(self)
+        if not fault:
+            try:
+                data = read_exactly(self.file, self.needed_bytes, self.skip, packed=self.packed)
+                return np.frombuffer(data, self.dtype, math.prod(self.shape)).reshape(self.shape, order="F")
+            except (ValueError, OSError, zlib.error, MemoryError) as error:
+                fault = f"truncated or damaged: {error}"
+        raise ScanError(
+            f"{self.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
+            f"missing ({fault}); copy it again."
+        )
 
 
 def read_text_header(path: Path) -> TextHeader:
@@ -114,11 +150,11 @@ def read_text_header(path: Path) -> TextHeader:
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
-    """The files beside a ``.mhd`` or ``.nhdr`` header that hold its voxels; none for others, or where it is damaged."""
+    """The file beside a ``.mhd`` or ``.nhdr`` header that holds its voxels; none for others, or where it is damaged."""
     if path.suffix.lower() not in (".mhd", ".nhdr"):
         return ()
     try:
-        return tuple(file for file in read_text_header(path).files if file != path)
+        return (read_text_header(path).file,)
     except ScanError:
         return ()
 
@@ -139,87 +175,44 @@ def data_fault(path: Path) -> str:
 
 
 def _fault_of(header: TextHeader) -> str:
-    for file in header.files:
-        reason = unreadable(file)
-        if reason:
-            known = {"no such file or folder": "not there", "an empty file": "empty"}
-            return f"the data file is {known.get(reason, reason)}"
-    size = sum(file.stat().st_size - max(header.skip, 0) for file in header.files)
-    needed = _needed_bytes(header)
-    if (header.encoding == "raw" and size < needed) or size * MAX_RATIO < needed:
+    reason = unreadable(header.file)
+    if reason:
+        known = {"no such file or folder": "not there", "an empty file": "empty"}
+        return f"the data file is {known.get(reason, reason)}"
+    size = header.file.stat().st_size - max(header.skip, 0)
+    if size * (MAX_RATIO if header.packed else 1) < header.needed_bytes:
         return "the data file is shorter than the header says"
     return ""
 
 
-def read_values(header: TextHeader) -> npt.NDArray[Any]:
-    """The voxels: ``[I, J, K, …]`` in Fortran order.
+def read_exactly(file: Path, needed: int, skip: int = 0, *, packed: bool) -> bytes:
+    """The last ``needed`` bytes of a file but for some zeros, unpacked: never much more of it, whatever it holds.
+
+    Args:
+        file: that holds them.
+        needed: bytes, unpacked.
+        skip: bytes to pass over; -1: all before the last ``needed``.
+        packed: by zlib or gzip: the stream is read up to its end, where its checksum is.
 
     Raises:
-        ScanError: they are not all there, damaged, more than the header says, or several numbers each.
+        ValueError: the file holds fewer bytes, or more.
+        zlib.error: the packed bytes are damaged.
     """
-    if header.components > 1:
-        raise ScanError(
-            f"{header.path}: expected one number per voxel, got {header.components} (colour or vectors); export the "
-            "image as grey values: a CT in HU, a mask as labels."
-        )
-    fault = _fault_of(header)
-    if not fault:
-        try:
-            values = _values(header)
-            return values.reshape(header.shape, order="F")
-        except (ValueError, OSError, EOFError, zlib.error, MemoryError) as error:
-            fault = f"truncated or damaged: {error}"
-    raise ScanError(
-        f"{header.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
-        f"missing ({fault}); copy it again."
-    )
-
-
-def _needed_bytes(header: TextHeader) -> int:
-    return math.prod(header.shape) * header.components * header.dtype.itemsize
-
-
-def _values(header: TextHeader) -> npt.NDArray[Any]:
-    needed = _needed_bytes(header)
-    if header.encoding == "text":
-        text = b" ".join(_part(header, file, needed) for file in header.files)
-        numbers = np.array(text.split(), dtype=header.dtype)
-        if len(numbers) != math.prod(header.shape):
-            raise ValueError(f"{len(numbers)} numbers for {math.prod(header.shape)} voxels")
-        return numbers
-    data = bytearray()
-    for file in header.files:
-        data += _part(header, file, needed - len(data))
+    size, limit = file.stat().st_size, needed + PADDING_BYTES + 1
+    if size * (MAX_RATIO if packed else 1) < needed:
+        raise ValueError(f"{size} bytes cannot hold the {needed} bytes that the header says")
+    with file.open("rb") as stream:
+        stream.seek(*((skip, os.SEEK_SET) if skip >= 0 else (-needed, os.SEEK_END)))
+        if not packed:
+            data = stream.read(limit)
+        else:
+            unpacker = zlib.decompressobj(47)
+            data = unpacker.decompress(stream.read(), limit)
+            if not unpacker.eof and len(data) < limit:
+                raise ValueError("the packed data end too early")
     if len(data) < needed or len(data) - needed > PADDING_BYTES or any(data[needed:]):
         raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
-    return np.frombuffer(data, header.dtype, count=needed // header.dtype.itemsize)
-
-
-def _part(header: TextHeader, file: Path, needed: int) -> bytes:
-    """What one file gives of the voxels, unpacked; a little more than ``needed`` at most."""
-    with file.open("rb") as stream:
-        for _ in range(header.lines):
-            stream.readline(HEADER_BYTES)
-        if header.skip < 0:
-            stream.seek(-min(needed, file.stat().st_size), 2)
-        else:
-            stream.seek(header.skip, 1)
-        if header.encoding == "raw":
-            return stream.read(needed + PADDING_BYTES + 1)
-        packed = stream.read()
-    if header.encoding == "text":
-        return packed
-    unpacker: Any = bz2.BZ2Decompressor() if header.encoding == "bzip2" else zlib.decompressobj(47)  # zlib or gzip
-    return unpack(unpacker, packed, needed)
-
-
-def unpack(unpacker: Any, packed: bytes, needed: int) -> bytes:
-    """Unpack a stream to its end, where its checksum is, but never much more than ``needed`` bytes of it."""
-    limit = max(needed, 0) + PADDING_BYTES + 1
-    data = unpacker.decompress(packed, limit)
-    if not unpacker.eof and len(data) < limit:
-        raise EOFError("the packed data end too early")
-    return bytes(data)
+    return data
 
 
 # ---- MetaImage -------------------------------------------------------------------------------------------------------
@@ -227,8 +220,7 @@ def unpack(unpacker: Any, packed: bytes, needed: int) -> bytes:
 
 def _metaimage(path: Path, data: bytes) -> TextHeader:
     fields, end = _meta_fields(data)
-    axes = _count(fields, "NDims")
-    shape = _counts(fields, "DimSize", axes)
+    (axes,) = _lengths(fields, "NDims", 1)
     kind = fields.get("ElementType", "").upper()
     if kind not in _META_TYPES:
         raise ValueError(f"ElementType {kind or 'missing'}")
@@ -240,23 +232,26 @@ def _metaimage(path: Path, data: bytes) -> TextHeader:
     origin = next((n for n in ("Offset", "Position", "Origin") if n in fields), "")
     rows = np.reshape(_numbers(fields, matrix, axes * axes), (axes, axes)) if matrix else np.eye(axes)
     offset = _numbers(fields, origin, axes) if origin else [0.0] * axes
-    mm = _mm_per_unit(path, [fields["DistanceUnits"]] if "DistanceUnits" in fields else ["mm"])
-    big = _flag(fields, "BinaryDataByteOrderMSB", _flag(fields, "ElementByteOrderMSB", False))
-    packed, binary = _flag(fields, "CompressedData", False), _flag(fields, "BinaryData", True)
-    files, skip = _meta_files(path, fields["ElementDataFile"], data, end, shape)
-    if "HeaderSize" in fields and files != (path,):
-        skip = int(_numbers(fields, "HeaderSize", 1)[0])
+    mm = _mm_per_unit(path, [fields.get("DistanceUnits", "mm")])
+    named, is_big = fields["ElementDataFile"], _flag(fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+    first, *rest = named.split()
+    if (
+        first.upper() == "LIST"
+        or ("%" in first and len(rest) in (2, 3))
+        or not _flag(fields, "BinaryData", or_else=True)
+    ):
+        raise _other_storage(path, f"ElementDataFile {named}, BinaryData {fields.get('BinaryData', 'True')}")
+    is_local = named.upper() == "LOCAL"
     return TextHeader(
         path=path,
         form="MetaImage",
-        shape=shape,
-        components=_count(fields, "ElementNumberOfChannels") if "ElementNumberOfChannels" in fields else 1,
-        dtype=np.dtype(_META_TYPES[kind]).newbyteorder(">" if big else "<"),
+        shape=_lengths(fields, "DimSize", axes),
+        components=_lengths(fields, "ElementNumberOfChannels", 1)[0] if "ElementNumberOfChannels" in fields else 1,
+        dtype=np.dtype(_META_TYPES[kind]).newbyteorder(">" if is_big else "<"),
         affine_lps=_affine(rows * np.array(spacing)[:, None] * mm, np.array(offset) * mm),
-        files=files,
-        skip=skip,
-        lines=0,
-        encoding="zlib" if packed else "raw" if binary else "text",
+        file=path if is_local else path.parent / named,
+        skip=end if is_local else int(_numbers(fields, "HeaderSize", 1)[0]) if "HeaderSize" in fields else 0,
+        packed=_flag(fields, "CompressedData"),
         modality=fields.get("Modality", "").upper().removeprefix("MET_MOD_"),
         notes=notes,
     )
@@ -303,77 +298,58 @@ def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[f
     )
 
 
-def _meta_files(path: Path, named: str, data: bytes, end: int, shape: tuple[int, ...]) -> tuple[tuple[Path, ...], int]:
-    """The files that ``ElementDataFile`` names, and the bytes before their voxels."""
-    first, *rest = named.split()
-    if named.upper() == "LOCAL":
-        return (path,), end
-    if first.upper() == "LIST":
-        names = [line.decode("utf-8", "surrogateescape").strip() for line in data[end:].split(b"\n")]
-        return _all_of(path, [name for name in names if name], shape), 0
-    if "%" in first and len(rest) in (2, 3):
-        return _all_of(path, _numbered(first, rest), shape), 0
-    return (path.parent / named,), 0
-
-
 # ---- NRRD ------------------------------------------------------------------------------------------------------------
 
 
 def _nrrd(path: Path, data: bytes) -> TextHeader:
     if not re.match(rb"NRRD000[1-5]\s", data):
         raise ValueError("it does not begin with NRRD000")
-    fields, files, end = _nrrd_fields(path, data)
-    kind, encoding = fields["type"].lower(), fields["encoding"].lower()
-    encodings = {"raw": "raw", "gz": "zlib", "gzip": "zlib", "bz2": "bzip2", "bzip2": "bzip2"}
-    encodings |= dict.fromkeys(("txt", "text", "ascii"), "text")
-    if kind not in _NRRD_TYPES or encoding not in encodings:
-        raise ValueError(f"type {kind}, encoding {encoding}")
-    dtype, endian = np.dtype(_NRRD_TYPES[kind]), fields.get("endian", "").lower()
-    if dtype.itemsize > 1 and encodings[encoding] != "text" and endian not in ("little", "big"):
+    fields, end = _nrrd_fields(data)
+    kind, encoding, endian = (fields.get(key, "").lower() for key in ("type", "encoding", "endian"))
+    file, lines = fields.get("data file", ""), fields.get("line skip", "0")
+    first, *rest = file.split() or [""]
+    if encoding not in ("raw", "gz", "gzip") or lines != "0" or first == "LIST" or ("%" in first and len(rest) >= 3):
+        raise _other_storage(path, f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}")
+    if kind not in _NRRD_TYPES:
+        raise ValueError(f"type {kind or 'missing'}")
+    dtype = np.dtype(_NRRD_TYPES[kind])
+    if dtype.itemsize > 1 and endian not in ("little", "big"):
         raise ValueError(f"endian {endian or 'missing'}")
-    sizes = _counts(fields, "sizes", _count(fields, "dimension"))
+    sizes = _lengths(fields, "sizes", *_lengths(fields, "dimension", 1))
     steps, origin, spatial, notes = _nrrd_space(path, fields, len(sizes))
     if not all(spatial) and any(spatial[: spatial.index(False)]):  # a list of volumes: axes after the spatial ones
-        components, shape = 1, sizes
-    else:
-        components = math.prod(n for n, is_space in zip(sizes, spatial, strict=True) if not is_space)
-        shape = tuple(n for n, is_space in zip(sizes, spatial, strict=True) if is_space)
-    lines, skip = (int(_numbers(fields, name, 1)[0]) if name in fields else 0 for name in ("line skip", "byte skip"))
-    if lines < 0 or skip < -1 or (skip and encoding != "raw") or (lines and not files):
-        raise ValueError(f"line skip {lines}, byte skip {skip}")
+        spatial = [True] * len(sizes)
+    skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
+    if skip < -1 or (skip and encoding != "raw"):
+        raise ValueError(f"byte skip {skip}")
     return TextHeader(
         path=path,
         form="NRRD",
-        shape=shape,
-        components=components,
+        shape=tuple(n for n, is_space in zip(sizes, spatial, strict=True) if is_space),
+        components=math.prod(n for n, is_space in zip(sizes, spatial, strict=True) if not is_space),
         dtype=dtype.newbyteorder(">" if endian == "big" else "<"),
         affine_lps=_affine(steps, origin),
-        files=_all_of(path, files, shape) if files else (path,),
-        skip=skip if files or skip < 0 else skip + end,
-        lines=lines,
-        encoding=encodings[encoding],
+        file=path.parent / file if file else path,
+        skip=skip if file or skip < 0 else skip + end,
+        packed=encoding != "raw",
         modality="",
         notes=notes,
     )
 
 
-def _nrrd_fields(path: Path, data: bytes) -> tuple[dict[str, str], list[str], int]:
-    """Fields in small letters, the names of the data files, and where the header ends.
+def _nrrd_fields(data: bytes) -> tuple[dict[str, str], int]:
+    """Fields in small letters, and where the header ends.
 
     Raises:
         ValueError: no blank line ends a header that its data follow, or a field is there twice.
     """
     fields: dict[str, str] = {}
-    files: list[str] = []
-    end, listing = 0, False
+    end = 0
     for raw in data.split(b"\n"):
         end += len(raw) + 1
         line = raw.decode("utf-8", "surrogateescape").rstrip("\r")
-        if listing:
-            files += [line.strip()] if line.strip() else []
-            continue
         if not line:
-            break
+            return fields, end
         key, colon, value = line.partition(":")
         if line.startswith(("#", "NRRD000")) or not colon or value.startswith("="):
             continue
@@ -381,18 +357,9 @@ def _nrrd_fields(path: Path, data: bytes) -> tuple[dict[str, str], list[str], in
         if key in fields:
             raise ValueError(f"{key} is there twice")
         fields[key] = value.strip()
-        listing = key == "data file" and fields[key].split()[:1] == ["LIST"]
-    else:
-        if "data file" not in fields:
-            raise ValueError("no blank line after the header")
-    for key in ("type", "dimension", "sizes", "encoding"):
-        if key not in fields:
-            raise ValueError(f"no {key}")
-    named = fields.get("data file", "")
-    if named and not listing:
-        first, *rest = named.split()
-        files = _numbered(first, rest[:3]) if "%" in first and len(rest) >= 3 else [named]
-    return fields, files, end
+    if "data file" not in fields:
+        raise ValueError("no blank line after the header")
+    return fields, end
 
 
 def _nrrd_space(
@@ -454,48 +421,26 @@ def _affine(steps: FloatArray, origin: FloatArray) -> FloatArray:
     return affine
 
 
-def _all_of(path: Path, names: Iterable[str], shape: tuple[int, ...]) -> tuple[Path, ...]:
-    files = tuple(path.parent / name for name in names)
-    if not files or (len(files) > 1 and len(files) != shape[-1]):
-        raise ValueError(f"{len(files)} data files for {shape[-1]} slices")
-    return files
-
-
-def _numbered(pattern: str, limits: list[str]) -> list[str]:
-    """The file names of a pattern such as ``slice%03d.raw`` with first, last and step."""
-    first, last, step = (*map(int, limits), 1)[:3]
-    if not re.fullmatch(r"[^%]*%0?\d{0,2}[du][^%]*", pattern) or not step or (last - first) // step > HEADER_BYTES:
-        raise ValueError(f"data files {pattern} from {first} to {last}")
-    return [pattern.replace("u", "d") % n if "%u" in pattern else pattern % n for n in range(first, last + 1, step)]
-
-
-def _words(fields: dict[str, str], name: str, count: int, convert: Callable[[str], Any]) -> list[Any]:
-    words = fields.get(name, "").split()
-    if len(words) != count:
-        raise ValueError(f"expected {count} numbers in {name}, got {fields.get(name, 'none')!r}")
-    return [convert(word) for word in words]
+def _other_storage(path: Path, got: str) -> ScanError:
+    return ScanError(f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image.")
 
 
 def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:
-    numbers: list[float] = _words(fields, name, count, float)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"expected finite numbers in {name}, got {fields[name]}")
+    numbers = [float(word) for word in fields.get(name, "").split()]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected {count} finite numbers in {name}, got {fields.get(name, 'none')!r}")
     return numbers
 
 
-def _counts(fields: dict[str, str], name: str, count: int) -> tuple[int, ...]:
-    numbers = tuple(_words(fields, name, count, int))
-    if min(numbers, default=0) < 1 or len(numbers) > 16:
-        raise ValueError(f"expected lengths above 0 in {name}, got {fields[name]}")
+def _lengths(fields: dict[str, str], name: str, count: int) -> tuple[int, ...]:
+    numbers = tuple(int(word) for word in fields.get(name, "").split())
+    if len(numbers) != count or not 0 < count <= 16 or min(numbers) < 1:
+        raise ValueError(f"expected {count} lengths above 0 in {name}, got {fields.get(name, 'none')!r}")
     return numbers
 
 
-def _count(fields: dict[str, str], name: str) -> int:
-    return _counts(fields, name, 1)[0]
-
-
-def _flag(fields: dict[str, str], name: str, default: bool) -> bool:
-    return fields[name][:1].lower() in ("t", "1", "y") if name in fields else default
+def _flag(fields: dict[str, str], *names: str, or_else: bool = False) -> bool:
+    return next((fields[name][:1].lower() in ("t", "1", "y") for name in names if name in fields), or_else)
 
 
 def _mm_per_unit(path: Path, units: Iterable[str]) -> float:

@@ -110,7 +110,7 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
     [
         ("scan.nii.gz", r"training, item 0: expected \{'image': path, …\}, got scan\.nii\.gz"),
         ({"imag": "scan.nii.gz"}, r"training, item 0: expected \{'image': path, …\}, got \{'imag'"),
-        ({"image": "none.nii.gz"}, r"item 0 \(none\.nii\.gz\): image .*none\.nii\.gz: expected a file, found none"),
+        ({"image": "none.nii.gz"}, r"item 0: image .*none\.nii\.gz: expected a file, found none"),
         ({"image": "scan.nii.gz", "mask": "m.nii"}, r"mask .*m\.nii: expected a file, found none"),
         ({"image": "scan.nii.gz", "lung_mask": "l.mhd"}, r"lung_mask .*l\.mhd: expected a file, found none"),
         ({"image": "scan.nii.gz", "box": [[1, 2, 3]]}, r"box: expected \[\[x, y, z, w, h, d\], …\] in LPS mm"),
@@ -122,10 +122,10 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "box": [box(37.75, -55.25, 129.0)]}, r"box 0: expected a centre inside .*RAS"),
         ({"image": "scan.nii.gz", "box": [[10.0, 20, 270, 15, 25, 275]]}, "up to 100 mm, got 275 mm"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-37.8, 55.2, 129.1)]}, "each nodule once, got two"),
-        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: whole numbers"),
-        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": "nodule"}, "label: whole numbers"),
-        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": ["0"]}, "label: whole numbers"),
-        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": True}, "label: whole numbers"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": [0.5]}, "label: expected 0"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": "nodule"}, "label: expected 0"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": ["0"]}, "label: expected 0"),
+        ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": True}, "label: expected 0"),
         ({"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM)], "label": 1e30}, "label"),
         (
             {"image": "scan.nii.gz", "box": [box(*CENTRE_LPS_MM), box(-38, 52, 129)], "label": 0},

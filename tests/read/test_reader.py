@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ from scripts.read.reader import (
     read_labels,
     read_scan,
 )
-from scripts.read.text_headers import read_text_header, read_values
+from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers
 from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
 
@@ -79,10 +77,18 @@ def write_image(path: Path, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXI
     return path
 
 
+def same_grid(image: Any) -> Any:
+    """What ``read_scan`` gives; ``read_grid`` says the same of it, to the last bit."""
+    volume, grid = read_scan(image), read_grid(image)
+    assert grid.shape == volume.image_hu.shape
+    np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
+    return volume
+
+
 def read_one(source: Path, **options: Any) -> Any:
     """Read the only scan of a source."""
     (entry,) = find_scans(source, **options)
-    return read_scan(entry["image"])
+    return same_grid(entry["image"])
 
 
 def refused(source: Path, *words: str) -> str:
@@ -95,6 +101,41 @@ def refused(source: Path, *words: str) -> str:
     for word in ("expected", *words):
         assert word in message
     return message
+
+
+def refused_alike(image: Any, *words: str) -> None:
+    """Both refuse, with the same message where the fault is one of geometry."""
+    messages = []
+    for read in (read_scan, read_grid):
+        with pytest.raises(ScanError) as caught:
+            read(image)
+        messages.append(str(caught.value))
+        for word in ("expected", *words):
+            assert word in messages[-1]
+    assert messages[0] == messages[1]
+
+
+def set_tags(**tags: Any) -> Callable:
+    """A change that sets the same tags in every slice."""
+
+    def change(dataset, k):
+        for keyword, value in tags.items():
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+def change_one(**tags: Any) -> Callable:
+    """A change of slice 4 alone; ``None`` deletes a tag."""
+
+    def change(dataset, k):
+        for keyword, value in tags.items():
+            if k == 4 and value is None:
+                delattr(dataset, keyword)
+            elif k == 4:
+                setattr(dataset, keyword, value)
+
+    return change
 
 
 # MONAI tries each of its own readers when LoadImage is built, and one warns where a GPU codec is not installed.
@@ -176,23 +217,14 @@ def test_handled_dicom_files_in_any_order(tmp_path: Path) -> None:
     assert volume.source_files == tuple(paths)  # one for each k
 
 
-def test_handled_gantry_tilt_is_a_sheared_affine_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_handled_gantry_tilt_is_a_sheared_affine_and_said(tmp_path: Path, form: str) -> None:
     tilted = AXIAL.copy()
     tilted[1, 2] = 1.5 * np.tan(np.radians(20))  # table feed along z, slices shifted along y
-    write_series(tmp_path, chest(), tilted)
-    volume = read_one(tmp_path)
+    volume = read_one(write_any(tmp_path, form, chest(), tilted))
     np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
     assert "gantry tilt of 20.0°" in volume.notes[0]
     assert volume.facts["Gantry tilt"] == "20.0°"
-
-
-@pytest.mark.parametrize("form", [".nii.gz", ".nrrd", ".mha"])
-def test_handled_sheared_grid_in_other_formats(tmp_path: Path, form: str) -> None:
-    tilted = AXIAL.copy()
-    tilted[1, 2] = 0.5
-    volume = read_one(write_any(tmp_path, form, chest(), tilted))
-    np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
-    assert "gantry tilt of 18.4°" in volume.notes[0]  # atan(0.5 / 1.5)
 
 
 def test_handled_positions_rounded_in_the_header(tmp_path: Path) -> None:
@@ -214,11 +246,6 @@ def test_handled_thick_slices_with_a_warning(tmp_path: Path) -> None:
     volume = read_one(tmp_path / "overlapping")
     assert "slices of 4.0 mm" in volume.notes[0]
     assert volume.facts["Slice thickness"] == "4 mm"
-
-
-def test_handled_slab_of_two_slices(tmp_path: Path) -> None:
-    write_series(tmp_path, chest((9, 8, 2)), AXIAL)
-    assert read_one(tmp_path).image_hu.shape == (9, 8, 2)
 
 
 @pytest.mark.parametrize("form", [".nii.gz", ".mha"])
@@ -243,6 +270,7 @@ def test_handled_units_of_nifti(tmp_path: Path, unit: str, factor: float) -> Non
     ("form", "old", "new"),
     [
         (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
+        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
         (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
     ],
 )
@@ -250,12 +278,6 @@ def test_handled_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, n
     path = write_image(tmp_path / f"scan{form}", chest())
     path.write_bytes(path.read_bytes().replace(old, new))
     np.testing.assert_allclose(read_one(path).affine_ras[:3], 10 * swap_lps_ras_affine(AXIAL)[:3], rtol=1e-9)
-
-
-def test_handled_nifti_without_orientation_is_said(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(chest(), None)
-    nib.save(image, tmp_path / "scan.nii.gz")
-    assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
 
 
 def test_handled_nifti_forms_that_differ_are_said(tmp_path: Path) -> None:
@@ -269,10 +291,26 @@ def test_handled_nifti_forms_that_differ_are_said(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine_ras, np.eye(4))
 
 
-def test_handled_nrrd_without_patient_frame_is_said(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.nrrd", chest())
-    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", b"space: scanner-xyz"))
-    assert "left-posterior-superior is assumed" in read_one(path).notes[0]
+def test_handled_nifti_without_orientation_is_said(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(chest(), None), tmp_path / "scan.nii.gz")
+    assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new", "note"),
+    [
+        (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", "left-posterior-superior is assumed"),
+        (".mha", b"ElementSpacing", b"ElementSize", "no gaps between them are assumed"),
+    ],
+)
+def test_handled_header_that_leaves_something_open_is_said(
+    tmp_path: Path, form: str, old: bytes, new: bytes, note: str
+) -> None:
+    path = write_image(tmp_path / f"scan{form}", chest())
+    path.write_bytes(path.read_bytes().replace(old, new))
+    volume = read_one(path)
+    assert spacing_mm(volume.affine_ras) == pytest.approx([0.7, 0.8, 1.5])
+    assert note in volume.notes[0]
 
 
 # ---- handled: intensities ----------------------------------------------------------------------------------------
@@ -306,13 +344,6 @@ def test_handled_padding_outside_the_field_of_view(tmp_path: Path, padding: int)
     assert read_one(write_image(tmp_path / "scan.nii", image)).image_hu.min() == image.min()
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
-def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL, syntax=syntax)
-    assert read_file_meta_info(paths[0]).TransferSyntaxUID == syntax
-    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
-
-
 def write_jpeg(folder: Path, image_hu: npt.NDArray, compressor: str) -> list[Path]:
     """A series at 1 mm that ITK compresses."""
     folder.mkdir(exist_ok=True)
@@ -333,10 +364,20 @@ def write_jpeg(folder: Path, image_hu: npt.NDArray, compressor: str) -> list[Pat
     return paths
 
 
-@pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", JPEGLosslessSV1), ("JPEG2000", JPEG2000Lossless)])
-def test_handled_dicom_jpeg_lossless(tmp_path: Path, compressor: str, syntax: UID) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "compressor"),
+    [
+        *((syntax, "") for syntax in (RLELossless, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)),
+        (JPEGLosslessSV1, "JPEG"),
+        (JPEG2000Lossless, "JPEG2000"),
+    ],
+)
+def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID, compressor: str) -> None:
     image = chest((32, 32, 4))
-    paths = write_jpeg(tmp_path, image, compressor)
+    if compressor:
+        paths = write_jpeg(tmp_path, image, compressor)
+    else:
+        paths = write_series(tmp_path, image, AXIAL, syntax=syntax)
     assert read_file_meta_info(paths[0]).TransferSyntaxUID == syntax
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
 
@@ -352,16 +393,6 @@ def test_handled_other_files_beside_the_slices(tmp_path: Path) -> None:
     shutil.copy(paths[0], tmp_path / ".cache" / "copy.dcm")
     (entry,) = find_scans(tmp_path)
     assert entry == {"image": [str(p) for p in paths], "name": SERIES_UID, "source": str(tmp_path), "notes": ""}
-
-
-def set_tags(**tags: Any) -> Callable:
-    """A change that sets the same tags in every slice."""
-
-    def change(dataset, k):
-        for keyword, value in tags.items():
-            setattr(dataset, keyword, value)
-
-    return change
 
 
 @pytest.fixture
@@ -775,7 +806,7 @@ def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> 
 def _as_itk(path: Path) -> None:
     """Values and geometry are those that SimpleITK reads."""
     header, image = read_text_header(path), sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(read_values(header), sitk.GetArrayFromImage(image).T)
+    np.testing.assert_array_equal(header.read_values(), sitk.GetArrayFromImage(image).T)
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
@@ -808,37 +839,40 @@ STEPS = "spacings: 0.7 0.8 1.5\n"
         ("a.mhd", META.replace("\n", "\r\n") + "ElementDataFile = plain.raw\r\n"),
         ("a.mhd", META + "HeaderSize = 37\nElementDataFile = late.raw\n"),
         ("a.mhd", META + "HeaderSize = -1\nElementDataFile = late.raw\n"),
-        ("a.mhd", META + "ElementDataFile = LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
-        ("a.mhd", META + "ElementDataFile = s%d.raw 1 4 1\n"),
         ("a.mhd", META + "Rotation = 0 1 0 -1 0 0 0 0 1\nPosition = 4 5 6\nElementDataFile = plain.raw\n"),
         ("a.nhdr", NRRD + "space: RAS\n" + PLACED + "data file: plain.raw\n"),
         ("a.nhdr", NRRD + "space: left-anterior-superior\n" + PLACED + "datafile: plain.raw\n"),
         ("a.nhdr", NRRD.replace("little", "big") + "space: LPS\n" + PLACED + "data file: big.raw\n"),
         ("a.nhdr", NRRD + "byte skip: 37\n" + STEPS + "data file: late.raw\n"),
         ("a.nhdr", NRRD + "byteskip: -1\n" + STEPS + "data file: late.raw\n"),
-        ("a.nhdr", NRRD + "line skip: 2\n" + STEPS + "data file: lines.raw\n"),
-        ("a.nhdr", NRRD + STEPS + "data file: LIST\ns1.raw\ns2.raw\ns3.raw\ns4.raw\n"),
-        ("a.nhdr", NRRD + STEPS + "data file: s%d.raw 1 4 1\n"),
     ],
 )
 def test_handled_text_headers_of_other_programs(tmp_path: Path, name: str, text: str) -> None:
     values = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype("<i2")
     plain = values.tobytes()
     files = {"plain": plain, "big": values.astype(">i2").tobytes(), "late": b"x" * 37 + plain}
-    files |= {"lines": b"one\ntwo\n" + plain} | {f"s{k + 1}": values[k].tobytes() for k in range(4)}
     for stem, data in files.items():
         (tmp_path / f"{stem}.raw").write_bytes(data)
     (tmp_path / name).write_bytes(text.encode())
     _as_itk(tmp_path / name)
 
 
-def test_handled_numbers_in_text(tmp_path: Path) -> None:
-    values = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
-    text = " ".join(map(str, values.ravel(order="F")))
-    (tmp_path / "a.mha").write_text(META + "BinaryData = False\nElementDataFile = LOCAL\n" + text)
-    (tmp_path / "a.nrrd").write_text(NRRD.replace("raw", "ascii") + STEPS + "\n" + text)
-    for name in ("a.mha", "a.nrrd"):
-        np.testing.assert_array_equal(read_values(read_text_header(tmp_path / name)), values)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mhd", META + "ElementDataFile = LIST\ns1.raw\ns2.raw\n"),
+        ("a.mhd", META + "ElementDataFile = s%d.raw 1 4 1\n"),
+        ("a.mha", META + "BinaryData = False\nElementDataFile = LOCAL\n1 2 3"),
+        ("a.nhdr", NRRD + "line skip: 2\n" + STEPS + "data file: lines.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: LIST\ns1.raw\ns2.raw\n"),
+        ("a.nhdr", NRRD + STEPS + "data file: s%d.raw 1 4 1\n"),
+        ("a.nrrd", NRRD.replace("raw", "ascii") + STEPS + "\n1 2 3"),
+        ("a.nrrd", NRRD.replace("raw", "bzip2") + STEPS + "\nBZ"),
+    ],
+)
+def test_refused_text_header_of_voxels_in_several_files_or_in_text(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    refused_alike(tmp_path / name, "one data file of binary numbers")
 
 
 @pytest.mark.parametrize("extra", [b"\1", b"\0" * 5000])
@@ -887,14 +921,6 @@ def test_refused_text_header_that_leaves_the_voxel_size_open(tmp_path: Path, for
     assert old in data
     path.write_bytes(data.replace(old, new, 1))
     refused_alike(path)
-
-
-def test_handled_metaimage_with_the_size_of_its_elements_alone_is_said(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.mha", chest())
-    path.write_bytes(path.read_bytes().replace(b"ElementSpacing", b"ElementSize"))
-    volume = read_one(path)
-    assert spacing_mm(volume.affine_ras) == pytest.approx([0.7, 0.8, 1.5])
-    assert "no gaps between them are assumed" in volume.notes[0]
 
 
 def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2) -> Path:
@@ -1019,11 +1045,6 @@ def test_refused_slice_of_other_values_or_origin(tmp_path: Path, tags: dict[str,
     message = refused(tmp_path, words)
     assert "SECRET" not in message
     assert "anna" not in message.lower()
-
-
-def test_refused_rescale_that_is_no_number(tmp_path: Path) -> None:
-    write_series(tmp_path, chest(), AXIAL, change=lambda d, k: set_raw(d, "RescaleSlope", "1,0") if k == 4 else None)
-    refused(tmp_path, "one number each")
 
 
 @pytest.mark.parametrize("tag", ["PatientID", "PatientName", "FrameOfReferenceUID"])
@@ -1158,94 +1179,53 @@ def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) 
             read_scan(entry["image"])
 
 
-def test_refused_missing_slice(tmp_path: Path) -> None:
-    write_series(tmp_path, chest(), AXIAL, change=lambda dataset, k: k != 5)
-    refused(tmp_path, "a slice every 1.50 mm", "gap of 3.00 mm", "slices are missing")
-
-
 def test_refused_duplicated_slice_positions(tmp_path: Path) -> None:
+    """A copy of a slice, or two phases in one series."""
     path = write_series(tmp_path, chest(), AXIAL)[3]
     shutil.copy(path, tmp_path / "copy.dcm")
     refused(tmp_path, "two at -95.50 mm", path.name, "copy.dcm")
 
 
-def test_refused_two_phases_in_one_series(tmp_path: Path) -> None:
-    write_series(tmp_path / "a", chest(), AXIAL)
-    write_series(tmp_path / "b", chest(seed=1), AXIAL)
-    refused(tmp_path, "one slice per position")
-
-
-@pytest.mark.parametrize("axis", [0, 2])
-def test_refused_uneven_slices(tmp_path: Path, axis: int) -> None:
-    def moved(dataset, k):
-        if k == 4:
-            dataset.ImagePositionPatient[axis] += 0.3
-
-    write_series(tmp_path, chest(), AXIAL, change=moved)
-    refused(tmp_path, "0.30 mm beside its place")
-
-
-def test_refused_spacing_that_changes(tmp_path: Path) -> None:
-    def slower(dataset, k):
-        dataset.ImagePositionPatient[2] += max(0, k - 6) * 0.4
-
-    write_series(tmp_path, chest(), AXIAL, change=slower)
-    refused(tmp_path, "evenly spaced", "steps of 1.50 to 1.90 mm")
-
-
-def change_one(**tags: Any) -> Callable:
-    """A change of slice 4 alone; ``None`` deletes a tag."""
+def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
+    """A change that moves slice k by ``shift_mm(k)`` along an axis of the patient."""
 
     def change(dataset, k):
-        for keyword, value in tags.items():
-            if k == 4 and value is None:
-                delattr(dataset, keyword)
-            elif k == 4:
-                setattr(dataset, keyword, value)
+        dataset.ImagePositionPatient[axis] += shift_mm(k)
 
     return change
 
 
 @pytest.mark.parametrize(
-    ("tags", "words"),
+    ("change", "words"),
     [
-        ({"ImagePositionPatient": None}, "expected ImagePositionPatient, found none"),
-        ({"ImagePositionPatient": ["1", "2"]}, "expected ImagePositionPatient, found none"),
-        ({"ImageOrientationPatient": None}, "expected ImageOrientationPatient, found none"),
-        ({"PixelSpacing": None}, "expected PixelSpacing, found none"),
-        ({"PixelSpacing": ["0.9", "0.7"]}, "expected the pixel spacing (0.8, 0.7)"),
-        ({"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]}, "expected the orientation (1.0, 0.0"),
-        ({"Rows": 4}, "expected the size (9, 8)"),
-        ({"Modality": "MR"}, "expected modality CT, got MR"),
-        ({"Modality": None}, "expected modality CT, got none"),
-        ({"NumberOfFrames": 2}, "multi-frame"),
-        ({"PhotometricInterpretation": "RGB"}, "expected grey CT values"),
+        (lambda _, k: k < 1, "single 2-D slice"),
+        (lambda _, k: k != 5, "expected a slice every 1.50 mm, got a gap of 3.00 mm"),
+        (shifted(0, lambda k: 0.3 * (k == 4)), "0.30 mm beside its place"),
+        (shifted(2, lambda k: 0.3 * (k == 4)), "0.30 mm beside its place"),
+        (shifted(2, lambda k: max(0, k - 6) * 0.4), "evenly spaced slices"),
+        (set_tags(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0]), "two perpendicular unit vectors"),
+        (set_tags(Modality="MR"), "modality CT, got MR"),
+        (set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "got a localizer"),
+        (lambda d, k: set_raw(d, "RescaleSlope", "1,0") if k == 4 else None, "one number each"),
+        (lambda d, k: setattr(d, "PixelData", d.PixelData[:-20]) if k == 3 else None, "file 021_2.dcm"),
+        (change_one(PixelData=None), "file 058_2.dcm"),
+        (change_one(ImagePositionPatient=None), "expected ImagePositionPatient, found none"),
+        (change_one(ImagePositionPatient=["1", "2"]), "expected ImagePositionPatient, found none"),
+        (change_one(ImageOrientationPatient=None), "expected ImageOrientationPatient, found none"),
+        (change_one(PixelSpacing=None), "expected PixelSpacing, found none"),
+        (change_one(PixelSpacing=["0.9", "0.7"]), "expected the pixel spacing (0.8, 0.7)"),
+        (change_one(ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), "expected the orientation (1.0, 0.0"),
+        (change_one(Rows=4), "expected the size (9, 8)"),
+        (change_one(Modality="MR"), "expected modality CT, got MR"),
+        (change_one(Modality=None), "expected modality CT, got none"),
+        (change_one(NumberOfFrames=2), "multi-frame"),
+        (change_one(PhotometricInterpretation="RGB"), "expected grey CT values"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_refused_dicom_header(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
-    write_series(tmp_path, chest(), AXIAL, change=change_one(**tags))
-    refused(tmp_path, words)
-
-
-def test_refused_dicom_orientation_that_is_not_perpendicular(tmp_path: Path) -> None:
-    write_series(tmp_path, chest(), AXIAL, change=set_tags(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0]))
-    refused(tmp_path, "two perpendicular unit vectors")
-
-
-def test_refused_study_without_ct(tmp_path: Path) -> None:
-    write_series(tmp_path, chest(), AXIAL, change=set_tags(Modality="MR"))
-    refused(tmp_path, "modality CT, got MR")
-
-
-def test_refused_localizer_only(tmp_path: Path) -> None:
-    write_series(tmp_path, chest((9, 8, 2)), AXIAL, change=set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
-    refused(tmp_path, "got a localizer")
-
-
-def test_refused_single_slice(tmp_path: Path) -> None:
-    write_series(tmp_path, chest((9, 8, 1)), AXIAL)
-    refused(tmp_path, "single 2-D slice")
+def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
+    write_series(tmp_path, chest(), AXIAL, change=change)
+    (entry,) = find_scans(tmp_path)
+    refused_alike(entry["image"], words)
 
 
 def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
@@ -1272,7 +1252,9 @@ def cut(path: Path, share: float) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5, 0.7, 0.9, 0.999])
 @pytest.mark.parametrize("form", ["plain", "rle", "deflated", "JPEG", "JPEG2000"])
 @pytest.mark.parametrize("k", [0, 2])
-def test_refused_truncated_dicom(tmp_path: Path, share: float, form: str, k: int) -> None:
+def test_refused_truncated_dicom(
+    tmp_path: Path, share: float, form: str, k: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     image = chest((32, 32, 4))
     syntaxes = {"plain": ExplicitVRLittleEndian, "rle": RLELossless, "deflated": DeflatedExplicitVRLittleEndian}
     if form in syntaxes:
@@ -1281,20 +1263,7 @@ def test_refused_truncated_dicom(tmp_path: Path, share: float, form: str, k: int
         paths = write_jpeg(tmp_path, image, form)
     cut(paths[k], share)
     refused(tmp_path, paths[k].name)
-
-
-def test_refused_dicom_pixels_shorter_than_the_header_says(tmp_path: Path) -> None:
-    def short(dataset, k):
-        if k == 3:
-            dataset.PixelData = dataset.PixelData[:-20]
-
-    paths = write_series(tmp_path, chest(), AXIAL, change=short)
-    refused(tmp_path, paths[3].name)
-
-
-def test_refused_dicom_without_pixels(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL, change=change_one(PixelData=None))
-    refused(tmp_path, paths[4].name)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.7, 0.99])
@@ -1346,14 +1315,6 @@ def test_refused_colour(tmp_path: Path) -> None:
     refused(tmp_path / "scan.nii", "one number per voxel")
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(tmp_path / "scan.mha"))
     refused(tmp_path / "scan.mha", "3 (colour or vectors)")
-
-
-@pytest.mark.parametrize("form", [".mha", ".nrrd"])
-def test_refused_2d_and_4d_itk_images(tmp_path: Path, form: str) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(tmp_path / f"flat{form}"))
-    refused(tmp_path / f"flat{form}", "2-D image (9 × 8)")
-    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(tmp_path / f"film{form}"))
-    refused(tmp_path / f"film{form}", "4 axes (9 × 8 × 12 × 2)")
 
 
 NOISE = np.random.default_rng(0)
@@ -1408,71 +1369,16 @@ def test_refused_voxels_of_impossible_size(tmp_path: Path, spacing: float) -> No
     refused(path)
 
 
-@pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0)])
-def test_refused_flat_or_undefined_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
-    affine = np.eye(4)
-    affine[:3, 2] = column
-    path = write_image(tmp_path / "scan.nii", chest())
-    data = bytearray(path.read_bytes())
-    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
-    path.write_bytes(data)
-    refused(path, "three independent axes")
-
-
 def test_refused_modality_and_unit_named_by_a_metaimage(tmp_path: Path) -> None:
     path = write_image(tmp_path / "scan.mha", chest())
     data = path.read_bytes()
     path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR"))
     refused(path, "modality CT, got MR")
     path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
-    refused(path, "got inch")
+    refused_alike(path, "got inch")
 
 
 # ---- the grid alone, from headers ------------------------------------------------------------------------------------
-
-
-def same_grid(image: Any) -> None:
-    """``read_grid`` says what ``read_scan`` gives, to the last bit."""
-    volume, grid = read_scan(image), read_grid(image)
-    assert grid.shape == volume.image_hu.shape
-    np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
-
-
-def refused_alike(image: Any, *words: str) -> None:
-    """Both refuse, with the same message where the fault is one of geometry."""
-    messages = []
-    for read in (read_scan, read_grid):
-        with pytest.raises(ScanError) as caught:
-            read(image)
-        messages.append(str(caught.value))
-        for word in ("expected", *words):
-            assert word in messages[-1]
-    assert messages[0] == messages[1]
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    axes=rotations(),
-    spacing=st.tuples(*[st.floats(0.3, 5.0)] * 3),
-    origin=st.tuples(*[st.floats(-400, 400)] * 3),
-    shape=st.tuples(st.integers(7, 9), st.integers(7, 9), st.integers(2, 12)),
-)
-def test_grid_is_that_of_the_scan_in_every_format(
-    tmp_path_factory: pytest.TempPathFactory, axes, spacing, origin, shape
-) -> None:
-    affine_lps = np.eye(4)
-    affine_lps[:3, :3], affine_lps[:3, 3] = axes * spacing, origin
-    folder = tmp_path_factory.mktemp("grid")
-    for form in FORMATS:
-        same_grid(write_any(folder / form.strip("."), form, chest(shape), affine_lps))
-
-
-def test_grid_hand_worked_case(tmp_path: Path) -> None:
-    for form in FORMATS:
-        grid = read_grid(write_any(tmp_path / form.strip("."), form, chest()))
-        assert grid.shape == (9, 8, 12)
-        expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
-        np.testing.assert_allclose(grid.affine_ras, expected, atol=1e-6)
 
 
 def test_grid_of_a_folder_of_a_list_of_slices_and_of_one_with_a_tilt(tmp_path: Path) -> None:
@@ -1485,32 +1391,6 @@ def test_grid_of_a_folder_of_a_list_of_slices_and_of_one_with_a_tilt(tmp_path: P
     np.testing.assert_allclose(read_grid(paths).affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
     write_image(tmp_path / "one/scan.nrrd", chest())
     same_grid(tmp_path / "one")
-
-
-@pytest.mark.parametrize("unit", ["meter", "mm", "micron", "unknown"])
-@pytest.mark.parametrize("form", [".nii", ".nii.gz"])
-def test_grid_in_units_of_nifti(tmp_path: Path, unit: str, form: str) -> None:
-    factor = {"meter": 1000, "micron": 0.001}.get(unit, 1)
-    image = nib.Nifti1Image(chest(), np.diag([1.5 / factor, 1.5 / factor, 1.5 / factor, 1]))
-    image.header.set_xyzt_units(unit)
-    nib.save(image, tmp_path / f"scan{form}")
-    same_grid(tmp_path / f"scan{form}")
-    assert spacing_mm(read_grid(tmp_path / f"scan{form}").affine_ras) == pytest.approx(1.5)
-
-
-@pytest.mark.parametrize(
-    ("form", "old", "new"),
-    [
-        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
-        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
-        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
-    ],
-)
-def test_grid_in_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest())
-    path.write_bytes(path.read_bytes().replace(old, new))
-    same_grid(path)
-    assert spacing_mm(read_grid(path).affine_ras) == pytest.approx([7, 8, 15])
 
 
 def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
@@ -1526,16 +1406,6 @@ def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(chest(), None), tmp_path / "neither.nii")
     for name in ("not_packed.nii.gz", "packed.nii", "second.nii.gz", "big.nii", "quaternion.nii", "neither.nii"):
         same_grid(tmp_path / name)
-
-
-@pytest.mark.parametrize("form", [".nii.gz", ".mha"])
-def test_grid_with_a_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
-    path = tmp_path / f"scan{form}"
-    if form == ".mha":
-        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(path))
-    else:
-        nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), path)
-    same_grid(path)
 
 
 def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
@@ -1563,11 +1433,6 @@ def test_refused_grid_of_a_folder_with_two_scans(tmp_path: Path) -> None:
     refused_alike(tmp_path, "expected one scan, got 2 (a, b)")
 
 
-@pytest.mark.parametrize("change", [lambda _, k: k != 5, set_tags(Modality="MR"), change_one(PixelSpacing=None)])
-def test_refused_grid_of_slices_that_are_no_volume(tmp_path: Path, change: Callable) -> None:
-    refused_alike(write_series(tmp_path, chest(), AXIAL, change=change))
-
-
 @pytest.mark.parametrize("form", [".nii", ".nii.gz", ".mha", ".nrrd"])
 @pytest.mark.parametrize("share", [0.0, 0.0005])
 def test_refused_grid_of_a_damaged_header(
@@ -1579,12 +1444,6 @@ def test_refused_grid_of_a_damaged_header(
         with pytest.raises(ScanError, match=rf"scan\{form}: expected"):
             read(path)
     assert capfd.readouterr() == ("", "")
-
-
-def test_refused_grid_of_a_damaged_slice(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL)
-    cut(paths[2], 0.2)
-    refused_alike(paths, paths[2].name)
 
 
 @pytest.mark.parametrize("form", [".nii", ".mha", ".nrrd"])
@@ -1609,12 +1468,6 @@ def test_refused_grid_with_unusable_axes(tmp_path: Path, column: tuple[float, ..
     data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
     path.write_bytes(data)
     refused_alike(path, "three independent axes")
-
-
-def test_refused_grid_in_a_unit_that_is_no_length_known_here(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.mha", chest())
-    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
-    refused_alike(path, "got inch")
 
 
 # ---- the MONAI side ----------------------------------------------------------------------------------------------
@@ -1679,42 +1532,6 @@ def test_reader_knows_its_files(tmp_path: Path) -> None:
     assert not reader.verify_suffix("picture.png")
     with pytest.raises(TypeError, match="no options, got mmap"):
         reader.read("a.nii", mmap=True)
-
-
-def test_what_other_threads_write_to_stderr_while_scans_are_read_arrives(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Also where a codec complains, which damaged streams make it do, and one reader ends within another's time."""
-    paths = write_jpeg(tmp_path / "jpeg", chest((32, 32, 4)), "JPEG")
-    data = bytearray(paths[1].read_bytes())
-    data[-300:-200] = b"\xff" * 100
-    paths[1].write_bytes(data)
-    write_image(tmp_path / "cut.mha", chest())
-    cut(tmp_path / "cut.mha", 0.5)
-    done = threading.Event()
-
-    def write() -> None:
-        while not done.is_set():
-            os.write(2, b".")
-            written.append(1)
-            time.sleep(0.001)
-
-    written: list[int] = []
-    with ThreadPoolExecutor(3) as pool:
-        writer = pool.submit(write)
-        readings = [pool.submit(_read_or_none, source) for source in (paths, tmp_path / "cut.mha") * 2]
-        for reading in readings:
-            reading.result()
-        done.set()
-        writer.result()
-    assert capfd.readouterr() == ("", "." * len(written))
-
-
-def _read_or_none(source: Any) -> Any:
-    try:
-        return read_scan(source)
-    except ScanError:
-        return None
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------
@@ -1795,9 +1612,9 @@ def real(name: str) -> Path:
 def test_real_lidc_scan_has_its_nodule_where_the_annotation_says() -> None:
     folder = real("scans/LIDC-IDRI-0001")
     (entry,) = find_scans(folder)
-    start = time.perf_counter()
+    start = time.process_time()
     volume = read_scan(entry["image"])
-    assert time.perf_counter() - start < 5  # 1 s on two idle cores
+    assert time.process_time() - start < 3  # 0.4 s
     assert volume.image_hu.shape == (512, 512, 133)
     np.testing.assert_allclose(spacing_mm(volume.affine_ras), (0.703125, 0.703125, 2.5))
     voxel = apply_affine(np.linalg.inv(volume.affine_ras), swap_lps_ras((56.2, 86.3, -115.9)))
