@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 OUTPUT ?= outputs/demo
 
 # The recipes read these from the environment and quote them there: folders may have spaces in their names.
@@ -32,6 +33,7 @@ help:
 	@echo '          THRESHOLD=0.5    smallest probability that is reported'
 	@echo '          OVERWRITE=true   replace results that were made from something else'
 	@echo 'make test                  lint, types and all tests'
+	@echo '          JOBS=2           tests that run at the same time'
 	@echo 'make lint                  ruff and mypy only'
 	@echo 'make format                rewrite the code in the house format'
 	@echo 'make package               the zip for the model zoo, in dist/'
@@ -56,8 +58,10 @@ demo: $(RUNTIME)
 	  --input "$$input" --output_dir "$$output" $${OVERWRITE:+--overwrite "$$OVERWRITE"} \
 	  $${THRESHOLD:+--threshold "$$THRESHOLD"}
 
+# Two processes that wait for each other's threads are slower than one: each gets one thread.
+test: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(DEV)
 	$(PY) -m ruff check .
