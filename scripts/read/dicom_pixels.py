@@ -69,10 +69,10 @@ def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
         for header in some:
             with _naming(header):
                 words = _words_of(next(decoded)) if _is_jpeg(header) else _read_words(header, data_of)
-            if words.shape != header.size[::-1]:
+            if words.shape != header.size[::-1] or 8 * words.dtype.itemsize <= (header.stored.bits or (16, 16, 15))[2]:
                 raise ScanError(
                     f"{header.path}: expected one slice of {header.size[0]} × {header.size[1]} grey pixels, got an "
-                    f"array of {words.shape}; export the series again."
+                    f"array of {words.shape}, {words.dtype}; export the series again."
                 )
             yield words
 
@@ -167,10 +167,9 @@ def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
 def _rescaled(header: SliceHeader, words: Words) -> npt.NDArray[np.int16]:
     """HU of stored words: unused bits taken away, sign, padding, slope and intercept."""
     _, stored, high = header.stored.bits or (16, 16, 15)
-    values: npt.NDArray[np.signedinteger[Any]] = words.astype(np.int64 if words.dtype.itemsize > 2 else np.int32)
-    values = (values >> (high + 1 - stored)) & ((1 << stored) - 1)
-    if header.stored.signed:
-        values -= (values >> (stored - 1)) << stored
+    size, kind = words.dtype.itemsize, "i" if header.stored.signed else "u"
+    values = (words << (8 * size - 1 - high)).view(f"{kind}{size}") >> (8 * size - stored)
+    values = values.astype(np.int64 if size > 2 else np.int32)
     slope, intercept = header.stored.rescale or (1.0, 0.0)
     whole = (
         float(slope).is_integer() and float(intercept).is_integer() and abs(slope) < 2**12 and abs(intercept) < 2**20

@@ -82,15 +82,6 @@ class Series:
         return max(self.step_mm, self.slices[0].thickness_mm or 0.0)
 
     @property
-    def is_axial(self) -> bool:
-        return bool(abs(self.slices[0].normal[2]) >= AXIAL_COSINE)
-
-    @property
-    def is_projection(self) -> bool:
-        first = self.slices[0]
-        return bool(first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0]))
-
-    @property
     def is_hu(self) -> bool:
         """Whether nothing in the headers says that the values are others than HU of a scanner."""
         if any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices):
@@ -117,16 +108,18 @@ class Series:
 
     def _faults(self) -> dict[str, bool]:
         """What speaks against a series, gravest first, and whether it does; :attr:`is_fit` counts the first five."""
+        first = self.slices[0]
+        is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
         return {
             f"modality {self.modality}, not CT": self.modality != "CT",
-            "localizer": self.slices[0].is_localizer,
+            "localizer": first.is_localizer,
             "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
             "not HU": not self.is_hu,
             "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
             f"of the {self.other_part}, not the chest": bool(self.other_part),
             f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
-            "intensity projection": self.is_projection,
-            "not axial": not self.is_axial,
+            "intensity projection": bool(is_projection),
+            "not axial": abs(first.normal[2]) < AXIAL_COSINE,
         }
 
     def shortcomings(self) -> list[str]:

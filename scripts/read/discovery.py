@@ -20,12 +20,12 @@ from .dicom_series import Series, group_series, localizer_note
 from .scan import IMAGE_SUFFIXES, ScanError
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
-PARTIAL_SUFFIXES = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp")  # of copies under way
 SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for
 
 RESULT_RECORD = "nodules.json"  # in the folder of each result
 RESULT_MARK_BYTES = 512  # the record names its schema and disclaimer first
 
+_PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|tmp)$")  # of copies under way
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Entry = dict[str, Any]
@@ -186,7 +186,7 @@ def slice_files(paths: Sequence[Path]) -> list[Path]:
         beside = shapes.get(path.parent, set())
         if path.name.upper() == "DICOMDIR":
             continue
-        if looks_like_dicom(path) or _shape(path.name) in beside or _shape(_without_partial(path.name)) in beside:
+        if looks_like_dicom(path) or _shape(path.name) in beside:
             result.append(path)
         elif re.search(r"\d", path.name) and not re.search(r"\.[A-Za-z]\w{0,7}$", path.name):
             start = _start(path) if kind_of(path) == "file" else b""
@@ -197,12 +197,8 @@ def slice_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _shape(name: str) -> str:
-    """A file's name with every number, decimal or hexadecimal, replaced by one sign."""
-    return re.sub(r"[0-9a-f]*\d[0-9a-f]*", "#", name.lower())
-
-
-def _without_partial(name: str) -> str:
-    return next((name[: -len(suffix)] for suffix in PARTIAL_SUFFIXES if name.lower().endswith(suffix)), name)
+    """A file's name with every number, decimal or hexadecimal, replaced by one sign, without the ending of a copy."""
+    return re.sub(r"[0-9a-f]*\d[0-9a-f]*", "#", _PARTIAL.sub("", name.lower()))
 
 
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:

@@ -13,14 +13,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 PROCESSES = 4  # at most; more do not help, the disk is the limit
-PATIENCE_S = 60.0  # for the start, and again for each slice, which takes milliseconds
+START_S = 60.0  # patience with the start of a process
+SLICE_S = 1.0  # and with each slice, which takes milliseconds
 
 
 def decode_apart(slices: Sequence[Dataset]) -> list[npt.NDArray[Any] | None]:
@@ -33,7 +36,7 @@ def decode_apart(slices: Sequence[Dataset]) -> list[npt.NDArray[Any] | None]:
         processes = [_start(files[number::count]) for number in range(count)]
         for process in processes:
             try:
-                process.wait(PATIENCE_S * (len(files) + 1))
+                process.wait(START_S + SLICE_S * len(files))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

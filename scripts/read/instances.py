@@ -176,7 +176,7 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
         elif match.thing is not None:
             rows[match.thing.value] = match.row + 1
         results.append(match)
-    return rows[moved], results
+    return np.asarray(rows[moved], dtype=rows.dtype), results
 
 
 def on_grid(labels: Labels, grid: Grid) -> Values:

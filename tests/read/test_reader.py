@@ -1266,12 +1266,14 @@ def test_refused_truncated_dicom(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.05, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
 def test_refused_truncated_file(tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
     cut(path, share)
     refused(path, "truncated or damaged")
+    if share < 0.01:
+        refused_alike(path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -1433,28 +1435,11 @@ def test_refused_grid_of_a_folder_with_two_scans(tmp_path: Path) -> None:
     refused_alike(tmp_path, "expected one scan, got 2 (a, b)")
 
 
-@pytest.mark.parametrize("form", [".nii", ".nii.gz", ".mha", ".nrrd"])
-@pytest.mark.parametrize("share", [0.0, 0.0005])
-def test_refused_grid_of_a_damaged_header(
-    tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
-    cut(path, share)
-    for read in (read_scan, read_grid):
-        with pytest.raises(ScanError, match=rf"scan\{form}: expected"):
-            read(path)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("form", [".nii", ".mha", ".nrrd"])
-def test_refused_grid_that_is_no_volume(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", [".mha", ".nrrd"])
+def test_refused_itk_image_that_is_no_volume(tmp_path: Path, form: str) -> None:
     flat, film = tmp_path / f"flat{form}", tmp_path / f"film{form}"
-    if form == ".nii":
-        nib.save(nib.Nifti1Image(chest()[:, :, 0], np.eye(4)), flat)
-        nib.save(nib.Nifti1Image(np.stack([chest()] * 2, axis=-1), np.eye(4)), film)
-    else:
-        sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(flat))
-        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(film))
+    sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(flat))
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(film))
     refused_alike(flat, "2-D image (9 × 8)")
     refused_alike(film, "4 axes (9 × 8 × 12 × 2)")
 
@@ -1547,20 +1532,7 @@ def test_a_mask_is_whole_numbers_on_the_grid_of_its_file_in_every_format(tmp_pat
     assert labels.dtype == np.int16
     np.testing.assert_array_equal(labels, LABELS)
     np.testing.assert_allclose(affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-5)
-
-
-def test_a_compressed_mask_is_read(tmp_path: Path) -> None:
-    """LUNA16's lung masks: an .mhd beside a .zraw."""
-    image = sitk.GetImageFromArray(LABELS.T.astype(np.uint8))
-    sitk.WriteImage(image, str(tmp_path / "mask.mhd"), useCompression=True)
-    assert (tmp_path / "mask.zraw").exists()
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.mhd")[0], LABELS)
-
-
-def test_a_mask_has_the_grid_that_its_header_alone_gives(tmp_path: Path) -> None:
-    for form in FORMATS[1:]:
-        path = write_image(tmp_path / f"mask{form}", LABELS)
-        np.testing.assert_array_equal(read_labels(path)[1], read_grid(path).affine_ras)
+    np.testing.assert_array_equal(affine_ras, read_grid(path).affine_ras)
 
 
 @pytest.mark.parametrize("form", ["nii", "mhd"])
