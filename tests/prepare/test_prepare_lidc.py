@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -465,7 +466,13 @@ def test_a_segmentation_on_other_pixels_is_refused(tmp_path: Path) -> None:
 
 # --- bad downloads ----------------------------------------------------------------------------------------------------
 
-GOOD_SESSIONS = [Session([Outlines(outlined(*BOX))])]
+
+def drawn(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[Session]:
+    """One reader's outlines of a box."""
+    return [Session([Outlines(outlined(first, last))])]
+
+
+GOOD_SESSIONS = drawn(*BOX)
 
 
 def no_xml(folder: Path) -> None:
@@ -508,22 +515,6 @@ def with_xml(
     write_xml(folder, sessions or GOOD_SESSIONS, series_uid=OTHER_UID, **options)
 
 
-def outside(folder: Path) -> None:
-    with_xml(folder, [Session([Outlines(outlined((21, 5, 2), (23, 7, 2)))])])
-
-
-def slice_missing(folder: Path) -> None:
-    with_xml(folder, missing=(5,))
-
-
-def marked_slice_missing(folder: Path) -> None:
-    with_xml(folder, [Session([Outlines(outlined((6, 5, 6), (9, 7, 7)))])], missing=(7,))
-
-
-def other_height(folder: Path) -> None:
-    with_xml(folder, z_shift_mm=1.0)
-
-
 def contradiction(folder: Path) -> None:
     with_xml(folder)
     write_xml(folder, [Session()], "second.xml", series_uid=OTHER_UID)
@@ -537,15 +528,19 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
     (damaged_xml, "damaged or foreign XML", "copy it again"),
     (damaged_dicom, "damaged DICOM file", "x.dcm"),
     (damaged_beside, "unusable scan", "x.dcm"),
-    (outside, "readings do not fit the scan", "column 24, row 4"),
-    (slice_missing, "unusable scan", "slices are missing"),
-    (marked_slice_missing, "readings do not fit the scan", "slices are missing"),
-    (other_height, "readings do not fit the scan", "z = -35 mm"),
+    (partial(with_xml, sessions=drawn((21, 5, 2), (23, 7, 2))), "readings do not fit the scan", "column 24, row 4"),
+    (partial(with_xml, missing=(5,)), "unusable scan", "slices are missing"),
+    (
+        partial(with_xml, sessions=drawn((6, 5, 6), (9, 7, 7)), missing=(7,)),
+        "readings do not fit the scan",
+        "slices are missing",
+    ),
+    (partial(with_xml, z_shift_mm=1.0), "readings do not fit the scan", "z = -35 mm"),
     (contradiction, "several XML that differ", "second.xml"),
 ]
 
 
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
 def test_what_cannot_be_used_is_skipped_with_its_reason(
     make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -560,7 +555,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(
     assert f"1 × {reason}" in caplog.text
 
 
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
 def test_strict_makes_it_an_error(make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path) -> None:
     make(tmp_path / "in")
     with pytest.raises(UserError, match="--strict") as caught:
