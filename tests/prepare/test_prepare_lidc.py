@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.core.commands import OptionError
-from scripts.core.errors import UserError
 from scripts.core.geometry import sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
 from scripts.prepare.lidc.masks import ReaderMasks
@@ -441,7 +441,7 @@ def test_a_scan_with_a_damaged_segmentation_is_not_given_fewer_readers(tmp_path:
     write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)] * 3)
     path = tmp_path / "in/objects/seg2.dcm"
     path.write_bytes(path.read_bytes()[:-8])  # the last pixels are missing
-    with pytest.raises(LidcError, match=r"seg2\.dcm"):
+    with pytest.raises(PrepareError, match=r"seg2\.dcm"):
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
 
 
@@ -460,7 +460,7 @@ def test_a_segmentation_on_other_pixels_is_refused(tmp_path: Path) -> None:
     moved = write_ct(tmp_path / "moved", ImagePositionPatient=["-9", "5", "-40"])
     write_ct(tmp_path / "in/CT")
     write_objects(tmp_path / "in/objects", moved[:1], [box_mask((6, 5, 0), (9, 7, 0))[:, :, :1]])
-    with pytest.raises(LidcError, match="pixels of the scan's slices"):
+    with pytest.raises(PrepareError, match="pixels of the scan's slices"):
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
 
 
@@ -558,7 +558,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(
 @pytest.mark.parametrize(("make", "reason", "detail"), BAD)
 def test_strict_makes_it_an_error(make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path) -> None:
     make(tmp_path / "in")
-    with pytest.raises(UserError, match="--strict") as caught:
+    with pytest.raises(PrepareError, match="--strict") as caught:
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
     assert reason in str(caught.value)
     assert contents(tmp_path / "out") == {}
