@@ -8,9 +8,7 @@ The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (n
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -22,12 +20,13 @@ import numpy as np
 from scipy import ndimage
 
 from scripts.core.commands import run_function
-from scripts.core.files import write_bytes
-from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.files import read_csv, write_json
+from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
+from scripts.core.nifti import write_nifti
 from scripts.preprocess.lung_search import LungSearch
 from scripts.preprocess.lungs import find_lungs
-from scripts.read.instances import write_mask
+from scripts.read.instances import labels_of, things_of
 from scripts.train.crops import crop_by_affine
 from scripts.train.insertion import InsertNodulesd
 
@@ -75,15 +74,27 @@ UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
 }
 
 
-def _require(found: bool, path: Path) -> None:
-    if not found:
+Item = dict[str, Any]
+
+
+def _existing(path: Path) -> str:
+    """The absolute path of a file of the development data.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file of the development data, found none; check --data_dir")
+    return str(path.resolve())
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    _require(path.is_file(), path)
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _image_and_mask(folder: Path, name: str) -> dict[str, str]:
+    return {key: _existing(folder / key / f"{name}.nii.gz") for key in ("image", "mask")}
+
+
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of the development data, by column."""
+    return [row for _, row in read_csv(_existing(path))]
 
 
 def _is_held_out(patient: str, scan: str) -> bool:
@@ -97,19 +108,16 @@ def _is_held_out(patient: str, scan: str) -> bool:
     )
 
 
-def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
+def _donors(data_dir: Path, held_out: str) -> dict[str, list[Item]]:
     """Donors for training and for validation, split by patient."""
     folder = data_dir / "lidc_nodules"
-    donors: dict[str, list[dict[str, Any]]] = {"donors": [], "validation_donors": []}
-    for row in read_csv(folder / "nodules.csv"):
-        patient = row["name"].split("_")[0]
-        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
-        for path in files.values():
-            _require(path.is_file(), path)
-        donors["validation_donors" if _is_held_out(patient, held_out) else "donors"].append(
+    donors: dict[str, list[Item]] = {"donors": [], "validation_donors": []}
+    for row in table_rows(folder / "nodules.csv"):
+        section = "validation_donors" if _is_held_out(row["name"].split("_")[0], held_out) else "donors"
+        donors[section].append(
             {
                 "name": row["name"],
-                **{key: str(path) for key, path in files.items()},
+                **_image_and_mask(folder, row["name"]),
                 "diameter_mm": float(row["diameter_mm"]),
                 "weight": FAINT_WEIGHT if float(row["texture"] or 5.0) < FAINT_TEXTURE else 1.0,
             }
@@ -117,7 +125,7 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[dict[str, Any]]]:
     return donors
 
 
-def held_out_patches(data_dir: Path) -> list[dict[str, Any]]:
+def held_out_patches(data_dir: Path) -> list[Item]:
     """Nodules in their own surroundings no patch of which is trained on.
 
     Patients of some are not known (``patient`` is null): nodules of these that LUNA16 selected may be among the donors.
@@ -125,29 +133,27 @@ def held_out_patches(data_dir: Path) -> list[dict[str, Any]]:
     return _patches(data_dir, "", training=False)
 
 
-def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[dict[str, Any]]:
+def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[Item]:
     """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others."""
     folder = data_dir / "lidc_patches"
     patients = {
-        row["seriesuid"]: row["name"].split("_")[0] for row in read_csv(data_dir / "lidc_nodules" / "nodules.csv")
+        row["seriesuid"]: row["name"].split("_")[0] for row in table_rows(data_dir / "lidc_nodules" / "nodules.csv")
     }
-    items: list[dict[str, Any]] = []
-    for row in read_csv(folder / "patches.csv"):
+    items: list[Item] = []
+    for row in table_rows(folder / "patches.csv"):
         number = int(row["name"].split("_")[0])
         counted = f"LIDC-IDRI-{number + 1:04d}" if number <= LAST_PATIENT_IN_ORDER else None
         patient = patients.get(row["seriesuid"], counted)
         if (patient is not None and not _is_held_out(patient, held_out)) != training:
             continue
-        files = {key: (folder / key / f"{row['name']}.nii.gz").resolve() for key in ("image", "mask")}
-        for path in files.values():
-            _require(path.is_file(), path)
+        files = _image_and_mask(folder, row["name"])
         affine = nibabel.Nifti1Image.from_filename(files["image"]).affine
         centre = swap_lps_ras(apply_affine(affine, np.array([float(row[axis]) for axis in "ijk"])))
         diameter = float(row["equivalent_diameter_mm"])
         items.append(
             {
                 "name": f"patch-{row['name']}",
-                **{key: str(path) for key, path in files.items()},
+                **files,
                 "weight": PATCH_WEIGHT,
                 "patient": patient,
                 "box": [[*centre.round(3).tolist(), diameter, diameter, diameter]],
@@ -157,7 +163,7 @@ def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[di
     return items
 
 
-def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> dict[str, Any]:
+def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> Item:
     """A whole chest: its known lesions, with their masks, and what was read as nodule or doubt.
 
     Args:
@@ -168,44 +174,36 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: i
             ignored. With IGNORED, read findings get a margin.
     """
     name = row["name"]
-    item: dict[str, Any] = {"name": name, "image": str((data_dir / "chests" / f"{name}.nii.gz").resolve())}
-    _require(Path(item["image"]).is_file(), Path(item["image"]))
-    boxes, labels, mask = _known_lesions(row, data_dir, known)
-    if mask is not None:
-        output.mkdir(parents=True, exist_ok=True)
+    item: Item = {"name": name, "image": _existing(data_dir / "chests" / f"{name}.nii.gz"), "weight": HOST_WEIGHT}
+    boxes, labels = [], []
+    lesions = data_dir / "chests" / "lesion_masks" / f"{name}.nii.gz"
+    if lesions.is_file():
         item["mask"] = str((output / f"{name}.nii.gz").resolve())
-        nibabel.save(mask, item["mask"])
+        boxes, labels = _known_lesions(row, lesions, Path(item["mask"]), known)
     margin_mm = IGNORED_MARGIN_MM if known == IGNORED else 0.0
-    for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in read_csv(file)]:
+    for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in table_rows(file)]:
         place = [float(reading[f"{axis}_lps_mm"]) for axis in "xyz"]
         near = any(np.linalg.norm(np.subtract(place, box[:3])) < box[3] / 2 for box in boxes)
         if reading["name"] == name and reading["verdict"] in ("nodule", "doubt") and not near:
             boxes.append([*place, *[float(reading["diameter_mm"]) + margin_mm] * 3])
             labels.append(known if reading["verdict"] == "nodule" else IGNORED)
-    return {**item, "weight": HOST_WEIGHT, "box": boxes, "label": labels}
+    return {**item, "box": boxes, "label": labels}
 
 
-def _known_lesions(
-    row: Mapping[str, str], data_dir: Path, known: int
-) -> tuple[list[list[float]], list[int], nibabel.Nifti1Image | None]:
-    """Boxes (LPS mm), labels and instance mask of a chest's lesion mask; the listed ones get the label ``known``."""
-    path = data_dir / "chests" / "lesion_masks" / f"{row['name']}.nii.gz"
-    if not path.is_file():
-        return [], [], None
-    image = nibabel.Nifti1Image.from_filename(path)
-    values = np.asarray(image.dataobj)
+def _known_lesions(row: Mapping[str, str], path: Path, output: Path, known: int) -> tuple[list[list[float]], list[int]]:
+    """Write the instance mask of a chest's lesions; boxes (LPS mm) and labels, the listed ones' being ``known``."""
+    mask = labels_of(path)
     listed = np.array(row["known_lesions_lps_mm_diameter_mm"].split(), dtype=np.float64).reshape(-1, 4)
     boxes, labels = [], []
-    instances = np.zeros(values.shape, dtype=np.uint8)
-    for number, value in enumerate(np.unique(values[values > 0]), start=1):
-        instances[values == value] = number
-        where = np.argwhere(values == value)
-        centre = swap_lps_ras(apply_affine(image.affine, where.mean(axis=0)))
-        diameter = sphere_diameter_mm(len(where) * voxel_volume_mm3(image.affine))
-        boxes.append([*centre.round(3).tolist(), *[round(diameter, 3)] * 3])
-        is_listed = any(np.linalg.norm(centre - lesion[:3]) < lesion[3] / 2 for lesion in listed)
-        labels.append(known if is_listed else IGNORED)
-    return boxes, labels, nibabel.Nifti1Image(instances, image.affine)
+    instances = np.zeros(mask.values.shape, dtype=np.uint8)
+    for number, thing in enumerate(things_of(mask), start=1):
+        instances[mask.values == thing.value] = number
+        boxes.append([*thing.centre_lps_mm.round(3).tolist(), *[round(thing.diameter_mm, 3)] * 3])
+        apart_mm = np.linalg.norm(listed[:, :3] - thing.centre_lps_mm, axis=1)
+        labels.append(known if (apart_mm < listed[:, 3] / 2).any() else IGNORED)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_nifti(output, instances, mask.affine_ras)
+    return boxes, labels
 
 
 def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
@@ -214,7 +212,7 @@ def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
     nodules: list[list[float]] = []
     others = [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
     for file, rows in (("annotations.csv", nodules), ("annotations_excluded.csv", others)):
-        for row in read_csv(data_dir / "luna16" / file):
+        for row in table_rows(data_dir / "luna16" / file):
             if row["seriesuid"] == uid:
                 diameter = float(row["diameter_mm"])
                 position = [float(row[f"coord{axis}"]) for axis in "XYZ"]
@@ -242,11 +240,10 @@ def _host_mask(
     if not mask.any():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_mask(output, mask, image.affine)
-    return str(output.resolve())
+    return str(write_nifti(output, mask, image.affine).resolve())
 
 
-def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output: Path, seed: int) -> dict[str, Any]:
+def _with_insertions(item: Item, donors: list[Item], output: Path, seed: int) -> Item:
     """A copy of a scan with each of the donors inserted, away from what is known there; image, mask, datalist item."""
     image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
@@ -269,12 +266,12 @@ def _with_insertions(item: dict[str, Any], donors: list[dict[str, Any]], output:
         data = insert(data)
     output.mkdir(parents=True, exist_ok=True)
     name = f"{item['name']}-inserted-{seed}"
+    files = {key: str((output / f"{name}-{key}.nii.gz").resolve()) for key in ("image", "mask")}
     for key, dtype in (("image", np.int16), ("mask", np.uint8)):
-        write_mask(output / f"{name}-{key}.nii.gz", data[key][0].round().astype(dtype), image.affine)
+        write_nifti(Path(files[key]), data[key][0].round().astype(dtype), image.affine)
     rows = data["nodule"].astype(float)
     centres = swap_lps_ras(apply_affine(image.affine, rows[:, :3]))
     boxes = [[*c, d, d, d] for c, d in zip(centres.round(3).tolist(), rows[:, 3].round(3).tolist(), strict=True)]
-    files = {key: str((output / f"{name}-{key}.nii.gz").resolve()) for key in ("image", "mask")}
     return {"name": name, **files, "box": boxes, "label": data["label"].tolist()}
 
 
@@ -298,7 +295,7 @@ def make_development_datalist(
         FileNotFoundError: a part of the data is missing, such as the scan to hold out.
     """
     source, output = Path(data_dir), Path(output_dir)
-    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], **_donors(source, held_out)}
+    lists: dict[str, list[Item]] = {"training": [], "validation": [], **_donors(source, held_out)}
     patches = _patches(source, held_out)
     for item in _hosts(source, output):
         if item["name"] == held_out:
@@ -306,31 +303,29 @@ def make_development_datalist(
         elif not (leave_out and item["name"].startswith(leave_out)):
             lists["training"].append(item)
     if held_out and not lists["validation"]:
-        _require(False, source / "scans_1mm" / f"{held_out}.nii.gz")
+        _existing(source / "scans_1mm" / f"{held_out}.nii.gz")
     lists["training"] += patches
     output.mkdir(parents=True, exist_ok=True)
-    write_bytes(output / "datalist.json", json.dumps(lists, indent=1).encode())
-    logger.info("%s: %s", output / "datalist.json", {key: len(value) for key, value in lists.items()})
-    return str(output / "datalist.json")
+    path = write_json(output / "datalist.json", lists)
+    logger.info("%s: %s", path, {key: len(value) for key, value in lists.items()})
+    return str(path)
 
 
 def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
     """Datalist items of the lungs of ``scans_1mm``, then of the whole chests."""
-    scans = sorted((source / "scans_1mm").glob("*.nii.gz"))
-    _require(bool(scans), source / "scans_1mm" / "*.nii.gz")
-    for path in scans:
+    for path in sorted((source / "scans_1mm").glob("*.nii.gz")) or [source / "scans_1mm" / "*.nii.gz"]:
         name = path.name.removesuffix(".nii.gz")
-        item: dict[str, Any] = {"name": name, "image": str(path.resolve()), "weight": HOST_WEIGHT}
+        item: Item = {"name": name, "image": _existing(path), "weight": HOST_WEIGHT}
         item["box"], item["label"] = _findings(name, source)
         image = nibabel.Nifti1Image.from_filename(path)
         mask = _host_mask(name, item["box"], image, source, output / "masks" / path.name)
         yield {**item, "mask": mask} if mask else item
     chests = source / "chests" / "chests.csv"
-    for row in read_csv(chests) if chests.is_file() else []:
+    for row in table_rows(chests) if chests.is_file() else []:
         yield chest_item(row, source, output / "masks", known=IGNORED)
 
 
-def _validation_copies(item: dict[str, Any], donors: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+def _validation_copies(item: Item, donors: list[Item], output: Path) -> list[Item]:
     """Copies of the held-out scan, each with its share of the donors inserted."""
     logger.info("inserting %d held-out nodules into %s", len(donors), item["name"])
     copies = -(-len(donors) // VALIDATION_NODULES)

@@ -38,7 +38,7 @@ from scripts.prepare.lidc.nodules import OUTLINED, Finding, find_findings, insta
 from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
 from scripts.prepare.lidc.scans import xml_files
 
-from .development import chest_item, held_out_patches, read_csv
+from .development import chest_item, held_out_patches, table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
         "patches": held_out_patches(source),
         "chests": [
             chest_item(row, source, output / "chests", known=NODULE)
-            for row in read_csv(source / "chests" / "chests.csv")
+            for row in table_rows(source / "chests" / "chests.csv")
         ],
     }
     path = write_json(output / "datalist.json", lists)
@@ -81,7 +81,7 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
 
 def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:
     """One item for each patient of ``lidc_context``, with instance mask and lung mask."""
-    rows = read_csv(source / "lidc_context" / "nodules.csv")
+    rows = table_rows(source / "lidc_context" / "nodules.csv")
     wanted = {row["series_uid"]: row["patient"] for row in rows}
     for name, content in xml_files(source / "lidc_xml" / "tcia-lidc-xml.zip"):
         if not any(uid.encode() in content for uid in wanted):

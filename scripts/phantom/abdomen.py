@@ -1,6 +1,6 @@
 """What lies below the diaphragm of the synthetic chest: liver, spleen, stomach and large bowel with gas and contents.
 
-Model millimetres as in ``phantom_anatomy``. Everything is drawn on the coarse grid.
+Model millimetres as in :mod:`.anatomy`. Everything is drawn on the coarse grid.
 """
 
 from __future__ import annotations

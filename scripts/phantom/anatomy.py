@@ -1,6 +1,6 @@
 """The body of the synthetic chest without lung vessels and nodules: outline, bones, mediastinum, diaphragm, lungs.
 
-Everything is described once, for a nominal adult, in model millimetres (see ``phantom_grid``): x to the patient's
+Everything is described once, for a nominal adult, in model millimetres (see :mod:`.grid`): x to the patient's
 right, y to the front, z to the head; z = 0 at the lowest recess of the lungs, 265 at their apices, the carina at 170.
 Proportions follow textbook anatomy and the look of CT; they are no measurement of anyone.
 """
@@ -31,7 +31,6 @@ from .grid import (
     smooth_max,
     smooth_min,
     smooth_noise,
-    stamp_capsules,
     stamp_tube,
 )
 
@@ -313,14 +312,18 @@ def _soft_tissue(
             blend(tissue, np.where(muscle > 3, inside(part, 8.0) * gland, 0), 35.0)
     blend(tissue, inside(shapes["cavity"] + 1.5, 2.0), FAT_HU + 12 * noise)
     fill_abdomen(frame, xyz, tissue, np.maximum(shapes["cage"] + 2, -shapes["diaphragm"] - 2), rng, extra)
-    blend(tissue, inside(np.maximum(shapes["cage"], np.abs(shapes["diaphragm"] + 1.0) - 1.5), 2.0), 45.0)
-    blend(tissue, inside(shapes["column"], 2.0), DISC_HU)
-    blend(tissue, inside(shapes["canal"], 2.0), 30.0)
-    blend(tissue, inside(shapes["heart"] - 2.5, 2.0), FAT_HU)
-    blend(tissue, inside(shapes["heart"], 2.0), 60.0 + 0.25 * max(patient.blood_hu - 45, 0))
-    blend(tissue, inside(shapes["chambers"], 3.0), patient.blood_hu)
-    blend(tissue, inside(shapes["oesophagus"], 2.0), 38.0)
-    blend(tissue, inside(shapes["vessels"], 2.0), patient.blood_hu)
+    layers = (
+        (np.maximum(shapes["cage"], np.abs(shapes["diaphragm"] + 1.0) - 1.5), 2.0, 45.0),  # the diaphragm itself
+        (shapes["column"], 2.0, DISC_HU),
+        (shapes["canal"], 2.0, 30.0),
+        (shapes["heart"] - 2.5, 2.0, FAT_HU),
+        (shapes["heart"], 2.0, 60.0 + 0.25 * max(patient.blood_hu - 45, 0)),
+        (shapes["chambers"], 3.0, patient.blood_hu),
+        (shapes["oesophagus"], 2.0, 38.0),
+        (shapes["vessels"], 2.0, patient.blood_hu),
+    )
+    for distance, edge_mm, value in layers:
+        blend(tissue, inside(distance, edge_mm), value)
     return tissue
 
 
@@ -355,23 +358,20 @@ def _bone_tubes() -> list[tuple[Array, float]]:
     tubes: list[tuple[Array, float]] = []
     for z in _TOP_VERTEBRA_Z - _VERTEBRA_PITCH * np.arange(14):
         y = float(np.interp(z, _Z, _SPINE_Y)) - 13.5
-        tubes.append((np.array([[0, y - 17, z], [0, y - 26, z - 9], [0, y - 38, z - 24]], dtype=float), 3.2))
-        for side in (1.0, -1.0):
-            tubes.append((np.array([[side * 12, y - 10, z + 3], [side * 31, y - 17, z + 5]], dtype=float), 4.2))
+        tubes.append((np.array([[0, y - 17, z], [0, y - 26, z - 9], [0, y - 38, z - 24]]), 3.2))
+        tubes += [(np.array([[s * 12, y - 10, z + 3], [s * 31, y - 17, z + 5]]), 4.2) for s in (1.0, -1.0)]
     for z in np.arange(86, 208, 4.0):
         half = np.interp(z, (86, 165, 175, 200, 207), (11, 14, 13, 26, 20))
         y = np.interp(z, _Z, _CAGE_FRONT) + 8
         tubes.append((np.array([[-half, y - 1.5, z], [0, y, z], [half, y - 1.5, z]]), 5.2))
     for side in (1.0, -1.0):
         clavicle = [[side * 16, 62, 212], [side * 42, 66, 224], [side * 78, 44, 240], [side * 122, 2, 254]]
-        tubes.append((np.array(clavicle), 5.5))
-        for z in np.arange(122, 240, 3.0):
-            far = -58 + np.interp(z, (122, 200, 238), (12, 48, 44))
-            angle = np.linspace(-58, far, 7)
+        for z in np.arange(122, 240, 3.0):  # shoulder blade
+            angle = np.linspace(-58, -58 + np.interp(z, (122, 200, 238), (12, 48, 44)), 7)
             tubes.append((_contour(side, angle, np.full(7, z), 15.0), 1.7))
         ridge = _contour(side, np.linspace(-56, -18, 6), np.linspace(224, 246, 6), 19.0)
-        tubes.append((ridge, 4.5))
-        tubes.append((_contour(side, np.linspace(-22, -8, 4), np.linspace(215, 250, 4), 17.0), 8.0))
+        socket = _contour(side, np.linspace(-22, -8, 4), np.linspace(215, 250, 4), 17.0)
+        tubes += [(np.array(clavicle), 5.5), (ridge, 4.5), (socket, 8.0)]
     return tubes
 
 
@@ -387,13 +387,8 @@ def _bones(frame: Frame, column: Field, rng: np.random.Generator) -> tuple[Field
             stamp_tube(bone, rib, 3.7 * size, flatten=flat)
             if len(tip) > 1:
                 stamp_tube(cartilage, tip, 4.3 * size, flatten=0.7)
-    starts, ends, radii = [], [], []
     for points, radius in _bone_tubes():
-        voxels = frame.to_voxel(points)
-        starts.append(voxels[:-1])
-        ends.append(voxels[1:])
-        radii.append(np.full((len(points) - 1, 2), radius * size))
-    stamp_capsules(bone, np.concatenate(starts), np.concatenate(ends), np.concatenate(radii))
+        stamp_tube(bone, frame.to_voxel(points), radius * size)
     return bone, cartilage
 
 
@@ -485,12 +480,8 @@ def add_airway_tubes(frame: Frame, image: Field, *, wall_mm: float = 1.3) -> Non
         for tube in (TRACHEA, *BRONCHI):
             points = np.array(tube, dtype=np.float64)
             voxels, radii = frame.to_voxel(points[:, :3]), points[:, 3] * size + extra
-            low = voxels.min(axis=0) - radii.max() - 2
-            box = local_box(frame.shape, low, voxels.max(axis=0) + radii.max() + 2)
-            if box is None:
-                continue
+            reach = radii.max() + 2
+            box = local_box(frame.shape, voxels.min(axis=0) - reach, voxels.max(axis=0) + reach)
             distance = np.full(image[box].shape, 3.0, dtype=np.float32)
-            shift = np.array([s.start for s in box])
-            stamp_tube(distance, voxels - shift, radii)
-            part = image[box]
-            blend(part, inside(distance), value)
+            stamp_tube(distance, voxels - [s.start for s in box], radii)
+            blend(image[box], inside(distance), value)

@@ -152,7 +152,6 @@ def _lobe_trees(
 ) -> tuple[list[tuple[Tree, Array]], tuple[Tree, Array]]:
     """Artery and vein of a lobe with their radii, and the airway that runs beside the artery with its outer radii."""
     roots = {name: frame.to_voxel(point) for name, point in _ROOTS[lobe].items()}
-    centre = None
     grown = []
     for name in ("artery", "vein"):
         targets = _targets(anatomy, lobe, rng, LEAF_SPACING_MM * rng.uniform(0.95, 1.05))
@@ -172,14 +171,13 @@ def _fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.
         vessels, (airway, outer) = _lobe_trees(frame, anatomy, lobe, rng)
         vessel_parts += [bent_segments(tree, radii, rng) for tree, radii in vessels]
         airway_parts.append(bent_segments(airway, outer, rng))
-    starts, ends, radii = (np.concatenate([p[a] for p in vessel_parts]) for a in range(3))
+    starts, ends, radii = (np.concatenate(parts) for parts in zip(*vessel_parts, strict=True))
     image = anatomy.image_hu
     cavity = inside(anatomy.lung_mm - 5.0, 4.0)  # the lungs and their roots, not the heart or the liver
     share = draw_segments(image.shape, starts, ends, radii) * cavity
     blend(image, share, np.maximum(image, np.float32(blood_hu)))
-    starts_a, ends_a, outer_radii = (np.concatenate([p[a] for p in airway_parts]) for a in range(3))
-    seen = outer_radii.mean(axis=1) > 0.95
-    starts_a, ends_a, outer_radii = starts_a[seen], ends_a[seen], outer_radii[seen]
+    tubes = [np.concatenate(parts) for parts in zip(*airway_parts, strict=True)]
+    starts_a, ends_a, outer_radii = (tube[tubes[2].mean(axis=1) > 0.95] for tube in tubes)
     in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
     blend(image, 0.85 * draw_segments(image.shape, starts_a, ends_a, outer_radii) * in_lung, 20.0)
     blend(image, draw_segments(image.shape, starts_a, ends_a, 0.7 * outer_radii - 0.1) * in_lung, -965.0)
@@ -258,11 +256,8 @@ def _resample(chest: Chest, affine_ras: Array, shape: tuple[int, ...], blur_mm: 
         n = chest.image_hu.shape
         rows = [_sampling(np.arange(float(n[a])), n[a], blur_mm[a], edge[a]) for a in range(3)]
         blurred = along_axes(rows, chest.image_hu)
-        return np.asarray(
-            ndimage.affine_transform(
-                blurred, to_chest[:3, :3], to_chest[:3, 3], output_shape=shape, order=1, mode="nearest"
-            )
-        )
+        matrix, shift = to_chest[:3, :3], to_chest[:3, 3]
+        return np.asarray(ndimage.affine_transform(blurred, matrix, shift, shape, order=1, mode="nearest"))
     order = np.abs(direction).argmax(axis=0)  # chest axis that each scan axis runs along
     rows = [np.empty((0, 0), dtype=np.float32)] * 3
     for axis, target in enumerate(order):

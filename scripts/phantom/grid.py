@@ -7,7 +7,7 @@ by a stretch per axis and a smooth random warp. Signed distances are negative in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,12 +136,10 @@ class Frame:
 _HALVES = (slice(None, -1), slice(1, None), slice(None, None, 2), slice(1, None, 2))
 
 
-def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -> Box | None:
-    """Slices of the voxels between two corners, cut at the grid; ``None`` when nothing is left."""
-    starts = np.maximum(np.floor(low).astype(int), 0)
-    stops = np.minimum(np.ceil(high).astype(int) + 1, shape)
-    if np.any(starts >= stops):
-        return None
+def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -> Box:
+    """Slices of the voxels between two corners, cut at the grid; empty when nothing is left."""
+    starts = np.clip(np.floor(low).astype(int), 0, shape)
+    stops = np.clip(np.ceil(high).astype(int) + 1, starts, shape)
     i, j, k = (slice(int(a), int(b)) for a, b in zip(starts, stops, strict=True))
     return i, j, k
 
@@ -165,26 +163,32 @@ def capsule_distance(box: Box, start: Array, end: Array, radii: tuple[float, flo
     return (distance - (radii[0] + share * (radii[1] - radii[0]))).astype(np.float32)
 
 
-def stamp_capsules(
-    distance: Field, starts: Array, ends: Array, radii: Array, *, flatten: float = 1.0, margin: float = 2.0
-) -> None:
-    """Lower a distance field, in place, to that of the union with tapered capsules.
+def capsules(
+    shape: tuple[int, ...], starts: Array, ends: Array, radii: Array, *, flatten: float = 1.0, margin: float = 2.0
+) -> Iterator[tuple[Box, Field]]:
+    """The surroundings of tapered capsules on a grid and the distances to each.
 
     Args:
-        distance: ``[I, J, K]``, changed within ``margin`` of the capsules only.
+        shape: of the grid.
         starts: ``[S, 3]``, voxels.
         ends: ``[S, 3]``, voxels.
         radii: ``[S, 2]`` at start and end, voxels.
         flatten: see ``capsule_distance``.
-        margin: how far outside the capsules the field is needed, voxels.
+        margin: how far outside the capsules the distance is needed, voxels.
     """
     reach = (radii.max(axis=1, keepdims=True) + margin) / np.array([1.0, 1.0, flatten])
     lows, highs = np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach
     for start, end, (r0, r1), low, high in zip(starts, ends, radii, lows, highs, strict=True):
-        box = local_box(distance.shape, low, high)
-        if box is not None:
-            part = distance[box]
-            np.minimum(part, capsule_distance(box, start, end, (float(r0), float(r1)), flatten), out=part)
+        box = local_box(shape, low, high)
+        yield box, capsule_distance(box, start, end, (float(r0), float(r1)), flatten)
+
+
+def stamp_capsules(
+    distance: Field, starts: Array, ends: Array, radii: Array, *, flatten: float = 1.0, margin: float = 2.0
+) -> None:
+    """Lower a distance field, in place and near them only, to that of the union with :func:`capsules`."""
+    for box, near in capsules(distance.shape, starts, ends, radii, flatten=flatten, margin=margin):
+        np.minimum(distance[box], near, out=distance[box])
 
 
 def stamp_tube(

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ..core.geometry import Point, apply_affine, box_around, sphere_diameter_mm
 from .anatomy import Anatomy
-from .grid import Array, Field, inside, smooth_min, stamp_capsules
+from .grid import Array, Box, Field, inside, smooth_min, stamp_capsules
 
 # Diameters follow a shifted log-normal, 3.2 mm + exp(N(1.25, 0.96)), cut to the range seen: fitted to the 1186 nodules
 # of LUNA16's annotations.csv (Setio et al., Medical Image Analysis 2017; 5/50/95 % there 4.1/6.4/19.0 mm, here
@@ -48,10 +48,8 @@ class Outline:
     def at(self, points_ras_mm: npt.ArrayLike) -> Field:
         """Distances at RAS positions ``[..., 3]``; positions off the patch are outside the shape."""
         index = apply_affine(np.linalg.inv(self.affine_ras), points_ras_mm)
-        out = ndimage.map_coordinates(
-            self.distance_mm, np.moveaxis(index, -1, 0), order=1, mode="constant", cval=10.0, output=np.float32
-        )
-        return np.asarray(out)
+        places = np.moveaxis(index, -1, 0)
+        return np.asarray(ndimage.map_coordinates(self.distance_mm, places, np.float32, 1, "constant", 10.0))
 
 
 @dataclass(frozen=True)
@@ -107,20 +105,17 @@ def _place(rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: f
         centre = point[:3] + away / np.linalg.norm(away) * (0.85 * radius + point[3])
     else:
         centre = rng.uniform(4, shape - 5)
-    index = tuple(np.rint(centre).astype(int))
-    if np.any(np.array(index) < 4) or np.any(np.array(index) >= shape - 4):
+    index = np.rint(centre).astype(int)
+    if np.any(index < 4) or np.any(index >= shape - 4):
         return None
-    depth = -float(anatomy.room_mm[index])
+    depth = -float(anatomy.room_mm[tuple(index)])
     if attachment == "pleura":
         return centre if 0.35 * radius < depth < 0.75 * radius else None
     if depth < radius + 1.5:
         return None
-    if attachment == "free" and len(vessels):
-        thick = vessels[vessels[:, 3] > 1.2]
-        near = np.linalg.norm(thick[:, :3] - centre, axis=1) < radius + thick[:, 3] + 1
-        if near.any():
-            return None
-    return centre
+    thick = vessels[vessels[:, 3] > 1.2]
+    touches = (np.linalg.norm(thick[:, :3] - centre, axis=1) < radius + thick[:, 3] + 1).any()
+    return None if attachment == "free" and touches else centre
 
 
 def _directions(rng: np.random.Generator, count: int) -> Array:
@@ -170,9 +165,8 @@ def _make_outline(
     pleura = pleura + np.float32(0.3)  # stay just inside the pleura
     wanted = round(4 / 3 * np.pi * radius**3 / step**3)
     candidates = shape[pleura <= 0]
-    if len(candidates) <= wanted:
-        return np.maximum(shape, pleura), points[:, 0, 0, 0].astype(np.float64), step
-    shape = shape - np.partition(candidates, wanted)[wanted]
+    if len(candidates) > wanted:
+        shape = shape - np.partition(candidates, wanted)[wanted]
     return np.maximum(shape, pleura), points[:, 0, 0, 0].astype(np.float64), step
 
 
@@ -264,9 +258,8 @@ def instance_mask(
     mask = np.zeros(shape, dtype=np.uint8)
     for nodule in nodules:
         half_width = 1.3 * float(np.abs(nodule.outline.affine_ras[0, 0])) * max(nodule.outline.distance_mm.shape) / 2
-        box = box_around(affine_ras, shape, nodule.centre_ras_mm, half_width)
-        grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
-        solid = nodule.outline.at(apply_affine(affine_ras, grid)) <= 0
+        box, positions = _around(nodule, affine_ras, shape, half_width)
+        solid = nodule.outline.at(positions) <= 0
         mask[box][solid] = nodule.label
         if not solid.any():
             centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm)
@@ -276,15 +269,22 @@ def instance_mask(
     return mask
 
 
+def _around(
+    nodule: PhantomNodule, affine_ras: Array, shape: tuple[int, ...], half_width_mm: float
+) -> tuple[Box, Array]:
+    """The voxels around a nodule's centre and their positions, RAS mm."""
+    box = box_around(affine_ras, shape, nodule.centre_ras_mm, half_width_mm)
+    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+    return box, apply_affine(affine_ras, grid)
+
+
 def paint_nodules(
     rng: np.random.Generator, image: Field, nodules: tuple[PhantomNodule, ...], anatomy: Anatomy, affine_ras: Array
 ) -> None:
     """Draw the nodules into the 1 mm image in place: soft edges, an uneven inside, spicules, tails and solid cores."""
     for nodule in nodules:
         size = nodule.outline.distance_mm.shape[0] * nodule.outline.affine_ras[0, 0] / 2
-        box = box_around(affine_ras, image.shape, nodule.centre_ras_mm, float(size) + 1)
-        grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
-        positions = apply_affine(affine_ras, grid)
+        box, positions = _around(nodule, affine_ras, image.shape, float(size) + 1)
         distance = nodule.outline.at(positions)
         lumps = ndimage.gaussian_filter(rng.standard_normal(distance.shape).astype(np.float32), 1.2) * 5
         part = image[box]
@@ -306,7 +306,7 @@ def paint_nodules(
 
 
 def _paint_spicules(
-    rng: np.random.Generator, part: Field, nodule: PhantomNodule, box: tuple, anatomy: Anatomy, affine_ras: Array
+    rng: np.random.Generator, part: Field, nodule: PhantomNodule, box: Box, anatomy: Anatomy, affine_ras: Array
 ) -> None:
     """Thin strands from the surface outwards, within the lung; no part of the mask."""
     radius = nodule.diameter_mm / 2

@@ -1,7 +1,7 @@
 """What a scanner sees around the chest: shoulders and arms, skin, clothes, ECG electrodes with cables, the couch.
 
 The chest is rendered on a grid of its own; ``surround`` lays it into a larger one and paints what is outside the trunk.
-Nothing deeper than the skin of the trunk changes. Model millimetres as in ``phantom_anatomy``; the outside of a body is
+Nothing deeper than the skin of the trunk changes. Model millimetres as in :mod:`.anatomy`; the outside of a body is
 described by its distance to the skin ("lift"), the couch by its depth below the back.
 """
 
@@ -23,7 +23,7 @@ from .grid import (
     Frame,
     Tube,
     blend,
-    capsule_distance,
+    capsules,
     coarse_tubes,
     inside,
     local_box,
@@ -107,11 +107,9 @@ def _add_bone(frame: Frame, image: Field, tubes: list[Tube]) -> None:
 
 def _stamp(image: Field, voxels: Array, radii: Array, value: float) -> None:
     """Blend a tube into ``image`` in place, segment by segment."""
-    for start, end, r0, r1 in zip(voxels[:-1], voxels[1:], radii[:-1], radii[1:], strict=True):
-        reach = max(r0, r1) + 1
-        box = local_box(image.shape, np.minimum(start, end) - reach, np.maximum(start, end) + reach)
-        if box is not None:
-            blend(image[box], inside(capsule_distance(box, start, end, (float(r0), float(r1)))), value)
+    ends = np.stack([radii[:-1], radii[1:]], axis=1)
+    for box, distance in capsules(image.shape, voxels[:-1], voxels[1:], ends, margin=1.0):
+        blend(image[box], inside(distance), value)
 
 
 def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generator) -> None:
@@ -137,21 +135,17 @@ def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: flo
     ray = np.stack([along * np.sin(angle), along * np.cos(angle), np.full(len(along), z)], axis=1)
     voxels = frame.to_voxel(ray)
     lifts = ndimage.map_coordinates(skin, voxels.T / frame.step, order=1, mode="nearest")
-    point: Array = voxels[np.flatnonzero(lifts <= lift_mm)[-1]]
-    return point
+    return np.asarray(voxels[np.flatnonzero(lifts <= lift_mm)[-1]])
 
 
 def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None:
     """A foam pad, the gel under it and the metal stud on it, on the skin around ``foot``, into ``image`` in place."""
     box = local_box(image.shape, foot - 20 * size, foot + 20 * size)
-    if box is None:
-        return
     x, y, z = np.ix_(*(np.arange(s.start, s.stop) - o for s, o in zip(box, foot, strict=True)))
     radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
     for reach, low, high, value in ((16.0, 0.0, 1.6, PAD_HU), (8.0, 0.0, 2.0, GEL_HU), (4.5, 1.5, 4.5, METAL_HU)):
-        disc = np.maximum(
-            radius - reach * size, np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5))
-        )
+        sheet = np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5))
+        disc = np.maximum(radius - reach * size, sheet)
         blend(image[box], inside(disc.astype(np.float32)), value)
 
 
@@ -200,8 +194,7 @@ def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Genera
     aside = 2.0 + patient.fat_mm if posture == "down" else 0.0
     limbs = coarse_tubes(wide, _both_sides(_FLESH[posture], aside), margin=40.0) - np.float32(0.3 * patient.fat_mm)
     skin = smooth_min(body, limbs, 12.0)
-    out = np.empty(wide.shape, dtype=np.float32)
-    out[...] = _couch(wide, patient, rng)
+    out = np.broadcast_to(_couch(wide, patient, rng), wide.shape).copy()
     depth = wide.upsample(skin) * size
     blend(out, inside(depth), wide.upsample(_flesh(wide, limbs, patient, rng)))
     _add_bone(wide, out, _both_sides(_HUMERUS[posture], aside))

@@ -43,8 +43,7 @@ class Tree:
 
 
 def _unit(vectors: Array) -> Array:
-    unit: Array = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-    return unit
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9))
 
 
 def _limit_turn(direction: Array, before: Array) -> Array:
@@ -52,8 +51,7 @@ def _limit_turn(direction: Array, before: Array) -> Array:
     cosine = np.clip((direction * before).sum(axis=1), -1, 1)
     across = _unit(direction - cosine[:, None] * before)
     limited = np.cos(MAX_TURN) * before + np.sin(MAX_TURN) * across
-    out: Array = np.where((np.arccos(cosine) > MAX_TURN)[:, None], limited, direction).astype(np.float64)
-    return out
+    return np.where((np.arccos(cosine) > MAX_TURN)[:, None], limited, direction).astype(np.float64)
 
 
 def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Generator) -> Tree:
@@ -65,7 +63,7 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
         targets: ``[T, 3]``; with T = 0 the tree is the root alone.
         rng: source of the small irregularities.
     """
-    nodes, parents, leaves = [root[None]], [np.array([-1])], [np.array([len(targets)])]
+    grown = [(root[None], np.array([-1]), np.array([len(targets)]))]
     points, label = targets, np.zeros(len(targets), dtype=np.int64)
     start, before, base = root[None], _unit(direction[None]), np.array([0])
     normal = _unit(np.cross(before, rng.standard_normal((1, 3))))
@@ -79,19 +77,17 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
         heading = _limit_turn(_unit(way + 0.06 * rng.standard_normal(way.shape) * np.abs(way).max(1)[:, None]), before)
         length = np.linalg.norm(way, axis=1) * GROWTH * rng.uniform(0.8, 1.2, len(way))
         end = np.where((count == 1)[:, None], centre, start + heading * length[:, None])
-        nodes.append(end)
-        parents.append(base)
-        leaves.append(count)
+        grown.append((end, base, count))
         normal = _unit(np.cross(heading, normal) + 0.25 * rng.standard_normal(normal.shape))
         side = ((points - centre[label]) * normal[label]).sum(axis=1) > 0
         open_points = count[label] > 1
         points = points[open_points]
-        keys, label_new = np.unique(label[open_points] * 2 + side[open_points], return_inverse=True)
+        keys, label = np.unique(label[open_points] * 2 + side[open_points], return_inverse=True)
         branch = keys // 2
         start, before, normal, base = end[branch], heading[branch], normal[branch], total + branch
         total += len(end)
-        label = label_new
-    return Tree(np.concatenate(nodes), np.concatenate(parents), np.concatenate(leaves))
+    nodes, parents, leaves = (np.concatenate(parts) for parts in zip(*grown, strict=True))
+    return Tree(nodes, parents, leaves)
 
 
 def bent_segments(tree: Tree, radii: Array, rng: np.random.Generator, pieces: int = 4) -> tuple[Array, Array, Array]:

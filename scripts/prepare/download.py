@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -85,20 +85,11 @@ class Series:
         return len(sizes) == self.files and abs(sum(sizes) - self.size) <= SLACK_BYTES * self.files
 
 
-class Source(Protocol):
-    """Where series come from."""
-
-    def series(self) -> list[Series]:
-        """Everything that belongs to the data set."""
-
-    def fetch(self, series: Sequence[Series], target: Path) -> None:
-        """Transfer some of them, each into its :meth:`Series.folder`; may fail in any way."""
-
-
 class IdcSource:
     """LIDC-IDRI at the Imaging Data Commons: every CT series, and every reading as SEG and SR."""
 
     def series(self) -> list[Series]:
+        """Everything that belongs to the data set."""
         index = _module("idc_index_data")
         pandas = _module("pandas")
         table = pandas.read_parquet(
@@ -120,6 +111,7 @@ class IdcSource:
         )
 
     def fetch(self, series: Sequence[Series], target: Path) -> None:
+        """Transfer some of them, each into its :meth:`Series.folder`; may fail in any way."""
         _module("idc_index").IDCClient().download_from_selection(
             downloadDir=str(target), seriesInstanceUID=[one.uid for one in series], dirTemplate=TEMPLATE
         )
@@ -159,7 +151,7 @@ def download(*, dataset: str, output_dir: str = "", patients: str | Sequence[str
         fetch_all(IdcSource(), Path(output_dir), [patients] if isinstance(patients, str) else patients, start=yes)
 
 
-def fetch_all(source: Source, target: Path, patients: Sequence[str], *, start: bool) -> None:
+def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start: bool) -> None:
     """Say what a download takes and, if asked to, transfer what is not whole yet.
 
     Raises:
@@ -216,7 +208,7 @@ def plan_lines(wanted: Sequence[Series], missing: Sequence[Series], free: int) -
     yield f"time, by the speed of your line: {times}"
 
 
-def _transfer(source: Source, missing: Sequence[Series], target: Path) -> None:
+def _transfer(source: IdcSource, missing: Sequence[Series], target: Path) -> None:
     """Transfer series; those that did not arrive whole are an error, the others stay."""
     reason = ""
     try:

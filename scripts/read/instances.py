@@ -17,7 +17,6 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ..core.geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
-from ..core.nifti import write_nifti
 from .reader import read_labels
 from .scan import Grid, ScanError
 
@@ -200,8 +199,3 @@ def _box_on(grid: Grid, labels: Labels) -> tuple[slice, ...]:
     low = np.clip(np.floor(voxels.min(axis=0)), 0, grid.shape).astype(int)
     high = np.clip(np.ceil(voxels.max(axis=0)) + 1, low, grid.shape).astype(int)
     return tuple(map(slice, low, high))
-
-
-def write_mask(path: Path, mask: Values, affine_ras: FloatArray) -> Path:
-    """Write a mask as NIfTI, whole or not at all; the same mask gives the same bytes."""
-    return write_nifti(path, mask, affine_ras)

@@ -23,7 +23,7 @@ def series(number: int, modality: str = "CT", files: int = 3) -> Series:
     return Series(patient, modality, f"1.2.{number}", files, files * len(CONTENT), "CC BY 3.0", "10.7937/x")
 
 
-class LocalSource:
+class LocalSource(IdcSource):
     """Writes files instead of transferring them; fails where it is told to."""
 
     def __init__(self, offered: Sequence[Series], fails_at: int = 0) -> None:

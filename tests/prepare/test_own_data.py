@@ -21,6 +21,7 @@ from scripts.prepare.__main__ import main
 from scripts.prepare.own_data import _validating
 from scripts.prepare.own_table import read_rows
 from scripts.read.datalist import load_datalist
+from tests.interruption import check_any_kill
 from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, write_mhd
 
 AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
@@ -335,29 +336,8 @@ def test_rows_of_a_table_with_quotes_and_blanks(tmp_path: Path) -> None:
 def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def files() -> dict[str, bytes]:
-        return {p.relative_to(data).as_posix(): p.read_bytes() for p in (data / "out").rglob("*") if p.is_file()}
-
-    options = ["--masks", str(data / "masks")]
-    assert run(data, *options) == 0
-    wanted = files()
-    replace, writes = os.replace, []
-
-    def dying(source: Any, target: Any) -> None:
-        writes.append(target)
-        if len(writes) == dies_at:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr("scripts.core.files.os.replace", dying)
-    for dies_at in range(1, len(wanted) + 1):
-        (data / "out").rename(data / f"before{dies_at}")
-        writes.clear()
-        with pytest.raises(KeyboardInterrupt):
-            run(data, *options)
-        dies_at = 0
-        assert run(data, *options) == 0
-        assert files() == wanted
+    options = ["--images", str(data / "images"), "--masks", str(data / "masks"), "--output_dir"]
+    check_any_kill(lambda target: main(["datalist", *options, str(target)]), data, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.core.commands import OptionError
-from scripts.core.errors import UserError
 from scripts.core.geometry import sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
 from scripts.prepare.lidc.masks import ReaderMasks
@@ -440,7 +441,7 @@ def test_a_scan_with_a_damaged_segmentation_is_not_given_fewer_readers(tmp_path:
     write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)] * 3)
     path = tmp_path / "in/objects/seg2.dcm"
     path.write_bytes(path.read_bytes()[:-8])  # the last pixels are missing
-    with pytest.raises(LidcError, match=r"seg2\.dcm"):
+    with pytest.raises(PrepareError, match=r"seg2\.dcm"):
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
 
 
@@ -459,13 +460,19 @@ def test_a_segmentation_on_other_pixels_is_refused(tmp_path: Path) -> None:
     moved = write_ct(tmp_path / "moved", ImagePositionPatient=["-9", "5", "-40"])
     write_ct(tmp_path / "in/CT")
     write_objects(tmp_path / "in/objects", moved[:1], [box_mask((6, 5, 0), (9, 7, 0))[:, :, :1]])
-    with pytest.raises(LidcError, match="pixels of the scan's slices"):
+    with pytest.raises(PrepareError, match="pixels of the scan's slices"):
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
 
 
 # --- bad downloads ----------------------------------------------------------------------------------------------------
 
-GOOD_SESSIONS = [Session([Outlines(outlined(*BOX))])]
+
+def drawn(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[Session]:
+    """One reader's outlines of a box."""
+    return [Session([Outlines(outlined(first, last))])]
+
+
+GOOD_SESSIONS = drawn(*BOX)
 
 
 def no_xml(folder: Path) -> None:
@@ -508,22 +515,6 @@ def with_xml(
     write_xml(folder, sessions or GOOD_SESSIONS, series_uid=OTHER_UID, **options)
 
 
-def outside(folder: Path) -> None:
-    with_xml(folder, [Session([Outlines(outlined((21, 5, 2), (23, 7, 2)))])])
-
-
-def slice_missing(folder: Path) -> None:
-    with_xml(folder, missing=(5,))
-
-
-def marked_slice_missing(folder: Path) -> None:
-    with_xml(folder, [Session([Outlines(outlined((6, 5, 6), (9, 7, 7)))])], missing=(7,))
-
-
-def other_height(folder: Path) -> None:
-    with_xml(folder, z_shift_mm=1.0)
-
-
 def contradiction(folder: Path) -> None:
     with_xml(folder)
     write_xml(folder, [Session()], "second.xml", series_uid=OTHER_UID)
@@ -537,15 +528,19 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
     (damaged_xml, "damaged or foreign XML", "copy it again"),
     (damaged_dicom, "damaged DICOM file", "x.dcm"),
     (damaged_beside, "unusable scan", "x.dcm"),
-    (outside, "readings do not fit the scan", "column 24, row 4"),
-    (slice_missing, "unusable scan", "slices are missing"),
-    (marked_slice_missing, "readings do not fit the scan", "slices are missing"),
-    (other_height, "readings do not fit the scan", "z = -35 mm"),
+    (partial(with_xml, sessions=drawn((21, 5, 2), (23, 7, 2))), "readings do not fit the scan", "column 24, row 4"),
+    (partial(with_xml, missing=(5,)), "unusable scan", "slices are missing"),
+    (
+        partial(with_xml, sessions=drawn((6, 5, 6), (9, 7, 7)), missing=(7,)),
+        "readings do not fit the scan",
+        "slices are missing",
+    ),
+    (partial(with_xml, z_shift_mm=1.0), "readings do not fit the scan", "z = -35 mm"),
     (contradiction, "several XML that differ", "second.xml"),
 ]
 
 
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
 def test_what_cannot_be_used_is_skipped_with_its_reason(
     make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -560,10 +555,10 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(
     assert f"1 × {reason}" in caplog.text
 
 
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
 def test_strict_makes_it_an_error(make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path) -> None:
     make(tmp_path / "in")
-    with pytest.raises(UserError, match="--strict") as caught:
+    with pytest.raises(PrepareError, match="--strict") as caught:
         lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
     assert reason in str(caught.value)
     assert contents(tmp_path / "out") == {}

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from scripts.prepare import luna16
 from scripts.prepare.__main__ import main
 from scripts.prepare.luna16 import find_tree
 from scripts.read.datalist import DatalistError, count_nodules, load_datalist
-from tests.luna16_files import centre_lps_mm, scan_hu, uid, write_csv, write_mhd, write_tree
+from tests.interruption import check_any_kill, contents
+from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, uid, write_mhd, write_tree
 
 SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 
@@ -32,10 +34,6 @@ def run(source: Path, target: Path, *more: str) -> int:
 
 def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def few(tmp_path: Path) -> Path:
 def test_the_ten_folds(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert run(whole, tmp_path / "out", "--strict") == 0
-    assert sorted(files(tmp_path / "out")) == [*(f"dataset_fold{n}.json" for n in range(10)), "seriesuids.csv"]
+    assert sorted(contents(tmp_path / "out")) == [*(f"dataset_fold{n}.json" for n in range(10)), "seriesuids.csv"]
     for fold in range(10):
         path = str(tmp_path / "out" / f"dataset_fold{fold}.json")
         training, validation = load_datalist(path, "training"), load_datalist(path, "validation")
@@ -202,79 +200,50 @@ def test_a_former_account_is_removed_when_nothing_is_missing_any_more(whole: Pat
     assert not (tmp_path / "left_out.csv").exists()
 
 
-def _remove_data(tree: Path) -> None:
-    (tree / "subset3" / f"{uid(3, 1)}.raw").unlink()
+def change(tree: Path, pattern: str, content: bytes | None) -> None:
+    """Remove what matches, or write one file."""
+    for path in list(tree.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if content is not None:
+        (tree / pattern).write_bytes(content)
 
 
-def _cut_data(tree: Path) -> None:
-    path = tree / "subset3" / f"{uid(3, 1)}.raw"
-    path.write_bytes(path.read_bytes()[:-1])
+def annotated(*rows: tuple[tuple[float, ...], float]) -> bytes:
+    """A table of nodules of the first scan: place and diameter."""
+    lines = [f"{uid(0, 0)},{x},{y},{z},{diameter}" for (x, y, z), diameter in rows]
+    return "\n".join(["seriesuid,coordX,coordY,coordZ,diameter_mm", *lines]).encode()
 
 
-def _break_header(tree: Path) -> None:
-    (tree / "subset3" / f"{uid(3, 1)}.mhd").write_text("ObjectType = Image\n")
-
-
-def _repeat(tree: Path) -> None:
-    write_mhd(tree / "subset7" / f"{uid(3, 1)}.mhd", scan_hu(0))
-
-
-def _move_nodule(tree: Path) -> None:
-    x, y, z = centre_lps_mm((4, 5, 6))
-    write_csv(tree / "annotations.csv", [(uid(0, 0), -x, -y, z, 6.5), (uid(3, 0), x, y, z, 6.5)])
-
-
-def _flatten_nodule(tree: Path) -> None:
-    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 0.0)])
-
-
-def _no_diameter(tree: Path) -> None:
-    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), -1.0)])
-
-
-def _giant(tree: Path) -> None:
-    write_csv(tree / "annotations.csv", [(uid(0, 0), *centre_lps_mm((4, 5, 6)), 287.0)])
-
-
-def _twice(tree: Path) -> None:
-    row = (uid(0, 0), *centre_lps_mm((4, 5, 6)), 6.5)
-    write_csv(tree / "annotations.csv", [row, (*row[:4], 6.6)])
-
-
-def _remove_lungs(tree: Path) -> None:
-    for path in (tree / "seg-lungs-LUNA16").glob(f"{uid(3, 1)}.*"):
-        path.unlink()
-
-
-def _empty_lungs(tree: Path) -> None:
-    (tree / "seg-lungs-LUNA16" / f"{uid(3, 1)}.zraw").write_bytes(b"")
-
-
-def _remove_excluded(tree: Path) -> None:
-    next(tree.rglob("annotations_excluded.csv")).unlink()
+SCAN, LUNGS, CENTRE = f"subset3/{uid(3, 1)}", f"seg-lungs-LUNA16/{uid(3, 1)}", centre_lps_mm((4, 5, 6))
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason", "scans"),
+    ("pattern", "content", "reason", "scans"),
     [
-        (_remove_data, "the data file is not there", 5),
-        (_cut_data, "the data file is shorter than the header says", 5),
-        (_break_header, "the header cannot be read", 5),
-        (_repeat, "the scan is there twice", 6),
-        (_move_nodule, "a finding's centre lies outside its scan", 6),
-        (_flatten_nodule, "a finding has no size", 6),
-        (_no_diameter, "a finding has no size", 6),
-        (_giant, "a finding is larger than 100 mm", 6),
-        (_twice, "a nodule is listed twice", 6),
-        (_remove_lungs, "the lung mask is not there", 6),
-        (_empty_lungs, "lung mask: the data file is empty", 6),
-        (_remove_excluded, "no excluded findings", 6),
+        (f"{SCAN}.raw", None, "the data file is not there", 5),
+        (f"{SCAN}.raw", bytes(2 * int(np.prod(SHAPE)) - 1), "the data file is shorter than the header says", 5),
+        (f"{SCAN}.mhd", b"ObjectType = Image\n", "the header cannot be read", 5),
+        (f"subset7/{uid(3, 1)}.mhd", b"", "the scan is there twice", 6),
+        ("annotations.csv", annotated(((-CENTRE[0], -CENTRE[1], CENTRE[2]), 6.5)), "lies outside its scan", 6),
+        ("annotations.csv", annotated((CENTRE, 0.0)), "a finding has no size", 6),
+        ("annotations.csv", annotated((CENTRE, -1.0)), "a finding has no size", 6),
+        ("annotations.csv", annotated((CENTRE, 287.0)), "a finding is larger than 100 mm", 6),
+        ("annotations.csv", annotated((CENTRE, 6.5), (CENTRE, 6.6)), "a nodule is listed twice", 6),
+        (f"{LUNGS}.mhd", None, "the lung mask is not there", 6),
+        (f"{LUNGS}.zraw", b"", "lung mask: the data file is empty", 6),
+        ("*/*/annotations_excluded.csv", None, "no excluded findings", 6),
     ],
 )
 def test_bad_input_is_left_out_with_a_reason(
-    harm: Any, reason: str, scans: int, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pattern: str,
+    content: bytes | None,
+    reason: str,
+    scans: int,
+    few: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    harm(few)
+    change(few, pattern, content)
     assert run(few, tmp_path / "out") == 0
     found = reasons(tmp_path / "out")
     assert found.pop("the subset is not there") == 7
@@ -303,48 +272,23 @@ def test_scans_that_the_list_of_series_names_and_no_subset_holds(whole: Path, tm
     }
 
 
-def _no_folder(tree: Path) -> None:
-    shutil.rmtree(tree)
-
-
-def _no_subset(tree: Path) -> None:
-    for path in tree.glob("subset*"):
-        shutil.rmtree(path)
-
-
-def _only_archives(tree: Path) -> None:
-    _no_subset(tree)
-    (tree / "subset0.zip").touch()
-
-
-def _no_annotations(tree: Path) -> None:
-    (tree / "annotations.csv").unlink()
-
-
-def _bad_annotations(tree: Path) -> None:
-    (tree / "annotations.csv").write_text("series,x,y,z\n1,2,3,4\n")
-
-
-def _no_readable_scan(tree: Path) -> None:
-    for path in tree.glob("subset*/*.raw"):
-        path.unlink()
-
-
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("pattern", "content", "message"),
     [
-        (_no_folder, "expected a folder with subset0 to subset9, found none; check --luna16_dir"),
-        (_no_subset, "expected folders subset0 to subset9 with .mhd files, found none; check --luna16_dir"),
-        (_only_archives, "found none; unpack subset0.zip"),
-        (_no_annotations, "expected annotations.csv in it, found none"),
-        (_bad_annotations, "missing: seriesuid, coordX"),
-        (_no_readable_scan, "expected scans that can be read, got none"),
+        ("*", None, "expected folders subset0 to subset9 with .mhd files, found none; check --luna16_dir"),
+        ("../LUNA16", None, "expected a folder with subset0 to subset9, found none; check --luna16_dir"),
+        ("subset0.zip", b"", "found none; unpack subset0.zip"),
+        ("annotations.csv", None, "expected annotations.csv in it, found none"),
+        ("annotations.csv", b"series,x,y,z\n1,2,3,4\n", "missing: seriesuid, coordX"),
+        ("subset*/*.raw", None, "expected scans that can be read, got none"),
     ],
 )
 def test_what_cannot_be_used_at_all_is_refused(
-    harm: Any, message: str, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pattern: str, content: bytes | None, message: str, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    harm(few)
+    if pattern == "subset0.zip":
+        change(few, "*", None)
+    change(few, pattern, content)
     assert run(few, tmp_path / "out") == 1
     assert message in caplog.text
     assert not (tmp_path / "out").exists()
@@ -371,28 +315,7 @@ def test_a_fold_of_a_former_run_is_pointed_out(few: Path, tmp_path: Path, caplog
 def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(few, tmp_path / "whole") == 0
-    wanted = files(tmp_path / "whole")
-    replace = os.replace
-    writes: list[str] = []
-
-    def dying(source: Any, target: Any) -> None:
-        writes.append(Path(target).name)
-        if len(writes) == dies_at:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr("scripts.core.files.os.replace", dying)
-    for dies_at in range(1, 6):
-        target = tmp_path / f"dies_at_{dies_at}"
-        writes.clear()
-        with pytest.raises(KeyboardInterrupt):
-            run(few, target)
-        there = {name: content for name, content in files(target).items() if not Path(name).name.startswith(".")}
-        assert there.items() <= wanted.items()  # what is there is whole
-        dies, dies_at = dies_at, 0
-        assert run(few, target) == 0
-        assert files(target) == wanted, f"died at {dies}"
+    check_any_kill(partial(run, few), tmp_path, monkeypatch)
 
 
 # --- the challenge's own lists ----------------------------------------------------------------------------------------

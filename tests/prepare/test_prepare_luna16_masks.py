@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scripts.prepare import luna16_masks
 from scripts.prepare.__main__ import main
 from scripts.read.datalist import load_datalist
 from scripts.read.reader import read_grid
+from tests.interruption import check_any_kill
 from tests.luna16_files import SHAPE, SPACING_MM, centre_lps_mm, uid, write_csv, write_tree
 
 SUBSETS = (0, 3, 7)
@@ -65,10 +66,6 @@ def run(data: Path, target: Path, *more: str) -> int:
     lists = [str(data / "folds" / f"dataset_fold{s}.json") for s in SUBSETS]
     options = ["--datalists", *lists, "--lidc", str(data / "lidc"), "--output_dir", str(target)]
     return main(["luna16_masks", *options, *more])
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def table(target: Path) -> list[dict[str, str]]:
@@ -178,27 +175,9 @@ def test_bad_options_are_refused(
 
 
 def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(data, tmp_path / "whole") == 0
-    wanted = files(tmp_path / "whole")
-    replace, writes = os.replace, []
-
-    def dying(source: Any, target: Any) -> None:
-        writes.append(target)
-        if len(writes) == dies_at:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr("scripts.core.files.os.replace", dying)
-    for dies_at in range(1, len(wanted) + 1):
-        target = tmp_path / f"dies_{dies_at}"
-        writes.clear()
-        with pytest.raises(KeyboardInterrupt):
-            run(data, target)
-        dies_at = 0
-        assert run(data, target) == 0
-        assert files(target) == wanted
+    check_any_kill(partial(run, data), data, monkeypatch)
 
 
 def test_finished_scans_are_not_read_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from scripts.core.geometry import apply_affine, swap_lps_ras
-from scripts.read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of, write_mask
+from scripts.core.nifti import write_nifti
+from scripts.read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of
 from scripts.read.scan import Grid, ScanError
 from tests.luna16_files import SHAPE, centre_lps_mm, write_mhd
 
@@ -121,13 +122,13 @@ def test_masks_of_both_formats_are_read_alike(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mhd.values, values)
         place_lps_mm = swap_lps_ras(apply_affine(mhd.affine_ras, (2, 3, 5)))
         np.testing.assert_allclose(place_lps_mm, centre_lps_mm((2, 3, 5), flipped=flipped))
-    nifti = labels_of(write_mask(tmp_path / "mask.nii.gz", values, AFFINE))
+    nifti = labels_of(write_nifti(tmp_path / "mask.nii.gz", values, AFFINE))
     np.testing.assert_array_equal(nifti.values, values)
     np.testing.assert_allclose(nifti.affine_ras, AFFINE)
 
 
 def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:
-    one, two = (write_mask(tmp_path / n, labels((1, 1, 1, 1)).values, AFFINE) for n in ("a.nii.gz", "b.nii.gz"))
+    one, two = (write_nifti(tmp_path / n, labels((1, 1, 1, 1)).values, AFFINE) for n in ("a.nii.gz", "b.nii.gz"))
     assert one.read_bytes() == two.read_bytes()
 
 

@@ -14,19 +14,21 @@ from tqdm import tqdm
 from ...core.commands import OptionError
 from ...core.files import remove_abandoned, writable_folder
 from ...core.geometry import apply_affine, swap_lps_ras_affine
+from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
 from ...read.scan import Grid, ScanError, Volume
+from ..datalists import LeftOut, refuse_if_strict
 from .masks import SliceTable
 from .nodules import find_findings, group_readings
-from .outputs import fingerprint, read_scan_record, select, write_datalists, write_scan, write_tables
+from .outputs import fingerprint, read_scan_record, write_datalists, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
 from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
 
 logger = logging.getLogger(__name__)
 
 SELECTIONS = ("all", "luna16")
-SHOWN = 10  # notices that one message names
+LUNA16_READERS, LUNA16_SLICE_MM = 3, 2.5  # the challenge's selection (Setio et al., 2017, and its web site)
 PIXEL_MM = 0.7  # of LIDC's scans, about: 0.46 to 0.98; XML files do not tell
 
 
@@ -45,7 +47,7 @@ def lidc(
 
     Raises:
         OptionError: an option out of range.
-        LidcError: nothing to prepare, or (strict) something to skip.
+        PrepareError: nothing to prepare, or (strict) something to skip.
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
@@ -76,14 +78,7 @@ def lidc(
 def _refuse(notices: Sequence[Notice]) -> None:
     """End where something is to be skipped."""
     skipped = [notice for notice in notices if notice.outcome == SKIPPED]
-    if skipped:
-        lines = [" ".join(filter(None, (n.reason, n.series_uid, n.source, n.detail))) for n in skipped[:SHOWN]]
-        more = f"\n… and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        raise LidcError(
-            f"--strict: expected nothing to skip, got {len(skipped)}; remove them or leave --strict out:\n"
-            + "\n".join(lines)
-            + more
-        )
+    refuse_if_strict([LeftOut(one.reason, one.subject) for one in skipped], strict=True)
 
 
 def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict[str, Any]]:
@@ -133,12 +128,20 @@ def _is_alone(series: CtSeries, download: Download) -> bool:
 
 
 def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[Notice]) -> list[dict[str, Any]]:
+    """The datalist's items; "luna16" takes scans with slices of at most 2.5 mm.
+
+    Nodules of fewer than three readers become ignored findings then, as in the challenge's list of excluded ones.
+    """
     items = []
     for record in records:
-        item, whole = select(record, selection), record["item"]
-        if item is None:
-            reason, detail = f"slices thicker than the selection {selection} allows", f"{record['slice_mm']:g} mm"
-            notices.append(Notice(LEFT_OUT, reason, whole["name"], whole["patient"], whole["image"], detail))
+        item = dict(record["item"])
+        if selection == "luna16":
+            readers = [nodule["readers"] for nodule in item["nodules"]]
+            pairs = zip(item["label"], readers, strict=True)
+            item["label"] = [label if count >= LUNA16_READERS else IGNORED for label, count in pairs]
+        if selection == "luna16" and record["slice_mm"] > LUNA16_SLICE_MM + 1e-3:
+            reason, detail = "slices thicker than the selection luna16 allows", f"{record['slice_mm']:g} mm"
+            notices.append(Notice(LEFT_OUT, reason, item["name"], item["patient"], item["image"], detail))
         else:
             items.append(item)
     return items
@@ -146,11 +149,11 @@ def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[N
 
 def _report(notices: Sequence[Notice]) -> None:
     """The summary table: how often which thing was skipped, kept with a note, or left out."""
-    counts = Counter((notice.outcome, notice.reason) for notice in notices)
-    for (outcome, reason), count in sorted(counts.items()):
-        first = next(n for n in notices if (n.outcome, n.reason) == (outcome, reason))
-        named = " ".join(filter(None, (first.series_uid, first.source, first.detail)))
-        logger.info("%-8s %5d × %s, first: %s", outcome, count, reason, named)
+    groups: dict[tuple[str, str], list[Notice]] = {}
+    for notice in notices:
+        groups.setdefault((notice.outcome, notice.reason), []).append(notice)
+    for (outcome, reason), own in sorted(groups.items()):
+        logger.info("%-8s %5d × %s, first: %s", outcome, len(own), reason, own[0].subject)
 
 
 def lidc_xml(path: str) -> None:

@@ -26,7 +26,6 @@ from .scans import CtSeries, Notice
 
 FORMAT = 2  # raised whenever the same input gives other files
 RECORD, MASK, IMAGE = "scan.json", "mask.nii.gz", "image.nii.gz"
-LUNA16_READERS, LUNA16_SLICE_MM = 3, 2.5  # the challenge's selection (Setio et al., 2017, and its web site)
 
 NODULE_COLUMNS = (
     *("series_uid", "patient", "mask_label", "label", "kind", "readers"),
@@ -114,24 +113,6 @@ def _write_reader_masks(path: Path, masks: ReaderMasks, affine_ras: FloatArray) 
     affine = affine_ras.copy()
     affine[:3, 3] = apply_affine(affine_ras, masks.corner)
     write_nifti(path, bits, affine)
-
-
-def select(record: Mapping[str, Any], selection: str) -> dict[str, Any] | None:
-    """A scan's datalist item under a selection; ``None`` where the scan is left out.
-
-    Args:
-        record: of the scan.
-        selection: "all", or "luna16": scans with slices of at most 2.5 mm; nodules of fewer than three readers become
-            ignored findings, as in the challenge's list of excluded ones.
-    """
-    item = dict(record["item"])
-    if selection == "all":
-        return item
-    if record["slice_mm"] > LUNA16_SLICE_MM + 1e-3:
-        return None
-    few = [details["readers"] < LUNA16_READERS for details in item["nodules"]]
-    item["label"] = [IGNORED if is_few else label for label, is_few in zip(item["label"], few, strict=True)]
-    return item
 
 
 def fold_of(patient: str, folds: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ...core.errors import UserError
+from ..datalists import PrepareError
 
 RATINGS = (
     *("subtlety", "internalStructure", "calcification", "sphericity", "margin"),
@@ -37,7 +37,7 @@ Pixels = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-class LidcError(UserError, ValueError):
+class LidcError(PrepareError):
     """Readings, or a scan with its readings, that cannot be used."""
 
 

@@ -49,6 +49,11 @@ class Notice:
     source: str = ""
     detail: str = ""
 
+    @property
+    def subject(self) -> str:
+        """What it is about, for messages."""
+        return " ".join(filter(None, (self.series_uid, self.source, self.detail)))
+
 
 @dataclass(frozen=True)
 class Source:
