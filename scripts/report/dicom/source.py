@@ -6,7 +6,6 @@ Fields of type 2 (PS3.5, 7.4.3) that the slices lack are present and empty in th
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
+from ...core.files import stamp
 from ...read.dicom_header import floats_of, lenient, read_dicom
-from ...read.scan import ScanError
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +56,13 @@ def read_source(files: Sequence[str]) -> SourceSeries | None:
     Raises:
         ScanError: a file cannot be read again.
     """
-    try:
-        changed = tuple(os.stat(file).st_mtime_ns for file in files)
-    except OSError as error:
-        raise ScanError(
-            f"{error.filename}: expected the DICOM slice read before, got: {error.strerror}; keep the scan in place."
-        ) from error
-    return _read(tuple(files), changed)
+    return _read(tuple(map(stamp, files)))
 
 
 @lru_cache(maxsize=1)  # both objects of a scan ask for it, and what is missing is said once
-def _read(files: tuple[str, ...], changed: tuple[int, ...]) -> SourceSeries | None:
-    """As :func:`read_source`; the times of the files' last change tell one content of a file from another."""
+def _read(stamps: tuple[tuple[str, int, int], ...]) -> SourceSeries | None:
+    """As :func:`read_source`; the stamps tell one content of a file from another."""
+    files = [path for path, _, _ in stamps]
     with lenient:
         header = _header(files[0])
         gaps = _drop_unreadable(header)

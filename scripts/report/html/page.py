@@ -16,11 +16,13 @@ from ...core.geometry import FloatArray, apply_affine, spacing_mm
 from ...core.records import Detection, Nodule, ScanResult, SearchRegion, Side
 from ..tables import published_source
 from .overview import lungs_picture, overview
-from .pictures import Stack, Window, close_ups
+from .pictures import LUNG_WINDOW, Stack, close_ups
 from .render import render_page, shown_probability
 
 # Radius of the smallest mark on the overview: smaller circles are hard to see.
 _MIN_MARK_MM = 5.0
+# Least field of view of a close-up; a large nodule gets three times its diameter.
+CLOSE_UP_MM = 60.0
 # Pictures per view to scroll through. A report of many findings has fewer each, so that it stays a few megabytes.
 _PICTURES = 21
 _FEWEST_PICTURES = 7
@@ -73,36 +75,15 @@ class HtmlReport:
     """Write ``report.html``: what was found, a table, an overview and close-ups to scroll through.
 
     Args:
-        window_centre_hu: middle of the HU range shown in the close-ups; lung: -600.
-        window_width_hu: its width; lung: 1500.
-        close_up_mm: least field of view of a close-up; a large nodule gets three times its diameter.
         weaker_findings: how many candidates below the operating threshold the page can show on demand.
         smallest_tested_mm: diameter of the smallest nodules the model was tested with.
         date: shown as the day of the report; ``None`` for today (UTC).
-
-    Raises:
-        ValueError: the window or the field of view is not positive, or ``weaker_findings`` negative.
     """
 
     filename = "report.html"
 
-    def __init__(
-        self,
-        window_centre_hu: float = -600.0,
-        window_width_hu: float = 1500.0,
-        close_up_mm: float = 60.0,
-        *,
-        weaker_findings: int = 20,
-        smallest_tested_mm: float = 3.0,
-        date: str | None = None,
-    ) -> None:
-        if not close_up_mm > 0:
-            raise ValueError(f"Expected close-ups wider than 0 mm, got {close_up_mm}. A useful width is 60.")
-        if weaker_findings < 0:
-            raise ValueError(f"Expected 0 or more weaker_findings, got {weaker_findings}. Use 0 for none.")
-        self.window = Window(window_centre_hu, window_width_hu)
-        self.close_up_mm, self.weaker_findings = close_up_mm, weaker_findings
-        self.smallest_tested_mm, self.date = smallest_tested_mm, date
+    def __init__(self, *, weaker_findings: int = 20, smallest_tested_mm: float = 3.0, date: str | None = None) -> None:
+        self.weaker_findings, self.smallest_tested_mm, self.date = weaker_findings, smallest_tested_mm, date
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules says so and shows the overview.
@@ -139,12 +120,12 @@ class HtmlReport:
             facts={**_geometry(result), **result.facts},
             settings={name: _shown(value) for name, value in result.settings.items() if name != "threshold"},
             axial=axial,
-            window=self.window,
+            window=LUNG_WINDOW,
             found=found,
             weaker=shown,
             weaker_count=len(weaker),
             overview=whole,
-            lungs=lungs_picture(result, self.window),
+            lungs=lungs_picture(result, LUNG_WINDOW),
             lung_litres=_lung_litres(result),
             marks=sorted([*found, *shown], key=lambda one: one.detection.probability),  # the surest one on top
             close_ups=self._close_ups(result, found, shown),
@@ -157,12 +138,13 @@ class HtmlReport:
         each = pictures_per_view(len(found))
         for finding in (*found, *weaker):
             label, pictures = (finding.number, each) if finding.nodule else (0, 1)
-            field_mm, axis_mm = self.close_up_mm, finding.size_mm
-            place = finding.detection
-            yield (
-                finding,
-                close_ups(result, place, self.window, field_mm, label=label, long_axis_mm=axis_mm, pictures=pictures),
+            stacks = close_ups(
+                *(result, finding.detection, LUNG_WINDOW, CLOSE_UP_MM),
+                label=label,
+                long_axis_mm=finding.size_mm,
+                pictures=pictures,
             )
+            yield finding, stacks
 
 
 @dataclass(frozen=True)

@@ -122,14 +122,13 @@ class Window:
     centre_hu: float
     width_hu: float
 
-    def __post_init__(self) -> None:
-        if not self.width_hu > 0:
-            raise ValueError(f"Expected a window wider than 0 HU, got {self.width_hu}. Lung: centre -600, width 1500.")
-
     def grey(self, image_hu: npt.ArrayLike) -> GreyImage:
         """Map HU to 0…255."""
         scaled = (np.asarray(image_hu, dtype=np.float32) - self.centre_hu) * (255 / self.width_hu) + 127.5
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+LUNG_WINDOW = Window(-600.0, 1500.0)
 
 
 def close_ups(
