@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ..core.commands import OptionError
 from ..core.errors import UserError
-from ..core.files import writable_folder, write_bytes
+from ..core.files import read_record, writable_folder, write_bytes, write_json
 from .luna16 import luna16
 from .tables import SERIES_COLUMN
 
@@ -127,13 +126,12 @@ def _parsed(settings: Sequence[str]) -> dict[str, str]:
 
 def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
     """Note the settings of a cross-validation; folds of other ones are no parts of it."""
-    written = (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode()
-    if path.is_file() and path.read_bytes() != written:
+    if path.is_file() and read_record(path) != settings:
         raise OptionError(
             f"--settings: expected those that the folds there were begun with ({path}), got {dict(settings)}; give the "
             "same, or another --output_dir"
         )
-    write_bytes(path, written)
+    write_json(path, dict(settings))
 
 
 def _run(

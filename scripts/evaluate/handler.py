@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,8 @@ class SaveEvaluation:
         """
         if self.metric.matches is None:
             raise ValueError("expected a metric that has been computed, got none; run the evaluation first")
-        folder, named = writable_folder(self.output_dir), scan_names(self.metric.scans)
+        folder = writable_folder(self.output_dir)
+        named = {scan.truth.name or f"unnamed_{n:04d}": scan for n, scan in enumerate(self.metric.scans)}
         _write_tables(folder, named)
         empty = tuple(name for name, scan in named.items() if not scan.detections)
         score = Score.of(self.metric.matches, self.resampling)
@@ -98,11 +98,6 @@ def _outline_lines(summary: dict[str, Any]) -> list[str]:
             shown = ", ".join(f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in means.items())
             lines.append(f"outlines, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}")
     return lines
-
-
-def scan_names(scans: Sequence[ScoredScan]) -> dict[str, ScoredScan]:
-    """Scans by name; those without one are numbered."""
-    return {scan.truth.name or f"unnamed_{n:04d}": scan for n, scan in enumerate(scans)}
 
 
 def _write_tables(folder: Path, scans: dict[str, ScoredScan]) -> None:

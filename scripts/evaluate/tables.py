@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import UserError
-from ..core.files import read_csv, write_csv
+from ..core.files import read_csv
 from ..core.geometry import FloatArray
 from ..report.tables import LUNA16_COLUMNS
 
@@ -102,11 +102,6 @@ def read_series_uids(path: str | Path) -> tuple[list[str], int]:
     if not uids:
         raise TableError(f"{path}: expected one series UID per row, got an empty file; list the scans to evaluate")
     return sorted(set(uids)), len(uids) - len(set(uids))
-
-
-def write_table(path: Path, columns: Sequence[str] | None, rows: Iterable[Iterable[object]]) -> Path:
-    """Write a CSV whole or not at all, with its column names unless they are ``None``."""
-    return write_csv(path, rows if columns is None else [columns, *rows])
 
 
 def _read_table(path: Path, last: str) -> Table:

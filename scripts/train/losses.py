@@ -180,7 +180,14 @@ class NoduleLoss(nn.Module):
         cells = cell_targets(
             nodule, label == NODULE, label != PADDING, shape, stride=self.stride, positives=self.positives
         )
-        sets = [self._terms(maps, cells, target) for maps in self._sets(pred)]
+        sets = [
+            {
+                **self.classification(maps[:, 0], cells),
+                **self.regression(maps[:, 1:5], cells),
+                **self.mask(mask_on_voxels(maps[:, 5:], self.stride)[:, 0], target),
+            }
+            for maps in self._sets(pred)
+        ]
         terms = {name: torch.stack([one[name] for one in sets]).sum() for name in self.weights}
         self.parts = {name: float(value.detach()) for name, value in terms.items()}
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
@@ -194,12 +201,3 @@ class NoduleLoss(nn.Module):
                 f"{pred.shape[1]} channels; give the loss the network's out_channels"
             )
         return pred.split(channels, dim=1)
-
-    def _terms(self, maps: Tensor, cells: CellTargets, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of one set of maps, unweighted."""
-        mask_logits = mask_on_voxels(maps[:, 5:], self.stride)[:, 0]
-        return {
-            **self.classification(maps[:, 0], cells),
-            **self.regression(maps[:, 1:5], cells),
-            **self.mask(mask_logits, target),
-        }

@@ -163,11 +163,6 @@ def test_the_order_of_rows_and_scans_does_not_count(files: Path, evaluate: Evalu
     assert evaluate() == expected
 
 
-def test_the_picture_is_a_picture(files: Path, evaluate: Evaluate) -> None:
-    evaluate()
-    assert matplotlib.image.imread(files / "out/froc.png").ndim == 3
-
-
 def test_without_resamples_there_are_no_intervals(files: Path) -> None:
     assert main(arguments(files, resamples=0)) == 0
     assert json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]["interval"] is None

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts.core.errors import UserError
 from scripts.network import CompactNet
 from scripts.network.checkpoint import save_weights
 from scripts.network.deformable_attention import DeformableAttention
 from tools.network.__main__ import main
-from tools.network.reach import ReachError, reach_of, table, windows_of
+from tools.network.reach import reach_of, table, windows_of
 
 WINDOWS = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
 
@@ -85,7 +86,7 @@ def test_looking_leaves_the_network_as_it_was() -> None:
 
 
 def test_a_network_without_attention_is_refused() -> None:
-    with pytest.raises(ReachError, match="expected layers of deformable attention, found none"):
+    with pytest.raises(UserError, match="expected layers of deformable attention, found none"):
         reach_of(CompactNet(layers=0), WINDOWS)
 
 

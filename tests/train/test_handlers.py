@@ -473,7 +473,7 @@ def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.Lo
     seconds, waiting, left = re.search(r"([\d.]+) s a step, (\d+) % of it waiting for data, (.*) left", line).groups()  # type: ignore[union-attr]
     assert 0.05 <= float(seconds) < 0.5
     assert int(waiting) > 80
-    assert left == "0 min 00 s"
+    assert re.fullmatch(r"0\.\d s", left)
 
 
 def test_epoch_handler_names_the_epoch_that_begins() -> None:
@@ -494,7 +494,7 @@ def test_pairing_gives_world_positions_without_padding() -> None:
         "pred": torch.zeros(5),
     }
     candidates, truth = PairWithTruthd()(data)["pred"]
-    assert candidates is data["candidates"]
+    assert candidates == ("kept as they are",)
     np.testing.assert_allclose(
         truth.centres_ras_mm, [[6, -4, 5], [10, -5, 3]]
     )  # x = 10 - 2 j, y = i - 5, z = k / 2 + 3

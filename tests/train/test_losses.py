@@ -156,7 +156,8 @@ def test_batch_without_nodules_is_finite_and_teaches_background(rows: int, items
     pred = zeros(items)
     slope = gradient(wanted, pred=pred)
     found = parts(pred, wanted)
-    assert found["class"] > 0
+    kept = min(items * math.prod(SHAPE), 1000)
+    assert found["class"] == pytest.approx(kept * math.log(2) / 4 / 7)
     assert found["offset"] == found["size"] == 0.0
     assert found["mask"] == pytest.approx(math.log(2))
     assert slope.isfinite().all()
@@ -304,15 +305,6 @@ def test_background_boxes_teach_empty_masks() -> None:
     assert 4**3 <= int((slope > 0).sum()) <= 2 * 4**3
 
 
-@pytest.mark.parametrize("logit", [-50.0, 50.0])
-@pytest.mark.parametrize("rows", [[], [FOUND]])
-def test_extreme_maps_stay_finite(logit: float, rows: list[tuple[float, float, float, float]]) -> None:
-    wanted = target(*rows, padding=1)
-    pred = torch.full((1, 13, *SHAPE), logit).requires_grad_()
-    assert gradient(wanted, pred=pred).isfinite().all()
-    assert all(math.isfinite(part) for part in parts(pred, wanted).values())
-
-
 def test_maps_in_bfloat16_are_compared_in_float32() -> None:
     wanted = target(FOUND)
     pred = torch.randn(1, 13, *SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -349,14 +341,6 @@ def test_the_losses_of_several_sets_of_maps_add_up(
     assert loss(torch.cat(maps, dim=1), wanted).item() == pytest.approx(sum(value for value, _ in alone), rel=1e-6)
     for name, part in loss.parts.items():
         assert part == pytest.approx(sum(parts_alone[name] for _, parts_alone in alone), rel=1e-6)
-
-
-def test_the_gradient_of_each_set_is_that_of_the_set_alone() -> None:
-    wanted, loss = target(FOUND), loss_of(mask={"background_boxes": 0}, channels=13)
-    maps = [noise(13, seed=seed) for seed in range(2)]
-    both = gradient(wanted, loss, torch.cat(maps, dim=1).requires_grad_())
-    alone = torch.cat([gradient(wanted, loss, one.clone().requires_grad_()) for one in maps], dim=1)
-    torch.testing.assert_close(both, alone)
 
 
 @pytest.mark.parametrize("channels", [6, 13])
@@ -424,21 +408,3 @@ def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
     near[:, :, 1:8, 0:7, 0:7] = True  # voxels 3 … 14, 1 … 12, 1 … 12 of the box, and the cells that reach into them
     assert (slope[~near] == 0).all()
     assert (slope[near] != 0).all()
-
-
-def test_one_mask_logit_falls_to_its_mask() -> None:
-    """Plain descent on the mask alone ends where the outline is right."""
-    wanted = target((8.5, 6.5, 8.5, 8.0))
-    loss = loss_of(mask={"background_boxes": 0})
-    logits = torch.zeros(1, 1, *SHAPE, requires_grad=True)
-    steps = torch.optim.Adam([logits], lr=0.5)
-    for _ in range(30):
-        steps.zero_grad()
-        loss(torch.cat([perfect(wanted)[:, :5], logits], dim=1), wanted).backward()
-        steps.step()
-    drawn = mask_on_voxels(logits.detach(), 2) > 0
-    truth = wanted["mask"] > 0
-    box = (..., slice(1, 16), slice(0, 14), slice(1, 16))
-    both = (drawn & truth)[box].sum()
-    assert 2 * both / (drawn[box].sum() + truth[box].sum()) > 0.97
-    assert loss.parts["mask"] < 0.1

@@ -5,11 +5,9 @@ The components are the graph's own, called by its own engine; only a stopwatch i
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -98,17 +96,6 @@ def graph(config_files: Sequence[str], **overrides: Any) -> ConfigParser:
     return parser
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Log warnings only."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def search(config_files: Sequence[str], **overrides: Any) -> Searched:
     """Search one scan with the inference graph; what it writes is thrown away.
 
@@ -117,7 +104,7 @@ def search(config_files: Sequence[str], **overrides: Any) -> Searched:
     Raises:
         DataError: the scan was refused (why has been printed), or it was not one.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder:
         parser = graph(config_files, output_dir=folder, background=False, **overrides)
         evaluator, log = parser.get_parsed_content("evaluator"), parser.get_parsed_content("log")
         watch = Stopwatch(parser.get_parsed_content("device"))

@@ -23,10 +23,6 @@ logger = logging.getLogger(__name__)
 MOST_WINDOWS = 8
 
 
-class ReachError(UserError, ValueError):
-    """A network or a window that has no reach to measure."""
-
-
 @dataclass(frozen=True)
 class Reach:
     """Where one attention looks, weighted by how much each point counts.
@@ -82,11 +78,11 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
     """The reach of each attention, first layer first, over windows ``[B, 1, I, J, K]`` of 1 mm.
 
     Raises:
-        ReachError: there is no attention in the network.
+        UserError: there is no attention in the network.
     """
     layers = [module for module in network.modules() if isinstance(module, DeformableAttention)]
     if not layers:
-        raise ReachError("network: expected layers of deformable attention, found none; use a network with layers.")
+        raise UserError("network: expected layers of deformable attention, found none; use a network with layers.")
     # For each layer: weight and weight · distance by level, for points inside and for all.
     sums = [torch.zeros(4, layer.levels, dtype=torch.float64) for layer in layers]
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ...core.errors import reason_of, user_error_in
 from ...core.geometry import voxel_volume_mm3
+from ...core.text import shown_duration
 from ...read.datalist import checked_items
 from ...read.reader import ScanError, read_grid
 from .scans import CacheError, ScanCache
@@ -105,10 +105,9 @@ def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: 
     """Compute entries; returns why they could not be, by the name of their folder."""
     _check_room(cache.cache_dir, items, spacing_mm)
     logger.info("preprocessing %d scans with %d workers", len(items), workers)
-    silent = None if logger.isEnabledFor(logging.INFO) else True  # None: off a terminal; True: where the log is off too
     reasons: dict[str, str] = {}
     began = told = time.monotonic()
-    for done, outcome in enumerate(tqdm(_outcomes(cache, items, workers), "caching", len(items), disable=silent), 1):
+    for done, outcome in enumerate(_outcomes(cache, items, workers), 1):
         if outcome.is_fatal:
             raise CacheError(outcome.reason)
         if outcome.reason:
@@ -116,7 +115,7 @@ def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: 
         now = time.monotonic()
         if now - told > LOG_EVERY_S or done == len(items):
             told, scan_s = now, (now - began) / done
-            left = tqdm.format_interval(scan_s * (len(items) - done))
+            left = shown_duration(scan_s * (len(items) - done))
             logger.info("cached %d of %d scans, %.1f s a scan, %s left", done, len(items), scan_s, left)
     return reasons
 
