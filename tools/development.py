@@ -175,7 +175,8 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: i
     """
     name = row["name"]
     item: Item = {"name": name, "image": _existing(data_dir / "chests" / f"{name}.nii.gz"), "weight": HOST_WEIGHT}
-    boxes, labels = [], []
+    boxes: list[list[float]] = []
+    labels: list[int] = []
     lesions = data_dir / "chests" / "lesion_masks" / f"{name}.nii.gz"
     if lesions.is_file():
         item["mask"] = str((output / f"{name}.nii.gz").resolve())

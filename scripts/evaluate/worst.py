@@ -109,7 +109,7 @@ def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]
     ]
     false = [
         Case(f"p {p:.2f}", float(p), centre, _picture(image, affine, centre))
-        for centre, p, hit in zip(centres, scores, np.asarray(hits).any(axis=1).tolist(), strict=True)
+        for centre, p, hit in zip(centres, scores, np.any(hits, axis=1), strict=True)
         if not hit and p >= threshold
     ]
     return {"misses": misses, "false_findings": false}
