@@ -179,15 +179,14 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
 
 
 def on_grid(labels: Labels, grid: Grid) -> Values:
-    """A mask on another grid, by nearest neighbour, values as they are: ``[I, J, K]`` uint16."""
-    mask = np.zeros(grid.shape, dtype=np.uint16)
+    """A mask on another grid, by nearest neighbour, values and their type as they are: ``[I, J, K]``."""
+    mask = np.zeros(grid.shape, dtype=labels.values.dtype)
     box = _box_on(grid, labels)
     start = np.eye(4)
     start[:3, 3] = [part.start for part in box]
     to_source = np.linalg.inv(labels.affine_ras) @ grid.affine_ras @ start
     if mask[box].size:  # "grid-constant": the outermost voxels reach half a step beyond their centres
-        values = labels.values.astype(np.uint16, copy=False)
-        ndimage.affine_transform(values, to_source, output=mask[box], order=0, mode="grid-constant")
+        ndimage.affine_transform(labels.values, to_source, output=mask[box], order=0, mode="grid-constant")
     return mask
 
 

@@ -118,7 +118,8 @@ class TextHeader:
         if not fault:
             try:
                 data = read_exactly(self.file, self.needed_bytes, self.skip, packed=self.packed)
-                return np.frombuffer(data, self.dtype, math.prod(self.shape)).reshape(self.shape, order="F")
+                values = np.frombuffer(bytearray(data), self.dtype, math.prod(self.shape))  # may be written to
+                return values.reshape(self.shape, order="F")
             except (ValueError, OSError, zlib.error, MemoryError) as error:
                 fault = f"truncated or damaged: {error}"
         raise ScanError(
