@@ -891,12 +891,6 @@ def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra
 # ---- voxel sizes that are not there ------------------------------------------------------------------------------
 
 
-def _without(path: Path, *starts: str) -> None:
-    """Take lines out of a header."""
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(s.encode() for s in starts))))
-
-
 @pytest.mark.parametrize(
     ("form", "old", "new"),
     [
