@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
@@ -122,11 +123,9 @@ class SeriesReadings:
     marks: tuple[Mark, ...] = ()
 
 
-class _PlainBuilder(ElementTree.TreeBuilder):
-    """Builds XML that declares nothing: no document type, hence no entities to expand and no files to fetch."""
-
-    def doctype(self, *_: object) -> None:
-        raise ValueError("it has a document type, as LIDC's files never have")
+def _refuse_document_type(*_: object) -> None:
+    """XML has to declare nothing: no document type, hence no entities to expand and no files to fetch."""
+    raise ValueError("it has a document type, as LIDC's files never have")
 
 
 def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
@@ -142,9 +141,12 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
     Raises:
         LidcError: no XML, an XML of another kind, or one that lacks what it must hold.
     """
+    scout = expat.ParserCreate()
+    scout.StartDoctypeDeclHandler = _refuse_document_type
     try:
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_PlainBuilder()))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        scout.Parse(content, True)
+        root = ElementTree.fromstring(content)
+    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise LidcError(f"{source}: expected plain XML, got a damaged file ({error}); copy it again") from error
     for element in root.iter():  # without namespaces: http://www.nih.gov, http://www.nih.gov/idri
         element.tag = element.tag.rpartition("}")[2]
