@@ -1143,27 +1143,24 @@ class TestInputDigest:
         assert len(others) == 7
 
     @pytest.mark.parametrize(
-        ("header", "text", "names"),
+        ("header", "text"),
         [
-            ("a.mhd", "ElementDataFile = other.raw\n", ["other.raw"]),
-            ("a.MHD", "ElementDataFile = LIST\none.raw\ntwo.raw\n", ["one.raw", "two.raw"]),
-            ("a.mhd", "ElementDataFile = part%d.raw 1 2 1\n", ["part1.raw", "part2.raw"]),
-            ("a.nhdr", "data file: other.raw\n", ["other.raw"]),
-            ("a.nhdr", "data file: LIST\none.raw\ntwo.raw\n", ["one.raw", "two.raw"]),
+            ("a.mhd", "ElementDataFile = other.raw"),
+            ("a.MHD", "ElementDataFile = other.raw"),
+            ("a.nhdr", "data file: other.raw"),
         ],
     )
-    def test_the_data_that_a_header_names_count(self, tmp_path: Path, header: str, text: str, names: list[str]) -> None:
+    def test_the_data_that_a_header_names_count(self, tmp_path: Path, header: str, text: str) -> None:
         meta = "NDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n"
         nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 2\nencoding: raw\nendian: little\nspacings: 1 1 1\n"
         path = tmp_path / header
-        path.write_text((nrrd if header == "a.nhdr" else meta) + text)
+        path.write_text((nrrd if header == "a.nhdr" else meta) + text + "\n")
         digests = {input_digest([path])}
-        for name in names:
-            (tmp_path / name).write_bytes(b"voxels")
-            digests.add(input_digest([path]))
-            os.utime(tmp_path / name, ns=(0, 7))
-            digests.add(input_digest([path]))
-        assert len(digests) == 1 + 2 * len(names)
+        (tmp_path / "other.raw").write_bytes(b"voxels")
+        digests.add(input_digest([path]))
+        os.utime(tmp_path / "other.raw", ns=(0, 7))
+        digests.add(input_digest([path]))
+        assert len(digests) == 3
 
     def test_what_is_out_of_reach_has_a_digest(self, tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to("loop")
