@@ -32,10 +32,10 @@ class FoldError(UserError, RuntimeError):
 
 def cross_validate(
     *,
-    datalists: str | Sequence[str],
+    datalists: Sequence[str],
     output_dir: str,
-    settings: str | Sequence[str] = (),
-    devices: str | Sequence[str] = (),
+    settings: Sequence[str] = (),
+    devices: Sequence[str] = (),
     resamples: int = 1000,
 ) -> None:
     """Train and score each fold, then score all scans together as LUNA16 counts.
@@ -54,18 +54,17 @@ def cross_validate(
         UserError: a datalist that is not there, two of one name, a setting that is none, other settings than those of
             the folds that are there, a fold that fails.
     """
-    lists = [datalists] if isinstance(datalists, str) else list(datalists)
-    folds = {Path(path).stem: Path(path).resolve() for path in lists}
-    if len(folds) < len(lists):
-        raise OptionError(f"--datalists: expected a name of its own for each fold, got {lists}; rename the files")
+    folds = {Path(path).stem: Path(path).resolve() for path in datalists}
+    if len(folds) < len(datalists):
+        raise OptionError(f"--datalists: expected a name of its own for each fold, got {datalists}; rename the files")
     missing = [str(path) for path in folds.values() if not path.is_file()]
     if missing:
         raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
-    chosen = _parsed([settings] if isinstance(settings, str) else settings)
+    chosen = _parsed(settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
     free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    places = [{"device": name} for name in ([devices] if isinstance(devices, str) else devices)] or [{}]
+    places = [{"device": name} for name in devices] or [{}]
     for place in places:
         free.put(place)
 

@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 def luna16(
     *,
-    results: str | Sequence[str],
+    results: Sequence[str],
     annotations: str,
     series_uids: str,
     output_dir: str,
     excluded: str = "",
-    folds: str | Sequence[str] = (),
+    folds: Sequence[str] = (),
     pool: bool = False,
     resamples: int = 1000,
     seed: int = 0,
@@ -52,9 +52,8 @@ def luna16(
             f"--resamples, --seed: expected whole numbers of at least 0, got {resamples} and {seed}; correct them"
         )
     folder = writable_folder(output_dir)
-    reference = _reference(annotations, series_uids, excluded, [folds] if isinstance(folds, str) else folds)
-    paths = [results] if isinstance(results, str) else list(results)
-    tables = {name: read_results(path) for name, path in zip(_names(paths), paths, strict=True)}
+    reference = _reference(annotations, series_uids, excluded, folds)
+    tables = {name: read_results(path) for name, path in zip(_names(results), results, strict=True)}
     if pool:
         tables = {"pooled": pooled(list(tables.values()))}
     systems = []

@@ -207,10 +207,12 @@ class StepLog:
         self._since = now
 
     def _add(self, engine: Engine) -> None:
-        parts = {"loss": float(_loss(engine)), **self.loss.parts}
+        output: Any = engine.state.output
+        one = output[0] if isinstance(output, list) else output  # decollated: each item has the loss of the batch
+        loss = float(one["loss"])  # waits for a GPU
         self._busy_s += time.perf_counter() - self._since
         self._steps += 1
-        for name, value in parts.items():
+        for name, value in {"loss": loss, **self.loss.parts}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _report(self, engine: Engine) -> None:
@@ -224,9 +226,3 @@ class StepLog:
             *(engine.state.iteration, total, means, step_s, 100 * waiting, left),
         )
         self._begin()
-
-
-def _loss(engine: Engine) -> torch.Tensor:
-    """The loss of a step; once decollated, each item of the output has that of the whole batch."""
-    output: Any = engine.state.output
-    return (output[0] if isinstance(output, list) else output)["loss"]

@@ -18,14 +18,14 @@ import torch
 
 from scripts.core.commands import read_options
 from scripts.core.errors import DataError
-from tools.benchmark import ceilings, command, growth
+from tools.benchmark import ceilings, command
 from tools.benchmark.__main__ import main
 from tools.benchmark.ceilings import product_rate, published_tiles
 from tools.benchmark.command import benchmark
-from tools.benchmark.growth import time_command
 from tools.benchmark.page import PARTS, filled_page, table
 from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, search
 from tools.benchmark.stopwatch import Stage, Stopwatch, Timed
+from tools.benchmark.whole import time_command
 from tools.network.describe import END, DescriptionError
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -184,19 +184,17 @@ def test_a_refused_scan_ends_it(tiny: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In seconds: small matrices, the published tiles of a smaller edge, one scan as the body of every size."""
+    """In seconds: small matrices, the published tiles of a smaller edge, commands that are not run."""
     for module, name, value in (
         (ceilings, "MATRIX_EDGES", {"cpu": (256,)}),
         (ceilings, "TILE", 16),
         (ceilings, "TILE_MARGIN", 8),
-        (growth, "SCALES", (0.4,)),
-        (growth, "synthetic", lambda *_: scan),
         (command, "time_command", lambda _, count, __: 10.0 + 2.0 * count),
     ):
         monkeypatch.setattr(module, name, value)
     page = tmp_path / "performance.md"
     shutil.copy(PAGE, page)
-    options = ["--config_file", INFERENCE, tiny, "--input", scan, "--device", "cpu", "--repeats", "1", "--growth"]
+    options = ["--config_file", INFERENCE, tiny, "--input", scan, "--device", "cpu", "--repeats", "1", "--scans"]
     assert main([*options, "--precision", "float32", "--markdown", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert "no GPU was at hand" in text
@@ -217,7 +215,6 @@ def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: py
         ["4", "18.0", "4.50"],
         ["8", "26.0", "3.25"],
     ]
-    assert tables["body"][0][0] == "0.4"
 
 
 def tables_of(text: str) -> dict[str, list[list[str]]]:

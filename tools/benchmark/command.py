@@ -22,9 +22,9 @@ from scripts.search.inferer import choose_precision
 
 from ..network.anatomy import NETWORKS
 from .ceilings import PUBLISHED, PUBLISHED_PRECISION, cost_of, product_rate
-from .growth import SCANS, search_sizes, synthetic, time_command
-from .page import filled_page, machine_facts, network_tables, scan_tables, scans_table, sizes_table
+from .page import filled_page, machine_facts, network_tables, scan_tables, scans_table
 from .search import ROOT, graph, median_search
+from .whole import SCANS, synthetic, time_command
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def benchmark(
     precision: Sequence[str] = ("auto",),
     device: str = "",
     repeats: int = 3,
-    growth: bool = False,
+    scans: bool = False,
     markdown: str = "",
 ) -> None:
     """Search one scan with the inference graph, time each of its components, and say what bounds the network.
@@ -52,7 +52,7 @@ def benchmark(
         precision: one or several of auto, float32, bfloat16, float16.
         device: cpu, cuda, cuda:1; default as in the graph.
         repeats: of the search.
-        growth: also search bodies of several sizes, and time the whole command for several numbers of scans.
+        scans: also time the whole command, start included, for 1, 2, 4 and 8 scans.
         markdown: page that gets the tables, between the marks for this kind of device.
 
     Raises:
@@ -73,8 +73,8 @@ def benchmark(
         if (found := len(find_scans(given["input"]))) != 1:
             raise DataError(f"--input {input}: expected one scan, found {found}; name one of them")
         blocks = _one_scan(parser, files, given, names, repeats)
-        if growth:
-            blocks += _growth(files, {**given, "precision": names[0]}, repeats)
+        if scans:
+            blocks += _several_scans(files, {**given, "precision": names[0]})
     command = shlex.join(["python", "-m", "tools.benchmark", *sys.argv[1:]])
     text = "\n\n".join([f"```\n{command}\n```", *blocks])
     logger.info("%s", text)
@@ -107,10 +107,8 @@ def _definition_in(files: Sequence[str]) -> Any:
     return ConfigParser.load_config_files(files)["network_def"]
 
 
-def _growth(files: Sequence[str], given: Mapping[str, str], repeats: int) -> list[str]:
-    """The cost by numbers of scans, and by sizes of lungs."""
-    logger.info("timing the whole command for several scans, and searching bodies of several sizes …")
+def _several_scans(files: Sequence[str], given: Mapping[str, str]) -> list[str]:
+    logger.info("timing the whole command for %s scans …", ", ".join(map(str, SCANS)))
     words = [word for name, value in given.items() if name != "input" for word in (f"--{name}", value)]
     options = ["--config_file", str(list(files)), *words]
-    seconds = {count: time_command(given["input"], count, options) for count in SCANS}
-    return [*scans_table(seconds), *sizes_table(search_sizes(files, repeats, **given))]
+    return scans_table({count: time_command(given["input"], count, options) for count in SCANS})

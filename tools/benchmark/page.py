@@ -155,24 +155,6 @@ def scans_table(seconds: Mapping[int, float]) -> list[str]:
     return ["### Several scans", table(["scans", "s, whole command", "s per scan"], rows), note]
 
 
-def sizes_table(found: Mapping[float, Searched]) -> list[str]:
-    """Searches of synthetic bodies, by their scale."""
-    rows = [
-        [
-            f"{scale:g}",
-            f"{one.litres:.2f}",
-            str(one.tiles),
-            f"{one.stages[NETWORK].seconds:.2f}",
-            f"{one.seconds:.2f}",
-            f"{one.seconds / one.litres:.2f}",
-            _megabytes(one.peak_bytes),
-        ]
-        for scale, one in found.items()
-    ]
-    head = ["body", "litres of lung", "tiles", "network, s", "all, s", "s per litre", "peak, MB"]
-    return ["### Lungs of several sizes", table(head, rows)]
-
-
 def _times(values: Sequence[float], form: str = "") -> str:
     return " × ".join(format(value, form) for value in values)
 

@@ -1,4 +1,4 @@
-"""How the cost grows: with the number of scans, as whole commands; with the lungs' size, on bodies of several sizes."""
+"""The whole command, start included, for one scan or several; and a synthetic scan to search."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from scripts.core.errors import DataError
 from scripts.phantom.command import phantom
 
-from .search import ROOT, Searched, median_search
+from .search import ROOT
 
-SCANS, SCALES = (1, 2, 4, 8), (0.5, 0.75, 1.0)
+SCANS = (1, 2, 4, 8)
 MESSAGE_LINES = 5  # of a failed command, shown
 SEED = 3  # of synthetic scans
 
 
-def synthetic(folder: Path, scale: float = 1.0) -> str:
-    """Make a synthetic scan as DICOM, a chest of about 300 mm times ``scale``; where it is."""
-    phantom(str(folder), scans=1, seed=SEED, format="dicom", scale=scale)
+def synthetic(folder: Path) -> str:
+    """Make a synthetic scan as DICOM, a chest of about 300 mm; where it is."""
+    phantom(str(folder), scans=1, seed=SEED, format="dicom")
     return str(folder / "images")
 
 
@@ -61,13 +60,3 @@ def time_command(source: str, scans: int, options: Sequence[str]) -> float:
             f"{' '.join(command)}: expected {scans} scans to be searched, got exit {run.returncode}: {said}"
         )
     return seconds
-
-
-def search_sizes(config_files: Sequence[str], repeats: int, **overrides: Any) -> dict[float, Searched]:
-    """Search synthetic bodies of several sizes."""
-    found = {}
-    for scale in SCALES:
-        with tempfile.TemporaryDirectory() as folder:
-            source = synthetic(Path(folder), scale)
-            found[scale] = median_search(config_files, repeats, **{**overrides, "input": source})
-    return found
