@@ -119,7 +119,7 @@ def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
         "Study date": "2020-01-31",
     }
     first.unlink()
-    with pytest.raises(ScanError, match="keep it in place"):
+    with pytest.raises(ScanError, match="cannot read it"):
         read_identity(first)
 
 
