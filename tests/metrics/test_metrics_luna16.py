@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,11 +97,6 @@ def test_the_limit_is_100_and_comes_before_matching() -> None:
     assert (missed.counts.true_positives, missed.counts.false_positives) == (0, 100)
 
 
-def test_doubles_are_rows_of_their_own() -> None:
-    counts = luna16_froc(candidates(*[(0, 0.0, 0.9)] * 2, *[(0, 70.0, 0.9)] * 3), ONE, 1).counts
-    assert (counts.true_positives, counts.ignored_double, counts.false_positives) == (1, 1, 3)
-
-
 @pytest.mark.parametrize("kind", ["nodule", "excluded"])
 def test_a_negative_diameter_is_a_diameter_of_10_mm(kind: str) -> None:
     unknown = (0, 0.0, -1.0)
@@ -117,30 +111,6 @@ def test_a_negative_diameter_is_a_diameter_of_10_mm(kind: str) -> None:
 def test_a_nodule_of_no_size_is_never_hit() -> None:
     counts = luna16_froc(candidates((0, 0.0, 0.9)), findings([(0, 0.0, 0.0)]), 1).counts
     assert (counts.true_positives, counts.false_positives) == (0, 1)
-
-
-def test_one_candidate_in_two_nodules_scores_both_and_doubles_count_for_each() -> None:
-    reference = findings([(0, 0.0, 10.0), (0, 4.0, 10.0)])
-    counts = luna16_froc(candidates((0, 2.0, 0.9), (0, 2.5, 0.8), (0, -3.0, 0.7)), reference, 1).counts
-    assert (counts.true_positives, counts.ignored_double, counts.false_positives) == (2, 3, 0)
-    assert counts.candidates_scored == 3
-
-
-def test_a_candidate_on_nodule_and_excluded_finding_is_a_hit_and_not_ignored() -> None:
-    reference = findings([(0, 0.0, 10.0)], [(0, 4.0, 10.0)])
-    counts = luna16_froc(candidates((0, 2.0, 0.9), (0, 8.0, 0.8)), reference, 1).counts
-    assert (counts.true_positives, counts.ignored_on_excluded, counts.false_positives) == (1, 1, 0)
-
-
-def test_a_candidate_on_two_excluded_findings_is_ignored_once() -> None:
-    reference = findings([(0, 90.0, 8.0)], [(0, 0.0, 10.0), (0, 1.0, 10.0)])
-    assert luna16_froc(candidates((0, 0.5, 0.9)), reference, 1).counts.ignored_on_excluded == 1
-
-
-def test_missed_nodules_stay_in_the_denominator() -> None:
-    scored = luna16_froc(candidates((0, 0.0, 0.9)), findings([(0, 0.0, 10.0), (0, 50.0, 10.0), (1, 0.0, 4.0)]), 2)
-    assert scored.readings == pytest.approx((1 / 3,) * 7)
-    assert (scored.counts.true_positives, scored.counts.false_negatives, scored.counts.nodules) == (1, 2, 3)
 
 
 def test_equal_scores_are_one_step_and_readings_are_linear() -> None:
@@ -313,31 +283,6 @@ def test_the_order_of_rows_and_scans_does_not_count(rows: list[Row], random: obj
     assert again is not None
     assert drawn is not None
     assert (again.readings, again.cpm) == (drawn.readings, drawn.cpm)
-
-
-@few
-@given(FOUND, st.integers(0, 12).map(lambda n: n / 12.0))
-def test_one_candidate_more_in_a_nodule_already_hit_changes_nothing_below_its_score(
-    rows: list[Row], score: float
-) -> None:
-    rows = [*rows, (1, 1.0, 0.5)]  # the nodule of scan 1 is hit
-    before = luna16_froc(candidates(*rows), REFERENCE, SCANS)
-    after = luna16_froc(candidates(*rows, (1, 0.5, score)), REFERENCE, SCANS)
-    assert after.counts == replace(
-        before.counts,
-        candidates_scored=before.counts.candidates_scored + 1,
-        ignored_double=before.counts.ignored_double + 1,
-    )
-    low = min(score, 0.5)
-    for one, two in ((before, after), (after, before)):
-        points = {
-            (t, x, y)
-            for t, x, y in zip(one.thresholds, one.false_positives_per_scan, one.sensitivity, strict=True)
-            if t < low
-        }
-        assert points <= set(zip(two.thresholds, two.false_positives_per_scan, two.sensitivity, strict=True))
-    if score <= 0.5:
-        assert after.readings == before.readings
 
 
 @few
