@@ -12,7 +12,7 @@ def parse_bool(name: str, value: object) -> bool:
         SettingError: anything else.
     """
     text = str(value).lower()
-    if isinstance(value, bool) or (isinstance(value, str) and text in ("true", "false")):
+    if text in ("true", "false"):
         return text == "true"
     raise SettingError(f"{name}: expected true or false, got {value!r}")
 

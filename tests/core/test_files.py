@@ -75,7 +75,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert rows == [(n, {"name": a, "note": b}) for n, a, b in [(2, "a", 'x, "y"'), (3, "b", ""), (4, "ü", "1.5")]]
 
 
-@pytest.mark.parametrize("text", ["\ufeffname;note\n\n a ; x \n", "name\tnote\r\n \t\r\na\tx\r\n"])
+@pytest.mark.parametrize(
+    "text", ["\ufeffname;note\n\n a ; x \n", "name\tnote\r\n \t\r\na\tx\r\n", 'name, note\n\na, "x"\n']
+)
 def test_tables_of_other_programs_are_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "table.csv").write_text(text, encoding="utf-8", newline="")
     assert read_csv(tmp_path / "table.csv") == [(3, {"name": "a", "note": "x"})]
@@ -131,4 +133,5 @@ def test_a_volume_keeps_its_values_and_place(tmp_path: Path, suffix: str, shear:
     np.testing.assert_allclose(image.affine, affine, atol=1e-6)
     assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [1, int(shear == 0.0)]
     assert write_nifti(path, values, affine, "a scan").read_bytes() == content
+    assert suffix == ".nii" or content[4:8] == bytes(4)  # no time in the header of gzip
     assert names(tmp_path) == {path.name}
