@@ -30,7 +30,7 @@ help:
 	@echo 'make demo                  make a synthetic chest CT and find its nodules'
 	@echo 'make demo INPUT=path       the same on your own: DICOM folder, .mhd, .nii.gz, folder of scans, datalist'
 	@echo '          OUTPUT=path      where the results go (default: outputs/demo)'
-	@echo '          THRESHOLD=0.5    smallest probability that is reported'
+	@echo '          THRESHOLD=0.25   smallest probability that is reported'
 	@echo '          OVERWRITE=true   replace results that were made from something else'
 	@echo 'make test                  lint, types and all tests'
 	@echo '          JOBS=2           tests that run at the same time'

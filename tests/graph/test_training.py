@@ -228,8 +228,8 @@ def test_a_missing_file_and_a_nodule_outside_its_scan_are_named_first(
     data = copy_of(small_data, tmp_path, training=[{**first, "image": "gone.nii.gz"}, {**second, "box": far}, third])
     message = refused(train(data, tmp_path / "out"), tmp_path / "out")
     assert "2 datalist entries cannot be used" in message
-    assert re.search(r"item 0 .*gone\.nii\.gz: expected a file, found none", message)
-    assert re.search(rf"item 1 \({Path(second['image']).name}\): box 0: expected a centre inside the scan", message)
+    assert re.search(r"item 0: .*gone\.nii\.gz: expected a file, found none", message)
+    assert "item 1: box 0: expected a centre inside the scan" in message
 
 
 def test_without_nodules_to_validate_the_metric_is_undefined_and_the_last_weights_are_kept(
