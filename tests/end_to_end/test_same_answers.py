@@ -115,9 +115,9 @@ def plain(scan: Path) -> dict[str, Any]:
     settings = {name: parser.get_parsed_content(name) for name in ("stride", "peak_size", "top_k", "nms_overlap")}
     smallest = parser.get_parsed_content("smallest_diameter_mm")
     steps = [
-        DecodeCandidatesd(threshold=0.001, smallest_diameter_mm=smallest, **settings),
+        DecodeCandidatesd(threshold=0.0005, smallest_diameter_mm=smallest, **settings),
         DropOutsideLungsd(margin_mm=parser.get_parsed_content("outside_lungs_mm")),
-        OutlineNodulesd(threshold=THRESHOLD, stride=2, mask_threshold=0.5, margin_mm=5.0),
+        OutlineNodulesd(threshold=THRESHOLD, stride=2, mask_threshold=parser["mask_threshold"], margin_mm=5.0),
     ]
     return dict(Compose(steps)(item))
 
@@ -133,7 +133,7 @@ def test_the_graph_finds_and_outlines_what_the_plain_path_does(
 ) -> None:
     run_inference(scan, tmp_path, **OVERRIDES)
     found = _predictions(tmp_path)
-    expected: list[Detection] = [c for c in plain["candidates"] if c.probability >= 0.002]
+    expected: list[Detection] = [c for c in plain["candidates"] if c.probability >= 0.0005]
     assert len(expected) >= 5
     for candidate in expected:
         apart = [float(np.linalg.norm(centre - candidate.centre_lps_mm)) for centre, _ in found]
