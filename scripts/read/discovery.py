@@ -238,13 +238,13 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
     if len(study) == 1 and chosen.other_part:
         notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
     if len(study) > 1:
-        others = [
-            f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
-            if reason == "thinnest axial CT"
-            else s.describe()
-            for s in study
-            if s is not chosen
-        ]
+        others = [s.describe() for s in study if s is not chosen]
+        if reason == "thinnest axial CT":
+            others = [
+                f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
+                for s in study
+                if s is not chosen
+            ]
         notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {'; '.join(others)}")
     if chosen.ignored_localizers:
         notes.append(localizer_note(chosen.ignored_localizers))

@@ -192,7 +192,7 @@ def on_grid(labels: Labels, grid: Grid) -> Values:
 
 def _box_on(grid: Grid, labels: Labels) -> tuple[slice, ...]:
     """The voxels of a grid that the objects of a mask may reach, cut at its border; empty where they reach none."""
-    (box, *_) = ndimage.find_objects((labels.values > 0).astype(np.uint8)) or [(slice(0, 0),) * 3]
+    box, *_ = ndimage.find_objects((labels.values > 0).astype(np.uint8)) or [(slice(0, 0),) * 3]
     corners = np.array(list(product(*((part.start - 1, part.stop) for part in box))))
     voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ labels.affine_ras, corners)
     low = np.clip(np.floor(voxels.min(axis=0)), 0, grid.shape).astype(int)
