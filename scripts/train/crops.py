@@ -20,9 +20,15 @@ from ..core.labels import IGNORED
 
 
 def crop_by_affine(
-    volume: npt.NDArray[Any], to_source: FloatArray, size: tuple[int, int, int], order: int
+    volume: npt.NDArray[Any],
+    to_source: FloatArray,
+    size: tuple[int, int, int],
+    order: int,
+    outside: float | None = None,
 ) -> npt.NDArray[Any]:
-    """Read ``size`` voxels through ``to_source`` (``[4, 4]``, crop voxel to source voxel); edges are repeated.
+    """Read ``size`` voxels through ``to_source`` (``[4, 4]``, crop voxel to source voxel).
+
+    Beyond the volume lies ``outside``; with ``None`` its edges are repeated.
 
     Only the part of ``volume`` that is needed is touched, so it may be a memory map.
     """
@@ -34,8 +40,9 @@ def crop_by_affine(
     part = np.asarray(volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
     part = part.astype(np.float32 if order else part.dtype)
     offset = to_source[:3, 3] - low
+    beyond = {"mode": "nearest"} if outside is None else {"mode": "constant", "cval": outside}
     return np.asarray(
-        ndimage.affine_transform(part, to_source[:3, :3], offset, output_shape=size, order=order, mode="nearest")
+        ndimage.affine_transform(part, to_source[:3, :3], offset, output_shape=size, order=order, **beyond)
     )
 
 
@@ -54,13 +61,21 @@ class RandomCropd(RandomizableTransform):
         turns: whether to use all 48 flips and quarter turns.
         rotate_degrees: largest rotation about each axis, degrees.
         scale: range of the zoom; 1.25 shows nodules a quarter larger.
+        outside_hu: what lies beyond the scan, as in the search: the lower end of the HU window.
     """
 
     def __init__(
-        self, size: int, *, jitter: float, turns: bool, rotate_degrees: float, scale: tuple[float, float]
+        self,
+        size: int,
+        *,
+        jitter: float,
+        turns: bool,
+        rotate_degrees: float,
+        scale: tuple[float, float],
+        outside_hu: float = -1200.0,
     ) -> None:
         super().__init__()
-        self.size, self.jitter, self.turns = size, jitter, turns
+        self.size, self.jitter, self.turns, self.outside_hu = size, jitter, turns, outside_hu
         self.rotate_degrees, self.scale = rotate_degrees, scale
 
     def _draw(self, centre: npt.NDArray[Any]) -> tuple[FloatArray, float]:
@@ -82,15 +97,15 @@ class RandomCropd(RandomizableTransform):
         item = dict(data)
         to_source, zoom = self._draw(item.pop("centre"))
         size = (self.size,) * 3
-        item["image"] = crop_by_affine(item["image"], to_source, size, order=1)[None]
+        item["image"] = crop_by_affine(item["image"], to_source, size, order=1, outside=self.outside_hu)[None]
         if "lung" in item:
-            item["lung"] = crop_by_affine(item["lung"], to_source, size, order=0)[None]
+            item["lung"] = crop_by_affine(item["lung"], to_source, size, order=0, outside=0)[None]
         nodule, label, near = self._move_nodules(item["nodule"], item["label"], to_source, zoom)
         item["nodule"], item["label"] = nodule[near], label[near]
         if "mask" in item:
             renumber = np.zeros(len(near) + 1, dtype=np.uint8)
             renumber[1:][near] = np.arange(1, int(near.sum()) + 1)
-            item["mask"] = renumber[crop_by_affine(item["mask"], to_source, size, order=0)][None]
+            item["mask"] = renumber[crop_by_affine(item["mask"], to_source, size, order=0, outside=0)][None]
         return item
 
     def _move_nodules(

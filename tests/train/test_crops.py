@@ -175,23 +175,32 @@ def test_nodules_outside_are_ignored_when_they_reach_in_and_leave_when_not() -> 
     assert label.tolist() == [NODULE] * 6
 
 
-def test_beyond_the_border_the_edge_is_repeated() -> None:
-    image = _noise((12, 13, 14))
-    out = _plain(9)(_without_nodules(image, (0, 12, 7)))
-    np.testing.assert_array_equal(out["image"][0], np.pad(image, 4, mode="edge")[0:9, 12:21, 7:16])
+def test_beyond_the_scan_lies_what_the_search_pads_with_and_no_mask_or_lung() -> None:
+    image = _noise()
+    ones = np.ones(image.shape, dtype=np.uint8)
+    rows = {"nodule": np.array([[2, 12, 7, 6]], dtype=np.float32), "label": np.array([NODULE])}
+    crop = _plain(9, outside_hu=-1200.0)
+    out = crop({"image": image, "mask": ones, "lung": ones, "centre": (0, 12, 7), **rows})
+    for name, volume, outside in (("image", image, -1200), ("mask", ones, 0), ("lung", ones, 0)):
+        np.testing.assert_array_equal(out[name][0, :4], outside)
+        np.testing.assert_array_equal(out[name][0, 4:], volume[:5, 8:17, 3:12])
+
+
+def test_what_lies_between_samples_beyond_a_grid_repeats_its_edge() -> None:
+    volume = _noise()
+    read = crop_by_affine(volume, np.eye(4) + np.outer([1, 0, 0, 0], [0, 0, 0, -3.0]), (5, 31, 37), order=1)
+    np.testing.assert_array_equal(read, np.pad(volume, ((3, 0), (0, 0), (0, 0)), mode="edge")[:5])
 
 
 @pytest.mark.parametrize("centre", [(-40, -40, -40), (60, 60, 60)])
-def test_entirely_beyond_the_border_only_the_corner_is_left(centre: tuple[int, int, int]) -> None:
-    image = _noise((12, 13, 14))
-    corner = image[0, 0, 0] if centre[0] < 0 else image[-1, -1, -1]
-    assert np.all(_plain(9)(_without_nodules(image, centre))["image"] == corner)
+def test_entirely_beyond_the_border_nothing_is_left(centre: tuple[int, int, int]) -> None:
+    assert np.all(_plain(9)(_without_nodules(_noise((12, 13, 14)), centre))["image"] == -1200.0)
 
 
 def test_volume_of_one_slice_can_be_cropped() -> None:
     image = _noise((12, 13, 1))
     out = _plain(5)(_without_nodules(image, (6, 6, 0)))
-    np.testing.assert_array_equal(out["image"][0], np.repeat(image[4:9, 4:9], 5, axis=2))
+    np.testing.assert_array_equal(out["image"][0, ..., 2], image[4:9, 4:9, 0])
 
 
 def test_only_the_part_that_is_needed_is_read() -> None:
