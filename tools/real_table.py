@@ -1,7 +1,8 @@
 """One row per network from its evaluations of the sections that :mod:`.real_nodules` lists.
 
 The whole chests say which threshold gives how many false findings a scan; at these thresholds nodules are counted in
-all three sections. Masks are compared for what was found from the evaluation's own ``--threshold`` on.
+all three sections, and at one a scan by density and size. Masks are compared for what was found from the evaluation's
+own ``--threshold`` on.
 """
 
 from __future__ import annotations
@@ -9,62 +10,66 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
 from scripts.core.commands import run_function
 from scripts.core.geometry import FloatArray
 from scripts.evaluate.system import Reference
-from scripts.evaluate.tables import read_findings, read_results, read_series_uids
+from scripts.evaluate.tables import Table, read_findings, read_results, read_series_uids
 from scripts.metrics.luna16 import UNKNOWN_SCAN, Candidates, Matches, match
+from scripts.read import load_datalist
 
 logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
+RATE_OF_KINDS = 1.0
 CROPS = ("context", "patches")
 SMALL_MM = 10.0
+DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
+KINDS = ("dense, 10 mm or more", "dense, below 10 mm", "faint, 10 mm or more", "faint, below 10 mm")
 
 
-def real_table(evaluations: Sequence[str], chests: str = "") -> str:
-    """The rows as a Markdown table.
+def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> str:
+    """The rows as a Markdown table, which is also logged.
 
     Args:
         evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches`` and
             ``chests``.
+        datalist: of :mod:`.real_nodules`; its masks tell dense nodules from faint ones.
         chests: only chests whose names begin with this count, for networks that were trained on the others.
 
     Returns:
-        Found nodules at each rate of false findings per chest, of ``context`` and ``patches``, then of the chests;
-        mean Dice, all and below 10 mm, with the number of masks.
+        Found nodules at each rate of false findings per chest, of ``context`` and ``patches``, by kind, then of the
+        chests; mean Dice, all and below 10 mm, with the number of masks.
 
     Raises:
-        TableError: an evaluation without its tables.
+        FileNotFoundError, TableError: an evaluation without its tables.
     """
-    heads = ["Weights", *(f"{rate:g}" for rate in RATES), *(f"in chests at {rate:g}" for rate in RATES), "Dice"]
-    lines = [
-        heads,
-        ["---"] * len(heads),
-        *([Path(folder).name, *_cells(Path(folder), chests)] for folder in evaluations),
-    ]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rates = [f"{rate:g}" for rate in RATES]
+    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), "Dice"]
+    kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
+    rows = [[Path(folder).name, *_cells(Path(folder), np.array(kinds), chests)] for folder in evaluations]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
     logger.info("%s", table)
     return table
 
 
-def _cells(folder: Path, chests: str) -> list[str]:
+def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
     whole = _matches(folder / "chests", chests)
-    crops = np.concatenate([_matches(folder / name).nodule_scores for name in CROPS])
-    thresholds = [threshold_at(whole, rate) for rate in RATES]
-    return [
-        *(
-            f"{int((scores > limit).sum())} of {len(scores)}"
-            for scores in (crops, whole.nodule_scores)
-            for limit in thresholds
-        ),
-        _dice(folder),
-    ]
+    scores = np.concatenate([_matches(folder / name).nodule_scores for name in CROPS])
+    thresholds = {rate: threshold_at(whole, rate) for rate in RATES}
+    yield from (_share(scores, limit) for limit in thresholds.values())
+    yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
+    yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
+    yield _dice(folder)
+
+
+def _share(scores: FloatArray, limit: float) -> str:
+    return f"{(scores > limit).sum()} of {len(scores)}"
 
 
 def _matches(folder: Path, beginning: str = "") -> Matches:
@@ -82,6 +87,20 @@ def threshold_at(matches: Matches, rate: float) -> float:
     falling = np.sort(matches.false_scores)[::-1]
     allowed = int(rate * matches.counts.scans)
     return float(falling[allowed]) if allowed < len(falling) else 0.0
+
+
+def _kinds(folder: Path, datalist: Path, section: str) -> Iterator[int]:
+    """The place in :data:`KINDS` of each annotated nodule of an evaluation, in the order of its table."""
+    items = {item["name"]: item for item in load_datalist([str(datalist)], section)}
+    nodules: Table = read_findings(folder / "annotations.csv")
+    for uid, place_lps_mm, diameter_mm in zip(
+        nodules.series_uids, nodules.positions_lps_mm, nodules.values, strict=True
+    ):
+        item = items[uid]
+        hu, mask = (np.asarray(nibabel.Nifti1Image.from_filename(item[key]).dataobj) for key in ("image", "mask"))
+        row = np.linalg.norm(np.reshape(item["box"], (-1, 6))[:, :3] - place_lps_mm, axis=1).argmin()
+        faint = hu[mask == row + 1].mean() < DENSE_HU
+        yield 2 * int(faint) + int(diameter_mm < SMALL_MM)
 
 
 def _dice(folder: Path) -> str:

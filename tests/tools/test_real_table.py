@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from scripts.core.files import write_json
+from scripts.core.labels import NODULE
+from scripts.core.nifti import write_nifti
 from tools.real_table import real_table
 
 
@@ -23,6 +27,23 @@ def _evaluation(folder: Path, nodules: list[tuple[str, float]], found: list[tupl
 
 
 @pytest.fixture
+def datalist(tmp_path: Path) -> str:
+    """Scans a and b with a faint nodule and c with a dense one, all at the origin."""
+    lists = {}
+    for section, names in {"context": ("a", "b"), "patches": ("c",)}.items():
+        lists[section] = []
+        for name in names:
+            hu, mask = np.full((6, 6, 6), -900, dtype=np.int16), np.zeros((6, 6, 6), dtype=np.uint8)
+            mask[2:4, 2:4, 2:4] = 1
+            hu[mask > 0] = 0 if name == "c" else -600
+            files = {key: str(tmp_path / f"{name}-{key}.nii.gz") for key in ("image", "mask")}
+            for key, values in (("image", hu), ("mask", mask)):
+                write_nifti(Path(files[key]), values, np.eye(4))
+            lists[section].append({"name": name, **files, "box": [[0, 0, 0, 9, 9, 9]], "label": [NODULE]})
+    return str(write_json(tmp_path / "datalist.json", lists))
+
+
+@pytest.fixture
 def evaluation(tmp_path: Path) -> str:
     folder = tmp_path / "mine"
     _evaluation(folder / "context", [("a", 8.0), ("b", 20.0)], [("a", 1.0, 0.6), ("b", 1.0, 0.2)])
@@ -37,19 +58,15 @@ def _row(table: str) -> list[str]:
     return [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
 
 
-def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(evaluation: str) -> None:
-    row = _row(real_table(evaluations=[evaluation]))
+def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(evaluation: str, datalist: str) -> None:
+    row = _row(real_table(evaluations=[evaluation], datalist=datalist))
 
     # no false finding is allowed at 1/4 of three scans, one at 1/2: thresholds .8 and .5; at 4 all candidates count
-    assert row == ["mine", *["0 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"], *["0 of 3", *["1 of 3"] * 4],
-                   "0.613 (3), 0.570 (2)"]  # fmt: skip
+    assert row[:6] == ["mine", "0 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"]
+    assert row[6:10] == ["0 of 0", "0 of 1", "1 of 1", "1 of 1"]  # b is faint and large, a faint and small
+    assert row[10:] == ["0 of 3", *["1 of 3"] * 4, "0.613 (3), 0.570 (2)"]
 
 
-def test_only_chests_with_the_given_beginning_count(evaluation: str) -> None:
-    assert _row(real_table(evaluations=[evaluation], chests="QIN"))[1:6] == [
-        "1 of 3",
-        "1 of 3",
-        "2 of 3",
-        "2 of 3",
-        "2 of 3",
-    ]
+def test_only_chests_with_the_given_beginning_count(evaluation: str, datalist: str) -> None:
+    row = _row(real_table(evaluations=[evaluation], datalist=datalist, chests="QIN"))
+    assert row[1:6] == ["1 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"]
