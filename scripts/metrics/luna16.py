@@ -19,7 +19,6 @@ rate 0, and without nodules readings and CPM are undefined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -260,13 +259,13 @@ def froc_of(matches: Matches) -> Froc:
     steps, counts = matches.steps, matches.counts
     false = steps.totals((~steps.is_hit).astype(np.float64))
     x, y = curve(false, steps.totals(steps.is_hit.astype(np.float64)), counts.scans, counts.nodules)
-    readings = read_curve(x, y, RATES)
+    readings = np.interp(RATES, x, y)
     sizes = []
     of_nodule = size_class(matches.nodule_diameters_mm)
     for index, name in enumerate(SIZE_CLASSES):
         hits = steps.totals((steps.is_hit & (steps.size_class == index)).astype(np.float64))
         nodules = int((of_nodule == index).sum())
-        part = read_curve(*curve(false, hits, counts.scans, nodules), RATES)
+        part = np.interp(RATES, *curve(false, hits, counts.scans, nodules))
         sizes.append(SizeReadings(name, nodules, int(hits[-1]), tuple(part.tolist())))
     thresholds = np.concatenate([[np.inf], steps.thresholds])
     cpm = float(np.mean(readings)) if counts.nodules else None
@@ -274,7 +273,7 @@ def froc_of(matches: Matches) -> Froc:
 
 
 def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> tuple[FloatArray, FloatArray]:
-    """False positives per scan and sensitivity at each point.
+    """False positives per scan and sensitivity at each point, between which ``numpy.interp`` reads.
 
     Both go by way of the share of the total, and in this order of operations, as with the challenge and scikit-learn's
     ``roc_curve``. It matters: in 888 scans every rate is a whole number of false positives (1/8 is 111), the curve
@@ -291,11 +290,6 @@ def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> 
         return x, np.full(len(hits), np.nan)
     y = hits / hits[-1] * hits[-1] / nodules if hits[-1] > 0 else np.zeros(len(hits))
     return x, y
-
-
-def read_curve(false_positives_per_scan: FloatArray, sensitivity: FloatArray, rates: Sequence[float]) -> FloatArray:
-    """Sensitivity at each rate: linear between points, the last value beyond them."""
-    return np.interp(np.asarray(rates), false_positives_per_scan, sensitivity)
 
 
 def _check(indices: IntArray, scans: int) -> None:

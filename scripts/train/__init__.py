@@ -5,11 +5,11 @@ from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
-from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
+from .handlers import GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
 from .insertion import InsertNodulesd
 from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
-from .lung_training import PartsLoss, network_to_train, parts_list
+from .lung_training import PartsLoss, parts_list
 from .pictures import PredictionPictures
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "CellsToNetworkd",
     "ClassificationLoss",
     "CropDataset",
-    "EpochHandler",
     "EpochSampler",
     "GradientClip",
     "InsertNodulesd",
@@ -40,7 +39,6 @@ __all__ = [
     "WeightAverage",
     "averaged",
     "fill_cache",
-    "network_to_train",
     "parts_list",
     "prepare_training_batch",
     "trainable",
