@@ -302,8 +302,7 @@ def _hits(
     candidates: Candidates, kept: IntArray, findings: Findings, listed: IntArray, diameters_mm: FloatArray
 ) -> tuple[IntArray, IntArray]:
     """Every candidate strictly inside a finding of its scan: positions in ``kept`` and in ``listed``."""
-    scans = int(max(candidates.scans.max(initial=-1), findings.scans.max(initial=-1))) + 1
-    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed], scans)
+    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed])
     apart_mm = candidates.positions_mm[kept[candidate]] - findings.positions_mm[listed[finding]]
     squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # in the order of the challenge
     inside = squared < np.square(diameters_mm / 2.0)[finding]
@@ -321,12 +320,10 @@ def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> 
     return scores > lowest[own]
 
 
-def _same_scan_pairs(first: IntArray, second: IntArray, scans: int) -> tuple[IntArray, IntArray]:
+def _same_scan_pairs(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:
     """Indices of all pairs of an entry of ``first`` and one of ``second`` that belong to one scan."""
     order = np.argsort(second, kind="stable")
-    count = np.bincount(second, minlength=scans)
-    start = np.cumsum(count) - count
-    partners = count[first]
-    left = np.repeat(np.arange(len(first)), partners)
-    within = np.arange(len(left)) - np.repeat(np.cumsum(partners) - partners, partners)
-    return left, order[start[first[left]] + within]
+    start, stop = (np.searchsorted(second[order], first, side) for side in ("left", "right"))
+    left = np.repeat(np.arange(len(first)), stop - start)
+    within = np.arange(len(left)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
+    return left, order[start[left] + within]

@@ -1,7 +1,7 @@
 """Training: crops, inserted nodules, targets, losses, preprocessed scans on disk, adapters to MONAI's engines."""
 
 from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
-from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache
+from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers_of_rank
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
@@ -42,4 +42,5 @@ __all__ = [
     "parts_list",
     "prepare_training_batch",
     "trainable",
+    "workers_of_rank",
 ]

@@ -7,6 +7,7 @@ that fill one cache at once, ranks of a training or separate commands, share the
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,11 @@ COARSE_BYTES_PER_MM3 = 4.0 / 64.0  # float32 on a grid of 4 mm, over the whole s
 LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # of a scan's volume; LIDC-IDRI-0001's is 0.43
 
 Item = Mapping[str, Any]
+
+
+def workers_of_rank(most: int) -> int:
+    """Processes with which a rank fills a cache: one per processor, at most ``most``, shared by the machine's ranks."""
+    return max(1, min(most, os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def fill_cache(
