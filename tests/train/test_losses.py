@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scripts.core.labels import IGNORED, NODULE, PADDING
-from scripts.network.blocks import mask_on_voxels, space_to_depth
+from scripts.network.blocks import space_to_depth
 from scripts.train import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from scripts.train.losses import focal_terms
 from scripts.train.targets import BACKGROUND, IGNORE, POSITIVE, CellTargets, cell_targets
@@ -308,18 +308,3 @@ def test_the_losses_of_several_sets_of_maps_add_up(sets: int, per_set: int) -> N
 def test_channels_that_are_no_whole_sets_are_refused(channels: int | None, given: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss_of(channels=channels)(noise(given), target(FOUND))
-
-
-def test_the_gradient_of_one_mask_logit_is_that_of_the_upsampled_mask() -> None:
-    wanted = target(FOUND)
-    pred = noise(6).requires_grad_()
-    slope = gradient(wanted, loss_of(mask={"margin": 2, "background_boxes": 0}), pred)[:, 5:]
-    whole = mask_on_voxels(pred.detach()[:, 5:], 2)
-    fine = torch.cat([pred.detach()[:, :5], space_to_depth(whole, 2)], dim=1).requires_grad_()
-    on_voxels = gradient(wanted, loss_of(mask={"margin": 2, "background_boxes": 0}), fine)[:, 5:]
-    assert (slope != 0).any()
-    assert slope.sum().item() == pytest.approx(on_voxels.sum().item(), rel=1e-4)  # weights of a voxel add up to 1
-    near = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
-    near[:, :, 1:8, 0:7, 0:7] = True  # voxels 3 … 14, 1 … 12, 1 … 12 of the box, and the cells that reach into them
-    assert (slope[~near] == 0).all()
-    assert (slope[near] != 0).all()

@@ -53,7 +53,7 @@ def test_close_ups_show_the_largest_nodules_and_the_strongest_false_findings() -
     nodules = [[10, 10, 10, 5], [40, 40, 40, 20], [60, 20, 30, 8], [20, 50, 30, 4], [50, 50, 50, 30]]
     label = np.array([NODULE] * 4 + [IGNORED])
     found = [candidate((41, 42, 40), 18, 0.9), candidate((70, 60, 50), 5, 0.7), candidate((10, 10, 14), 5, 0.6)]
-    sights = Scene.of(item(nodules, found, label=label), 2, 1).sights()
+    sights = Scene(item(nodules, found, label=label), 2, 1).sights()
     assert [title for _, title in sights] == [
         "nodule of 20 mm: found, p = 0.90",
         "nodule of 8 mm: missed",
@@ -64,7 +64,7 @@ def test_close_ups_show_the_largest_nodules_and_the_strongest_false_findings() -
 
 
 def test_marks_lie_at_their_places_right_on_the_left() -> None:
-    scene = Scene.of(item([[40, 30, 20, 10]], [candidate((42, 31, 20), 9, 0.8)]), 2, 1)
+    scene = Scene(item([[40, 30, 20, 10]], [candidate((42, 31, 20), 9, 0.8)]), 2, 1)
     overview, close_up = draw_scenes([scene]).axes[:2]
     rings = {ring.get_edgecolor(): ring.center for ring in overview.patches}
     assert rings == {to_rgba(TRUE): pytest.approx((40, 20)), to_rgba(FOUND): pytest.approx((42, 20))}
@@ -79,7 +79,7 @@ def test_marks_lie_at_their_places_right_on_the_left() -> None:
 @pytest.mark.parametrize(("probability", "lines"), [(0.8, 1), (0.1, 0)])
 def test_the_predicted_outline_is_drawn_where_something_was_found(probability: float, lines: int) -> None:
     maps = outlined_maps((40, 30, 20), 6)
-    scene = Scene.of(item([[40, 30, 20, 12]], [candidate((40, 30, 20), 12, probability)], maps=maps[:6]), 2, 1)
+    scene = Scene(item([[40, 30, 20, 12]], [candidate((40, 30, 20), 12, probability)], maps=maps[:6]), 2, 1)
     close_up = draw_scenes([scene]).axes[1]
     paths = [path for collection in close_up.collections for path in collection.get_paths() if len(path.vertices)]
     assert len(paths) == lines
