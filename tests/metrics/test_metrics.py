@@ -1,20 +1,16 @@
-"""FROC and CPM of the bundle's records: by hand in fractions, and as an ignite metric on one rank and several."""
+"""FROC and CPM of the bundle's records: by hand in fractions, and as an ignite metric."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ignite.engine import Engine
 from monai.handlers import from_engine
-from torch.utils.data import DistributedSampler
 
 from scripts.core.records import Detection
-from scripts.evaluate.handler import SaveEvaluation
 from scripts.metrics import Froc, FrocMetric, ScanTruth, ScoredScan, froc_of, match_scans
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
@@ -110,45 +106,3 @@ def test_a_scan_seen_twice_counts_once_and_two_of_one_name_are_refused() -> None
     metric.update([scored([], named("a", (1.0, 10.0, True)))])
     with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
         metric.compute()
-
-
-# --- on several ranks -------------------------------------------------------------------------------------------------
-
-RUN = [  # five scans: two ranks need a sixth, and a sampler repeats the first one
-    scored([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
-    scored([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
-    scored([], named("scan 2")),
-    scored([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
-    scored([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
-]
-
-
-def evaluate_share(rank: int, ranks: int, folder: str) -> None:
-    """One rank of an evaluation of RUN, its scans dealt out and filled up as torch's DistributedSampler does."""
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=ranks)
-    share = list(DistributedSampler(RUN, ranks, rank, shuffle=False)) if ranks > 1 else list(range(len(RUN)))  # type: ignore[arg-type]
-    engine = Engine(lambda _, batch: batch)
-    metric = FrocMetric()
-    metric.attach(engine, "cpm")
-    SaveEvaluation(metric, f"{folder}/out", resamples=20).attach(engine)
-    engine.run([[RUN[n]] for n in share])
-    assert metric.froc is not None
-    Path(folder, f"rank{rank}.txt").write_text(
-        repr((engine.state.metrics["cpm"], metric.froc.counts)), encoding="utf-8"
-    )
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
-    for ranks, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        folder.mkdir()
-        torch.multiprocessing.spawn(evaluate_share, (ranks, str(folder)), ranks)
-    alone = (tmp_path / "one/rank0.txt").read_text(encoding="utf-8")
-    assert "scans=5" in alone
-    assert [(tmp_path / f"two/rank{n}.txt").read_text(encoding="utf-8") for n in (0, 1)] == [alone] * 2
-    names = sorted(p.name for p in (tmp_path / "one/out").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "two/out").iterdir())
-    for name in names:
-        assert (tmp_path / "two/out" / name).read_bytes() == (tmp_path / "one/out" / name).read_bytes(), name

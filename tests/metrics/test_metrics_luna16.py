@@ -246,8 +246,6 @@ def test_order_of_rows_and_scans_and_size_of_scores_do_not_count(
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     again = confidence_of(match(candidates(*shuffled), REFERENCE, SCANS), resamples=10)
     drawn = confidence_of(plain, resamples=10)
-    assert again is not None
-    assert drawn is not None
     assert (again.readings, again.cpm) == (drawn.readings, drawn.cpm)
 
 
@@ -281,11 +279,9 @@ def test_each_resample_has_its_own_nodules_in_the_denominator() -> None:
     matches = match(candidates((0, 0.0, 0.9)), reference, 2)
     for level, bounds in ((0.4, (0.25, 0.25)), (0.95, (0.0, 1.0))):  # 0.4: 30th to 70th percentile, of 1/4 : 1/2 : 1/4
         drawn = confidence_of(matches, resamples=400, level=level)
-        assert drawn is not None
         assert (drawn.cpm.low, drawn.cpm.high) == bounds
         assert drawn.undefined == 0
     drawn = confidence_of(match(candidates((0, 0.0, 0.9)), ONE, 2), resamples=400, seed=1)
-    assert drawn is not None
     assert 60 < drawn.undefined < 140  # a quarter of them draws the empty scan twice
     assert {(b.low, b.high) for b in (*drawn.readings, drawn.cpm)} == {(1.0, 1.0)}
     assert (drawn.band_low == 1.0).all()
@@ -297,13 +293,9 @@ def test_the_seed_decides() -> None:
     found = candidates(*((n, float(rng.choice([0.0, 50.0])), float(rng.random())) for n in range(30) for _ in range(2)))
     matches = match(found, reference, 30)
     first, again, other = (confidence_of(matches, resamples=40, seed=seed) for seed in (3, 3, 4))
-    assert first is not None
-    assert again is not None
-    assert other is not None
     assert (first.readings, first.cpm) == (again.readings, again.cpm)
     assert first.cpm != other.cpm
     cpm = froc_of(matches).cpm
-    assert cpm is not None
     assert first.cpm.low < cpm < first.cpm.high
 
 

@@ -32,11 +32,6 @@ def block(*bounds: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def defined(value: float | None) -> float:
-    assert value is not None
-    return value
-
-
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +65,7 @@ def test_a_shift_is_measured_in_millimetres(axis: int, steps: int) -> None:
     spacing = np.array([0.7, 1.0, 2.5])
     found = compare_masks(np.roll(reference, steps, axis), reference, spacing)
     assert found.hd95_mm == pytest.approx(steps * spacing[axis])
-    assert (defined(found.surface_dice_1mm) == 1.0) == (steps * spacing[axis] <= 1.0)
+    assert (found.surface_dice_1mm == 1.0) == (steps * spacing[axis] <= 1.0)
     assert found.relative_volume_error == 0.0
 
 
@@ -117,15 +112,15 @@ def test_laws_of_agreement(first: tuple[tuple[int, int], ...], second: tuple[tup
     found, turned = compare_masks(a, b, spacing), compare_masks(b, a, spacing)
     same = compare_masks(a, a, spacing)
     assert same == Overlap(1.0, 1.0, 0.0, 1.0, 0.0)
-    dice, iou = defined(found.dice), defined(found.iou)
+    dice, iou = found.dice, found.iou
     assert iou == pytest.approx(dice / (2.0 - dice))
     assert (found.dice, found.hd95_mm) == (turned.dice, turned.hd95_mm)
-    assert found.surface_dice_1mm == pytest.approx(defined(turned.surface_dice_1mm))
+    assert found.surface_dice_1mm == pytest.approx(turned.surface_dice_1mm)
     for order in permutations(range(3)):
         moved = compare_masks(a.transpose(order), b.transpose(order), [spacing[axis] for axis in order])
         assert (moved.dice, moved.relative_volume_error) == (found.dice, found.relative_volume_error)
-        assert moved.hd95_mm == pytest.approx(defined(found.hd95_mm), abs=1e-6)
-        assert moved.surface_dice_1mm == pytest.approx(defined(found.surface_dice_1mm), abs=1e-5)
+        assert moved.hd95_mm == pytest.approx(found.hd95_mm, abs=1e-6)
+        assert moved.surface_dice_1mm == pytest.approx(found.surface_dice_1mm, abs=1e-5)
 
 
 # --- the three settings -----------------------------------------------------------------------------------------------
@@ -180,7 +175,6 @@ def test_the_three_settings_by_hand() -> None:
         (4, 0.7, 0.0),
     ]
     assert scores.every_nodule[1].overlap == MISSED
-    assert scores.oracle is not None
     assert [(n.label, n.overlap.dice) for n in scores.oracle] == [(1, 1.0), (2, 2 / 3), (4, 0.0)]
     assert scores.without_reference == 1
     assert scored(found=[nodule(7, 0.9, 2.5, 2.5, 7.0)]).matched == ()  # on the radius

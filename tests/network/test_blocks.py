@@ -58,7 +58,6 @@ def test_space_to_depth_puts_the_last_axis_first_and_keeps_channels_apart() -> N
 def test_mask_channels_lie_where_the_metadata_says(channel: int) -> None:
     definition = json.loads(METADATA.read_text())["network_data_format"]["outputs"]["pred"]["channel_def"]
     found = re.search(r"sub-voxel \((\d), (\d), (\d)\)", definition[str(channel)])
-    assert found is not None
     di, dj, dk = (int(n) for n in found.groups())
     assert channel == 5 + 4 * di + 2 * dj + dk
     pred = torch.zeros(1, 13, 2, 3, 4)
@@ -184,7 +183,6 @@ def test_dilations_are_mixed_by_shares_that_sum_to_one() -> None:
 
 def test_fresh_heads_are_even_handed() -> None:
     head = detection_head(7)
-    assert head.bias is not None
     assert torch.sigmoid(head.bias[0]).item() == pytest.approx(0.01)
     assert head.bias[1:].abs().max() < 0.5
     assert MultiDilation(2, 3, (1, 2, 5)).shares.softmax(0).tolist() == pytest.approx([1 / 3] * 3)

@@ -414,7 +414,6 @@ def test_a_killed_filling_ends_in_the_same_files(tmp_path: Path) -> None:
     third = ScanCache(Filler(), str(tmp_path / "cache")).folder(lists["training"][2])
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), "2", third.name]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
         os.killpg(process.pid, signal.SIGKILL)
     halves = list((tmp_path / "cache").glob(".*.partial"))  # of each worker at most one
