@@ -197,7 +197,8 @@ def test_interrupted_saving_leaves_the_former_file(tmp_path: Path, monkeypatch: 
     before = path.read_bytes()
 
     def fill_the_disk(path: Path, content: bytes) -> None:
-        path.open("wb").write(content[:9])
+        with path.open("wb") as file:
+            file.write(content[:9])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
