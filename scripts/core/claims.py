@@ -16,11 +16,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
-from .files import output_error
+from .files import output_error, read_record
 from .processes import MACHINE, is_gone
 
 BEAT_S = 10.0
@@ -37,18 +37,11 @@ class OtherClaimError(UserError, RuntimeError):
     """Another process searches another scan of this name at the moment."""
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a claim, and ``about`` what."""
-
-    machine: str
-    process: int
-    token: str
-    about: str
-
-
 class Claims:
     """The claims of this process on a folder; get it by :func:`claims_on`.
+
+    A claim is a JSON object: ``machine`` and ``process`` of its owner, a ``token`` of the owner's, and what it is
+    ``about``. It is empty for a moment, until it is written out.
 
     Args:
         folder: where results are.
@@ -78,8 +71,8 @@ class Claims:
             owner = None if name in self._held else self._attempt(name, about)
         if owner is None:
             return
-        target, who = self.folder / name, f"process {owner.process} on {owner.machine}"
-        if owner.about == about:
+        target, who = self.folder / name, "process {process} on {machine}".format(**owner)
+        if owner["about"] == about:
             raise BusyError(f"{target}: expected a scan that no other run searches, got one of {who}; wait.")
         raise OtherClaimError(
             f"{target}: expected one scan of this name, got another one, which {who} searches at the moment. "
@@ -88,9 +81,7 @@ class Claims:
 
     def holds(self, name: str) -> bool:
         """Whether a claim is still this process's: it may have slept so long that another took it over."""
-        path = self._held.get(name)
-        owner = _owner(path) if path is not None else None
-        return owner is not None and owner.token == self.token
+        return name in self._held and read_record(self._held[name]).get("token") == self.token
 
     def release(self, name: str) -> None:
         """Give a claim back; one that is not held is none."""
@@ -123,13 +114,13 @@ class Claims:
         for path in self.folder.glob(".*.claim"):
             self._clear(path)
 
-    def _attempt(self, name: str, about: str) -> Owner | None:
+    def _attempt(self, name: str, about: str) -> dict[str, Any] | None:
         """Claim a name; whose it is where it cannot be had."""
         path = self.folder / f".{name}.claim"
-        while not _create(path, Owner(MACHINE, self.process, self.token, about)):
-            owner = _owner(path)
+        while not self._create(path, about):
+            owner = read_record(path)
             if not self._clear(path):
-                return owner or Owner("another machine", 0, "", about)
+                return {"machine": "another machine", "process": 0, "about": about} | owner
         self._held[name] = path
         if self._beating is None:
             self._beating = threading.Thread(target=self._beat, name="claims", daemon=True)
@@ -140,7 +131,7 @@ class Claims:
         """Remove a claim whose owner is gone; whether there is none now. One process at a time does so."""
         guard = path.with_suffix(".guard")
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-            if not self._is_gone(path) or not _create(guard, Owner(MACHINE, self.process, self.token, "")):
+            if not self._is_gone(path) or not self._create(guard):
                 if guard.exists() and self._is_gone(guard):  # killed in the line below
                     guard.unlink()
                 return False
@@ -153,11 +144,32 @@ class Claims:
 
     def _is_gone(self, claim: Path) -> bool:
         """Whether the owner of a claim has ended, or stands still; one being written has no owner yet."""
-        owner = _owner(claim)
-        if owner is not None and is_gone(owner.machine, owner.process):
+        owner = read_record(claim)
+        if owner and is_gone(owner["machine"], owner["process"]):
             return True
         with tempfile.TemporaryFile(dir=self.folder) as now:  # by the clock of the file system: machines' clocks differ
             return os.fstat(now.fileno()).st_mtime - claim.stat().st_mtime > STALE_S
+
+    def _create(self, path: Path, about: str = "") -> bool:
+        """Write a claim; whether none was there.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        content = json.dumps({"machine": MACHINE, "process": self.process, "token": self.token, "about": about})
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                except OSError:
+                    path.unlink(missing_ok=True)
+                    raise
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise output_error(path, f"room for {len(content)} bytes in a writable folder", error) from error
+        return True
 
     def _beat(self) -> None:
         """Touch all claims as long as this process lives."""
@@ -178,33 +190,3 @@ def claims_on(folder: str | os.PathLike[str]) -> Claims:
         _OPEN[key] = Claims(Path(folder))
         atexit.register(_OPEN[key].close)
     return _OPEN[key]
-
-
-def _owner(path: Path) -> Owner | None:
-    """``None`` where a claim is gone, or not written out yet."""
-    try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _create(path: Path, owner: Owner) -> bool:
-    """Write a claim; whether none was there.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    content = json.dumps(asdict(owner))
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            try:
-                file.write(content)
-                file.flush()
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise output_error(path, f"room for {len(content)} bytes in a writable folder", error) from error
-    return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..metrics import BAND_RATES, RATES
-from ..metrics.luna16 import read_curve
 from .system import System
 
 # Apart in lightness and hue, also for colour-blind eyes (Okabe and Ito).
@@ -47,7 +47,7 @@ def _draw(axes: Any, system: System, colour: str, dashes: str) -> None:
         axes.plot([], [], color=colour, linestyle=dashes, label=f"{system.name}: undefined, no nodules")
         return
     interval = "" if drawn is None else f" ({drawn.cpm.low:.3f} to {drawn.cpm.high:.3f})"
-    read = read_curve(curve.false_positives_per_scan, curve.sensitivity, BAND_RATES)
+    read = np.interp(BAND_RATES, curve.false_positives_per_scan, curve.sensitivity)
     axes.plot(
         BAND_RATES, read, color=colour, linestyle=dashes, label=f"{system.name}: {curve.cpm:.3f}{interval}", zorder=3
     )

@@ -6,13 +6,12 @@ here: a seed, an interval for the CPM, and resamples without any nodule are left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.geometry import FloatArray
-from .luna16 import RATES, IntArray, Matches, curve, read_curve
+from .luna16 import RATES, IntArray, Matches, curve
 
 # Where the confidence band of a plot is read: a 32nd of an octave apart, 1/8 to 8 false positives per scan.
 BAND_RATES = tuple(float(2.0**exponent) for exponent in np.linspace(-3.0, 3.0, 193))
@@ -78,7 +77,7 @@ def confidence_of(matches: Matches, *, resamples: int = 1000, level: float = 0.9
     read = np.stack(drawn)
     cpm = read[:, : len(RATES)].mean(axis=1)
     low, high = np.quantile(np.column_stack([read, cpm]), [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
-    bounds = _intervals(low, high)
+    bounds = tuple(Interval(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True))
     band = slice(len(RATES), -1)
     undefined = resamples - len(drawn)
     return Confidence(bounds[: len(RATES)], bounds[-1], low[band], high[band], level, resamples, undefined, seed)
@@ -89,8 +88,4 @@ def _readings(matches: Matches, weights: IntArray, nodules: int) -> FloatArray:
     steps = matches.steps
     of_event = weights[steps.scans].astype(np.float64)
     false, hits = (steps.totals(np.where(kind, of_event, 0.0)) for kind in (~steps.is_hit, steps.is_hit))
-    return read_curve(*curve(false, hits, matches.counts.scans, nodules), (*RATES, *BAND_RATES))
-
-
-def _intervals(low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> tuple[Interval, ...]:
-    return tuple(Interval(float(a), float(b)) for a, b in zip(low, high, strict=True))
+    return np.interp((*RATES, *BAND_RATES), *curve(false, hits, matches.counts.scans, nodules))

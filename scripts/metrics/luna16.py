@@ -19,7 +19,6 @@ rate 0, and without nodules readings and CPM are undefined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -260,13 +259,13 @@ def froc_of(matches: Matches) -> Froc:
     steps, counts = matches.steps, matches.counts
     false = steps.totals((~steps.is_hit).astype(np.float64))
     x, y = curve(false, steps.totals(steps.is_hit.astype(np.float64)), counts.scans, counts.nodules)
-    readings = read_curve(x, y, RATES)
+    readings = np.interp(RATES, x, y)
     sizes = []
     of_nodule = size_class(matches.nodule_diameters_mm)
     for index, name in enumerate(SIZE_CLASSES):
         hits = steps.totals((steps.is_hit & (steps.size_class == index)).astype(np.float64))
         nodules = int((of_nodule == index).sum())
-        part = read_curve(*curve(false, hits, counts.scans, nodules), RATES)
+        part = np.interp(RATES, *curve(false, hits, counts.scans, nodules))
         sizes.append(SizeReadings(name, nodules, int(hits[-1]), tuple(part.tolist())))
     thresholds = np.concatenate([[np.inf], steps.thresholds])
     cpm = float(np.mean(readings)) if counts.nodules else None
@@ -274,7 +273,7 @@ def froc_of(matches: Matches) -> Froc:
 
 
 def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> tuple[FloatArray, FloatArray]:
-    """False positives per scan and sensitivity at each point.
+    """False positives per scan and sensitivity at each point, between which ``numpy.interp`` reads.
 
     Both go by way of the share of the total, and in this order of operations, as with the challenge and scikit-learn's
     ``roc_curve``. It matters: in 888 scans every rate is a whole number of false positives (1/8 is 111), the curve
@@ -293,11 +292,6 @@ def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> 
     return x, y
 
 
-def read_curve(false_positives_per_scan: FloatArray, sensitivity: FloatArray, rates: Sequence[float]) -> FloatArray:
-    """Sensitivity at each rate: linear between points, the last value beyond them."""
-    return np.interp(np.asarray(rates), false_positives_per_scan, sensitivity)
-
-
 def _check(indices: IntArray, scans: int) -> None:
     if len(indices) and (indices.min() < UNKNOWN_SCAN or indices.max() >= scans):
         got = f"{indices.min()} to {indices.max()}"
@@ -308,8 +302,7 @@ def _hits(
     candidates: Candidates, kept: IntArray, findings: Findings, listed: IntArray, diameters_mm: FloatArray
 ) -> tuple[IntArray, IntArray]:
     """Every candidate strictly inside a finding of its scan: positions in ``kept`` and in ``listed``."""
-    scans = int(max(candidates.scans.max(initial=-1), findings.scans.max(initial=-1))) + 1
-    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed], scans)
+    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed])
     apart_mm = candidates.positions_mm[kept[candidate]] - findings.positions_mm[listed[finding]]
     squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # in the order of the challenge
     inside = squared < np.square(diameters_mm / 2.0)[finding]
@@ -327,12 +320,10 @@ def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> 
     return scores > lowest[own]
 
 
-def _same_scan_pairs(first: IntArray, second: IntArray, scans: int) -> tuple[IntArray, IntArray]:
+def _same_scan_pairs(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:
     """Indices of all pairs of an entry of ``first`` and one of ``second`` that belong to one scan."""
     order = np.argsort(second, kind="stable")
-    count = np.bincount(second, minlength=scans)
-    start = np.cumsum(count) - count
-    partners = count[first]
-    left = np.repeat(np.arange(len(first)), partners)
-    within = np.arange(len(left)) - np.repeat(np.cumsum(partners) - partners, partners)
-    return left, order[start[first[left]] + within]
+    start, stop = (np.searchsorted(second[order], first, side) for side in ("left", "right"))
+    left = np.repeat(np.arange(len(first)), stop - start)
+    within = np.arange(len(left)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
+    return left, order[start[left] + within]

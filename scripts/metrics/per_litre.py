@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.geometry import FloatArray
 from .bootstrap import Interval
-from .luna16 import Matches, curve, read_curve
+from .luna16 import Matches, curve
 
 LITRE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # false findings per litre; a pair of lungs holds 4 to 6 litres
 
@@ -52,14 +52,13 @@ def per_litre_of(
     rng = np.random.default_rng(seed)
     drawn = [_readings(_with(matches, rng.integers(0, nodules, nodules)), litres) for _ in range(resamples)]
     bounds = np.quantile(np.stack(drawn), [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
-    intervals = tuple(Interval(float(low), float(high)) for low, high in bounds.T)
-    return PerLitre(litres, readings, intervals)
+    return PerLitre(litres, readings, tuple(Interval(*pair) for pair in bounds.T.tolist()))
 
 
 def _readings(matches: Matches, litres: float) -> FloatArray:
     steps = matches.steps
     false, hits = (steps.totals(kind.astype(np.float64)) for kind in (~steps.is_hit, steps.is_hit))
-    return read_curve(*curve(false, hits, litres, len(matches.nodule_scores)), LITRE_RATES)
+    return np.interp(LITRE_RATES, *curve(false, hits, litres, len(matches.nodule_scores)))
 
 
 def _with(matches: Matches, nodules: np.ndarray) -> Matches:

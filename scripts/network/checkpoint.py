@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import io
 import itertools
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..core.devices import checked_device
 from ..core.errors import UserError
+from ..core.files import writable_folder, write_bytes
 
 OLD_NAME = "preset_name"  # weights of 0.2 and 0.3 have a tensor of this name that belongs to no layer
 
@@ -85,28 +85,16 @@ def without_old_name(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the network's state dict (plain tensors, on the CPU) to ``path``.
-
-    The file is complete or not there: an interrupted run leaves the former one.
+    """Write the network's state dict (plain tensors, on the CPU) to ``path``, whole or not at all.
 
     Raises:
-        CheckpointError: when it cannot be written.
+        OutputError: when it cannot be written.
     """
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:  # given a path, torch would write its name into the file
-            torch.save(state, file)
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise CheckpointError(
-            f"checkpoint {path}: expected a place to write weights to, got {type(error).__name__} "
-            f"({str(error).splitlines()[0]}); choose another folder, or make room."
-        ) from error
+    content = io.BytesIO()  # given a path, torch would write its name into the file
+    torch.save(state, content)
+    write_bytes(writable_folder(path.parent) / path.name, content.getvalue())
 
 
 def _read_state(checkpoint: str) -> dict[Any, Any]:

@@ -1,15 +1,15 @@
 """Training: crops, inserted nodules, targets, losses, preprocessed scans on disk, adapters to MONAI's engines."""
 
 from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
-from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache
+from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers_of_rank
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
-from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
+from .handlers import GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
 from .insertion import InsertNodulesd
 from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
-from .lung_training import PartsLoss, network_to_train, parts_list
+from .lung_training import PartsLoss, parts_list
 from .pictures import PredictionPictures
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "CellsToNetworkd",
     "ClassificationLoss",
     "CropDataset",
-    "EpochHandler",
     "EpochSampler",
     "GradientClip",
     "InsertNodulesd",
@@ -40,8 +39,8 @@ __all__ = [
     "WeightAverage",
     "averaged",
     "fill_cache",
-    "network_to_train",
     "parts_list",
     "prepare_training_batch",
     "trainable",
+    "workers_of_rank",
 ]

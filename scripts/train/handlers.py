@@ -1,16 +1,16 @@
-"""Handlers of the training engine: epochs, gradients, averaged weights, broken losses, and what the log says."""
+"""Handlers of the training engine: gradients, averaged weights, broken losses, and what the log says."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -18,24 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from ..core.errors import SettingError, UserError
 from ..core.text import shown_duration
 from ..network import save_weights
-from .dataset import EpochSampler
 from .losses import NoduleLoss
 
 logger = logging.getLogger(__name__)
-
-
-class EpochHandler:
-    """Tell the sampler which epoch begins, also after a resume.
-
-    Args:
-        sampler: see :class:`.dataset.EpochSampler`.
-    """
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
 
 
 class GradientClip:
@@ -50,11 +35,11 @@ class GradientClip:
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Engine) -> None:
-        def clip(engine: Engine) -> None:
-            state: Any = engine.state
-            state.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm))
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
 
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
+    def _clip(self, engine: Engine) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
@@ -153,24 +138,19 @@ class StopOnBadLoss:
         self.network, self.path = network, Path(path)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check_gradient)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check)
 
-    def _check_loss(self, engine: Engine) -> None:
-        self._check(engine, "loss", float(engine.state.output["loss"].detach()))  # type: ignore[index]
-
-    def _check_gradient(self, engine: Engine) -> None:
-        self._check(engine, "gradient norm", getattr(engine.state, "gradient_norm", 0.0))
-
-    def _check(self, engine: Engine, what: str, value: float) -> None:
-        if math.isfinite(value):
-            return
-        save_weights(self.network, self.path)
-        raise BrokenLossError(
-            f"iteration {engine.state.iteration} (epoch {engine.state.epoch}): expected a finite {what}, got {value}; "
-            f"the weights before this step are in {self.path}. Lower learning_rate or use --precision float32; the "
-            "same command then goes on from the last whole epoch."
-        )
+    def _check(self, engine: Engine) -> None:
+        state: Any = engine.state
+        values = {"loss": float(state.output["loss"].detach()), "gradient norm": getattr(state, "gradient_norm", 0.0)}
+        for what, value in values.items():
+            if not math.isfinite(value):
+                save_weights(self.network, self.path)
+                raise BrokenLossError(
+                    f"iteration {state.iteration} (epoch {state.epoch}): expected a finite {what}, got {value}; the "
+                    f"weights before this step are in {self.path}. Lower learning_rate or use --precision float32; "
+                    "the same command then goes on from the last whole epoch."
+                )
 
 
 class StepLog:
@@ -183,46 +163,34 @@ class StepLog:
 
     def __init__(self, loss: NoduleLoss, interval: int) -> None:
         self.loss, self.interval = loss, interval
-        self._begin()
-
-    def _begin(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps, self._waited_s, self._busy_s = 0, 0.0, 0.0
+        self.waited, self.worked = Timer(), Timer()
+        self._seen: list[dict[str, float]] = []
 
     def attach(self, engine: Engine) -> None:
-        for event, note in (
-            (Events.GET_BATCH_STARTED, self._start_waiting),
-            (Events.GET_BATCH_COMPLETED, self._stop_waiting),
-            (Events.ITERATION_COMPLETED, self._add),
-            (Events.ITERATION_COMPLETED(every=self.interval), self._report),
-        ):
-            engine.add_event_handler(event, note)
-
-    def _start_waiting(self, _: Engine) -> None:
-        self._since = time.perf_counter()
-
-    def _stop_waiting(self, _: Engine) -> None:
-        now = time.perf_counter()
-        self._waited_s += now - self._since
-        self._since = now
+        self.waited.attach(engine, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)  # waits for a GPU: before the timer stops
+        self.worked.attach(engine, pause=Events.ITERATION_COMPLETED, resume=Events.GET_BATCH_COMPLETED)
+        for timer in (self.waited, self.worked):
+            engine.add_event_handler(Events.STARTED, timer.pause)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._report)
 
     def _add(self, engine: Engine) -> None:
         output: Any = engine.state.output
         one = output[0] if isinstance(output, list) else output  # decollated: each item has the loss of the batch
-        loss = float(one["loss"])  # waits for a GPU
-        self._busy_s += time.perf_counter() - self._since
-        self._steps += 1
-        for name, value in {"loss": loss, **self.loss.parts}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._seen.append({"loss": float(one["loss"]), **self.loss.parts})
 
     def _report(self, engine: Engine) -> None:
-        means = ", ".join(f"{name} {value / self._steps:.4f}" for name, value in self._sums.items())
-        step_s = (self._waited_s + self._busy_s) / self._steps
-        waiting = self._waited_s / max(self._waited_s + self._busy_s, 1e-9)
-        total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
-        left = shown_duration(step_s * max(total - engine.state.iteration, 0))
+        state: Any = engine.state
+        steps = len(self._seen)
+        means = ", ".join(f"{name} {sum(one[name] for one in self._seen) / steps:.4f}" for name in self._seen[0])
+        waited_s, worked_s = self.waited.value(), self.worked.value()
+        step_s = (waited_s + worked_s) / steps
+        total = state.max_epochs * state.epoch_length
         logger.info(
             "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
-            *(engine.state.iteration, total, means, step_s, 100 * waiting, left),
+            *(state.iteration, total, means, step_s, 100 * waited_s / (waited_s + worked_s)),
+            shown_duration(step_s * (total - state.iteration)),
         )
-        self._begin()
+        for timer in (self.waited, self.worked):
+            timer.reset().pause()
+        self._seen.clear()

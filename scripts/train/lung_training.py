@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.labels import Part
-from ..preprocess.lung_search import LungSearch
 from ..read.datalist import DatalistError
 
 SMOOTH = 50.0  # cells: a part that is hardly there counts little
@@ -43,11 +42,6 @@ def parts_list(path: str, scan_dir: str, held_out: Sequence[str] = ()) -> list[d
     if missing := [file for item in items for file in item.values() if not Path(file).exists()]:
         raise DatalistError(f"{path}: expected its scans in --scan_dir {scan_dir}, got none at {missing[0]}")
     return items
-
-
-def network_to_train(network: nn.Module, checkpoint: str, device: torch.device) -> nn.Module:
-    """A network on a device, with the weights of a checkpoint unless that is empty."""
-    return LungSearch(checkpoint, network).network.to(device)
 
 
 class PartsLoss(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,13 @@ OUTLINED, OUTLINE_MARGIN_MM = 0.2, 5.0  # candidates from this probability on ge
 TRUE, FOUND = "#3ddc84", "#ff9f43"  # colours of reference and prediction
 
 
-@dataclass(frozen=True)
 class Scene:
     """One validation scan as the pictures need it, in voxels of the network's input.
+
+    Args:
+        item: what the validation's post-processing left of it.
+        stride: input voxels per output cell.
+        number: of the scan, for one without a name.
 
     Attributes:
         image: ``[I, J, K]`` scaled intensities, RAS.
@@ -44,37 +47,15 @@ class Scene:
         name: of the scan.
     """
 
-    image: npt.NDArray[np.float32]
-    affine: FloatArray
-    nodules: FloatArray
-    candidates: Sequence[Detection]
-    centres: FloatArray
-    mask_logits: Any
-    stride: int
-    name: str
-
-    @classmethod
-    def of(cls, item: Mapping[str, Any], stride: int, number: int) -> Scene:
-        """Take what the validation's post-processing left of one scan."""
-        affine = np.asarray(item["image"].affine, dtype=np.float64)
-        label = np.asarray(item["label"])
-        positions = np.array([c.centre_ras_mm for c in item["candidates"]]).reshape(-1, 3)
-        maps = item.get("maps")
-        return cls(
-            image=np.asarray(item["image"].as_tensor()[0].cpu(), dtype=np.float32),
-            affine=affine,
-            nodules=np.asarray(item["nodule"], dtype=np.float64)[label == NODULE],
-            candidates=item["candidates"],
-            centres=apply_affine(np.linalg.inv(affine), positions),
-            mask_logits=None if maps is None else maps[MASK_LOGITS],
-            stride=stride,
-            name=str(item.get("name", f"scan {number}")),
-        )
-
-    def hits(self) -> npt.NDArray[np.bool_]:
-        """``[M, N]``: which candidate lies inside which nodule."""
-        apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
-        return np.asarray(apart < self.nodules[:, 3] / 2.0)
+    def __init__(self, item: Mapping[str, Any], stride: int, number: int) -> None:
+        self.stride, self.name = stride, str(item.get("name", f"scan {number}"))
+        self.image = np.asarray(item["image"].as_tensor()[0].cpu(), dtype=np.float32)
+        self.affine = np.asarray(item["image"].affine, dtype=np.float64)
+        self.nodules = np.asarray(item["nodule"], dtype=np.float64)[np.asarray(item["label"]) == NODULE]
+        self.candidates: Sequence[Detection] = item["candidates"]
+        positions = np.array([c.centre_ras_mm for c in self.candidates]).reshape(-1, 3)
+        self.centres = apply_affine(np.linalg.inv(self.affine), positions)
+        self.mask_logits = None if item.get("maps") is None else item["maps"][MASK_LOGITS]
 
     def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """``[...]``: which of the voxels ``[..., 3]`` an outline may take: those around a likely candidate."""
@@ -86,7 +67,8 @@ class Scene:
 
     def sights(self) -> list[tuple[FloatArray, str]]:
         """What close-ups show: a centre (voxel) and a title; the largest nodules, then the strongest false findings."""
-        hits = self.hits()
+        apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
+        hits = apart < self.nodules[:, 3] / 2.0  # [M, N]: which candidate lies inside which nodule
         sights = []
         for n in np.argsort(-self.nodules[:, 3])[: CLOSE_UPS - 1]:
             scores = [c.probability for c, hit in zip(self.candidates, hits[:, n], strict=True) if hit]
@@ -123,7 +105,7 @@ class PredictionPictures:
         state: Any = engine.state
         for batch, output in zip(state.batch, state.output, strict=True):
             if len(self._scenes) < self.scans:
-                self._scenes.append(Scene.of({**batch, **output}, self.stride, len(self._scenes) + 1))
+                self._scenes.append(Scene({**batch, **output}, self.stride, len(self._scenes) + 1))
 
     def _draw(self, engine: Engine) -> None:
         if not self._scenes:

@@ -100,14 +100,10 @@ LIKE_PYTHON = (
 
 @pytest.mark.parametrize("text", LIKE_PYTHON)
 def test_a_path_is_text_as_typed(text: str, inference: Graph) -> None:
-    seen = inference.words("--input", text, f"--output_dir={text}", "--checkpoint", text)
+    """And so is a series."""
+    seen = inference.words("--input", text, f"--output_dir={text}", "--checkpoint", text, "--series", text)
     assert [seen[name] for name in ("input", "dataset_dir", "output_dir", "checkpoint")] == [text] * 4
-
-
-def test_a_folder_of_data_is_text_as_typed(inference: Graph, train: Graph) -> None:
-    assert inference.words("--dataset_dir", "1e5")["dataset_dir"] == "1e5"
-    seen = train.words("--dataset_dir", "2024_01_15", "--output_dir", "a#b", "--image_dir", "None")
-    assert (seen["dataset_dir"], seen["output_dir"], seen["image_dir"]) == ("2024_01_15", "a#b", "None")
+    assert seen["series"] == text
 
 
 def test_a_path_that_looks_like_an_expression_is_the_file_when_it_is_there(
@@ -118,11 +114,6 @@ def test_a_path_that_looks_like_an_expression_is_the_file_when_it_is_there(
     monkeypatch.chdir(tmp_path)
     assert inference.words("--bundle_root", str(ROOT), "--input", "$(x)")["input"] == "$(x)"
     assert inference.words("--bundle_root", str(ROOT), "--input", "$'a' + 'b'")["input"] == "ab"
-
-
-@pytest.mark.parametrize("text", ["1.2", "1.2.840.113619", "0x1", "None"])
-def test_a_series_is_text_too(text: str, inference: Graph) -> None:
-    assert inference.words("--series", text)["series"] == text
 
 
 @pytest.mark.parametrize(
@@ -137,56 +128,44 @@ def test_a_series_is_text_too(text: str, inference: Graph) -> None:
     ],
 )
 def test_a_list_is_a_list_and_one_path_a_list_of_one(text: str, lists: list[str], train: Graph) -> None:
-    assert train.words("--datalists", text)["datalists"] == lists
+    seen = train.words("--datalists", text, "--dataset_dir", text, "--image_dir", text)
+    assert (seen["datalists"], seen["dataset_dir"], seen["image_dir"]) == (lists, text, text)
+
+
+STRAY, REPEATED, ALONE = (
+    "expected --name value, got {}",
+    "expected it once, got it 2 times",
+    "{}: expected a value after it",
+)
+RUNS = "expected something to run (run, inference), got '{}'"
 
 
 @pytest.mark.parametrize(
-    ("words", "stray"),
+    ("words", "said"),
     [
-        (("inference", "--input", "a.nii", "b.nii"), "'b.nii'"),
-        (("--input", "a.nii", "b.nii", "--run_id", "run"), "'b.nii'"),
-        (("inference", "--input", "a.nii", "b.nii", "c.nii"), "'b.nii', 'c.nii'"),
-        (("inference", "initialize"), "'initialize'"),
-        (("run", "-", "x"), "'-', 'x'"),
-        (("run", "--", "--threshold", "0.3"), "'--'"),
+        ("inference --input a.nii b.nii", STRAY.format("'b.nii'")),
+        ("--input a.nii b.nii --run_id run", STRAY.format("'b.nii'")),
+        ("inference --input a.nii b.nii c.nii", STRAY.format("'b.nii', 'c.nii'")),
+        ("inference initialize", STRAY.format("'initialize'")),
+        ("run - x", STRAY.format("'-', 'x'")),
+        ("run -- --threshold 0.3", STRAY.format("'--'")),
+        ("--threshold 0.3 --threshold 0.4", REPEATED),
+        ("--threshold=0.3 --threshold 0.3", REPEATED),
+        ("--network_def#layers 2 --network_def::layers 3", REPEATED),
+        ("--output-dir a --output_dir b", REPEATED),
+        ("--input", ALONE.format("--input")),
+        ("--input --overwrite true", ALONE.format("--input")),
+        ("--threshold", ALONE.format("--threshold")),
+        ("--input a --dataset_dir b", "expected --input or --dataset_dir, which replaces it, got both"),
+        *((f"{run_id} --input x", RUNS.format(run_id)) for run_id in ("threshold", "nothing", "initialize", "series")),
+        ("--init_id b.nii", "--init_id: expected a name"),
+        ("--final_id b.nii", "--final_id: expected a name"),
+        ("--thresold 1 -overwritte true", "--thresold (did you mean threshold"),
+        ("--thresold 1 -overwritte true", "--overwritte (did you mean overwrite"),
     ],
 )
-def test_stray_words_are_refused(words: tuple[str, ...], stray: str, inference: Graph) -> None:
-    assert f"expected --name value, got {stray}" in refusal(lambda: inference.words(*words))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--threshold", "0.3", "--threshold", "0.4"),
-        ("--threshold=0.3", "--threshold", "0.3"),
-        ("--input", "a", "--input=b"),
-        ("--network_def#layers", "2", "--network_def::layers", "3"),
-        ("--output-dir", "a", "--output_dir", "b"),
-    ],
-)
-def test_a_repeated_option_is_refused(words: tuple[str, ...], inference: Graph) -> None:
-    assert "expected it once, got it 2 times" in refusal(lambda: inference.words(*words))
-
-
-@pytest.mark.parametrize("words", [("--input",), ("--input", "--overwrite", "true"), ("--threshold",)])
-def test_an_option_without_a_value_is_refused(words: tuple[str, ...], inference: Graph) -> None:
-    assert f"{words[0]}: expected a value after it, got none" in refusal(lambda: inference.words(*words))
-
-
-def test_an_option_and_what_replaces_it_are_not_both_taken(inference: Graph) -> None:
-    assert "got both" in refusal(lambda: inference.words("--input", "a", "--dataset_dir", "b"))
-
-
-@pytest.mark.parametrize("run_id", ["threshold", "nothing", "initialize", "config_dirs", "series", "hu_window"])
-def test_only_what_runs_is_run(run_id: str, inference: Graph) -> None:
-    message = refusal(lambda: inference.words(run_id, "--input", "x"))
-    assert f"expected something to run (run, inference), got '{run_id}'" in message
-
-
-def test_the_initialisation_is_not_skipped(inference: Graph) -> None:
-    assert "--init_id: expected a name" in refusal(lambda: inference.words("--init_id", "b.nii"))
-    assert "--final_id: expected a name" in refusal(lambda: inference.called(final_id="b.nii"))
+def test_words_that_cannot_be_meant_are_refused(words: str, said: str, inference: Graph) -> None:
+    assert said in refusal(lambda: inference.words(*words.split()))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -285,26 +264,17 @@ def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
     assert "--my_rat " in refusal(lambda: graph.workflow(my_rat=0.4))
 
 
-def test_all_unknown_names_are_named(inference: Graph) -> None:
-    message = refusal(lambda: inference.words("--thresold", "1", "-overwritte", "true"))
-    assert "--thresold" in message
-    assert "--overwritte (did you mean overwrite" in message
-
-
 def test_arguments_of_the_command_line_stand_before_those_of_a_file(inference: Graph, tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text(json.dumps({"input": "a#b", "threshold": 0.3, "series": "1.5"}))
     seen = inference.words("--args_file", str(tmp_path / "args.json"), "--threshold", "0.4")
     assert (seen["input"], seen["threshold"], seen["series"]) == ("a#b", 0.4, "1.5")
 
 
-def test_a_path_with_a_number_sign_is_text_from_python_or_refused(inference: Graph) -> None:
+def test_a_path_from_python_is_text_or_refused(inference: Graph) -> None:
     assert inference.called(input="a#b", output_dir="@x")["input"] == "a#b"
-    assert "expected a path without # and ::" in refusal(lambda: inference.workflow(input="a#b"))
-
-
-def test_a_number_is_no_path(inference: Graph) -> None:
-    assert "input: expected text, got 20240115" in refusal(lambda: inference.called(input=20240115))
     assert inference.called(input=Path("a/b"))["input"] == Path("a/b")
+    assert "expected a path without # and ::" in refusal(lambda: inference.workflow(input="a#b"))
+    assert "input: expected text, got 20240115" in refusal(lambda: inference.called(input=20240115))
 
 
 def test_without_a_workflow_nothing_is_checked() -> None:

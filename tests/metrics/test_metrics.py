@@ -1,20 +1,16 @@
-"""FROC and CPM of the bundle's records: by hand in fractions, and as an ignite metric on one rank and several."""
+"""FROC and CPM of the bundle's records: by hand in fractions, and as an ignite metric."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ignite.engine import Engine
 from monai.handlers import from_engine
-from torch.utils.data import DistributedSampler
 
 from scripts.core.records import Detection
-from scripts.evaluate.handler import SaveEvaluation
 from scripts.metrics import Froc, FrocMetric, ScanTruth, ScoredScan, froc_of, match_scans
 
 NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
@@ -38,10 +34,6 @@ def froc(detections: Sequence[Sequence[Detection]], truths: Sequence[ScanTruth])
     return froc_of(match_scans([scored(d, t) for d, t in zip(detections, truths, strict=True)]))
 
 
-def points(curve: Froc) -> list[tuple[float, float]]:
-    return list(zip(curve.false_positives_per_scan.tolist(), curve.sensitivity.tolist(), strict=True))
-
-
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -60,27 +52,14 @@ def test_a_curve_by_hand() -> None:
     ]
     curve = froc(detections, truths)
     expected = [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)]
-    np.testing.assert_allclose(points(curve), expected)
+    np.testing.assert_allclose(np.column_stack([curve.false_positives_per_scan, curve.sensitivity]), expected)
     assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
     assert curve.cpm == pytest.approx(13 / 21)
     assert (curve.counts.nodules, curve.counts.scans) == (3, 4)
-
-
-def test_distance_is_taken_in_all_directions() -> None:
     nodule = ScanTruth(np.array([[10.0, -20.0, 30.0]]), np.array([10.0]), np.array([True]))
-    assert froc([[Detection((12.8, -22.8, 32.8), 5.0, 0.9)]], [nodule]).cpm == 1.0  # 4.85 mm
-    assert froc([[Detection((13.0, -23.0, 33.0), 5.0, 0.9)]], [nodule]).cpm == 0.0  # 5.2 mm
-
-
-def test_candidates_count_in_their_own_scan_only() -> None:
-    curve = froc([[], [at(0.0, 0.9)]], [truth((0.0, 10.0, True)), NOTHING])
-    assert points(curve) == [(0, 0), (1 / 2, 0)]
-
-
-def test_without_scans_there_is_no_cpm() -> None:
-    curve = froc([], [])
-    assert len(points(curve)) == 1
-    assert (curve.cpm, curve.counts.nodules, curve.counts.scans) == (None, 0, 0)
+    for centre, cpm in (((12.8, -22.8, 32.8), 1.0), ((13.0, -23.0, 33.0), 0.0)):  # 4.85 and 5.2 mm away
+        assert froc([[Detection(centre, 5.0, 0.9)]], [nodule]).cpm == cpm
+    assert froc([], []).cpm is None
 
 
 # --- as an ignite metric ----------------------------------------------------------------------------------------------
@@ -92,30 +71,25 @@ def test_the_metric_gathers_the_scans_of_a_run_and_forgets_those_before() -> Non
         [{"pred": scored([at(0.0, 0.9)], nodule)}],
         [{"pred": scored([at(90.0, 0.95)], nodule)}, {"pred": scored([], NOTHING)}],
     ]
-    engine = Engine(lambda _, batch: batch)
-    metric = FrocMetric(output_transform=from_engine("pred"))
+    engine, metric = Engine(lambda _, batch: batch), FrocMetric(output_transform=from_engine("pred"))
     metric.attach(engine, "cpm")
     expected = froc([[at(0.0, 0.9)], [at(90.0, 0.95)], []], [nodule, nodule, NOTHING])
     assert 0.0 < expected.cpm < 0.5  # type: ignore[operator]
-    for epochs in (1, 2):
-        engine.run(batches, max_epochs=epochs)
-        assert engine.state.metrics["cpm"] == expected.cpm
-        assert metric.froc is not None
-        assert metric.froc.counts.scans == 3
+    engine.run(batches, max_epochs=2)
+    assert engine.state.metrics["cpm"] == expected.cpm
+    assert metric.scans == tuple(one["pred"] for batch in batches for one in batch)  # without a name all count
     engine.run(batches[:1], max_epochs=3)
     assert engine.state.metrics["cpm"] == 1.0
 
 
 def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     metric = FrocMetric()
-    metric.update([scored([at(0.0, 0.9)], NOTHING)])
-    assert math.isnan(metric.compute())
-    assert "CPM of 1 scans is undefined" in caplog.text
-    assert metric.froc is not None
-    assert metric.froc.cpm is None
-    metric.reset()
-    assert metric.froc is None
-    assert math.isnan(metric.compute())
+    for seen in ([scored([at(0.0, 0.9)], NOTHING)], []):
+        metric.reset()
+        assert metric.froc is None
+        metric.update(seen)
+        assert math.isnan(metric.compute())
+        assert f"CPM of {len(seen)} scans is undefined" in caplog.text
 
 
 def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
@@ -123,75 +97,12 @@ def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
     return ScanTruth(plain.centres_ras_mm, plain.diameters_mm, plain.is_nodule, name)
 
 
-def test_a_scan_seen_twice_counts_once() -> None:
+def test_a_scan_seen_twice_counts_once_and_two_of_one_name_are_refused() -> None:
     one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
     metric = FrocMetric()
     metric.update([scored([at(0.0, 0.9)], one), scored([at(9.0, 0.5)], two), scored([at(0.0, 0.9)], one)])
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
-    assert metric.froc is not None
-    assert (metric.froc.counts.scans, metric.froc.counts.nodules) == (2, 2)
-
-
-def test_scans_without_a_name_all_count() -> None:
-    metric = FrocMetric()
-    metric.update([scored([], truth((0.0, 10.0, True)))] * 2)
-    metric.compute()
-    assert metric.froc is not None
-    assert metric.froc.counts.scans == 2
-
-
-def test_two_scans_of_one_name_are_refused() -> None:
-    metric = FrocMetric()
-    metric.update([scored([], named("a", (x, 10.0, True))) for x in (0.0, 1.0)])
+    metric.update([scored([], named("a", (1.0, 10.0, True)))])
     with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
         metric.compute()
-
-
-# --- on several ranks -------------------------------------------------------------------------------------------------
-
-RUN = [  # five scans: two ranks need a sixth, and a sampler repeats the first one
-    scored([at(1.0, 0.9), at(30.0, 0.8)], named("scan 0", (0.0, 10.0, True))),
-    scored([at(50.0, 0.7)], named("scan 1", (0.0, 10.0, True), (50.0, 6.0, True))),
-    scored([], named("scan 2")),
-    scored([at(90.0, 0.95), at(20.0, 0.6)], named("scan 3", (90.0, 9.0, False))),
-    scored([at(0.0, 0.3)], named("scan 4", (0.0, 4.0, True))),
-]
-
-
-def evaluate_share(rank: int, ranks: int, folder: str) -> None:
-    """One rank of an evaluation of RUN, its scans dealt out and filled up as torch's DistributedSampler does."""
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=ranks)
-    share = list(DistributedSampler(RUN, ranks, rank, shuffle=False)) if ranks > 1 else list(range(len(RUN)))  # type: ignore[arg-type]
-    engine = Engine(lambda _, batch: batch)
-    metric = FrocMetric()
-    metric.attach(engine, "cpm")
-    SaveEvaluation(metric, f"{folder}/out", resamples=20).attach(engine)
-    engine.run([[RUN[n]] for n in share])
-    assert metric.froc is not None
-    Path(folder, f"rank{rank}.txt").write_text(
-        repr((engine.state.metrics["cpm"], metric.froc.counts)), encoding="utf-8"
-    )
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
-    for ranks, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        folder.mkdir()
-        torch.multiprocessing.spawn(evaluate_share, (ranks, str(folder)), ranks)
-    alone = (tmp_path / "one/rank0.txt").read_text(encoding="utf-8")
-    assert "scans=5" in alone
-    assert [(tmp_path / f"two/rank{n}.txt").read_text(encoding="utf-8") for n in (0, 1)] == [alone] * 2
-    names = sorted(p.name for p in (tmp_path / "one/out").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "two/out").iterdir())
-    for name in names:
-        assert (tmp_path / "two/out" / name).read_bytes() == (tmp_path / "one/out" / name).read_bytes(), name
-
-
-def test_the_scored_scans_are_kept() -> None:
-    metric = FrocMetric()
-    metric.update(RUN)
-    metric.compute()
-    assert metric.scans == tuple(RUN)

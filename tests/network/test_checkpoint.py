@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.core.devices import DeviceError
-from scripts.core.errors import UserError
+from scripts.core.files import OutputError
 from scripts.network import CheckpointError, CompactNet, PaperNet, load_weights, ready_network, save_weights
 from scripts.network.checkpoint import without_old_name
 from tests.networks import TOLERANCE, as_if_trained, noise
@@ -47,22 +47,16 @@ def refusal(checkpoint: str, network: nn.Module | None = None) -> str:
     return message
 
 
-def test_weights_survive_saving_and_loading(tmp_path: Path) -> None:
+def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: Path) -> None:
+    """Those of older versions have a tensor that belongs to no layer."""
     trained, fresh = small_network(seed=1), small_network(seed=2)
     trained(torch.randn(2, 1, 5, 6, 7))  # moves the running statistics of the batch norm, which belong to the weights
-    load_weights(fresh, saved(tmp_path, trained.state_dict()))
-    for name, value in trained.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], value), name
-    image = torch.randn(1, 1, 5, 6, 7)
-    assert torch.equal(fresh.eval()(image), trained.eval()(image))
-
-
-def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: Path) -> None:
-    trained, fresh = small_network(seed=1), small_network(seed=2)
-    ready = ready_network(fresh, "cpu", saved(tmp_path, trained.state_dict()))
-    assert ready is fresh
-    weight = fresh[0].weight
-    assert torch.equal(weight, trained[0].weight)
+    old = {"preset_name": torch.zeros(7, dtype=torch.uint8), **trained.state_dict()}
+    assert ready_network(fresh, "cpu", saved(tmp_path, old)) is fresh
+    assert all(torch.equal(fresh.state_dict()[name], value) for name, value in trained.state_dict().items())
+    assert list(without_old_name({f"module.{name}": value for name, value in old.items()})) == [
+        f"module.{name}" for name in trained.state_dict()
+    ]
     wide = ready_network(nn.Conv3d(4, 4, 3), torch.device("cpu")).weight
     assert isinstance(wide, Tensor)
     assert wide.is_contiguous(memory_format=torch.channels_last_3d)
@@ -83,72 +77,46 @@ def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], 
     assert getattr(ready, "any_window", False) is getattr(network, "any_window", False)
 
 
-def test_no_checkpoint_leaves_the_network_as_built() -> None:
-    network = small_network(seed=1)
-    ready_network(network, "cpu")
-    for value, expected in zip(network.parameters(), small_network(seed=1).parameters(), strict=True):
-        assert torch.equal(value, expected)
+OWN = small_network().state_dict()
 
 
-def test_refusals_are_errors_of_the_user() -> None:
-    assert issubclass(CheckpointError, UserError)
-    assert issubclass(CheckpointError, ValueError)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            small_network(width=4).state_dict(),
+            "the 7 tensors of Sequential, got 7, of which 0 do not belong to it; 6 are missing or of another shape "
+            "(first: 0.weight, expected [3, 1, 3, 3, 3], got [4, 1, 3, 3, 3]). Use the weights of this network, or the",
+        ),
+        (nn.Linear(2, 2).state_dict(), "got 2, of which 2 do not belong to it; 7 are missing"),
+        (
+            OWN | {"2.weight": torch.zeros(1)},
+            "1 do not belong to it; 0 are missing or of another shape (first: 2.weight",
+        ),
+        ({"network": OWN, "progress": {"epoch": 3}}, "got 2, of which 2 do not belong to it"),
+        (OWN | {"0.bias": [0.0] * 3}, "1 are missing or of another shape (first: 0.bias, expected [3], got [])"),
+        (torch.zeros(3), "a state dict, got Tensor; save network.state_dict()"),
+        ([1, 2], "a state dict, got list; save network.state_dict()"),
+    ],
+    ids=["widths", "network", "more", "training", "no tensor", "a tensor", "a list"],
+)
+def test_other_weights(content: object, said: str, tmp_path: Path) -> None:
+    assert said in refusal(saved(tmp_path, content))
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert "found none; check --checkpoint" in refusal(str(tmp_path / "nothing.pt"))
-    assert "found none; check --checkpoint" in refusal(str(tmp_path))
-
-
-def test_other_widths(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, small_network(width=4).state_dict()))
-    assert (
-        "the 7 tensors of Sequential, got 7, of which 0 do not belong to it; 6 are missing or of another shape"
-        in message
-    )
-    assert "first: 0.weight, expected [3, 1, 3, 3, 3], got [4, 1, 3, 3, 3])" in message
-    assert "Use the weights of this network, or the network of these weights" in message
-
-
-def test_other_network(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, nn.Linear(2, 2).state_dict()))
-    assert "got 2, of which 2 do not belong to it; 7 are missing" in message
-
-
-def test_additional_tensor(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, {**small_network().state_dict(), "2.weight": torch.zeros(1)}))
-    assert "got 8, of which 1 do not belong to it; 0 are missing or of another shape" in message
-    assert "(first: 2.weight, expected none, got [1])" in message
-
-
-def test_state_of_a_whole_training(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, {"network": small_network().state_dict(), "progress": {"epoch": 3}}))
-    assert "got 2, of which 2 do not belong to it" in message
-
-
-def test_right_name_without_a_tensor(tmp_path: Path) -> None:
-    message = refusal(saved(tmp_path, {**small_network().state_dict(), "0.bias": [0.0, 0.0, 0.0]}))
-    assert "1 are missing or of another shape (first: 0.bias, expected [3], got [])" in message
-
-
-@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2]])
-def test_no_state_dict(tmp_path: Path, content: object) -> None:
-    assert f"a state dict, got {type(content).__name__}; save network.state_dict()" in refusal(saved(tmp_path, content))
-
-
-def state_bytes(zipped: bool) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(small_network().state_dict(), buffer, _use_new_zipfile_serialization=zipped)
-    return buffer.getvalue()
+    for path in (tmp_path / "nothing.pt", tmp_path):
+        assert "found none; check --checkpoint" in refusal(str(path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
-    content = state_bytes(zipped)
+def test_truncated_file(tmp_path: Path, zipped: bool) -> None:
+    buffer = io.BytesIO()
+    torch.save(OWN, buffer, _use_new_zipfile_serialization=zipped)
     path = tmp_path / "model.pt"
-    path.write_bytes(content[: int(share * len(content))])
-    assert "a file that cannot be read as such" in refusal(str(path))
+    for share in (0.0, 0.01, 0.5, 0.999):
+        path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
+        assert "a file that cannot be read as such" in refusal(str(path))
 
 
 @pytest.mark.parametrize(
@@ -197,20 +165,6 @@ def test_a_missing_gpu_is_said() -> None:
         ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
 
 
-@pytest.mark.parametrize("above", ["", "module."])
-def test_the_name_in_weights_of_older_versions_is_dropped(above: str) -> None:
-    state = small_network().state_dict()
-    old = {above + name: value for name, value in {**state, "preset_name": torch.zeros(7, dtype=torch.uint8)}.items()}
-    assert list(without_old_name(old)) == [above + name for name in state]
-
-
-def test_weights_of_older_versions_load(tmp_path: Path) -> None:
-    trained, fresh = small_network(seed=1), small_network(seed=2)
-    load_weights(fresh, saved(tmp_path, {"preset_name": torch.zeros(7, dtype=torch.uint8), **trained.state_dict()}))
-    for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
-        assert torch.equal(value, expected)
-
-
 def test_released_weights_are_the_networks_tensors_alone() -> None:
     state = torch.load(RELEASED, weights_only=True)
     own = CompactNet().state_dict()
@@ -223,13 +177,18 @@ def test_released_weights_are_the_networks_tensors_alone() -> None:
 def test_saved_weights_are_a_plain_state_dict_that_loads(tmp_path: Path) -> None:
     trained, fresh = small_network(seed=1), small_network(seed=2)
     path = tmp_path / "new" / "model.pt"
-    save_weights(ready_network(trained, "cpu"), path)
+    for _ in range(2):
+        save_weights(ready_network(trained, "cpu"), path)
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
-    state = torch.load(path, weights_only=True)
-    assert list(state) == list(trained.state_dict())
+    assert list(torch.load(path, weights_only=True)) == list(OWN)
     load_weights(fresh, str(path))
     for value, expected in zip(fresh.parameters(), trained.parameters(), strict=True):
         assert torch.equal(value, expected)
+    with pytest.raises(OutputError, match="expected a folder that can be written to"):
+        save_weights(trained, path / "model.pt")
+    other = tmp_path / "other.pt"
+    save_weights(trained, other)
+    assert other.read_bytes() == path.read_bytes(), "a name or a time is written into the file"
 
 
 def test_interrupted_saving_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,18 +196,13 @@ def test_interrupted_saving_leaves_the_former_file(tmp_path: Path, monkeypatch: 
     save_weights(small_network(seed=1), path)
     before = path.read_bytes()
 
-    def fill_the_disk(state: object, file: io.BufferedWriter) -> None:
-        file.write(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nsecond line")
+    def fill_the_disk(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fill_the_disk)
-    with pytest.raises(CheckpointError, match=r"got RuntimeError \(.*data/0\); choose another folder, or make room"):
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OutputError, match=r"model\.pt: expected room for \d+ bytes .*No space left"):
         save_weights(small_network(seed=2), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="expected a place to write weights to"):
-        save_weights(small_network(), tmp_path / "file" / "model.pt")

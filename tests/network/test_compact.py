@@ -37,24 +37,6 @@ def test_moving_the_window_by_16_voxels_moves_the_maps_and_its_size_changes_noth
     assert difference[0] > 1e-2, "the border shows nowhere: the law would hold for a network that sees one cell"
 
 
-def test_moving_the_window_by_8_voxels_is_another_function() -> None:
-    """Why windows and paddings keep to multiples of 16."""
-    network = as_if_trained(small(layers=1))
-    image = noise(1, 1, 480, 16, 32)
-    with torch.no_grad():
-        one, other = network(image[:, :, 8:456])[:, :, 4:], network(image[:, :, 16:464])[:, :, :-4]
-    assert (one - other)[:, :, 104:-104].abs().max() > 100 * TOLERANCE
-
-
-def test_voxels_within_a_cell_are_told_apart() -> None:
-    """The stem reads 2³ voxels as channels: swapping the two of each pair along i must change the maps."""
-    network = as_if_trained(small())
-    image = noise(1, 1, 16, 32, 48)
-    swapped = image.reshape(1, 1, 8, 2, 32, 48).flip(3).reshape(image.shape)
-    with torch.no_grad():
-        assert (network(image) - network(swapped)).abs().max() > 1e-2
-
-
 def test_without_layers_the_maps_still_come_from_all_levels() -> None:
     network = as_if_trained(small(layers=0))
     image = noise(1, 1, 32, 48, 64)

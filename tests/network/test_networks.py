@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -61,15 +60,15 @@ def full(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_one_set_of_maps_at_half_the_size(name: str, shape: tuple[int, int, int]) -> None:
+def test_one_set_of_maps_at_half_the_size(name: str) -> None:
     network = as_if_trained(build(SMALL[name]))
-    with torch.no_grad():
-        maps = network(noise(2, 1, *shape))
-    assert maps.shape == (2, CHANNELS.get(name, 6), *(n // network.stride for n in shape))
-    assert maps.shape[1] == network.out_channels
-    assert maps.isfinite().all()
-    assert maps.std() > 0.1
+    for shape in SHAPES:
+        with torch.no_grad():
+            maps = network(noise(2, 1, *shape))
+        assert maps.shape == (2, CHANNELS.get(name, 6), *(n // network.stride for n in shape))
+        assert maps.shape[1] == network.out_channels
+        assert maps.isfinite().all()
+        assert maps.std() > 0.1
 
 
 @pytest.mark.parametrize("shape", [(24, 32, 32), (32, 34, 32), (32, 32, 31), (8, 16, 16), (100, 96, 96)])
@@ -79,19 +78,6 @@ def test_sizes_that_are_no_multiples_of_16_are_refused(small: nn.Module, shape: 
         small(torch.zeros(1, 1, *shape))
 
 
-def test_same_input_gives_same_output(full: nn.Module) -> None:
-    image = noise(1, 1, 32, 16, 48)
-    with torch.no_grad():
-        assert torch.equal(full(image), full(image.clone()))
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_seed_decides_the_network(name: str) -> None:
-    one, same, other = (build(SMALL[name], seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    assert not all(torch.equal(one[key], other[key]) for key in one)
-
-
 def test_items_of_a_batch_do_not_see_each_other(small: nn.Module) -> None:
     batch = noise(3, 1, 16, 32, 48)
     with torch.no_grad():
@@ -99,43 +85,33 @@ def test_items_of_a_batch_do_not_see_each_other(small: nn.Module) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=TOLERANCE)
 
 
-def test_items_of_a_batch_do_not_see_each_other_in_full_size(full: nn.Module) -> None:
-    batch = noise(2, 1, 16, 32, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(full(batch)[1:], full(batch[1:]), rtol=0, atol=TOLERANCE)
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_gradient_reaches_every_parameter(name: str) -> None:
     """The level embedding joins the queries only, which fresh attention does not look at."""
     network = as_if_trained(build(SMALL[name])).train()
     network(noise(2, 1, 32, 32, 48)).square().mean().backward()
-    for parameter_name, parameter in network.named_parameters():
-        if (name, parameter_name) == WITHOUT_QUERIES:
-            assert parameter.grad is None
-        else:
-            assert parameter.grad is not None, parameter_name
-            assert parameter.grad.abs().max() > 0, parameter_name
+    without = [(name, own) for own, one in network.named_parameters() if one.grad is None or not one.grad.any()]
+    assert without == ([WITHOUT_QUERIES] if name == WITHOUT_QUERIES[0] else [])
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_nodules_are_rare_before_training(name: str) -> None:
-    network = build(FULL[name]).eval()
     with torch.no_grad():
-        logits = network(noise(1, 1, 32, 32, 32))[:, 0]
+        logits = build(FULL[name]).eval()(noise(1, 1, 32, 32, 32))[:, 0]
     assert torch.sigmoid(logits).mean().item() == pytest.approx(PRIOR_PROBABILITY, rel=0.1)
-    bias = network.get_parameter("detect.bias")
-    assert bias[0].item() == pytest.approx(math.log(0.01 / 0.99))
 
 
 # --- other precisions and layouts -------------------------------------------------------------------------------------
 
 
-def test_channels_last_gives_the_same_maps(full: nn.Module) -> None:
-    image = noise(1, 1, 32, 16, 48)
+def test_channels_last_and_another_item_in_the_batch_give_the_same_maps(full: nn.Module) -> None:
+    batch = noise(2, 1, 16, 32, 48)
     ready = ready_network(copy.deepcopy(full), "cpu")
     with torch.no_grad():
-        torch.testing.assert_close(ready(image), full(image), rtol=0, atol=TOLERANCE)
+        maps = full(batch)
+        assert torch.equal(maps, full(batch.clone()))
+        torch.testing.assert_close(ready(batch), maps, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(full(batch[1:]), maps[1:], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "most", "mean"), [("compact", 0.15, 0.015), ("paper", 0.3, 0.04)])
@@ -157,23 +133,18 @@ def test_bfloat16_stays_close_to_float32(name: str, most: float, mean: float) ->
 # --- other runtimes ---------------------------------------------------------------------------------------------------
 
 
-def test_scripted_network_equals_the_eager_one(small: nn.Module) -> None:
+def test_scripted_and_exported_networks_equal_the_eager_one(small: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 announces the end of scripting
         scripted = torch.jit.script(small)
-    for number, shape in enumerate(SHAPES):
-        image = noise(2, 1, *shape, seed=number)
-        with torch.no_grad():
-            torch.testing.assert_close(scripted(image), small(image), rtol=0, atol=TOLERANCE)
+    with torch.no_grad():
+        exported = torch.export.export(small, (noise(2, 1, *SHAPES[0]),)).module()
+        for number, shape in enumerate(SHAPES):
+            image = noise(2, 1, *shape, seed=number + 1)
+            for other in (scripted, exported) if shape == SHAPES[0] else (scripted,):
+                torch.testing.assert_close(other(image), small(image), rtol=0, atol=TOLERANCE)
     with pytest.raises(Exception, match=r"multiples of 16 voxels, got \(16, 16, 24\)"):
         scripted(torch.zeros(1, 1, 16, 16, 24))
-
-
-def test_exported_program_equals_the_network(small: nn.Module) -> None:
-    example, image = noise(2, 1, 16, 32, 48), noise(2, 1, 16, 32, 48, seed=1)
-    with torch.no_grad():
-        exported = torch.export.export(small, (example,)).module()
-        torch.testing.assert_close(exported(image), small(image), rtol=0, atol=TOLERANCE)
 
 
 def onnx_session(network: nn.Module, example: Tensor, path: Path) -> onnxruntime.InferenceSession:

@@ -26,22 +26,19 @@ from scripts.search.inferer import (
 from scripts.search.tiles import Tiling, blocks_near, plan_windows
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
-def test_named_precision_is_taken(name: str) -> None:
-    assert choose_precision(name, "cpu") == getattr(torch, name)
-    assert choose_precision(name, torch.device("cuda:0")) == getattr(torch, name)
+@pytest.mark.parametrize(("name", "device"), [("float32", "cpu"), ("bfloat16", "cpu"), ("float16", "cuda")])
+def test_named_precision_is_taken(name: str, device: str) -> None:
+    assert choose_precision(name, torch.device(device)) == getattr(torch, name)
 
 
-def test_half_precision_needs_a_gpu() -> None:
-    assert choose_precision("float16", "cuda") == torch.float16
-    with pytest.raises(UserError, match=r"one of auto, float32, bfloat16 on cpu, got 'float16'"):
-        choose_precision("float16", "cpu")
-
-
-@pytest.mark.parametrize("name", ["half", "Float32", "", "float64"])
-def test_unknown_precision_is_refused_and_the_known_ones_listed(name: str) -> None:
-    with pytest.raises(ValueError, match=f"one of auto, float32, bfloat16, float16 on cuda, got '{name}'"):
-        choose_precision(name, "cuda")
+@pytest.mark.parametrize(
+    ("name", "device", "known"),
+    [("float16", "cpu", "auto, float32, bfloat16 on cpu")]
+    + [(name, "cuda", "auto, float32, bfloat16, float16 on cuda") for name in ("half", "Float32", "", "float64")],
+)
+def test_other_precisions_are_refused_and_the_known_ones_listed(name: str, device: str, known: str) -> None:
+    with pytest.raises(UserError, match=f"one of {known}, got '{name}'"):
+        choose_precision(name, device)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +53,7 @@ def test_unknown_precision_is_refused_and_the_known_ones_listed(name: str) -> No
 def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: torch.dtype) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert choose_precision("auto", "cpu") == expected
+    assert choose_precision("auto", "mps") == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -78,10 +76,6 @@ def test_auto_takes_what_the_gpu_multiplies_itself(
     assert choose_precision("auto", "cuda:0") == expected
 
 
-def test_auto_is_float32_elsewhere() -> None:
-    assert choose_precision("auto", "mps") == torch.float32
-
-
 class Watched(nn.Module):
     """A convolution that notes the type it computes in."""
 
@@ -101,24 +95,13 @@ class Watched(nn.Module):
 def test_network_runs_in_the_precision_and_answers_in_float32(name: str) -> None:
     network, image = Watched(), torch.randn(1, 1, 4, 6, 8, generator=torch.Generator().manual_seed(1))
     answer = PrecisionInferer(SimpleInferer(), name)(image, network)
-    assert network.seen == [PRECISIONS[name]]
     assert answer.dtype == torch.float32
     tolerance = 0.0 if name == "float32" else 0.02
     torch.testing.assert_close(answer, network(image), rtol=tolerance, atol=tolerance)
-
-
-def test_autocast_ends_with_the_call() -> None:
-    network, image = Watched(), torch.zeros(1, 1, 4, 6, 8)
-    PrecisionInferer(SimpleInferer(), "bfloat16")(image, network)
-    network(image)
-    assert network.seen == [torch.bfloat16, torch.float32]
-
-
-def test_unknown_precision_is_refused_before_the_network_runs() -> None:
-    network = Watched()
+    assert network.seen == [PRECISIONS[name], torch.float32]  # with the call autocast ends
     with pytest.raises(ValueError, match="'double'"):
-        PrecisionInferer(SimpleInferer(), "double")(torch.zeros(1, 1, 4, 6, 8), network)
-    assert network.seen == []
+        PrecisionInferer(SimpleInferer(), "double")(image, network)
+    assert len(network.seen) == 2
 
 
 def test_further_arguments_reach_the_inner_inferer() -> None:
@@ -226,14 +209,7 @@ def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
     assert not near[:, 1:, 16:].any()
 
 
-def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
-    sizes = {(160, 0.1): (10, 1), (96, 0.1): (6, 1), (96, 0.25): (6, 2), (64, 0.5): (4, 2), (96, 0.0): (6, 0)}
-    for (size, overlap), blocks in sizes.items():
-        inferer = WindowInferer([size] * 3, overlap, 2)
-        assert (inferer.size[0], inferer.shared[0]) == blocks
-
-
-@pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, 1.0), (96, -0.5), (40, 0.0), (0, 0.1)])
+@pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, -0.5), (40, 0.0), (0, 0.1)])
 def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
         WindowInferer([size] * 3, overlap, 2)
@@ -273,13 +249,17 @@ class Hungry(Far):
 def test_too_little_memory_for_several_windows_gives_the_same_one_by_one() -> None:
     image = _image(64, 64, 64)
     inferer = WindowInferer(WINDOW, 0.0, 2, at_once=4)
+    wrapped = PrecisionInferer(inferer, "float32")
     with torch.no_grad():
-        plenty, scarce = inferer(image, Far()), inferer(image, Hungry(most=1))
-    torch.testing.assert_close(scarce, plenty, rtol=0, atol=2e-5)
-    assert inferer.remarks == ("cpu has too little memory for 4 windows of the network at once",)
-    with torch.no_grad():
-        inferer(image, Far())
-    assert inferer.remarks == ()  # of the last image
+        plenty = wrapped(image, Far())
+        assert wrapped.remarks == PrecisionInferer(SimpleInferer(), "float32").remarks == ()
+        scarce = wrapped(image, Hungry(most=1))
+        torch.testing.assert_close(scarce, plenty, rtol=0, atol=2e-5)
+        assert wrapped.remarks == ("cpu has too little memory for 4 windows of the network at once",)
+        with pytest.raises(MemoryError, match="cpu: too little memory for one window"):
+            inferer(image, Hungry(most=0))
+        wrapped(image, Far())
+    assert wrapped.remarks == ()  # of the last image
 
 
 def test_too_little_memory_on_the_device_is_searched_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,20 +273,6 @@ def test_too_little_memory_on_the_device_is_searched_on_the_cpu(monkeypatch: pyt
         found = PrecisionInferer(inferer, "float32")(image, network)
         torch.testing.assert_close(found, inferer(image, Far()), rtol=0, atol=2e-5)
     assert moves == ["cpu", "cpu"]  # there, and back to the image's device
-
-
-def test_what_the_windows_remark_is_told() -> None:
-    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=2)
-    wrapped = PrecisionInferer(inferer, "float32")
-    with torch.no_grad():
-        wrapped(_image(64, 32, 32), Hungry(most=1))
-    assert len(wrapped.remarks) == 1
-    assert PrecisionInferer(SimpleInferer(), "float32").remarks == ()
-
-
-def test_no_memory_at_all_is_an_error() -> None:
-    with pytest.raises(MemoryError, match="cpu: too little memory for one window"):
-        WindowInferer(WINDOW, 0.0, 2)(_image(32, 32, 32), Hungry(most=0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -340,8 +306,6 @@ def test_a_whole_scan_goes_to_the_inferer_with_its_lungs() -> None:
 def test_float16_is_not_trained_in() -> None:
     with pytest.raises(PrecisionError, match="expected auto, float32 or bfloat16 in training, got 'float16'"):
         PrecisionInferer(SimpleInferer(), "float16", training=True)
-    for precision in ("auto", "float32", "bfloat16"):
-        PrecisionInferer(SimpleInferer(), precision, training=True)
 
 
 @pytest.mark.parametrize(("edge", "expected"), [(32, torch.float32), (48, torch.bfloat16)])
@@ -349,16 +313,9 @@ def test_crops_whose_bfloat16_gradients_would_be_wrong_are_trained_in_float32(
     edge: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scripts.search.inferer.choose_precision", lambda *_: torch.bfloat16)
-    seen = []
-
-    def network(image: Tensor) -> Tensor:
-        answer = nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
-        seen.append(answer.dtype)
-        return answer
-
-    crop = torch.zeros(1, 1, edge, edge, edge)
+    network, crop = Watched(), torch.zeros(1, 1, edge, edge, edge)
     PrecisionInferer(SimpleInferer(), "auto", training=True)(crop, network)
-    assert seen == [expected]
+    assert network.seen == [expected]
     if edge == 32:
         with pytest.raises(PrecisionError, match="expected crops of 48 voxels or more on a CPU"):
             PrecisionInferer(SimpleInferer(), "bfloat16", training=True)(crop, network)

@@ -113,28 +113,7 @@ def test_turn_then_target_is_target_then_turn(turn: Turn, seed_of_turn: dict[Tur
     assert positives > 20
 
 
-# --- rotation and scale: as exact as reading between voxels is -------------------------------------------------------
-
-
-@pytest.mark.parametrize("zoom", [0.8, 1.0, 1.25])
-@pytest.mark.parametrize("rotate_degrees", [0.0, 15.0])
-def test_diameters_grow_as_the_image_does(zoom: float, rotate_degrees: float) -> None:
-    """The sum of a soft ball grows with the third power of its diameter; its centroid stays on its row."""
-    shape = np.array([56, 60, 64])
-    row = np.array([30.25, 27.5, 34.0, 12.0], dtype=np.float32)
-    apart = np.linalg.norm(np.indices(shape) - row[:3].reshape(3, 1, 1, 1), axis=0)
-    ball = (100.0 * np.clip(row[3] / 2 + 1.5 - apart, 0, 3)).astype(np.float32)
-    item = {"image": ball, "nodule": row[None], "label": np.array([NODULE]), "centre": (shape - 1) / 2}
-    crop = RandomCropd(41, jitter=0.0, turns=True, rotate_degrees=rotate_degrees, scale=(zoom, zoom))
-    for seed in range(6):
-        crop.set_random_state(seed)
-        out = crop(item)
-        image, (moved,) = out["image"][0].astype(np.float64), out["nodule"]
-        grown = np.cbrt(image.sum() / ball.sum(dtype=np.float64))
-        assert grown == pytest.approx(moved[3] / row[3], rel=2e-3)
-        assert grown == pytest.approx(zoom, rel=2e-3)
-        centroid = (np.indices(image.shape) * image).sum(axis=(1, 2, 3)) / image.sum()
-        np.testing.assert_allclose(centroid, moved[:3], atol=0.02)
+# --- rotation ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most() -> None:
@@ -212,13 +191,9 @@ def noisy_lung() -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).normal(LUNG_HU, 60.0, (SIZE,) * 3).astype(np.float32)
 
 
-def test_these_are_all_random_changes_of_intensity_in_the_graph() -> None:
-    names = step_names(graph())
-    assert [name for name in names if name.startswith("Rand")] == list(INTENSITY)
-
-
 @pytest.mark.parametrize("name", INTENSITY)
 def test_intensity_changes_the_image_and_nothing_else(name: str) -> None:
+    assert [step for step in step_names(graph()) if step.startswith("Rand")] == list(INTENSITY)  # there are no others
     item = {
         "image": noisy_lung()[None],
         "mask": np.random.default_rng(1).integers(0, 3, (1, SIZE, SIZE, SIZE)).astype(np.uint8),
@@ -227,22 +202,14 @@ def test_intensity_changes_the_image_and_nothing_else(name: str) -> None:
         "has_mask": np.array(True),
     }
     before = {key: value.copy() for key, value in item.items()}
-    for seed in SEEDS:
-        out = change(name, item, seed)
-        assert set(out) == set(item)
-        for key, value in before.items():
-            np.testing.assert_array_equal(item[key], value)
-            if key != "image":
-                np.testing.assert_array_equal(out[key], value)
-        image = np.asarray(out["image"])
-        assert image.shape == before["image"].shape
-        assert image.dtype == np.float32
-        assert np.isfinite(image).all()
-        assert not np.array_equal(image, before["image"])
-
-
-def test_without_chance_the_image_stays() -> None:
-    np.testing.assert_array_equal(changed(None, noisy_lung()), noisy_lung())
+    out = change(name, item)
+    assert set(out) == set(item)
+    for key, value in before.items():
+        np.testing.assert_array_equal(item[key], value)
+        assert np.array_equal(out[key], value) == (key != "image")
+    assert (out["image"].shape, np.asarray(out["image"]).dtype) == (before["image"].shape, np.float32)
+    assert np.isfinite(np.asarray(out["image"])).all()
+    np.testing.assert_array_equal(change(None, item)["image"], before["image"])
 
 
 @pytest.mark.parametrize("hu", [-1000.0, LUNG_HU, TISSUE_HU])
@@ -253,66 +220,18 @@ def test_blur_and_sharpening_keep_hu_levels_up_to_the_border(name: str, hu: floa
         np.testing.assert_allclose(image, hu, rtol=5e-4)
 
 
-@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
-def test_blur_and_sharpening_move_nothing(name: str) -> None:
-    """A symmetric blob keeps its centroid and its sum."""
-    for seed, centre in zip(SEEDS, itertools.permutations((9, 11, 14)), strict=True):
-        apart = np.square(np.indices((SIZE,) * 3) - np.reshape(centre, (3, 1, 1, 1))).sum(axis=0)
-        blob = (900.0 * np.exp(-apart / (2 * 1.5**2))).astype(np.float32)
-        after = changed(name, LUNG_HU + blob, seed) - LUNG_HU
-        rest = after - after[0, 0, 0]  # the kernels of MONAI sum to 1 - 1e-4: the level moves by 0.1 HU
-        centroid = (np.indices(rest.shape) * rest).sum(axis=(1, 2, 3)) / rest.sum()
-        np.testing.assert_allclose(centroid, centre, atol=0.01)
-        assert rest.sum() == pytest.approx(blob.sum(dtype=np.float64), rel=2e-3)
-
-
 @pytest.mark.parametrize("axis", range(3))
 def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) -> None:
-    """From lung to tissue in one step: blur makes the step smaller, sharpening steeper, with an overshoot."""
+    """From lung to tissue in one step; thick slices blur the third axis alone."""
     edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
     np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
-    step = TISSUE_HU - LUNG_HU
     for seed in SEEDS:
-        blurred, sharp = (np.moveaxis(changed(name, edge, seed), axis, 0) for name in (BLUR, SHARPEN))
-        assert np.diff(blurred, axis=0).max() < 0.95 * step
-        assert np.ptp(blurred) < 1.001 * step
-        assert np.diff(sharp, axis=0).max() > 1.05 * step
-        assert sharp[SIZE // 2 - 4 : SIZE // 2].min() < LUNG_HU - 0.01 * step
-        assert sharp[SIZE // 2 : SIZE // 2 + 4].max() > TISSUE_HU + 0.01 * step
-        assert np.diff(sharp, axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
-
-
-def test_thick_slices_blur_one_axis_alone() -> None:
-    """The crop's third axis, which after the quarter turns may be any of the scan's."""
-    for axis in range(3):
-        edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
-        np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
-        for seed in SEEDS:
-            steepest = np.diff(np.moveaxis(changed(THICK, edge, seed), axis, 0), axis=0).max() / (TISSUE_HU - LUNG_HU)
-            assert steepest < 0.6 if axis == 2 else steepest > 0.75
-
-
-@pytest.mark.parametrize("name", [STRONG_NOISE, NOISE])
-def test_noise_has_no_mean_and_the_strength_of_the_graph(name: str) -> None:
-    largest = graph()["augmentation#transforms"][step_names(graph()).index(name)]["std"]
-    strengths = []
-    for seed in range(20):
-        noise = changed(name, noisy_lung(), seed) - noisy_lung()
-        strengths.append(noise.std())
-        assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
-        assert abs(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1]) < 0.05  # each voxel has its own
-    assert 0 < min(strengths) < max(strengths) < 1.02 * largest
-
-
-def test_scaling_multiplies_and_shifting_adds_the_same_everywhere() -> None:
-    image = noisy_lung()
-    factors = [changed(SCALE, image, seed) / image for seed in range(20)]
-    shifts = [changed(SHIFT, image, seed) - image for seed in range(20)]
-    for factor, shift in zip(factors, shifts, strict=True):
-        np.testing.assert_allclose(factor, factor[0, 0, 0], rtol=1e-6)
-        np.testing.assert_allclose(shift, shift[0, 0, 0], atol=1e-3)
-    assert 0.95 <= min(f.min() for f in factors) < 1 < max(f.max() for f in factors) <= 1.05
-    assert -40.01 <= min(s.min() for s in shifts) < 0 < max(s.max() for s in shifts) <= 40.01
+        after = [np.moveaxis(changed(name, edge, seed), axis, 0) for name in (BLUR, THICK, SHARPEN)]
+        blurred, thick, sharp = (np.diff(image, axis=0).max() / (TISSUE_HU - LUNG_HU) for image in after)
+        assert blurred < 0.95
+        assert thick < 0.6 if axis == 2 else thick > 0.75
+        assert sharp > 1.05
+        assert np.diff(after[2], axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
 
 
 def test_hu_become_what_the_network_reads() -> None:

@@ -25,7 +25,6 @@ from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
     ClassificationLoss,
-    EpochHandler,
     GradientClip,
     MaskLoss,
     NoduleLoss,
@@ -43,17 +42,9 @@ from scripts.train.checkpoints import StateError
 from scripts.train.dataset import EpochSampler
 from scripts.train.handlers import BrokenLossError
 
+pytestmark = pytest.mark.usefixtures("quiet_engines")
+
 ITERATIONS = 3  # per epoch
-
-
-@pytest.fixture(autouse=True)
-def _quiet_engines() -> Iterator[None]:
-    """MONAI's engines add handlers to their loggers and set levels; put all of them back."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 class Stream(Dataset):
@@ -96,7 +87,7 @@ class Run:
             optimizer=optimizer,
             loss_function=torch.nn.MSELoss(),
             train_handlers=[
-                EpochHandler(sampler),
+                sampler,
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
                 WeightAverage(self.average, self.network),
                 *(handlers or []),
@@ -204,14 +195,10 @@ def _one_step(max_norm: float) -> np.ndarray:
 
 def test_gradients_are_clipped_to_their_norm_and_keep_their_direction() -> None:
     free, clipped = _one_step(1e9), _one_step(0.25)
-    assert np.linalg.norm(free) > 1
-    assert np.linalg.norm(clipped) == pytest.approx(0.25, rel=1e-4)
-    np.testing.assert_allclose(clipped, free * 0.25 / np.linalg.norm(free), rtol=1e-3)
-
-
-def test_gradients_below_the_norm_stay() -> None:
-    free = _one_step(1e9)
-    np.testing.assert_array_equal(_one_step(float(np.linalg.norm(free)) + 1), free)
+    norm = float(np.linalg.norm(free))
+    assert norm > 1
+    np.testing.assert_allclose(clipped, free * 0.25 / norm, rtol=1e-3)
+    np.testing.assert_array_equal(_one_step(norm + 1), free)
 
 
 def _rates(run: Run) -> list[float]:
@@ -254,12 +241,20 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "length", "said"),
+    [
+        (4, 5, "expected epochs of 5 steps, got a training with epochs of 3; go on with"),
+        (1, ITERATIONS, "expected a training of at most 1 epochs, got one after epoch 2; raise"),
+        (4, ITERATIONS, "expected the state of this training, got a file .* --output_dir"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(tmp_path: Path, epochs: int, length: int, said: str) -> None:
     Run(tmp_path / "state.pt", 2).trainer.run()
-    with pytest.raises(StateError, match=r"expected epochs of 5 steps, got a training with epochs of 3; go on with"):
-        Run(tmp_path / "state.pt", 4, length=5)
-    with pytest.raises(StateError, match=r"expected a training of at most 1 epochs, got one after epoch 2; raise"):
-        Run(tmp_path / "state.pt", 1)
+    if "a file" in said:
+        torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
+    with pytest.raises(StateError, match=rf"state\.pt: {said}"):
+        Run(tmp_path / "state.pt", epochs, length=length)
 
 
 # --- averaged weights
@@ -297,17 +292,13 @@ def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
 # --- broken losses
 
 
-class Poison:
-    """Makes the loss NaN in one iteration, as a division by zero in it would."""
+def _poison(run: Run, iteration: int) -> None:
+    """Make the loss NaN in one iteration, as a division by zero in it would."""
 
-    def __init__(self, network: torch.nn.Module, iteration: int) -> None:
-        self.network, self.iteration = network, iteration
+    def poison(engine: Engine) -> None:
+        engine.state.batch["label"] *= float("nan")  # type: ignore[index, call-overload]
 
-    def attach(self, engine: Engine) -> None:
-        def poison(_: Engine) -> None:
-            engine.state.batch["label"] = engine.state.batch["label"] * float("nan")  # type: ignore[index, call-overload]
-
-        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), poison)
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), poison)
 
 
 def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path: Path) -> None:
@@ -315,14 +306,14 @@ def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         sound.trainer.run()
     run = Run(tmp_path / "state.pt", 1)
-    for handler in (Poison(run.network, ITERATIONS), StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt"))):
-        handler.attach(run.trainer)
+    _poison(run, ITERATIONS)
+    StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt")).attach(run.trainer)
     with pytest.raises(BrokenLossError, match=rf"iteration {ITERATIONS} \(epoch 1\): expected a finite loss, got nan"):
         run.trainer.run()
     kept = torch.load(tmp_path / "out" / "stopped.pt", weights_only=True)
     for name, value in sound.network.state_dict().items():
-        torch.testing.assert_close(kept[name], value, rtol=0, atol=0)
-        torch.testing.assert_close(run.network.state_dict()[name], value, rtol=0, atol=0)
+        assert torch.equal(kept[name], value)
+        assert torch.equal(run.network.state_dict()[name], value)
     assert not (tmp_path / "state.pt").exists()
 
 
@@ -341,69 +332,55 @@ def test_a_broken_gradient_of_a_sound_loss_ends_it_too(tmp_path: Path) -> None:
 
 
 class FakeValidator:
-    """Gives one score after the other."""
+    """Gives one score after the other; ``None`` for a validation without scans, which has no metric."""
 
-    def __init__(self, scores: list[float]) -> None:
+    def __init__(self, scores: list[float | None]) -> None:
         self.scores, self.epochs = list(scores), []  # type: ignore[var-annotated]
         self.state = type("State", (), {"metrics": {}})()
 
     def run(self, epoch: int) -> None:
         self.epochs.append(epoch)
-        self.state.metrics = {"score": self.scores[len(self.epochs) - 1]}
+        score = self.scores[len(self.epochs) - 1]
+        self.state.metrics = {} if score is None else {"score": score}
 
 
-def _validate(
-    folder: Path, scores: list[float], *, epochs: int = 4, interval: int = 1, patience: int = 0
-) -> tuple[FakeValidator, Engine, list[int]]:
-    """Run some epochs, each of which sets the only weight to its number; also the epoch whose weights were kept."""
+NAN = float("nan")
+FALLING = [0.1, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs", "interval", "patience", "validated", "kept"),
+    [
+        ([0.2, 0.6, 0.6, 0.5], 4, 1, 0, [1, 2, 3, 4], 2),  # the best, and of equals the first
+        ([0.1, 0.2, 0.3], 5, 2, 0, [2, 4, 5], 5),  # the last epoch whatever the interval
+        ([NAN, NAN, NAN], 3, 1, 1, [1, 2, 3], 3),  # without a metric the newest
+        ([None, None], 2, 1, 1, [1, 2], 2),
+        (FALLING, 6, 1, 0, [1, 2, 3, 4, 5, 6], 2),
+        (FALLING, 6, 1, 1, [1, 2, 3], 2),  # a training that no longer improves ends
+        (FALLING, 6, 1, 2, [1, 2, 3, 4], 2),
+    ],
+)
+def test_the_best_weights_are_kept(
+    scores: list[float | None],
+    epochs: int,
+    interval: int,
+    patience: int,
+    validated: list[int],
+    kept: int,
+    tmp_path: Path,
+) -> None:
+    """Of a network whose only weight is the number of the epoch."""
     network, validator = torch.nn.Linear(1, 1, bias=False), FakeValidator(scores)
-
-    def step(engine: Engine, _: Any) -> None:
-        torch.nn.init.constant_(network.weight, float(engine.state.epoch))
-
-    engine = Engine(step)
-    path = str(folder / "model.pt")
+    engine = Engine(lambda engine, _: torch.nn.init.constant_(network.weight, float(engine.state.epoch)))
+    path = str(tmp_path / "model.pt")
     Validation(validator, interval, network, path, metric="score", patience=patience).attach(engine)  # type: ignore[arg-type]
     engine.run([0], max_epochs=epochs)
-    kept = [int(torch.load(path, weights_only=True)["weight"])] if Path(path).exists() else []
-    return validator, engine, kept
-
-
-def test_the_best_weights_are_kept_and_of_equals_the_first(tmp_path: Path) -> None:
-    _, engine, kept = _validate(tmp_path, [0.2, 0.6, 0.6, 0.5])
-    assert kept == [2]
-    assert engine.state.best_validation == 0.6
-    assert engine.state.stale_validations == 2
-
-
-def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
-    validator, _, kept = _validate(tmp_path, [0.1, 0.2, 0.3], epochs=5, interval=2)
-    assert validator.epochs == [2, 4, 5]
-    assert kept == [5]
-
-
-def test_without_a_metric_the_newest_weights_are_kept(tmp_path: Path) -> None:
-    _, engine, kept = _validate(tmp_path, [float("nan")] * 3, epochs=3, patience=1)
-    assert kept == [3]
-    assert engine.state.best_validation is None
-    assert engine.state.epoch == 3
-
-
-def test_a_validation_without_scans_has_no_metric_and_keeps_the_newest_weights(tmp_path: Path) -> None:
-    network, validator = torch.nn.Linear(1, 1), FakeValidator([])
-    validator.run = lambda epoch: None  # type: ignore[method-assign]
-    engine = Engine(lambda engine, batch: None)
-    Validation(validator, 1, network, str(tmp_path / "m.pt"), metric="score", patience=1).attach(engine)  # type: ignore[arg-type]
-    engine.run([0], max_epochs=2)
-    assert (tmp_path / "m.pt").exists()
-    assert engine.state.epoch == 2
-
-
-@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4)])
-def test_a_training_that_no_longer_improves_ends(tmp_path: Path, patience: int, epochs: int) -> None:
-    validator, engine, kept = _validate(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2, 0.1], epochs=6, patience=patience)
-    assert validator.epochs[-1] == engine.state.epoch == epochs
-    assert kept == [2]
+    assert validator.epochs == validated
+    assert engine.state.epoch == validated[-1]
+    assert int(torch.load(path, weights_only=True)["weight"]) == kept
+    assert int(torch.load(tmp_path / "model_final.pt", weights_only=True)["weight"]) == validated[-1]
+    best = [score for score in scores if score is not None and not np.isnan(score)]
+    assert engine.state.best_validation == (max(best) if best else None)
 
 
 def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
@@ -424,16 +401,26 @@ def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
     assert (tmp_path / "model.pt").read_bytes() == kept
 
 
-def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
-    torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
-    with pytest.raises(StateError, match=r"state\.pt: expected the state of this training, got a file .* --output_dir"):
-        Run(tmp_path / "state.pt", 1)
-
-
 # --- the log
 
 
-def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
+@pytest.mark.parametrize(
+    ("interval", "done", "batches", "expected"),
+    [
+        (
+            *(2, 0, [1.0, 2.0, 3.0, 5.0, 7.0]),
+            [
+                "step 2 of 5: loss 16.5000, class 1.5000, mask 15.0000",
+                "step 4 of 5: loss 44.0000, class 4.0000, mask 40.0000",
+            ],
+        ),
+        (3, 4, [2.0, 4.0], ["step 6 of 6: loss 33.0000, class 3.0000, mask 30.0000"]),  # after a resume
+    ],
+)
+def test_the_log_tells_means_of_an_interval_and_how_long_a_step_waits_for_data(
+    interval: int, done: int, batches: list[float], expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps that do nothing but wait 0.05 s for their data."""
     loss = NoduleLoss(ClassificationLoss(), RegressionLoss(), MaskLoss())
 
     def step(_: Engine, batch: float) -> dict[str, torch.Tensor]:
@@ -441,47 +428,22 @@ def _log_steps(interval: int, first_iteration: int, losses: list[float], caplog:
         return {"loss": torch.tensor(11 * batch)}
 
     def slowly() -> Iterator[float]:
-        for value in losses:
+        for value in batches:
             time.sleep(0.05)
             yield value
 
     engine = Engine(step)
     StepLog(loss, interval).attach(engine)
-    engine.state.iteration = first_iteration
-    engine.state.epoch, engine.state.max_epochs, engine.state.epoch_length = 0, 1, first_iteration + len(losses)
+    engine.state.iteration = done
+    engine.state.epoch, engine.state.max_epochs, engine.state.epoch_length = 0, 1, done + len(batches)
     with caplog.at_level(logging.INFO, logger="scripts.train"):
         engine.run(slowly())
-    return [record.getMessage() for record in caplog.records if record.name.startswith("scripts.train")]
-
-
-def test_losses_are_logged_as_means_of_their_interval(caplog: pytest.LogCaptureFixture) -> None:
-    lines = _log_steps(2, 0, [1.0, 2.0, 3.0, 5.0, 7.0], caplog)
-    assert [line.split(";")[0] for line in lines] == [
-        "step 2 of 5: loss 16.5000, class 1.5000, mask 15.0000",
-        "step 4 of 5: loss 44.0000, class 4.0000, mask 40.0000",
-    ]
-
-
-def test_losses_after_a_resume_are_means_of_what_ran(caplog: pytest.LogCaptureFixture) -> None:
-    lines = _log_steps(3, 4, [2.0, 4.0], caplog)
-    assert [line.split(";")[0] for line in lines] == ["step 6 of 6: loss 33.0000, class 3.0000, mask 30.0000"]
-
-
-def test_the_log_says_how_long_a_step_takes_and_waits_for_data(caplog: pytest.LogCaptureFixture) -> None:
-    """Steps that do nothing but wait 0.05 s for their data."""
-    (line,) = _log_steps(4, 0, [1.0] * 5, caplog)
-    seconds, waiting, left = re.search(r"([\d.]+) s a step, (\d+) % of it waiting for data, (.*) left", line).groups()  # type: ignore[union-attr]
-    assert 0.05 <= float(seconds) < 0.5
-    assert int(waiting) > 80
-    assert re.fullmatch(r"0\.\d s", left)
-
-
-def test_epoch_handler_names_the_epoch_that_begins() -> None:
-    sampler, epochs = EpochSampler(2), []
-    engine = Engine(lambda engine, batch: epochs.append(sampler.epoch))
-    EpochHandler(sampler).attach(engine)
-    engine.run([0, 1], max_epochs=3)
-    assert epochs == [1, 1, 2, 2, 3, 3]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("scripts.train")]
+    assert [line.split(";")[0] for line in told] == expected
+    for line in told:
+        found = re.search(r"; ([\d.]+) s a step, (\d+) % of it waiting for data, \d\.\d s left", line)
+        assert 0.05 <= float(found[1]) < 0.5
+        assert int(found[2]) > 80
 
 
 def test_pairing_gives_world_positions_without_padding() -> None:
@@ -495,28 +457,17 @@ def test_pairing_gives_world_positions_without_padding() -> None:
     }
     candidates, truth = PairWithTruthd()(data)["pred"]
     assert candidates == ("kept as they are",)
-    np.testing.assert_allclose(
-        truth.centres_ras_mm, [[6, -4, 5], [10, -5, 3]]
-    )  # x = 10 - 2 j, y = i - 5, z = k / 2 + 3
+    expected = [[6, -4, 5], [10, -5, 3]]  # x = 10 - 2 j, y = i - 5, z = k / 2 + 3
+    np.testing.assert_allclose(truth.centres_ras_mm, expected)
     np.testing.assert_allclose(truth.diameters_mm, [6, 8])
     assert truth.is_nodule.tolist() == [True, False]
     assert isinstance(data["pred"], torch.Tensor)
-
-
-def test_pairing_takes_a_scan_without_nodules() -> None:
-    image = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4, dtype=torch.float64))
-    data = {"image": image, "nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64), "candidates": []}
-    truth = PairWithTruthd()(data)["pred"][1]
-    assert truth.centres_ras_mm.shape == (0, 3)
-    assert truth.is_nodule.shape == (0,)
+    nothing = {"nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64), "candidates": []}
+    assert PairWithTruthd()({**data, **nothing})["pred"][1].centres_ras_mm.shape == (0, 3)
 
 
 def test_a_batch_is_split_into_input_and_target() -> None:
     batch = {name: torch.ones(2) * n for n, name in enumerate(("image", "nodule", "label", "mask", "has_mask"))}
     image, target = prepare_training_batch(batch, torch.device("meta"), False)
     assert set(target) == {"nodule", "label", "mask", "has_mask"}
-    assert image.device.type == "meta"
-    assert all(value.device.type == "meta" for value in target.values())
-    image, target = prepare_training_batch(batch, torch.device("cpu"), True)
-    assert image is batch["image"]
-    assert target["mask"] is batch["mask"]
+    assert {value.device.type for value in (image, *target.values())} == {"meta"}

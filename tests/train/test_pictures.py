@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY, Mock
 
 import numpy as np
 import pytest
@@ -49,34 +50,25 @@ def outlined_maps(centre: tuple[int, int, int], radius: int) -> torch.Tensor:
 
 
 def test_close_ups_show_the_largest_nodules_and_the_strongest_false_findings() -> None:
-    nodules = [[10, 10, 10, 5], [40, 40, 40, 20], [60, 20, 30, 8], [20, 50, 30, 4]]
+    nodules = [[10, 10, 10, 5], [40, 40, 40, 20], [60, 20, 30, 8], [20, 50, 30, 4], [50, 50, 50, 30]]
+    label = np.array([NODULE] * 4 + [IGNORED])
     found = [candidate((41, 42, 40), 18, 0.9), candidate((70, 60, 50), 5, 0.7), candidate((10, 10, 14), 5, 0.6)]
-    sights = Scene.of(item(nodules, found), 2, 1).sights()
+    sights = Scene(item(nodules, found, label=label), 2, 1).sights()
     assert [title for _, title in sights] == [
         "nodule of 20 mm: found, p = 0.90",
         "nodule of 8 mm: missed",
         "nodule of 5 mm: missed",
         "false finding, p = 0.70",
     ]
-    np.testing.assert_allclose([centre for centre, _ in sights[:1]], [[40, 40, 40]])
-    np.testing.assert_allclose(sights[3][0], [70, 60, 50])
-
-
-def test_ignored_findings_are_no_nodules() -> None:
-    scene = Scene.of(item([[10, 10, 10, 5]], [], label=np.array([IGNORED])), 2, 1)
-    assert scene.sights() == []
+    np.testing.assert_allclose([sights[0][0], sights[3][0]], [[40, 40, 40], [70, 60, 50]])
 
 
 def test_marks_lie_at_their_places_right_on_the_left() -> None:
-    scene = Scene.of(item([[40, 30, 20, 10]], [candidate((42, 31, 20), 9, 0.8)]), 2, 1)
+    scene = Scene(item([[40, 30, 20, 10]], [candidate((42, 31, 20), 9, 0.8)]), 2, 1)
     overview, close_up = draw_scenes([scene]).axes[:2]
-    rings = {ring.get_edgecolor(): ring for ring in overview.patches}
-    assert len(rings) == 2
-    colours = [to_rgba(c) for c in (TRUE, FOUND)]
-    assert rings[colours[0]].center == pytest.approx((40, 20))
-    assert rings[colours[1]].center == pytest.approx((42, 20))
-    left, right = overview.get_xlim()
-    bottom, top = overview.get_ylim()
+    rings = {ring.get_edgecolor(): ring.center for ring in overview.patches}
+    assert rings == {to_rgba(TRUE): pytest.approx((40, 20)), to_rgba(FOUND): pytest.approx((42, 20))}
+    (left, right), (bottom, top) = overview.get_xlim(), overview.get_ylim()
     assert left > right  # i grows to the patient's right, which is on the left
     assert bottom < top
     (ring,) = close_up.patches
@@ -87,7 +79,7 @@ def test_marks_lie_at_their_places_right_on_the_left() -> None:
 @pytest.mark.parametrize(("probability", "lines"), [(0.8, 1), (0.1, 0)])
 def test_the_predicted_outline_is_drawn_where_something_was_found(probability: float, lines: int) -> None:
     maps = outlined_maps((40, 30, 20), 6)
-    scene = Scene.of(item([[40, 30, 20, 12]], [candidate((40, 30, 20), 12, probability)], maps=maps[:6]), 2, 1)
+    scene = Scene(item([[40, 30, 20, 12]], [candidate((40, 30, 20), 12, probability)], maps=maps[:6]), 2, 1)
     close_up = draw_scenes([scene]).axes[1]
     paths = [path for collection in close_up.collections for path in collection.get_paths() if len(path.vertices)]
     assert len(paths) == lines
@@ -98,27 +90,17 @@ def test_the_predicted_outline_is_drawn_where_something_was_found(probability: f
 
 
 def test_a_picture_per_validation_of_the_first_scans(tmp_path: Path) -> None:
-    class Writer:
-        def __init__(self) -> None:
-            self.images: list[tuple[str, tuple[int, ...], int]] = []
-
-        def add_image(self, tag: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
-            assert dataformats == "HWC"
-            self.images.append((tag, pixels.shape, step))
-
-    def step(engine: Engine, batch: Any) -> list[dict[str, Any]]:
-        scan = batch[0]
+    def step(engine: Engine, scan: dict[str, Any]) -> list[dict[str, Any]]:
         engine.state.batch = [{key: scan[key] for key in ("name", "image", "nodule", "label")}]
         return [{"candidates": scan["candidates"]}]
 
-    writer, evaluator = Writer(), Engine(step)
+    writer, evaluator = Mock(), Engine(step)
     PredictionPictures(str(tmp_path / "pictures"), 2, scans=2, writer=writer).attach(evaluator)
-    scans = [[item([[40, 30, 20, 10]], [])], [item([], [candidate((5, 5, 5), 4, 0.3)])], [item([], [])]]
     evaluator.state.epoch = 0
-    evaluator.run(scans, max_epochs=1)
+    evaluator.run([item([[40, 30, 20, 10]], []), item([], [candidate((5, 5, 5), 4, 0.3)]), item([], [])], max_epochs=1)
     (path,) = (tmp_path / "pictures").iterdir()
     assert path.name == "epoch_0001.png"
     with Image.open(path) as image:
-        width, height = image.size
-    assert (width, height) == (15 * 90, round(6.6 * 90))  # two rows
-    assert writer.images == [("predictions", (height, width, 3), 1)]
+        assert image.size == (15 * 90, round(6.6 * 90))  # two rows
+    writer.add_image.assert_called_once_with("predictions", ANY, 1, dataformats="HWC")
+    assert writer.add_image.call_args.args[1].shape == (round(6.6 * 90), 15 * 90, 3)

@@ -7,9 +7,7 @@ reversed and slices of 2 mm; its voxel centres lie on those of the network's gri
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +37,6 @@ ROWS = [(18.5, 15.5, 5.0, 4.0), (5.5, 5.5, 5.5, 5.0), (5.0, 15.0, 15.0, 4.0), (1
 LABELS = [IGNORED, NODULE, NODULE, NODULE, PADDING]
 DRAWN = {1: ((17, 20), (14, 17), (4, 7)), 2: ((4, 7), (4, 7), (4, 7)), 4: ((14, 15), (12, 15), (12, 13))}
 REFERENCE = {**DRAWN, 2: ((4, 7), (4, 7), (4, 8))}
-
-
-@pytest.fixture(autouse=True)
-def _quiet_engines() -> Iterator[None]:
-    """ignite sets levels of its loggers."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 def fine_box(x: Span, y: Span, z: Span) -> tuple[slice, slice, slice]:
@@ -112,26 +100,22 @@ def dices(nodules: Any) -> dict[int, float]:
 
 def test_one_scan_by_hand() -> None:
     """Nodule 2: slices at z = 4 and 6 drawn, 4, 6 and 8 in the reference: 32 of 48 voxels, Dice 64 / 80."""
-    scores = scored()
+    item = scan()
+    before = {key: np.asarray(item[key]).copy() for key in ("mask", "reference", "nodule", "label", "pred")}
+    out = ScoreOutlinesd(**SETTINGS)(item)
+    name, scores = out["outlines"]
+    assert set(out) - set(item) == {"outlines"}
+    assert all(np.array_equal(np.asarray(item[key]), value, equal_nan=True) for key, value in before.items())
     assert dices(scores.matched) == {2: pytest.approx(0.8)}
     assert dices(scores.every_nodule) == {2: pytest.approx(0.8), 4: 0.0}
     assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
     assert scores.without_reference == 1
     (found,) = scores.matched
-    assert (found.scan, found.diameter_mm, found.probability) == ("a", 5.0, 0.9)
+    assert (found.scan, found.diameter_mm, found.probability) == (name, 5.0, 0.9)
     assert found.overlap.hd95_mm == pytest.approx(2.0)  # one slice of 2 mm
     assert found.overlap.relative_volume_error == pytest.approx(-1 / 3)
     assert scores.every_nodule[1].overlap == MISSED
     assert scores.every_nodule[1].probability is None
-
-
-def test_inputs_stay_as_they_are() -> None:
-    item = scan()
-    before = {key: np.asarray(item[key]).copy() for key in ("mask", "reference", "nodule", "label", "pred")}
-    out = ScoreOutlinesd(**SETTINGS)(item)
-    assert set(out) - set(item) == {"outlines"}
-    for key, value in before.items():
-        np.testing.assert_array_equal(np.asarray(item[key]), value)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
@@ -177,23 +161,6 @@ def test_a_scan_without_nodules_has_no_scores(rows: int) -> None:
         assert (scores.matched, scores.every_nodule, scores.oracle, scores.without_reference) == ((), (), (), 0)
 
 
-def test_without_detections_every_nodule_is_missed() -> None:
-    scores = scored(candidates=[])
-    assert scores.matched == ()
-    assert dices(scores.every_nodule) == {2: 0.0, 4: 0.0}
-    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
-
-
-def test_a_detection_without_an_outline_is_matched_with_nothing() -> None:
-    """Row 4 is found, but in maps that say no everywhere."""
-    silent = maps()
-    silent[5:] = -20.0
-    scores = scored(pred=silent, candidates=[Detection((14.5, 13.5, 12.0), 4.0, 0.9)])
-    assert dices(scores.matched) == {4: 0.0}
-    assert dices(scores.every_nodule) == {2: 0.0, 4: 0.0}
-    assert dices(scores.oracle) == {2: 0.0, 4: 0.0}
-
-
 # --- over a run -------------------------------------------------------------------------------------------------------
 
 
@@ -202,81 +169,40 @@ def value_of(*seen: tuple[str, OutlineScores]) -> tuple[float, OutlineScores]:
     for one in seen:
         metric.update([one])
     value = metric.compute()
-    assert metric.scores is not None
     return value, metric.scores
 
 
 def test_the_metric_is_the_mean_dice_of_all_nodules_with_misses_as_0() -> None:
+    """A scan seen twice counts once; without nodules, or outlines of them, it is undefined."""
     found, missed, nothing = scored(), scored(candidates=[]), scored(nodule=torch.zeros(0, 4), label=torch.zeros(0))
     assert value_of(("a", found))[0] == pytest.approx((0.8 + 0.0) / 2)
-    value, scores = value_of(("b", missed), ("a", found), ("c", nothing))
+    value, scores = value_of(("b", missed), ("a", found), ("c", nothing), ("a", found))
     assert value == pytest.approx(0.8 / 4)
     assert scores.without_reference == 2
     assert len(scores.matched) == 1
     assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+    for seen in ([("a", nothing)], [("a", scored(reference=None))], []):
+        assert math.isnan(value_of(*seen)[0])
 
 
-def test_the_metric_counts_a_scan_seen_twice_once() -> None:
-    found, missed = scored(), scored(candidates=[])
-    assert value_of(("a", found), ("b", missed), ("a", found)) == value_of(("b", missed), ("a", found))
-
-
-def test_the_metric_is_undefined_without_nodules() -> None:
-    nothing = scored(nodule=torch.zeros(0, 4), label=torch.zeros(0))
-    assert math.isnan(value_of(("a", nothing))[0])
-    assert math.isnan(value_of(("a", scored(reference=None)))[0])
-    assert math.isnan(value_of()[0])
-
-
-def evaluation(folder: Path, items: list[dict[str, Any]], *, outlines: bool = True) -> Engine:
-    """Score items as the graph does, in batches of one, and save."""
-
-    def step(_: Engine, item: dict[str, Any]) -> dict[str, Any]:
-        return dict(PairWithTruthd()(ScoreOutlinesd(**SETTINGS)(item)))
-
-    engine = Engine(step)
+@pytest.mark.usefixtures("quiet_engines")
+@pytest.mark.parametrize("outlines", [True, False])
+def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path, outlines: bool) -> None:
+    """Scored as the graph does, in batches of one; without their metric there is no file of them."""
+    engine = Engine(lambda _, item: dict(PairWithTruthd()(ScoreOutlinesd(**SETTINGS)(item))))
     froc = FrocMetric(output_transform=lambda output: [output["pred"]])
     metric = OutlineMetric(output_transform=lambda output: [output["outlines"]])
     froc.attach(engine, "val_cpm")
     metric.attach(engine, "val_dice")
-    SaveEvaluation(froc, str(folder), metric if outlines else None, resamples=0).attach(engine)
-    engine.run(items)
-    return engine
-
-
-def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path) -> None:
-    engine = evaluation(tmp_path, [scan("b", candidates=[]), scan("a")])
+    SaveEvaluation(froc, str(tmp_path), metric if outlines else None, resamples=0).attach(engine)
+    engine.run([scan("b", candidates=[]), scan("a")])
     assert engine.state.metrics["val_dice"] == pytest.approx(0.2)
-    record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
-    assert record["without_reference"] == 2
-    means = {setting: sizes["all"]["dice"]["mean"] for setting, sizes in record["summary"].items()}
-    assert means == {"matched": pytest.approx(0.8), "every_nodule": pytest.approx(0.2), "oracle": pytest.approx(0.9)}
-    every = record["nodules"]["every_nodule"]
-    assert [(n["scan"], n["label"], n["probability"]) for n in every] == [
-        ("a", 2, 0.9),
-        ("a", 4, None),
-        ("b", 2, None),
-        ("b", 4, None),
-    ]
-    assert every[1]["overlap"] == {
-        "dice": 0.0,
-        "iou": 0.0,
-        "hd95_mm": None,
-        "surface_dice_1mm": 0.0,
-        "relative_volume_error": -1.0,
-    }
     assert (tmp_path / "froc.json").exists()
-
-
-def test_without_nodules_the_file_says_undefined(tmp_path: Path) -> None:
-    engine = evaluation(tmp_path, [scan("a", nodule=torch.zeros(0, 4), label=torch.zeros(0))])
-    assert math.isnan(engine.state.metrics["val_dice"])
-    record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
-    for sizes in record["summary"].values():
-        assert sizes["all"]["dice"] == {"mean": None, "median": None, "n": 0}
-
-
-def test_without_the_metric_of_outlines_there_is_no_file_of_them(tmp_path: Path) -> None:
-    evaluation(tmp_path, [scan()], outlines=False)
-    assert (tmp_path / "froc.json").exists()
-    assert not (tmp_path / "outlines.json").exists()
+    assert (tmp_path / "outlines.json").exists() is outlines
+    if outlines:
+        record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+        assert record["without_reference"] == 2
+        means = {setting: sizes["all"]["dice"]["mean"] for setting, sizes in record["summary"].items()}
+        assert means == pytest.approx({"matched": 0.8, "every_nodule": 0.2, "oracle": 0.9})
+        every = [(n["scan"], n["label"], n["probability"]) for n in record["nodules"]["every_nodule"]]
+        assert every == [("a", 2, 0.9), ("a", 4, None), ("b", 2, None), ("b", 4, None)]

@@ -50,7 +50,7 @@ def test_cell_positions_are_the_centres_of_the_voxels_a_cell_covers() -> None:
 
 
 def test_seven_cells_nearest_a_nodule_answer() -> None:
-    """At the centre of cell (2, 1, 3), which lies at voxel (4.5, 2.5, 6.5); diameter e mm."""
+    """At the centre of cell (2, 1, 3), which lies at voxel (4.5, 2.5, 6.5); diameter e mm, or one below 1 mm."""
     answer = targets([(4.5, 2.5, 6.5, math.e)])
     assert cells(answer.state, POSITIVE) == cross(2, 1, 3)
     assert answer.offset_mm[0, :, 2, 1, 3].tolist() == [0.0, 0.0, 0.0]
@@ -58,58 +58,38 @@ def test_seven_cells_nearest_a_nodule_answer() -> None:
     assert answer.offset_mm[0, :, 2, 2, 3].tolist() == [0.0, -2.0, 0.0]
     assert answer.offset_mm[0, :, 2, 1, 4].tolist() == [0.0, 0.0, -2.0]
     assert answer.log_diameter[0, 2, 1, 3].item() == pytest.approx(1.0)
+    assert targets([(4.5, 2.5, 6.5, 0.2)]).log_diameter[0, 2, 1, 3].item() == 0.0
 
 
-@pytest.mark.parametrize(("positives", "expected"), [(1, 1), (2, 7), (7, 7), (8, 19), (19, 19), (20, 27)])
+@pytest.mark.parametrize(("positives", "expected"), [(1, 1), (2, 7), (7, 7), (8, 19), (19, 19), (20, 27), (10**6, 210)])
 def test_cells_as_near_as_the_last_one_join(positives: int, expected: int) -> None:
     answer = targets([(4.5, 4.5, 6.5, 3.0)], positives=positives)
     assert len(cells(answer.state, POSITIVE)) == expected
 
 
-def test_nodule_on_the_corner_of_eight_cells_has_eight() -> None:
-    answer = targets([(3.5, 3.5, 5.5, 3.0)])
-    assert cells(answer.state, POSITIVE) == set(itertools.product((1, 2), (1, 2), (2, 3)))
-    assert answer.offset_mm[0, :, 1, 2, 3].tolist() == [1.0, -1.0, -1.0]
-
-
-def test_other_cells_of_a_large_nodule_are_ignored() -> None:
-    """Radius 4.5 and half a cell, 1, make 5.5 voxels: cells up to 2.75 cells away that are not positive."""
-    answer = targets([(4.5, 4.5, 6.5, 9.0)])
-    squared = [
-        (cell, sum((a - b) ** 2 for a, b in zip(cell, (2, 2, 3), strict=True)))
+@pytest.mark.parametrize("diameter", [9.0, 6.0, 5.8])
+def test_other_cells_of_a_nodule_are_ignored(diameter: float) -> None:
+    """Up to half a cell, 1 voxel, beyond its radius; an ignored finding has no positive cell."""
+    squared = {
+        cell: sum((a - b) ** 2 for a, b in zip(cell, (2, 2, 3), strict=True))
         for cell in itertools.product(*(range(n) for n in SHAPE))
-    ]
-    assert cells(answer.state, POSITIVE) == {cell for cell, s in squared if s <= 1}
-    assert cells(answer.state, IGNORE) == {cell for cell, s in squared if 1 < s <= 2.75**2}
-    assert cells(answer.state, BACKGROUND) == {cell for cell, s in squared if s > 2.75**2}
-
-
-def test_ignored_zone_ends_half_a_cell_beyond_the_radius() -> None:
-    """Cell (2, 2, 5) lies 4 voxels from the nodule: within 3 + 1, beyond 2.9 + 1."""
-    assert (2, 2, 5) in cells(targets([(4.5, 4.5, 6.5, 6.0)]).state, IGNORE)
-    assert (2, 2, 5) in cells(targets([(4.5, 4.5, 6.5, 5.8)]).state, BACKGROUND)
-
-
-def test_each_of_two_nodules_has_its_cells_and_its_values() -> None:
-    answer = targets([(2.5, 2.5, 2.5, 3.0), (8.5, 6.5, 10.5, 6.0)])
-    assert cells(answer.state, POSITIVE) == cross(1, 1, 1) | cross(4, 3, 5)
-    assert answer.log_diameter[0, 1, 1, 1].item() == pytest.approx(math.log(3.0))
-    assert answer.log_diameter[0, 4, 3, 5].item() == pytest.approx(math.log(6.0))
-    assert answer.offset_mm[0, :, 4, 3, 4].tolist() == [0.0, 0.0, 2.0]
+    }
+    reached = {cell for cell, s in squared.items() if s <= ((diameter / 2 + 1) / 2) ** 2}
+    answer, ignored = targets([(4.5, 4.5, 6.5, diameter)]), targets([], ignored=[(4.5, 4.5, 6.5, diameter)])
+    assert cells(answer.state, POSITIVE) == cross(2, 2, 3)
+    assert cells(answer.state, IGNORE) == reached - cross(2, 2, 3)
+    assert cells(answer.state, BACKGROUND) == squared.keys() - reached
+    assert cells(ignored.state, IGNORE) == reached
+    assert not cells(ignored.state, POSITIVE)
 
 
 def test_cells_that_two_nodules_want_go_to_the_nearer() -> None:
-    """Nodules on the cells (2, 2, 2) and (2, 2, 3) both want both; each gets its own."""
-    answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 6.5, 5.0)])
-    assert cells(answer.state, POSITIVE) == cross(2, 2, 2) | cross(2, 2, 3)
+    """Nodules on the cells (2, 2, 2) and (2, 2, 3) both want both; each gets its own, also within a third one."""
+    answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 6.5, 5.0), (4.5, 4.5, 10.5, 17.0)])
+    assert cells(answer.state, POSITIVE) == cross(2, 2, 2) | cross(2, 2, 3) | cross(2, 2, 5)
     for k, diameter in ((1, 3.0), (2, 3.0), (3, 5.0), (4, 5.0)):
         assert answer.log_diameter[0, 2, 2, k].item() == pytest.approx(math.log(diameter))
     assert answer.offset_mm[0, 2, 2, 2, 1:5].tolist() == [2.0, 0.0, 0.0, -2.0]
-
-
-def test_positive_cell_of_one_nodule_inside_another_stays_positive() -> None:
-    answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 8.5, 14.0)])
-    assert cross(2, 2, 2) <= cells(answer.state, POSITIVE)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
@@ -120,12 +100,6 @@ def test_without_nodules_everything_is_background(padding: int) -> None:
     assert (answer.state == BACKGROUND).all()
     assert answer.offset_mm.shape == (1, 3, *SHAPE)
     assert answer.log_diameter.isfinite().all()
-
-
-def test_ignored_finding_is_neither_positive_nor_background() -> None:
-    answer = targets([], ignored=[(4.5, 4.5, 6.5, 3.0)])
-    assert not cells(answer.state, POSITIVE)
-    assert cells(answer.state, IGNORE) == cross(2, 2, 3)  # radius 1.5 + 1 = 2.5 voxels reaches 2, not 2·√2
 
 
 def test_ignored_finding_takes_no_cell_from_a_nodule() -> None:
@@ -167,39 +141,18 @@ def test_flipping_the_nodules_flips_the_targets(nodules: list[Row], ignored: lis
 
 @given(rows.filter(bool))
 def test_positive_cells_decode_to_centres_and_diameters_of_nodules(nodules: list[Row]) -> None:
+    """And the cell that holds a lone nodule is one of them; items of a batch are apart."""
     answer = targets(nodules)
     decoded = cell_positions(SHAPE, 2, torch.device("cpu")) + answer.offset_mm[0]
     expected = {(*row[:3], round(row[3], 4)) for row in nodules}
     for i, j, k in cells(answer.state, POSITIVE):
         centre = tuple(decoded[:, i, j, k].tolist())
         assert (*centre, round(answer.log_diameter[0, i, j, k].exp().item(), 4)) in expected
-
-
-@given(rows.filter(bool))
-def test_the_cell_that_holds_a_lone_nodule_is_positive(nodules: list[Row]) -> None:
-    row = nodules[0]
-    positive = cells(targets([row]).state, POSITIVE)
-    assert tuple(int((c + 0.5) / 2) for c in row[:3]) in positive
-    assert len(positive) >= 7
-
-
-def test_items_of_a_batch_are_apart() -> None:
-    nodule = torch.tensor([[[4.5, 2.5, 6.5, 3.0]], [[6.5, 4.5, 2.5, 5.0]]])
-    there = torch.ones(2, 1, dtype=torch.bool)
+    first, last = targets(nodules[:1]), targets(nodules[-1:])
+    assert tuple(int((c + 0.5) / 2) for c in nodules[0][:3]) in cells(first.state, POSITIVE)
+    nodule, there = torch.tensor([nodules[:1], nodules[-1:]]), torch.ones(2, 1, dtype=torch.bool)
     both = cell_targets(nodule, there, there, SHAPE, stride=2, positives=7)
-    assert torch.equal(both.state[:1], targets([(4.5, 2.5, 6.5, 3.0)]).state)
-    assert torch.equal(both.state[1:], targets([(6.5, 4.5, 2.5, 5.0)]).state)
-
-
-def test_grid_smaller_than_the_number_of_positives() -> None:
-    there = torch.ones(1, 1, dtype=torch.bool)
-    answer = cell_targets(torch.tensor([[[1.0, 1.0, 1.0, 3.0]]]), there, there, (1, 2, 3), stride=2, positives=7)
-    assert (answer.state == POSITIVE).all()
-
-
-def test_diameters_below_a_millimetre_count_as_one() -> None:
-    answer = targets([(4.5, 2.5, 6.5, 0.2)])
-    assert answer.log_diameter[0, 2, 1, 3].item() == 0.0
+    assert torch.equal(both.state, torch.cat([first.state, last.state]))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

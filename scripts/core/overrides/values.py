@@ -20,7 +20,7 @@ from .names import is_syntax
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint")
 PATH_LISTS = ("datalists",)
-WHOLE_NUMBERS = ("windows_at_once", "cache_workers", "val_interval")  # by default expressions, which have no type
+WHOLE_NUMBERS = ("windows_at_once", "cache_workers", "val_interval")  # by default computed, without a type
 SHARES = (
     *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "window_overlap", "nodule_share"),
     *("insertion_share", "average_decay"),

@@ -1,6 +1,6 @@
 """Preprocessed scans kept on disk: what an entry holds, how a cache is filled, and what it needs."""
 
-from .filling import fill_cache
+from .filling import fill_cache, workers_of_rank
 from .scans import CachedScans, CachedToTensorsd, CacheError, ScanCache
 
-__all__ = ["CacheError", "CachedScans", "CachedToTensorsd", "ScanCache", "fill_cache"]
+__all__ = ["CacheError", "CachedScans", "CachedToTensorsd", "ScanCache", "fill_cache", "workers_of_rank"]

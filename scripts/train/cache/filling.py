@@ -7,16 +7,19 @@ that fill one cache at once, ranks of a training or separate commands, share the
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from monai.data import Dataset
+from torch.utils.data import DataLoader
 
 from ...core.errors import reason_of, user_error_in
 from ...core.geometry import voxel_volume_mm3
@@ -34,6 +37,11 @@ COARSE_BYTES_PER_MM3 = 4.0 / 64.0  # float32 on a grid of 4 mm, over the whole s
 LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # of a scan's volume; LIDC-IDRI-0001's is 0.43
 
 Item = Mapping[str, Any]
+
+
+def workers_of_rank(most: int) -> int:
+    """Processes with which a rank fills a cache: one per processor, at most ``most``, shared by the machine's ranks."""
+    return max(1, min(most, os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def fill_cache(
@@ -74,16 +82,15 @@ def fill_cache(
     _report_unused(cache, set(wanted), remove_unused)
     missing = [item for folder, item in wanted.items() if not folder.exists()]
     reasons = _add_all(cache, missing, workers, spacing_mm) if missing else {}
-    broken = {folder: reasons[folder.name] for folder in wanted if folder.name in reasons}
+    cache.left_out |= (broken := {folder for folder in wanted if folder.name in reasons})
     usable = {
         name: [item for folder, item in zip(folders[name], items, strict=True) if folder not in broken]
         for name, items in lists.items()
     }
     if broken:
         emptied = [name for name, items in lists.items() if items and not usable[name]]
-        _judge([(_name(wanted[folder]), reason) for folder, reason in broken.items()], skip_broken, emptied)
-        cache.left_out |= broken.keys()
-    ready = [folder for folder in wanted if folder not in broken]
+        _judge([(_name(wanted[folder]), reasons[folder.name]) for folder in broken], skip_broken, emptied)
+    ready = wanted.keys() - broken
     logger.info("%s: %d scans are ready, %.2f GB", cache.cache_dir, len(ready), _size_gb(ready))
     return usable
 
@@ -107,11 +114,11 @@ def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: 
     logger.info("preprocessing %d scans with %d workers", len(items), workers)
     reasons: dict[str, str] = {}
     began = told = time.monotonic()
-    for done, outcome in enumerate(_outcomes(cache, items, workers), 1):
-        if outcome.is_fatal:
-            raise CacheError(outcome.reason)
-        if outcome.reason:
-            reasons[outcome.folder] = outcome.reason
+    for done, (folder, reason, is_fatal) in enumerate(_outcomes(cache, items, workers), 1):
+        if is_fatal:
+            raise CacheError(reason)
+        if reason:
+            reasons[folder] = reason
         now = time.monotonic()
         if now - told > LOG_EVERY_S or done == len(items):
             told, scan_s = now, (now - began) / done
@@ -120,21 +127,13 @@ def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: 
     return reasons
 
 
-class _Outcome(NamedTuple):
-    """What became of a scan: the name of its folder, why it failed ("": not at all), whether all others will too."""
-
-    folder: str
-    reason: str
-    is_fatal: bool
-
-
-def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator[_Outcome]:
-    """Add items to the cache, in any order."""
+def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator[tuple[str, str, bool]]:
+    """Add items to the cache, in any order; yields what :func:`_added` says of each."""
     order = np.random.default_rng().permutation(len(items))  # of its own in each process; no result depends on it
     loader: DataLoader[Any] = DataLoader(
-        _Adding(cache, items),
+        Dataset(items, partial(_added, cache)),
         batch_size=None,
-        sampler=[int(number) for number in order],
+        sampler=order.tolist(),
         num_workers=min(workers, len(items)),
         in_order=False,
         generator=torch.Generator(),  # else the global one moves on, and a training depends on what was cached before
@@ -148,25 +147,14 @@ def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator
         ) from error
 
 
-class _Adding(Dataset):
-    """Item n: what became of adding scan n to the cache."""
-
-    def __init__(self, cache: ScanCache, items: Sequence[Item]) -> None:
-        self.cache, self.items = cache, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> _Outcome:
-        item = self.items[index]
-        folder = self.cache.folder(item).name
-        try:
-            self.cache.add(item)
-        except Exception as error:
-            if user_error_in(error) is None:
-                logger.error("%s: unexpected error", _name(item), exc_info=error)
-            return _Outcome(folder, reason_of(error), isinstance(error, CacheError))
-        return _Outcome(folder, "", False)
+def _added(cache: ScanCache, item: Item) -> tuple[str, str, bool]:
+    """Name of an item's folder, why it cannot be added ("" where it is), and whether no other can be either."""
+    try:
+        return cache.add(item).name, "", False
+    except Exception as error:
+        if user_error_in(error) is None:
+            logger.error("%s: unexpected error", _name(item), exc_info=error)
+        return cache.folder(item).name, reason_of(error), isinstance(error, CacheError)
 
 
 def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[float]) -> None:
@@ -220,7 +208,7 @@ def _report_unused(cache: ScanCache, wanted: set[Path], remove: bool) -> None:
     logger.info("%s and are deleted", told)
 
 
-def _size_gb(folders: Sequence[Path]) -> float:
+def _size_gb(folders: Iterable[Path]) -> float:
     """Disk that entries take; those that another process deletes meanwhile take none."""
     total = 0
     for folder in folders:

@@ -47,7 +47,7 @@ def _described(value: Any, modules: set[str], parents: tuple[int, ...]) -> Any:
     if isinstance(value, Set):
         return tuple(sorted(repr(one) for one in value))
     named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
-    modules.add(str(named.__module__))
+    modules.add(named.__module__)
     name = f"{named.__module__}.{named.__qualname__}"
     if isinstance(value, nn.Module):
         return name, repr(value), _described(value.state_dict(), modules, parents)
@@ -71,22 +71,15 @@ def _imported(module: str) -> frozenset[str]:
 
 def _imports_of(module: str) -> list[str]:
     """Names of modules, and of what is taken from them, in a module's import statements."""
-    names = []
+    spec = importlib.util.find_spec(module)
+    package, names = spec.parent if spec else None, []
     for node in ast.walk(ast.parse(_source(module) or b"")):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            inner = 0 if _is_package(module) else 1
-            base = module.split(".")
-            start = base[: len(base) - node.level + 1 - inner] if node.level else []
-            whole = ".".join([*start, *([node.module] if node.module else [])])
+            whole = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
     return names
-
-
-def _is_package(module: str) -> bool:
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.submodule_search_locations is not None
 
 
 @functools.cache
