@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import UserError
-from ..core.geometry import apply_affine, swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
 from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
@@ -126,13 +125,8 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
     boxes, labels = _checked_boxes(item)
     if len(boxes):
         _check_inside(files["image"], boxes)
-    lists = {"box": boxes.tolist(), "label": labels.tolist()}
-    return {
-        "name": scan_stem(Path(files["image"])),
-        **item,
-        **{key: value for key, value in lists.items() if key in item},
-        **files,
-    }
+    lists = {key: rows.tolist() for key, rows in (("box", boxes), ("label", labels)) if key in item}
+    return {"name": scan_stem(Path(files["image"])), **item, **lists, **files}
 
 
 def _images_below(folder: Path) -> dict[str, list[Path]]:
@@ -228,20 +222,23 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
 def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:
     """Refuse boxes whose centre lies in no voxel of the scan, by its header."""
     grid = read_grid(image)
-    voxels = apply_affine(np.linalg.inv(grid.affine_ras), swap_lps_ras(boxes[:, :3]))
-    outside = ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(axis=1)
-    for number in np.flatnonzero(outside):
+    for number in np.flatnonzero(~grid.holds(boxes[:, :3])):
+        centre = boxes[number, :3]
         raise DatalistError(
-            f"box {number}: expected a centre inside the scan of {grid.shape} voxels, got {boxes[number, :3].tolist()} "
-            f"LPS mm, which is voxel {voxels[number].round(1).tolist()}; is it in another frame (RAS, voxels)?"
+            f"box {number}: expected a centre inside the scan of {grid.shape} voxels, got {centre.tolist()} LPS mm, "
+            f"which is voxel {grid.voxels(centre).round(1).tolist()}; is it in another frame (RAS, voxels)?"
         )
+
+
+def nodule_rows(item: Mapping[str, Any]) -> list[int]:
+    """Numbers of an item's boxes that are nodules to find, which ignored findings are not."""
+    labels = item.get("label", [NODULE] * len(item.get("box", [])))
+    return [number for number, label in enumerate(labels) if label == NODULE]
 
 
 def count_nodules(items: Sequence[Mapping[str, Any]]) -> int:
     """Number of nodules to find; ignored findings do not count."""
-    return sum(
-        sum(label == NODULE for label in item.get("label", [NODULE] * len(item.get("box", [])))) for item in items
-    )
+    return sum(len(nodule_rows(item)) for item in items)
 
 
 def check_training_lists(
@@ -257,7 +254,7 @@ def check_training_lists(
     Raises:
         DatalistError: no scan, or neither a nodule nor a donor in the training list, or a scan in both lists.
     """
-    nodules = count_nodules(training)
+    nodules, found = count_nodules(training), count_nodules(validation)
     advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
     if not training:
         raise DatalistError(f"training list: expected at least one scan, got none; {advice}")
@@ -274,15 +271,14 @@ def check_training_lists(
     for one, other in _in_both(donors, validation):
         logger.warning("validation list: the donor %s is the scan %s; it is no unseen scan then", one, other)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))
-    found = count_nodules(validation)
-    if not found:
+    if found:
+        logger.info("validation list: %d scans, %d nodules", len(validation), found)
+    else:
         logger.warning(
             "validation list: expected nodules to find, got none in %d scans; the validation metric is undefined, and "
             "the newest weights are kept instead of the best",
             len(validation),
         )
-    else:
-        logger.info("validation list: %d scans, %d nodules", len(validation), found)
 
 
 def _in_both(some: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

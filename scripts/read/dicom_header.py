@@ -49,6 +49,7 @@ _IDENTITY = {
     "Study date": "StudyDate",
     "Accession number": "AccessionNumber",
 }
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
 _UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAGS: list[Any] = [
@@ -57,31 +58,10 @@ _TAGS: list[Any] = [
     *("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+    *(*_RESCALE, "RescaleType", "ModalityLUTSequence"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *_GROUPS,
 ]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How the pixels of one slice are stored.
-
-    Attributes:
-        syntax: transfer syntax.
-        offset: of the first pixel in the file; ``None`` where it has to be unpacked first.
-        bits: allocated, stored, high bit; ``None`` where the header lacks one of them.
-        signed: two's complement.
-        rescale: slope and intercept; ``None`` where the header has neither.
-        padding: least and largest stored value that stands for no image; ``None`` for none.
-    """
-
-    syntax: UID
-    offset: int | None
-    bits: tuple[int, int, int] | None
-    signed: bool
-    rescale: tuple[float, float] | None
-    padding: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +87,11 @@ class SliceHeader:
         size: columns, rows (i, j).
         colour: PhotometricInterpretation.
         rescale_type: RescaleType, upper case; "" where absent.
-        stored: how pixels are stored.
+        syntax: transfer syntax.
+        bits: allocated, stored, high bit; ``None`` where the header lacks one of them.
+        signed: whether the pixels are in two's complement.
+        rescale: slope and intercept; ``None`` where the header has neither.
+        padding: least and largest stored value that stands for no image; ``None`` for none.
         has_all_pixels: whether the file is long enough for the pixels it announces.
         fault: what makes the pixels' values uncertain; "" for nothing.
         facts: header facts free of identity.
@@ -131,7 +115,11 @@ class SliceHeader:
     size: tuple[int, int]
     colour: str
     rescale_type: str
-    stored: Stored
+    syntax: UID
+    bits: tuple[int, int, int] | None
+    signed: bool
+    rescale: tuple[float, float] | None
+    padding: tuple[int, int] | None
     has_all_pixels: bool
     fault: str
     facts: dict[str, str]
@@ -277,10 +265,10 @@ def _shown_identity(name: str, text: str) -> str:
 def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> Iterator[SliceHeader]:
     """One header for each slice; of a file with frames but without functional groups, a single one."""
     frames = _int(dataset, "NumberOfFrames") or 1
-    has_all_pixels, offset = _pixels(file, dataset, frames)
+    has_all_pixels = _has_all_pixels(file, dataset, frames)
     groups = dataset.get(_GROUPS[1])
     if groups is None:
-        yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels, offset)
+        yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels)
         return
     if len(groups) != frames:
         raise ValueError(f"{frames} frames, {len(groups)} functional groups")
@@ -294,16 +282,11 @@ def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> I
                     one.update(sequence.value[0])
         if "FrameType" in one:
             one.ImageType = one.FrameType
-        yield _slice_header(path, dataset, one, (number, frames), has_all_pixels, offset)
+        yield _slice_header(path, dataset, one, (number, frames), has_all_pixels)
 
 
 def _slice_header(
-    path: str,
-    dataset: pydicom.FileDataset,
-    one: pydicom.Dataset,
-    frame: tuple[int, int],
-    has_all_pixels: bool,
-    offset: int | None,
+    path: str, dataset: pydicom.FileDataset, one: pydicom.Dataset, frame: tuple[int, int], has_all_pixels: bool
 ) -> SliceHeader:
     """The header of one slice, by the attributes ``one`` that hold for it; ``frame``: its number, of how many."""
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
@@ -313,7 +296,8 @@ def _slice_header(
     spacing, thickness = floats_of(one, "PixelSpacing", 2), floats_of(one, "SliceThickness", 1)
     facts = {name: _text(one, keyword) for name, keyword in _FACTS.items()}
     facts["Slice thickness"] = f"{thickness[0]:g}" if thickness and thickness[0] > 0 else ""
-    stored, fault = _stored(dataset.file_meta.TransferSyntaxUID, one, offset)
+    bits, is_signed = _bits(one), _int(one, "PixelRepresentation")
+    slope, intercept = (floats_of(one, keyword, 1) for keyword in _RESCALE)
     return SliceHeader(
         path=path,
         frame=frame[0],
@@ -333,9 +317,13 @@ def _slice_header(
         size=(_int(one, "Columns") or 0, _int(one, "Rows") or 0),
         colour=_text(one, "PhotometricInterpretation") or "MONOCHROME2",
         rescale_type=_text(one, "RescaleType").upper(),
-        stored=stored,
+        syntax=dataset.file_meta.TransferSyntaxUID,
+        bits=bits,
+        signed=is_signed == 1,
+        rescale=(slope[0], intercept[0]) if slope and intercept else None,
+        padding=_padding(one, bits, is_signed == 1),
         has_all_pixels=has_all_pixels,
-        fault=fault,
+        fault=_fault(one, bits, is_signed, slope, intercept),
         facts={name: text + _UNITS.get(name, "") for name, text in facts.items() if text},
     )
 
@@ -346,24 +334,23 @@ def _words(one: pydicom.Dataset) -> tuple[str, ...]:
     return tuple(text.upper() for text in (*texts, _text(one, "ProtocolName")))
 
 
-def _stored(syntax: UID, one: pydicom.Dataset, offset: int | None) -> tuple[Stored, str]:
-    """How the pixels are stored, and what about that is uncertain."""
+def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
     allocated, stored, high = (_int(one, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
-    signed = _int(one, "PixelRepresentation")
-    bits = (allocated, stored, high) if allocated and stored and high is not None else None
-    fault = ""
-    if bits is None or signed not in (0, 1):
-        fault = "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
-    elif bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
-        fault = f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
-    has = [keyword in one and one[keyword].value not in (None, "") for keyword in ("RescaleSlope", "RescaleIntercept")]
-    slope, intercept = (floats_of(one, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    if any(has) and (slope is None or intercept is None or slope[0] == 0):
-        fault = "RescaleSlope and RescaleIntercept as one number each, found something else"
+    return (allocated, stored, high) if allocated and stored and high is not None else None
+
+
+def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, intercept: Any) -> str:
+    """What about the storage of the pixels is uncertain; "" for nothing."""
     if "ModalityLUTSequence" in one:
-        fault = "RescaleSlope and RescaleIntercept, got a Modality LUT"
-    rescale = (slope[0], intercept[0]) if slope and intercept else None
-    return Stored(syntax, offset, bits, signed == 1, rescale, _padding(one, bits, signed == 1)), fault
+        return "RescaleSlope and RescaleIntercept, got a Modality LUT"
+    is_rescaled = any(keyword in one and one[keyword].value not in (None, "") for keyword in _RESCALE)
+    if is_rescaled and not (slope and intercept and slope[0]):
+        return "RescaleSlope and RescaleIntercept as one number each, found something else"
+    if bits is None or is_signed not in (0, 1):
+        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
+    if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
+        return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
+    return ""
 
 
 def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bool) -> tuple[int, int] | None:
@@ -377,8 +364,8 @@ def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bo
     return low, high
 
 
-def _pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> tuple[bool, int | None]:
-    """Whether the pixel data that starts at the file's position is all there, and where its first pixel is.
+def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> bool:
+    """Whether the pixel data that starts at the file's position is all there.
 
     Decoders fill what is missing with whatever they find, so the lengths are counted here (PS3.5, 7.1 and A.4).
     """
@@ -387,19 +374,16 @@ def _pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> tuple[
     if not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1:
         raise ValueError(f"{sides[0]} × {sides[1]} pixels, {frames} frames")
     if syntax.is_deflated:  # one compressed stream, already unpacked to its end
-        return True, None
+        return True
     order = "<" if syntax.is_little_endian else ">"
     head = file.read(8 if syntax.is_implicit_VR else 12)
     if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
-        return False, None
+        return False
     (length,) = struct.unpack(order + "I", head[-4:])
     if length == UNDEFINED_LENGTH:
-        return _has_all_items(file, frames), None
-    if syntax.is_compressed:
-        return False, None
-    left = os.fstat(file.fileno()).st_size - file.tell()
+        return _has_all_items(file, frames)
     needed = sides[0] * sides[1] * max(sides[2], 1) * (sides[3] // 8) * frames
-    return needed <= length <= left, file.tell()
+    return not syntax.is_compressed and needed <= length <= os.fstat(file.fileno()).st_size - file.tell()
 
 
 def _has_all_items(file: BinaryIO, frames: int) -> bool:

@@ -159,28 +159,23 @@ def read_series(paths: Sequence[str]) -> Volume:
     Raises:
         ScanError: anything that would make the volume or its geometry wrong (see the checks below).
     """
-    source, ordered, notes = _ordered_slices(paths)
-    affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
-    thickness_mm = ordered[0].thickness_mm or 0.0
-    step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
-    make_grid(source, (*ordered[0].size, len(ordered)), affine_ras)  # before anything is made of that size
+    source, ordered, grid, notes = _arranged(paths)
     image_hu, more_notes = decode(source, ordered)
     notes = (*notes, *more_notes)
-    if thickness_mm > THICK_SLICE_MM >= step_mm:
+    thickness_mm = ordered[0].thickness_mm or 0.0
+    if thickness_mm > THICK_SLICE_MM >= float(np.linalg.norm(grid.affine_ras[:3, 2])):
         notes = (*notes, thick_slice_note(thickness_mm))
-    volume = make_volume(source, image_hu, affine_ras, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
+    volume = make_volume(source, image_hu, grid, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
     return replace(volume, source_files=tuple(header.path for header in ordered))
 
 
 def series_grid(paths: Sequence[str]) -> Grid:
     """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
-    source, ordered, _ = _ordered_slices(paths)
-    columns, rows = ordered[0].size
-    return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+    return _arranged(paths)[2]
 
 
-def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple[str, ...]]:
-    """The name of a series for messages, its slices along their normal, checked to make one volume, and notes."""
+def _arranged(paths: Sequence[str]) -> tuple[str, list[SliceHeader], Grid, tuple[str, ...]]:
+    """The name of a series for messages, its slices along their normal, the grid that they make, and notes."""
     headers = []
     for path in paths:
         found = read_headers(path)
@@ -195,7 +190,8 @@ def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple
     _check_alike(source, images)
     ordered = _sorted_along_normal(images)
     _check_steps(source, ordered)
-    return source, ordered, notes
+    grid = make_grid(source, (*ordered[0].size, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+    return source, ordered, grid, notes
 
 
 def localizer_note(count: int) -> str:
@@ -273,7 +269,7 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
                 f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
                 "of its own."
             )
-    if len({header.stored.rescale is None for header in headers}) > 1:
+    if len({header.rescale is None for header in headers}) > 1:
         raise ScanError(
             f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
             "original series."
@@ -346,12 +342,10 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
     """Voxel (i = column, j = row, k = slice) to LPS mm; the third axis joins first and last slice, tilt included."""
-    first, last = ordered[0], ordered[-1]
-    orientation, spacing = np.array(first.orientation), first.pixel_spacing_mm or (np.nan, np.nan)
-    origin = np.array(first.position_lps_mm)
+    first, (origin, end) = ordered[0], np.array([ordered[0].position_lps_mm, ordered[-1].position_lps_mm])
+    between_rows, between_columns = first.pixel_spacing_mm or (np.nan, np.nan)
+    along_row, along_column = np.reshape(first.orientation or (), (2, 3))
     affine = np.eye(4)
-    affine[:3, 0] = orientation[:3] * spacing[1]
-    affine[:3, 1] = orientation[3:] * spacing[0]
-    affine[:3, 2] = (np.array(last.position_lps_mm) - origin) / (len(ordered) - 1)
-    affine[:3, 3] = origin
+    affine[:3, 0], affine[:3, 1] = along_row * between_columns, along_column * between_rows
+    affine[:3, 2], affine[:3, 3] = (end - origin) / (len(ordered) - 1), origin
     return affine
