@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,21 @@ from ..core.files import writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.nifti import write_nifti
-from ..read.datalist import count_nodules
+from ..read.datalist import count_nodules, nodule_rows
 from ..read.dicom_header import read_dicom
 from ..read.discovery import find_scans, is_image_file, scan_stem
 from ..read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from .datalists import (
+    Finding,
     LeftOut,
     PrepareError,
-    Row,
     account_for,
-    boxes_of,
-    fault_of,
-    inside_grid,
     path_in_datalist,
     refuse_if_strict,
     shown_place,
-    sized,
+    usable,
 )
 from .own_table import FRAMES, read_rows
 
@@ -53,7 +50,7 @@ class Scan:
         image: file or DICOM folder.
         key: its path below the folder that was named: the same wherever that lies.
         patient: whose it is; scans of one patient stay in one section.
-        findings: by label.
+        findings: nodules before others.
         mask: the file that outlines its nodules.
     """
 
@@ -61,7 +58,7 @@ class Scan:
     image: Path
     key: str
     patient: str
-    findings: dict[int, list[Row]] = field(default_factory=lambda: {NODULE: [], IGNORED: []})
+    findings: list[Finding] = field(default_factory=list)
     mask: Path | None = None
 
 
@@ -194,20 +191,15 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
     rows, bad = read_rows(path, frame)
     left_out += [LeftOut(reason, where, "correct or remove the row") for where, reason in bad]
     names = _names(scans)
-    for row in rows:
-        where = f"{row.where}: {row.scan}"
-        number = names.get(row.scan, names.get(row.scan.replace("\\", "/")))
+    for row, name, finding, patient in rows:
+        where = f"{row}: {name}"
+        number = names.get(name, names.get(name.replace("\\", "/")))
         if number is None or number < 0:
             reason = "the scan of a row is not there" if number is None else "two scans have the name of a row"
             left_out.append(LeftOut(reason, where, "name it by its path below --images"))
-            continue
-        scan, finding = scans[number], sized(row.finding, label)
-        scan.patient = f"table/{row.patient}" if row.patient else scan.patient
-        fault = fault_of(finding, label, scan.findings[NODULE])
-        if fault:
-            left_out.append(LeftOut(fault, where, "correct or remove the row"))
         else:
-            scan.findings[label].append(finding)
+            scans[number].patient = f"table/{patient}" if patient else scans[number].patient
+            scans[number].findings.append((finding, label, where))
 
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
@@ -243,14 +235,9 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.findings[NODULE] = _outlined(scan, labels, left_out)
-        for label, rows in scan.findings.items():
-            lost = [row for row in rows if not inside_grid(grid, row[:3])[0]]
-            subjects = [f"{scan.name} at {shown_place(row)}" for row in lost]
-            left_out += [LeftOut("a finding's centre lies outside its scan", one, "check --frame") for one in subjects]
-            outside += len(lost)
-            swapped += sum(int(inside_grid(grid, swap_lps_ras(row[:3]))[0]) for row in lost)
-            scan.findings[label] = [row for row in rows if row not in lost]
+            scan.findings = [*_outlined(scan, labels, left_out), *scan.findings]
+        lost = [row[:3] for row, _, _ in scan.findings if not grid.holds(row[:3])]
+        outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
         made.append(_item(scan, grid, labels, target, left_out))
     if swapped:
         logger.warning(
@@ -264,30 +251,28 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     return made
 
 
-def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> list[Row]:
+def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
     """The objects of a mask as nodules; specks are left out."""
-    rows: list[Row] = []
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
         if thing.diameter_mm >= SPECK_MM:
-            rows.append((x, y, z, thing.diameter_mm))
+            yield (x, y, z, thing.diameter_mm), NODULE, str(scan.mask)
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
             left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "a slip of the pen?"))
-    return rows
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
     """One item; the mask only where it outlines every nodule."""
-    nodules, ignored = scan.findings[NODULE], scan.findings[IGNORED]
-    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target)}
-    item |= {"box": boxes_of(nodules + ignored), "label": [NODULE] * len(nodules) + [IGNORED] * len(ignored)}
+    boxes = usable(scan.findings, grid, "correct or remove the row, check --frame", left_out)
+    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
+    nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
     if labels is None or not nodules:
         return scan, item, None
-    mask, matches = instance_mask(labels, match_rows(labels, list(enumerate(nodules))), grid)
+    mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     missed = [match for match in matches if match.thing is None]
     for match in missed:
-        where = f"{scan.name}, nodule at {shown_place(nodules[match.row])}"
+        where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row])}"
         left_out.append(LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone"))
     if missed:
         return scan, item, None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.files import read_csv
@@ -19,21 +18,7 @@ DIAMETER_COLUMNS = ("diameter_mm", "diameter")
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid")
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One finding.
-
-    Attributes:
-        where: file and row, for messages.
-        scan: what names its scan.
-        finding: centre and diameter, which is negative where unknown.
-        patient: whose scan it is; empty where the table does not say.
-    """
-
-    where: str
-    scan: str
-    finding: Row
-    patient: str
+TableRow = tuple[str, str, Row, str]  # file and row, for messages; what names the scan; finding; patient, if named
 
 
 def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, str]]]:
@@ -62,7 +47,8 @@ def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, s
             f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
             f"diameter_mm), got {', '.join(names)[:200]}; name them so in the first row"
         )
-    rows, bad = [], []
+    rows: list[TableRow] = []
+    bad = []
     for where, values in table:
         *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
         name = values.get(scan, "")
@@ -72,7 +58,7 @@ def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, s
             bad.append((where, "position and diameter are not all numbers"))
         else:
             x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
-            rows.append(TableRow(where, name, (x, y, z, size), values.get(patient, "")))
+            rows.append((where, name, (x, y, z, size), values.get(patient, "")))
     return rows, bad
 
 

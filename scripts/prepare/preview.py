@@ -18,13 +18,11 @@ from tqdm import tqdm
 from ..core.commands import OptionError
 from ..core.files import read_record, writable_folder, write_figure
 from ..core.geometry import swap_lps_ras
-from ..core.labels import NODULE
 from ..core.records import Detection, ScanResult
-from ..read.datalist import load_datalist
+from ..read.datalist import load_datalist, nodule_rows
 from ..read.discovery import SECTIONS
 from ..read.instances import labels_of, on_grid
 from ..read.reader import ScanError, read_scan
-from ..read.scan import Grid
 from ..report.html.pictures import Picture, Window, close_ups, outline_lines
 from .checks import ALARMING_SHARE, Surroundings
 from .datalists import PrepareError
@@ -110,12 +108,7 @@ def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, lis
     Returns:
         Items in their order, each with the numbers of its chosen rows.
     """
-    places = [
-        (n, row)
-        for n, item in enumerate(items)
-        for row, label in enumerate(item.get("label", [NODULE] * len(item.get("box", []))))
-        if label == NODULE
-    ]
+    places = [(n, row) for n, item in enumerate(items) for row in nodule_rows(item)]
     if 0 < count < len(places):
         drawn = np.random.default_rng(seed).choice(len(places), count, replace=False)
         places = [places[n] for n in sorted(drawn)]
@@ -132,15 +125,14 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
         ScanError: scan or mask cannot be read.
     """
     volume = read_scan(item["image"])
-    grid = Grid(volume.image_hu.shape, volume.affine_ras)
-    mask = on_grid(labels_of(item["mask"]), grid) if item.get("mask") else None
+    mask = on_grid(labels_of(item["mask"]), volume.grid) if item.get("mask") else None
     around = Surroundings.of(volume)
     scan = ScanResult(
         name=str(item["name"]),
         source=str(item["image"]),
         image_hu=volume.image_hu,
         affine_ras=volume.affine_ras,
-        mask=np.zeros(grid.shape, np.uint16) if mask is None else mask.astype(np.uint16),
+        mask=np.zeros(volume.grid.shape, np.uint16) if mask is None else mask.astype(np.uint16),
         nodules=(),
         candidates=(),
         outside_lungs=0,

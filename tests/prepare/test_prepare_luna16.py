@@ -352,5 +352,5 @@ def test_the_tree_is_found_by_names_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     tree = find_tree(tmp_path)
-    assert {subset: list(scans) for subset, scans in tree.scans.items()} == {0: ["1.2"], 1: ["1.3"]}
+    assert {uid: subset for uid, (subset, _) in tree.scans.items()} == {"1.2": 0, "1.3": 1}
     assert (list(tree.lung_masks), tree.archives, tree.tables) == (["1.2"], {4}, {})
