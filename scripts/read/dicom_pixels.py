@@ -32,6 +32,7 @@ PIXEL_TAGS = (  # what pydicom needs to know of pixels
     *("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
 )
+UNTOUCHED: dict[str, Any] = {"raw": True, "correct_unused_bits": False}  # the words of pixels as they are stored
 BLANK_SHARE = 0.25  # of a slice's rows: so many zeros more than its neighbour's are no picture of the body
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
@@ -74,7 +75,7 @@ def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
                 if _is_jpeg(header):
                     words = _words_of(next(decoded))
                 else:
-                    words = _words_of(pixel_array(dataset_of(header.path), index=header.frame, raw=True))
+                    words = _words_of(pixel_array(dataset_of(header.path), index=header.frame, **UNTOUCHED))
             if words.shape != header.size[::-1] or 8 * words.dtype.itemsize <= (header.bits or (16, 16, 15))[2]:
                 raise ScanError(
                     f"{header.path}: expected one slice of {header.size[0]} × {header.size[1]} grey pixels, got an "
