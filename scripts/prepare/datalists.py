@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import write_csv
+from ..core.files import write_csv, write_json
 from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..read.datalist import LARGEST_NODULE_MM, SAME_PLACE_MM
@@ -132,3 +132,17 @@ def usable(findings: Iterable[Finding], grid: Grid, advice: str, left_out: list[
 def shown_place(row: Sequence[float]) -> str:
     """A position for messages."""
     return f"({', '.join(f'{value:.1f}' for value in row[:3])}) LPS mm"
+
+
+def write_folds(folder: Path, folds: Iterable[int], items: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Write ``dataset_fold0.json`` …, each with all items: those of its own fold under ``validation``.
+
+    Args:
+        folder: gets them; former ones are replaced.
+        folds: their numbers.
+        items: of the datalists, each with its fold.
+    """
+    for fold in folds:
+        training, validation = ([one for own, one in items if (own == fold) is chosen] for chosen in (False, True))
+        path = write_json(folder / f"dataset_fold{fold}.json", {"training": training, "validation": validation})
+        logger.info("%s: %d scans to train on, %d to validate on", path, len(training), len(validation))

@@ -11,20 +11,30 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import writable_folder, write_csv, write_json
+from ..core.errors import refuse
+from ..core.files import writable_folder, write_csv
 from ..core.labels import IGNORED, NODULE
 from ..evaluate.tables import read_findings, read_series_uids
-from ..read.datalist import LUNG_MASKS, count_nodules
+from ..read.datalist import LUNG_MASKS
 from ..read.discovery import files_below, is_image_file, scan_stem
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from ..read.text_headers import data_fault
-from .datalists import Finding, LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict, usable
+from .datalists import (
+    Finding,
+    LeftOut,
+    PrepareError,
+    account_for,
+    path_in_datalist,
+    refuse_if_strict,
+    usable,
+    write_folds,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,38 +97,36 @@ def luna16(
     logger.info("nodules: %s", nodules)
     findings = _by_series(nodules, others)
     left_out = [*tree.left_out, *_missing_parts(tree, source, others, series_uids), *_orphans(tree, findings)]
-    items: dict[int, list[dict[str, Any]]] = {}
+    items: list[tuple[int, dict[str, Any]]] = []
     for uid, (subset, path) in sorted(tree.scans.items(), key=lambda scan: (scan[1][0], scan[0])):
         grid = _usable_grid(path, left_out)
         if grid is not None:
             item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
             boxes = usable(findings.get(uid, []), grid, "take annotations and scans of one release", left_out)
-            items.setdefault(subset, []).append(item | boxes | _lungs(uid, tree, target, left_out))
+            items.append((subset, item | boxes | _lungs(uid, tree, target, left_out)))
     _write(items, left_out, target, strict=strict)
 
 
-def _write(items: dict[int, list[dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
+def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
     """Write the folds, the list of scans and the account."""
-    if not items:
-        reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
-        raise PrepareError(f"expected scans that can be read, got none ({reasons}); download the subsets again")
+    reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
+    advice = "download the subsets again"
+    refuse(PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); {advice}"))
     refuse_if_strict(left_out, strict)
     writable_folder(target)
-    paths = {subset: target / f"dataset_fold{subset}.json" for subset in items}
-    for subset, path in paths.items():
-        training = [item for other, scans in items.items() if other != subset for item in scans]
-        write_json(path, {"training": training, "validation": items[subset]})
-        logger.info("%s: %d scans to train on, %d to validate on", path, len(training), len(items[subset]))
-    everything = [item for scans in items.values() for item in scans]
-    write_csv(target / "seriesuids.csv", sorted((item["name"],) for item in everything))
+    subsets = sorted({subset for subset, _ in items})
+    write_folds(target, subsets, items)
+    write_csv(target / "seriesuids.csv", sorted((item["name"],) for _, item in items))
     account_for(left_out, target)
-    nodules, labels = count_nodules(everything), [item["label"] for item in everything]
-    with_nodules, ignored = sum(NODULE in own for own in labels), sum(map(len, labels)) - nodules
+    labels = [item["label"] for _, item in items]
+    nodules, ignored = (sum(own.count(label) for own in labels) for label in (NODULE, IGNORED))
+    with_nodules = sum(NODULE in own for own in labels)
     logger.info("%d nodules in %d of %d scans, %d ignored findings", nodules, with_nodules, len(labels), ignored)
-    if len(items) == 1:
+    if len(subsets) == 1:
         logger.warning("one subset alone: its fold has nothing to train on; a second subset is the least")
-    for path in sorted(set(target.glob("dataset_fold?.json")) - set(paths.values())):
-        logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
+    for path in sorted(target.glob("dataset_fold?.json")):
+        if int(path.stem[-1]) not in subsets:
+            logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
 
 
 def find_tree(folder: Path) -> Tree:
@@ -127,8 +135,8 @@ def find_tree(folder: Path) -> Tree:
     Raises:
         PrepareError: no such folder, or no subset in it.
     """
-    if not folder.is_dir():
-        raise PrepareError(f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir")
+    what = "expected a folder with subset0 to subset9, found none; check --luna16_dir"
+    refuse(PrepareError, (not folder.is_dir(), f"{folder}: {what}"))
     tree = Tree()
     for path in files_below(folder):
         parents = (folder.resolve().name, *path.relative_to(folder).parts[:-1])  # --luna16_dir may be a subset itself
@@ -144,11 +152,10 @@ def find_tree(folder: Path) -> Tree:
             if former != path:
                 reason = f"the scan is there twice, {former.parent} counts"
                 tree.left_out.append(LeftOut(reason, str(path), "remove one"))
-    if not tree.scans:
-        hint = f"; unpack {', '.join(f'subset{n}.zip' for n in sorted(tree.archives))}" if tree.archives else ""
-        raise PrepareError(
-            f"{folder}: expected folders subset0 to subset9 with .mhd files, found none{hint or '; check --luna16_dir'}"
-        )
+    archives = ", ".join(f"subset{n}.zip" for n in sorted(tree.archives))
+    advice = f"unpack {archives}" if archives else "check --luna16_dir"
+    what = "expected folders subset0 to subset9 with .mhd files, found none"
+    refuse(PrepareError, (not tree.scans, f"{folder}: {what}; {advice}"))
     return tree
 
 

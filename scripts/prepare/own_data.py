@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.files import writable_folder, write_json
+from ..core.errors import refuse
+from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.nifti import write_nifti
@@ -28,16 +30,22 @@ from .datalists import (
     Finding,
     LeftOut,
     PrepareError,
+    Row,
     account_for,
     path_in_datalist,
     refuse_if_strict,
     shown_place,
     usable,
 )
-from .own_table import FRAMES, read_rows
 
 logger = logging.getLogger(__name__)
 
+FRAMES = ("lps", "ras")
+# What a column may be called, without regard to case; the first that is there counts.
+SCAN_COLUMNS = ("seriesuid", "series_uid", "seriesinstanceuid", "scan", "image", "file", "filename", "name")
+PLACE_COLUMNS = (("coordx", "coordy", "coordz"), ("x", "y", "z"), ("x_mm", "y_mm", "z_mm"))
+DIAMETER_COLUMNS = ("diameter_mm", "diameter")
+PATIENT_COLUMNS = ("patient", "patient_id", "patientid")
 SPECK_MM = 2.0  # diameter of a mask's smallest object that is taken for a nodule; LUNA16's smallest has 3.25 mm
 
 
@@ -123,18 +131,24 @@ def datalist(
 
 
 def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None:
-    if frame not in FRAMES:
-        raise OptionError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
-    if not 0 <= validation_fraction < 1:
-        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
     try:
-        groups = re.compile(patient_pattern).groups
+        has_group = re.compile(patient_pattern).groups > 0
     except re.error as error:
         raise OptionError(
             f"--patient_pattern: expected a regular expression, got {patient_pattern} ({error})"
         ) from error
-    if patient_pattern and not groups:
-        raise OptionError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
+    refuse(
+        OptionError,
+        (frame not in FRAMES, f"--frame: expected lps or ras, got {frame}; choose that of the tables"),
+        (
+            not 0 <= validation_fraction < 1,
+            f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}",
+        ),
+        (
+            patient_pattern and not has_group,
+            f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one',
+        ),
+    )
 
 
 def find_own_scans(
@@ -160,8 +174,8 @@ def find_own_scans(
             name = entry["name"] if is_dicom else scan_stem(place)
             key = Path(os.path.relpath(place, folder if folder.is_dir() else folder.parent)).as_posix()
             scans.append(Scan(name, place, key, _patient(entry["image"], name, key, patient_pattern)))
-    if not scans:
-        raise PrepareError(f"--images {', '.join(map(str, folders))}: expected scans, found none that can be used")
+    named = ", ".join(map(str, folders))
+    refuse(PrepareError, (not scans, f"--images {named}: expected scans, found none that can be used"))
     return scans
 
 
@@ -202,10 +216,67 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
             scans[number].findings.append((finding, label, where))
 
 
+TableRow = tuple[str, str, Row, str]  # file and row, for messages; what names the scan; finding; patient, if named
+
+
+def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, str]]]:
+    """The rows of a table, and those that cannot be used: (where, reason).
+
+    Commas, semicolons and tabs may part the columns; a point is the decimal sign.
+
+    Args:
+        path: of the CSV.
+        frame: "lps" or "ras", of its positions.
+
+    Raises:
+        PrepareError: no such file, no text, columns that are not there, or no row at all.
+    """
+    table = [
+        (f"{path.name}, row {number}", {name.lower(): value for name, value in values.items()})
+        for number, values in read_csv(path, error=PrepareError)
+    ]
+    names = max((list(values) for _, values in table), key=len, default=[])
+    scan, diameter, patient = (_first(columns, names) for columns in (SCAN_COLUMNS, DIAMETER_COLUMNS, PATIENT_COLUMNS))
+    place: Sequence[str] = next((columns for columns in PLACE_COLUMNS if set(columns) <= set(names)), ())
+    refuse(
+        PrepareError,
+        (not table, f"{path}: expected a row for each finding, got none; add them or leave the table out"),
+        (
+            not (scan and place and diameter),
+            f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
+            f"diameter_mm), got {', '.join(names)[:200]}; name them so in the first row",
+        ),
+    )
+    rows: list[TableRow] = []
+    bad = []
+    for where, values in table:
+        *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
+        name = values.get(scan, "")
+        if not name:
+            bad.append((where, "the row names no scan"))
+        elif not all(map(math.isfinite, (*position, size))):
+            bad.append((where, "position and diameter are not all numbers"))
+        else:
+            x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
+            rows.append((where, name, (x, y, z, size), values.get(patient, "")))
+    return rows, bad
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str:
+    return next((name for name in columns if name in names), "")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
     """Give each scan the mask of its name."""
-    if not folder.is_dir():
-        raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
+    missing = f"--masks {folder}: expected a folder with masks, found none; check the path"
+    refuse(PrepareError, (not folder.is_dir(), missing))
     names = _names(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import UserError
+from ..core.errors import UserError, refuse
 from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
 from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
@@ -106,22 +106,23 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
         DatalistError: what is wrong with it.
         ScanError: it has boxes, and the header of its image cannot be read.
     """
-    image = entry.get("image") if isinstance(entry, Mapping) else None
-    if not image or not isinstance(image, str):
-        raise DatalistError(f"expected {{'image': path, …}}, got {str(entry)[:80]}")
-    item = {key: value for key, value in entry.items() if value is not None}
-    for key in (*FILES, "name"):
-        if not isinstance(item.get(key, ""), str):
-            raise DatalistError(f"{key}: expected {'text' if key == 'name' else 'a path'}, got {str(item[key])[:60]}")
-    weight = item.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
+    item = {key: value for key, value in dict(entry).items() if value is not None} if isinstance(entry, Mapping) else {}
+    image, weight = item.get("image"), item.get("weight", 1.0)
+    is_weight = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
+    refuse(
+        DatalistError,
+        (not image or not isinstance(image, str), f"expected {{'image': path, …}}, got {str(entry)[:80]}"),
+        *(
+            (not isinstance(item.get(key, ""), str), f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
+            for key, kind in (*((key, "a path") for key in FILES), ("name", "text"))
+        ),
+        (not is_weight, f"weight: expected a number from 0, got {str(weight)[:60]}"),
+    )
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
-        files["image"] = elsewhere(image) or files["image"]
+        files["image"] = elsewhere(str(image)) or files["image"]
     for key, path in files.items():
-        if not Path(path).exists():
-            raise DatalistError(f"{key} {path}: expected a file, found none")
+        refuse(DatalistError, (not Path(path).exists(), f"{key} {path}: expected a file, found none"))
     boxes, labels = _checked_boxes(item)
     if len(boxes):
         _check_inside(files["image"], boxes)
@@ -199,23 +200,28 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
         labels = np.asarray(item.get("label", [NODULE] * len(boxes))).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise DatalistError(f"box: expected [[x, y, z, w, h, d], …] in LPS mm, one label each, got {shown}") from error
-    if len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}):
-        raise DatalistError(
-            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}"
-        )
-    if len(labels) != len(boxes):
-        raise DatalistError(f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels")
-    if not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any():
-        raise DatalistError(f"box: expected finite centres and sizes above 0 mm, got {shown}")
-    if (boxes[:, 3:] > LARGEST_NODULE_MM).any():
-        raise DatalistError(
-            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max():g} mm; are these corners "
-            "(x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size"
-        )
+    refuse(
+        DatalistError,
+        (
+            len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}),
+            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}",
+        ),
+        (len(labels) != len(boxes), f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels"),
+        (
+            not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any(),
+            f"box: expected finite centres and sizes above 0 mm, got {shown}",
+        ),
+        (
+            (boxes[:, 3:] > LARGEST_NODULE_MM).any(),
+            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max(initial=0):g} mm; are these "
+            "corners (x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size",
+        ),
+    )
     nodules = boxes[labels == NODULE]
     for number, nodule in enumerate(nodules):  # a nodule within another has a size of its own
-        if (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any():
-            raise DatalistError(f"box: expected each nodule once, got two at {nodule[:3].tolist()} LPS mm; remove one")
+        is_twice = (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any()
+        place = nodule[:3].tolist()
+        refuse(DatalistError, (is_twice, f"box: expected each nodule once, got two at {place} LPS mm; remove one"))
     return boxes, labels.astype(np.int64)
 
 
@@ -255,19 +261,24 @@ def check_training_lists(
         DatalistError: no scan, or neither a nodule nor a donor in the training list, or a scan in both lists.
     """
     nodules, found = count_nodules(training), count_nodules(validation)
-    advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
-    if not training:
-        raise DatalistError(f"training list: expected at least one scan, got none; {advice}")
-    if not nodules and not donors:
-        raise DatalistError(
-            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}"
-        )
     twice = _in_both(training, validation)
-    if twice:
-        raise DatalistError(
-            f"training and validation list: expected different scans, got {len(twice)} in both, such as "
-            f"{' and '.join(twice[0])}; take them out of one of the lists"
-        )
+    advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
+    refuse(
+        DatalistError,
+        (not training, f"training list: expected at least one scan, got none; {advice}"),
+        (
+            not nodules and not donors,
+            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}",
+        ),
+        *(
+            (
+                True,
+                f"training and validation list: expected different scans, got {len(twice)} in both, such as {one} and "
+                f"{other}; take them out of one of the lists",
+            )
+            for one, other in twice
+        ),
+    )
     for one, other in _in_both(donors, validation):
         logger.warning("validation list: the donor %s is the scan %s; it is no unseen scan then", one, other)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))

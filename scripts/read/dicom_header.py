@@ -24,6 +24,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.uid import MediaStorageDirectoryStorage as DICOMDIR
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, Point
 from ..core.paths import unreadable
 from .scan import ScanError
@@ -74,9 +75,7 @@ class SliceHeader:
         frames: of the file.
         study_uid: StudyInstanceUID.
         series_uid: SeriesInstanceUID.
-        frame_of_reference: its UID; "" where absent.
-        patient: what tells patients apart: ID and name, only compared.
-        stack: stack and time point of a frame; empty for single slices.
+        origin: what slices of one volume have in common, by its name; "" where absent. It is only compared.
         modality: "CT", "MR", …; "" where absent.
         image_type: the values of ImageType (of a frame, FrameType), upper case.
         words: what description, body part and protocol say, the most telling first, upper case; only searched.
@@ -102,9 +101,7 @@ class SliceHeader:
     frames: int
     study_uid: str
     series_uid: str
-    frame_of_reference: str
-    patient: tuple[str, str] = field(repr=False)
-    stack: tuple[str, ...]
+    origin: dict[str, str] = field(repr=False)
     modality: str
     image_type: frozenset[str]
     words: tuple[str, ...] = field(repr=False)
@@ -270,8 +267,7 @@ def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> I
     if groups is None:
         yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels)
         return
-    if len(groups) != frames:
-        raise ValueError(f"{frames} frames, {len(groups)} functional groups")
+    refuse(ValueError, (len(groups) != frames, f"{frames} frames, {len(groups)} functional groups"))
     shared = dataset.get(_GROUPS[0]) or [pydicom.Dataset()]
     for number, group in enumerate(groups):
         one = pydicom.Dataset()
@@ -290,12 +286,12 @@ def _slice_header(
 ) -> SliceHeader:
     """The header of one slice, by the attributes ``one`` that hold for it; ``frame``: its number, of how many."""
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
-    if not series_uid or not study_uid:
-        raise ValueError("no StudyInstanceUID or SeriesInstanceUID")
+    refuse(ValueError, (not series_uid or not study_uid, "no StudyInstanceUID or SeriesInstanceUID"))
     position = floats_of(one, "ImagePositionPatient", 3)
     spacing, thickness = floats_of(one, "PixelSpacing", 2), floats_of(one, "SliceThickness", 1)
     facts = {name: _text(one, keyword) for name, keyword in _FACTS.items()}
     facts["Slice thickness"] = f"{thickness[0]:g}" if thickness and thickness[0] > 0 else ""
+    image_type = frozenset(_text(one, "ImageType").upper().split("/")) - {""}
     bits, is_signed = _bits(one), _int(one, "PixelRepresentation")
     slope, intercept = (floats_of(one, keyword, 1) for keyword in _RESCALE)
     return SliceHeader(
@@ -304,11 +300,9 @@ def _slice_header(
         frames=frame[1],
         study_uid=study_uid,
         series_uid=series_uid,
-        frame_of_reference=_text(one, "FrameOfReferenceUID"),
-        patient=(_text(one, "PatientID"), " ".join(_text(one, "PatientName").replace("^", " ").upper().split())),
-        stack=() if one is dataset else tuple(_text(one, key) for key in ("StackID", "TemporalPositionIndex")),
+        origin=_origin(one, image_type, is_frame=one is not dataset),
         modality=_text(one, "Modality"),
-        image_type=frozenset(_text(one, "ImageType").upper().split("/")) - {""},
+        image_type=image_type,
         words=_words(one),
         position_lps_mm=None if position is None else (position[0], position[1], position[2]),
         orientation=floats_of(one, "ImageOrientationPatient", 6),
@@ -326,6 +320,21 @@ def _slice_header(
         fault=_fault(one, bits, is_signed, slope, intercept),
         facts={name: text + _UNITS.get(name, "") for name, text in facts.items() if text},
     )
+
+
+def _origin(one: pydicom.Dataset, image_type: frozenset[str], *, is_frame: bool) -> dict[str, str]:
+    origin = {
+        "patient (PatientID)": _text(one, "PatientID"),
+        "patient (PatientName)": " ".join(_text(one, "PatientName").replace("^", " ").upper().split()),
+        "study": _text(one, "StudyInstanceUID"),
+        "frame of reference": _text(one, "FrameOfReferenceUID"),
+    }
+    of_frame = {
+        "stack": _text(one, "StackID"),
+        "time point": _text(one, "TemporalPositionIndex"),
+        "kind of image": "/".join(sorted(image_type)),
+    }
+    return origin | (of_frame if is_frame else {})
 
 
 def _words(one: pydicom.Dataset) -> tuple[str, ...]:
@@ -371,8 +380,8 @@ def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     sides = [_int(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    if not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1:
-        raise ValueError(f"{sides[0]} × {sides[1]} pixels, {frames} frames")
+    is_odd = not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1
+    refuse(ValueError, (is_odd, f"{sides[0]} × {sides[1]} pixels, {frames} frames"))
     if syntax.is_deflated:  # one compressed stream, already unpacked to its end
         return True
     order = "<" if syntax.is_little_endian else ">"
@@ -403,19 +412,18 @@ def _has_all_items(file: BinaryIO, frames: int) -> bool:
 
 def _int(dataset: pydicom.Dataset, keyword: str) -> int | None:
     """A whole number; ``None`` where it is absent or malformed."""
-    try:
-        value = dataset.get(keyword)
-        if isinstance(value, bytes):  # its kind depends on an element that pydicom did not look at
-            value = int.from_bytes(value[:2], "little")
-        return None if value is None or value == "" else int(value)
-    except Exception:  # pydicom converts when asked, and raises almost any type
-        return None
+    numbers = floats_of(dataset, keyword, 1, is_word=True)
+    return int(numbers[0]) if numbers else None
 
 
-def floats_of(dataset: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them."""
+def floats_of(dataset: pydicom.Dataset, keyword: str, count: int, *, is_word: bool = False) -> tuple[float, ...] | None:
+    """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them.
+
+    ``is_word``: bytes are a word of 16 bits; its kind depends on an element that pydicom did not look at.
+    """
     try:
         value = dataset.get(keyword)
+        value = int.from_bytes(value[:2], "little") if is_word and isinstance(value, bytes) else value
         values = tuple(float(v) for v in (value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]))
     except Exception:  # pydicom converts when asked, and raises almost any type
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -62,7 +62,9 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
 
 def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
     """The pixels of each slice as they are stored, ``[J, I]``, one word each."""
-    dataset_of = lru_cache(maxsize=1)(_pixel_data)  # every frame of a file asks for it
+    dataset_of = lru_cache(maxsize=1)(
+        partial(read_dicom, tags=PIXEL_TAGS, pixels=True)
+    )  # every frame of a file asks for it
     for first in range(0, len(ordered), SLICES_DECODED):
         some = ordered[first : first + SLICES_DECODED]
         coded = []
@@ -109,10 +111,6 @@ def _zero_rows(words: Words) -> int:
     """How many of the last rows are zeros as stored."""
     filled = np.flatnonzero(words.any(axis=1))
     return len(words) - (int(filled[-1]) + 1 if len(filled) else 0)
-
-
-def _pixel_data(path: str) -> FileDataset:
-    return read_dicom(path, PIXEL_TAGS, pixels=True)
 
 
 def _lone_slice(header: SliceHeader, whole: FileDataset) -> Dataset:

@@ -121,7 +121,9 @@ def _file_entries(
             folders = {Path(header.path).parent for header in chosen.slices}
             # A damaged file may be a slice of any series beside it: each of them is then refused, never silently short.
             damaged = [path for path in broken if path.parent in folders]
-            damaged += [path for path in closed if _may_hold_slices(path, folders)]
+            # So may a folder that cannot be read, where it lies in one of the series or beside several of them.
+            around = folders | ({folder.parent for folder in folders} if len(folders) > 1 else set())
+            damaged += [path for path in closed if any(is_below(path, folder) for folder in around)]
             told.update(damaged)
             paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
             where = str(min(folders)) if len(folders) == 1 else source
@@ -131,13 +133,6 @@ def _file_entries(
     alone = {path.parent: path for path in reversed(broken) if path not in told}  # one entry tells of all in a folder
     entries += of_series + [_entry([str(path)], scan_stem(path), str(path.parent)) for path in sorted(alone.values())]
     return entries + [_entry([str(path)], "closed", str(path)) for path in closed if path not in told]
-
-
-def _may_hold_slices(closed: Path, folders: set[Path]) -> bool:
-    """Whether a folder that cannot be read lies in one of a series, or beside several of them."""
-    return any(is_below(closed, folder) for folder in folders) or (
-        len(folders) > 1 and any(is_below(closed, folder.parent) for folder in folders)
-    )
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
 from ..core.paths import unreadable
 from .scan import ScanError, make_grid
@@ -30,8 +31,8 @@ def read_nifti_header(path: Path) -> ImageHeader:
         ScanError: no NIfTI header, no volume, or voxels whose size is open.
     """
     try:
-        if reason := unreadable(path):
-            raise ValueError(reason)
+        reason = unreadable(path)
+        refuse(ValueError, (reason, reason))
         with path.open("rb") as file:
             packed = file.read(2) == GZIP_MARK
         with gzip.open(path) if packed else path.open("rb") as stream:
@@ -70,18 +71,17 @@ def _raw_header(data: bytes) -> Any:
     said = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
     kinds = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
     size = next((size for size in kinds if size in said and size <= len(data)), 0)
-    if not size:
-        raise ValueError("no NIfTI header")
+    refuse(ValueError, (not size, "no NIfTI header"))
     header = kinds[size].from_fileobj(io.BytesIO(data[:size]), check=False)
-    shape = header.get_data_shape()
-    if not 1 <= int(header["dim"][0]) <= 7 or any(int(n) < 1 for n in shape):
-        raise ValueError(f"lengths {header['dim'].tolist()}")
-    if int(header["bitpix"]) != 8 * header.get_data_dtype().itemsize:
-        raise ValueError(f"{header['bitpix']} bits a voxel of {header.get_data_dtype()}")
-    if bytes(header["magic"].item()).rstrip(b"\0")[:3] not in (b"n+1", b"n+2"):
-        raise ValueError(f"magic {header['magic'].item()!r}, expected that of one file with its voxels in it")
-    if not size + 4 <= float(header["vox_offset"]) < 2**31:
-        raise ValueError(f"voxels begin at byte {header['vox_offset']}")
+    dim, bits, magic, start = (header[name].tolist() for name in ("dim", "bitpix", "magic", "vox_offset"))
+    dtype = header.get_data_dtype()
+    refuse(
+        ValueError,
+        (not 1 <= dim[0] <= 7 or min(header.get_data_shape(), default=0) < 1, f"lengths {dim}"),
+        (bits != 8 * dtype.itemsize, f"{bits} bits a voxel of {dtype}"),
+        (magic[:3] not in (b"n+1", b"n+2"), f"magic {magic!r}, expected that of one file with its voxels in it"),
+        (not size + 4 <= start < 2**31, f"voxels begin at byte {start}"),
+    )
     return header
 
 

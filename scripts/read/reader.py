@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from monai.data import ImageReader
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray
 from ..core.paths import kind_of
 from .dicom_series import read_series, series_grid
@@ -183,20 +184,21 @@ def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[s
         return paths, ()
     with _hiding(paths):
         scans = find_scans(first)
-        if len(scans) > 1:
-            names = ", ".join(scan["name"] for scan in scans)
-            raise ScanError(f"{first}: expected one scan, got {len(scans)} ({names}); name one of them.")
+        got = f"{len(scans)} ({', '.join(scan['name'] for scan in scans)})"
+        refuse(ScanError, (len(scans) > 1, f"{first}: expected one scan, got {got}; name one of them."))
     files, notes = _files_of_scan(scans[0]["image"])
     return files, (*scans[0]["notes"].splitlines(), *notes)
 
 
 def _existing(paths: Sequence[str]) -> str:
     """The first path of a scan or mask; refused when there is none."""
-    if not paths:
-        raise ScanError("expected the path of a scan, got an empty list; check the datalist.")
-    kind = kind_of(paths[0])
-    if len(paths) == 1 and kind not in ("file", "folder"):
-        raise ScanError(f"{paths[0]}: expected a scan, found {kind}; check the path.")
+    kind = kind_of(paths[0]) if paths else ""
+    is_one = len(paths) == 1 and kind not in ("file", "folder")
+    refuse(
+        ScanError,
+        (not paths, "expected the path of a scan, got an empty list; check the datalist."),
+        (is_one, f"{''.join(paths[:1])}: expected a scan, found {kind}; check the path."),
+    )
     return paths[0]
 
 
@@ -215,6 +217,6 @@ def _header_of(path: Path) -> ImageHeader:
 def _read_image(path: Path) -> Volume:
     """Read MetaImage, NRRD or NIfTI."""
     header = _header_of(path)
-    if header.modality not in ("", "CT", "OTHER", "UNKNOWN"):
-        raise ScanError(f"{path}: expected modality CT, got {header.modality}; choose a CT scan.")
+    is_other = header.modality not in ("", "CT", "OTHER", "UNKNOWN")
+    refuse(ScanError, (is_other, f"{path}: expected modality CT, got {header.modality}; choose a CT scan."))
     return make_volume(str(path), header.read_values(), header.grid, {"Format": header.form}, notes=header.notes)

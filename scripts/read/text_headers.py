@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.volumeutils import apply_read_scaling
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
@@ -232,12 +233,13 @@ def _fields(data: bytes, separator: str, last: str) -> tuple[dict[str, str], int
 def _metaimage(path: Path, data: bytes) -> ImageHeader:
     fields, end = _fields(data, "=", "ElementDataFile")
     (axes,) = _lengths(fields, "NDims", 1)
-    kind = fields.get("ElementType", "").upper()
-    if kind not in _META_TYPES:
-        raise ValueError(f"ElementType {kind or 'missing'}")
+    kind, named = _META_TYPES.get(fields.get("ElementType", "").upper()), fields["ElementDataFile"]
+    if not kind:
+        raise ValueError(f"ElementType {fields.get('ElementType', 'missing')}")
     for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
-        if name in fields and _numbers(fields, name, 1)[0] != neutral:
-            raise ScanError(f"{path}: expected HU as they are, got {name} {fields[name]}; export the CT in HU.")
+        is_other = name in fields and _numbers(fields, name, 1)[0] != neutral
+        got = f"{name} {fields.get(name)}"
+        refuse(ScanError, (is_other, f"{path}: expected HU as they are, got {got}; export the CT in HU."))
     spacing, notes = _meta_spacing(path, fields, axes)
     matrix, origin, order = (
         next((name for name in names if name in fields), "")
@@ -248,20 +250,17 @@ def _metaimage(path: Path, data: bytes) -> ImageHeader:
         )
     )
     rows = np.reshape(_numbers(fields, matrix, axes * axes), (axes, axes)) if matrix else np.eye(axes)
-    offset = _numbers(fields, origin, axes) if origin else [0.0] * axes
+    offset = np.array(_numbers(fields, origin, axes) if origin else [0.0] * axes)
     mm = _mm_per_unit(path, [fields.get("DistanceUnits", "mm")])
-    named = fields["ElementDataFile"]
+    storage = f"ElementDataFile {named}, BinaryData {fields.get('BinaryData', 'True')}"
+    _check_storage(path, _is_list(named) or not _flag(fields, "BinaryData", "true"), storage)
     is_local = named.upper() == "LOCAL"
-    if _is_list(named) or not _flag(fields, "BinaryData", "true"):
-        raise _other_storage(path, f"ElementDataFile {named}, BinaryData {fields.get('BinaryData', 'True')}")
     return ImageHeader(
         path=path,
         form="MetaImage",
-        grid=_grid(
-            path, _lengths(fields, "DimSize", axes), rows * np.array(spacing)[:, None] * mm, np.array(offset) * mm
-        ),
+        grid=_grid(path, _lengths(fields, "DimSize", axes), rows * np.array(spacing)[:, None] * mm, offset * mm),
         components=_lengths(fields, "ElementNumberOfChannels", 1)[0] if "ElementNumberOfChannels" in fields else 1,
-        dtype=np.dtype(_META_TYPES[kind]).newbyteorder(">" if _flag(fields, order) else "<"),
+        dtype=np.dtype(kind).newbyteorder(">" if _flag(fields, order) else "<"),
         file=path if is_local else path.parent / named,
         skip=end if is_local else int(_numbers(fields, "HeaderSize", 1)[0]) if "HeaderSize" in fields else 0,
         packed=_flag(fields, "CompressedData"),
@@ -276,42 +275,39 @@ def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[f
     Raises:
         ScanError: the header gives none.
     """
-    for name in ("ElementSpacing", "ElementSize"):
-        if name in fields:
-            spacing = _numbers(fields, name, axes)
-            if min(spacing) <= 0:
-                raise ScanError(f"{path}: expected {name} above 0, got {fields[name]}; correct the header.")
-            note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
-            return spacing, () if name == "ElementSpacing" else (note,)
-    raise ScanError(
-        f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
-        "the scan again."
-    )
+    name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
+    note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
+    advice = "the voxels' size is unknown; add it to the header or export the scan again."
+    refuse(ScanError, (not name, f"{path}: expected ElementSpacing, found none: {advice}"))
+    spacing = _numbers(fields, name, axes)
+    is_flat = min(spacing) <= 0
+    refuse(ScanError, (is_flat, f"{path}: expected {name} above 0, got {fields[name]}; correct the header."))
+    return spacing, () if name == "ElementSpacing" else (note,)
 
 
 # ---- NRRD ------------------------------------------------------------------------------------------------------------
 
 
 def _nrrd(path: Path, data: bytes) -> ImageHeader:
-    if not re.match(rb"NRRD000[1-5]\s", data):
-        raise ValueError("it does not begin with NRRD000")
     fields, end = _fields(data, ":", "")
     kind, encoding, endian = (fields.get(key, "").lower() for key in ("type", "encoding", "endian"))
     file, lines = fields.get("data file", ""), fields.get("line skip", "0")
-    if encoding not in ("raw", "gz", "gzip") or lines != "0" or _is_list(file):
-        raise _other_storage(path, f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}")
-    if kind not in _NRRD_TYPES:
-        raise ValueError(f"type {kind or 'missing'}")
-    dtype = np.dtype(_NRRD_TYPES[kind])
-    if dtype.itemsize > 1 and endian not in ("little", "big"):
-        raise ValueError(f"endian {endian or 'missing'}")
+    dtype = np.dtype(_NRRD_TYPES.get(kind, "V1"))
+    skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
+    refuse(
+        ValueError,
+        (not re.match(rb"NRRD000[1-5]\s", data), "it does not begin with NRRD000"),
+        (kind not in _NRRD_TYPES, f"type {kind or 'missing'}"),
+        (dtype.itemsize > 1 and endian not in ("little", "big"), f"endian {endian or 'missing'}"),
+        (skip < -1 or (skip and encoding != "raw"), f"byte skip {skip}"),
+    )
+    is_other = encoding not in ("raw", "gz", "gzip") or lines != "0" or _is_list(file)
+    storage = f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}"
+    _check_storage(path, is_other, storage)
     sizes = _lengths(fields, "sizes", *_lengths(fields, "dimension", 1))
     steps, origin, spatial, notes = _nrrd_space(path, fields, len(sizes))
     if not all(spatial) and any(spatial[: spatial.index(False)]):  # a list of volumes: axes after the spatial ones
         spatial = [True] * len(sizes)
-    skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
-    if skip < -1 or (skip and encoding != "raw"):
-        raise ValueError(f"byte skip {skip}")
     return ImageHeader(
         path=path,
         form="NRRD",
@@ -393,8 +389,9 @@ def _is_list(named: str) -> bool:
     return first.upper() == "LIST" or ("%" in first and 2 <= len(rest) <= 4)
 
 
-def _other_storage(path: Path, got: str) -> ScanError:
-    return ScanError(f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image.")
+def _check_storage(path: Path, is_other: bool, got: str) -> None:
+    expected = "expected one data file of binary numbers, raw or gzip"
+    refuse(ScanError, (is_other, f"{path}: {expected}, got {got}; convert the image."))
 
 
 def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:

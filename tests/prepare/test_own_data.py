@@ -18,8 +18,7 @@ from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.phantom.files import write_dicom_series
 from scripts.prepare.__main__ import main
-from scripts.prepare.own_data import _validating
-from scripts.prepare.own_table import read_rows
+from scripts.prepare.own_data import _validating, read_rows
 from scripts.read.datalist import load_datalist
 from tests.interruption import check_any_kill
 from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, write_mhd

@@ -12,16 +12,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ...core.commands import OptionError
+from ...core.errors import refuse
 from ...core.files import remove_abandoned, writable_folder
 from ...core.geometry import apply_affine, swap_lps_ras_affine
 from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
 from ...read.scan import Grid, ScanError, Volume
-from ..datalists import LeftOut, refuse_if_strict
+from ..datalists import LeftOut, refuse_if_strict, write_folds
 from .masks import SliceTable
 from .nodules import find_findings, group_readings
-from .outputs import fingerprint, read_scan_record, write_datalists, write_scan, write_tables
+from .outputs import fingerprint, fold_of, read_scan_record, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
 from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
 
@@ -51,12 +52,15 @@ def lidc(
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
-    if not source.is_dir():
-        raise OptionError(f"--dicom_dir {source}: expected a folder, found none; check the path")
-    if folds < 2:
-        raise OptionError(f"--folds: expected a whole number of at least 2, got {folds}; choose another")
-    if selection not in SELECTIONS:
-        raise OptionError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
+    refuse(
+        OptionError,
+        (not source.is_dir(), f"--dicom_dir {source}: expected a folder, found none; check the path"),
+        (folds < 2, f"--folds: expected a whole number of at least 2, got {folds}; choose another"),
+        (
+            selection not in SELECTIONS,
+            f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one",
+        ),
+    )
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
     if strict:
@@ -65,12 +69,12 @@ def lidc(
     items = _selected(records, selection, download.notices)
     _report(download.notices)
     write_tables(output, items, download.notices)
-    if not items:
-        raise LidcError(
-            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
-        )
-    for fold, (training, validation) in enumerate(write_datalists(output, items, folds)):
-        logger.info("dataset_fold%d.json: %d scans to train on, %d to validate with", fold, training, validation)
+    why = f"expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
+    refuse(LidcError, (not items, f"{source}: {why}"))
+    for path in output.glob("dataset_fold*.json"):  # an earlier run may have had more of them
+        if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
+            path.unlink()
+    write_folds(output, range(folds), [(fold_of(item["patient"], folds), item) for item in items])
     patients = {item["patient"] for item in items}
     logger.info("%s: %d scans, %d nodules, %d patients", output, len(items), count_nodules(items), len(patients))
 
@@ -179,8 +183,8 @@ def lidc_xml(path: str) -> None:
             series[parsed.series_uid] = parsed
     for line in count_lines(found["of CT"], found["of radiographs"], list(series.values())):
         logger.info("%s", line)
-    if damaged or not found:
-        raise LidcError("\n".join(damaged) or f"{path}: expected XML files, found none; check the path")
+    fault = "\n".join(damaged) or f"{path}: expected XML files, found none; check the path"
+    refuse(LidcError, (damaged or not found, fault))
 
 
 def count_lines(files: int, radiographs: int, series: Sequence[SeriesReadings]) -> list[str]:

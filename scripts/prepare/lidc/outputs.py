@@ -120,27 +120,6 @@ def fold_of(patient: str, folds: int) -> int:
     return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % folds
 
 
-def write_datalists(output: Path, items: Sequence[Mapping[str, Any]], folds: int) -> list[tuple[int, int]]:
-    """Write ``dataset_fold0.json`` …, each with all items: those of its own patients under ``validation``.
-
-    Datalists of further folds, from an earlier run with more of them, are removed.
-
-    Returns:
-        Scans to train on and to validate with, by fold.
-    """
-    paths = [output / f"dataset_fold{fold}.json" for fold in range(folds)]
-    for path in set(output.glob("dataset_fold*.json")) - set(paths):
-        path.unlink()
-    counts = []
-    for fold, path in enumerate(paths):
-        parts: dict[str, list[Mapping[str, Any]]] = {"training": [], "validation": []}
-        for item in items:
-            parts["validation" if fold_of(item["patient"], folds) == fold else "training"].append(item)
-        write_json(path, parts)
-        counts.append((len(parts["training"]), len(parts["validation"])))
-    return counts
-
-
 def write_tables(output: Path, items: Sequence[Mapping[str, Any]], notices: Sequence[Notice]) -> None:
     """Write ``nodules.csv``, a row for each row of the datalists, and ``skipped.csv``, a row for each notice."""
     rows = []
