@@ -20,8 +20,7 @@ from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
 from ...read.scan import Grid, ScanError, Volume
 from ..datalists import LeftOut, refuse_if_strict, write_folds
-from .masks import SliceTable
-from .nodules import find_findings, group_readings
+from .nodules import SliceTable, find_findings, group_readings
 from .outputs import fingerprint, fold_of, read_scan_record, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
 from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files

@@ -19,8 +19,7 @@ from ...core.geometry import FloatArray, apply_affine, spacing_mm
 from ...core.labels import IGNORED, NODULE
 from ...core.nifti import write_nifti
 from ...read.scan import Grid, Volume
-from .masks import ReaderMasks
-from .nodules import OUTLINED, Finding, instance_mask
+from .nodules import OUTLINED, Finding, ReaderMasks, instance_mask
 from .readings import RATINGS
 from .scans import CtSeries, Notice
 
