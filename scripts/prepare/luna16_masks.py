@@ -134,7 +134,7 @@ def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
         path.unlink(missing_ok=True)
     else:
         write_nifti(path, mask, grid.affine_ras)
-    write_json(record, {"stamp": made_from, **outlined})
+    write_json(record, {"stamp": made_from, "has_mask": not outlined["left_out"], **outlined})
     return outlined
 
 

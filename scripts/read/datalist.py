@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
             labels are malformed, a box lies outside its scan. The message names them.
     """
-    elsewhere = partial(_found_below, Path(image_dir), _images_below(Path(image_dir))) if image_dir else None
+    elsewhere = _finder(Path(image_dir)) if image_dir else None
     files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
     return _checked([(f"{file}, {section}", file.parent, _entries(file, section)) for file in files], elsewhere)
 
@@ -130,35 +129,29 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
     return {"name": scan_stem(Path(files["image"])), **item, **lists, **files}
 
 
-def _images_below(folder: Path) -> dict[str, list[Path]]:
-    """The images below a folder by name, LUNA16's lung masks apart.
+def _finder(folder: Path) -> Callable[[str], str]:
+    """Where the image of a path, or of its name, is below a folder; empty where it is not there.
 
     Raises:
-        DatalistError: no such folder.
+        DatalistError: no such folder; later, several images have the name.
     """
-    if not folder.is_dir():
-        raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
+    missing = f"--image_dir {folder}: expected a folder with images, found none; check the path"
+    refuse(DatalistError, (not folder.is_dir(), missing))
     found: dict[str, list[Path]] = {}
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
         if is_image_file(path) and not any(part.lower().startswith(LUNG_MASKS) for part in parts):
             found.setdefault(scan_stem(path), []).append(path)
-    return found
 
+    def place_of(image: str) -> str:
+        name = scan_stem(Path(image))
+        places = [folder / image] if (folder / image).exists() else found.get(name, [])
+        several = f"found {len(places)} ({', '.join(map(str, places[:3]))}); remove all but one"
+        what = f"--image_dir {folder}: expected one image named {name}"
+        refuse(DatalistError, (len(places) > 1, f"{what}, {several}"))
+        return str(places[0]) if places else ""
 
-def _found_below(folder: Path, images: Mapping[str, Sequence[Path]], image: str) -> str:
-    """Where the image of that path, or of that name, is below a folder; empty where it is not there.
-
-    Raises:
-        DatalistError: several images have the name.
-    """
-    places = [folder / image] if (folder / image).exists() else images.get(scan_stem(Path(image)), [])
-    if len(places) > 1:
-        raise DatalistError(
-            f"--image_dir {folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
-            f"({', '.join(map(str, places[:3]))}); remove all but one"
-        )
-    return str(places[0]) if places else ""
+    return place_of
 
 
 def _entries(path: Path, section: str) -> list[Any]:

@@ -202,16 +202,14 @@ def _shape(name: str) -> str:
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:
     """The series of each study, in the order of the UIDs, and the files whose header cannot be read."""
     studies: dict[str, list[SliceHeader]] = {}
-    broken = []
+    folders, broken = set(), []
     for path in paths:
         try:
-            headers = read_headers(path)
+            for header in read_headers(path):
+                studies.setdefault(header.study_uid, []).append(header)
+                folders.add(path.parent)
         except ScanError:
             broken.append(path)
-            continue
-        for header in headers:
-            studies.setdefault(header.study_uid, []).append(header)
-    folders = {Path(header.path).parent for headers in studies.values() for header in headers}
     # Alone, what only began like DICOM is something else.
     broken = [path for path in broken if path.parent in folders or looks_like_dicom(path) or unreadable(path)]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
@@ -220,13 +218,12 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
 def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
     """The series to read of one study, each with its notes; where none is fit, the best is left to be refused."""
     ranked = sorted(study, key=Series.rank)
-    if _is_uid(series):
-        chosen, reason = [s for s in ranked if s.uid == series], "named"
-    elif series == "all":
-        fit = [s for s in ranked if s.is_fit]
-        chosen, reason = fit or ranked[:1], "each CT series is read"
-    else:
-        chosen, reason = ranked[:1], "thinnest axial CT" if not ranked[0].shortcomings() else "best of the study"
+    is_best = not ranked[0].shortcomings()
+    choices = {
+        "auto": (ranked[:1], "thinnest axial CT" if is_best else "best of the study"),
+        "all": ([s for s in ranked if s.is_fit] or ranked[:1], "each CT series is read"),
+    }
+    chosen, reason = choices.get(series) or ([s for s in ranked if s.uid == series], "named")
     return [(s, _choice_notes(s, ranked, reason)) for s in chosen]
 
 

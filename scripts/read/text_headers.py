@@ -333,21 +333,19 @@ def _nrrd_space(
     named = fields.get("space", "").lower().removesuffix("-time").removesuffix("t")
     notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
-    vectors: list[list[float] | None] = []
+    is_open = not {"space directions", "spacings"} & set(fields)
+    advice = "the voxels' size is unknown; add them to the header or export the scan again."
+    refuse(ScanError, (is_open, f"{path}: expected space directions or spacings, found none: {advice}"))
+    vectors: list[list[float] | None]
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
         vectors = [None if word.lower() == "none" else _vector(word) for word in words]
-    elif "spacings" in fields:
+    else:
         kinds = fields.get("kinds", "").lower().split() or ["domain"] * axes
         spatial = [kind in ("domain", "space", "???") for kind in kinds]
         rows = iter(np.eye(sum(spatial)).tolist())
-        spacings = [float(word) for word in fields["spacings"].split()]
+        spacings = map(float, fields["spacings"].split())
         vectors = [[s * v for v in next(rows)] if w else None for s, w in zip(spacings, spatial, strict=True)]
-    if not vectors:
-        raise ScanError(
-            f"{path}: expected space directions or spacings, found none: the voxels' size is unknown; add them to the "
-            "header or export the scan again."
-        )
     steps = np.array([vector for vector in vectors if vector is not None], dtype=np.float64)
     if len(vectors) != axes or steps.ndim != 2:
         raise ValueError(f"{len(vectors)} directions or spacings for {axes} axes")

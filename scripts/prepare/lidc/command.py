@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ...core.commands import OptionError
 from ...core.errors import refuse
 from ...core.files import remove_abandoned, writable_folder
-from ...core.geometry import apply_affine, swap_lps_ras_affine
+from ...core.geometry import swap_lps_ras_affine
 from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
@@ -62,8 +62,7 @@ def lidc(
     )
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
-    if strict:
-        _refuse(download.notices)
+    _refuse(download.notices, strict)
     records = _prepare_all(download, output, strict=strict)
     items = _selected(records, selection, download.notices)
     _report(download.notices)
@@ -78,10 +77,9 @@ def lidc(
     logger.info("%s: %d scans, %d nodules, %d patients", output, len(items), count_nodules(items), len(patients))
 
 
-def _refuse(notices: Sequence[Notice]) -> None:
-    """End where something is to be skipped."""
-    skipped = [notice for notice in notices if notice.outcome == SKIPPED]
-    refuse_if_strict([LeftOut(one.reason, one.subject) for one in skipped], strict=True)
+def _refuse(notices: Sequence[Notice], strict: bool) -> None:
+    """End, if asked to, where something is to be skipped."""
+    refuse_if_strict([LeftOut(one.reason, one.subject) for one in notices if one.outcome == SKIPPED], strict)
 
 
 def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict[str, Any]]:
@@ -94,8 +92,7 @@ def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict
         except (LidcError, ScanError) as error:
             reason = "unusable scan" if isinstance(error, ScanError) else "readings do not fit the scan"
             download.notices.append(series.notice(SKIPPED, reason, str(error)))
-            if strict:
-                _refuse(download.notices)
+            _refuse(download.notices, strict)
     return records
 
 
@@ -116,11 +113,9 @@ def prepare_series(series: CtSeries, download: Download, folder: Path, mark: str
 
 def slice_table(series: CtSeries, grid: Grid) -> SliceTable:
     """Where each slice of a series lies on its grid."""
-    affine_lps = swap_lps_ras_affine(grid.affine_ras)
-    to_voxel = np.linalg.inv(affine_lps)
     positions = {one.sop_uid: one.position_lps_mm for one in series.slices if one.position_lps_mm}
-    places = {uid: (round(float(apply_affine(to_voxel, place)[2])), place) for uid, place in positions.items()}
-    return SliceTable(places, grid.shape, affine_lps)
+    places = {uid: (round(float(grid.voxels(place)[2])), place) for uid, place in positions.items()}
+    return SliceTable(places, grid.shape, swap_lps_ras_affine(grid.affine_ras))
 
 
 def _is_alone(series: CtSeries, download: Download) -> bool:
@@ -168,19 +163,15 @@ def lidc_xml(path: str) -> None:
     Raises:
         LidcError: no XML, or files that cannot be read (all are named).
     """
-    series: dict[str, SeriesReadings] = {}
-    found: Counter[str] = Counter()
+    found: list[SeriesReadings | None] = []
     damaged = []
     for source, content in tqdm(xml_files(Path(path).resolve()), desc="XML", unit="file", mininterval=1.0):
         try:
-            parsed = parse_xml(content, source)
+            found.append(parse_xml(content, source))
         except LidcError as error:
             damaged.append(str(error))
-            continue
-        found["of radiographs" if parsed is None else "of CT"] += 1
-        if parsed is not None:
-            series[parsed.series_uid] = parsed
-    for line in count_lines(found["of CT"], found["of radiographs"], list(series.values())):
+    series = {one.series_uid: one for one in found if one}
+    for line in count_lines(len(found) - found.count(None), found.count(None), list(series.values())):
         logger.info("%s", line)
     fault = "\n".join(damaged) or f"{path}: expected XML files, found none; check the path"
     refuse(LidcError, (damaged or not found, fault))

@@ -214,14 +214,12 @@ def group_readings(borders_mm: Sequence[FloatArray], distance_mm: float) -> list
     for a in range(count):
         for b in range(a):
             apart[a, b] = apart[b, a] = trees[a].query(borders_mm[b])[0].min()
-    return sorted(_taken_apart(apart, np.arange(count), distance_mm))
+    return sorted(_taken_apart(apart, np.arange(count), distance_mm)) if count else []
 
 
 def _taken_apart(apart: FloatArray, members: npt.NDArray[np.int64], distance_mm: float) -> list[list[int]]:
-    if not len(members):
-        return []
-    _, labels = connected_components(apart[np.ix_(members, members)] <= distance_mm, directed=False)
     groups: list[list[int]] = []
+    _, labels = connected_components(apart[np.ix_(members, members)] <= distance_mm, directed=False)
     for label in np.unique(labels):
         group = members[labels == label]
         if len(group) <= MOST_READINGS or distance_mm < SMALLEST_MM:
@@ -256,12 +254,11 @@ def _other_findings(marks: Sequence[Mark], nodules: Sequence[Finding], slices: S
         (place,) = slices.place(np.array([mark.pixel]), mark)
         if any(np.linalg.norm(place - nodule.centre_lps_mm) < nodule.diameter_mm / 2 for nodule in nodules):
             continue
-        for other, kind, readers in places:
-            if kind == mark.kind and np.linalg.norm(place - other) < MARK_MM / 2:
-                readers.add(mark.reader)
-                break
-        else:
-            places.append((place, mark.kind, {mark.reader}))
+        near = (p for p in places if p[1] == mark.kind and np.linalg.norm(place - p[0]) < MARK_MM / 2)
+        joined = next(near, (place, mark.kind, set[int]()))
+        if not joined[2]:
+            places.append(joined)
+        joined[2].add(mark.reader)
     found = [Finding(kind, _point(place), MARK_MM, 0.0, len(readers), {}, None) for place, kind, readers in places]
     return sorted(found, key=lambda finding: (finding.kind, finding.centre_lps_mm[::-1]))
 
