@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import logging
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from scripts.core.commands import OptionError
 from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.__main__ import main
 from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
@@ -42,6 +42,7 @@ from scripts.prepare.lidc.readings import (
 from scripts.prepare.lidc.scans import xml_files
 from scripts.prepare.lidc.segmentation_objects import region_of_pixels
 from scripts.read.datalist import load_datalist
+from tests.interruption import check_any_kill, contents
 from tests.lidc_files import (
     GOOD_RATINGS,
     SERIES_UID,
@@ -278,12 +279,6 @@ def prepared(source: Path, output: Path, **options: Any) -> dict[str, dict[str, 
 
 def array_of(path: str | Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes by path, without what a killed run leaves under hidden names."""
-    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if "/." not in name}
 
 
 def skipped(output: Path) -> list[tuple[str, str]]:
@@ -539,39 +534,17 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str,
 # --- interrupted runs -------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Ends a run where it stands, as a signal does."""
-
-
-def killing(calls: list[int], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call``, but the run dies just before its n-th use, n = ``calls[0]``; all such functions count together."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls[0] -= 1
-        if calls[0] == 0:
-            raise Killed
-        return call(*args, **kwargs)
-
-    return wrapped
-
-
-def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(tmp_path: Path) -> None:
+def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny(tmp_path / "in")
-    prepared(source, tmp_path / "whole")
-    expected = contents(tmp_path / "whole")
-    number, calls = 0, [0]
-    while calls[0] <= 0:  # the run was killed
-        number += 1
-        output, calls = tmp_path / f"out{number}", [number]
+
+    def former(output: Path) -> None:
         prepared(source, output, selection="luna16")
         (output / f"scans/{SERIES_UID}0/scan.json").write_text("{}")  # one of the scans must be replaced
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-            for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"), (outputs, "write_nifti")):
-                patch.setattr(owner, name, killing(calls, getattr(owner, name)))
-            lidc(str(source), str(output), folds=2)
-        prepared(source, output)
-        assert contents(output) == expected
-    assert number > 10
+
+    options = ["lidc", "--dicom_dir", str(source), "--folds", "2", "--output_dir"]
+    check_any_kill(lambda output: main([*options, str(output)]), tmp_path, monkeypatch, former)
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from scripts.core.labels import IGNORED, NODULE
-from scripts.evaluate.__main__ import main as evaluate
 from scripts.evaluate.folds import read_folds
 from scripts.evaluate.tables import read_findings
 from scripts.prepare import luna16
@@ -107,23 +106,6 @@ def test_one_subset_may_be_named_itself(few: Path, tmp_path: Path, caplog: pytes
     assert run(few / "subset3", tmp_path / "out", "--annotations", str(few / "annotations.csv")) == 0
     assert [len(s) for s in read(tmp_path / "out" / "dataset_fold3.json").values()] == [0, 2]
     assert "one subset alone" in caplog.text
-
-
-def test_the_folds_are_those_of_the_evaluation(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Results of three folds pooled: each nodule found once, nothing else, so the CPM is 1."""
-    target, parts = tmp_path / "out", []
-    assert run(few, target) == 0
-    for fold in (0, 3, 7):
-        place = ",".join(f"{v}" for v in centre_lps_mm((4, 5, 6)))
-        parts.append(tmp_path / f"predictions{fold}.csv")
-        parts[-1].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{uid(fold, 0)},{place},0.9\n")
-    options = ["--annotations", str(few / "annotations.csv"), "--series_uids", str(target / "seriesuids.csv")]
-    options += ["--results", *map(str, parts), "--resamples", "0", "--output_dir", str(tmp_path / "scores")]
-    folds = [str(target / f"dataset_fold{n}.json") for n in (0, 3, 7)]
-    assert evaluate(["luna16", *options, "--pool", "--folds", *folds]) == 0
-    ((name, score),) = json.loads((tmp_path / "scores" / "froc.json").read_text(encoding="utf-8")).items()
-    assert (name, score["cpm"]) == ("pooled", 1.0)
-    assert "dataset_fold7" in capsys.readouterr().out
 
 
 # --- MONAI's own folds ------------------------------------------------------------------------------------------------

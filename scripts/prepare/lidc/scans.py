@@ -6,7 +6,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -232,7 +232,7 @@ def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict
             download.notices.append(Notice(SKIPPED, "wrong modality: XML of a radiograph", source=name))
             continue
         digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
-        source = Source((name,), digest, lambda readings=parsed: readings)
+        source = Source((name,), digest, partial(replace, parsed))
         sources.setdefault(parsed.series_uid, []).append(source)
     return sources
 
