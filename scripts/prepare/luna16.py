@@ -124,9 +124,9 @@ def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut],
     logger.info("%d nodules in %d of %d scans, %d ignored findings", nodules, with_nodules, len(labels), ignored)
     if len(subsets) == 1:
         logger.warning("one subset alone: its fold has nothing to train on; a second subset is the least")
-    for path in sorted(target.glob("dataset_fold?.json")):
-        if int(path.stem[-1]) not in subsets:
-            logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
+    written = {target / f"dataset_fold{subset}.json" for subset in subsets}
+    for path in sorted(set(target.glob("dataset_fold?.json")) - written):
+        logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
 
 
 def find_tree(folder: Path) -> Tree:

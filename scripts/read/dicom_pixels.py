@@ -62,9 +62,8 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
 
 def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
     """The pixels of each slice as they are stored, ``[J, I]``, one word each."""
-    dataset_of = lru_cache(maxsize=1)(
-        partial(read_dicom, tags=PIXEL_TAGS, pixels=True)
-    )  # every frame of a file asks for it
+    # Every frame of a file asks for it.
+    dataset_of = lru_cache(maxsize=1)(partial(read_dicom, tags=PIXEL_TAGS, pixels=True))
     for first in range(0, len(ordered), SLICES_DECODED):
         some = ordered[first : first + SLICES_DECODED]
         coded = []
