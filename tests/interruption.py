@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def contents(folder: Path, *, hidden: bool = True) -> dict[str, bytes]:
+    """Every file below a folder, those under hidden names too or not."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if hidden or "/." not in f"/{name}"}
 
 
-def check_any_kill(run: Callable[[Path], int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_any_kill(
+    run: Callable[[Path], int],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[Path], object] | None = None,
+) -> None:
     """What is there after a kill is whole, and a second run ends in the files of one that nothing disturbed.
 
     Args:
         run: the command, with the folder that it writes to; returns its exit status.
         folder: gets those folders.
         monkeypatch: of the test.
+        begin: leaves former results in the folder that a killed run writes to.
     """
     assert run(folder / "whole") == 0
-    wanted, replace, left = contents(folder / "whole"), os.replace, [0]
+    wanted, left, kills, is_killed = contents(folder / "whole"), [0], 0, True
 
-    def dying(source: Path, target: Path) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        replace(source, target)
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return call(*args, **options)
 
-    monkeypatch.setattr(os, "replace", dying)
-    for dies_at in range(1, len(wanted) + 1):
-        left[0], target = dies_at, folder / f"dies_at_{dies_at}"
-        with pytest.raises(KeyboardInterrupt):
+        return counted
+
+    for owner, name in ((os, "replace"), (os, "rename"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    while is_killed:
+        target = folder / f"dies_at_{kills}"
+        if begin is not None:
+            begin(target)
+        left[0] = kills + 1
+        with contextlib.suppress(KeyboardInterrupt):
             run(target)
-        assert contents(target).items() <= wanted.items()
+        is_killed, left[0] = left[0] <= 0, 0
+        assert begin is not None or contents(target).items() <= wanted.items()
         assert run(target) == 0
-        assert contents(target) == wanted, f"died at {dies_at}"
+        # Former results may be left under a hidden name.
+        assert contents(target, hidden=begin is None) == wanted, f"died at {kills}"
+        kills += is_killed
+    assert kills >= (len(wanted) if begin is None else 5)

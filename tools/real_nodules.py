@@ -33,8 +33,7 @@ from scripts.core.geometry import (
 )
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
-from scripts.prepare.lidc.masks import SliceTable
-from scripts.prepare.lidc.nodules import OUTLINED, Finding, find_findings, instance_mask
+from scripts.prepare.lidc.nodules import OUTLINED, Finding, SliceTable, find_findings, instance_mask
 from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
 from scripts.prepare.lidc.scans import xml_files
 

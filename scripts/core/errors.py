@@ -21,6 +21,18 @@ class DataError(UserError, ValueError):
     """Files that can be read but do not belong together, or hold nothing to work with."""
 
 
+def refuse(error: type[Exception], *faults: tuple[object, str]) -> None:
+    """Raise an error for the first of some faults that holds; none for none.
+
+    Args:
+        error: its kind.
+        faults: whether it holds, and the message: what was expected, what arrived and what to do.
+    """
+    for holds, message in faults:
+        if holds:
+            raise error(message)
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
 

@@ -9,7 +9,6 @@ of doubtful boxes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
@@ -18,67 +17,59 @@ from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm, sw
 from ..preprocess.lung_search import LungSearch
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.instances import Values
-from ..read.reader import ScanError, Volume
+from ..read.scan import Grid, ScanError, Volume
 
 AIR_HU, AIR_PERCENTILE = -700.0, 95.0  # the airiest of 895 nodules, ground glass among them, has -675 there
 OUTSIDE_MM = 15.0  # beyond the closed lungs and the box itself: room for nodules at the pleura
 ALARMING_SHARE = 0.2  # of the boxes: more than single mistakes in annotations
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """A scan as the judgement of its boxes needs it.
+def lungs_of(volume: Volume) -> Lungs | None:
+    """The lungs of a scan; ``None`` where none were outlined: then nobody can say what lies outside."""
+    turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
+    try:
+        lungs = find_lungs(np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64), LungSearch())
+    except ScanError:  # no lungs in it
+        return None
+    return lungs if lungs.region == "lungs" else None
 
-    Attributes:
+
+def doubts(
+    volume: Volume, lungs: Lungs | None, box_lps_mm: Sequence[float], mask: Values | None, value: int
+) -> Iterator[str]:
+    """What speaks against a box ``[x, y, z, w, h, d]``, in a few words each.
+
+    Args:
         volume: the scan.
-        lungs: ``None`` where no lungs were outlined; then nobody can say what lies outside.
+        lungs: of the scan; ``None``: not looked at.
+        box_lps_mm: the box.
+        mask: of the scan, on its grid; ``None`` where it has none.
+        value: the box's own in it.
     """
+    centre, diameter_mm = np.asarray(box_lps_mm[:3]), float(np.mean(box_lps_mm[3:]))
+    if lungs is not None and _outside_lungs_mm(lungs, centre) > OUTSIDE_MM + diameter_mm / 2.0:
+        yield "outside the lungs"
+    if _is_air(volume, centre, diameter_mm):
+        yield "nothing but air in it"
+    if mask is not None:
+        yield from _mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
 
-    volume: Volume
-    lungs: Lungs | None
 
-    @classmethod
-    def of(cls, volume: Volume) -> Surroundings:
-        turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
-        affine_ras = np.asarray(turned.affine, dtype=np.float64)
-        try:
-            lungs = find_lungs(np.asarray(turned.dataobj), affine_ras, LungSearch())
-        except ScanError:  # no lungs in it
-            return cls(volume, None)
-        return cls(volume, lungs if lungs.region == "lungs" else None)
+def _outside_lungs_mm(lungs: Lungs, centre_lps_mm: FloatArray) -> float:
+    grid = Grid(lungs.distance_mm.shape, lungs.affine_ras)
+    voxel = np.rint(grid.voxels(centre_lps_mm)).astype(int)
+    return float(lungs.distance_mm[tuple(np.clip(voxel, 0, np.array(grid.shape) - 1))])
 
-    def doubts(self, box_lps_mm: Sequence[float], mask: Values | None, value: int) -> Iterator[str]:
-        """What speaks against a box ``[x, y, z, w, h, d]``, in a few words each.
 
-        Args:
-            box_lps_mm: the box.
-            mask: of the scan, on its grid; ``None`` where it has none.
-            value: the box's own in it.
-        """
-        centre, diameter_mm = np.asarray(box_lps_mm[:3]), float(np.mean(box_lps_mm[3:]))
-        if self.lungs is not None and self._outside_lungs_mm(centre) > OUTSIDE_MM + diameter_mm / 2.0:
-            yield "outside the lungs"
-        if self._is_air(centre, diameter_mm):
-            yield "nothing but air in it"
-        if mask is not None:
-            yield from _mask_doubts(mask == value, self.volume.affine_ras, centre, diameter_mm)
-
-    def _outside_lungs_mm(self, centre_lps_mm: FloatArray) -> float:
-        assert self.lungs is not None
-        distance_mm = self.lungs.distance_mm
-        to_cell = np.linalg.inv(self.lungs.affine_ras)
-        voxel = np.rint(apply_affine(to_cell, swap_lps_ras(centre_lps_mm))).astype(int)
-        return float(distance_mm[tuple(np.clip(voxel, 0, np.array(distance_mm.shape) - 1))])
-
-    def _is_air(self, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
-        """Whether the sphere in the box holds nothing that is denser than lung."""
-        affine_ras, centre = self.volume.affine_ras, swap_lps_ras(centre_lps_mm)
-        radius_mm = max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max()))
-        box = box_around(affine_ras, self.volume.image_hu.shape, centre, radius_mm)
-        voxels = np.stack(np.meshgrid(*(np.arange(b.start, b.stop) for b in box), indexing="ij"), axis=-1)
-        inside = np.linalg.norm(apply_affine(affine_ras, voxels) - centre, axis=-1) <= radius_mm
-        values = self.volume.image_hu[box][inside]
-        return bool(values.size) and float(np.percentile(values, AIR_PERCENTILE)) < AIR_HU
+def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
+    """Whether the sphere in the box holds nothing that is denser than lung."""
+    affine_ras, centre = volume.affine_ras, swap_lps_ras(centre_lps_mm)
+    radius_mm = max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max()))
+    box = box_around(affine_ras, volume.image_hu.shape, centre, radius_mm)
+    voxels = np.stack(np.meshgrid(*(np.arange(b.start, b.stop) for b in box), indexing="ij"), axis=-1)
+    inside = np.linalg.norm(apply_affine(affine_ras, voxels) - centre, axis=-1) <= radius_mm
+    values = volume.image_hu[box][inside]
+    return bool(values.size) and float(np.percentile(values, AIR_PERCENTILE)) < AIR_HU
 
 
 def _mask_doubts(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import write_csv
-from ..core.geometry import apply_affine, swap_lps_ras
+from ..core.files import write_csv, write_json
 from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..read.datalist import LARGEST_NODULE_MM, SAME_PLACE_MM
@@ -25,7 +22,8 @@ logger = logging.getLogger(__name__)
 LEFT_OUT_FILE = "left_out.csv"
 SHOWN = 5  # subjects named for each reason; the file holds all of them
 
-Row = tuple[float, float, float, float]  # of a finding: centre, LPS mm, and diameter, mm
+Row = tuple[float, float, float, float]  # of a finding: centre, LPS mm, and diameter, mm; negative where unknown
+Finding = tuple[Row, int, str]  # with its label, and what names it
 
 
 class PrepareError(UserError, ValueError):
@@ -99,26 +97,36 @@ def _lines(left_out: Sequence[LeftOut]) -> list[str]:
     ]
 
 
-def inside_grid(grid: Grid, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """``[N]`` bool: which points ``[N, 3]`` lie in a voxel of the grid."""
-    points = np.asarray(points_lps_mm, dtype=np.float64).reshape(-1, 3)
-    voxels = apply_affine(np.linalg.inv(grid.affine_ras), swap_lps_ras(points))
-    return np.asarray(((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(axis=1))
+def usable(findings: Iterable[Finding], grid: Grid, advice: str, left_out: list[LeftOut]) -> dict[str, list[Any]]:
+    """Boxes and labels of the findings of a scan, in their order; those that cannot be used are left out.
 
+    An excluded finding of unknown size gets the diameter that LUNA16 takes for it.
 
-def sized(row: Row, label: int) -> Row:
-    """A finding with the diameter that LUNA16 takes for an excluded one of unknown size, which is given as -1."""
-    return (*row[:3], UNKNOWN_DIAMETER_MM) if label == IGNORED and row[3] < 0 else row
-
-
-def fault_of(row: Row, label: int, nodules: Sequence[Row]) -> str:
-    """Why a finding cannot be used, given the nodules that its scan has already; "" where it can."""
-    if row[3] <= 0:
-        return "a finding has no size"
-    if row[3] > LARGEST_NODULE_MM:
-        return f"a finding is larger than {LARGEST_NODULE_MM:g} mm"
-    is_twice = label == NODULE and any(math.dist(row[:3], other[:3]) < SAME_PLACE_MM for other in nodules)
-    return "a nodule is listed twice" if is_twice else ""
+    Args:
+        findings: of the scan.
+        grid: of the scan.
+        advice: what to do about one that cannot be used.
+        left_out: gets them.
+    """
+    kept: list[tuple[Row, int]] = []
+    for row, label, subject in findings:
+        size_mm = UNKNOWN_DIAMETER_MM if label == IGNORED and row[3] < 0 else row[3]
+        nodules = [other for other, kind in kept if kind == NODULE == label]
+        faults = {
+            "a finding's centre lies outside its scan": not grid.holds(row[:3]),
+            "a finding has no size": size_mm <= 0,
+            f"a finding is larger than {LARGEST_NODULE_MM:g} mm": size_mm > LARGEST_NODULE_MM,
+            "a nodule is listed twice": any(math.dist(row[:3], other[:3]) < SAME_PLACE_MM for other in nodules),
+        }
+        fault = next((words for words, holds in faults.items() if holds), "")
+        if fault:
+            left_out.append(LeftOut(fault, f"{subject} at {shown_place(row)}", advice))
+        else:
+            kept.append(((*row[:3], size_mm), label))
+    return {
+        "box": [[*map(float, row[:3]), *[float(row[3])] * 3] for row, _ in kept],
+        "label": [label for _, label in kept],
+    }
 
 
 def shown_place(row: Sequence[float]) -> str:
@@ -126,6 +134,15 @@ def shown_place(row: Sequence[float]) -> str:
     return f"({', '.join(f'{value:.1f}' for value in row[:3])}) LPS mm"
 
 
-def boxes_of(rows: Sequence[Row]) -> list[list[float]]:
-    """Boxes ``[x, y, z, d, d, d]``, LPS mm."""
-    return [[*map(float, row[:3]), *[float(row[3])] * 3] for row in rows]
+def write_folds(folder: Path, folds: Iterable[int], items: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Write ``dataset_fold0.json`` …, each with all items: those of its own fold under ``validation``.
+
+    Args:
+        folder: gets them; former ones are replaced.
+        folds: their numbers.
+        items: of the datalists, each with its fold.
+    """
+    for fold in folds:
+        training, validation = ([one for own, one in items if (own == fold) is chosen] for chosen in (False, True))
+        path = write_json(folder / f"dataset_fold{fold}.json", {"training": training, "validation": validation})
+        logger.info("%s: %d scans to train on, %d to validate on", path, len(training), len(validation))

@@ -16,26 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import writable_folder, write_csv, write_json
+from ..core.errors import refuse
+from ..core.files import writable_folder, write_csv
 from ..core.labels import IGNORED, NODULE
 from ..evaluate.tables import read_findings, read_series_uids
-from ..read.datalist import LUNG_MASKS, count_nodules
+from ..read.datalist import LUNG_MASKS
 from ..read.discovery import files_below, is_image_file, scan_stem
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from ..read.text_headers import data_fault
 from .datalists import (
+    Finding,
     LeftOut,
     PrepareError,
-    Row,
     account_for,
-    boxes_of,
-    fault_of,
-    inside_grid,
     path_in_datalist,
     refuse_if_strict,
-    shown_place,
-    sized,
+    usable,
+    write_folds,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,30 +44,29 @@ SOURCE = "download it, see docs/data.md"
 
 _SUBSET = re.compile(r"subset_?(\d)(\.zip)?", re.IGNORECASE)
 
-Findings = dict[str, list[tuple[Row, int]]]  # of each series: finding and label
-
 
 @dataclass
 class Tree:
     """What a folder holds of LUNA16.
 
     Attributes:
-        scans: subset to series UID to image file.
+        scans: series UID to subset and image file.
         lung_masks: series UID to file.
         tables: name in :data:`TABLES` to the file of that name that is nearest to the top.
         archives: subsets whose archive lies there.
         left_out: files that are there twice or not whole.
     """
 
-    scans: dict[int, dict[str, Path]] = field(default_factory=dict)
+    scans: dict[str, tuple[int, Path]] = field(default_factory=dict)
     lung_masks: dict[str, Path] = field(default_factory=dict)
     tables: dict[str, Path] = field(default_factory=dict)
     archives: set[int] = field(default_factory=set)
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def place_of(self, uid: str) -> Path | None:
-        """The file of a scan."""
-        return next((scans[uid] for scans in self.scans.values() if uid in scans), None)
+    @property
+    def subsets(self) -> set[int]:
+        """Those that have scans."""
+        return {subset for subset, _ in self.scans.values()}
 
 
 def luna16(
@@ -91,47 +88,44 @@ def luna16(
     """
     source, target = Path(luna16_dir), Path(output_dir)
     tree = find_tree(source)
-    nodules_path = Path(annotations) if annotations else tree.tables.get("annotations.csv")
-    if nodules_path is None:
+    nodules, others, series_uids = (tree.tables.get(name) for name in TABLES)
+    nodules, others = Path(annotations) if annotations else nodules, Path(excluded) if excluded else others
+    if nodules is None:
         raise PrepareError(
             f"{source}: expected annotations.csv in it, found none; {SOURCE}, or name it with --annotations"
         )
-    logger.info("nodules: %s", nodules_path)
-    others_path = Path(excluded) if excluded else tree.tables.get("annotations_excluded.csv")
-    findings = _by_series(nodules_path, others_path)
-    left_out = [*tree.left_out, *_missing_parts(tree, source, others_path), *_orphans(tree, findings)]
-    items: dict[int, list[dict[str, Any]]] = {}
-    for subset, scans in sorted(tree.scans.items()):
-        for uid, path in sorted(scans.items()):
-            grid = _usable_grid(path, left_out)
-            if grid is not None:
-                item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
-                item |= _boxes(uid, grid, findings.get(uid, []), left_out) | _lungs(uid, tree, target, left_out)
-                items.setdefault(subset, []).append(item)
+    logger.info("nodules: %s", nodules)
+    findings = _by_series(nodules, others)
+    left_out = [*tree.left_out, *_missing_parts(tree, source, others, series_uids), *_orphans(tree, findings)]
+    items: list[tuple[int, dict[str, Any]]] = []
+    for uid, (subset, path) in sorted(tree.scans.items(), key=lambda scan: (scan[1][0], scan[0])):
+        grid = _usable_grid(path, left_out)
+        if grid is not None:
+            item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
+            boxes = usable(findings.get(uid, []), grid, "take annotations and scans of one release", left_out)
+            items.append((subset, item | boxes | _lungs(uid, tree, target, left_out)))
     _write(items, left_out, target, strict=strict)
 
 
-def _write(items: dict[int, list[dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
+def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
     """Write the folds, the list of scans and the account."""
-    if not items:
-        reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
-        raise PrepareError(f"expected scans that can be read, got none ({reasons}); download the subsets again")
+    reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
+    advice = "download the subsets again"
+    refuse(PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); {advice}"))
     refuse_if_strict(left_out, strict)
     writable_folder(target)
-    paths = {subset: target / f"dataset_fold{subset}.json" for subset in items}
-    for subset, path in paths.items():
-        training = [item for other, scans in items.items() if other != subset for item in scans]
-        write_json(path, {"training": training, "validation": items[subset]})
-        logger.info("%s: %d scans to train on, %d to validate on", path, len(training), len(items[subset]))
-    everything = [item for scans in items.values() for item in scans]
-    write_csv(target / "seriesuids.csv", sorted((item["name"],) for item in everything))
+    subsets = sorted({subset for subset, _ in items})
+    write_folds(target, subsets, items)
+    write_csv(target / "seriesuids.csv", sorted((item["name"],) for _, item in items))
     account_for(left_out, target)
-    nodules, labels = count_nodules(everything), [item["label"] for item in everything]
-    with_nodules, ignored = sum(NODULE in own for own in labels), sum(map(len, labels)) - nodules
+    labels = [item["label"] for _, item in items]
+    nodules, ignored = (sum(own.count(label) for own in labels) for label in (NODULE, IGNORED))
+    with_nodules = sum(NODULE in own for own in labels)
     logger.info("%d nodules in %d of %d scans, %d ignored findings", nodules, with_nodules, len(labels), ignored)
-    if len(items) == 1:
+    if len(subsets) == 1:
         logger.warning("one subset alone: its fold has nothing to train on; a second subset is the least")
-    for path in sorted(set(target.glob("dataset_fold?.json")) - set(paths.values())):
+    written = {target / f"dataset_fold{subset}.json" for subset in subsets}
+    for path in sorted(set(target.glob("dataset_fold?.json")) - written):
         logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
 
 
@@ -141,8 +135,8 @@ def find_tree(folder: Path) -> Tree:
     Raises:
         PrepareError: no such folder, or no subset in it.
     """
-    if not folder.is_dir():
-        raise PrepareError(f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir")
+    what = "expected a folder with subset0 to subset9, found none; check --luna16_dir"
+    refuse(PrepareError, (not folder.is_dir(), f"{folder}: {what}"))
     tree = Tree()
     for path in files_below(folder):
         parents = (folder.resolve().name, *path.relative_to(folder).parts[:-1])  # --luna16_dir may be a subset itself
@@ -154,56 +148,54 @@ def find_tree(folder: Path) -> Tree:
         elif is_image_file(path) and any(part.lower().startswith(LUNG_MASKS) for part in parents):
             tree.lung_masks.setdefault(scan_stem(path), path)
         elif is_image_file(path) and subset is not None:
-            former = tree.place_of(scan_stem(path))
-            if former is None:
-                tree.scans.setdefault(int(subset[1]), {})[scan_stem(path)] = path
-            else:
+            _, former = tree.scans.setdefault(scan_stem(path), (int(subset[1]), path))
+            if former != path:
                 reason = f"the scan is there twice, {former.parent} counts"
                 tree.left_out.append(LeftOut(reason, str(path), "remove one"))
-    if not tree.scans:
-        hint = f"; unpack {', '.join(f'subset{n}.zip' for n in sorted(tree.archives))}" if tree.archives else ""
-        raise PrepareError(
-            f"{folder}: expected folders subset0 to subset9 with .mhd files, found none{hint or '; check --luna16_dir'}"
-        )
+    archives = ", ".join(f"subset{n}.zip" for n in sorted(tree.archives))
+    advice = f"unpack {archives}" if archives else "check --luna16_dir"
+    what = "expected folders subset0 to subset9 with .mhd files, found none"
+    refuse(PrepareError, (not tree.scans, f"{folder}: {what}; {advice}"))
     return tree
 
 
-def _missing_parts(tree: Tree, source: Path, others: Path | None) -> Iterator[LeftOut]:
+def _missing_parts(tree: Tree, source: Path, others: Path | None, series_uids: Path | None) -> Iterator[LeftOut]:
     """Subsets, scans and tables that LUNA16 has and the folder has not."""
-    for subset in range(FOLDS):
-        if subset not in tree.scans:
-            advice = f"unpack subset{subset}.zip" if subset in tree.archives else SOURCE
-            yield LeftOut("the subset is not there", f"subset{subset}", advice)
+    missing = sorted(set(range(FOLDS)) - tree.subsets)
+    for subset in missing:
+        advice = f"unpack subset{subset}.zip" if subset in tree.archives else SOURCE
+        yield LeftOut("the subset is not there", f"subset{subset}", advice)
     if others is None:
         advice = f"{SOURCE} (evaluationScript.zip), or name it with --excluded"
         yield LeftOut("no excluded findings: all but nodules is background", "annotations_excluded.csv", advice)
-    if "seriesuids.csv" in tree.tables and len(tree.scans) == FOLDS:
-        for uid in read_series_uids(tree.tables["seriesuids.csv"])[0]:
-            if tree.place_of(uid) is None:
+    if series_uids and not missing:
+        for uid in read_series_uids(series_uids)[0]:
+            if uid not in tree.scans:
                 yield LeftOut("a scan of LUNA16 is not there", uid, f"unpack the subsets again below {source}")
 
 
-def _by_series(nodules: Path, others: Path | None) -> Findings:
+def _by_series(nodules: Path, others: Path | None) -> dict[str, list[Finding]]:
     """Findings of each series; nodules come first, so that their values in a mask stay small."""
-    findings: Findings = defaultdict(list)
+    findings: dict[str, list[Finding]] = defaultdict(list)
     for path, label in ((nodules, NODULE), (others, IGNORED)):
         if path is not None:
             table = read_findings(path)
             places = table.positions_lps_mm.tolist()
             for uid, (x, y, z), diameter_mm in zip(table.series_uids, places, table.values.tolist(), strict=True):
-                findings[uid].append((sized((x, y, z, diameter_mm), label), label))
+                findings[uid].append(((x, y, z, diameter_mm), label, uid))
     return findings
 
 
-def _orphans(tree: Tree, findings: Findings) -> Iterator[LeftOut]:
+def _orphans(tree: Tree, findings: dict[str, list[Finding]]) -> Iterator[LeftOut]:
     """Nodules whose scan is not there; told only for scans that no missing subset can hold."""
-    counts = {uid: sum(label == NODULE for _, label in rows) for uid, rows in sorted(findings.items())}
-    lost = {uid: count for uid, count in counts.items() if count and tree.place_of(uid) is None}
-    if len(tree.scans) == FOLDS:
-        for uid, count in lost.items():
-            yield LeftOut("nodules of a scan that is in no subset", f"{uid} ({count})", "unpack the subsets again")
-    elif lost:
-        logger.info("%d nodules belong to scans of the subsets that are not there", sum(lost.values()))
+    lost = sorted(set(findings) - set(tree.scans))
+    counts = {uid: sum(label == NODULE for _, label, _ in findings[uid]) for uid in lost}
+    if len(tree.subsets) == FOLDS:
+        for uid, count in counts.items():
+            if count:
+                yield LeftOut("nodules of a scan that is in no subset", f"{uid} ({count})", "unpack the subsets again")
+    elif any(counts.values()):
+        logger.info("%d nodules belong to scans of the subsets that are not there", sum(counts.values()))
 
 
 def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
@@ -217,21 +209,6 @@ def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
     if fault:
         left_out.append(LeftOut(fault, str(path), "unpack the archive again"))
     return None if fault else grid
-
-
-def _boxes(uid: str, grid: Grid, findings: Sequence[tuple[Row, int]], left_out: list[LeftOut]) -> dict[str, Any]:
-    """Boxes and labels of a scan; empty for a scan without findings."""
-    kept: list[tuple[Row, int]] = []
-    for row, label in findings:
-        fault = fault_of(row, label, [other for other, kind in kept if kind == NODULE])
-        if not inside_grid(grid, row[:3])[0]:
-            fault = "a finding's centre lies outside its scan"
-        if fault:
-            advice = "take annotations and scans of one release"
-            left_out.append(LeftOut(fault, f"{uid} at {shown_place(row)}", advice))
-        else:
-            kept.append((row, label))
-    return {"box": boxes_of([row for row, _ in kept]), "label": [label for _, label in kept]}
 
 
 def _lungs(uid: str, tree: Tree, target: Path, left_out: list[LeftOut]) -> dict[str, str]:

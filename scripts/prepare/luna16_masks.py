@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..core.files import digest_of, read_record, stamp, writable_folder, write_csv, write_json
-from ..core.labels import NODULE
 from ..core.nifti import write_nifti
-from ..read.datalist import FILES, load_datalist
+from ..read.datalist import FILES, load_datalist, nodule_rows
 from ..read.instances import Match, instance_mask, labels_of, match_rows
 from ..read.reader import ScanError, read_grid
 from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict
@@ -31,21 +29,6 @@ MATCH_COLUMNS = (
 )
 
 Item = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Outlined:
-    """What became of one scan.
-
-    Attributes:
-        mask: its new mask; ``None`` where it gets none.
-        rows: a row of ``matches.csv`` for each nodule.
-        left_out: why it gets none.
-    """
-
-    mask: Path | None
-    rows: list[list[Any]]
-    left_out: list[LeftOut]
 
 
 def luna16_masks(
@@ -70,28 +53,29 @@ def luna16_masks(
     if twice:
         raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
     lists = {path: _sections(path) for path in paths}
-    masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
+    outlines = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
-    writable_folder(target / "masks")
+    folder = writable_folder(target / "masks")
     done = {
-        name: _outline(item, masks.get(name), target)
+        name: _outline(item, outlines.get(name), folder)
         for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
     }
-    left_out = [one for outlined in done.values() for one in outlined.left_out]
+    left_out = [LeftOut(*one) for record in done.values() for one in record["left_out"]]
     refuse_if_strict(left_out, strict)
+    has_nodules = [name for name, record in done.items() if record["rows"]]
+    masks = {name: folder / f"{name}.nii.gz" for name in has_nodules if not done[name]["left_out"]}
     for path, sections in lists.items():
         new = {
-            section: [_with_mask(item, done[item["name"]].mask, target) for item in items]
+            section: [_with_mask(item, masks.get(item["name"]), target) for item in items]
             for section, items in sections.items()
         }
         logger.info("%s", write_json(target / path.name, new))
-    rows = [row for outlined in done.values() for row in outlined.rows]
+    rows = [row for record in done.values() for row in record["rows"]]
     write_csv(target / "matches.csv", [MATCH_COLUMNS, *rows])
     account_for(left_out, target)
     logger.info(
         "%d of %d nodules outlined; %d of %d scans with nodules have a mask",
-        *(sum(row[6] == "matched" for row in rows), len(rows)),
-        *(sum(o.mask is not None for o in done.values()), sum(bool(o.rows) for o in done.values())),
+        *(sum(row[6] == "matched" for row in rows), len(rows), len(masks), len(has_nodules)),
     )
 
 
@@ -119,51 +103,54 @@ def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
 
 def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, float, float]]]:
     """Row number, centre and diameter (LPS mm) of the nodules of an item; ignored findings get no outline."""
-    labels = item.get("label", [NODULE] * len(item.get("box", [])))
-    rows = zip(item.get("box", []), labels, strict=True)
-    return [(n, (*box[:3], sum(box[3:]) / 3.0)) for n, (box, label) in enumerate(rows) if label == NODULE]
+    return [(row, (*item["box"][row][:3], sum(item["box"][row][3:]) / 3.0)) for row in nodule_rows(item)]
 
 
-def _outline(item: Item, lidc: Path | None, target: Path) -> Outlined:
-    """Make one scan's mask, or take the one of a former run from the same files."""
+def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
+    """Make one scan's mask, or take the one of a former run from the same files.
+
+    Returns:
+        ``rows`` of ``matches.csv``, one for each nodule, and ``left_out``, why it gets no mask: the scan's record.
+    """
     nodules = _nodules(item)
     if not nodules:
-        return Outlined(None, [], [])
-    if lidc is None:
-        return _judged(item, nodules, [Match(row, None, float("nan"), "LIDC has no such series") for row, _ in nodules])
-    path, record = (target / "masks" / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
-    made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
-    former = read_record(record)
-    if former.get("stamp") == made_from and path.is_file() == former["has_mask"]:
-        left_out = [LeftOut(*one) for one in former["left_out"]]
-        return Outlined(path if former["has_mask"] else None, former["rows"], left_out)
-    try:
-        labels, grid = labels_of(lidc), read_grid(item["image"])
-    except ScanError as error:
-        return _judged(item, nodules, [Match(row, None, float("nan"), f"unreadable: {error}") for row, _ in nodules])
+        return _judged(item, [], [])
+    reason = "" if lidc else "LIDC has no such series"
+    if lidc:
+        path, record = (folder / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
+        made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
+        former = read_record(record)
+        if former.get("stamp") == made_from and path.is_file() is not bool(former["left_out"]):
+            return former
+        try:
+            labels, grid = labels_of(lidc), read_grid(item["image"])
+        except ScanError as error:
+            reason = f"unreadable: {error}"
+    if reason:
+        return _judged(item, nodules, [Match(row, None, float("nan"), reason) for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     outlined = _judged(item, nodules, matches)
-    if outlined.left_out:
+    if outlined["left_out"]:
         path.unlink(missing_ok=True)
     else:
-        outlined = Outlined(write_nifti(path, mask, grid.affine_ras), outlined.rows, [])
-    told = [[one.reason, one.subject, one.advice] for one in outlined.left_out]
-    write_json(record, {"stamp": made_from, "has_mask": not told, "rows": outlined.rows, "left_out": told})
+        write_nifti(path, mask, grid.affine_ras)
+    write_json(record, {"stamp": made_from, "has_mask": not outlined["left_out"], **outlined})
     return outlined
 
 
-def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Outlined:
+def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Item:
     """The rows of the table, and what was left out, the scan's other nodules included."""
     rows, left_out = [], []
     for (row, place), match in zip(nodules, matches, strict=True):
         result: list[Any] = [match.reason, "", "", "", ""]
-        if match.thing is not None:
+        if match.thing is None:
+            subject = f"{item['name']} nodule {row}"
+            left_out.append([match.reason, subject, "the scan trains detection alone"])
+        else:
             sizes = [round(match.thing.volume_mm3, 2), round(match.thing.diameter_mm, 3)]
             result = ["matched", match.thing.value, round(match.distance_mm, 3), *sizes]
         rows.append([item["name"], row, *(round(v, 4) for v in place), *result])
-        if match.reason:
-            left_out.append(LeftOut(match.reason, f"{item['name']} nodule {row}", "the scan trains detection alone"))
-    return Outlined(None, rows, left_out)
+    return {"rows": rows, "left_out": left_out}
 
 
 def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:

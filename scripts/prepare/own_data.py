@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,33 +15,37 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.files import writable_folder, write_json
+from ..core.errors import refuse
+from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.nifti import write_nifti
-from ..read.datalist import count_nodules
+from ..read.datalist import count_nodules, nodule_rows
 from ..read.dicom_header import read_dicom
 from ..read.discovery import find_scans, is_image_file, scan_stem
 from ..read.instances import Labels, instance_mask, labels_of, match_rows, separated, things_of
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from .datalists import (
+    Finding,
     LeftOut,
     PrepareError,
     Row,
     account_for,
-    boxes_of,
-    fault_of,
-    inside_grid,
     path_in_datalist,
     refuse_if_strict,
     shown_place,
-    sized,
+    usable,
 )
-from .own_table import FRAMES, read_rows
 
 logger = logging.getLogger(__name__)
 
+FRAMES = ("lps", "ras")
+# What a column may be called, without regard to case; the first that is there counts.
+SCAN_COLUMNS = ("seriesuid", "series_uid", "seriesinstanceuid", "scan", "image", "file", "filename", "name")
+PLACE_COLUMNS = (("coordx", "coordy", "coordz"), ("x", "y", "z"), ("x_mm", "y_mm", "z_mm"))
+DIAMETER_COLUMNS = ("diameter_mm", "diameter")
+PATIENT_COLUMNS = ("patient", "patient_id", "patientid")
 SPECK_MM = 2.0  # diameter of a mask's smallest object that is taken for a nodule; LUNA16's smallest has 3.25 mm
 
 
@@ -53,7 +58,7 @@ class Scan:
         image: file or DICOM folder.
         key: its path below the folder that was named: the same wherever that lies.
         patient: whose it is; scans of one patient stay in one section.
-        findings: by label.
+        findings: nodules before others.
         mask: the file that outlines its nodules.
     """
 
@@ -61,7 +66,7 @@ class Scan:
     image: Path
     key: str
     patient: str
-    findings: dict[int, list[Row]] = field(default_factory=lambda: {NODULE: [], IGNORED: []})
+    findings: list[Finding] = field(default_factory=list)
     mask: Path | None = None
 
 
@@ -126,18 +131,24 @@ def datalist(
 
 
 def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None:
-    if frame not in FRAMES:
-        raise OptionError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
-    if not 0 <= validation_fraction < 1:
-        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
     try:
-        groups = re.compile(patient_pattern).groups
+        has_group = re.compile(patient_pattern).groups > 0
     except re.error as error:
         raise OptionError(
             f"--patient_pattern: expected a regular expression, got {patient_pattern} ({error})"
         ) from error
-    if patient_pattern and not groups:
-        raise OptionError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
+    refuse(
+        OptionError,
+        (frame not in FRAMES, f"--frame: expected lps or ras, got {frame}; choose that of the tables"),
+        (
+            not 0 <= validation_fraction < 1,
+            f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}",
+        ),
+        (
+            patient_pattern and not has_group,
+            f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one',
+        ),
+    )
 
 
 def find_own_scans(
@@ -163,8 +174,8 @@ def find_own_scans(
             name = entry["name"] if is_dicom else scan_stem(place)
             key = Path(os.path.relpath(place, folder if folder.is_dir() else folder.parent)).as_posix()
             scans.append(Scan(name, place, key, _patient(entry["image"], name, key, patient_pattern)))
-    if not scans:
-        raise PrepareError(f"--images {', '.join(map(str, folders))}: expected scans, found none that can be used")
+    named = ", ".join(map(str, folders))
+    refuse(PrepareError, (not scans, f"--images {named}: expected scans, found none that can be used"))
     return scans
 
 
@@ -194,26 +205,78 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
     rows, bad = read_rows(path, frame)
     left_out += [LeftOut(reason, where, "correct or remove the row") for where, reason in bad]
     names = _names(scans)
-    for row in rows:
-        where = f"{row.where}: {row.scan}"
-        number = names.get(row.scan, names.get(row.scan.replace("\\", "/")))
+    for row, name, finding, patient in rows:
+        where = f"{row}: {name}"
+        number = names.get(name, names.get(name.replace("\\", "/")))
         if number is None or number < 0:
             reason = "the scan of a row is not there" if number is None else "two scans have the name of a row"
             left_out.append(LeftOut(reason, where, "name it by its path below --images"))
-            continue
-        scan, finding = scans[number], sized(row.finding, label)
-        scan.patient = f"table/{row.patient}" if row.patient else scan.patient
-        fault = fault_of(finding, label, scan.findings[NODULE])
-        if fault:
-            left_out.append(LeftOut(fault, where, "correct or remove the row"))
         else:
-            scan.findings[label].append(finding)
+            scans[number].patient = f"table/{patient}" if patient else scans[number].patient
+            scans[number].findings.append((finding, label, where))
+
+
+TableRow = tuple[str, str, Row, str]  # file and row, for messages; what names the scan; finding; patient, if named
+
+
+def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, str]]]:
+    """The rows of a table, and those that cannot be used: (where, reason).
+
+    Commas, semicolons and tabs may part the columns; a point is the decimal sign.
+
+    Args:
+        path: of the CSV.
+        frame: "lps" or "ras", of its positions.
+
+    Raises:
+        PrepareError: no such file, no text, columns that are not there, or no row at all.
+    """
+    table = [
+        (f"{path.name}, row {number}", {name.lower(): value for name, value in values.items()})
+        for number, values in read_csv(path, error=PrepareError)
+    ]
+    names = max((list(values) for _, values in table), key=len, default=[])
+    scan, diameter, patient = (_first(columns, names) for columns in (SCAN_COLUMNS, DIAMETER_COLUMNS, PATIENT_COLUMNS))
+    place: Sequence[str] = next((columns for columns in PLACE_COLUMNS if set(columns) <= set(names)), ())
+    refuse(
+        PrepareError,
+        (not table, f"{path}: expected a row for each finding, got none; add them or leave the table out"),
+        (
+            not (scan and place and diameter),
+            f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
+            f"diameter_mm), got {', '.join(names)[:200]}; name them so in the first row",
+        ),
+    )
+    rows: list[TableRow] = []
+    bad = []
+    for where, values in table:
+        *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
+        name = values.get(scan, "")
+        if not name:
+            bad.append((where, "the row names no scan"))
+        elif not all(map(math.isfinite, (*position, size))):
+            bad.append((where, "position and diameter are not all numbers"))
+        else:
+            x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
+            rows.append((where, name, (x, y, z, size), values.get(patient, "")))
+    return rows, bad
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str:
+    return next((name for name in columns if name in names), "")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
     """Give each scan the mask of its name."""
-    if not folder.is_dir():
-        raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
+    missing = f"--masks {folder}: expected a folder with masks, found none; check the path"
+    refuse(PrepareError, (not folder.is_dir(), missing))
     names = _names(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))
@@ -243,14 +306,9 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.findings[NODULE] = _outlined(scan, labels, left_out)
-        for label, rows in scan.findings.items():
-            lost = [row for row in rows if not inside_grid(grid, row[:3])[0]]
-            subjects = [f"{scan.name} at {shown_place(row)}" for row in lost]
-            left_out += [LeftOut("a finding's centre lies outside its scan", one, "check --frame") for one in subjects]
-            outside += len(lost)
-            swapped += sum(int(inside_grid(grid, swap_lps_ras(row[:3]))[0]) for row in lost)
-            scan.findings[label] = [row for row in rows if row not in lost]
+            scan.findings = [*_outlined(scan, labels, left_out), *scan.findings]
+        lost = [row[:3] for row, _, _ in scan.findings if not grid.holds(row[:3])]
+        outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
         made.append(_item(scan, grid, labels, target, left_out))
     if swapped:
         logger.warning(
@@ -264,30 +322,28 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     return made
 
 
-def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> list[Row]:
+def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
     """The objects of a mask as nodules; specks are left out."""
-    rows: list[Row] = []
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
         if thing.diameter_mm >= SPECK_MM:
-            rows.append((x, y, z, thing.diameter_mm))
+            yield (x, y, z, thing.diameter_mm), NODULE, str(scan.mask)
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
             left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "a slip of the pen?"))
-    return rows
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
     """One item; the mask only where it outlines every nodule."""
-    nodules, ignored = scan.findings[NODULE], scan.findings[IGNORED]
-    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target)}
-    item |= {"box": boxes_of(nodules + ignored), "label": [NODULE] * len(nodules) + [IGNORED] * len(ignored)}
+    boxes = usable(scan.findings, grid, "correct or remove the row, check --frame", left_out)
+    item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
+    nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
     if labels is None or not nodules:
         return scan, item, None
-    mask, matches = instance_mask(labels, match_rows(labels, list(enumerate(nodules))), grid)
+    mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     missed = [match for match in matches if match.thing is None]
     for match in missed:
-        where = f"{scan.name}, nodule at {shown_place(nodules[match.row])}"
+        where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row])}"
         left_out.append(LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone"))
     if missed:
         return scan, item, None

@@ -16,17 +16,16 @@ from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
 from ..core.commands import OptionError
+from ..core.errors import refuse
 from ..core.files import read_record, writable_folder, write_figure
 from ..core.geometry import swap_lps_ras
-from ..core.labels import NODULE
 from ..core.records import Detection, ScanResult
-from ..read.datalist import load_datalist
+from ..read.datalist import load_datalist, nodule_rows
 from ..read.discovery import SECTIONS
 from ..read.instances import labels_of, on_grid
 from ..read.reader import ScanError, read_scan
-from ..read.scan import Grid
 from ..report.html.pictures import Picture, Window, close_ups, outline_lines
-from .checks import ALARMING_SHARE, Surroundings
+from .checks import ALARMING_SHARE, doubts, lungs_of
 from .datalists import PrepareError
 
 logger = logging.getLogger(__name__)
@@ -80,16 +79,18 @@ def preview(
         UserError: a datalist that cannot be used or has no nodule, no scan that can be read, no place to write to.
     """
     target = Path(output)
-    if target.suffix.lower() != ".png":
-        raise OptionError(f"--output {output}: expected a name that ends in .png; correct it")
-    if nodules < 0 or seed < 0:
-        raise OptionError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
+    numbers = f"{nodules} and {seed}"
+    refuse(
+        OptionError,
+        (target.suffix.lower() != ".png", f"--output {output}: expected a name that ends in .png; correct it"),
+        (min(nodules, seed) < 0, f"--nodules, --seed: expected whole numbers of at least 0, got {numbers}"),
+    )
     # A file that cannot be read is refused by load_datalist.
     known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
-    if not chosen:
-        raise PrepareError(f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section")
+    nothing = f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section"
+    refuse(PrepareError, (not chosen, nothing))
     writable_folder(target.parent)
     sights = []
     for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
@@ -97,8 +98,8 @@ def preview(
             sights += list(look_at(item, rows))
         except ScanError as error:
             logger.warning("not shown: %s", error)
-    if not sights:
-        raise PrepareError(f"{datalist}: expected scans that can be read, got none; the lines above say why")
+    nothing = f"{datalist}: expected scans that can be read, got none; the lines above say why"
+    refuse(PrepareError, (not sights, nothing))
     for path in _write_pages(sights, target, Path(datalist).name):
         logger.info("%s", path)
     _report(sights)
@@ -110,12 +111,7 @@ def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, lis
     Returns:
         Items in their order, each with the numbers of its chosen rows.
     """
-    places = [
-        (n, row)
-        for n, item in enumerate(items)
-        for row, label in enumerate(item.get("label", [NODULE] * len(item.get("box", []))))
-        if label == NODULE
-    ]
+    places = [(n, row) for n, item in enumerate(items) for row in nodule_rows(item)]
     if 0 < count < len(places):
         drawn = np.random.default_rng(seed).choice(len(places), count, replace=False)
         places = [places[n] for n in sorted(drawn)]
@@ -132,15 +128,14 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
         ScanError: scan or mask cannot be read.
     """
     volume = read_scan(item["image"])
-    grid = Grid(volume.image_hu.shape, volume.affine_ras)
-    mask = on_grid(labels_of(item["mask"]), grid) if item.get("mask") else None
-    around = Surroundings.of(volume)
+    mask = on_grid(labels_of(item["mask"]), volume.grid) if item.get("mask") else None
+    lungs = lungs_of(volume)
     scan = ScanResult(
         name=str(item["name"]),
         source=str(item["image"]),
         image_hu=volume.image_hu,
         affine_ras=volume.affine_ras,
-        mask=np.zeros(grid.shape, np.uint16) if mask is None else mask.astype(np.uint16),
+        mask=np.zeros(volume.grid.shape, np.uint16) if mask is None else mask.astype(np.uint16),
         nodules=(),
         candidates=(),
         outside_lungs=0,
@@ -150,8 +145,9 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
         x, y, z = swap_lps_ras(box[:3]).tolist()
         nodule = Detection((x, y, z), float(np.mean(box[3:])), 1.0)
         axial, coronal, _ = close_ups(scan, nodule, WINDOW, FIELD_OF_VIEW_MM, label=row + 1)
-        doubts = tuple(around.doubts(box, mask, row + 1))
-        yield Sight(scan.name, row, (box[3], box[4], box[5]), (axial.middle, coronal.middle), mask is not None, doubts)
+        pictures = axial.middle, coronal.middle
+        found = tuple(doubts(volume, lungs, box, mask, row + 1))
+        yield Sight(scan.name, row, (box[3], box[4], box[5]), pictures, mask is not None, found)
 
 
 def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[Path]:

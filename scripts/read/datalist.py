@@ -12,15 +12,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import UserError
-from ..core.geometry import apply_affine, swap_lps_ras
+from ..core.errors import UserError, refuse
 from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
 from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
@@ -59,7 +57,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
             labels are malformed, a box lies outside its scan. The message names them.
     """
-    elsewhere = partial(_found_below, Path(image_dir), _images_below(Path(image_dir))) if image_dir else None
+    elsewhere = _finder(Path(image_dir)) if image_dir else None
     files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
     return _checked([(f"{file}, {section}", file.parent, _entries(file, section)) for file in files], elsewhere)
 
@@ -107,63 +105,53 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
         DatalistError: what is wrong with it.
         ScanError: it has boxes, and the header of its image cannot be read.
     """
-    image = entry.get("image") if isinstance(entry, Mapping) else None
-    if not image or not isinstance(image, str):
-        raise DatalistError(f"expected {{'image': path, …}}, got {str(entry)[:80]}")
-    item = {key: value for key, value in entry.items() if value is not None}
-    for key in (*FILES, "name"):
-        if not isinstance(item.get(key, ""), str):
-            raise DatalistError(f"{key}: expected {'text' if key == 'name' else 'a path'}, got {str(item[key])[:60]}")
-    weight = item.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
+    item = {key: value for key, value in dict(entry).items() if value is not None} if isinstance(entry, Mapping) else {}
+    image, weight = item.get("image"), item.get("weight", 1.0)
+    is_weight = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
+    refuse(
+        DatalistError,
+        (not image or not isinstance(image, str), f"expected {{'image': path, …}}, got {str(entry)[:80]}"),
+        *(
+            (not isinstance(item.get(key, ""), str), f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
+            for key, kind in (*((key, "a path") for key in FILES), ("name", "text"))
+        ),
+        (not is_weight, f"weight: expected a number from 0, got {str(weight)[:60]}"),
+    )
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
-        files["image"] = elsewhere(image) or files["image"]
+        files["image"] = elsewhere(str(image)) or files["image"]
     for key, path in files.items():
-        if not Path(path).exists():
-            raise DatalistError(f"{key} {path}: expected a file, found none")
+        refuse(DatalistError, (not Path(path).exists(), f"{key} {path}: expected a file, found none"))
     boxes, labels = _checked_boxes(item)
     if len(boxes):
         _check_inside(files["image"], boxes)
-    lists = {"box": boxes.tolist(), "label": labels.tolist()}
-    return {
-        "name": scan_stem(Path(files["image"])),
-        **item,
-        **{key: value for key, value in lists.items() if key in item},
-        **files,
-    }
+    lists = {key: rows.tolist() for key, rows in (("box", boxes), ("label", labels)) if key in item}
+    return {"name": scan_stem(Path(files["image"])), **item, **lists, **files}
 
 
-def _images_below(folder: Path) -> dict[str, list[Path]]:
-    """The images below a folder by name, LUNA16's lung masks apart.
+def _finder(folder: Path) -> Callable[[str], str]:
+    """Where the image of a path, or of its name, is below a folder; empty where it is not there.
 
     Raises:
-        DatalistError: no such folder.
+        DatalistError: no such folder; later, several images have the name.
     """
-    if not folder.is_dir():
-        raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
+    missing = f"--image_dir {folder}: expected a folder with images, found none; check the path"
+    refuse(DatalistError, (not folder.is_dir(), missing))
     found: dict[str, list[Path]] = {}
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
         if is_image_file(path) and not any(part.lower().startswith(LUNG_MASKS) for part in parts):
             found.setdefault(scan_stem(path), []).append(path)
-    return found
 
+    def place_of(image: str) -> str:
+        name = scan_stem(Path(image))
+        places = [folder / image] if (folder / image).exists() else found.get(name, [])
+        several = f"found {len(places)} ({', '.join(map(str, places[:3]))}); remove all but one"
+        what = f"--image_dir {folder}: expected one image named {name}"
+        refuse(DatalistError, (len(places) > 1, f"{what}, {several}"))
+        return str(places[0]) if places else ""
 
-def _found_below(folder: Path, images: Mapping[str, Sequence[Path]], image: str) -> str:
-    """Where the image of that path, or of that name, is below a folder; empty where it is not there.
-
-    Raises:
-        DatalistError: several images have the name.
-    """
-    places = [folder / image] if (folder / image).exists() else images.get(scan_stem(Path(image)), [])
-    if len(places) > 1:
-        raise DatalistError(
-            f"--image_dir {folder}: expected one image named {scan_stem(Path(image))}, found {len(places)} "
-            f"({', '.join(map(str, places[:3]))}); remove all but one"
-        )
-    return str(places[0]) if places else ""
+    return place_of
 
 
 def _entries(path: Path, section: str) -> list[Any]:
@@ -205,43 +193,51 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
         labels = np.asarray(item.get("label", [NODULE] * len(boxes))).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise DatalistError(f"box: expected [[x, y, z, w, h, d], …] in LPS mm, one label each, got {shown}") from error
-    if len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}):
-        raise DatalistError(
-            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}"
-        )
-    if len(labels) != len(boxes):
-        raise DatalistError(f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels")
-    if not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any():
-        raise DatalistError(f"box: expected finite centres and sizes above 0 mm, got {shown}")
-    if (boxes[:, 3:] > LARGEST_NODULE_MM).any():
-        raise DatalistError(
-            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max():g} mm; are these corners "
-            "(x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size"
-        )
+    refuse(
+        DatalistError,
+        (
+            len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}),
+            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}",
+        ),
+        (len(labels) != len(boxes), f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels"),
+        (
+            not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any(),
+            f"box: expected finite centres and sizes above 0 mm, got {shown}",
+        ),
+        (
+            (boxes[:, 3:] > LARGEST_NODULE_MM).any(),
+            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max(initial=0):g} mm; are these "
+            "corners (x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size",
+        ),
+    )
     nodules = boxes[labels == NODULE]
     for number, nodule in enumerate(nodules):  # a nodule within another has a size of its own
-        if (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any():
-            raise DatalistError(f"box: expected each nodule once, got two at {nodule[:3].tolist()} LPS mm; remove one")
+        is_twice = (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any()
+        place = nodule[:3].tolist()
+        refuse(DatalistError, (is_twice, f"box: expected each nodule once, got two at {place} LPS mm; remove one"))
     return boxes, labels.astype(np.int64)
 
 
 def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:
     """Refuse boxes whose centre lies in no voxel of the scan, by its header."""
     grid = read_grid(image)
-    voxels = apply_affine(np.linalg.inv(grid.affine_ras), swap_lps_ras(boxes[:, :3]))
-    outside = ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(axis=1)
-    for number in np.flatnonzero(outside):
+    for number in np.flatnonzero(~grid.holds(boxes[:, :3])):
+        centre = boxes[number, :3]
         raise DatalistError(
-            f"box {number}: expected a centre inside the scan of {grid.shape} voxels, got {boxes[number, :3].tolist()} "
-            f"LPS mm, which is voxel {voxels[number].round(1).tolist()}; is it in another frame (RAS, voxels)?"
+            f"box {number}: expected a centre inside the scan of {grid.shape} voxels, got {centre.tolist()} LPS mm, "
+            f"which is voxel {grid.voxels(centre).round(1).tolist()}; is it in another frame (RAS, voxels)?"
         )
+
+
+def nodule_rows(item: Mapping[str, Any]) -> list[int]:
+    """Numbers of an item's boxes that are nodules to find, which ignored findings are not."""
+    labels = item.get("label", [NODULE] * len(item.get("box", [])))
+    return [number for number, label in enumerate(labels) if label == NODULE]
 
 
 def count_nodules(items: Sequence[Mapping[str, Any]]) -> int:
     """Number of nodules to find; ignored findings do not count."""
-    return sum(
-        sum(label == NODULE for label in item.get("label", [NODULE] * len(item.get("box", [])))) for item in items
-    )
+    return sum(len(nodule_rows(item)) for item in items)
 
 
 def check_training_lists(
@@ -257,32 +253,36 @@ def check_training_lists(
     Raises:
         DatalistError: no scan, or neither a nodule nor a donor in the training list, or a scan in both lists.
     """
-    nodules = count_nodules(training)
-    advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
-    if not training:
-        raise DatalistError(f"training list: expected at least one scan, got none; {advice}")
-    if not nodules and not donors:
-        raise DatalistError(
-            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}"
-        )
+    nodules, found = count_nodules(training), count_nodules(validation)
     twice = _in_both(training, validation)
-    if twice:
-        raise DatalistError(
-            f"training and validation list: expected different scans, got {len(twice)} in both, such as "
-            f"{' and '.join(twice[0])}; take them out of one of the lists"
-        )
+    advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
+    refuse(
+        DatalistError,
+        (not training, f"training list: expected at least one scan, got none; {advice}"),
+        (
+            not nodules and not donors,
+            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}",
+        ),
+        *(
+            (
+                True,
+                f"training and validation list: expected different scans, got {len(twice)} in both, such as {one} and "
+                f"{other}; take them out of one of the lists",
+            )
+            for one, other in twice
+        ),
+    )
     for one, other in _in_both(donors, validation):
         logger.warning("validation list: the donor %s is the scan %s; it is no unseen scan then", one, other)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))
-    found = count_nodules(validation)
-    if not found:
+    if found:
+        logger.info("validation list: %d scans, %d nodules", len(validation), found)
+    else:
         logger.warning(
             "validation list: expected nodules to find, got none in %d scans; the validation metric is undefined, and "
             "the newest weights are kept instead of the best",
             len(validation),
         )
-    else:
-        logger.info("validation list: %d scans, %d nodules", len(validation), found)
 
 
 def _in_both(some: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

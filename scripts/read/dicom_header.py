@@ -24,6 +24,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.uid import MediaStorageDirectoryStorage as DICOMDIR
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, Point
 from ..core.paths import unreadable
 from .scan import ScanError
@@ -49,6 +50,7 @@ _IDENTITY = {
     "Study date": "StudyDate",
     "Accession number": "AccessionNumber",
 }
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
 _UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAGS: list[Any] = [
@@ -57,31 +59,10 @@ _TAGS: list[Any] = [
     *("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+    *(*_RESCALE, "RescaleType", "ModalityLUTSequence"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *_GROUPS,
 ]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How the pixels of one slice are stored.
-
-    Attributes:
-        syntax: transfer syntax.
-        offset: of the first pixel in the file; ``None`` where it has to be unpacked first.
-        bits: allocated, stored, high bit; ``None`` where the header lacks one of them.
-        signed: two's complement.
-        rescale: slope and intercept; ``None`` where the header has neither.
-        padding: least and largest stored value that stands for no image; ``None`` for none.
-    """
-
-    syntax: UID
-    offset: int | None
-    bits: tuple[int, int, int] | None
-    signed: bool
-    rescale: tuple[float, float] | None
-    padding: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -94,9 +75,7 @@ class SliceHeader:
         frames: of the file.
         study_uid: StudyInstanceUID.
         series_uid: SeriesInstanceUID.
-        frame_of_reference: its UID; "" where absent.
-        patient: what tells patients apart: ID and name, only compared.
-        stack: stack and time point of a frame; empty for single slices.
+        origin: what slices of one volume have in common, by its name; "" where absent. It is only compared.
         modality: "CT", "MR", …; "" where absent.
         image_type: the values of ImageType (of a frame, FrameType), upper case.
         words: what description, body part and protocol say, the most telling first, upper case; only searched.
@@ -107,7 +86,11 @@ class SliceHeader:
         size: columns, rows (i, j).
         colour: PhotometricInterpretation.
         rescale_type: RescaleType, upper case; "" where absent.
-        stored: how pixels are stored.
+        syntax: transfer syntax.
+        bits: allocated, stored, high bit; ``None`` where the header lacks one of them.
+        signed: whether the pixels are in two's complement.
+        rescale: slope and intercept; ``None`` where the header has neither.
+        padding: least and largest stored value that stands for no image; ``None`` for none.
         has_all_pixels: whether the file is long enough for the pixels it announces.
         fault: what makes the pixels' values uncertain; "" for nothing.
         facts: header facts free of identity.
@@ -118,9 +101,7 @@ class SliceHeader:
     frames: int
     study_uid: str
     series_uid: str
-    frame_of_reference: str
-    patient: tuple[str, str] = field(repr=False)
-    stack: tuple[str, ...]
+    origin: dict[str, str] = field(repr=False)
     modality: str
     image_type: frozenset[str]
     words: tuple[str, ...] = field(repr=False)
@@ -131,7 +112,11 @@ class SliceHeader:
     size: tuple[int, int]
     colour: str
     rescale_type: str
-    stored: Stored
+    syntax: UID
+    bits: tuple[int, int, int] | None
+    signed: bool
+    rescale: tuple[float, float] | None
+    padding: tuple[int, int] | None
     has_all_pixels: bool
     fault: str
     facts: dict[str, str]
@@ -277,13 +262,12 @@ def _shown_identity(name: str, text: str) -> str:
 def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> Iterator[SliceHeader]:
     """One header for each slice; of a file with frames but without functional groups, a single one."""
     frames = _int(dataset, "NumberOfFrames") or 1
-    has_all_pixels, offset = _pixels(file, dataset, frames)
+    has_all_pixels = _has_all_pixels(file, dataset, frames)
     groups = dataset.get(_GROUPS[1])
     if groups is None:
-        yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels, offset)
+        yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels)
         return
-    if len(groups) != frames:
-        raise ValueError(f"{frames} frames, {len(groups)} functional groups")
+    refuse(ValueError, (len(groups) != frames, f"{frames} frames, {len(groups)} functional groups"))
     shared = dataset.get(_GROUPS[0]) or [pydicom.Dataset()]
     for number, group in enumerate(groups):
         one = pydicom.Dataset()
@@ -294,37 +278,31 @@ def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> I
                     one.update(sequence.value[0])
         if "FrameType" in one:
             one.ImageType = one.FrameType
-        yield _slice_header(path, dataset, one, (number, frames), has_all_pixels, offset)
+        yield _slice_header(path, dataset, one, (number, frames), has_all_pixels)
 
 
 def _slice_header(
-    path: str,
-    dataset: pydicom.FileDataset,
-    one: pydicom.Dataset,
-    frame: tuple[int, int],
-    has_all_pixels: bool,
-    offset: int | None,
+    path: str, dataset: pydicom.FileDataset, one: pydicom.Dataset, frame: tuple[int, int], has_all_pixels: bool
 ) -> SliceHeader:
     """The header of one slice, by the attributes ``one`` that hold for it; ``frame``: its number, of how many."""
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
-    if not series_uid or not study_uid:
-        raise ValueError("no StudyInstanceUID or SeriesInstanceUID")
+    refuse(ValueError, (not series_uid or not study_uid, "no StudyInstanceUID or SeriesInstanceUID"))
     position = floats_of(one, "ImagePositionPatient", 3)
     spacing, thickness = floats_of(one, "PixelSpacing", 2), floats_of(one, "SliceThickness", 1)
     facts = {name: _text(one, keyword) for name, keyword in _FACTS.items()}
     facts["Slice thickness"] = f"{thickness[0]:g}" if thickness and thickness[0] > 0 else ""
-    stored, fault = _stored(dataset.file_meta.TransferSyntaxUID, one, offset)
+    image_type = frozenset(_text(one, "ImageType").upper().split("/")) - {""}
+    bits, is_signed = _bits(one), _int(one, "PixelRepresentation")
+    slope, intercept = (floats_of(one, keyword, 1) for keyword in _RESCALE)
     return SliceHeader(
         path=path,
         frame=frame[0],
         frames=frame[1],
         study_uid=study_uid,
         series_uid=series_uid,
-        frame_of_reference=_text(one, "FrameOfReferenceUID"),
-        patient=(_text(one, "PatientID"), " ".join(_text(one, "PatientName").replace("^", " ").upper().split())),
-        stack=() if one is dataset else tuple(_text(one, key) for key in ("StackID", "TemporalPositionIndex")),
+        origin=_origin(one, image_type, is_frame=one is not dataset),
         modality=_text(one, "Modality"),
-        image_type=frozenset(_text(one, "ImageType").upper().split("/")) - {""},
+        image_type=image_type,
         words=_words(one),
         position_lps_mm=None if position is None else (position[0], position[1], position[2]),
         orientation=floats_of(one, "ImageOrientationPatient", 6),
@@ -333,11 +311,30 @@ def _slice_header(
         size=(_int(one, "Columns") or 0, _int(one, "Rows") or 0),
         colour=_text(one, "PhotometricInterpretation") or "MONOCHROME2",
         rescale_type=_text(one, "RescaleType").upper(),
-        stored=stored,
+        syntax=dataset.file_meta.TransferSyntaxUID,
+        bits=bits,
+        signed=is_signed == 1,
+        rescale=(slope[0], intercept[0]) if slope and intercept else None,
+        padding=_padding(one, bits, is_signed == 1),
         has_all_pixels=has_all_pixels,
-        fault=fault,
+        fault=_fault(one, bits, is_signed, slope, intercept),
         facts={name: text + _UNITS.get(name, "") for name, text in facts.items() if text},
     )
+
+
+def _origin(one: pydicom.Dataset, image_type: frozenset[str], *, is_frame: bool) -> dict[str, str]:
+    origin = {
+        "patient (PatientID)": _text(one, "PatientID"),
+        "patient (PatientName)": " ".join(_text(one, "PatientName").replace("^", " ").upper().split()),
+        "study": _text(one, "StudyInstanceUID"),
+        "frame of reference": _text(one, "FrameOfReferenceUID"),
+    }
+    of_frame = {
+        "stack": _text(one, "StackID"),
+        "time point": _text(one, "TemporalPositionIndex"),
+        "kind of image": "/".join(sorted(image_type)),
+    }
+    return origin | (of_frame if is_frame else {})
 
 
 def _words(one: pydicom.Dataset) -> tuple[str, ...]:
@@ -346,24 +343,23 @@ def _words(one: pydicom.Dataset) -> tuple[str, ...]:
     return tuple(text.upper() for text in (*texts, _text(one, "ProtocolName")))
 
 
-def _stored(syntax: UID, one: pydicom.Dataset, offset: int | None) -> tuple[Stored, str]:
-    """How the pixels are stored, and what about that is uncertain."""
+def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
     allocated, stored, high = (_int(one, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
-    signed = _int(one, "PixelRepresentation")
-    bits = (allocated, stored, high) if allocated and stored and high is not None else None
-    fault = ""
-    if bits is None or signed not in (0, 1):
-        fault = "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
-    elif bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
-        fault = f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
-    has = [keyword in one and one[keyword].value not in (None, "") for keyword in ("RescaleSlope", "RescaleIntercept")]
-    slope, intercept = (floats_of(one, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    if any(has) and (slope is None or intercept is None or slope[0] == 0):
-        fault = "RescaleSlope and RescaleIntercept as one number each, found something else"
+    return (allocated, stored, high) if allocated and stored and high is not None else None
+
+
+def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, intercept: Any) -> str:
+    """What about the storage of the pixels is uncertain; "" for nothing."""
     if "ModalityLUTSequence" in one:
-        fault = "RescaleSlope and RescaleIntercept, got a Modality LUT"
-    rescale = (slope[0], intercept[0]) if slope and intercept else None
-    return Stored(syntax, offset, bits, signed == 1, rescale, _padding(one, bits, signed == 1)), fault
+        return "RescaleSlope and RescaleIntercept, got a Modality LUT"
+    is_rescaled = any(keyword in one and one[keyword].value not in (None, "") for keyword in _RESCALE)
+    if is_rescaled and not (slope and intercept and slope[0]):
+        return "RescaleSlope and RescaleIntercept as one number each, found something else"
+    if bits is None or is_signed not in (0, 1):
+        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
+    if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
+        return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
+    return ""
 
 
 def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bool) -> tuple[int, int] | None:
@@ -377,29 +373,26 @@ def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bo
     return low, high
 
 
-def _pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> tuple[bool, int | None]:
-    """Whether the pixel data that starts at the file's position is all there, and where its first pixel is.
+def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> bool:
+    """Whether the pixel data that starts at the file's position is all there.
 
     Decoders fill what is missing with whatever they find, so the lengths are counted here (PS3.5, 7.1 and A.4).
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     sides = [_int(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    if not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1:
-        raise ValueError(f"{sides[0]} × {sides[1]} pixels, {frames} frames")
+    is_odd = not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1
+    refuse(ValueError, (is_odd, f"{sides[0]} × {sides[1]} pixels, {frames} frames"))
     if syntax.is_deflated:  # one compressed stream, already unpacked to its end
-        return True, None
+        return True
     order = "<" if syntax.is_little_endian else ">"
     head = file.read(8 if syntax.is_implicit_VR else 12)
     if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
-        return False, None
+        return False
     (length,) = struct.unpack(order + "I", head[-4:])
     if length == UNDEFINED_LENGTH:
-        return _has_all_items(file, frames), None
-    if syntax.is_compressed:
-        return False, None
-    left = os.fstat(file.fileno()).st_size - file.tell()
+        return _has_all_items(file, frames)
     needed = sides[0] * sides[1] * max(sides[2], 1) * (sides[3] // 8) * frames
-    return needed <= length <= left, file.tell()
+    return not syntax.is_compressed and needed <= length <= os.fstat(file.fileno()).st_size - file.tell()
 
 
 def _has_all_items(file: BinaryIO, frames: int) -> bool:
@@ -419,19 +412,18 @@ def _has_all_items(file: BinaryIO, frames: int) -> bool:
 
 def _int(dataset: pydicom.Dataset, keyword: str) -> int | None:
     """A whole number; ``None`` where it is absent or malformed."""
-    try:
-        value = dataset.get(keyword)
-        if isinstance(value, bytes):  # its kind depends on an element that pydicom did not look at
-            value = int.from_bytes(value[:2], "little")
-        return None if value is None or value == "" else int(value)
-    except Exception:  # pydicom converts when asked, and raises almost any type
-        return None
+    numbers = floats_of(dataset, keyword, 1, is_word=True)
+    return int(numbers[0]) if numbers else None
 
 
-def floats_of(dataset: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them."""
+def floats_of(dataset: pydicom.Dataset, keyword: str, count: int, *, is_word: bool = False) -> tuple[float, ...] | None:
+    """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them.
+
+    ``is_word``: bytes are a word of 16 bits; its kind depends on an element that pydicom did not look at.
+    """
     try:
         value = dataset.get(keyword)
+        value = int.from_bytes(value[:2], "little") if is_word and isinstance(value, bytes) else value
         values = tuple(float(v) for v in (value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]))
     except Exception:  # pydicom converts when asked, and raises almost any type
         return None

@@ -1,34 +1,38 @@
 """DICOM: the pixels of slices in HU.
 
-What is stored plainly is read and unpacked here (PS3.5, 8.1.1: the high bit may be any); run lengths are left to
-pydicom, JPEG to GDCM, each slice as an object of its own that holds no more than what a decoder needs. All are rescaled
-here: ITK's series reader takes the pixel type of the first slice and cuts off the fraction where a later slope is
-fractional.
+JPEG is left to GDCM, each slice as an object of its own that holds no more than what a decoder needs; everything else
+to pydicom. The bits of a value are taken out of its word here (PS3.5, 8.1.1: the high bit may be any), and all are
+rescaled here: ITK's series reader takes the pixel type of the first slice and cuts off the fraction where a later slope
+is fractional.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, CTImageStorage, RLELossless
 
-from .dicom_header import SliceHeader, read_dicom
+from .dicom_header import SliceHeader, lenient, read_dicom
 from .gdcm import decode_apart
 from .scan import DENSE_HU, ScanError, to_hu
 
 SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
 SLICES_DECODED = 128  # that go to GDCM together: as files, for a while
 OUTSIDE_HU = -1024  # for padding that would otherwise lie above bone
+PIXEL_TAGS = (  # what pydicom needs to know of pixels
+    *("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+UNTOUCHED: dict[str, Any] = {"raw": True, "correct_unused_bits": False}  # the words of pixels as they are stored
 BLANK_SHARE = 0.25  # of a slice's rows: so many zeros more than its neighbour's are no picture of the body
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
@@ -58,18 +62,22 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
 
 def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
     """The pixels of each slice as they are stored, ``[J, I]``, one word each."""
-    data_of = lru_cache(maxsize=1)(_pixel_data)  # every frame of a file asks for it
+    # Every frame of a file asks for it.
+    dataset_of = lru_cache(maxsize=1)(partial(read_dicom, tags=PIXEL_TAGS, pixels=True))
     for first in range(0, len(ordered), SLICES_DECODED):
         some = ordered[first : first + SLICES_DECODED]
         coded = []
         for header in filter(_is_jpeg, some):
             with _naming(header):
-                coded.append(_lone_slice(header, data_of))
+                coded.append(_lone_slice(header, dataset_of(header.path)))
         decoded = iter(decode_apart(coded))
         for header in some:
             with _naming(header):
-                words = _words_of(next(decoded)) if _is_jpeg(header) else _read_words(header, data_of)
-            if words.shape != header.size[::-1] or 8 * words.dtype.itemsize <= (header.stored.bits or (16, 16, 15))[2]:
+                if _is_jpeg(header):
+                    words = _words_of(next(decoded))
+                else:
+                    words = _words_of(pixel_array(dataset_of(header.path), index=header.frame, **UNTOUCHED))
+            if words.shape != header.size[::-1] or 8 * words.dtype.itemsize <= (header.bits or (16, 16, 15))[2]:
                 raise ScanError(
                     f"{header.path}: expected one slice of {header.size[0]} × {header.size[1]} grey pixels, got an "
                     f"array of {words.shape}, {words.dtype}; export the series again."
@@ -78,7 +86,7 @@ def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
 
 
 def _is_jpeg(header: SliceHeader) -> bool:
-    syntax = header.stored.syntax
+    syntax = header.syntax
     return syntax.is_compressed and not syntax.is_deflated and syntax != RLELossless
 
 
@@ -86,7 +94,8 @@ def _is_jpeg(header: SliceHeader) -> bool:
 def _naming(header: SliceHeader) -> Iterator[None]:
     """Name the file in which pixels are damaged."""
     try:
-        yield
+        with lenient:
+            yield
     except ScanError:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
@@ -103,80 +112,57 @@ def _zero_rows(words: Words) -> int:
     return len(words) - (int(filled[-1]) + 1 if len(filled) else 0)
 
 
-def _read_words(header: SliceHeader, data_of: Callable[[str], bytes]) -> Words:
-    """Pixels that are stored plainly, in a deflated file, or run-length encoded."""
-    if header.stored.syntax == RLELossless:
-        return _words_of(pixel_array(_lone_slice(header, data_of), raw=True))
-    count = math.prod(header.size)
-    allocated = (header.stored.bits or (16,))[0]
-    dtype = np.dtype(f"u{allocated // 8}").newbyteorder("<" if header.stored.syntax.is_little_endian else ">")
-    start = header.frame * count * dtype.itemsize
-    if header.stored.offset is None:
-        pixels = np.frombuffer(data_of(header.path), dtype, count, offset=start)
-    else:
-        pixels = np.fromfile(header.path, dtype, count, offset=header.stored.offset + start)
-    return pixels.reshape(header.size[::-1])
-
-
-def _pixel_data(path: str) -> bytes:
-    return bytes(read_dicom(path, ["PixelData"], pixels=True).PixelData)
-
-
-def _lone_slice(header: SliceHeader, data_of: Callable[[str], bytes]) -> Dataset:
-    """A compressed slice or frame with no more than what says how it is coded.
+def _lone_slice(header: SliceHeader, whole: FileDataset) -> Dataset:
+    """A slice or frame coded as JPEG with no more than what says how it is coded.
 
     Raises:
         ScanError: its bits are packed in a way that decoders do not know.
     """
-    allocated, stored, high = header.stored.bits or (16, 16, 15)
-    syntax = header.stored.syntax
-    if high != stored - 1 and syntax != RLELossless:
+    allocated, stored, high = header.bits or (16, 16, 15)
+    if high != stored - 1:
         raise ScanError(
             f"{header.path}: expected compressed pixels whose HighBit is BitsStored - 1, got {high} and {stored}; "
             "decompress the series first."
         )
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = header.syntax
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.Columns, dataset.Rows = header.size
-    stored = allocated if syntax == RLELossless else stored  # RLE keeps whole words
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
-    dataset.PixelRepresentation = int(header.stored.signed and syntax != RLELossless)
-    frame = get_frame(data_of(header.path), header.frame, number_of_frames=header.frames)
-    dataset.PixelData = encapsulate([frame])
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, high
+    dataset.PixelRepresentation = int(header.signed)
+    dataset.PixelData = encapsulate([get_frame(whole.PixelData, header.frame, number_of_frames=header.frames)])
     dataset["PixelData"].is_undefined_length = True
     return dataset
 
 
 def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
-    """What a decoder gave, ``[J, I]`` or ``[1, J, I]``, without a sign.
+    """What a decoder gave, ``[J, I]`` or ``[1, J, I]``, in the byte order of this machine and without a sign.
 
     Raises:
         ValueError: it gave nothing.
     """
     if pixels is None:
         raise ValueError("the decoder broke off")
-    if pixels.ndim == 3 and len(pixels) == 1:
-        pixels = pixels[0]
-    return pixels.view(f"u{pixels.dtype.itemsize}")
+    pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False).view(f"u{pixels.dtype.itemsize}")
 
 
 def _rescaled(header: SliceHeader, words: Words) -> npt.NDArray[np.int16]:
     """HU of stored words: unused bits taken away, sign, padding, slope and intercept."""
-    _, stored, high = header.stored.bits or (16, 16, 15)
-    size, kind = words.dtype.itemsize, "i" if header.stored.signed else "u"
+    _, stored, high = header.bits or (16, 16, 15)
+    size, kind = words.dtype.itemsize, "i" if header.signed else "u"
     values = (words << (8 * size - 1 - high)).view(f"{kind}{size}") >> (8 * size - stored)
     values = values.astype(np.int64 if size > 2 else np.int32)
-    slope, intercept = header.stored.rescale or (1.0, 0.0)
+    slope, intercept = header.rescale or (1.0, 0.0)
     whole = (
         float(slope).is_integer() and float(intercept).is_integer() and abs(slope) < 2**12 and abs(intercept) < 2**20
     )
     image = values * int(slope) + int(intercept) if whole else values * slope + intercept
-    if header.stored.padding is not None:
-        low, high_value = header.stored.padding
+    if header.padding is not None:
+        low, high_value = header.padding
         # Where padding looks like the body, it cannot be told from it, and it is left as it is.
         if min(low * slope, high_value * slope) + intercept > DENSE_HU:
             image[(values >= low) & (values <= high_value)] = OUTSIDE_HU

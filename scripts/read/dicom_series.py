@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, swap_lps_ras_affine
 from .dicom_header import SliceHeader, read_headers
 from .dicom_pixels import decode
@@ -82,15 +83,6 @@ class Series:
         return max(self.step_mm, self.slices[0].thickness_mm or 0.0)
 
     @property
-    def is_hu(self) -> bool:
-        """Whether nothing in the headers says that the values are others than HU of a scanner."""
-        if any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices):
-            return False
-        first = self.slices[0]
-        texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
-        return not any(COMPUTED_WORDS.search(text) for text in texts)
-
-    @property
     def other_part(self) -> str:
         """The word that says that this is no chest; "" where nothing says so, or something says that it is one."""
         for words in self.slices[0].words:
@@ -110,11 +102,13 @@ class Series:
         """What speaks against a series, gravest first, and whether it does; :attr:`is_fit` counts the first five."""
         first = self.slices[0]
         is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
+        texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
+        is_computed = any(COMPUTED_WORDS.search(text) for text in texts)
         return {
             f"modality {self.modality}, not CT": self.modality != "CT",
             "localizer": first.is_localizer,
             "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
-            "not HU": not self.is_hu,
+            "not HU": is_computed or any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices),
             "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
             f"of the {self.other_part}, not the chest": bool(self.other_part),
             f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
@@ -159,28 +153,23 @@ def read_series(paths: Sequence[str]) -> Volume:
     Raises:
         ScanError: anything that would make the volume or its geometry wrong (see the checks below).
     """
-    source, ordered, notes = _ordered_slices(paths)
-    affine_ras = swap_lps_ras_affine(_affine_lps(ordered))
-    thickness_mm = ordered[0].thickness_mm or 0.0
-    step_mm = float(np.linalg.norm(affine_ras[:3, 2]))
-    make_grid(source, (*ordered[0].size, len(ordered)), affine_ras)  # before anything is made of that size
+    source, ordered, grid, notes = _arranged(paths)
     image_hu, more_notes = decode(source, ordered)
     notes = (*notes, *more_notes)
-    if thickness_mm > THICK_SLICE_MM >= step_mm:
+    thickness_mm = ordered[0].thickness_mm or 0.0
+    if thickness_mm > THICK_SLICE_MM >= float(np.linalg.norm(grid.affine_ras[:3, 2])):
         notes = (*notes, thick_slice_note(thickness_mm))
-    volume = make_volume(source, image_hu, affine_ras, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
+    volume = make_volume(source, image_hu, grid, {"Format": "DICOM", **ordered[0].facts}, notes=notes)
     return replace(volume, source_files=tuple(header.path for header in ordered))
 
 
 def series_grid(paths: Sequence[str]) -> Grid:
     """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
-    source, ordered, _ = _ordered_slices(paths)
-    columns, rows = ordered[0].size
-    return make_grid(source, (columns, rows, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+    return _arranged(paths)[2]
 
 
-def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple[str, ...]]:
-    """The name of a series for messages, its slices along their normal, checked to make one volume, and notes."""
+def _arranged(paths: Sequence[str]) -> tuple[str, list[SliceHeader], Grid, tuple[str, ...]]:
+    """The name of a series for messages, its slices along their normal, the grid that they make, and notes."""
     headers = []
     for path in paths:
         found = read_headers(path)
@@ -195,7 +184,8 @@ def _ordered_slices(paths: Sequence[str]) -> tuple[str, list[SliceHeader], tuple
     _check_alike(source, images)
     ordered = _sorted_along_normal(images)
     _check_steps(source, ordered)
-    return source, ordered, notes
+    grid = make_grid(source, (*ordered[0].size, len(ordered)), swap_lps_ras_affine(_affine_lps(ordered)))
+    return source, ordered, grid, notes
 
 
 def localizer_note(count: int) -> str:
@@ -222,31 +212,32 @@ def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
 def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse what is no stack of single-frame grey CT slices of one series."""
     series = sorted({header.series_uid for header in headers})
-    if len(series) > 1:
-        raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
+    several = f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them."
+    refuse(ScanError, (len(series) > 1, several))
     for header in headers:
-        for is_so, message in (
-            (header.modality == "CT", f"modality CT, got {header.modality or 'none'}; choose a CT series"),
-            (not header.is_localizer, "CT slices, got a localizer; choose the scan's own series"),
+        where = f"{source}, file {header.name}: expected"
+        refuse(
+            ScanError,
+            (header.modality != "CT", f"{where} modality CT, got {header.modality or 'none'}; choose a CT series."),
+            (header.is_localizer, f"{where} CT slices, got a localizer; choose the scan's own series."),
             (
-                header.frames == 1 or header.stack,
-                f"one slice per file, or an enhanced CT that places each of its {header.frames} frames (multi-frame), "
-                "got frames without places; export the original series",
+                header.frames > 1 and "stack" not in header.origin,
+                f"{where} one slice per file, or an enhanced CT that places each of its {header.frames} frames "
+                "(multi-frame), got frames without places; export the original series.",
             ),
             (
-                header.colour.startswith("MONOCHROME2"),
-                f"grey CT values (MONOCHROME2), got {header.colour}; export the CT itself",
+                not header.colour.startswith("MONOCHROME2"),
+                f"{where} grey CT values (MONOCHROME2), got {header.colour}; export the CT itself.",
             ),
-            (header.rescale_type in HU_TYPES, f"HU, got RescaleType {header.rescale_type}; choose the CT itself"),
-            (not header.fault, f"{header.fault}; export the original series"),
-            (header.has_all_pixels, "all pixels, got a truncated or damaged file; copy the series again"),
-        ):
-            if not is_so:
-                raise ScanError(f"{source}, file {header.name}: expected {message}.")
-    if len(headers) < 2:
-        raise ScanError(
-            f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
+            (
+                header.rescale_type not in HU_TYPES,
+                f"{where} HU, got RescaleType {header.rescale_type}; choose the CT itself.",
+            ),
+            (header.fault, f"{where} {header.fault}; export the original series."),
+            (not header.has_all_pixels, f"{where} all pixels, got a truncated or damaged file; copy the series again."),
         )
+    single = f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
+    refuse(ScanError, (len(headers) < 2, single))
 
 
 def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
@@ -254,60 +245,59 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
 
     What a slice does not say is no contradiction; whose names they are is not told.
     """
-    for what, values in (
-        ("patient (PatientID)", [header.patient[0] for header in headers]),
-        ("patient (PatientName)", [header.patient[1] for header in headers]),
-        ("study", [header.study_uid for header in headers]),
-        ("frame of reference", [header.frame_of_reference for header in headers]),
-        ("stack", [header.stack[0] if header.stack else "" for header in headers]),
-        ("time point", [header.stack[1] if header.stack else "" for header in headers]),
-        ("kind of image", ["/".join(sorted(header.image_type)) if header.stack else "" for header in headers]),
-    ):
-        first: dict[str, SliceHeader] = {}
-        for value, header in zip(values, headers, strict=True):
-            if value:
-                first.setdefault(value, header)
-        if len(first) > 1:
-            names = ", ".join(header.name for header in list(first.values())[:2])
-            raise ScanError(
+    for what in dict.fromkeys(what for header in headers for what in header.origin):
+        named = ((header.origin.get(what, ""), header.name) for header in headers)
+        first: dict[str, str] = {}
+        for value, name in named:
+            first.setdefault(value, name)
+        first.pop("", None)
+        names = ", ".join(list(first.values())[:2])
+        refuse(
+            ScanError,
+            (
+                len(first) > 1,
                 f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
-                "of its own."
-            )
-    if len({header.stored.rescale is None for header in headers}) > 1:
-        raise ScanError(
-            f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
-            "original series."
+                "of its own.",
+            ),
         )
+    refuse(
+        ScanError,
+        (
+            len({header.rescale is None for header in headers}) > 1,
+            f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
+            "original series.",
+        ),
+    )
 
 
 def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse slices without geometry, or whose size, spacing or orientation differ."""
     first = headers[0]
     for header in headers:
-        where = f"{source}, file {header.name}"
+        where = f"{source}, file {header.name}: expected"
         for name, value in (
             ("ImagePositionPatient", header.position_lps_mm),
             ("ImageOrientationPatient", header.orientation),
             ("PixelSpacing", header.pixel_spacing_mm),
         ):
-            if value is None:
-                raise ScanError(f"{where}: expected {name}, found none that is valid; export the original series.")
+            refuse(ScanError, (value is None, f"{where} {name}, found none that is valid; export the original series."))
         for name, mine, others, tolerance in (
             ("size", header.size, first.size, 0.0),
             ("pixel spacing", header.pixel_spacing_mm, first.pixel_spacing_mm, SPACING_TOLERANCE_MM),
             ("orientation", header.orientation, first.orientation, DIRECTION_TOLERANCE),
         ):
-            if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
-                raise ScanError(
-                    f"{where}: expected the {name} {others} of {first.name}, got {mine}; keep only the slices that "
-                    "belong together."
-                )
+            differs = not np.allclose(mine or (), others or (), rtol=0, atol=tolerance)
+            advice = "keep only the slices that belong together."
+            refuse(ScanError, (differs, f"{where} the {name} {others} of {first.name}, got {mine}; {advice}"))
     axes = np.reshape(first.orientation or (), (2, 3))
-    if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
-        raise ScanError(
+    refuse(
+        ScanError,
+        (
+            not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE),
             f"{source}: expected two perpendicular unit vectors in ImageOrientationPatient, got {first.orientation}; "
-            "export the original series."
-        )
+            "export the original series.",
+        ),
+    )
 
 
 def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
@@ -318,40 +308,39 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     places = _places_mm(ordered)
     if places is None:
         raise ScanError(f"{source}: expected slice positions, found none; export the original series.")
-    steps = np.diff(places)
-    names = [header.name for header in ordered]
-    n = int(np.argmin(steps))
-    if steps[n] < DUPLICATE_MM:
-        raise ScanError(
-            f"{source}: expected one slice per position, got two at {places[n]:.2f} mm ({names[n]}, {names[n + 1]}): "
-            "copies, or several phases in one series; keep one of each."
-        )
-    usual, n = float(np.median(steps)), int(np.argmax(steps))
-    if steps[n] > GAP_STEPS * usual:
-        raise ScanError(
-            f"{source}: expected a slice every {usual:.2f} mm, got a gap of {steps[n]:.2f} mm between {names[n]} and "
-            f"{names[n + 1]}: slices are missing; copy the whole series again."
-        )
+    steps, names = np.diff(places), [header.name for header in ordered]
+    usual, least, most = float(np.median(steps)), int(np.argmin(steps)), int(np.argmax(steps))
     positions = np.array([header.position_lps_mm for header in ordered])
     regular = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
     errors_mm = np.linalg.norm(positions - regular, axis=1)
-    n = int(np.argmax(errors_mm))
-    if errors_mm[n] > max(JITTER_MM, JITTER_STEPS * usual):
-        raise ScanError(
-            f"{source}: expected evenly spaced slices, got {names[n]} {errors_mm[n]:.2f} mm beside its place (steps of "
-            f"{steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export the series "
-            "with one spacing."
-        )
+    odd = int(np.argmax(errors_mm))
+    refuse(
+        ScanError,
+        (
+            steps[least] < DUPLICATE_MM,
+            f"{source}: expected one slice per position, got two at {places[least]:.2f} mm ({names[least]}, "
+            f"{names[least + 1]}): copies, or several phases in one series; keep one of each.",
+        ),
+        (
+            steps[most] > GAP_STEPS * usual,
+            f"{source}: expected a slice every {usual:.2f} mm, got a gap of {steps[most]:.2f} mm between {names[most]} "
+            f"and {names[most + 1]}: slices are missing; copy the whole series again.",
+        ),
+        (
+            errors_mm[odd] > max(JITTER_MM, JITTER_STEPS * usual),
+            f"{source}: expected evenly spaced slices, got {names[odd]} {errors_mm[odd]:.2f} mm beside its place "
+            f"(steps of {steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export "
+            "the series with one spacing.",
+        ),
+    )
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
     """Voxel (i = column, j = row, k = slice) to LPS mm; the third axis joins first and last slice, tilt included."""
-    first, last = ordered[0], ordered[-1]
-    orientation, spacing = np.array(first.orientation), first.pixel_spacing_mm or (np.nan, np.nan)
-    origin = np.array(first.position_lps_mm)
+    first, (origin, end) = ordered[0], np.array([ordered[0].position_lps_mm, ordered[-1].position_lps_mm])
+    between_rows, between_columns = first.pixel_spacing_mm or (np.nan, np.nan)
+    along_row, along_column = np.reshape(first.orientation or (), (2, 3))
     affine = np.eye(4)
-    affine[:3, 0] = orientation[:3] * spacing[1]
-    affine[:3, 1] = orientation[3:] * spacing[0]
-    affine[:3, 2] = (np.array(last.position_lps_mm) - origin) / (len(ordered) - 1)
-    affine[:3, 3] = origin
+    affine[:3, 0], affine[:3, 1] = along_row * between_columns, along_column * between_rows
+    affine[:3, 2], affine[:3, 3] = (end - origin) / (len(ordered) - 1), origin
     return affine

@@ -6,6 +6,7 @@ name when its turn comes, so that the others run. Only a request that makes no s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -55,13 +56,15 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     if kind not in ("file", "folder"):
         kind = kind.replace("no such file or folder", "nothing there")
         raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {kind}; check the path.")
+    seen: list[Series] = []
     if kind == "file" and path.suffix.lower() == ".json":
-        entries, seen = _datalist_entries(path, series, section)
+        items = _checked_items(path, section)
+        entries = [entry for item in items for entry in _item_entries(path.parent, item, series, seen)]
     elif section is not None:
         raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
     else:
-        entries, seen = _entries_at(path, series)
-    if not entries and series not in ("auto", "all"):
+        entries = _entries_at(path, series, seen)
+    if not entries and _is_uid(series):
         known = "; ".join(s.describe() for s in seen) or "no DICOM series"
         raise ScanError(f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.")
     if not entries:
@@ -90,28 +93,27 @@ def _start(path: Path) -> bytes:
         return b""
 
 
-def _entries_at(path: Path, series: str) -> tuple[list[Entry], list[Series]]:
-    """Entries of a file or folder, and every series seen there; a DICOMDIR stands for the folder it lies in."""
+def _entries_at(path: Path, series: str, seen: list[Series]) -> list[Entry]:
+    """Entries of a file or folder; a DICOMDIR stands for the folder it lies in."""
     if kind_of(path) == "file" and path.name.upper() == "DICOMDIR":
         path = path.parent
     closed: list[Path] = []
     files = [path] if kind_of(path) == "file" else list(files_below(path, closed))
     if closed == [path]:
         raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
-    return _file_entries(files, str(path), series, closed)
+    return _file_entries(files, str(path), series, seen, closed)
 
 
 def _file_entries(
-    files: Sequence[Path], source: str, series: str, closed: Sequence[Path] = ()
-) -> tuple[list[Entry], list[Series]]:
-    """Entries of the image files and DICOM studies among ``files``, and every series seen.
+    files: Sequence[Path], source: str, series: str, seen: list[Series], closed: Sequence[Path]
+) -> list[Entry]:
+    """Entries of the image files and DICOM studies among ``files``; every series goes into ``seen``.
 
     ``closed`` are folders that cannot be read: what they hold may belong to any series around them.
     """
-    images = [] if _is_uid(series) else [path for path in files if is_image_file(path)]
-    entries = [_entry(str(path), scan_stem(path), str(path)) for path in images]
+    entries = [_entry(str(path), scan_stem(path), str(path)) for path in files if is_image_file(path)]
     studies, broken = _read_studies(slice_files([path for path in files if not is_image_file(path)]))
-    seen: list[Series] = []
+    of_series: list[Entry] = []
     told: set[Path] = set()  # damaged files and closed folders that an entry already holds
     for study in studies:
         seen += study
@@ -119,23 +121,18 @@ def _file_entries(
             folders = {Path(header.path).parent for header in chosen.slices}
             # A damaged file may be a slice of any series beside it: each of them is then refused, never silently short.
             damaged = [path for path in broken if path.parent in folders]
-            damaged += [path for path in closed if _may_hold_slices(path, folders)]
-            paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
+            # So may a folder that cannot be read, where it lies in one of the series or beside several of them.
+            around = folders | ({folder.parent for folder in folders} if len(folders) > 1 else set())
+            damaged += [path for path in closed if any(is_below(path, folder) for folder in around)]
             told.update(damaged)
+            paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
             where = str(min(folders)) if len(folders) == 1 else source
-            entries.append(_entry(paths, chosen.uid, where, notes))
-    alone = {} if _is_uid(series) else {path.parent: path for path in reversed(broken) if path not in told}
-    # One entry tells of a folder of damaged files.
-    entries += [_entry([str(path)], scan_stem(path), str(path.parent)) for path in sorted(alone.values())]
-    entries += [_entry([str(path)], "closed", str(path)) for path in closed if path not in told and not _is_uid(series)]
-    return entries, seen
-
-
-def _may_hold_slices(closed: Path, folders: set[Path]) -> bool:
-    """Whether a folder that cannot be read lies in one of a series, or beside several of them."""
-    return any(is_below(closed, folder) for folder in folders) or (
-        len(folders) > 1 and any(is_below(closed, folder.parent) for folder in folders)
-    )
+            of_series.append(_entry(paths, chosen.uid, where, notes))
+    if _is_uid(series):
+        return of_series
+    alone = {path.parent: path for path in reversed(broken) if path not in told}  # one entry tells of all in a folder
+    entries += of_series + [_entry([str(path)], scan_stem(path), str(path.parent)) for path in sorted(alone.values())]
+    return entries + [_entry([str(path)], "closed", str(path)) for path in closed if path not in told]
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
@@ -177,23 +174,24 @@ def slice_files(paths: Sequence[Path]) -> list[Path]:
     without is a slice that is missing when it is named with a digit and cannot be read, or begins as DICOM does
     without its preamble; beside slices also when it holds binary data of another kind.
     """
-    result = []
-    shapes: dict[Path, set[str]] = {}
-    for path in paths:
-        if looks_like_dicom(path):
-            shapes.setdefault(path.parent, set()).add(_shape(path.name))
-    for path in paths:
-        beside = shapes.get(path.parent, set())
-        if path.name.upper() == "DICOMDIR":
-            continue
-        if looks_like_dicom(path) or _shape(path.name) in beside:
-            result.append(path)
-        elif re.search(r"\d", path.name) and not re.search(r"\.[A-Za-z]\w{0,7}$", path.name):
-            start = _start(path) if kind_of(path) == "file" else b""
-            is_missing = bool(unreadable(path)) and kind_of(path) not in ("a named pipe", "a socket", "a device")
-            if is_missing or begins_as_dataset(start) or (beside and b"\0" in start):
-                result.append(path)
-    return result
+    dicom = {path for path in paths if looks_like_dicom(path)}
+    shapes = {(path.parent, _shape(path.name)) for path in dicom}
+    folders = {path.parent for path in dicom}
+    return [
+        path
+        for path in paths
+        if path.name.upper() != "DICOMDIR"
+        and (path in dicom or (path.parent, _shape(path.name)) in shapes or _may_be_slice(path, path.parent in folders))
+    ]
+
+
+def _may_be_slice(path: Path, is_beside_slices: bool) -> bool:
+    if not re.search(r"\d", path.name) or re.search(r"\.[A-Za-z]\w{0,7}$", path.name):
+        return False
+    kind = kind_of(path)
+    start = _start(path) if kind == "file" else b""
+    is_missing = bool(unreadable(path)) and kind not in ("a named pipe", "a socket", "a device")
+    return is_missing or begins_as_dataset(start) or (is_beside_slices and b"\0" in start)
 
 
 def _shape(name: str) -> str:
@@ -204,16 +202,14 @@ def _shape(name: str) -> str:
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:
     """The series of each study, in the order of the UIDs, and the files whose header cannot be read."""
     studies: dict[str, list[SliceHeader]] = {}
-    broken = []
+    folders, broken = set(), []
     for path in paths:
         try:
-            headers = read_headers(path)
+            for header in read_headers(path):
+                studies.setdefault(header.study_uid, []).append(header)
+                folders.add(path.parent)
         except ScanError:
             broken.append(path)
-            continue
-        for header in headers:
-            studies.setdefault(header.study_uid, []).append(header)
-    folders = {Path(header.path).parent for headers in studies.values() for header in headers}
     # Alone, what only began like DICOM is something else.
     broken = [path for path in broken if path.parent in folders or looks_like_dicom(path) or unreadable(path)]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
@@ -222,13 +218,12 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
 def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
     """The series to read of one study, each with its notes; where none is fit, the best is left to be refused."""
     ranked = sorted(study, key=Series.rank)
-    if _is_uid(series):
-        chosen, reason = [s for s in ranked if s.uid == series], "named"
-    elif series == "all":
-        fit = [s for s in ranked if s.is_fit]
-        chosen, reason = fit or ranked[:1], "each CT series is read"
-    else:
-        chosen, reason = ranked[:1], "thinnest axial CT" if not ranked[0].shortcomings() else "best of the study"
+    is_best = not ranked[0].shortcomings()
+    choices = {
+        "auto": (ranked[:1], "thinnest axial CT" if is_best else "best of the study"),
+        "all": ([s for s in ranked if s.is_fit] or ranked[:1], "each CT series is read"),
+    }
+    chosen, reason = choices.get(series) or ([s for s in ranked if s.uid == series], "named")
     return [(s, _choice_notes(s, ranked, reason)) for s in chosen]
 
 
@@ -238,29 +233,13 @@ def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]
     if len(study) == 1 and chosen.other_part:
         notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
     if len(study) > 1:
-        others = [s.describe() for s in study if s is not chosen]
-        if reason == "thinnest axial CT":
-            others = [
-                f"{s.describe()}: {', '.join(s.shortcomings()) or 'axial CT, not thinner'}"
-                for s in study
-                if s is not chosen
-            ]
-        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {'; '.join(others)}")
+        others = [(s.describe(), s.shortcomings() or ["axial CT, not thinner"]) for s in study if s is not chosen]
+        is_best = reason == "thinnest axial CT"
+        told = "; ".join(f"{name}: {', '.join(faults)}" if is_best else name for name, faults in others)
+        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}")
     if chosen.ignored_localizers:
         notes.append(localizer_note(chosen.ignored_localizers))
     return notes
-
-
-def _datalist_entries(path: Path, series: str, section: str | None) -> tuple[list[Entry], list[Series]]:
-    entries: list[Entry] = []
-    seen: list[Series] = []
-    for name, items in _sections(path, section).items():
-        for number, item in enumerate(items):
-            where = f"{path}, {name + ', ' if name else ''}item {number}"
-            found, series_seen = _item_entries(path.parent, _checked_item(where, item), series)
-            entries += found
-            seen += series_seen
-    return entries, seen
 
 
 def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
@@ -277,57 +256,59 @@ def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
         ) from cause
 
 
-def _sections(path: Path, section: str | None) -> dict[str, list[Any]]:
-    """The lists of scans in a datalist by name, or the one that is asked for; a plain list has the name ""."""
+def _checked_items(path: Path, section: str | None) -> list[Entry]:
+    """The items of a datalist's sections, or of the one that is asked for, each a dict with a path or list of paths."""
     content = read_datalist(path)
-    if isinstance(content, list) and section is None:
-        return {"": content}
-    named = content if isinstance(content, dict) else {}
     wanted = SECTIONS if section is None else (section,)
-    options = " or ".join(f"'{name}'" for name in wanted)
-    found = {name: items for name, items in named.items() if name in wanted and isinstance(items, list)}
+    sections = content if isinstance(content, dict) else {}
+    found = {name: items for name, items in sections.items() if name in wanted and isinstance(items, list)}
+    if isinstance(content, list) and section is None:
+        found = {"": content}
     if not found:
-        there = [name for name, items in named.items() if isinstance(items, list)] or list(named)
+        options = " or ".join(f"'{name}'" for name in wanted)
+        there = [name for name, items in sections.items() if isinstance(items, list)] or list(sections)
         raise ScanError(
             f"{path}: expected {'a list of items, or ' if section is None else ''}section "
             f"{options} with a list of items, found {', '.join(there) or type(content).__name__}; correct the datalist "
             "or the section."
         )
-    return found
+    entries = []
+    for name, items in found.items():
+        for number, item in enumerate(items):
+            entry: Entry = item if isinstance(item, dict) else {"image": item}
+            image, mask = entry.get("image"), entry.get("lung_mask")
+            paths = image if isinstance(image, list) else [image]
+            if not paths or not all(isinstance(path, str) for path in paths) or not isinstance(mask, str | None):
+                raise ScanError(
+                    f"{path}, {name + ', ' if name else ''}item {number}: expected {{'image': path, …}}, got "
+                    f"{str(item)[:80]}; correct the datalist."
+                )
+            entries.append(entry)
+    return entries
 
 
-def _checked_item(where: str, item: Any) -> Entry:
-    """An item as a dict whose image is a path or a list of paths."""
-    entry: Entry = item if isinstance(item, dict) else {"image": item}
-    image, mask = entry.get("image"), entry.get("lung_mask")
-    paths = image if isinstance(image, list) else [image]
-    if not paths or not all(isinstance(path, str) for path in paths) or not isinstance(mask, str | None):
-        raise ScanError(f"{where}: expected {{'image': path, …}}, got {str(item)[:80]}; correct the datalist.")
-    return entry
-
-
-def _item_entries(folder: Path, item: Entry, series: str) -> tuple[list[Entry], list[Series]]:
+def _item_entries(folder: Path, item: Entry, series: str, seen: list[Series]) -> list[Entry]:
     """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
     image, mask = item["image"], item.get("lung_mask")
     rest = {key: value for key, value in item.items() if key != "lung_mask"}
     if mask:
         rest["lung_mask"] = str(folder / os.path.expanduser(mask))
     paths = [folder / os.path.expanduser(path) for path in (image if isinstance(image, list) else [image])]
-    first = paths[0]
-    seen: list[Series] = []
-    source = str(first if len(paths) == 1 else first.parent)
-    kind = kind_of(first) if len(paths) == 1 else ""
-    if kind and (is_image_file(first) or kind not in ("file", "folder")):
-        found = [_entry(source, scan_stem(first) if is_image_file(first) else "item", source)]
-        found = [] if is_image_file(first) and _is_uid(series) else found
+    first, is_one = paths[0], len(paths) == 1
+    source = str(first if is_one else first.parent)
+    kind = kind_of(first) if is_one else ""
+    if is_one and is_image_file(first):
+        found = [] if _is_uid(series) else [_entry(source, scan_stem(first), source)]
+    elif is_one and kind not in ("file", "folder"):
+        found = [_entry(source, "item", source)]
     else:
         closed: list[Path] = []
         files = list(files_below(first, closed)) if kind == "folder" else paths
-        found, seen = _file_entries(files, source, series, closed)
+        found = _file_entries(files, source, series, seen, closed)
         if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
-            whole = source if len(paths) == 1 else [str(path) for path in paths]
+            whole = source if is_one else [str(path) for path in paths]
             found = [_entry(whole, "item", str(first))]  # a folder's name may be a patient's
-    return [{**rest, **entry} for entry in found], seen
+    return [{**rest, **entry} for entry in found]
 
 
 def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:
@@ -340,10 +321,8 @@ def with_unique_names(entries: list[Entry]) -> list[Entry]:
     result = []
     for entry in entries:
         base = _UNSAFE.sub("_", entry["name"]).strip("._-") or "scan"
-        name, n = base, 1
-        while name.lower() in taken:
-            n += 1
-            name = f"{base}-{n}"
+        numbered = (f"{base}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([base], numbered) if name.lower() not in taken)
         taken.add(name.lower())
         result.append({**entry, "name": name})
     return result
@@ -351,11 +330,8 @@ def with_unique_names(entries: list[Entry]) -> list[Entry]:
 
 def scan_stem(path: Path) -> str:
     """File name without its image or DICOM suffix."""
-    lower = path.name.lower()
-    for suffix in (*IMAGE_SUFFIXES, ".dcm"):
-        if lower.endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
+    endings = (suffix for suffix in (*IMAGE_SUFFIXES, ".dcm") if path.name.lower().endswith(suffix))
+    return path.name[: len(path.name) - len(next(endings, ""))]
 
 
 def _is_uid(series: str) -> bool:

@@ -7,7 +7,7 @@ with their axes in another order or direction (MetaImage and DICOM of one series
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -131,31 +131,24 @@ def match_rows(labels: Labels, rows: Sequence[tuple[int, Sequence[float]]]) -> l
             apart = float(np.linalg.norm(thing.centre_lps_mm - np.asarray(place[:3])))
             if inside == thing.value or apart <= place[3] / 2.0:
                 pairs.append((inside != thing.value, apart, number, thing))
-    taken: dict[int, Match] = {}
+    nothing = "the mask has no object at its centre or within its radius" if things else "the mask is empty"
+    matches = [Match(row, None, float("nan"), nothing) for row, _ in rows]
     used: set[int] = set()
     for _, apart, number, thing in sorted(pairs, key=lambda pair: pair[:3]):
-        if number not in taken and thing.value not in used:
-            taken[number] = Match(rows[number][0], thing, apart)
+        if matches[number].thing is None and thing.value not in used:
+            matches[number] = Match(rows[number][0], thing, apart)
             used.add(thing.value)
-    wanted = {number for _, _, number, _ in pairs}
-    return [
-        taken.get(number) or Match(row, None, float("nan"), _reason(number in wanted, bool(things)))
-        for number, (row, _) in enumerate(rows)
-    ]
-
-
-def _reason(is_wanted: bool, has_things: bool) -> str:
-    if is_wanted:
-        return "its object in the mask belongs to another nodule"
-    return "the mask has no object at its centre or within its radius" if has_things else "the mask is empty"
+        elif matches[number].thing is None:
+            reason = "its object in the mask belongs to another nodule"
+            matches[number] = replace(matches[number], reason=reason)
+    return matches
 
 
 def _value_at(labels: Labels, place_lps_mm: Sequence[float]) -> int:
     """The mask's value at a world position; 0 outside of it."""
-    voxel = np.rint(apply_affine(np.linalg.inv(labels.affine_ras), swap_lps_ras(place_lps_mm))).astype(int)
-    if (voxel < 0).any() or (voxel >= labels.values.shape).any():
-        return 0
-    return int(labels.values[tuple(voxel)])
+    voxel = np.rint(Grid(labels.values.shape, labels.affine_ras).voxels(place_lps_mm)).astype(int)
+    is_inside = bool(((voxel >= 0) & (voxel < labels.values.shape)).all())
+    return int(labels.values[tuple(voxel)]) if is_inside else 0
 
 
 def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple[Values, list[Match]]:

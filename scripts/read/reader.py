@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from monai.data import ImageReader
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray
 from ..core.paths import kind_of
 from .dicom_series import read_series, series_grid
 from .discovery import IMAGE_SUFFIXES, find_scans, is_image_file, looks_like_dicom
-from .nifti import NiftiHeader, read_nifti_header
+from .nifti import read_nifti_header
 from .scan import Grid, ScanError, Volume, make_volume
-from .text_headers import TextHeader, read_text_header
+from .text_headers import ImageHeader, read_text_header
 
 __all__ = [
     "Grid",
@@ -120,16 +121,48 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
     Raises:
         ScanError: the scan must be refused.
     """
-    paths = _existing(image)
-    first = Path(paths[0])
+    paths, notes = _files_of_scan(image)
     with _hiding(paths):
-        if len(paths) == 1 and kind_of(first) == "folder":
-            scan = _only_scan(first)
-            volume = read_scan(scan["image"])
-            return replace(volume, notes=(*scan["notes"].splitlines(), *volume.notes))
-        if len(paths) > 1 or not is_image_file(first):
-            return read_series(paths)
-        return _read_image(first)
+        volume = read_series(paths) if _is_series(paths) else _read_image(Path(paths[0]))
+        return replace(volume, notes=(*notes, *volume.notes))
+
+
+def read_grid(image: Sequence[Any] | Any) -> Grid:
+    """Size and position of what :func:`read_scan` would read, from its headers alone.
+
+    Raises:
+        ScanError: no scan, or headers that cannot be read or give no usable grid; what the voxels hold, and whether
+            they are all there, goes unnoticed here.
+    """
+    paths, _ = _files_of_scan(image)
+    return series_grid(paths) if _is_series(paths) else _header_of(Path(paths[0])).grid
+
+
+def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Read a mask from an image file.
+
+    Returns:
+        ``[I, J, K]`` whole numbers as they stand in the file, and the voxel-to-RAS affine, mm.
+
+    Raises:
+        ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
+    """
+    paths = _as_paths(mask)
+    path = Path(_existing(paths))
+    with _hiding(paths):
+        if _is_series(paths) or kind_of(path) != "file":
+            raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
+        header = _header_of(path)
+        values = header.read_values()
+        if values.dtype.kind in "biuf":
+            with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+                labels = values.astype(np.int16)
+            if np.array_equal(labels, values):
+                return labels, header.grid.affine_ras
+        raise ScanError(
+            f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export "
+            "the segmentation as labels, not as probabilities or colours."
+        )
 
 
 @contextmanager
@@ -143,82 +176,47 @@ def _hiding(paths: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    """Read a mask from an image file.
-
-    Returns:
-        ``[I, J, K]`` whole numbers as they stand in the file, and the voxel-to-RAS affine, mm.
-
-    Raises:
-        ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
-    """
-    paths = _existing(mask)
-    path = Path(paths[0])
-    with _hiding(paths):
-        if len(paths) > 1 or kind_of(path) != "file" or not is_image_file(path):
-            raise ScanError(f"{path}: expected a mask in one file ({', '.join(IMAGE_SUFFIXES)}); convert it.")
-        header = _header_of(path)
-        affine_ras = header.grid.affine_ras
-        values = header.read_values().reshape(header.grid.shape)
-        if values.dtype.kind in "biuf":
-            with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
-                labels = values.astype(np.int16)
-            if np.array_equal(labels, values):
-                return labels, affine_ras
-        raise ScanError(
-            f"{path}: expected a mask of whole numbers from -32768 to 32767, got other values ({values.dtype}); export "
-            "the segmentation as labels, not as probabilities or colours."
-        )
-
-
-def read_grid(image: Sequence[Any] | Any) -> Grid:
-    """Size and position of what :func:`read_scan` would read, from its headers alone.
-
-    Raises:
-        ScanError: no scan, or headers that cannot be read or give no usable grid; what the voxels hold, and whether
-            they are all there, goes unnoticed here.
-    """
-    paths = _existing(image)
-    first = Path(paths[0])
-    if len(paths) == 1 and kind_of(first) == "folder":
-        return read_grid(_only_scan(first)["image"])
-    if len(paths) > 1 or not is_image_file(first):
-        return series_grid(paths)
-    return _header_of(first).grid
-
-
-def _header_of(path: Path) -> NiftiHeader | TextHeader:
-    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
-    return read_nifti_header(path) if is_nifti else read_text_header(path)
-
-
-def _existing(image: Sequence[Any] | Any) -> tuple[str, ...]:
-    """The paths of one scan; refused when there is none."""
+def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files of one scan, looked for where it is a folder, and notes on their choice."""
     paths = _as_paths(image)
-    if not paths:
-        raise ScanError("expected the path of a scan, got an empty list; check the datalist.")
-    kind = kind_of(paths[0])
-    if len(paths) == 1 and kind not in ("file", "folder"):
-        raise ScanError(f"{paths[0]}: expected a scan, found {kind}; check the path.")
-    return paths
+    first = _existing(paths)
+    if len(paths) > 1 or kind_of(first) != "folder":
+        return paths, ()
+    with _hiding(paths):
+        scans = find_scans(first)
+        got = f"{len(scans)} ({', '.join(scan['name'] for scan in scans)})"
+        refuse(ScanError, (len(scans) > 1, f"{first}: expected one scan, got {got}; name one of them."))
+    files, notes = _files_of_scan(scans[0]["image"])
+    return files, (*scans[0]["notes"].splitlines(), *notes)
+
+
+def _existing(paths: Sequence[str]) -> str:
+    """The first path of a scan or mask; refused when there is none."""
+    kind = kind_of(paths[0]) if paths else ""
+    is_one = len(paths) == 1 and kind not in ("file", "folder")
+    refuse(
+        ScanError,
+        (not paths, "expected the path of a scan, got an empty list; check the datalist."),
+        (is_one, f"{''.join(paths[:1])}: expected a scan, found {kind}; check the path."),
+    )
+    return paths[0]
 
 
 def _as_paths(data: Sequence[Any] | Any) -> tuple[str, ...]:
     return (str(data),) if isinstance(data, (str, Path)) else tuple(str(path) for path in data)
 
 
-def _only_scan(folder: Path) -> dict[str, Any]:
-    scans = find_scans(folder)
-    if len(scans) > 1:
-        names = ", ".join(scan["name"] for scan in scans)
-        raise ScanError(f"{folder}: expected one scan, got {len(scans)} ({names}); name one of them.")
-    return scans[0]
+def _is_series(paths: Sequence[str]) -> bool:
+    return len(paths) > 1 or not is_image_file(paths[0])
+
+
+def _header_of(path: Path) -> ImageHeader:
+    return read_nifti_header(path) if path.name.lower().endswith((".nii", ".nii.gz")) else read_text_header(path)
 
 
 def _read_image(path: Path) -> Volume:
     """Read MetaImage, NRRD or NIfTI."""
     header = _header_of(path)
-    if header.modality not in ("", "CT", "OTHER", "UNKNOWN"):
-        raise ScanError(f"{path}: expected modality CT, got {header.modality}; choose a CT scan.")
-    affine_ras = header.grid.affine_ras
-    return make_volume(str(path), header.read_values(), affine_ras, {"Format": header.form}, notes=header.notes)
+    is_other = header.modality not in ("", "CT", "OTHER", "UNKNOWN")
+    refuse(ScanError, (is_other, f"{path}: expected modality CT, got {header.modality}; choose a CT scan."))
+    return make_volume(str(path), header.read_values(), header.grid, {"Format": header.form}, notes=header.notes)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import UserError, reason_of, user_error_in
-from ..core.geometry import FloatArray, spacing_mm
+from ..core.errors import UserError, reason_of, refuse, user_error_in
+from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
 from ..core.paths import printable
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # of scans in one file; DICOM has others
@@ -68,6 +68,28 @@ def published_reason(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a scan lie.
+
+    Attributes:
+        shape: ``(I, J, K)``.
+        affine_ras: ``[4, 4]`` voxel to RAS mm.
+    """
+
+    shape: tuple[int, ...]
+    affine_ras: FloatArray
+
+    def voxels(self, points_lps_mm: npt.ArrayLike) -> FloatArray:
+        """Voxel coordinates, fractions included, of points ``[..., 3]``."""
+        return apply_affine(np.linalg.inv(self.affine_ras), swap_lps_ras(points_lps_mm))
+
+    def holds(self, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """``[...]`` bool: which points ``[..., 3]`` lie in a voxel."""
+        voxels = self.voxels(points_lps_mm)
+        return np.asarray(((voxels >= -0.5) & (voxels <= np.array(self.shape) - 0.5)).all(axis=-1))
+
+
+@dataclass(frozen=True)
 class Volume:
     """A scan as read, on its own grid.
 
@@ -85,18 +107,10 @@ class Volume:
     notes: tuple[str, ...]
     source_files: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the voxels of a scan lie.
-
-    Attributes:
-        shape: ``(I, J, K)``.
-        affine_ras: ``[4, 4]`` voxel to RAS mm.
-    """
-
-    shape: tuple[int, ...]
-    affine_ras: FloatArray
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid(self.image_hu.shape, self.affine_ras)
 
 
 def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Grid:
@@ -112,21 +126,27 @@ def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Gr
     """
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    size = " × ".join(str(n) for n in shape)
-    if len(shape) > 3:
-        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
-    if len(shape) < 3 or min(shape) < 2:
-        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
-    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
-        raise ScanError(
-            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
-        )
-    if not _is_usable(affine_ras):
-        low, high = SPACING_RANGE_MM
-        raise ScanError(
+    size, (low, high) = " × ".join(str(n) for n in shape), SPACING_RANGE_MM
+    refuse(
+        ScanError,
+        (
+            len(shape) > 3,
+            f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.",
+        ),
+        (
+            len(shape) < 3 or min(shape) < 2,
+            f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.",
+        ),
+        (
+            math.prod(int(n) for n in shape) > LARGEST_SCAN,
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again.",
+        ),
+        (
+            not _is_usable(affine_ras),
             f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world "
-            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit."
-        )
+            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit.",
+        ),
+    )
     return Grid(shape, affine_ras)
 
 
@@ -134,42 +154,39 @@ def _is_usable(affine: FloatArray) -> bool:
     """Whether a grid is finite, not flat, and has steps that a chest CT may have."""
     if not (np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM):
         return False
-    steps_mm = spacing_mm(affine)
+    steps_mm, (low, high) = spacing_mm(affine), SPACING_RANGE_MM
     flat = abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(steps_mm)  # axes within 0.06° of one plane
-    return not flat and SPACING_RANGE_MM[0] <= steps_mm.min() and bool(steps_mm.max() <= SPACING_RANGE_MM[1])
+    return not flat and low <= steps_mm.min() and bool(steps_mm.max() <= high)
 
 
 def make_volume(
-    source: str, image: npt.NDArray, affine_ras: FloatArray, facts: dict[str, str], *, notes: tuple[str, ...] = ()
+    source: str, image: npt.NDArray, grid: Grid, facts: dict[str, str], *, notes: tuple[str, ...] = ()
 ) -> Volume:
-    """Check what a file gave and make it a :class:`Volume`.
+    """Check the intensities that a file gave and make them a :class:`Volume`.
 
     Args:
         source: file or folder, for messages.
-        image: ``[I, J, K]`` intensities in HU, any numeric type; trailing axes of length 1 are dropped.
-        affine_ras: ``[4, 4]`` voxel to RAS mm.
+        image: ``[I, J, K]`` intensities in HU, any numeric type.
+        grid: of the image.
         facts: header facts; "Size" and "Spacing" are added after the first one.
         notes: what is known so far; thick slices and tilt are added.
 
     Raises:
-        ScanError: not a volume, not numbers, no usable geometry, or not HU.
+        ScanError: not numbers, or not HU.
     """
-    image = image.reshape(make_grid(source, image.shape, affine_ras).shape)
     image_hu = to_hu(source, image)
     check_hu(source, image_hu)
-    steps_mm = spacing_mm(affine_ras)
+    steps_mm, tilt = spacing_mm(grid.affine_ras), tilt_degrees(grid.affine_ras)
     size = {
-        "Size": " × ".join(str(n) for n in image_hu.shape),
+        "Size": " × ".join(str(n) for n in grid.shape),
         "Spacing": " × ".join(f"{step:.3f}".rstrip("0").rstrip(".") for step in steps_mm) + " mm",
     }
-    first = dict(list(facts.items())[:1])
-    tilt = tilt_degrees(affine_ras)
     if tilt > TILT_NOTE_DEGREES:
         size["Gantry tilt"] = f"{tilt:.1f}°"
         notes = (*notes, f"gantry tilt of {tilt:.1f}°: slices are shifted against each other, positions account for it")
     if steps_mm.max() > THICK_SLICE_MM:
         notes = (*notes, thick_slice_note(float(steps_mm.max())))
-    return Volume(image_hu, affine_ras, {**first, **size, **facts}, notes)
+    return Volume(image_hu, grid.affine_ras, {**dict(list(facts.items())[:1]), **size, **facts}, notes)
 
 
 def thick_slice_note(thickness_mm: float) -> str:
@@ -179,13 +196,9 @@ def thick_slice_note(thickness_mm: float) -> str:
 
 def tilt_degrees(affine: FloatArray) -> float:
     """Largest angle between an axis of the grid and the normal of the other two: 0 for a rectangular grid."""
-    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    axes = axes / np.linalg.norm(axes, axis=0)
-    sines = [0.0]
-    for n in range(3):
-        normal = np.cross(axes[:, (n + 1) % 3], axes[:, (n + 2) % 3])
-        sines.append(float(np.linalg.norm(np.cross(axes[:, n], normal / np.linalg.norm(normal)))))
-    return float(np.degrees(np.arcsin(min(1.0, max(sines)))))
+    axes = np.asarray(affine, dtype=np.float64)[:3, :3] / spacing_mm(affine)
+    normals = np.linalg.inv(axes).T  # of which each has the product 1 with its own axis
+    return float(np.degrees(np.arcsin(np.linalg.norm(axes - normals / np.square(normals).sum(0), axis=0).max())))
 
 
 def to_hu(source: str, image: npt.NDArray) -> npt.NDArray[np.int16]:
@@ -222,26 +235,30 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
         ScanError: one of the four fails.
     """
     image_hu = image_hu.ravel(order="K")  # a view in the order of memory, whatever that is
-    low, high = int(image_hu.min()), int(image_hu.max())
-    advice = "export the original CT, in HU, without windowing or normalising"
-    if low == high:
-        raise ScanError(f"{source}: expected a CT in HU, got the same value {low} in every voxel; {advice}.")
+    low, high, size = int(image_hu.min()), int(image_hu.max()), image_hu.size
     below = image_hu[image_hu < AIR_HU[0]]
-    air = (np.count_nonzero(image_hu <= AIR_HU[1]) - below.size) / image_hu.size
-    span = f"values from {low} to {high}"
-    if air < AIR_SHARE:
-        raise ScanError(
-            f"{source}: expected HU with lung or air ({AIR_HU[0]} to {AIR_HU[1]}) in at least {AIR_SHARE:.1%} of the "
-            f"voxels, got {air:.2%} ({span}); {advice}."
-        )
+    air = (np.count_nonzero(image_hu <= AIR_HU[1]) - below.size) / size
     not_padding = below.size
-    if below.size > BELOW_AIR_SHARE * image_hu.size:  # its most frequent values are taken as padding
+    if below.size > BELOW_AIR_SHARE * size:  # its most frequent values are taken as padding
         not_padding -= int(np.sort(np.unique(below, return_counts=True)[1])[-PADDING_VALUES:].sum())
-    if not_padding > BELOW_AIR_SHARE * image_hu.size:
-        raise ScanError(
-            f"{source}: expected HU, got {below.size / image_hu.size:.0%} of the voxels below air ({span}): the "
-            f"rescale intercept may have been applied twice; {advice}."
-        )
-    dense = np.count_nonzero(image_hu > DENSE_HU) / image_hu.size
-    if dense > DENSE_SHARE:
-        raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}.")
+    dense = np.count_nonzero(image_hu > DENSE_HU) / size
+    span = f"values from {low} to {high}"
+    advice = "export the original CT, in HU, without windowing or normalising."
+    refuse(
+        ScanError,
+        (low == high, f"{source}: expected a CT in HU, got the same value {low} in every voxel; {advice}"),
+        (
+            air < AIR_SHARE,
+            f"{source}: expected HU with lung or air ({AIR_HU[0]} to {AIR_HU[1]}) in at least {AIR_SHARE:.1%} of the "
+            f"voxels, got {air:.2%} ({span}); {advice}",
+        ),
+        (
+            not_padding > BELOW_AIR_SHARE * size,
+            f"{source}: expected HU, got {below.size / size:.0%} of the voxels below air ({span}): the rescale "
+            f"intercept may have been applied twice; {advice}",
+        ),
+        (
+            dense > DENSE_SHARE,
+            f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}",
+        ),
+    )

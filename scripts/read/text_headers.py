@@ -8,19 +8,21 @@ that does not say exactly what it holds is refused. Sources: MetaIO's documentat
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nibabel.volumeutils import apply_read_scaling
 
+from ..core.errors import refuse
 from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
@@ -60,51 +62,54 @@ _SPACES = {  # of NRRD: the signs that turn its x and y into LPS; the third axis
 
 
 @dataclass(frozen=True)
-class TextHeader:
-    """What the header of a MetaImage or NRRD file says.
+class ImageHeader:
+    """What the header of a file in one of the image formats says.
 
     Attributes:
         path: of the header.
-        form: "MetaImage" or "NRRD".
-        shape: lengths of the spatial and further axes, the fastest first.
+        form: "MetaImage", "NRRD" or "NIfTI".
+        grid: where the voxels lie.
         components: numbers per voxel.
         dtype: of one number, with its byte order.
-        affine_lps: ``[4, 4]`` voxel to LPS mm, of the first three axes.
         file: that holds the voxels; the header itself where they follow it.
-        skip: bytes before the voxels in that file; -1: the voxels are its end.
-        packed: whether they are compressed, by zlib or gzip.
+        skip: bytes before the data in that file; -1: the data are its end.
+        packed: whether the data are compressed, by zlib or gzip.
         modality: in capitals; "" where the header does not tell.
         notes: what the reader of a report should know.
+        lead: bytes of the data, once unpacked, before the first voxel.
+        scaling: slope and intercept that turn what is stored into the voxels' values.
     """
 
     path: Path
     form: str
-    shape: tuple[int, ...]
+    grid: Grid
     components: int
     dtype: np.dtype[Any]
-    affine_lps: FloatArray
     file: Path
     skip: int
     packed: bool
     modality: str
     notes: tuple[str, ...]
+    lead: int = 0
+    scaling: tuple[float, float] = (1.0, 0.0)
 
     @property
-    def needed_bytes(self) -> int:
-        """Length of the voxels, unpacked."""
-        return math.prod(self.shape) * self.components * self.dtype.itemsize
+    def fault(self) -> str:
+        """Why the voxels cannot be whole, by the size of their file; "" where nothing speaks against it."""
+        if reason := unreadable(self.file):
+            known = {"no such file or folder": "not there", "an empty file": "empty"}
+            return f"the data file is {known.get(reason, reason)}"
+        size = self.file.stat().st_size - max(self.skip, 0)
+        is_short = size * (MAX_RATIO if self.packed else 1) < self._needed_bytes
+        return "the data file is shorter than the header says" if is_short else ""
 
-    @cached_property
-    def grid(self) -> Grid:
-        """Where the voxels lie.
-
-        Raises:
-            ScanError: no volume, or no usable geometry.
-        """
-        return make_grid(str(self.path), self.shape, swap_lps_ras_affine(self.affine_lps))
+    @property
+    def _needed_bytes(self) -> int:
+        """Length of the data, unpacked."""
+        return self.lead + math.prod(map(int, self.grid.shape)) * self.components * self.dtype.itemsize
 
     def read_values(self) -> npt.NDArray[Any]:
-        """The voxels: ``[I, J, K, …]`` in Fortran order.
+        """The voxels on their grid, scaled as the header says: ``[I, J, K]``.
 
         Raises:
             ScanError: they are not all there, damaged, more than the header says, or several numbers each.
@@ -114,12 +119,12 @@ class TextHeader:
                 f"{self.path}: expected one number per voxel, got {self.components} (colour or vectors); export the "
                 "image as grey values: a CT in HU, a mask as labels."
             )
-        fault = _fault_of(self)
+        fault = self.fault
         if not fault:
             try:
-                data = read_exactly(self.file, self.needed_bytes, self.skip, packed=self.packed)
-                values = np.frombuffer(bytearray(data), self.dtype, math.prod(self.shape))  # may be written to
-                return values.reshape(self.shape, order="F")
+                data = bytearray(self._read_bytes())  # may be written to
+                values = np.frombuffer(data, self.dtype, math.prod(self.grid.shape), self.lead)
+                return apply_read_scaling(values.reshape(self.grid.shape, order="F"), *map(np.float64, self.scaling))
             except (ValueError, OSError, zlib.error, MemoryError) as error:
                 fault = f"truncated or damaged: {error}"
         raise ScanError(
@@ -127,12 +132,34 @@ class TextHeader:
             f"missing ({fault}); copy it again."
         )
 
+    def _read_bytes(self) -> bytes:
+        """The data, unpacked, and perhaps some zeros: never much more of the file, whatever it holds.
 
-def read_text_header(path: Path) -> TextHeader:
+        Raises:
+            ValueError: the file holds fewer bytes, or more.
+            zlib.error: the packed bytes are damaged; their stream is read up to its end, where its checksum is.
+        """
+        needed = self._needed_bytes
+        limit = needed + PADDING_BYTES + 1
+        with self.file.open("rb") as stream:
+            stream.seek(*((self.skip, os.SEEK_SET) if self.skip >= 0 else (-needed, os.SEEK_END)))
+            if self.packed:
+                unpacker = zlib.decompressobj(47)
+                data = unpacker.decompress(stream.read(), limit)
+                if not unpacker.eof and len(data) < limit:
+                    raise ValueError("the packed data end too early")
+            else:
+                data = stream.read(limit)
+        if not needed <= len(data) < limit or any(data[needed:]):
+            raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
+        return data
+
+
+def read_text_header(path: Path) -> ImageHeader:
     """Read a header; whether the voxels are there is not looked at.
 
     Raises:
-        ScanError: no such header, or one that leaves open what the voxels are or how large.
+        ScanError: no such header, or one that leaves open what the voxels are, how large or where.
     """
     reason = unreadable(path)
     if reason:
@@ -152,12 +179,8 @@ def read_text_header(path: Path) -> TextHeader:
 
 def data_files(path: Path) -> tuple[Path, ...]:
     """The file beside a ``.mhd`` or ``.nhdr`` header that holds its voxels; none for others, or where it is damaged."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return ()
-    try:
-        return (read_text_header(path).file,)
-    except ScanError:
-        return ()
+    header = _header_or_none(path, (".mhd", ".nhdr"))
+    return (header.file,) if header else ()
 
 
 def data_fault(path: Path) -> str:
@@ -167,89 +190,77 @@ def data_fault(path: Path) -> str:
         "" where nothing speaks against it, for other files, and for headers that cannot be read; the same words for
         the same cause.
     """
-    if not path.name.lower().endswith((".mhd", ".mha", *NRRD_SUFFIXES)):
-        return ""
+    header = _header_or_none(path, (".mhd", ".mha", *NRRD_SUFFIXES))
+    return header.fault if header else ""
+
+
+def _header_or_none(path: Path, suffixes: tuple[str, ...]) -> ImageHeader | None:
     try:
-        return _fault_of(read_text_header(path))
+        return read_text_header(path) if path.suffix.lower() in suffixes else None
     except ScanError:
-        return ""
+        return None
 
 
-def _fault_of(header: TextHeader) -> str:
-    reason = unreadable(header.file)
-    if reason:
-        known = {"no such file or folder": "not there", "an empty file": "empty"}
-        return f"the data file is {known.get(reason, reason)}"
-    size = header.file.stat().st_size - max(header.skip, 0)
-    if size * (MAX_RATIO if header.packed else 1) < header.needed_bytes:
-        return "the data file is shorter than the header says"
-    return ""
-
-
-def read_exactly(file: Path, needed: int, skip: int = 0, *, packed: bool) -> bytes:
-    """The last ``needed`` bytes of a file but for some zeros, unpacked: never much more of it, whatever it holds.
-
-    Args:
-        file: that holds them.
-        needed: bytes, unpacked.
-        skip: bytes to pass over; -1: all before the last ``needed``.
-        packed: by zlib or gzip: the stream is read up to its end, where its checksum is.
+def _fields(data: bytes, separator: str, last: str) -> tuple[dict[str, str], int]:
+    """The fields of a header, and where it ends: with the field ``last``, or where that is "", with a blank line.
 
     Raises:
-        ValueError: the file holds fewer bytes, or more.
-        zlib.error: the packed bytes are damaged.
+        ValueError: there is no such end, or a field is there twice.
     """
-    size, limit = file.stat().st_size, needed + PADDING_BYTES + 1
-    if size * (MAX_RATIO if packed else 1) < needed:
-        raise ValueError(f"{size} bytes cannot hold the {needed} bytes that the header says")
-    with file.open("rb") as stream:
-        stream.seek(*((skip, os.SEEK_SET) if skip >= 0 else (-needed, os.SEEK_END)))
-        if not packed:
-            data = stream.read(limit)
-        else:
-            unpacker = zlib.decompressobj(47)
-            data = unpacker.decompress(stream.read(), limit)
-            if not unpacker.eof and len(data) < limit:
-                raise ValueError("the packed data end too early")
-    if len(data) < needed or len(data) - needed > PADDING_BYTES or any(data[needed:]):
-        raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
-    return data
+    fields: dict[str, str] = {}
+    end = 0
+    for raw in data.split(b"\n"):
+        end += len(raw) + 1
+        line = raw.decode("utf-8", "surrogateescape").rstrip("\r")
+        key, found, value = (part.strip() for part in line.partition(separator))
+        if not found or line.startswith(("#", "NRRD000", "Comment")) or value.startswith("="):
+            if not (line or last):
+                return fields, end
+            continue
+        key = key if last else re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower())
+        if fields.setdefault(key, value) != value:
+            raise ValueError(f"{key} is there twice")
+        if key == last and value:
+            return fields, end
+    if last or "data file" not in fields:
+        raise ValueError(f"no {last or 'blank line after the header'}")
+    return fields, end
 
 
 # ---- MetaImage -------------------------------------------------------------------------------------------------------
 
 
-def _metaimage(path: Path, data: bytes) -> TextHeader:
-    fields, end = _meta_fields(data)
+def _metaimage(path: Path, data: bytes) -> ImageHeader:
+    fields, end = _fields(data, "=", "ElementDataFile")
     (axes,) = _lengths(fields, "NDims", 1)
-    kind = fields.get("ElementType", "").upper()
-    if kind not in _META_TYPES:
-        raise ValueError(f"ElementType {kind or 'missing'}")
+    kind, named = _META_TYPES.get(fields.get("ElementType", "").upper()), fields["ElementDataFile"]
+    if not kind:
+        raise ValueError(f"ElementType {fields.get('ElementType', 'missing')}")
     for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
-        if name in fields and _numbers(fields, name, 1)[0] != neutral:
-            raise ScanError(f"{path}: expected HU as they are, got {name} {fields[name]}; export the CT in HU.")
+        is_other = name in fields and _numbers(fields, name, 1)[0] != neutral
+        got = f"{name} {fields.get(name)}"
+        refuse(ScanError, (is_other, f"{path}: expected HU as they are, got {got}; export the CT in HU."))
     spacing, notes = _meta_spacing(path, fields, axes)
-    matrix = next((n for n in ("TransformMatrix", "Rotation", "Orientation") if n in fields), "")
-    origin = next((n for n in ("Offset", "Position", "Origin") if n in fields), "")
+    matrix, origin, order = (
+        next((name for name in names if name in fields), "")
+        for names in (
+            ("TransformMatrix", "Rotation", "Orientation"),
+            ("Offset", "Position", "Origin"),
+            ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+        )
+    )
     rows = np.reshape(_numbers(fields, matrix, axes * axes), (axes, axes)) if matrix else np.eye(axes)
-    offset = _numbers(fields, origin, axes) if origin else [0.0] * axes
+    offset = np.array(_numbers(fields, origin, axes) if origin else [0.0] * axes)
     mm = _mm_per_unit(path, [fields.get("DistanceUnits", "mm")])
-    named, is_big = fields["ElementDataFile"], _flag(fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-    first, *rest = named.split()
-    if (
-        first.upper() == "LIST"
-        or ("%" in first and len(rest) in (2, 3))
-        or not _flag(fields, "BinaryData", or_else=True)
-    ):
-        raise _other_storage(path, f"ElementDataFile {named}, BinaryData {fields.get('BinaryData', 'True')}")
+    storage = f"ElementDataFile {named}, BinaryData {fields.get('BinaryData', 'True')}"
+    _check_storage(path, _is_list(named) or not _flag(fields, "BinaryData", "true"), storage)
     is_local = named.upper() == "LOCAL"
-    return TextHeader(
+    return ImageHeader(
         path=path,
         form="MetaImage",
-        shape=_lengths(fields, "DimSize", axes),
+        grid=_grid(path, _lengths(fields, "DimSize", axes), rows * np.array(spacing)[:, None] * mm, offset * mm),
         components=_lengths(fields, "ElementNumberOfChannels", 1)[0] if "ElementNumberOfChannels" in fields else 1,
-        dtype=np.dtype(_META_TYPES[kind]).newbyteorder(">" if is_big else "<"),
-        affine_lps=_affine(rows * np.array(spacing)[:, None] * mm, np.array(offset) * mm),
+        dtype=np.dtype(kind).newbyteorder(">" if _flag(fields, order) else "<"),
         file=path if is_local else path.parent / named,
         skip=end if is_local else int(_numbers(fields, "HeaderSize", 1)[0]) if "HeaderSize" in fields else 0,
         packed=_flag(fields, "CompressedData"),
@@ -258,109 +269,57 @@ def _metaimage(path: Path, data: bytes) -> TextHeader:
     )
 
 
-def _meta_fields(data: bytes) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header up to ElementDataFile, and where the line of that ends.
-
-    Raises:
-        ValueError: there is no ElementDataFile, or a field is there twice.
-    """
-    fields: dict[str, str] = {}
-    end = 0
-    for line in data.split(b"\n"):
-        end += len(line) + 1
-        key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
-        key = key.strip()
-        if equals and fields.get(key, value.strip()) != value.strip() and key != "Comment":
-            raise ValueError(f"{key} is there twice")
-        fields[key] = value.strip()
-        if key == "ElementDataFile" and value.strip():
-            return fields, end
-        if len(fields) > 1000:
-            break
-    raise ValueError("no ElementDataFile")
-
-
 def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[float], tuple[str, ...]]:
     """Distances of the voxels, file's unit, and notes.
 
     Raises:
         ScanError: the header gives none.
     """
-    for name in ("ElementSpacing", "ElementSize"):
-        if name in fields:
-            spacing = _numbers(fields, name, axes)
-            if min(spacing) <= 0:
-                raise ScanError(f"{path}: expected {name} above 0, got {fields[name]}; correct the header.")
-            note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
-            return spacing, () if name == "ElementSpacing" else (note,)
-    raise ScanError(
-        f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
-        "the scan again."
-    )
+    name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
+    note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
+    advice = "the voxels' size is unknown; add it to the header or export the scan again."
+    refuse(ScanError, (not name, f"{path}: expected ElementSpacing, found none: {advice}"))
+    spacing = _numbers(fields, name, axes)
+    is_flat = min(spacing) <= 0
+    refuse(ScanError, (is_flat, f"{path}: expected {name} above 0, got {fields[name]}; correct the header."))
+    return spacing, () if name == "ElementSpacing" else (note,)
 
 
 # ---- NRRD ------------------------------------------------------------------------------------------------------------
 
 
-def _nrrd(path: Path, data: bytes) -> TextHeader:
-    if not re.match(rb"NRRD000[1-5]\s", data):
-        raise ValueError("it does not begin with NRRD000")
-    fields, end = _nrrd_fields(data)
+def _nrrd(path: Path, data: bytes) -> ImageHeader:
+    fields, end = _fields(data, ":", "")
     kind, encoding, endian = (fields.get(key, "").lower() for key in ("type", "encoding", "endian"))
     file, lines = fields.get("data file", ""), fields.get("line skip", "0")
-    first, *rest = file.split() or [""]
-    if encoding not in ("raw", "gz", "gzip") or lines != "0" or first == "LIST" or ("%" in first and len(rest) >= 3):
-        raise _other_storage(path, f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}")
-    if kind not in _NRRD_TYPES:
-        raise ValueError(f"type {kind or 'missing'}")
-    dtype = np.dtype(_NRRD_TYPES[kind])
-    if dtype.itemsize > 1 and endian not in ("little", "big"):
-        raise ValueError(f"endian {endian or 'missing'}")
+    dtype = np.dtype(_NRRD_TYPES.get(kind, "V1"))
+    skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
+    refuse(
+        ValueError,
+        (not re.match(rb"NRRD000[1-5]\s", data), "it does not begin with NRRD000"),
+        (kind not in _NRRD_TYPES, f"type {kind or 'missing'}"),
+        (dtype.itemsize > 1 and endian not in ("little", "big"), f"endian {endian or 'missing'}"),
+        (skip < -1 or (skip and encoding != "raw"), f"byte skip {skip}"),
+    )
+    is_other = encoding not in ("raw", "gz", "gzip") or lines != "0" or _is_list(file)
+    storage = f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}"
+    _check_storage(path, is_other, storage)
     sizes = _lengths(fields, "sizes", *_lengths(fields, "dimension", 1))
     steps, origin, spatial, notes = _nrrd_space(path, fields, len(sizes))
     if not all(spatial) and any(spatial[: spatial.index(False)]):  # a list of volumes: axes after the spatial ones
         spatial = [True] * len(sizes)
-    skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
-    if skip < -1 or (skip and encoding != "raw"):
-        raise ValueError(f"byte skip {skip}")
-    return TextHeader(
+    return ImageHeader(
         path=path,
         form="NRRD",
-        shape=tuple(n for n, is_space in zip(sizes, spatial, strict=True) if is_space),
+        grid=_grid(path, tuple(itertools.compress(sizes, spatial)), steps, origin),
         components=math.prod(n for n, is_space in zip(sizes, spatial, strict=True) if not is_space),
         dtype=dtype.newbyteorder(">" if endian == "big" else "<"),
-        affine_lps=_affine(steps, origin),
         file=path.parent / file if file else path,
         skip=skip if file or skip < 0 else skip + end,
         packed=encoding != "raw",
         modality="",
         notes=notes,
     )
-
-
-def _nrrd_fields(data: bytes) -> tuple[dict[str, str], int]:
-    """Fields in small letters, and where the header ends.
-
-    Raises:
-        ValueError: no blank line ends a header that its data follow, or a field is there twice.
-    """
-    fields: dict[str, str] = {}
-    end = 0
-    for raw in data.split(b"\n"):
-        end += len(raw) + 1
-        line = raw.decode("utf-8", "surrogateescape").rstrip("\r")
-        if not line:
-            return fields, end
-        key, colon, value = line.partition(":")
-        if line.startswith(("#", "NRRD000")) or not colon or value.startswith("="):
-            continue
-        key = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}.get(key.lower(), key.lower())
-        if key in fields:
-            raise ValueError(f"{key} is there twice")
-        fields[key] = value.strip()
-    if "data file" not in fields:
-        raise ValueError("no blank line after the header")
-    return fields, end
 
 
 def _nrrd_space(
@@ -374,23 +333,19 @@ def _nrrd_space(
     named = fields.get("space", "").lower().removesuffix("-time").removesuffix("t")
     notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
+    is_open = not {"space directions", "spacings"} & set(fields)
+    advice = "the voxels' size is unknown; add them to the header or export the scan again."
+    refuse(ScanError, (is_open, f"{path}: expected space directions or spacings, found none: {advice}"))
+    vectors: list[list[float] | None]
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
         vectors = [None if word.lower() == "none" else _vector(word) for word in words]
-    elif "spacings" in fields:
-        spacings = [float(word) for word in fields["spacings"].split()]
+    else:
         kinds = fields.get("kinds", "").lower().split() or ["domain"] * axes
         spatial = [kind in ("domain", "space", "???") for kind in kinds]
-        count = sum(spatial)
-        rows = iter(np.eye(count))
-        vectors = [list(next(rows) * s) if w else None for s, w in zip(spacings, spatial, strict=True)]
-    else:
-        vectors = []
-    if not vectors:
-        raise ScanError(
-            f"{path}: expected space directions or spacings, found none: the voxels' size is unknown; add them to the "
-            "header or export the scan again."
-        )
+        rows = iter(np.eye(sum(spatial)).tolist())
+        spacings = map(float, fields["spacings"].split())
+        vectors = [[s * v for v in next(rows)] if w else None for s, w in zip(spacings, spatial, strict=True)]
     steps = np.array([vector for vector in vectors if vector is not None], dtype=np.float64)
     if len(vectors) != axes or steps.ndim != 2:
         raise ValueError(f"{len(vectors)} directions or spacings for {axes} axes")
@@ -413,17 +368,28 @@ def _vector(text: str) -> list[float]:
 # ---- both ------------------------------------------------------------------------------------------------------------
 
 
-def _affine(steps: FloatArray, origin: FloatArray) -> FloatArray:
-    """Voxel to world from steps ``[N, D]``, one row an axis; of more than three axes, the first three."""
+def _grid(path: Path, shape: tuple[int, ...], steps: FloatArray, origin: FloatArray) -> Grid:
+    """The grid with steps ``[N, D]``, one row an axis, and an origin, LPS mm; of more than three axes, the first three.
+
+    Raises:
+        ScanError: no volume, or no usable geometry.
+    """
     n, d = min(len(steps), 3), min(steps.shape[1], 3)
-    affine = np.eye(4)
-    affine[:d, :n] = steps[:n, :d].T
-    affine[:d, 3] = origin[:d]
-    return affine
+    affine_lps = np.eye(4)
+    affine_lps[:d, :n] = steps[:n, :d].T
+    affine_lps[:d, 3] = origin[:d]
+    return make_grid(str(path), shape, swap_lps_ras_affine(affine_lps))
 
 
-def _other_storage(path: Path, got: str) -> ScanError:
-    return ScanError(f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image.")
+def _is_list(named: str) -> bool:
+    """Whether what stands for the data file means several: a list, or a pattern and its numbers."""
+    first, *rest = named.split() or [""]
+    return first.upper() == "LIST" or ("%" in first and 2 <= len(rest) <= 4)
+
+
+def _check_storage(path: Path, is_other: bool, got: str) -> None:
+    expected = "expected one data file of binary numbers, raw or gzip"
+    refuse(ScanError, (is_other, f"{path}: {expected}, got {got}; convert the image."))
 
 
 def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:
@@ -440,8 +406,8 @@ def _lengths(fields: dict[str, str], name: str, count: int) -> tuple[int, ...]:
     return numbers
 
 
-def _flag(fields: dict[str, str], *names: str, or_else: bool = False) -> bool:
-    return next((fields[name][:1].lower() in ("t", "1", "y") for name in names if name in fields), or_else)
+def _flag(fields: dict[str, str], name: str, or_else: str = "false") -> bool:
+    return fields.get(name, or_else)[:1].lower() in ("t", "1", "y")
 
 
 def _mm_per_unit(path: Path, units: Iterable[str]) -> float:

@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.core.commands import OptionError
-from scripts.core.geometry import sphere_diameter_mm
+from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
+from scripts.prepare.__main__ import main
 from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
-from scripts.prepare.lidc.masks import ReaderMasks
-from scripts.prepare.lidc.nodules import MARK_MM, group_readings
+from scripts.prepare.lidc.nodules import MARK_MM, ReaderMasks, group_readings
 from scripts.prepare.lidc.outputs import fold_of
 from scripts.prepare.lidc.picture import lidc_picture
 from scripts.prepare.lidc.readings import (
@@ -39,8 +39,10 @@ from scripts.prepare.lidc.readings import (
     parse_xml,
     region_of_outlines,
 )
-from scripts.prepare.lidc.segmentation_objects import read_ratings, region_of_pixels
+from scripts.prepare.lidc.scans import xml_files
+from scripts.prepare.lidc.segmentation_objects import region_of_pixels
 from scripts.read.datalist import load_datalist
+from tests.interruption import check_any_kill, contents
 from tests.lidc_files import (
     GOOD_RATINGS,
     SERIES_UID,
@@ -269,10 +271,14 @@ def items_of(output: Path, fold: int = 0) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for part in ("training", "validation") for item in load_datalist(path, part)}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes by path, without what a killed run leaves under hidden names."""
-    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if "/." not in name}
+def prepared(source: Path, output: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    """Items of a run of the command by series."""
+    lidc(str(source), str(output), **{"folds": 2, **options})
+    return items_of(output)
+
+
+def array_of(path: str | Path) -> np.ndarray:
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
 def skipped(output: Path) -> list[tuple[str, str]]:
@@ -280,70 +286,62 @@ def skipped(output: Path) -> list[tuple[str, str]]:
         return sorted((row["outcome"], row["reason"]) for row in csv.DictReader(file))
 
 
-@pytest.fixture
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-
-
 def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
-    lidc(str(tiny(tmp_path / "in")), str(tmp_path / "out"), folds=2)
-    items = items_of(tmp_path / "out")
+    items = prepared(tiny(tmp_path / "in"), tmp_path / "out")
     assert set(items) == {SERIES_UID + n for n in "012"}
     first = items[SERIES_UID + "0"]
     # Two of four readers have 4 × 3 × 2 voxels, two 6 × 3 × 2: half of them agree on the larger box.
-    mask = nib.Nifti1Image.from_filename(first["mask"])
-    assert np.array_equal(np.asarray(mask.dataobj), box_mask((6, 5, 2), (11, 7, 3)).astype(np.uint8))
-    assert np.allclose(mask.affine, [[-0.5, 0, 0, 10], [0, -0.5, 0, -5], [0, 0, 2, -40], [0, 0, 0, 1]])
+    assert np.array_equal(array_of(first["mask"]), box_mask((6, 5, 2), (11, 7, 3)).astype(np.uint8))
+    affine = nib.Nifti1Image.from_filename(first["mask"]).affine
+    assert np.allclose(affine, [[-0.5, 0, 0, 10], [0, -0.5, 0, -5], [0, 0, 2, -40], [0, 0, 0, 1]])
     diameter = round(sphere_diameter_mm(36 * 0.5), 4)
-    assert first["box"] == [[-5.75, 8.0, -35.0, diameter, diameter, diameter]]
-    assert first["label"] == [NODULE]
+    assert (first["box"], first["label"]) == ([[-5.75, 8.0, -35.0, diameter, diameter, diameter]], [NODULE])
     (details,) = first["nodules"]
     expected = {"mask_label": 1, "readers": 4, "volume_mm3": 18.0, "malignancy": 3.5, "subtlety": 5.0}
     assert {key: details[key] for key in expected} == expected
     bits = nib.Nifti1Image.from_filename(tmp_path / "out" / details["reader_masks"])
     assert np.asarray(bits.dataobj)[:, 0, 0].tolist() == [15, 15, 15, 15, 12, 12]  # readers 3 and 4 alone at the end
     assert np.allclose(bits.affine[:3, 3], [10 - 3, -5 - 2.5, -40 + 4])
+    with (tmp_path / "out/nodules.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["series_uid"] for row in rows) == {n: len(i["box"]) for n, i in items.items() if i["box"]}
+    assert (rows[0]["malignancy"], rows[-1]["malignancy"]) == ("3.5", "")
 
 
 def test_marks_are_neither_nodules_nor_background(tmp_path: Path) -> None:
-    lidc(str(tiny(tmp_path / "in")), str(tmp_path / "out"), folds=2)
-    second = items_of(tmp_path / "out")[SERIES_UID + "1"]
+    items = prepared(tiny(tmp_path / "in"), tmp_path / "out")
+    second = items[SERIES_UID + "1"]
     kinds = [(details["kind"], details["readers"]) for details in second["nodules"]]
     # Two readers' points 0.5 mm apart are one finding; a non-nodule within the nodule says nothing about another place.
     assert kinds == [("nodule >= 3 mm", 2), (SMALL_NODULE, 2), (NON_NODULE, 1)]
     assert second["label"] == [NODULE, IGNORED, IGNORED]
     assert [box[3] for box in second["box"][1:]] == [MARK_MM, MARK_MM]
     assert second["box"][1][:3] == [-1.0, 12.5, -28.0]
-    assert np.asarray(nib.Nifti1Image.from_filename(second["mask"]).dataobj).max() == 1
-    assert items_of(tmp_path / "out")[SERIES_UID + "2"]["box"] == []
+    assert array_of(second["mask"]).max() == 1
+    assert items[SERIES_UID + "2"]["box"] == []
 
 
 def test_a_nodule_within_another_keeps_its_voxels(tmp_path: Path) -> None:
     core, mass = ((11, 8, 4), (12, 9, 4)), ((4, 3, 1), (19, 15, 7))  # more than a slice step apart on all sides
     write_ct(tmp_path / "in")
     write_xml(tmp_path / "in", [Session([Outlines(outlined(*core))]), Session([Outlines(outlined(*mass))])])
-    lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2)
-    item = items_of(tmp_path / "out")[SERIES_UID]
-    mask = np.asarray(nib.Nifti1Image.from_filename(item["mask"]).dataobj)
+    item = prepared(tmp_path / "in", tmp_path / "out")[SERIES_UID]
     assert [details["readers"] for details in item["nodules"]] == [1, 1]
-    assert sorted(np.bincount(mask.ravel())[1:].tolist()) == [4, 16 * 13 * 7 - 4]
+    assert sorted(np.bincount(array_of(item["mask"]).ravel())[1:].tolist()) == [4, 16 * 13 * 7 - 4]
     assert max(details["volume_mm3"] for details in item["nodules"]) == 16 * 13 * 7 * 0.5
 
 
 def test_patients_do_not_cross_folds_and_folds_do_not_depend_on_the_others(tmp_path: Path) -> None:
     source = tiny(tmp_path / "in")
-    lidc(str(source), str(tmp_path / "out"), folds=3)
+    before = prepared(source, tmp_path / "out", folds=3)
     for fold in range(3):
         parts = json.loads((tmp_path / "out" / f"dataset_fold{fold}.json").read_text())
-        validated = {item["patient"] for item in parts["validation"]}
+        validated, trained = ({item["patient"] for item in parts[part]} for part in ("validation", "training"))
         assert validated == {patient for patient in ("P-1", "P-2") if fold_of(patient, 3) == fold}
-        assert not validated & {item["patient"] for item in parts["training"]}
-    before = {item["name"]: item["patient"] for item in items_of(tmp_path / "out").values()}
+        assert not validated & trained
     shutil.rmtree(source / "P-1")
-    lidc(str(source), str(tmp_path / "out"), folds=2)
-    assert {n: i["patient"] for n, i in items_of(tmp_path / "out").items()} == {
-        name: patient for name, patient in before.items() if patient == "P-2"
-    }
+    after = prepared(source, tmp_path / "out")
+    assert after == {name: item for name, item in before.items() if item["patient"] == "P-2"}
     assert not (tmp_path / "out/dataset_fold2.json").exists()
 
 
@@ -351,8 +349,7 @@ def test_the_luna16_selection(tmp_path: Path) -> None:
     source = tiny(tmp_path / "in")
     write_ct(source / "thick", series_uid=SERIES_UID + "7", patient="P-3", SliceThickness="3")
     write_xml(source / "thick", [Session([Outlines(outlined(*BOX))])] * 4, series_uid=SERIES_UID + "7")
-    lidc(str(source), str(tmp_path / "out"), folds=2, selection="luna16")
-    items = items_of(tmp_path / "out")
+    items = prepared(source, tmp_path / "out", selection="luna16")
     assert {name: item["label"] for name, item in items.items()} == {
         SERIES_UID + "0": [NODULE],
         SERIES_UID + "1": [IGNORED] * 3,  # two readers are too few
@@ -361,38 +358,25 @@ def test_the_luna16_selection(tmp_path: Path) -> None:
     assert ("left out", "slices thicker than the selection luna16 allows") in skipped(tmp_path / "out")
 
 
-def test_the_table_has_a_row_for_each_row_of_the_datalists(tmp_path: Path) -> None:
-    lidc(str(tiny(tmp_path / "in")), str(tmp_path / "out"), folds=2)
-    with (tmp_path / "out/nodules.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    items = items_of(tmp_path / "out")
-    assert Counter(row["series_uid"] for row in rows) == {n: len(i["box"]) for n, i in items.items() if i["box"]}
-    assert rows[0]["malignancy"] == "3.5"
-    assert rows[-1]["malignancy"] == ""
-
-
 def test_series_that_share_a_folder_become_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
     for uid, patient in ((SERIES_UID, "P-1"), (OTHER_UID, "P-2")):
         for path in write_ct(tmp_path / "parts", series_uid=uid, patient=patient):
-            (tmp_path / "flat").mkdir(exist_ok=True)
             path.rename(tmp_path / "flat" / f"{uid[-1]}-{path.name}")
         write_xml(tmp_path / "flat", [Session([Outlines(outlined(*BOX))])], f"{uid}.xml", series_uid=uid)
-    lidc(str(tmp_path / "flat"), str(tmp_path / "out"), folds=2)
-    for item in items_of(tmp_path / "out").values():
+    for item in prepared(tmp_path / "flat", tmp_path / "out").values():
         assert item["image"].endswith("image.nii.gz")
-        image = np.asarray(nib.Nifti1Image.from_filename(item["image"]).dataobj)
-        assert set(np.unique(image)) == {-1000, -800}
-        assert np.asarray(nib.Nifti1Image.from_filename(item["mask"]).dataobj).sum() == 4 * 3 * 2
+        assert set(np.unique(array_of(item["image"]))) == {-1000, -800}
+        assert array_of(item["mask"]).sum() == 4 * 3 * 2
 
 
 def test_xml_files_may_lie_elsewhere_even_in_an_archive(tmp_path: Path) -> None:
     write_ct(tmp_path / "in")
-    path = write_xml(tmp_path / "xml", [Session([Outlines(outlined(*BOX))])])
-    with zipfile.ZipFile(tmp_path / "xml.zip", "w") as archive:
-        archive.write(path, "tcia/157/158.xml")
-    for number, xml in enumerate((tmp_path / "xml", tmp_path / "xml.zip")):
-        lidc(str(tmp_path / "in"), str(tmp_path / f"out{number}"), str(xml), 2)
-        assert len(items_of(tmp_path / f"out{number}")[SERIES_UID]["box"]) == 1
+    write_xml(tmp_path / "xml/tcia/157", [Session([Outlines(outlined(*BOX))])])
+    shutil.make_archive(str(tmp_path / "xml"), "zip", tmp_path / "xml")
+    for xml in ("xml", "xml.zip"):
+        items = prepared(tmp_path / "in", tmp_path / f"out-{xml}", xml=str(tmp_path / xml))
+        assert len(items[SERIES_UID]["box"]) == 1
 
 
 # --- DICOM objects ----------------------------------------------------------------------------------------------------
@@ -401,67 +385,52 @@ def test_xml_files_may_lie_elsewhere_even_in_an_archive(tmp_path: Path) -> None:
 def test_xml_and_dicom_objects_of_the_same_readings_give_the_same(tmp_path: Path) -> None:
     other = ((5, 5, 2), (9, 8, 4))
     hollow = [*outlined(*other), (3, ring((6, 6), (7, 7)), False)]  # an exclusion of 2 × 2 pixels in one slice
+    hollow_mask = box_mask(*other)
+    hollow_mask[6:8, 6:8, 3] = False
     write_ct(tmp_path / "xml")
     write_xml(tmp_path / "xml", [Session([Outlines(outlined(*BOX))]), Session([Outlines(hollow)])])
     ct = write_ct(tmp_path / "dicom" / "CT")
-    hollow_mask = box_mask(*other)
-    hollow_mask[6:8, 6:8, 3] = False
     write_objects(tmp_path / "dicom" / "objects", ct, [box_mask(*BOX), hollow_mask])
     found = []
     for form in ("xml", "dicom"):
-        lidc(str(tmp_path / form), str(tmp_path / f"out-{form}"), folds=2)
-        item = items_of(tmp_path / f"out-{form}")[SERIES_UID]
-        item["mask"] = np.asarray(nib.Nifti1Image.from_filename(item["mask"]).dataobj).tolist()
-        masks = tmp_path / f"out-{form}" / item["nodules"][0]["reader_masks"]
-        readers = np.asarray(nib.Nifti1Image.from_filename(masks).dataobj).tolist()
-        found.append((readers, {key: value for key, value in item.items() if key != "image"}))
-        assert skipped(tmp_path / f"out-{form}") == []
+        output = tmp_path / f"out-{form}"
+        item = prepared(tmp_path / form, output)[SERIES_UID]
+        masks = array_of(item.pop("mask")), array_of(output / item["nodules"][0]["reader_masks"])
+        found.append(([mask.tolist() for mask in masks], {k: v for k, v in item.items() if k != "image"}))
+        assert skipped(output) == []
     assert found[0] == found[1]
     assert {name: found[1][1]["nodules"][0][name] for name in RATINGS} == GOOD_RATINGS
-    assert np.array_equal(np.array(found[0][1]["mask"], dtype=bool), box_mask(*BOX) | hollow_mask)
+    assert np.array_equal(np.array(found[0][0][0], dtype=bool), box_mask(*BOX) | hollow_mask)
 
 
 def test_xml_counts_more_than_dicom_objects_of_the_same_series(tmp_path: Path) -> None:
-    ct = write_ct(tmp_path / "in/CT")
-    write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)])
+    write_objects(tmp_path / "in/objects", write_ct(tmp_path / "in/CT"), [box_mask(*BOX)])
     write_xml(tmp_path / "in", [Session()])
-    lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2)
-    assert items_of(tmp_path / "out")[SERIES_UID]["box"] == []
+    assert prepared(tmp_path / "in", tmp_path / "out")[SERIES_UID]["box"] == []
 
 
-def test_ratings_are_read_from_a_report(tmp_path: Path) -> None:
-    write_objects(tmp_path, write_ct(tmp_path / "CT"), [box_mask(*BOX)])
-    ((key, ratings),) = read_ratings(tmp_path / "sr1.dcm").items()
-    assert key[1] == 1
-    assert ratings == GOOD_RATINGS
-
-
-def test_a_scan_with_a_damaged_segmentation_is_not_given_fewer_readers(tmp_path: Path) -> None:
-    ct = write_ct(tmp_path / "in/CT")
-    write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)] * 3)
+@pytest.mark.parametrize(
+    ("position", "lost", "message"), [("-10", 8, r"seg2\.dcm"), ("-9", 0, "pixels of the scan's slices")]
+)
+def test_a_segmentation_that_is_damaged_or_on_other_pixels_is_refused(
+    position: str, lost: int, message: str, tmp_path: Path
+) -> None:
+    """Nor is a scan with a damaged one given fewer readers."""
+    write_ct(tmp_path / "in/CT")
+    ct = write_ct(tmp_path / "other", ImagePositionPatient=[position, "5", "-40"])
+    write_objects(tmp_path / "in/objects", ct[:1], [box_mask((6, 5, 0), (9, 7, 0))[:, :, :1]] * 3)
     path = tmp_path / "in/objects/seg2.dcm"
-    path.write_bytes(path.read_bytes()[:-8])  # the last pixels are missing
-    with pytest.raises(PrepareError, match=r"seg2\.dcm"):
-        lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - lost])
+    with pytest.raises(PrepareError, match=message):
+        prepared(tmp_path / "in", tmp_path / "out", strict=True)
 
 
 def test_segments_that_are_no_nodules_are_told(tmp_path: Path) -> None:
-    ct = write_ct(tmp_path / "in/CT")
-    write_objects(tmp_path / "in/objects", ct, [box_mask(*BOX)], nodule=False)
+    write_objects(tmp_path / "in/objects", write_ct(tmp_path / "in/CT"), [box_mask(*BOX)], nodule=False)
     with pytest.raises(LidcError, match="none that can be used"):
-        lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2)
-    assert skipped(tmp_path / "out") == [
-        ("skipped", "segmentation without nodules"),
-        ("skipped", "series without readings"),
-    ]
-
-
-def test_a_segmentation_on_other_pixels_is_refused(tmp_path: Path) -> None:
-    moved = write_ct(tmp_path / "moved", ImagePositionPatient=["-9", "5", "-40"])
-    write_ct(tmp_path / "in/CT")
-    write_objects(tmp_path / "in/objects", moved[:1], [box_mask((6, 5, 0), (9, 7, 0))[:, :, :1]])
-    with pytest.raises(PrepareError, match="pixels of the scan's slices"):
-        lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
+        prepared(tmp_path / "in", tmp_path / "out")
+    reasons = ["segmentation without nodules", "series without readings"]
+    assert skipped(tmp_path / "out") == [("skipped", reason) for reason in reasons]
 
 
 # --- bad downloads ----------------------------------------------------------------------------------------------------
@@ -473,39 +442,25 @@ def drawn(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[Sessi
 
 
 GOOD_SESSIONS = drawn(*BOX)
+OTHER_CT = {"series_uid": OTHER_UID, "patient": "P-9"}
 
 
-def no_xml(folder: Path) -> None:
-    write_ct(folder, series_uid=OTHER_UID, patient="P-9")
+def file(folder: Path, name: str, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
 
 
-def no_series(folder: Path) -> None:
-    write_xml(folder, GOOD_SESSIONS, series_uid=OTHER_UID)
-
-
-def radiograph(folder: Path) -> None:
-    write_ct(folder, series_uid=OTHER_UID, patient="P-9", Modality="DX")
-
-
-def radiograph_xml(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "x.xml").write_text('<IdriReadMessage xmlns="http://www.nih.gov/idri"/>')
-
-
-def damaged_xml(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "x.xml").write_text(GOOD[:200])
-
-
-def damaged_dicom(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "x.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 50)
+no_xml = partial(write_ct, **OTHER_CT)
+no_series = partial(write_xml, sessions=GOOD_SESSIONS, series_uid=OTHER_UID)
+radiograph = partial(write_ct, **OTHER_CT, Modality="DX")
+radiograph_xml = partial(file, name="x.xml", content=b'<IdriReadMessage xmlns="http://www.nih.gov/idri"/>')
+damaged_xml = partial(file, name="x.xml", content=GOOD[:200].encode())
+damaged_dicom = partial(file, name="x.dcm", content=b"\0" * 128 + b"DICM" + b"\1" * 50)
 
 
 def damaged_beside(folder: Path) -> None:
+    damaged_dicom(folder)
     with_xml(folder)
-    damaged_dicom(folder / "more")
-    (folder / "more/x.dcm").rename(folder / "x.dcm")
 
 
 def with_xml(
@@ -541,33 +496,25 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
 
 
 @pytest.mark.parametrize(("make", "reason", "detail"), BAD)
-def test_what_cannot_be_used_is_skipped_with_its_reason(
+def test_what_cannot_be_used_is_skipped_with_its_reason_and_an_error_when_strict(
     make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    make(tmp_path / "in/bad")
+    with pytest.raises(PrepareError, match=f"(?s)--strict.*{reason}"):
+        prepared(tmp_path / "in", tmp_path / "strict", strict=True)
+    assert contents(tmp_path / "strict") == {}
     write_ct(tmp_path / "in/good")
     write_xml(tmp_path / "in/good", GOOD_SESSIONS)
-    make(tmp_path / "in/bad")
-    lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2)
-    assert set(items_of(tmp_path / "out")) == {SERIES_UID}
+    assert set(prepared(tmp_path / "in", tmp_path / "out")) == {SERIES_UID}
     assert skipped(tmp_path / "out") == [("skipped", reason)]
     assert detail in (tmp_path / "out/skipped.csv").read_text(encoding="utf-8")
     assert f"1 × {reason}" in caplog.text
 
 
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
-def test_strict_makes_it_an_error(make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path) -> None:
-    make(tmp_path / "in")
-    with pytest.raises(PrepareError, match="--strict") as caught:
-        lidc(str(tmp_path / "in"), str(tmp_path / "out"), folds=2, strict=True)
-    assert reason in str(caught.value)
-    assert contents(tmp_path / "out") == {}
-
-
 def test_two_series_of_one_patient_and_copies_of_an_xml_are_kept_and_told(tmp_path: Path) -> None:
-    source = tiny(tmp_path / "in")
-    write_xml(source / "copy", [Session()] * 4, series_uid=SERIES_UID + "2")
-    lidc(str(source), str(tmp_path / "out"), folds=2, strict=True)
+    write_xml(tiny(tmp_path / "in") / "copy", [Session()] * 4, series_uid=SERIES_UID + "2")
+    prepared(tmp_path / "in", tmp_path / "out", strict=True)
     assert skipped(tmp_path / "out") == [
         ("kept", "several XML with the same readings"),
         ("kept", "several series of one patient"),
@@ -587,73 +534,38 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str,
 # --- interrupted runs -------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Ends a run where it stands, as a signal does."""
-
-
-def killing(calls: list[int], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call``, but the run dies just before its n-th use, n = ``calls[0]``; all such functions count together."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls[0] -= 1
-        if calls[0] == 0:
-            raise Killed
-        return call(*args, **kwargs)
-
-    return wrapped
-
-
-def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(tmp_path: Path) -> None:
+def test_a_run_killed_anywhere_and_started_again_ends_in_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny(tmp_path / "in")
-    lidc(str(source), str(tmp_path / "whole"), folds=2)
-    expected = contents(tmp_path / "whole")
-    number, was_killed = 0, True
-    while was_killed:
-        number += 1
-        output = tmp_path / f"out{number}"
-        lidc(str(source), str(output), folds=2, selection="luna16")
+
+    def former(output: Path) -> None:
+        prepared(source, output, selection="luna16")
         (output / f"scans/{SERIES_UID}0/scan.json").write_text("{}")  # one of the scans must be replaced
-        with pytest.MonkeyPatch.context() as patch:
-            calls = [number]
-            for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"), (outputs, "write_nifti")):
-                patch.setattr(owner, name, killing(calls, getattr(owner, name)))
-            try:
-                lidc(str(source), str(output), folds=2)
-                was_killed = False
-            except Killed:
-                pass
-        lidc(str(source), str(output), folds=2)
-        assert contents(output) == expected
-    assert number > 10
+
+    options = ["lidc", "--dicom_dir", str(source), "--folds", "2", "--output_dir"]
+    check_any_kill(lambda output: main([*options, str(output)]), tmp_path, monkeypatch, former)
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tiny(tmp_path / "in")
-    lidc(str(source), str(tmp_path / "out"), folds=2)
+    source, made = tiny(tmp_path / "in"), Mock(wraps=outputs.write_scan)
+    prepared(source, tmp_path / "out")
     expected = contents(tmp_path / "out")
-    made: list[str] = []
-    write = outputs.write_scan
-
-    def counted(folder: Path, *args: Any, **kwargs: Any) -> Any:
-        made.append(folder.name)
-        return write(folder, *args, **kwargs)
-
-    monkeypatch.setattr("scripts.prepare.lidc.command.write_scan", counted)
-    lidc(str(source), str(tmp_path / "out"), folds=2)
-    assert (made, contents(tmp_path / "out")) == ([], expected)
+    monkeypatch.setattr("scripts.prepare.lidc.command.write_scan", made)
+    prepared(source, tmp_path / "out")
+    assert (made.call_count, contents(tmp_path / "out")) == (0, expected)
     write_xml(source / "P-1/study-a/3", GOOD_SESSIONS, series_uid=SERIES_UID + "0")
-    lidc(str(source), str(tmp_path / "out"), folds=2)
-    assert made == [SERIES_UID + "0"]
-    assert items_of(tmp_path / "out")[SERIES_UID + "0"]["nodules"][0]["readers"] == 1
+    items = prepared(source, tmp_path / "out")
+    assert [call.args[0].name for call in made.call_args_list] == [SERIES_UID + "0"]
+    assert items[SERIES_UID + "0"]["nodules"][0]["readers"] == 1
 
 
 # --- pictures and counts ----------------------------------------------------------------------------------------------
 
 
 def test_a_prepared_nodule_is_drawn(tmp_path: Path) -> None:
-    lidc(str(tiny(tmp_path / "in")), str(tmp_path / "out"), folds=2)
-    mask = next((tmp_path / "out").glob("scans/*/mask.nii.gz"))
-    lidc_picture(str(tmp_path / "out"), str(tmp_path / "a.png"), reference=str(mask))
+    mask = prepared(tiny(tmp_path / "in"), tmp_path / "out")[SERIES_UID + "0"]["mask"]
+    lidc_picture(str(tmp_path / "out"), str(tmp_path / "a.png"), reference=mask)
     assert (tmp_path / "a.png").stat().st_size > 1000
     with pytest.raises(LidcError, match="mask value 5"):
         lidc_picture(str(tmp_path / "out"), str(tmp_path / "a.png"), nodule=5)
@@ -663,8 +575,8 @@ def test_a_prepared_nodule_is_drawn(tmp_path: Path) -> None:
 
 def test_counts_of_xml_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    write_xml(tmp_path, [*GOOD_SESSIONS, Session(others=[(1, 1, 1)])])
-    write_xml(tmp_path, [*GOOD_SESSIONS, Session(others=[(1, 1, 1)])], "copy.xml")
+    for name in ("158.xml", "copy.xml"):
+        write_xml(tmp_path, [*GOOD_SESSIONS, Session(others=[(1, 1, 1)])], name)
     radiograph_xml(tmp_path / "more")
     lidc_xml(str(tmp_path))
     for words in ("3 XML files: 2 of CT, 1 of radiographs", "1 CT series; 1 further", "1 readings", "1 marks of non-"):
@@ -679,14 +591,10 @@ def test_counts_of_xml_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 def test_a_real_scan_gives_the_known_mask(tmp_path: Path) -> None:
     reference = nib.Nifti1Image.from_filename(real("lidc_nodules/mask/LIDC-IDRI-0001_R_1.nii.gz"))
-    lidc(str(real("scans/LIDC-IDRI-0001")), str(tmp_path), folds=2, strict=True)
-    (item,) = items_of(tmp_path).values()
-    mask = nib.Nifti1Image.from_filename(item["mask"])
-    found = np.asarray(mask.dataobj) == 1
-    expected = np.argwhere(np.asarray(reference.dataobj))
-    onto = np.linalg.inv(mask.affine) @ reference.affine
-    voxels = np.rint(expected @ onto[:3, :3].T + onto[:3, 3]).astype(int)
-    shared = np.count_nonzero(found[tuple(voxels.T)])
+    (item,) = prepared(real("scans/LIDC-IDRI-0001"), tmp_path, strict=True).values()
+    found, expected = array_of(item["mask"]) == 1, np.argwhere(np.asarray(reference.dataobj))
+    to_ours = np.linalg.inv(nib.Nifti1Image.from_filename(item["mask"]).affine) @ reference.affine
+    shared = np.count_nonzero(found[tuple(np.rint(apply_affine(to_ours, expected)).astype(int).T)])
     assert abs(np.count_nonzero(found) / len(expected) - 1) < 0.02
     assert 2 * shared / (np.count_nonzero(found) + len(expected)) >= 0.98
     assert item["label"].count(NODULE) == 1
@@ -694,15 +602,8 @@ def test_a_real_scan_gives_the_known_mask(tmp_path: Path) -> None:
 
 
 def test_every_real_xml_is_read() -> None:
-    series: dict[str, SeriesReadings] = {}
-    kinds: Counter[bool] = Counter()
-    with zipfile.ZipFile(real("lidc_xml/tcia-lidc-xml.zip")) as archive:
-        for name in archive.namelist():
-            if name.endswith(".xml"):
-                found = parse_xml(archive.read(name), name)
-                kinds[found is not None] += 1
-                if found is not None:
-                    series[found.series_uid] = found
-    assert kinds == {True: 1035, False: 283}
-    assert len(series) == 1018
-    assert sum(len(one.readings) for one in series.values()) == 6862
+    files = list(xml_files(real("lidc_xml/tcia-lidc-xml.zip")))
+    found = [readings for name, content in files if (readings := parse_xml(content, name))]
+    assert (len(found), len(files) - len(found)) == (1035, 283)
+    series = {one.series_uid: one for one in found}
+    assert (len(series), sum(len(one.readings) for one in series.values())) == (1018, 6862)

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from scripts.core.labels import IGNORED, NODULE
-from scripts.evaluate.__main__ import main as evaluate
 from scripts.evaluate.folds import read_folds
 from scripts.evaluate.tables import read_findings
 from scripts.prepare import luna16
 from scripts.prepare.__main__ import main
-from scripts.prepare.luna16 import find_tree
 from scripts.read.datalist import DatalistError, count_nodules, load_datalist
 from tests.interruption import check_any_kill, contents
 from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, uid, write_mhd, write_tree
@@ -34,6 +32,10 @@ def run(source: Path, target: Path, *more: str) -> int:
 
 def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def load(folder: Path, fold: int, section: str) -> list[dict[str, Any]]:
+    return load_datalist(str(folder / f"dataset_fold{fold}.json"), section)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +55,18 @@ def few(tmp_path: Path) -> Path:
 
 def test_the_ten_folds(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    assert run(whole, tmp_path / "out", "--strict") == 0
-    assert sorted(contents(tmp_path / "out")) == [*(f"dataset_fold{n}.json" for n in range(10)), "seriesuids.csv"]
+    (tmp_path / "left_out.csv").touch()  # of a former run
+    assert run(whole, tmp_path, "--strict") == 0
+    assert sorted(contents(tmp_path)) == [*(f"dataset_fold{n}.json" for n in range(10)), "seriesuids.csv"]
     for fold in range(10):
-        path = str(tmp_path / "out" / f"dataset_fold{fold}.json")
-        training, validation = load_datalist(path, "training"), load_datalist(path, "validation")
+        training, validation = (load(tmp_path, fold, section) for section in ("training", "validation"))
         assert [item["name"] for item in validation] == [uid(fold, 0), uid(fold, 1)]
         assert {item["name"] for item in training} == {uid(s, n) for s in range(10) if s != fold for n in range(2)}
         assert count_nodules(validation) == 1
         assert all(Path(item["lung_mask"]).is_file() for item in training)
     assert "10 nodules in 10 of 20 scans, 20 ignored findings" in caplog.text
     assert "left out: nothing" in caplog.text
-    assert len(read_folds([tmp_path / "out"])) == 10
+    assert len(read_folds([tmp_path])) == 10
 
 
 def test_an_item_in_full(whole: Path, tmp_path: Path) -> None:
@@ -83,24 +85,21 @@ def test_an_item_in_full(whole: Path, tmp_path: Path) -> None:
 
 
 def test_any_nesting_is_understood(few: Path, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
-    assert run(few, flat) == 0
+    assert run(few, tmp_path / "flat") == 0
+    found = [load(tmp_path / "flat", fold, "training") for fold in (0, 3, 7)]
+    wanted = [[(item["name"], item["box"], item["label"]) for item in items] for items in found]
     other = tmp_path / "other"
     for subset in (0, 3, 7):
-        place = other / ("archives" if subset else "") / f"Subset_{subset}" / f"subset{subset}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(few / f"subset{subset}", place)
+        shutil.copytree(
+            few / f"subset{subset}", other / ("archives" * (subset > 0)) / f"Subset_{subset}/subset{subset}"
+        )
     shutil.copytree(few / "seg-lungs-LUNA16", other / "x" / "seg-lungs-LUNA16" / "seg-lungs-LUNA16")
+    (other / "CSVFILES").mkdir()
     for name in ("annotations.csv", "annotations_excluded.csv"):
-        (other / "CSVFILES").mkdir(exist_ok=True)
         shutil.copy(next(few.rglob(name)), other / "CSVFILES" / name)
     assert run(other, tmp_path / "nested") == 0
-    for fold in (0, 3, 7):
-        one, two = (read(tmp_path / f / f"dataset_fold{fold}.json") for f in ("flat", "nested"))
-        assert [[i["name"], i["box"], i["label"]] for s in one.values() for i in s] == [
-            [i["name"], i["box"], i["label"]] for s in two.values() for i in s
-        ]
-        assert len(load_datalist(str(tmp_path / "nested" / f"dataset_fold{fold}.json"), "training")) == 4
+    found = [load(tmp_path / "nested", fold, "training") for fold in (0, 3, 7)]
+    assert [[(item["name"], item["box"], item["label"]) for item in items] for items in found] == wanted
 
 
 def test_one_subset_may_be_named_itself(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,53 +108,22 @@ def test_one_subset_may_be_named_itself(few: Path, tmp_path: Path, caplog: pytes
     assert "one subset alone" in caplog.text
 
 
-def test_the_folds_are_those_of_the_evaluation(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Results of three folds pooled: each nodule found once, nothing else, so the CPM is 1."""
-    target = tmp_path / "out"
-    assert run(few, target) == 0
-    parts = []
-    for fold in (0, 3, 7):
-        parts.append(tmp_path / f"fold{fold}" / "predictions.csv")
-        parts[-1].parent.mkdir()
-        place = ",".join(f"{v}" for v in centre_lps_mm((4, 5, 6)))
-        parts[-1].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{uid(fold, 0)},{place},0.9\n")
-    options = ["--annotations", str(few / "annotations.csv"), "--series_uids", str(target / "seriesuids.csv")]
-    options += ["--results", *map(str, parts), "--resamples", "0", "--output_dir", str(tmp_path / "scores")]
-    folds = [str(target / f"dataset_fold{n}.json") for n in (0, 3, 7)]
-    assert evaluate(["luna16", *options, "--pool", "--folds", *folds]) == 0
-    record = json.loads((tmp_path / "scores" / "froc.json").read_text(encoding="utf-8"))
-    assert list(record) == ["pooled"]
-    assert record["pooled"]["cpm"] == 1.0
-    assert "dataset_fold7" in capsys.readouterr().out
-
-
 # --- MONAI's own folds ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", ["{}.mhd", "{0}/{0}.nii.gz"])
 def test_the_folds_that_monai_publishes_load_unchanged(style: str, few: Path, tmp_path: Path) -> None:
     box = [[*centre_lps_mm((4, 5, 6)), 6.5, 6.5, 6.5]]
-    published = {
-        "training": [{"box": box, "image": style.format(uid(s, 0)), "label": [0]} for s in (0, 3)],
-        "validation": [{"box": box, "image": style.format(uid(7, 0)), "label": [0]}],
-    }
-    path = tmp_path / "LUNA16_datasplit" / "dataset_fold0.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(published), encoding="utf-8")
+    path = tmp_path / "dataset_fold0.json"
+    published = [{"box": box, "image": style.format(uid(s, 0)), "label": [0]} for s in (0, 3)]
+    path.write_text(json.dumps({"training": published, "validation": published}), encoding="utf-8")
     items = load_datalist(str(path), "training", str(few))
-    assert [item["name"] for item in items] == [uid(0, 0), uid(3, 0)]
-    assert [Path(item["image"]) for item in items] == [few / f"subset{s}" / f"{uid(s, 0)}.mhd" for s in (0, 3)]
-    assert items[0]["box"] == box
+    places = {uid(s, 0): str(few / f"subset{s}" / f"{uid(s, 0)}.mhd") for s in (0, 3)}
+    assert items == [{"name": name, "box": box, "label": [0], "image": image} for name, image in places.items()]
     with pytest.raises(DatalistError, match="expected a file, found none"):
         load_datalist(str(path), "training")
     with pytest.raises(DatalistError, match=r"--image_dir .*none: expected a folder with images, found none"):
         load_datalist(str(path), "training", str(tmp_path / "none"))
-
-
-def test_monai_s_folds_load_beside_their_images(few: Path) -> None:
-    path = few / "subset0" / "dataset_fold0.json"
-    path.write_text(json.dumps({"training": [{"image": f"{uid(0, 0)}.mhd", "box": [], "label": []}]}))
-    assert load_datalist(str(path), "training")[0]["name"] == uid(0, 0)
 
 
 def test_two_images_of_one_name_are_refused(few: Path, tmp_path: Path) -> None:
@@ -184,20 +152,6 @@ def test_a_partial_download_works_and_says_what_is_missing(
     assert "unpack subset5.zip" in caplog.text
     assert "subset1, subset2, subset4, subset6, subset8" in caplog.text
     assert (tmp_path / "out" / "seriesuids.csv").read_text().split() == [uid(s, n) for s in (0, 3, 7) for n in (0, 1)]
-
-
-def test_strict_writes_nothing_when_something_is_missing(
-    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert run(few, tmp_path / "out", "--strict") == 1
-    assert "error: --strict: expected nothing to be left out, got 7" in caplog.text
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_former_account_is_removed_when_nothing_is_missing_any_more(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "left_out.csv").touch()
-    assert run(whole, tmp_path) == 0
-    assert not (tmp_path / "left_out.csv").exists()
 
 
 def change(tree: Path, pattern: str, content: bytes | None) -> None:
@@ -251,8 +205,7 @@ def test_bad_input_is_left_out_with_a_reason(
     assert reason in told
     assert count == 1
     assert reason in caplog.text
-    path = str(tmp_path / "out" / "dataset_fold0.json")
-    assert len(load_datalist(path, "training")) + len(load_datalist(path, "validation")) == scans
+    assert sum(len(load(tmp_path / "out", 0, section)) for section in ("training", "validation")) == scans
     assert run(few, tmp_path / "strict", "--strict") == 1
     assert not (tmp_path / "strict").exists()
 
@@ -294,14 +247,6 @@ def test_what_cannot_be_used_at_all_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused(
-    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "taken").write_text("a file")
-    assert run(few, tmp_path / "taken") == 1
-    assert "expected a folder that can be written to" in caplog.text
-
-
 def test_a_fold_of_a_former_run_is_pointed_out(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset_fold9.json").write_text("{}")
@@ -324,20 +269,18 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
 @pytest.mark.skipif(not (SHARED / "luna16").is_dir(), reason=f"LUNA16's annotations are not at {SHARED / 'luna16'}")
 def test_the_facts_of_luna16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1186 nodules in 601 of 888 scans, 3.25 to 32.27 mm, through the command with scans that only have names."""
-    listed = (SHARED / "luna16" / "seriesuids.csv").read_text(encoding="utf-8").split()
-    for number, series in enumerate(listed):
-        path = tmp_path / "LUNA16" / f"subset{number % 10}" / f"{series}.mhd"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    everywhere = luna16.Grid((2000, 2000, 2000), np.diag([1.0, 1.0, 2.0, 1.0]) + np.eye(4, k=3) * -1000.0)
-    everywhere.affine_ras[:3, 3] = -1000.0
+    for number in range(10):
+        (tmp_path / "LUNA16" / f"subset{number}").mkdir(parents=True)
+    for number, series in enumerate((SHARED / "luna16" / "seriesuids.csv").read_text(encoding="utf-8").split()):
+        (tmp_path / "LUNA16" / f"subset{number % 10}" / f"{series}.mhd").touch()
+    affine = np.array([[1, 0, 0, -1000], [0, 1, 0, -1000], [0, 0, 2, -1000], [0, 0, 0, 1.0]])
+    everywhere = luna16.Grid((2000, 2000, 2000), affine)
     monkeypatch.setattr(luna16, "read_grid", lambda path: everywhere)
     tables = [f"--{k}={SHARED / 'luna16' / v}" for k, v in (("annotations", "annotations.csv"), ("excluded", EXCLUDED))]
     assert run(tmp_path / "LUNA16", tmp_path / "out", "--strict", *tables) == 0
     items = [item for section in read(tmp_path / "out" / "dataset_fold0.json").values() for item in section]
-    assert len(items) == 888
-    assert count_nodules(items) == 1186
-    assert sum(NODULE in item["label"] for item in items) == 601
+    with_nodules = sum(NODULE in item["label"] for item in items)
+    assert (len(items), count_nodules(items), with_nodules) == (888, 1186, 601)
     sizes = [b[3] for i in items for b, label in zip(i["box"], i["label"], strict=True) if label == NODULE]
     assert [round(min(sizes), 2), round(max(sizes), 2)] == [3.25, 32.27]
     others = read_findings(SHARED / "luna16" / EXCLUDED)
@@ -345,12 +288,3 @@ def test_the_facts_of_luna16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 EXCLUDED = "annotations_excluded.csv"
-
-
-def test_the_tree_is_found_by_names_alone(tmp_path: Path) -> None:
-    for name in ("subset0/1.2.mhd", "subset1/1.3.mhd", "seg-lungs-LUNA16/1.2.mhd", "subset4.zip", "subset2/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    tree = find_tree(tmp_path)
-    assert {subset: list(scans) for subset, scans in tree.scans.items()} == {0: ["1.2"], 1: ["1.3"]}
-    assert (list(tree.lung_masks), tree.archives, tree.tables) == (["1.2"], {4}, {})

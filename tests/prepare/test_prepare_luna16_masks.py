@@ -7,7 +7,6 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -96,8 +95,11 @@ def test_one_list_for_both_tasks(data: Path, tmp_path: Path, caplog: pytest.LogC
     ]
 
 
-def test_the_folder_of_the_folds_may_be_the_target(data: Path) -> None:
+def test_the_folder_of_the_folds_may_be_the_target_and_finished_scans_are_not_read_again(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(data, data / "folds") == 0
+    monkeypatch.setattr(luna16_masks, "labels_of", None)
     assert run(data, data / "folds") == 0
     assert "mask" in load_datalist(str(data / "folds" / "dataset_fold0.json"), "validation")[0]
 
@@ -120,27 +122,18 @@ def test_a_scan_with_a_nodule_without_an_outline_gets_no_mask(data: Path, tmp_pa
     assert not list((tmp_path / "strict").glob("*.json"))
 
 
-def _no_series(data: Path) -> None:
-    write_lidc(data / "lidc", {uid(s, 0): nodule_mask() for s in SUBSETS if s != 3})
-
-
-def _broken_mask(data: Path) -> None:
-    (data / "lidc" / "scans" / uid(3, 0) / "mask.nii.gz").write_bytes(b"broken")
-
-
-def _empty_mask(data: Path) -> None:
-    write_lidc(data / "lidc", {uid(s, 0): nodule_mask() * (s != 3) for s in SUBSETS})
-
-
 @pytest.mark.parametrize(
     ("harm", "reason"),
-    [(_no_series, "LIDC has no such series"), (_broken_mask, "unreadable: "), (_empty_mask, "the mask is empty")],
+    [("no series", "LIDC has no such series"), ("broken", "unreadable: "), ("empty", "the mask is empty")],
 )
 def test_what_cannot_be_matched_is_said(
-    harm: Any, reason: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    harm: str, reason: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(data, tmp_path / "out") == 0  # with everything there: what changes later must be noticed
-    harm(data)
+    others = SUBSETS if harm != "no series" else (0, 7)
+    write_lidc(data / "lidc", {uid(s, 0): nodule_mask() * (s != 3 or harm != "empty") for s in others})
+    if harm == "broken":
+        (data / "lidc" / "scans" / uid(3, 0) / "mask.nii.gz").write_bytes(b"broken")
     for _ in range(2):
         assert run(data, tmp_path / "out") == 0
         assert [row["result"].startswith(reason) for row in table(tmp_path / "out")] == [False, True, False]
@@ -178,9 +171,3 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_any_kill(partial(run, data), data, monkeypatch)
-
-
-def test_finished_scans_are_not_read_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(data, tmp_path / "out") == 0
-    monkeypatch.setattr(luna16_masks, "labels_of", None)
-    assert run(data, tmp_path / "out") == 0

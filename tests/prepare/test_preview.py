@@ -16,7 +16,7 @@ from PIL import Image
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.prepare import preview
 from scripts.prepare.__main__ import main
-from scripts.prepare.checks import Surroundings
+from scripts.prepare.checks import doubts, lungs_of
 from scripts.prepare.preview import BOX, COLUMNS, ROWS, choose, draw_page, look_at
 from scripts.read.reader import Volume, read_scan
 from scripts.report.html.pictures import outline_lines, outline_path
@@ -133,18 +133,17 @@ def test_many_nodules_make_several_pages(data: Path, tmp_path: Path) -> None:
     [((50, 45, 30), ""), ((72, 45, 30), "nothing but air in it"), ((92, 80, 30), "outside the lungs")],
 )
 def test_what_no_nodule_can_be_is_doubtful(voxel: tuple[int, int, int], doubt: str) -> None:
-    around = Surroundings.of(Volume(chest_hu(), AFFINE, {}, ()))
-    found = list(around.doubts(box_at(voxel), None, 1))
+    volume = Volume(chest_hu(), AFFINE, {}, ())
+    found = list(doubts(volume, lungs_of(volume), box_at(voxel), None, 1))
     assert (doubt in found) if doubt else found == []
 
 
-def test_a_mask_elsewhere_or_without_the_nodule_is_doubtful() -> None:
-    around = Surroundings.of(Volume(chest_hu(), AFFINE, {}, ()))
-    mask = ball(NODULE_VOXEL).astype(np.uint16)
-    assert list(around.doubts(box_at(NODULE_VOXEL), mask, 1)) == []
-    assert list(around.doubts(box_at(NODULE_VOXEL), mask, 2)) == ["no outline in the mask"]
-    moved = np.roll(mask, 5, axis=2)
-    assert list(around.doubts(box_at(NODULE_VOXEL), moved, 1)) == ["outline 15 mm away"]
+@pytest.mark.parametrize(
+    ("shift", "value", "found"), [(0, 1, []), (0, 2, ["no outline in the mask"]), (5, 1, ["outline 15 mm away"])]
+)
+def test_a_mask_elsewhere_or_without_the_nodule_is_doubtful(shift: int, value: int, found: list[str]) -> None:
+    mask = np.roll(ball(NODULE_VOXEL).astype(np.uint16), shift, axis=2)
+    assert list(doubts(Volume(chest_hu(), AFFINE, {}, ()), None, box_at(NODULE_VOXEL), mask, value)) == found
 
 
 def test_a_list_in_another_frame_is_noticed(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,5 +202,5 @@ def test_no_real_nodule_is_doubtful() -> None:
         volume = read_scan(NODULES / "image" / f"{row['name']}.nii.gz")
         box = [*(float(row[f"coord{axis}"]) for axis in "XYZ"), *[float(row["diameter_mm"])] * 3]
         mask = np.asarray(nib.load(NODULES / "mask" / f"{row['name']}.nii.gz").dataobj)
-        found += [(row["name"], doubt) for doubt in Surroundings(volume, None).doubts(box, mask, 1)]
+        found += [(row["name"], doubt) for doubt in doubts(volume, None, box, mask, 1)]
     assert found == []

@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     RLELossless,
 )
+from scipy.spatial.transform import Rotation
 
 from scripts.core.errors import user_error_in
 from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
@@ -91,49 +93,43 @@ def read_one(source: Path, **options: Any) -> Any:
     return same_grid(entry["image"])
 
 
+def told(read: Callable[[], Any], *words: str) -> str:
+    """The message of what is refused; it holds ``words``."""
+    with pytest.raises(ScanError) as caught:
+        read()
+    assert [word for word in ("expected", *words) if word not in str(caught.value)] == []
+    return str(caught.value)
+
+
 def refused(source: Path, *words: str) -> str:
     """The one error of the only scan of ``source``; it names the file and holds ``words``."""
     (entry,) = find_scans(source)
-    with pytest.raises(ScanError) as caught:
-        read_scan(entry["image"])
-    message = str(caught.value)
-    assert str(source) in message
-    for word in ("expected", *words):
-        assert word in message
-    return message
+    return told(lambda: read_scan(entry["image"]), str(source), *words)
 
 
 def refused_alike(image: Any, *words: str) -> None:
     """Both refuse, with the same message where the fault is one of geometry."""
-    messages = []
-    for read in (read_scan, read_grid):
-        with pytest.raises(ScanError) as caught:
-            read(image)
-        messages.append(str(caught.value))
-        for word in ("expected", *words):
-            assert word in messages[-1]
-    assert messages[0] == messages[1]
+    assert told(lambda: read_scan(image), *words) == told(lambda: read_grid(image), *words)
 
 
-def set_tags(**tags: Any) -> Callable:
-    """A change that sets the same tags in every slice."""
+def edited(path: Path, *changes: tuple[bytes, bytes]) -> Path:
+    """Replace words of a file."""
+    data = path.read_bytes()
+    for old, new in changes:
+        assert old in data
+        data = data.replace(old, new, 1)
+    path.write_bytes(data)
+    return path
+
+
+def set_tags(only: int | None = None, **tags: Any) -> Callable:
+    """A change that sets the same tags in every slice, or in one alone; ``None`` deletes a tag."""
 
     def change(dataset, k):
-        for keyword, value in tags.items():
+        for keyword, value in tags.items() if only in (None, k) else ():
             setattr(dataset, keyword, value)
-
-    return change
-
-
-def change_one(**tags: Any) -> Callable:
-    """A change of slice 4 alone; ``None`` deletes a tag."""
-
-    def change(dataset, k):
-        for keyword, value in tags.items():
-            if k == 4 and value is None:
+            if value is None:
                 delattr(dataset, keyword)
-            elif k == 4:
-                setattr(dataset, keyword, value)
 
     return change
 
@@ -158,13 +154,8 @@ def write_any(folder: Path, form: str, image_hu: npt.NDArray, affine_lps: npt.ND
 def rotations(draw: st.DrawFn) -> npt.NDArray[np.float64]:
     """Right- or left-handed directions: a signed permutation, turned by random angles half of the time."""
     axes = np.eye(3)[:, draw(st.permutations(range(3)))] * draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
-    if draw(st.booleans()):
-        a, b, c = draw(st.tuples(*[st.floats(-3, 3)] * 3))
-        about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-        about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-        about_y = np.array([[np.cos(c), 0, np.sin(c)], [0, 1, 0], [-np.sin(c), 0, np.cos(c)]])
-        axes = about_z @ about_x @ about_y @ axes
-    return axes
+    angles = draw(st.tuples(*[st.floats(-3, 3)] * 3)) if draw(st.booleans()) else (0, 0, 0)
+    return Rotation.from_euler("xyz", angles).as_matrix() @ axes
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,14 +186,11 @@ def test_handled_any_direction_matrix_gives_the_same_world_position_in_every_for
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_handled_formats_hand_worked_case(tmp_path: Path, form: str) -> None:
-    image = chest()
-    volume = read_one(write_any(tmp_path, form, image))
-    assert volume.image_hu.dtype == np.int16
-    np.testing.assert_array_equal(volume.image_hu, image)
+    volume = read_one(write_any(tmp_path, form, chest()))
+    np.testing.assert_array_equal(volume.image_hu, chest(), strict=True)
     expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
     np.testing.assert_allclose(volume.affine_ras, expected, atol=1e-6)
-    assert volume.facts["Size"] == "9 × 8 × 12"
-    assert volume.facts["Spacing"] == "0.7 × 0.8 × 1.5 mm"
+    assert (volume.facts["Size"], volume.facts["Spacing"]) == ("9 × 8 × 12", "0.7 × 0.8 × 1.5 mm")
     assert volume.notes == ()
 
 
@@ -238,23 +226,16 @@ def test_handled_positions_rounded_in_the_header(tmp_path: Path) -> None:
 def test_handled_thick_slices_with_a_warning(tmp_path: Path) -> None:
     thick = AXIAL @ np.diag([1, 1, 5 / 1.5, 1])
     assert "slices of 5.0 mm" in read_one(write_image(tmp_path / "thick.nii.gz", chest(), thick)).notes[0]
-
-    def overlapping(dataset, k):
-        dataset.SliceThickness = "4"
-
-    write_series(tmp_path / "overlapping", chest(), AXIAL, change=overlapping)
+    write_series(tmp_path / "overlapping", chest(), AXIAL, change=set_tags(SliceThickness="4"))
     volume = read_one(tmp_path / "overlapping")
-    assert "slices of 4.0 mm" in volume.notes[0]
-    assert volume.facts["Slice thickness"] == "4 mm"
+    assert ("slices of 4.0 mm" in volume.notes[0], volume.facts["Slice thickness"]) == (True, "4 mm")
 
 
 @pytest.mark.parametrize("form", [".nii.gz", ".mha"])
 def test_handled_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"scan{form}"
-    if form == ".mha":
-        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(path))
-    else:
-        nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), path)
+    nib.save(nib.Nifti1Image(chest()[..., None], np.eye(4)), tmp_path / "scan.nii.gz")
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)]), str(tmp_path / "scan.mha"))
     np.testing.assert_array_equal(read_one(path).image_hu, chest())
 
 
@@ -266,50 +247,32 @@ def test_handled_units_of_nifti(tmp_path: Path, unit: str, factor: float) -> Non
     np.testing.assert_allclose(read_one(tmp_path / "scan.nii").affine_ras, np.diag([1.5, 1.5, 1.5, 1]), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("form", "old", "new"),
-    [
-        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
-        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm"),
-        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"'),
-    ],
-)
-def test_handled_units_that_itk_ignores(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest())
-    path.write_bytes(path.read_bytes().replace(old, new))
-    np.testing.assert_allclose(read_one(path).affine_ras[:3], 10 * swap_lps_ras_affine(AXIAL)[:3], rtol=1e-9)
-
-
-def test_handled_nifti_forms_that_differ_are_said(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(chest(), np.diag([1.0, 1, 1, 1]))
-    moved = np.eye(4)
-    moved[0, 3] = 40
-    image.set_qform(moved, 1)
+def test_handled_nifti_forms_that_differ_or_are_not_there_are_said(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(chest(), np.eye(4))
+    image.set_qform(np.eye(4) + 40 * np.eye(4, k=3), 1)  # 40 mm to the side
     nib.save(image, tmp_path / "scan.nii.gz")
     volume = read_one(tmp_path / "scan.nii.gz")
     assert "differ by up to 40 mm" in volume.notes[0]
     np.testing.assert_allclose(volume.affine_ras, np.eye(4))
-
-
-def test_handled_nifti_without_orientation_is_said(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(chest(), None), tmp_path / "scan.nii.gz")
     assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
 
 
 @pytest.mark.parametrize(
-    ("form", "old", "new", "note"),
+    ("form", "old", "new", "scale", "note"),
     [
-        (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", "left-posterior-superior is assumed"),
-        (".mha", b"ElementSpacing", b"ElementSize", "no gaps between them are assumed"),
+        (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", 1, "left-posterior-superior is assumed"),
+        (".mha", b"ElementSpacing", b"ElementSize", 1, "no gaps between them are assumed"),
+        (".mha", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm", 10, "slices of 15.0 mm"),
+        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = cm", 10, "slices of 15.0 mm"),
+        (".nrrd", b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"', 10, "slices of 15.0 mm"),
     ],
 )
-def test_handled_header_that_leaves_something_open_is_said(
-    tmp_path: Path, form: str, old: bytes, new: bytes, note: str
+def test_handled_units_that_itk_ignores_and_what_a_header_leaves_open_is_said(
+    tmp_path: Path, form: str, old: bytes, new: bytes, scale: float, note: str
 ) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest())
-    path.write_bytes(path.read_bytes().replace(old, new))
-    volume = read_one(path)
-    assert spacing_mm(volume.affine_ras) == pytest.approx([0.7, 0.8, 1.5])
+    volume = read_one(edited(write_image(tmp_path / f"scan{form}", chest()), (old, new)))
+    np.testing.assert_allclose(volume.affine_ras[:3], scale * swap_lps_ras_affine(AXIAL)[:3], rtol=1e-9)
     assert note in volume.notes[0]
 
 
@@ -385,12 +348,22 @@ def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID, compressor: 
 # ---- handled: folders, studies, datalists ------------------------------------------------------------------------
 
 
-def test_handled_other_files_beside_the_slices(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL)
-    for name in ("reading.xml", "notes.txt", ".hidden.dcm", "DICOMDIR", "Thumbs.db"):
+@pytest.mark.parametrize("ending", [".dcm", ""])
+def test_handled_other_files_beside_the_slices(tmp_path: Path, ending: str) -> None:
+    paths = [path.rename(path.with_suffix(ending)) for path in write_series(tmp_path, chest(), AXIAL)]
+    for name in (
+        "reading.xml",
+        "notes.txt",
+        ".hidden.dcm",
+        "DICOMDIR",
+        "Thumbs.db",
+        "README",
+        "viewer1.exe",
+        "VERSION",
+    ):
         (tmp_path / name).write_bytes(b"no slice")
-    (tmp_path / ".cache").mkdir()
-    shutil.copy(paths[0], tmp_path / ".cache" / "copy.dcm")
+    (tmp_path / "LOCKFILE").touch()
+    shutil.copytree(tmp_path, tmp_path / ".cache")
     (entry,) = find_scans(tmp_path)
     assert entry == {"image": [str(p) for p in paths], "name": SERIES_UID, "source": str(tmp_path), "notes": ""}
 
@@ -424,19 +397,14 @@ def test_handled_study_with_several_series_takes_the_thinnest_axial_ct_and_says_
         "1.2.8 (MR, 12 slices, 1.5 mm): modality MR, not CT",
     ):
         assert words in entry["notes"]
-    assert "Secret" not in str(entry) + str(volume.facts)
-    assert "SECRET" not in str(entry) + str(volume.facts)
+    assert "secret" not in f"{entry}{volume.facts}".lower()
 
 
-def test_handled_study_named_series(study: Path) -> None:
+def test_handled_study_named_series_or_all_ct_series(study: Path) -> None:
     (entry,) = find_scans(study, series="1.2.3")
-    assert entry["name"] == "1.2.3"
-    assert "named" in entry["notes"]
+    assert (entry["name"], "named" in entry["notes"]) == ("1.2.3", True)
     with pytest.raises(ScanError, match=r"expected series '9\.9', found 1\.2\.3 \(CT.*1\.2\.8 \(MR"):
         find_scans(study, series="9.9")
-
-
-def test_handled_study_all_ct_series(study: Path) -> None:
     assert sorted(e["name"] for e in find_scans(study, series="all")) == ["1.2.3", "1.2.4", "1.2.5", "1.2.7"]
 
 
@@ -448,12 +416,8 @@ def test_handled_study_thickness_counts_not_only_distance(tmp_path: Path) -> Non
 
 
 def test_handled_localizer_image_inside_the_series_is_left_out(tmp_path: Path) -> None:
-    def first_is_localizer(dataset, k):
-        if k == 0:
-            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
-            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-
-    write_series(tmp_path, chest(), AXIAL, change=first_is_localizer)
+    localizer = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+    write_series(tmp_path, chest(), AXIAL, change=set_tags(0, **localizer))
     (entry,) = find_scans(tmp_path)
     assert entry["notes"] == "1 localizer image(s) of the series ignored"
     assert read_scan(entry["image"]).image_hu.shape == (9, 8, 11)
@@ -490,29 +454,27 @@ def test_handled_linked_folders_without_going_in_circles(tmp_path: Path) -> None
     assert [entry["name"] for entry in find_scans(tmp_path / "scans")] == ["scan"]
 
 
-def test_handled_lung_mask_of_a_datalist_starts_at_its_folder(tmp_path: Path) -> None:
-    write_image(tmp_path / "scan.nii", chest())
-    items = [{"image": "scan.nii", "lung_mask": "lungs/1.mhd"}, {"image": "scan.nii", "lung_mask": None}]
-    (tmp_path / "list.json").write_text(json.dumps(items))
-    assert find_scans(tmp_path / "list.json")[0]["lung_mask"] == str(tmp_path / "lungs/1.mhd")
-    assert "lung_mask" not in find_scans(tmp_path / "list.json")[1]
-
-
 def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) -> None:
     write_image(tmp_path / "x/scan.nii", chest())
-    paths = write_series(tmp_path / "x/dicom", chest(), AXIAL)
-    items = [{"image": "x/scan.nii", "box": [[1, 2, 3, 4, 5, 6]], "label": [0]}, {"image": "x/dicom", "fold": 1}]
+    paths = [str(path) for path in write_series(tmp_path / "x/dicom", chest(), AXIAL)]
+    items = [
+        {"image": "x/scan.nii", "box": [[1, 2, 3, 4, 5, 6]], "label": [0], "lung_mask": "lungs/1.mhd"},
+        {"image": "x/dicom", "fold": 1, "lung_mask": None},
+    ]
     extra = {"labels": {"0": "nodule"}, "training": items, "validation": [str(tmp_path / "x/scan.nii")], "n": 3}
     (tmp_path / "list.json").write_text(json.dumps(extra))
-    first, second, third = find_scans(tmp_path / "list.json")
-    assert first["image"] == str(tmp_path / "x/scan.nii")
-    assert (first["box"], first["label"], first["name"]) == ([[1, 2, 3, 4, 5, 6]], [0], "scan")
-    assert (second["image"], second["fold"], second["name"]) == ([str(path) for path in paths], 1, SERIES_UID)
-    assert third["name"] == "scan-2"
-    assert [e["name"] for e in find_scans(tmp_path / "list.json", section="validation")] == ["scan"]
     (tmp_path / "plain.json").write_text(json.dumps(items))
-    assert [e["name"] for e in find_scans(tmp_path / "plain.json")] == ["scan", SERIES_UID]
-    assert [e["fold"] for e in find_scans(tmp_path / "plain.json", series=SERIES_UID)] == [1]
+    first, second, third = find_scans(tmp_path / "list.json")
+    scan, lungs = str(tmp_path / "x/scan.nii"), str(tmp_path / "lungs/1.mhd")
+    assert first == {**items[0], "image": scan, "lung_mask": lungs, "name": "scan", "source": scan, "notes": ""}
+    assert second == {"image": paths, "fold": 1, "name": SERIES_UID, "source": str(tmp_path / "x/dicom"), "notes": ""}
+    assert third["name"] == "scan-2"
+    for name, options, names in (
+        ("list.json", {"section": "validation"}, ["scan"]),
+        ("plain.json", {}, ["scan", SERIES_UID]),
+        ("plain.json", {"series": SERIES_UID}, [SERIES_UID]),
+    ):
+        assert [entry["name"] for entry in find_scans(tmp_path / name, **options)] == names
 
 
 @pytest.mark.parametrize(
@@ -543,64 +505,45 @@ def test_handled_enhanced_ct_is_read_as_its_slices_would_be(tmp_path: Path, synt
     write_series(tmp_path / "b", chest(), tilted)
     (entry,) = find_scans(path.parent)
     assert (entry["image"], entry["name"]) == ([str(path)], SERIES_UID)
-    volume, single = read_scan(entry["image"]), read_one(tmp_path / "b")
+    volume, single = same_grid(path), read_one(tmp_path / "b")
     np.testing.assert_array_equal(volume.image_hu, single.image_hu)
     np.testing.assert_allclose(volume.affine_ras, single.affine_ras, atol=1e-9)
-    assert volume.notes == single.notes
-    assert volume.facts["Slice thickness"] == "1.5 mm"
+    assert (volume.notes, volume.facts["Slice thickness"]) == (single.notes, "1.5 mm")
     assert volume.source_files == (str(path),) * 12  # one for each k
-    same_grid(path)
 
 
 def test_handled_enhanced_ct_with_a_slope_of_its_own_in_each_frame_and_a_localizer(tmp_path: Path) -> None:
     def change(group, k):
-        if k == 3:
-            (group.CTImageFrameTypeSequence[0]).FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+        if k == 11:
+            group.CTImageFrameTypeSequence[0].FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
             group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 500]
         if k == 7:
             group.PixelValueTransformationSequence[0].RescaleIntercept = -4100
 
     image = chest()
-    write_enhanced(tmp_path / "enhanced.dcm", image[:, :, :4], AXIAL, change=change)
+    write_enhanced(tmp_path / "enhanced.dcm", image, AXIAL, change=change)
+    image[:, :, 7] -= 4
     (entry,) = find_scans(tmp_path)
     assert entry["notes"] == "1 localizer image(s) of the series ignored"
-    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image[:, :, :3])
-    write_enhanced(tmp_path / "b/enhanced.dcm", image, AXIAL, change=lambda g, k: change(g, k) if k == 7 else None)
-    expected = image.copy()
-    expected[:, :, 7] -= 4
-    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, expected)
+    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image[:, :, :11])
 
 
-def _second_half(keyword: str, value: Any) -> Callable:
-    def change(group, k):
-        if k >= 6:
-            for sequence in ("FrameContentSequence", "CTImageFrameTypeSequence", "PixelValueTransformationSequence"):
-                if keyword in group[sequence][0] or sequence == "PixelValueTransformationSequence":
-                    setattr(group[sequence][0], keyword, value)
-                    return
-
-    return change
+MOVED = ("ImagePositionPatient", [-30, -40, -300])
 
 
-def _missing_frame(group, k):
-    if k == 5:
-        group.PlanePositionSequence[0].ImagePositionPatient = [-30, -40, -300]
-
-
-def _other_frames(whole, k):
-    if k == -1:
-        whole.NumberOfFrames = 5
+def _second_half(sequence: str, keyword: str, value: Any) -> Callable:
+    return lambda group, k: setattr(group[sequence][0], keyword, value) if k >= 6 else None
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_second_half("StackID", "2"), "one stack, got 2"),
-        (_second_half("TemporalPositionIndex", 2), "one time point, got 2"),
-        (_second_half("FrameType", ["DERIVED", "PRIMARY", "MAXIMUM", "NONE"]), "one kind of image, got 2"),
-        (_second_half("RescaleType", "MGML"), "expected HU, got RescaleType MGML"),
-        (_missing_frame, "slices are missing"),
-        (_other_frames, "5 frames, 12 functional groups"),
+        (_second_half("FrameContentSequence", "StackID", "2"), "one stack, got 2"),
+        (_second_half("FrameContentSequence", "TemporalPositionIndex", 2), "one time point, got 2"),
+        (_second_half("CTImageFrameTypeSequence", "FrameType", ["DERIVED", "MAXIMUM"]), "one kind of image, got 2"),
+        (_second_half("PixelValueTransformationSequence", "RescaleType", "MGML"), "expected HU, got RescaleType MGML"),
+        (lambda d, k: setattr(d.PlanePositionSequence[0], *MOVED) if k == 5 else None, "slices are missing"),
+        (set_tags(-1, NumberOfFrames=5), "5 frames, 12 functional groups"),
     ],
     ids=["stacks", "times", "types", "not-hu", "gap", "count"],
 )
@@ -621,21 +564,18 @@ def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
 
 
 def _vanish(path: Path, how: str) -> None:
-    data = path.read_bytes()
+    data, links = (
+        path.read_bytes(),
+        {"link": "../nowhere", "loop": path.name, "folder link": ".git/annex/objects/x/MD5"},
+    )
+    content = {"empty": b"", "short": data[:100], "zeros": bytes(len(data)), "lfs": b"version https://git-lfs"}
+    content |= {"annex": b"/annex/objects/MD5-s1--0", "web page": b"<html>404</html>", "half": data[:-60]}
+    content |= {"no start": data[200:], "part": data[:300]}
     path.unlink()
-    if how == "link":
-        path.symlink_to("../nowhere")
-    elif how == "loop":
-        path.symlink_to(path.name)
-    elif how == "folder link":
-        path.symlink_to(".git/annex/objects/xx/MD5-s1--0")
-    elif how == "part":
-        path.with_name(f"{path.name}.part").write_bytes(data[:300])
+    if how in links:
+        path.symlink_to(links[how])
     else:
-        content = {"empty": b"", "short": data[:100], "zeros": bytes(len(data)), "lfs": b"version https://git-lfs"}
-        content |= {"annex": b"/annex/objects/MD5-s1--0", "web page": b"<html>404</html>", "half": data[:-60]}
-        content |= {"no start": data[200:]}
-        path.write_bytes(content[how])
+        path.with_name(path.name + ".part" * (how == "part")).write_bytes(content[how])
 
 
 @pytest.mark.parametrize("ending", ["", ".dcm", ".1", ".img"])
@@ -658,8 +598,7 @@ def test_refused_folder_of_nothing_but_pointers_beside_a_scan(tmp_path: Path) ->
         (tmp_path / "study" / f"IM{k}").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     first, second = find_scans(tmp_path)
     assert first["name"] == "scan"
-    with pytest.raises(ScanError, match="pointer of git-lfs"):
-        read_scan(second["image"])
+    told(lambda: read_scan(second["image"]), "pointer of git-lfs")
 
 
 def test_handled_slices_without_preamble(tmp_path: Path) -> None:
@@ -669,14 +608,6 @@ def test_handled_slices_without_preamble(tmp_path: Path) -> None:
         path.write_bytes(data[132:] if k % 2 else data[data.index(b"\x08\x00\x08\x00") :])
         path.rename(tmp_path / f"slice{k}")
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
-
-
-def test_handled_files_of_others_beside_slices_without_ending(tmp_path: Path) -> None:
-    for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
-        path.rename(tmp_path / f"IM{k:04d}")
-    for name in ("README", "LOCKFILE", "VERSION", "notes.txt", "index2.html", "DICOMDIR", "viewer1.exe"):
-        (tmp_path / name).write_bytes(b"" if name == "LOCKFILE" else b"no slice")
-    assert read_one(tmp_path).image_hu.shape == SHAPE
 
 
 def _closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
@@ -693,55 +624,47 @@ def _closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
 
 def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "scan.nii", chest())
-    paths = write_series(tmp_path / "series/1", chest(), AXIAL)
-    (tmp_path / "series/2").mkdir()
-    (tmp_path / "series/3").mkdir()
-    for path in paths[6:]:
+    for folder in ("series/2", "series/3", "mueller"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in write_series(tmp_path / "series/1", chest(), AXIAL)[6:]:
         path.rename(tmp_path / "series/2" / path.name)
-    (tmp_path / "mueller").mkdir()
     _closed(monkeypatch, tmp_path / "series/3", tmp_path / "mueller")
     entries = find_scans(tmp_path)
     assert [entry["name"] for entry in entries] == ["scan", SERIES_UID, "closed"]
-    for entry, match in zip(entries[1:], ("series/3", "mueller"), strict=True):
-        with pytest.raises(ScanError, match=f"{match}: expected .*"):
-            read_scan(entry["image"])
+    for entry, name in zip(entries[1:], ("series/3", "mueller"), strict=True):
+        told(lambda image=entry["image"]: read_scan(image), f"{name}: expected ")
     _closed(monkeypatch, tmp_path)
-    with pytest.raises(ScanError, match="expected a folder that can be read"):
-        find_scans(tmp_path)
+    told(lambda: find_scans(tmp_path), "expected a folder that can be read")
+
+
+def _make(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        monkeypatch.chdir(path.parent)  # the name of a socket is short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
-def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str) -> None:
-    def make(path: Path) -> None:
-        if kind == "pipe":
-            os.mkfifo(path)
-        elif kind == "device":
-            path.symlink_to("/dev/zero")
-        else:
-            here = os.getcwd()
-            os.chdir(path.parent)  # the name of a socket is short
-            with socket.socket(socket.AF_UNIX) as server:
-                server.bind(path.name)
-            os.chdir(here)
-
+def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(tmp_path / "dicom", chest(), AXIAL)
-    for name in ("a.nii.gz", "b.mhd", "c.nrrd", "list.json", "dicom/pipe1"):
-        make(tmp_path / name)
     path = write_image(tmp_path / "data/scan.mhd", chest())
     (tmp_path / "data/scan.raw").unlink()
-    make(tmp_path / "data/scan.raw")
+    for name in ("a.nii.gz", "b.mhd", "c.nrrd", "list.json", "dicom/pipe1", "data/scan.raw"):
+        _make(kind, tmp_path / name, monkeypatch)
     found = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
     assert set(found) == {"a", "b", "c", "scan", SERIES_UID}
     assert read_scan(found[SERIES_UID]).image_hu.shape == SHAPE
-    for image in (found["a"], found["b"], found["c"], path):
-        for read in (read_scan, read_labels):
-            with pytest.raises(ScanError, match=r"a named pipe|a socket|a device|expected a mask in one file"):
-                read(image)
-    with pytest.raises(ScanError, match=r"list\.json: expected a scan"):
-        find_scans(tmp_path / "list.json")
-    make(tmp_path / "dicom/extra.dcm")
-    with pytest.raises(ScanError, match=r"extra\.dcm: expected a DICOM slice, found a"):
-        read_scan(next(e["image"] for e in find_scans(tmp_path) if e["name"] == SERIES_UID))
+    for image, read in product((found["a"], found["b"], found["c"], path), (read_scan, read_labels)):
+        with pytest.raises(ScanError, match=r"a named pipe|a socket|a device|expected a mask in one file"):
+            read(image)
+    told(lambda: find_scans(tmp_path / "list.json"), "list.json: expected a scan")
+    _make(kind, tmp_path / "dicom/extra.dcm", monkeypatch)
+    refused(tmp_path / "dicom", "extra.dcm: expected a DICOM slice, found a")
 
 
 NAMES = [b"M\xfcller", b"a\nb", b"x" * 250, "Mü\u202eller 日本".encode(), b"-o", b"~root"]
@@ -752,49 +675,41 @@ NAMES = [b"M\xfcller", b"a\nb", b"x" * 250, "Mü\u202eller 日本".encode(), b"-
     [*((name, form) for name in NAMES for form in ("dicom", ".mha", ".mhd", ".nrrd", ".nii.gz")), (NAMES[0], "JPEG")],
 )
 def test_handled_any_file_name(tmp_path: Path, name: bytes, form: str) -> None:
-    image = chest((32, 32, 4))
-    folder = tmp_path / "source"
+    image, folder = chest((32, 32, 4)), tmp_path / "source"
+    target = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
     if form == "JPEG":
         write_jpeg(folder, image, form)
     else:
         write_any(folder, form, image)
-    target = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
-    if form in ("dicom", "JPEG"):
-        os.rename(folder / "series" if form == "dicom" else folder, target)
-    else:
-        os.mkdir(target)
-        os.rename(folder / f"scan{form}", os.path.join(target, os.fsdecode(name[:240]) + form))
-        if form == ".mhd":
-            os.rename(folder / "scan.raw", os.path.join(target, "scan.raw"))
+    if form.startswith("."):
+        (folder / f"scan{form}").rename(folder / (os.fsdecode(name[:240]) + form))
+    os.rename(folder / "series" if form == "dicom" else folder, target)
     (entry,) = find_scans(target)
     np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image)
-    entry["name"].encode()
-    str(ScanError(f"{target}: x")).encode()
-    assert "\n" not in str(ScanError(f"{target}: x"))
+    message = str(ScanError(f"{target}: x"))
+    assert (entry["name"] + message).encode()
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("form", [".MHA", ".Mhd", ".MHD", ".NRRD", ".Nhdr", ".NII", ".NII.GZ", ".Nii.gz"])
 def test_handled_endings_in_capitals(tmp_path: Path, form: str) -> None:
     path = write_image(tmp_path / f"scan{form.lower().replace('.nhdr', '.nrrd')}", chest())
-    path = path.rename(tmp_path / f"SCAN{form}")
     if form == ".Nhdr":
         header, data = path.read_bytes().split(b"\n\n", 1)
         path.write_bytes(header + b"\ndata file: voxels.raw.gz\n")
         (tmp_path / "voxels.raw.gz").write_bytes(data)
-    (entry,) = find_scans(tmp_path)
-    assert entry["name"] == "SCAN"
-    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, chest())
-    same_grid(path)
+    path.rename(tmp_path / f"SCAN{form}")
+    assert [entry["name"] for entry in find_scans(tmp_path)] == ["SCAN"]
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
 
 
 def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> None:
     """The file has its length, its end is zeros."""
     paths = write_series(tmp_path / "a", chest((32, 32, 12)), AXIAL)
     data = paths[4].read_bytes()
-    paths[4].write_bytes(data[:-1200] + bytes(1200))
-    refused(tmp_path / "a", "zeros in the last 18 of 32 rows", paths[4].name)
-    paths[4].write_bytes(data[:-2048] + bytes(2048))
-    refused(tmp_path / "a", "zeros in the last 32 of 32 rows", paths[4].name)
+    for size, rows in ((1200, 18), (2048, 32)):
+        paths[4].write_bytes(data[:-size] + bytes(size))
+        refused(tmp_path / "a", f"zeros in the last {rows} of 32 rows", paths[4].name)
     paths[4].write_bytes(data)
     paths[11].write_bytes(paths[11].read_bytes()[:-2048] + bytes(2048))
     assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path / "a").notes[0]
@@ -810,7 +725,7 @@ def _as_itk(path: Path) -> None:
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()
-    np.testing.assert_allclose(header.affine_lps, affine_lps, atol=1e-9)
+    np.testing.assert_allclose(header.grid.affine_ras, swap_lps_ras_affine(affine_lps), atol=1e-9)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -880,11 +795,11 @@ def test_refused_text_header_of_voxels_in_several_files_or_in_text(tmp_path: Pat
 def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra: bytes) -> None:
     """Then the header says another size than the scan has; zeros up to a block of the disk are no data."""
     path = write_image(tmp_path / f"scan{form}", chest())
-    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
-    for more in (b"\0" * 100, extra):
-        path.write_bytes(data + more if form != ".nii.gz" else gzip.compress(data + more))
-        if more != extra:
-            np.testing.assert_array_equal(read_one(path).image_hu, chest())
+    pack, unpack = (gzip.compress, gzip.decompress) if form == ".nii.gz" else (bytes, bytes)
+    data = unpack(path.read_bytes())
+    path.write_bytes(pack(data + b"\0" * 100))
+    np.testing.assert_array_equal(read_one(path).image_hu, chest())
+    path.write_bytes(pack(data + extra))
     refused(path, "truncated or damaged")
 
 
@@ -901,6 +816,9 @@ def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra
         (".mhd", b"ElementSpacing = ", b"ElementSpacing = 1 1 1\nElementSpacing = "),
         (".mhd", b"ElementSpacing = 0.6", b"ElementSpacing = -0.6"),
         (".mhd", b"ElementSpacing = 0.69999999999999996", b"ElementSpacing = nan"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996", b"ElementSpacing = 0.0007"),
+        (".mhd", b"ElementSpacing = 0.69999999999999996", b"ElementSpacing = 100"),
+        (".mhd", b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"),
         (".nrrd", b"space directions: ", b"# "),
         (".nrrd", b"space directions: (", b"spacings: nan nan nan\n# ("),
         (".nrrd", b"space directions: (", b"spacings: 0,7 0,8 1,5\n# ("),
@@ -910,11 +828,7 @@ def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra
     ],
 )
 def test_refused_text_header_that_leaves_the_voxel_size_open(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest())
-    data = path.read_bytes()
-    assert old in data
-    path.write_bytes(data.replace(old, new, 1))
-    refused_alike(path)
+    refused_alike(edited(write_image(tmp_path / f"scan{form}", chest()), (old, new)))
 
 
 def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2) -> Path:
@@ -922,8 +836,7 @@ def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: A
     header = nib.Nifti1Image(chest(), np.eye(4)).header
     header["qform_code"], header["sform_code"], header["xyzt_units"] = *codes, unit
     header["pixdim"][1:4], header["vox_offset"], header["magic"] = pixdim, 352, b"n+1"
-    for row, step in enumerate(steps):
-        header[f"srow_{'xyz'[row]}"] = [step if row == column else 0 for column in range(4)]
+    header["srow_x"], header["srow_y"], header["srow_z"] = np.eye(3, 4) * np.reshape(steps, (3, 1))
     path.write_bytes(header.binaryblock + bytes(4) + chest().tobytes(order="F"))
     return path
 
@@ -947,12 +860,10 @@ def test_refused_nifti_that_leaves_the_voxel_size_open(tmp_path: Path, fields: d
 
 
 def test_handled_nifti_whose_pixdim_is_unset_or_the_distance_of_tilted_slices(tmp_path: Path) -> None:
-    path = write_raw_nifti(tmp_path / "a.nii", codes=(0, 1), pixdim=(0, 0, 0), steps=(1.4, 1.4, 2.5))
-    volume = read_scan(path)
+    volume = read_scan(write_raw_nifti(tmp_path / "a.nii", codes=(0, 1), pixdim=(0, 0, 0), steps=(1.4, 1.4, 2.5)))
     assert spacing_mm(volume.affine_ras) == pytest.approx([1.4, 1.4, 2.5])
     assert "pixdim of the NIfTI header gives no voxel size" in volume.notes[0]
-    tilted = np.diag([1.0, 1, 2, 1])
-    tilted[1, 2] = 0.5
+    tilted = np.array([[1.0, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
     image = nib.Nifti1Image(chest(), tilted)
     image.header["pixdim"][3] = 2.0
     nib.save(image, tmp_path / "b.nii")
@@ -962,12 +873,10 @@ def test_handled_nifti_whose_pixdim_is_unset_or_the_distance_of_tilted_slices(tm
 @pytest.mark.parametrize("form", [".mhd", ".mha", ".nrrd", ".nii", ".nii.gz"])
 def test_refused_header_that_claims_a_million_million_voxels(tmp_path: Path, form: str) -> None:
     path = write_image(tmp_path / f"scan{form}", chest())
-    data = path.read_bytes() if form != ".nii.gz" else gzip.decompress(path.read_bytes())
-    if ".nii" in form:
-        data = data[:42] + np.array([32767, 32767, 1000], "<i2").tobytes() + data[48:]
-    else:
-        data = data.replace(b"9 8 12", b"10000 10000 10000")
-    path.write_bytes(data if form != ".nii.gz" else gzip.compress(data))
+    pack, unpack = (gzip.compress, gzip.decompress) if form == ".nii.gz" else (bytes, bytes)
+    dims = [np.array(size, "<i2").tobytes() for size in (SHAPE, (32767, 32767, 1000))]
+    old, new = dims if ".nii" in form else (b"9 8 12", b"10000 10000 10000")
+    path.write_bytes(pack(unpack(path.read_bytes()).replace(old, new, 1)))
     began = time.monotonic()
     refused(path, "expected at most 4294967296 voxels")
     assert time.monotonic() - began < 1
@@ -1033,7 +942,7 @@ def test_handled_any_packing_of_bits(
 def test_refused_slice_of_other_values_or_origin(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
     def change(dataset, k):
         dataset.FrameOfReferenceUID = "1.2.8"
-        change_one(**tags)(dataset, k)
+        set_tags(4, **tags)(dataset, k)
 
     write_series(tmp_path, chest(), AXIAL, change=change)
     message = refused(tmp_path, words)
@@ -1047,20 +956,14 @@ def test_handled_origin_that_some_slices_do_not_name(tmp_path: Path, tag: str) -
     assert read_one(tmp_path).image_hu.shape == SHAPE
 
 
-def test_handled_padding_above_bone_becomes_air(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "seen"), [(30000, -1024), (40, 40)])
+def test_handled_padding_above_bone_becomes_air(tmp_path: Path, value: int, seen: int) -> None:
     """Padding that looks like the body is left alone: it cannot be told from it."""
     image = chest()
-    image[7:] = 30000
-
-    def change(dataset, k):
-        dataset.PixelPaddingValue = 30000 + 4096
-
-    write_series(tmp_path / "a", image, AXIAL, change=change)
-    expected = image.copy()
-    expected[7:] = -1024
-    np.testing.assert_array_equal(read_one(tmp_path / "a").image_hu, expected)
-    write_series(tmp_path / "b", chest(), AXIAL, change=set_tags(PixelPaddingValue=40 + 4096))
-    np.testing.assert_array_equal(read_one(tmp_path / "b").image_hu, chest())
+    image[7:] = value
+    write_series(tmp_path, image, AXIAL, change=set_tags(PixelPaddingValue=value + 4096))
+    image[7:] = seen
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
 
 
 # ---- the wrong series --------------------------------------------------------------------------------------------
@@ -1129,48 +1032,37 @@ def test_damaged_headers_give_a_scan_or_a_message() -> None:
 # ---- refused at once ---------------------------------------------------------------------------------------------
 
 
-def test_refused_input_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match=r"nowhere.*found nothing there"):
-        find_scans(tmp_path / "nowhere")
-
-
-def test_refused_empty_folder(tmp_path: Path) -> None:
+def test_refused_input_that_does_not_exist_or_is_empty(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_text("no scan")
-    with pytest.raises(ScanError, match=r"expected DICOM slices or .*found none"):
-        find_scans(tmp_path)
+    told(lambda: find_scans(tmp_path / "nowhere"), "nowhere", "found nothing there")
+    told(lambda: find_scans(tmp_path), "expected DICOM slices or ", "found none")
 
 
 # ---- refused when read, so that the other scans run -----------------------------------------------------------------
 
 
 def test_refused_scans_do_not_stop_the_others(tmp_path: Path) -> None:
-    (tmp_path / "broken.nii.gz").write_bytes(b"")
     (tmp_path / "bad").mkdir()
+    (tmp_path / "broken.nii.gz").write_bytes(b"")
     (tmp_path / "bad/slice.dcm").write_bytes(b"x" * 300)
     write_series(tmp_path / "good", chest(), AXIAL)
-    entries = find_scans(tmp_path)
-    assert [entry["name"] for entry in entries] == ["broken", SERIES_UID, "slice"]
-    assert read_scan(entries[1]["image"]).image_hu.shape == SHAPE
-    for n in (0, 2):
-        with pytest.raises(ScanError, match=r"broken\.nii\.gz|slice\.dcm"):
-            read_scan(entries[n]["image"])
+    entries = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
+    assert list(entries) == ["broken", SERIES_UID, "slice"]
+    assert read_scan(entries[SERIES_UID]).image_hu.shape == SHAPE
+    for name, file in (("broken", "broken.nii.gz"), ("slice", "slice.dcm")):
+        told(lambda image=entries[name]: read_scan(image), file)
 
 
 def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for n in (1, 2):
-        write_series(
-            tmp_path / f"two/{n}", chest(), AXIAL, series_uid=f"1.2.{n}", change=set_tags(StudyInstanceUID=f"1.{n}")
-        )
-    (tmp_path / "list.json").write_text(
-        json.dumps([{"image": name} for name in ("missing.nii", "gone", "empty", "two")])
-    )
+    for n in ("1", "2"):
+        write_series(tmp_path / "two" / n, chest(), AXIAL, series_uid=n, change=set_tags(StudyInstanceUID=n))
+    (tmp_path / "list.json").write_text(json.dumps(["missing.nii", "gone", "empty", "two"]))
     entries = find_scans(tmp_path / "list.json")
     assert [entry["name"] for entry in entries] == ["missing", "item", "item-2", "item-3"]  # no folder's name
-    words = ("missing.nii: expected", "gone: expected", "found none", r"expected one scan, got 2 \(1.2.1, 1.2.2\)")
+    words = ("missing.nii: expected", "gone: expected", "found none", "expected one scan, got 2 (1, 2)")
     for entry, match in zip(entries, words, strict=True):
-        with pytest.raises(ScanError, match=match):
-            read_scan(entry["image"])
+        told(lambda image=entry["image"]: read_scan(image), match)
 
 
 def test_refused_duplicated_slice_positions(tmp_path: Path) -> None:
@@ -1202,18 +1094,18 @@ def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
         (set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "got a localizer"),
         (lambda d, k: set_raw(d, "RescaleSlope", "1,0") if k == 4 else None, "one number each"),
         (lambda d, k: setattr(d, "PixelData", d.PixelData[:-20]) if k == 3 else None, "file 021_2.dcm"),
-        (change_one(PixelData=None), "file 058_2.dcm"),
-        (change_one(ImagePositionPatient=None), "expected ImagePositionPatient, found none"),
-        (change_one(ImagePositionPatient=["1", "2"]), "expected ImagePositionPatient, found none"),
-        (change_one(ImageOrientationPatient=None), "expected ImageOrientationPatient, found none"),
-        (change_one(PixelSpacing=None), "expected PixelSpacing, found none"),
-        (change_one(PixelSpacing=["0.9", "0.7"]), "expected the pixel spacing (0.8, 0.7)"),
-        (change_one(ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), "expected the orientation (1.0, 0.0"),
-        (change_one(Rows=4), "expected the size (9, 8)"),
-        (change_one(Modality="MR"), "expected modality CT, got MR"),
-        (change_one(Modality=None), "expected modality CT, got none"),
-        (change_one(NumberOfFrames=2), "multi-frame"),
-        (change_one(PhotometricInterpretation="RGB"), "expected grey CT values"),
+        (set_tags(4, PixelData=None), "file 058_2.dcm"),
+        (set_tags(4, ImagePositionPatient=None), "expected ImagePositionPatient, found none"),
+        (set_tags(4, ImagePositionPatient=["1", "2"]), "expected ImagePositionPatient, found none"),
+        (set_tags(4, ImageOrientationPatient=None), "expected ImageOrientationPatient, found none"),
+        (set_tags(4, PixelSpacing=None), "expected PixelSpacing, found none"),
+        (set_tags(4, PixelSpacing=["0.9", "0.7"]), "expected the pixel spacing (0.8, 0.7)"),
+        (set_tags(4, ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), "expected the orientation (1.0, 0.0"),
+        (set_tags(4, Rows=4), "expected the size (9, 8)"),
+        (set_tags(4, Modality="MR"), "expected modality CT, got MR"),
+        (set_tags(4, Modality=None), "expected modality CT, got none"),
+        (set_tags(4, NumberOfFrames=2), "multi-frame"),
+        (set_tags(4, PhotometricInterpretation="RGB"), "expected grey CT values"),
     ],
 )
 def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
@@ -1223,10 +1115,8 @@ def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
 
 
 def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL, series_uid="1.2.3")
-    paths += write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
-    with pytest.raises(ScanError, match=r"expected one series, got 2: 1\.2\.3, 1\.2\.4"):
-        read_scan(paths)
+    paths = [path for uid in ("1.2.3", "1.2.4") for path in write_series(tmp_path, chest(), AXIAL, series_uid=uid)]
+    told(lambda: read_scan(paths), "expected one series, got 2: 1.2.3, 1.2.4")
 
 
 def test_refused_frames_without_places(tmp_path: Path) -> None:
@@ -1281,36 +1171,37 @@ def test_refused_mhd_whose_data_file_is_short_or_missing(tmp_path: Path) -> None
 
 def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     """Stored, not deflated, so that the damage shows in the checksum alone."""
-    path = tmp_path / "scan.nii.gz"
-    data = bytearray(gzip.compress(write_image(tmp_path / "scan.nii", chest()).read_bytes(), compresslevel=0))
+    path = write_image(tmp_path / "scan.nii", chest())
+    data = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
     data[-200] ^= 0xFF
     path.write_bytes(data)
     refused(path, "incorrect data check")
 
 
+@pytest.mark.parametrize("form", [".nii.gz", ".mha", ".nrrd"])
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         (chest()[:, :, 0], "2-D image (9 × 8)"),
         (chest()[:, :, :1], "2-D image (9 × 8 × 1)"),
-        (np.stack([chest()] * 2, axis=-1), "4 axes"),
+        (np.stack([chest()] * 2, axis=-1), "4 axes (9 × 8 × 12 × 2)"),
         (chest()[..., None, None] + np.zeros((1, 1, 1, 1, 3), np.int16), "5 axes"),
         (np.where(np.arange(12) == 3, np.nan, chest()).astype(np.float32), "NaN or infinity in 72 voxels"),
         (np.where(np.arange(12) == 3, np.inf, chest()).astype(np.float32), "NaN or infinity in 72 voxels"),
+        (np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "one number per voxel"),
     ],
-    ids=["2-D", "one-slice", "4-D", "vector", "nan", "infinity"],
+    ids=["2-D", "one-slice", "4-D", "vector", "nan", "infinity", "colour"],
 )
-def test_refused_nifti_that_is_no_volume_of_numbers(tmp_path: Path, image: npt.NDArray, words: str) -> None:
-    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii.gz")
-    refused(tmp_path / "scan.nii.gz", words)
-
-
-def test_refused_colour(tmp_path: Path) -> None:
-    colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(colour, np.eye(4)), tmp_path / "scan.nii")
-    refused(tmp_path / "scan.nii", "one number per voxel")
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(tmp_path / "scan.mha"))
-    refused(tmp_path / "scan.mha", "3 (colour or vectors)")
+def test_refused_what_is_no_volume_of_numbers(tmp_path: Path, image: npt.NDArray, words: str, form: str) -> None:
+    path = tmp_path / f"scan{form}"
+    if form == ".nii.gz":
+        nib.save(nib.Nifti1Image(image, np.eye(4)), path)
+    elif image.dtype.names:
+        colour = np.stack([image[name] for name in image.dtype.names], axis=-1)
+        sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(path))
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(image.T, isVector=False), str(path))
+    refused(path, words)
 
 
 NOISE = np.random.default_rng(0)
@@ -1328,10 +1219,7 @@ NOISE = np.random.default_rng(0)
         (np.abs(NOISE.normal(50, 10, SHAPE)).astype(np.int16), "lung or air"),
         (np.full(SHAPE, -1000, np.int16), "same value -1000"),
         (chest() - 1024, "below air"),
-        (
-            ((np.clip(chest(), -1000, 400) + 1000) / 1400 * 65535 - 32768).astype(np.int16),
-            "lung or air|below air|above",
-        ),
+        (((np.clip(chest(), -1000, 400) + 1000) / 1400 * 65535 - 32768).astype(np.int16), "HU"),
         (np.where(chest() > -400, 20000, chest()).astype(np.int16), "above 2000"),
     ],
     ids=[
@@ -1350,58 +1238,41 @@ NOISE = np.random.default_rng(0)
 )
 def test_refused_intensities_that_cannot_be_hu(tmp_path: Path, image: npt.NDArray, words: str) -> None:
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii")
-    (entry,) = find_scans(tmp_path)
-    with pytest.raises(ScanError, match=words):
-        read_scan(entry["image"])
+    refused(tmp_path / "scan.nii", words)
 
 
-@pytest.mark.parametrize("spacing", [0.0007, 100.0, np.nan])
-def test_refused_voxels_of_impossible_size(tmp_path: Path, spacing: float) -> None:
+def test_refused_modality_named_by_a_metaimage(tmp_path: Path) -> None:
     path = write_image(tmp_path / "scan.mha", chest())
-    size = f"ElementSpacing = {spacing} 1 1\n".encode()
-    path.write_bytes(
-        path.read_bytes().replace(b"DimSize", size + b"DimSize").replace(b"ElementSpacing = 0.6", b"Comment = ")
-    )
-    refused(path)
-
-
-def test_refused_modality_and_unit_named_by_a_metaimage(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.mha", chest())
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR"))
-    refused(path, "modality CT, got MR")
-    path.write_bytes(data.replace(b"NDims = 3", b"NDims = 3\nDistanceUnits = inch"))
-    refused_alike(path, "got inch")
+    refused(edited(path, (b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR")), "modality CT, got MR")
 
 
 # ---- the grid alone, from headers ------------------------------------------------------------------------------------
 
 
-def test_grid_of_a_folder_of_a_list_of_slices_and_of_one_with_a_tilt(tmp_path: Path) -> None:
-    tilted = AXIAL.copy()
-    tilted[1, 2] = 0.5
-    paths = write_series(tmp_path / "series", chest(), tilted)
+def test_grid_of_a_folder_and_of_a_list_of_slices(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "series", chest(), AXIAL)
     (tmp_path / "series/report.txt").write_text("no slice")
-    for image in (tmp_path / "series", str(tmp_path / "series"), paths, [str(path) for path in paths[::-1]]):
-        same_grid(image)
-    np.testing.assert_allclose(read_grid(paths).affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
     write_image(tmp_path / "one/scan.nrrd", chest())
-    same_grid(tmp_path / "one")
+    for image in (tmp_path / "series", str(tmp_path / "series"), [str(p) for p in paths[::-1]], tmp_path / "one"):
+        np.testing.assert_allclose(same_grid(image).affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-6)
 
 
 def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
+    affine = swap_lps_ras_affine(AXIAL)
     plain = write_image(tmp_path / "plain.nii", chest()).read_bytes()
     (tmp_path / "not_packed.nii.gz").write_bytes(plain)
     (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
-    nib.save(nib.Nifti2Image(chest(), swap_lps_ras_affine(AXIAL)), tmp_path / "second.nii.gz")
-    big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")
-    nib.save(nib.Nifti1Image(chest(), swap_lps_ras_affine(AXIAL), big_endian), tmp_path / "big.nii")
     quaternion = nib.Nifti1Image(chest(), None)
-    quaternion.set_qform(swap_lps_ras_affine(AXIAL), 1)
-    nib.save(quaternion, tmp_path / "quaternion.nii")
-    nib.save(nib.Nifti1Image(chest(), None), tmp_path / "neither.nii")
-    for name in ("not_packed.nii.gz", "packed.nii", "second.nii.gz", "big.nii", "quaternion.nii", "neither.nii"):
-        same_grid(tmp_path / name)
+    quaternion.set_qform(affine, 1)
+    big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")
+    for name, image in (
+        ("second.nii.gz", nib.Nifti2Image(chest(), affine)),
+        ("big.nii", nib.Nifti1Image(chest(), affine, big_endian)),
+        ("quaternion.nii", quaternion),
+    ):
+        nib.save(image, tmp_path / name)
+    for path in tmp_path.iterdir():
+        np.testing.assert_allclose(same_grid(path).affine_ras, affine, atol=1e-5)
 
 
 def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
@@ -1413,39 +1284,29 @@ def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
 
 
 def test_refused_grid_of_nothing(tmp_path: Path) -> None:
-    refused_alike(tmp_path / "missing.nii", "missing.nii", "check the path")
-    refused_alike([tmp_path / "missing.dcm"], "missing.dcm", "check the path")
-    refused_alike([], "an empty list")
-    (tmp_path / "empty").mkdir()
-    refused_alike(tmp_path / "empty", "found none")
     paths = write_series(tmp_path / "series", chest(), AXIAL)
     paths[3].unlink()
-    refused_alike(paths, paths[3].name, "no such file")
-
-
-def test_refused_grid_of_a_folder_with_two_scans(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.nii", chest())
-    write_image(tmp_path / "b.mha", chest())
-    refused_alike(tmp_path, "expected one scan, got 2 (a, b)")
-
-
-@pytest.mark.parametrize("form", [".mha", ".nrrd"])
-def test_refused_itk_image_that_is_no_volume(tmp_path: Path, form: str) -> None:
-    flat, film = tmp_path / f"flat{form}", tmp_path / f"film{form}"
-    sitk.WriteImage(sitk.GetImageFromArray(chest()[:, :, 0].T), str(flat))
-    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(chest().T)] * 2), str(film))
-    refused_alike(flat, "2-D image (9 × 8)")
-    refused_alike(film, "4 axes (9 × 8 × 12 × 2)")
+    (tmp_path / "empty").mkdir()
+    for name in ("a.nii", "b.mha"):
+        write_image(tmp_path / "two" / name, chest())
+    for image, words in (
+        (tmp_path / "two", ("expected one scan, got 2 (a, b)",)),
+        (tmp_path / "missing.nii", ("missing.nii", "check the path")),
+        ([tmp_path / "missing.dcm"], ("missing.dcm", "check the path")),
+        ([], ("an empty list",)),
+        (tmp_path / "empty", ("found none",)),
+        (paths, (paths[3].name, "no such file")),
+    ):
+        refused_alike(image, *words)
 
 
 @pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0), (0, 0, 100)])
 def test_refused_grid_with_unusable_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
-    affine = np.eye(4)
+    affine = np.eye(4, dtype="<f4")
     affine[:3, 2] = column
     path = write_image(tmp_path / "scan.nii", chest())
-    data = bytearray(path.read_bytes())
-    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z of the NIfTI-1 header
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(data[:280] + affine[:3].tobytes() + data[328:])  # srow_x, srow_y, srow_z of the NIfTI-1 header
     refused_alike(path, "three independent axes")
 
 
@@ -1464,33 +1325,19 @@ def test_meta_survives_a_dataloader(tmp_path: Path) -> None:
     write_image(tmp_path / "b.nii.gz", chest())
     entries = find_scans(tmp_path)
     scans = [scan for batch in DataLoader(load(entries), batch_size=1) for scan in decollate_batch(batch)]
-    assert [scan["name"] for scan in scans] == ["b", SERIES_UID]
     for scan, entry in zip(scans, entries, strict=True):
         volume, image = read_scan(entry["image"]), scan["image"]
-        assert tuple(image.shape) == (1, *SHAPE)
-        np.testing.assert_array_equal(image[0].numpy(), volume.image_hu)
-        np.testing.assert_array_equal(image.affine.numpy(), volume.affine_ras)
-        np.testing.assert_array_equal(image.meta["original_affine"], volume.affine_ras)
+        np.testing.assert_array_equal(image.numpy(), volume.image_hu[None])
+        for affine in (image.affine.numpy(), image.meta["original_affine"]):
+            np.testing.assert_array_equal(affine, volume.affine_ras)
         assert image.meta["spatial_shape"].tolist() == list(SHAPE)
         assert image.meta["facts"] == volume.facts
         assert image.meta["notes"].splitlines() == list(volume.notes)
-        assert tuple(file for file in image.meta["source_files"].split(FILE_SEPARATOR) if file) == volume.source_files
-        assert scan["notes"] == entry["notes"]
-        assert image.meta["filename_or_obj"] == str(
-            entry["image"] if isinstance(entry["image"], str) else entry["image"][0]
-        )
+        assert tuple(filter(None, image.meta["source_files"].split(FILE_SEPARATOR))) == volume.source_files
+        assert (scan["name"], scan["notes"]) == (entry["name"], entry["notes"])
+        assert image.meta["filename_or_obj"] == str(np.ravel(entry["image"])[0])
     assert len(scans[1]["image"].meta["notes"].splitlines()) == 2  # tilted and thick
     assert scans[0]["image"].meta["source_files"] == ""  # no DICOM
-
-
-def test_world_positions_survive_orientation(tmp_path: Path) -> None:
-    image = chest()
-    image[1, 2, 3] = 3000
-    (entry,) = find_scans(write_image(tmp_path / "scan.nrrd", image))
-    scan = Orientationd("image", axcodes="RAS", labels=None)(load([entry])[0])["image"]
-    (found,) = np.argwhere(scan[0].numpy() == 3000)
-    expected = swap_lps_ras(apply_affine(AXIAL, (1, 2, 3)))
-    np.testing.assert_allclose(apply_affine(scan.affine.numpy(), found), expected, atol=1e-9)
 
 
 def test_refused_scan_is_not_read_by_another_reader_of_monai(tmp_path: Path) -> None:
@@ -1498,10 +1345,7 @@ def test_refused_scan_is_not_read_by_another_reader_of_monai(tmp_path: Path) -> 
     (entry,) = find_scans(write_image(tmp_path / "scan.nii", chest() + 2000))
     with pytest.raises(RuntimeError) as caught:
         load([entry])[0]
-    error = user_error_in(caught.value)
-    assert error is not None
-    assert "lung or air" in str(error)
-    assert user_error_in(ValueError("other")) is None
+    assert "lung or air" in str(user_error_in(caught.value))
 
 
 def test_reader_knows_its_files(tmp_path: Path) -> None:
@@ -1541,13 +1385,13 @@ def test_refused_mask_of_other_than_whole_numbers(tmp_path: Path, form: str, val
 
 def test_refused_mask_that_is_no_image_file(tmp_path: Path) -> None:
     write_series(tmp_path / "dicom", chest(), AXIAL)
-    with pytest.raises(ScanError, match="dicom: expected a mask in one file"):
-        read_labels(tmp_path / "dicom")
-    with pytest.raises(ScanError, match="found no such file"):
-        read_labels(tmp_path / "mask.nii")
-    (tmp_path / "mask.nii").write_bytes(b"damaged")
-    with pytest.raises(ScanError, match="got a truncated or damaged file"):
-        read_labels(tmp_path / "mask.nii")
+    (tmp_path / "bad.nii").write_bytes(b"damaged")
+    for name, words in (
+        ("dicom", "dicom: expected a mask in one file"),
+        ("mask.nii", "found no such file"),
+        ("bad.nii", "got a truncated or damaged file"),
+    ):
+        told(lambda path=tmp_path / name: read_labels(path), words)
 
 
 READERS = {"image": ScanReader(), "mask": LabelReader()}
@@ -1576,18 +1420,15 @@ def real(name: str) -> Path:
 
 
 def test_real_lidc_scan_has_its_nodule_where_the_annotation_says() -> None:
-    folder = real("scans/LIDC-IDRI-0001")
-    (entry,) = find_scans(folder)
+    (entry,) = find_scans(real("scans/LIDC-IDRI-0001"))
     start = time.process_time()
     volume = read_scan(entry["image"])
-    assert time.process_time() - start < 3  # 0.4 s
-    assert volume.image_hu.shape == (512, 512, 133)
+    assert time.process_time() - start < 3  # 0.5 s
     np.testing.assert_allclose(spacing_mm(volume.affine_ras), (0.703125, 0.703125, 2.5))
-    voxel = apply_affine(np.linalg.inv(volume.affine_ras), swap_lps_ras((56.2, 86.3, -115.9)))
-    i, j, k = np.rint(voxel).astype(int)
+    i, j, k = np.rint(volume.grid.voxels((56.2, 86.3, -115.9))).astype(int)
     assert -50 < volume.image_hu[i - 2 : i + 3, j - 2 : j + 3, k].mean() < 200
     assert volume.image_hu[511 - i, j, k] < -700  # the other lung: left is not right
-    assert volume.notes == ()
+    assert (volume.image_hu.shape, volume.notes) == ((512, 512, 133), ())
     assert volume.facts["Slice thickness"] == "2.5 mm"
 
 

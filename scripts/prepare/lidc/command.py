@@ -12,16 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ...core.commands import OptionError
+from ...core.errors import refuse
 from ...core.files import remove_abandoned, writable_folder
-from ...core.geometry import apply_affine, swap_lps_ras_affine
+from ...core.geometry import swap_lps_ras_affine
 from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
 from ...read.scan import Grid, ScanError, Volume
-from ..datalists import LeftOut, refuse_if_strict
-from .masks import SliceTable
-from .nodules import find_findings, group_readings
-from .outputs import fingerprint, read_scan_record, write_datalists, write_scan, write_tables
+from ..datalists import LeftOut, refuse_if_strict, write_folds
+from .nodules import SliceTable, find_findings, group_readings
+from .outputs import fingerprint, fold_of, read_scan_record, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
 from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
 
@@ -51,34 +51,35 @@ def lidc(
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
-    if not source.is_dir():
-        raise OptionError(f"--dicom_dir {source}: expected a folder, found none; check the path")
-    if folds < 2:
-        raise OptionError(f"--folds: expected a whole number of at least 2, got {folds}; choose another")
-    if selection not in SELECTIONS:
-        raise OptionError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
+    refuse(
+        OptionError,
+        (not source.is_dir(), f"--dicom_dir {source}: expected a folder, found none; check the path"),
+        (folds < 2, f"--folds: expected a whole number of at least 2, got {folds}; choose another"),
+        (
+            selection not in SELECTIONS,
+            f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one",
+        ),
+    )
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
-    if strict:
-        _refuse(download.notices)
+    _refuse(download.notices, strict)
     records = _prepare_all(download, output, strict=strict)
     items = _selected(records, selection, download.notices)
     _report(download.notices)
     write_tables(output, items, download.notices)
-    if not items:
-        raise LidcError(
-            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
-        )
-    for fold, (training, validation) in enumerate(write_datalists(output, items, folds)):
-        logger.info("dataset_fold%d.json: %d scans to train on, %d to validate with", fold, training, validation)
+    why = f"expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
+    refuse(LidcError, (not items, f"{source}: {why}"))
+    for path in output.glob("dataset_fold*.json"):  # an earlier run may have had more of them
+        if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
+            path.unlink()
+    write_folds(output, range(folds), [(fold_of(item["patient"], folds), item) for item in items])
     patients = {item["patient"] for item in items}
     logger.info("%s: %d scans, %d nodules, %d patients", output, len(items), count_nodules(items), len(patients))
 
 
-def _refuse(notices: Sequence[Notice]) -> None:
-    """End where something is to be skipped."""
-    skipped = [notice for notice in notices if notice.outcome == SKIPPED]
-    refuse_if_strict([LeftOut(one.reason, one.subject) for one in skipped], strict=True)
+def _refuse(notices: Sequence[Notice], strict: bool) -> None:
+    """End, if asked to, where something is to be skipped."""
+    refuse_if_strict([LeftOut(one.reason, one.subject) for one in notices if one.outcome == SKIPPED], strict)
 
 
 def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict[str, Any]]:
@@ -91,8 +92,7 @@ def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict
         except (LidcError, ScanError) as error:
             reason = "unusable scan" if isinstance(error, ScanError) else "readings do not fit the scan"
             download.notices.append(series.notice(SKIPPED, reason, str(error)))
-            if strict:
-                _refuse(download.notices)
+            _refuse(download.notices, strict)
     return records
 
 
@@ -113,11 +113,9 @@ def prepare_series(series: CtSeries, download: Download, folder: Path, mark: str
 
 def slice_table(series: CtSeries, grid: Grid) -> SliceTable:
     """Where each slice of a series lies on its grid."""
-    affine_lps = swap_lps_ras_affine(grid.affine_ras)
-    to_voxel = np.linalg.inv(affine_lps)
     positions = {one.sop_uid: one.position_lps_mm for one in series.slices if one.position_lps_mm}
-    places = {uid: (round(float(apply_affine(to_voxel, place)[2])), place) for uid, place in positions.items()}
-    return SliceTable(places, grid.shape, affine_lps)
+    places = {uid: (round(float(grid.voxels(place)[2])), place) for uid, place in positions.items()}
+    return SliceTable(places, grid.shape, swap_lps_ras_affine(grid.affine_ras))
 
 
 def _is_alone(series: CtSeries, download: Download) -> bool:
@@ -165,22 +163,18 @@ def lidc_xml(path: str) -> None:
     Raises:
         LidcError: no XML, or files that cannot be read (all are named).
     """
-    series: dict[str, SeriesReadings] = {}
-    found: Counter[str] = Counter()
+    found: list[SeriesReadings | None] = []
     damaged = []
     for source, content in tqdm(xml_files(Path(path).resolve()), desc="XML", unit="file", mininterval=1.0):
         try:
-            parsed = parse_xml(content, source)
+            found.append(parse_xml(content, source))
         except LidcError as error:
             damaged.append(str(error))
-            continue
-        found["of radiographs" if parsed is None else "of CT"] += 1
-        if parsed is not None:
-            series[parsed.series_uid] = parsed
-    for line in count_lines(found["of CT"], found["of radiographs"], list(series.values())):
+    series = {one.series_uid: one for one in found if one}
+    for line in count_lines(len(found) - found.count(None), found.count(None), list(series.values())):
         logger.info("%s", line)
-    if damaged or not found:
-        raise LidcError("\n".join(damaged) or f"{path}: expected XML files, found none; check the path")
+    fault = "\n".join(damaged) or f"{path}: expected XML files, found none; check the path"
+    refuse(LidcError, (damaged or not found, fault))
 
 
 def count_lines(files: int, radiographs: int, series: Sequence[SeriesReadings]) -> list[str]:

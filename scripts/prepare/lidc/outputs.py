@@ -19,8 +19,7 @@ from ...core.geometry import FloatArray, apply_affine, spacing_mm
 from ...core.labels import IGNORED, NODULE
 from ...core.nifti import write_nifti
 from ...read.scan import Grid, Volume
-from .masks import ReaderMasks
-from .nodules import OUTLINED, Finding, instance_mask
+from .nodules import OUTLINED, Finding, ReaderMasks, instance_mask
 from .readings import RATINGS
 from .scans import CtSeries, Notice
 
@@ -118,27 +117,6 @@ def _write_reader_masks(path: Path, masks: ReaderMasks, affine_ras: FloatArray) 
 def fold_of(patient: str, folds: int) -> int:
     """The fold that validates a patient: by a hash of the PatientID, so it never depends on what else is there."""
     return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % folds
-
-
-def write_datalists(output: Path, items: Sequence[Mapping[str, Any]], folds: int) -> list[tuple[int, int]]:
-    """Write ``dataset_fold0.json`` …, each with all items: those of its own patients under ``validation``.
-
-    Datalists of further folds, from an earlier run with more of them, are removed.
-
-    Returns:
-        Scans to train on and to validate with, by fold.
-    """
-    paths = [output / f"dataset_fold{fold}.json" for fold in range(folds)]
-    for path in set(output.glob("dataset_fold*.json")) - set(paths):
-        path.unlink()
-    counts = []
-    for fold, path in enumerate(paths):
-        parts: dict[str, list[Mapping[str, Any]]] = {"training": [], "validation": []}
-        for item in items:
-            parts["validation" if fold_of(item["patient"], folds) == fold else "training"].append(item)
-        write_json(path, parts)
-        counts.append((len(parts["training"]), len(parts["validation"])))
-    return counts
 
 
 def write_tables(output: Path, items: Sequence[Mapping[str, Any]], notices: Sequence[Notice]) -> None:

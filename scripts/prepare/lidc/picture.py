@@ -5,13 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
-
 from ...core.files import read_record
-from ...core.geometry import apply_affine, swap_lps_ras
 from ...read.instances import labels_of, on_grid
 from ...read.reader import read_scan
-from ...read.scan import Grid
 from ...report.slices import View, draw_slices
 from .outputs import RECORD
 from .readings import LidcError
@@ -41,15 +37,13 @@ def lidc_picture(prepared_dir: str, output: str, name: str = "", nodule: int = 1
         raise LidcError(f"{root}: expected a prepared scan {name}, found none; run the command lidc first")
     item = read_record(records[0])["item"]
     scan = read_scan(str(root / item["image"]))
-    grid = Grid(scan.image_hu.shape, scan.affine_ras)
-    mask = on_grid(labels_of(root / item["mask"]), grid) == nodule
+    mask = on_grid(labels_of(root / item["mask"]), scan.grid) == nodule
     if not mask.any():
         raise LidcError(f"{item['name']}: expected a nodule with the mask value {nodule}, got none; name another")
     outlines = [(mask, OURS, "solid")]
     if reference:
-        outlines.append((on_grid(labels_of(reference), grid) > 0, REFERENCE, "dashed"))
-    centre_ras_mm = swap_lps_ras(item["nodules"][nodule - 1]["centre_lps_mm"])
-    centre = apply_affine(np.linalg.inv(scan.affine_ras), centre_ras_mm).tolist()
+        outlines.append((on_grid(labels_of(reference), scan.grid) > 0, REFERENCE, "dashed"))
+    centre = scan.grid.voxels(item["nodules"][nodule - 1]["centre_lps_mm"]).tolist()
     views = [View(2), *(View(axis, HALF_WIDTH_MM) for axis in (2, 1, 0))]
     draw_slices(Path(output), scan.image_hu, scan.affine_ras, centre, views, outlines, (12, 3))
     logger.info("%s written", output)

@@ -23,6 +23,7 @@ from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.path import Path
 from scipy import ndimage
 
 from ..datalists import PrepareError
@@ -254,23 +255,12 @@ def cut(inside: Mask, corner: Pixels) -> tuple[Pixels, Mask]:
 
 def _interior(points: Pixels, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
     """Pixels strictly inside a closed polygon (odd number of crossings), and those on its line: two ``[I, J]`` bool."""
-    line = np.zeros(shape, dtype=bool)
+    line, interior = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    line[tuple(points.T)] = True
     step = np.roll(points, -1, axis=0) - points
-    pieces = np.maximum(np.gcd(*np.abs(step.T)), 1)  # an edge runs through this many pixels' centres
-    edge, nth = _numbered(pieces)
-    line[tuple((points[edge] + nth[:, None] * step[edge] // pieces[edge, None]).T)] = True
-    # A ray along i from a pixel in row j crosses an edge with one end after row j and one not after it.
-    edge, nth = _numbered(np.abs(step[:, 1]))
-    (i0, j0), (across, along) = points[edge].T, step[edge].T
-    rows = np.minimum(j0, j0 + along) + nth
-    crossing = i0 - (j0 - rows) * across // along  # rounded up: the pixels before it see the edge
-    count = np.zeros((shape[0] + 1, shape[1]), dtype=np.int64)
-    np.add.at(count, (crossing, rows), 1)
-    beyond = count[::-1].cumsum(axis=0)[::-1][1:]
-    return (beyond % 2 == 1) & ~line, line
-
-
-def _numbered(counts: Pixels) -> tuple[Pixels, Pixels]:
-    """Each index as often as its count says, and which of its repetitions it is."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces = np.gcd(*np.abs(step.T))  # an edge runs through this many pixels' centres
+    for edge in np.flatnonzero(pieces > 1):
+        nth = np.arange(pieces[edge])[:, None]
+        line[tuple((points[edge] + nth * step[edge] // pieces[edge]).T)] = True
+    interior[~line] = Path(points).contains_points(np.argwhere(~line))
+    return interior, line

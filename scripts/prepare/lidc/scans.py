@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -109,20 +109,24 @@ class CtSeries:
 
 @dataclass
 class Download:
-    """What was found: series to prepare by UID, notices, and which DICOM series each folder holds."""
+    """What was found.
+
+    Attributes:
+        series: to prepare, by UID.
+        notices: lines of the summary table.
+        folders: which DICOM series each of them holds.
+        damaged: DICOM files that cannot be read.
+        others: of series that are no CT, by UID.
+        segmentations: nodules in each file, by the CT series that they are in.
+        ratings: of segments.
+    """
 
     series: dict[str, CtSeries] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
     folders: dict[Path, set[str]] = field(default_factory=dict)
-
-
-@dataclass
-class _Found:
-    """What a walk finds beside CT series, before pairing."""
-
     damaged: list[Path] = field(default_factory=list)
-    others: dict[str, Notice] = field(default_factory=dict)  # by series
-    segmentations: dict[str, dict[Path, list[SegmentKey]]] = field(default_factory=dict)  # by CT series
+    others: dict[str, Notice] = field(default_factory=dict)
+    segmentations: dict[str, dict[Path, list[SegmentKey]]] = field(default_factory=dict)
     ratings: Ratings = field(default_factory=dict)
 
 
@@ -136,17 +140,17 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
     Returns:
         Series with readings; every other thing is a notice.
     """
-    download, found = Download(), _Found()
+    download = Download()
     with lenient:
         paths = slice_files(list(files_below(dicom_dir)))
         for path in tqdm(paths, desc="headers", unit="file", mininterval=1.0):
-            _sort_file(path, download, found)
-    _spread_damaged(download, found.damaged)
-    download.notices += [notice for _, notice in sorted(found.others.items())]
+            _sort_file(path, download)
+    _spread_damaged(download)
+    download.notices += [notice for _, notice in sorted(download.others.items())]
     files = chain(xml_files(dicom_dir), xml_files(xml) if xml else ())
     from_xml = _xml_sources(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
     _pair(download, "XML", from_xml)
-    objects = {uid: [_objects(uid, own, found.ratings)] for uid, own in found.segmentations.items()}
+    objects = {uid: [_objects(uid, own, download.ratings)] for uid, own in download.segmentations.items()}
     _pair(download, "segmentations", {uid: own for uid, own in objects.items() if uid not in from_xml})
     _leave_unread(download)
     return download
@@ -173,15 +177,14 @@ def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise LidcError(f"{source}: expected a zip archive, got a damaged one ({error}); copy it again") from error
 
 
-def _sort_file(path: Path, download: Download, found: _Found) -> None:
+def _sort_file(path: Path, download: Download) -> None:
     try:
         header = read_dicom(path, _TAGS)
+        uid, modality, patient = (str(header.get(tag, "")) for tag in ("SeriesInstanceUID", "Modality", "PatientID"))
+        if not _UID.fullmatch(uid):  # it names a folder of the output
+            raise ScanError(f"{path}: expected a SeriesInstanceUID, got none; copy it again.")
     except ScanError:
-        found.damaged.append(path)
-        return
-    uid, modality, patient = (str(header.get(tag, "")) for tag in ("SeriesInstanceUID", "Modality", "PatientID"))
-    if not _UID.fullmatch(uid):  # it names a folder of the output
-        found.damaged.append(path)
+        download.damaged.append(path)
         return
     download.folders.setdefault(path.parent, set()).add(uid)
     try:
@@ -193,22 +196,22 @@ def _sort_file(path: Path, download: Download, found: _Found) -> None:
         elif modality == "SEG":
             ct_uid, keys = nodule_keys(header, path)
             if keys:
-                found.segmentations.setdefault(ct_uid, {})[path] = keys
+                download.segmentations.setdefault(ct_uid, {})[path] = keys
             else:
                 download.notices.append(Notice(SKIPPED, "segmentation without nodules", source=str(path)))
         elif modality == "SR":
-            found.ratings.update(read_ratings(path))
+            download.ratings.update(read_ratings(path))
         else:
             reason = f"wrong modality: {modality or 'none'} instead of CT"
-            found.others.setdefault(uid, Notice(SKIPPED, reason, uid, patient, str(path.parent)))
+            download.others.setdefault(uid, Notice(SKIPPED, reason, uid, patient, str(path.parent)))
     except LidcError as error:
         reason = f"unusable {'segmentation' if modality == 'SEG' else 'report'}"
         download.notices.append(Notice(SKIPPED, reason, source=str(path), detail=str(error)))
 
 
-def _spread_damaged(download: Download, damaged: Sequence[Path]) -> None:
+def _spread_damaged(download: Download) -> None:
     """A damaged file may be a slice of any series beside it: each of them is then refused, never silently short."""
-    for path in damaged:
+    for path in download.damaged:
         beside = [download.series[uid] for uid in download.folders.get(path.parent, ()) if uid in download.series]
         for series in beside:
             series.slices.append(Slice(path))
@@ -229,12 +232,9 @@ def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict
             download.notices.append(Notice(SKIPPED, "wrong modality: XML of a radiograph", source=name))
             continue
         digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
-        sources.setdefault(parsed.series_uid, []).append(Source((name,), digest, partial(_same, parsed)))
+        source = Source((name,), digest, partial(replace, parsed))
+        sources.setdefault(parsed.series_uid, []).append(source)
     return sources
-
-
-def _same(readings: SeriesReadings) -> SeriesReadings:
-    return readings
 
 
 def _objects(uid: str, own: dict[Path, list[SegmentKey]], ratings: Ratings) -> Source:
@@ -265,13 +265,14 @@ def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> No
 def _leave_unread(download: Download) -> None:
     """Drop series without readings, each with a notice, and say which patients have several series."""
     told = {notice.series_uid for notice in download.notices}
-    for uid, series in sorted(download.series.items()):
-        if series.source is None:
-            download.notices += [series.notice(SKIPPED, "series without readings")] if uid not in told else []
-            del download.series[uid]
     patients: dict[str, list[CtSeries]] = {}
-    for _, series in sorted(download.series.items()):
-        patients.setdefault(series.patient, []).append(series)
+    for uid, series in sorted(download.series.items()):
+        if series.source is not None:
+            patients.setdefault(series.patient, []).append(series)
+            continue
+        del download.series[uid]
+        if uid not in told:
+            download.notices.append(series.notice(SKIPPED, "series without readings"))
     for _, own in sorted(patients.items()):
         detail = f"{len(own)} series, in the same fold"
         several = own if len(own) > 1 else []

@@ -64,11 +64,11 @@ def read_ratings(path: Path) -> Ratings:
     found: Ratings = {}
     with _damage_told(path):
         for group in _containers(read_dicom(path)):
-            items = [(item.get("ValueType"), item) for item in group.ContentSequence]
-            ratings = dict(rating for kind, item in items if kind == "CODE" for rating in _rating(item))
-            for key in (
-                [key for kind, item in items if kind == "IMAGE" for key in _segment_keys(item)] if ratings else []
-            ):
+            codes, images = (
+                [item for item in group.ContentSequence if item.get("ValueType") == kind] for kind in ("CODE", "IMAGE")
+            )
+            ratings = dict(rating for item in codes for rating in _rating(item))
+            for key in [key for item in images for key in _segment_keys(item)] if ratings else []:
                 found.setdefault(key, {}).update(ratings)
     return found
 
