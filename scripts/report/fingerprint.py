@@ -69,14 +69,10 @@ class Fingerprint:
         """What differs, in words, this one's value first; none for equal fingerprints."""
         if not other.input_digest:
             return ["it does not say what it was made from"]
-        same_input = self.input_digest == other.input_digest
-        found = [] if same_input else ["other input files, or files changed since"]
-        for mine, theirs in ((self.model, other.model), (self.settings, other.settings)):
-            ours, stored = plain(mine), plain(theirs)
-            for key in sorted({*ours, *stored}):
-                if key not in ours or key not in stored or ours[key] != stored[key]:
-                    found.append(f"{key} {_shown(ours.get(key))} now, {_shown(stored.get(key))} there")
-        return found
+        found = [] if self.input_digest == other.input_digest else ["other input files, or files changed since"]
+        ours, stored = (plain({**one.model, **one.settings}) for one in (self, other))
+        changed = [key for key in sorted({*ours, *stored}) if ours.get(key, ...) != stored.get(key, ...)]
+        return found + [f"{key} {_shown(ours.get(key))} now, {_shown(stored.get(key))} there" for key in changed]
 
 
 def _shown(value: Any) -> str:

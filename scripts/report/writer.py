@@ -139,36 +139,28 @@ class ResultWriter:
             OutputError: see :meth:`finished`, or the disk is full; nothing is left half-written.
             BusyError, OtherClaimError: another process searches this scan, or another one of its name.
         """
-        name, target = result.name, self.folder(result.name)
+        name, target, made_from = result.name, self.folder(result.name), Fingerprint.of_result(result)
         self.claims.take(name, result.input_digest)
         try:
-            self.finished(name, Fingerprint.of_result(result))
+            self.finished(name, made_from)
             with beside(target) as folder:
                 folder.mkdir()
-                self._fill(folder, result)
+                names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
                 with self.claims.lock():
-                    self._put_in_place(folder, result)
+                    if not self.claims.holds(name):
+                        raise OutputError(
+                            f"{target}: expected a scan that this run alone searches, got one that another run took "
+                            "over, since this one stood still too long. Search it again."
+                        )
+                    self.finished(name, made_from)  # something else may have come to stand there meanwhile
+                    put_in_place(folder, target)
+                    if self.predictions is not None:
+                        self.predictions.update()
         except OSError as error:
             raise output_error(target, "a result folder that can be written", error) from error
         finally:
             self.claims.release(name)
         logger.info("%s: %d nodules, written to %s", name, len(result.nodules), target)
         return target
-
-    def _fill(self, folder: Path, result: ScanResult) -> None:
-        names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
-        if len(set(names)) < len(names):
-            raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
-
-    def _put_in_place(self, folder: Path, result: ScanResult) -> None:
-        """Make a folder the scan's result unless something else has come to stand there since the search began."""
-        target = self.folder(result.name)
-        if not self.claims.holds(result.name):
-            raise OutputError(
-                f"{target}: expected a scan that this run alone searches, got one that another run took over, since "
-                "this one stood still too long. Search it again."
-            )
-        self.finished(result.name, Fingerprint.of_result(result))
-        put_in_place(folder, target)
-        if self.predictions is not None:
-            self.predictions.update()
