@@ -80,7 +80,7 @@ class SlicerLabels:
             OutputError: the file cannot be written.
         """
         colours = matplotlib.colormaps["tab10"].resampled(10)  # in turn
-        labels = [(0, "background", (0, 0, 0))]
+        labels: list[tuple[int, str, Any]] = [(0, "background", (0, 0, 0))]
         labels += [(n.label, nodule_name(n), colours((n.label - 1) % 10, bytes=True)[:3]) for n in result.nodules]
         text = self.header
         for label, name, (red, green, blue) in labels:

@@ -204,22 +204,19 @@ def _group(
     nodule: Nodule, algorithm: sr.AlgorithmIdentification, source: SourceSeries, segment: tuple[Dataset, Dataset] | None
 ) -> Any:
     """The measurement group of one nodule; ``segment``: the Segmentation, and its item of this nodule."""
-    place = nodule.location
-    hint = "" if nodule.measurement is None else nodule.measurement.type_hint
+    place, measured = nodule.location, nodule.measurement
+    side, level = (_SIDES[place.side], _LEVELS[place.level]) if place else (None, None)
+    hints = [_TEXTURES[measured.type_hint]] if measured else []
     common: dict[str, Any] = {
         "tracking_identifier": sr.TrackingIdentifier(
             uid=_new_uid() if segment is None else segment[1].TrackingUID, identifier=_tracking_id(nodule.label)
         ),
         "finding_category": codes.SCT.MorphologicallyAbnormalStructure,
         "finding_type": codes.SCT.Nodule,
-        "finding_sites": [
-            sr.FindingSite(codes.SCT.Lung, place and _SIDES.get(place.side), place and _LEVELS.get(place.level))
-        ],
+        "finding_sites": [sr.FindingSite(codes.SCT.Lung, side, level)],
         "algorithm_id": algorithm,
         "measurements": _measurements(nodule),
-        "qualitative_evaluations": [
-            sr.QualitativeEvaluation(_TEXTURE, texture) for name, texture in _TEXTURES.items() if name == hint
-        ],
+        "qualitative_evaluations": [sr.QualitativeEvaluation(_TEXTURE, hint) for hint in hints],
     }
     if segment is None:
         nearest = source.slices[min(max(round(nodule.centre_voxel[2]), 0), len(source.slices) - 1)]

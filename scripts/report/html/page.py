@@ -98,7 +98,7 @@ class HtmlReport:
         def stacks(one: Finding) -> tuple[Stack, Stack, Stack]:
             """Asked for one by one, so that few pictures are in memory; a weaker finding has no slices to scroll."""
             label, pictures = (one.number, pictures_per_view(len(found))) if one.nodule else (0, 1)
-            sizes = {"label": label, "pictures": pictures, "long_axis_mm": one.size_mm}
+            sizes: dict[str, Any] = {"label": label, "pictures": pictures, "long_axis_mm": one.size_mm}
             return close_ups(result, one.detection, LUNG_WINDOW, CLOSE_UP_MM, **sizes)
 
         return render_page(
