@@ -56,16 +56,12 @@ class FinishedResults:
             self._met.add(name)
             raise
         with contextlib.ExitStack() as claim:
-            claim.callback(self.release, name)
+            claim.callback(self.writer.claims.release, name)  # left to other processes
             mine = Fingerprint(digest, self.model, self.settings)
             if self.writer.finished(name, mine, is_new=name in self._met):
                 return self.writer.folder(name)
             claim.pop_all()  # it stays this process's
             return None
-
-    def release(self, name: str) -> None:
-        """Leave a scan to other processes."""
-        self.writer.claims.release(name)
 
 
 class ScanStream(IterableDataset):
@@ -94,7 +90,7 @@ class ScanStream(IterableDataset):
         self.ahead, self.finished = int(ahead), finished
         self._left: list[Any] = []  # items that another process searches
         if isinstance(finished, FinishedResults):
-            log.when_failed = finished.release
+            log.when_failed = finished.writer.claims.release
 
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:

@@ -256,7 +256,7 @@ class TestNodulesJson:
         nodule = whole["nodules"][0]
         wrong = [("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})]
         wrong += [("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)]
-        broken = [({**nodule, name: value}, "") for name, value in wrong]
+        broken = [({**nodule, name: value}, ".") for name, value in wrong]
         broken += [({key: nodule[key] for key in nodule if key != name}, f"'{name}' is a required") for name in nodule]
         records = [({**whole, "nodules": [one]}, said) for one, said in broken]
         records += [({key: whole[key] for key in whole if key != name}, f"'{name}' is a required") for name in whole]
