@@ -60,7 +60,18 @@ class SlicerMarkups:
             "coordinateSystem": "LPS",
             "coordinateUnits": "mm",
             "locked": True,
-            "controlPoints": [_point(nodule) for nodule in result.nodules],
+            "controlPoints": [
+                {
+                    "id": str(nodule.label),
+                    "label": nodule_name(nodule),
+                    "position": candidate_record(nodule.detection)["centre_lps_mm"],
+                    "selected": True,
+                    "locked": True,
+                    "visibility": True,
+                    "positionStatus": "defined",
+                }
+                for nodule in result.nodules
+            ],
             "display": {"visibility": True, "pointLabelsVisibility": True, "propertiesLabelVisibility": False},
         }
         return write_json(folder / self.filename, {"@schema": MARKUPS_SCHEMA, "markups": [points]}, indent=2)
@@ -102,15 +113,3 @@ def nodule_name(nodule: Nodule) -> str:
     detection = nodule.detection
     probability = shown_probability(detection.probability)
     return f"nodule {nodule.label} ({probability}, {detection.diameter_mm:.1f} mm)"
-
-
-def _point(nodule: Nodule) -> dict[str, Any]:
-    return {
-        "id": str(nodule.label),
-        "label": nodule_name(nodule),
-        "position": candidate_record(nodule.detection)["centre_lps_mm"],
-        "selected": True,
-        "locked": True,
-        "visibility": True,
-        "positionStatus": "defined",
-    }

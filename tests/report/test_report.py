@@ -47,7 +47,7 @@ from scripts.report import (
 )
 from scripts.report.html.overview import lungs_picture, overview
 from scripts.report.html.page import AxialSlices, pictures_per_view, weaker_candidates
-from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups
+from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups, data_uri
 from scripts.report.html.render import shown_probability
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
 
@@ -539,7 +539,7 @@ class TestPictures:
         for stack in stacks(result, mm=60):
             picture = stack.middle
             assert (picture.width_mm, picture.grey.shape) == (width_mm, (pixels, pixels))
-            assert len(stack.data_uri) < 30_000
+            assert len(data_uri(stack.pictures)) < 30_000
             if diameter_mm == 20:  # the other reaches beyond the scan
                 assert _outline_box(picture.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
                 assert picture.outline.endswith("Z")
@@ -615,7 +615,7 @@ class TestOverview:
         np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], [x_mm, y_mm], atol=0.7)
 
     def test_it_is_small(self) -> None:
-        assert len(overview(self.ball()).picture.data_uri) < 60_000
+        assert len(data_uri([overview(self.ball()).picture])) < 60_000
 
 
 def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:

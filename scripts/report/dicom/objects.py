@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,9 @@ _TEXTURES = {
 }
 _SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 _LEVELS = {"upper": codes.SCT.Superior, "middle": codes.SCT.Intermediate, "lower": codes.SCT.Inferior}
+
+
+_new_uid = partial(generate_uid, prefix=None)  # 2.25 and a random UUID (PS3.5, B.2)
 
 
 class Device(NamedTuple):
@@ -262,11 +266,6 @@ def _no_findings(algorithm: sr.AlgorithmIdentification) -> Any:
         algorithm_id=algorithm,
         qualitative_evaluations=[summary],
     )
-
-
-def _new_uid() -> UID:
-    """A UID of its own, 2.25 and a random UUID (PS3.5, B.2)."""
-    return generate_uid(prefix=None)
 
 
 def _tracking_id(label: int) -> str:

@@ -88,11 +88,6 @@ class Picture:
     outline: str = ""
     other_outlines: str = ""
 
-    @property
-    def data_uri(self) -> str:
-        """The picture as WebP inside a ``data:`` URI."""
-        return _data_uri(self.grey)
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -109,11 +104,6 @@ class Stack:
     @property
     def middle(self) -> Picture:
         return self.pictures[len(self.pictures) // 2]
-
-    @property
-    def data_uri(self) -> str:
-        """All pictures, one below the other, as WebP inside a ``data:`` URI."""
-        return _data_uri(np.concatenate([picture.grey for picture in self.pictures]))
 
 
 @dataclass(frozen=True)
@@ -278,8 +268,10 @@ class _Block:
         return tuple(map(slice, low.tolist(), high.tolist()))
 
 
-def _data_uri(grey: GreyImage) -> str:
+def data_uri(pictures: Sequence[Picture]) -> str:
+    """Pictures of one width, one below the other, as WebP inside a ``data:`` URI."""
     buffer = io.BytesIO()
+    grey = np.concatenate([picture.grey for picture in pictures])
     Image.fromarray(grey).save(buffer, format="WEBP", quality=_QUALITY, method=_WEBP_EFFORT)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
