@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,6 @@ class ScanStream(IterableDataset):
             return None
 
 
-def one_scan(items: Sequence[Any]) -> Any:
-    """What the data loader makes of a batch of one item: the item, nothing is copied."""
-    (item,) = items
-    return item
-
-
 class ScanLoader(DataLoader):
     """Hands over one scan a time, as the stream prepares them.
 
@@ -164,4 +159,4 @@ class ScanLoader(DataLoader):
 
     def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:
         dataset.ahead = max(dataset.ahead, num_workers)
-        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=one_scan)
+        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=itemgetter(0))  # nothing is copied

@@ -1,6 +1,6 @@
 """What a user gets per scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, pages, DICOM objects."""
 
-from .dicom import DicomReport, DicomSegmentation
+from .dicom.writers import DicomReport, DicomSegmentation
 from .html.index import RunIndex
 from .html.page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
 from scripts.infer import RefusedScansError, RunLog, ScanEvaluator, ScanLoader, ScanStream, WriteResultd, bundle_facts
-from scripts.infer.stream import one_scan
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
 from scripts.read.reader import ScanReader, find_scans, read_scan
@@ -209,7 +209,7 @@ def _search(
     evaluator = ScanEvaluator(
         log=log,
         device=torch.device("cpu"),
-        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=one_scan),
+        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=itemgetter(0)),
         network=nn.Identity(),
         inferer=inferer,
         postprocessing=postprocessing,

@@ -26,8 +26,7 @@ from scripts.core.records import Detection, Location, Nodule, ScanResult
 from scripts.decode.measurements import measure
 from scripts.phantom.files import write_dicom_series
 from scripts.read.reader import find_scans, read_scan
-from scripts.report import NodulesJson, ResultWriter
-from scripts.report.dicom import DicomReport, DicomSegmentation
+from scripts.report import DicomReport, DicomSegmentation, NodulesJson, ResultWriter
 from scripts.report.dicom.objects import frames
 from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series
 
