@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -9,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
 
 
 def run_inference(source: Path, output: Path, **overrides: Any) -> None:
@@ -47,6 +51,29 @@ def command(
         timeout=900,
         check=False,
     )
+
+
+def run(task: str, *configs: str, **options: Any) -> str:
+    """What a command that must succeed prints: a task of the configurations laid over each other."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    result = command(task, "--config_file", str(list(configs)), *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def candidates(output: Path) -> np.ndarray:
+    """``[N, 4]`` x, y, z (LPS mm) and probability of all candidates of a run."""
+    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [[float(r[c]) for c in ("coordX", "coordY", "coordZ", "probability")] for r in csv.DictReader(file)]
+    return np.array(rows).reshape(-1, 4)
+
+
+def assert_found(expected: npt.ArrayLike, found: np.ndarray, *, apart_mm: float, apart: float) -> None:
+    """Each of some candidates is among others, at most so far from them, with much the same probability."""
+    for *centre, probability in np.asarray(expected):
+        away_mm = np.linalg.norm(found[:, :3] - centre, axis=1)
+        assert away_mm.min() < apart_mm
+        assert abs(found[away_mm.argmin(), 3] - probability) <= apart
 
 
 def nodules(output: Path, name: str) -> list[dict[str, Any]]:

@@ -60,30 +60,6 @@ def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
     return torch.from_numpy(labels[tuple(cells.T.numpy())]).long() - 1
 
 
-def _mean_of_groups(values: Tensor, group: Tensor) -> Tensor:
-    """Mean ``[G, C]`` of the rows ``[P, C]`` of each group; every group 0 … G − 1 has a row."""
-    counts = torch.bincount(group)
-    sums = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add(0, group, values)
-    return sums / counts[:, None]
-
-
-def _proposals(pred: Tensor, voxel_mm: FloatArray, *, stride: int, threshold: float, peak_size: int) -> Tensor:
-    """What the peaks propose: ``[G, 5]`` float64, as :func:`decode_candidates` takes its arguments.
-
-    Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
-    """
-    logits = pred[NODULE_LOGIT]
-    cells = _peak_cells(logits, peak_size, threshold)
-    here = tuple(cells.T)
-    group = _plateaus(cells.cpu(), logits.shape, peak_size)
-    positions_mm = (cells.cpu() * stride + (stride - 1) / 2.0) * torch.from_numpy(voxel_mm)
-    centres_mm = positions_mm + pred[OFFSET_MM][(slice(None), *here)].T.double().cpu()
-    columns = [logits[here][:, None].double().cpu(), centres_mm, pred[LOG_DIAMETER][here][:, None].double().cpu()]
-    proposals = _mean_of_groups(torch.cat(columns, dim=1), group)
-    proposals[:, 4] = proposals[:, 4].exp().clamp(0.0, LARGEST_DIAMETER_MM)
-    return proposals
-
-
 def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
     """Non-maximum suppression, all overlaps computed at once: as MONAI's, which computes them box by box.
 
@@ -106,54 +82,20 @@ def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
     return kept
 
 
-def decode_candidates(
-    pred: Tensor,
-    affine: FloatArray,
-    *,
-    stride: int,
-    threshold: float,
-    peak_size: int,
-    top_k: int,
-    nms_overlap: float,
-    smallest_diameter_mm: float = 0.0,
-) -> list[Detection]:
+class DecodeCandidatesd(Transform):
     """Pick the peaks of one scan's maps.
 
+    Reads ``pred`` ``[5 + M, I, J, K]`` (see metadata.json) and the affine of ``image``; writes ``candidates`` (list of
+    :class:`..core.records.Detection`) by falling probability; may be empty. Neighbouring peaks of equal height are one
+    candidate, at the mean of the centres they propose and the geometric mean of their diameters.
+
     Args:
-        pred: ``[5 + M, I, J, K]``, see metadata.json.
-        affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
         stride: input voxels per cell.
         threshold: smallest probability kept.
         peak_size: a cell is a peak when none is larger in this odd cube of cells around it.
         top_k: most candidates kept, before NMS.
         nms_overlap: IoU of bounding cubes above which the weaker of two candidates goes.
         smallest_diameter_mm: candidates below leave, before NMS.
-
-    Returns:
-        Candidates by falling probability; may be empty. Neighbouring peaks of equal height are one candidate, at the
-        mean of the centres they propose and the geometric mean of their diameters.
-    """
-    proposals = _proposals(pred, spacing_mm(affine), stride=stride, threshold=threshold, peak_size=peak_size)
-    proposals = proposals[proposals[:, 4] >= smallest_diameter_mm]
-    proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[:top_k]]
-    half_mm = proposals[:, 4:] / 2.0
-    cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
-    proposals = proposals[strongest_of_overlapping(cubes, nms_overlap)]
-    world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine))
-    probabilities = torch.sigmoid(proposals[:, 0])
-    return [
-        Detection((x, y, z), diameter_mm, probability)
-        for (x, y, z), diameter_mm, probability in zip(
-            world.tolist(), proposals[:, 4].tolist(), probabilities.tolist(), strict=True
-        )
-    ]
-
-
-class DecodeCandidatesd(Transform):
-    """Graph component around :func:`decode_candidates`.
-
-    Reads ``pred`` ``[C, I, J, K]`` and the affine of ``image``; writes ``candidates`` (list of
-    :class:`..core.records.Detection`). Arguments as there.
     """
 
     def __init__(
@@ -168,20 +110,41 @@ class DecodeCandidatesd(Transform):
     ) -> None:
         if peak_size < 1 or peak_size % 2 == 0:
             raise ValueError(f"peak_size: expected an odd number of cells, got {peak_size}")
-        self.settings: dict[str, Any] = {
-            "stride": stride,
-            "threshold": threshold,
-            "peak_size": peak_size,
-            "top_k": top_k,
-            "nms_overlap": nms_overlap,
-            "smallest_diameter_mm": smallest_diameter_mm,
-        }
+        self.stride, self.threshold, self.peak_size, self.top_k = stride, threshold, peak_size, top_k
+        self.nms_overlap, self.smallest_diameter_mm = nms_overlap, smallest_diameter_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        affine = np.asarray(item["image"].affine, dtype=np.float64)
-        item["candidates"] = decode_candidates(torch.as_tensor(item["pred"]), affine, **self.settings)
-        return item
+        affine = np.asarray(data["image"].affine, dtype=np.float64)
+        proposals = self._proposals(torch.as_tensor(data["pred"]), spacing_mm(affine))
+        proposals = proposals[proposals[:, 4] >= self.smallest_diameter_mm]
+        proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[: self.top_k]]
+        half_mm = proposals[:, 4:] / 2.0
+        cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
+        proposals = proposals[strongest_of_overlapping(cubes, self.nms_overlap)]
+        world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine)).tolist()
+        diameters_mm, probabilities = proposals[:, 4].tolist(), torch.sigmoid(proposals[:, 0]).tolist()
+        found = [
+            Detection((x, y, z), diameter_mm, probability)
+            for (x, y, z), diameter_mm, probability in zip(world, diameters_mm, probabilities, strict=True)
+        ]
+        return {**data, "candidates": found}
+
+    def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Tensor:
+        """What the peaks propose: ``[G, 5]`` float64, a row for each plateau.
+
+        Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
+        """
+        logits = pred[NODULE_LOGIT]
+        cells = _peak_cells(logits, self.peak_size, self.threshold)
+        rows = pred[(slice(LOG_DIAMETER + 1), *cells.T)].T.double().cpu()
+        cells = cells.cpu()
+        rows[:, OFFSET_MM] += (cells * self.stride + (self.stride - 1) / 2.0) * torch.from_numpy(voxel_mm)
+        group = _plateaus(cells, logits.shape, self.peak_size)
+        counts = torch.bincount(group)
+        proposals = torch.zeros(len(counts), rows.shape[1], dtype=rows.dtype).index_add(0, group, rows)
+        proposals /= counts[:, None]
+        proposals[:, LOG_DIAMETER] = proposals[:, LOG_DIAMETER].exp().clamp(0.0, LARGEST_DIAMETER_MM)
+        return proposals
 
 
 class DropOutsideLungsd(Transform):
@@ -199,19 +162,13 @@ class DropOutsideLungsd(Transform):
         self.margin_mm = margin_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        distance = item["lung_distance_mm"]
-        distance_mm = np.asarray(distance[0])
-        to_voxel = np.linalg.inv(np.asarray(distance.affine, dtype=np.float64))
-        kept = [c for c in item["candidates"] if self._is_near(c, distance_mm, to_voxel)]
-        item["outside_lungs"] = len(item["candidates"]) - len(kept)
-        item["candidates"] = kept
-        return item
-
-    def _is_near(self, candidate: Detection, distance_mm: FloatArray, to_voxel: FloatArray) -> bool:
-        voxel = apply_affine(to_voxel, candidate.centre_ras_mm)
+        candidates: list[Detection] = data["candidates"]
+        distance_mm = np.asarray(data["lung_distance_mm"][0], dtype=np.float64)
+        to_voxel = np.linalg.inv(np.asarray(data["lung_distance_mm"].affine, dtype=np.float64))
+        voxels = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in candidates], (-1, 3)))
         last = np.array(distance_mm.shape) - 1
-        if (voxel < -1.5).any() or (voxel > last + 1.5).any():  # the border voxels end half a voxel farther out
-            return False
-        i, j, k = np.clip(np.round(voxel).astype(int), 0, last).tolist()
-        return float(distance_mm[i, j, k]) <= self.margin_mm
+        i, j, k = np.clip(np.round(voxels).astype(int), 0, last).T
+        # The border voxels end half a voxel farther out.
+        near = (distance_mm[i, j, k] <= self.margin_mm) & ((voxels >= -1.5) & (voxels <= last + 1.5)).all(axis=1)
+        kept = [one for one, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
+        return {**data, "candidates": kept, "outside_lungs": len(candidates) - len(kept)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
-from ..core.geometry import FloatArray, Point, apply_affine, spacing_mm
+from ..core.geometry import Point, apply_affine, spacing_mm
 from ..core.records import LUNG_SIDES, Location, Nodule, SearchRegion, Side
 
 WINDPIPE_MM2 = 300.0  # no lung is cut where less is seen; an apex is wider a slice below its tip
@@ -25,7 +25,13 @@ def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location |
     found = [side for side in LUNG_SIDES if region.lung(side).any()]
     cells = {side: apply_affine(region.affine_ras, np.argwhere(region.lung(side))) for side in found}
     ends = {side: _ends_mm(region, side) for side in found}
-    return [_locate(np.array(centre), cells, ends) for centre in centres_ras_mm]
+    places: list[Location | None] = []
+    for centre in centres_ras_mm:
+        side = min(found, key=lambda name: float(np.linalg.norm(cells[name] - centre, axis=1).min()))
+        foot_mm, head_mm = ends[side]
+        share = (centre[2] - foot_mm) / max(head_mm - foot_mm, 1.0)
+        places.append(Location(side, "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper"))
+    return places
 
 
 def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
@@ -39,15 +45,6 @@ def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
     return float(heights[0]), float(heights[1])
 
 
-def _locate(
-    centre_ras_mm: FloatArray, cells_ras_mm: dict[Side, FloatArray], ends_mm: dict[Side, tuple[float, float]]
-) -> Location:
-    side = min(cells_ras_mm, key=lambda name: float(np.linalg.norm(cells_ras_mm[name] - centre_ras_mm, axis=1).min()))
-    foot_mm, head_mm = ends_mm[side]
-    share = (centre_ras_mm[2] - foot_mm) / max(head_mm - foot_mm, 1.0)
-    return Location(side, "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper")
-
-
 class LocateNodulesd(Transform):
     """Graph component around :func:`locate`: say of each nodule where it lies.
 
@@ -55,10 +52,7 @@ class LocateNodulesd(Transform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        nodules: list[Nodule] = item["nodules"]
-        places = locate([nodule.detection.centre_ras_mm for nodule in nodules], SearchRegion.of(item))
-        item["nodules"] = [
-            dataclasses.replace(nodule, location=place) for nodule, place in zip(nodules, places, strict=True)
-        ]
-        return item
+        nodules: list[Nodule] = data["nodules"]
+        places = locate([nodule.detection.centre_ras_mm for nodule in nodules], SearchRegion.of(data))
+        located = [dataclasses.replace(nodule, location=place) for nodule, place in zip(nodules, places, strict=True)]
+        return {**data, "nodules": located}

@@ -18,7 +18,7 @@ from monai.transforms import Transform
 from scipy import ndimage
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.errors import SettingError
 from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm
 from ..core.records import Detection, Nodule
 from ..network.blocks import mask_on_voxels
@@ -56,23 +56,14 @@ def logits_at(
     return np.asarray(read.reshape(voxels.shape[:-1]))
 
 
-def _voxel_positions(box: Box, affine: FloatArray) -> FloatArray:
-    """World positions of the voxels of a box: ``[I, J, K, 3]``, mm."""
-    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
-    return apply_affine(affine, grid)
-
-
 def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
     """The connected piece at a fractional voxel, or the nearest one within ``reach`` voxels (per axis); maybe none."""
-    labels, count = ndimage.label(inside)
-    if count == 0:
-        return np.zeros_like(inside)
-    voxels = np.argwhere(labels)
+    labels, _ = ndimage.label(inside)
+    voxels = np.argwhere(inside)
     apart = np.linalg.norm((voxels - centre) / np.maximum(reach, 1.0), axis=1)
-    nearest = int(apart.argmin())
-    if apart[nearest] > 1.0:
+    if apart.min(initial=np.inf) > 1.0:
         return np.zeros_like(inside)
-    return np.asarray(labels == labels[tuple(voxels[nearest])])
+    return np.asarray(labels == labels[tuple(voxels[apart.argmin()])])
 
 
 @dataclass(frozen=True)
@@ -115,7 +106,8 @@ def outline_at(
     cut = float(np.log(settings.mask_threshold / (1.0 - settings.mask_threshold)))
     reach_mm = detection.diameter_mm / 2.0
     box = box_around(scan_affine, taken.shape, detection.centre_ras_mm, reach_mm + settings.margin_mm)
-    logits = logits_at(mask_logits, affine, _voxel_positions(box, scan_affine), settings.stride)
+    world = apply_affine(scan_affine, np.stack([*np.mgrid[box]], axis=-1))
+    logits = logits_at(mask_logits, affine, world, settings.stride)
     centre = apply_affine(np.linalg.inv(scan_affine), detection.centre_ras_mm) - [s.start for s in box]
     return box, piece_at((logits > cut) & (taken[box] == 0), centre, reach_mm / spacing_mm(scan_affine))
 
@@ -145,12 +137,11 @@ def outline_nodules(
     for detection in detections:
         i, j, k = apply_affine(from_world, detection.centre_ras_mm).tolist()
         nearest = np.clip(np.round([i, j, k]).astype(int), 0, np.array(scan_hu.shape) - 1)
-        if instances[tuple(nearest)]:
-            continue
-        box, inside = outline_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
-        label = len(nodules) + 1
-        instances[box][inside] = label
-        nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
+        if not instances[tuple(nearest)]:
+            box, inside = outline_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
+            label = len(nodules) + 1
+            instances[box][inside] = label
+            nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
     return nodules, instances
 
 
@@ -181,10 +172,6 @@ def outline_given(
     return instances
 
 
-class ThresholdError(UserError, ValueError):
-    """A threshold that is no probability."""
-
-
 class OutlineNodulesd(Transform):
     """Graph component around :func:`outline_nodules`.
 
@@ -199,18 +186,17 @@ class OutlineNodulesd(Transform):
     def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
         for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
             if not 0.0 < value < 1.0:
-                raise ThresholdError(f"{name}: expected a probability between 0 and 1, got {value}")
+                raise SettingError(f"{name}: expected a probability between 0 and 1, got {value}")
         self.threshold, self.settings = threshold, OutlineSettings(stride, mask_threshold, margin_mm)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        scan = item["scan"]
-        item["nodules"], item["mask"] = outline_nodules(
-            [c for c in item["candidates"] if c.probability >= self.threshold],
-            torch.as_tensor(item["pred"])[MASK_LOGITS],
-            np.asarray(item["image"].affine, dtype=np.float64),
+        scan = data["scan"]
+        nodules, mask = outline_nodules(
+            [c for c in data["candidates"] if c.probability >= self.threshold],
+            torch.as_tensor(data["pred"])[MASK_LOGITS],
+            np.asarray(data["image"].affine, dtype=np.float64),
             np.asarray(scan.as_tensor()[0]),
             np.asarray(scan.affine, dtype=np.float64),
             settings=self.settings,
         )
-        return item
+        return {**data, "nodules": nodules, "mask": mask}

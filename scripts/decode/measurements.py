@@ -61,12 +61,8 @@ def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
     across = slice_axis(affine)
     in_plane = [axis for axis in range(3) if axis != across]
     steps_mm = np.asarray(affine, dtype=np.float64)[:3, in_plane]
-    best = (0.0, 0.0)
     slices = np.moveaxis(inside, across, 0)
-    for number in np.flatnonzero(slices.any(axis=(1, 2))):
-        points = _edge_points_mm(np.argwhere(slices[number]), steps_mm)
-        best = max(best, _axes_mm(points))
-    return best
+    return max(_axes_mm(_edge_points_mm(np.argwhere(one), steps_mm)) for one in slices if one.any())
 
 
 def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> NoduleType:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core.errors import UserError
+from ..core.errors import DataError
 from ..network.checkpoint import load_weights, save_weights
 from ..network.compact import CompactNet
 from ..network.config import TRAIN, network_in
 
 logger = logging.getLogger(__name__)
-
-
-class CalibrationError(UserError, ValueError):
-    """A calibration that cannot be used."""
 
 
 def calibrate(*, checkpoint: str, operating: str, output: str, config_file: Sequence[str] = (TRAIN,)) -> None:
@@ -46,33 +42,27 @@ def read_calibration(operating: str) -> tuple[float, float]:
     """Slope and intercept in an evaluation's ``operating.json``.
 
     Raises:
-        CalibrationError: no such file, or without usable ones.
+        DataError: no such file, or without usable ones.
     """
     try:
         record: Any = json.loads(Path(operating).read_text(encoding="utf-8"))["calibration"]
         slope, intercept = float(record["slope"]), float(record["intercept"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CalibrationError(
+        raise DataError(
             f"{operating}: expected the operating.json of an evaluation with true and false candidates, got "
             f"{type(error).__name__}: {error}; run the evaluation on scans with nodules first."
         ) from error
     if not slope > 0.0:
-        raise CalibrationError(f"{operating}: expected a slope above 0, got {slope:g}; evaluate the weights again.")
+        raise DataError(f"{operating}: expected a slope above 0, got {slope:g}; evaluate the weights again.")
     return slope, intercept
 
 
 def apply_calibration(network: Any, slope: float, intercept: float) -> None:
     """Fold a line into the network's heads, in place: the nodule logit is the first channel of each."""
-    with torch.no_grad():
-        for rows in _nodule_logit_rows(network):
-            rows *= slope
-        network.detect.bias[0] += intercept
-
-
-def _nodule_logit_rows(network: Any) -> Iterator[torch.Tensor]:
-    """The parts of weights and biases that write the nodule logit."""
-    for parameter in network.detect.parameters():
-        yield parameter[:1]
+    rows = [parameter[:1] for parameter in network.detect.parameters()]
     if isinstance(network, CompactNet):
-        for parameter in network.coarse.parameters():
-            yield parameter[: network.stride**3]
+        rows += [parameter[: network.stride**3] for parameter in network.coarse.parameters()]
+    with torch.no_grad():
+        for row in rows:
+            row *= slope
+        network.detect.bias[0] += intercept

@@ -26,10 +26,6 @@ SCORED = ("predictions.csv", "annotations.csv", "annotations_excluded.csv", "ser
 OWN_SETTINGS = ("datalists", "output_dir", "checkpoint", "val_interval")  # what the command itself sets
 
 
-class FoldError(UserError, RuntimeError):
-    """A fold that could not be trained or scored."""
-
-
 def cross_validate(
     *,
     datalists: Sequence[str],
@@ -139,7 +135,7 @@ def _run(
     """Run a graph of the bundle in a process of its own.
 
     Raises:
-        FoldError: it failed; it has said why.
+        UserError: it failed; it has said why.
     """
     options = {"config_file": str(list(configs)), "datalists": str([str(datalist)]), **own, **settings}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -147,7 +143,7 @@ def _run(
         [sys.executable, "-m", "monai.bundle", "run", task, *words], cwd=CONFIGS.parent, check=False
     )
     if result.returncode:
-        raise FoldError(
+        raise UserError(
             f"{datalist}: expected the {task} of this fold to succeed, got exit status {result.returncode}; what it "
             "said stands above. Correct it and give the same command again: what is finished is kept."
         )

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..core.files import read_csv
-from ..read.discovery import IMAGE_SUFFIXES
+from ..read.discovery import is_image_file, scan_stem
 from .tables import SERIES_COLUMN, TableError
 
 FOLD_COLUMN = "fold"
@@ -30,18 +29,24 @@ def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
         inside = sorted(p for p in files[0].iterdir() if not p.name.startswith("."))
         files = [p for p in inside if p.suffix == ".json"] or [p for p in inside if p.is_dir()] or files
     folds: dict[str, list[str]] = {}
+    first: dict[str, str] = {}  # the fold of each series
     for file in files:
         for name, uids in _read_one(file).items():
             if name in folds:
                 raise TableError(f"{file}: expected a fold of its own, got {name} again; name every fold once")
             folds[name] = sorted(set(uids))
-    _check_apart(folds)
+            for uid in folds[name]:
+                if uid in first:
+                    raise TableError(
+                        f"series {uid}: expected in one fold, got it in {first[uid]} and {name}; check --folds"
+                    )
+                first[uid] = name
     return folds
 
 
 def _read_one(path: Path) -> dict[str, list[str]]:
     if path.is_dir():
-        folds = {path.name: [_uid(p.name) for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)]}
+        folds = {path.name: [scan_stem(p) for p in path.iterdir() if is_image_file(p)]}
     elif not path.is_file():
         raise TableError(f"{path}: expected a CSV, a datalist or a folder of folds, got nothing; check --folds")
     else:
@@ -62,35 +67,12 @@ def _from_csv(path: Path) -> dict[str, list[str]]:
 
 
 def _from_datalist(path: Path) -> dict[str, list[str]]:
+    """The series UID of an item is its name where it has one, otherwise that of its image."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {path.stem: [_uid_of_item(item) for item in content["validation"]]}
-    except (ValueError, KeyError, TypeError) as error:
+        items = json.loads(path.read_text(encoding="utf-8"))["validation"]
+        return {path.stem: [str(item.get("name") or scan_stem(Path(str(item["image"])))) for item in items]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TableError(
             f"{path}: expected a datalist with a list 'validation' of items with an image, got something else "
             f"({type(error).__name__}: {error}); give one datalist for each fold"
         ) from error
-
-
-def _uid_of_item(item: dict[str, Any]) -> str:
-    """The series UID of a datalist's item: its name where it has one, otherwise that of its image."""
-    return str(item["name"]) if "name" in item else _uid(Path(str(item["image"])).name)
-
-
-def _uid(file_name: str) -> str:
-    """A file name without the ending of an image; the dots of a UID stay."""
-    for suffix in IMAGE_SUFFIXES:
-        if file_name.lower().endswith(suffix):
-            return file_name[: -len(suffix)]
-    return file_name
-
-
-def _check_apart(folds: dict[str, list[str]]) -> None:
-    first: dict[str, str] = {}
-    for name, uids in folds.items():
-        for uid in uids:
-            if uid in first:
-                raise TableError(
-                    f"series {uid}: expected in one fold, got it in {first[uid]} and {name}; check --folds"
-                )
-            first[uid] = name

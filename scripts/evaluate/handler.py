@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 
 from ..core.files import writable_folder, write_csv, write_json
 from ..core.geometry import swap_lps_ras
-from ..metrics import FrocMetric, OutlineMetric, OutlineScores, ScoredScan
+from ..metrics import FrocMetric, OutlineMetric, ScoredScan
 from .operating import summary, write_operating
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System
@@ -49,11 +49,7 @@ class SaveEvaluation:
         self.resampling = Resampling(resamples, seed)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self._save)
-
-    def _save(self, _: Engine) -> None:
-        if idist.get_rank() == 0 and self.metric.matches is not None:
-            self.write()
+        engine.add_event_handler(Events.COMPLETED, idist.one_rank_only()(self.write))
 
     def write(self) -> System:
         """Write the files of the metric's last run.
@@ -72,21 +68,15 @@ class SaveEvaluation:
         system = System("predictions", score, scans_without_candidates=empty)
         write_evaluation(folder, [system])
         operating = write_operating(folder, score.froc, self.metric.matches, named, self.resampling)
-        if self.outlines is not None and self.outlines.scores is not None:
-            write_outlines(folder, self.outlines.scores)
         logger.info("%s\n%s", folder / "froc.json", "\n".join([text_table([system]), *scan_lists(system)]))
         logger.info("%s\n%s", folder / "operating.json", "\n".join(summary(operating)))
+        if self.outlines is not None and self.outlines.scores is not None:
+            record, missing = self.outlines.scores.to_dict(), self.outlines.scores.without_reference
+            path = write_json(folder / "outlines.json", record)
+            logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
+            if missing:
+                logger.warning("%d nodules have no outline in the reference masks: not scored", missing)
         return system
-
-
-def write_outlines(folder: Path, scores: OutlineScores) -> Path:
-    """Write ``outlines.json`` and log its summary; see docs/evaluation.md for the three settings."""
-    record = scores.to_dict()
-    path = write_json(folder / "outlines.json", record)
-    logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
-    if scores.without_reference:
-        logger.warning("%d nodules have no outline in the reference masks: not scored", scores.without_reference)
-    return path
 
 
 def _outline_lines(summary: dict[str, Any]) -> list[str]:
@@ -104,10 +94,9 @@ def _write_tables(folder: Path, scans: dict[str, ScoredScan]) -> None:
     found = [(name, *one.centre_lps_mm, one.probability) for name, scan in scans.items() for one in scan.detections]
     write_csv(folder / "predictions.csv", [LUNA16_COLUMNS, *found])
     write_csv(folder / "seriesuids.csv", [(name,) for name in scans])
-    rows: dict[bool, list[tuple[object, ...]]] = {True: [], False: []}
-    for name, (_, truth) in scans.items():
-        centres_lps_mm = swap_lps_ras(truth.centres_ras_mm).tolist()
-        for centre, diameter_mm, wanted in zip(centres_lps_mm, truth.diameters_mm, truth.is_nodule, strict=True):
-            rows[bool(wanted)].append((name, *centre, float(diameter_mm)))
-    write_csv(folder / "annotations.csv", [FINDING_COLUMNS, *rows[True]])
-    write_csv(folder / "annotations_excluded.csv", [FINDING_COLUMNS, *rows[False]])
+    for table, wanted in (("annotations", True), ("annotations_excluded", False)):
+        rows: list[tuple[object, ...]] = [FINDING_COLUMNS]
+        for name, (_, truth) in scans.items():
+            findings = zip(swap_lps_ras(truth.centres_ras_mm), truth.diameters_mm, truth.is_nodule, strict=True)
+            rows += [(name, *centre.tolist(), float(d)) for centre, d, kind in findings if bool(kind) == wanted]
+        write_csv(folder / f"{table}.csv", rows)

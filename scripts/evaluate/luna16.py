@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from ..core.commands import OptionError
 from ..core.files import writable_folder
-from ..metrics import UNKNOWN_SCAN
 from .folds import read_folds
 from .outputs import scan_lists, text_table, write_evaluation
-from .system import Reference, Resampling, System, evaluate, with_folds
-from .tables import Table, pooled, read_findings, read_results, read_series_uids
+from .system import Reference, Resampling, evaluate
+from .tables import Table, no_rows, pooled, read_findings, read_results, read_series_uids
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +53,23 @@ def luna16(
         )
     folder = writable_folder(output_dir)
     reference = _reference(annotations, series_uids, excluded, folds)
-    tables = {name: read_results(path) for name, path in zip(_names(results), results, strict=True)}
+    tables: dict[str, Table] = {}
+    for path in results:
+        stem = Path(path).stem
+        names = chain([stem], (f"{stem}-{n}" for n in count(2)))  # equal file names stay apart
+        tables[next(name for name in names if name not in tables)] = read_results(path)
     if pool:
         tables = {"pooled": pooled(list(tables.values()))}
-    systems = []
-    for name, table in tables.items():
-        _say(table)
-        systems.append(evaluate(name, table, reference, Resampling(resamples, seed)))
+    for table in tables.values():
+        _warn_of(table)
+    systems = [evaluate(name, table, reference, Resampling(resamples, seed)) for name, table in tables.items()]
     written = write_evaluation(folder, systems)
     print(text_table(systems))
-    _report(systems)
+    for system in systems:
+        for line in scan_lists(system):
+            logger.warning("%s", line)
+        if system.pooled.froc.cpm is None:
+            logger.warning("%s: sensitivity and CPM are undefined: there is no nodule to find", system.name)
     logger.info("written: %s", ", ".join(map(str, written)))
 
 
@@ -71,48 +78,28 @@ def _reference(annotations: str, series_uids: str, excluded: str, folds: Sequenc
     uids, repeats = read_series_uids(series_uids)
     if repeats:
         logger.warning("%s: %d rows repeat a series; each scan counts once", series_uids, repeats)
-    others = read_findings(excluded) if excluded else None
-    if others is None:
+    if not excluded:
         logger.warning("no --excluded: candidates on findings that are no LUNA16 nodules count as false positives")
-    reference = Reference.of(uids, read_findings(annotations), others)
-    unlisted = int((reference.findings.scans == UNKNOWN_SCAN).sum())
+    nodules, others = read_findings(annotations), read_findings(excluded) if excluded else no_rows(Path(annotations))
+    listed = set(uids)
+    unlisted = sum(uid not in listed for uid in (*nodules.series_uids, *others.series_uids))
     if unlisted:
         logger.warning("%d findings belong to series that are not in %s; not counted", unlisted, series_uids)
-    if not folds:
-        return reference
-    reference, foreign, left = with_folds(reference, read_folds(folds))
+    given = read_folds(folds)
+    kept = {name: [uid for uid in members if uid in listed] for name, members in given.items()}
+    foreign = sum(map(len, given.values())) - sum(map(len, kept.values()))
+    left = len(listed) - sum(map(len, kept.values())) if folds else 0
     if foreign:
         logger.warning("%d series of the folds are not in %s; not counted", foreign, series_uids)
     if left:
         logger.warning("%d scans of %s are in no fold; they count in the pooled result only", left, series_uids)
-    return reference
+    return Reference(uids, nodules, others, kept)
 
 
-def _say(table: Table) -> None:
+def _warn_of(table: Table) -> None:
     """Warn of results that are scored but were perhaps not meant so."""
     if not len(table.values):
         logger.warning("%s: no candidates, so every sensitivity and the CPM are 0", table.path)
     outside = int(((table.values < 0.0) | (table.values > 1.0)).sum())
     if outside:
         logger.warning("%s: %d probabilities outside 0 to 1; only their order counts", table.path, outside)
-
-
-def _report(systems: Sequence[System]) -> None:
-    for system in systems:
-        for line in scan_lists(system):
-            logger.warning("%s", line)
-        if system.pooled.froc.cpm is None:
-            logger.warning("%s: sensitivity and CPM are undefined: there is no nodule to find", system.name)
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """File names without ending; equal ones get -2, -3, …."""
-    names: list[str] = []
-    for path in paths:
-        stem = name = Path(path).stem
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{stem}-{number}"
-        names.append(name)
-    return names

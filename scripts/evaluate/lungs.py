@@ -33,7 +33,7 @@ SHOWN_HU = (-1100.0, 300.0)
 POINTS = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv")
 SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
 SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
-OUTLINES = {"lung": "#ff5a5a", "body": "#e5c100", "airway": "#35c9e0"}
+LUNG, BODY, AIRWAY = "#ff5a5a", "#e5c100", "#35c9e0"  # outlines
 
 
 def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = "", only: str = "") -> None:
@@ -49,22 +49,18 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
     Raises:
         UserError: a scan is missing, or a file cannot be written.
     """
-    folder, beginnings = writable_folder(output_dir), tuple(only.split(","))
-    wanted: dict[str, list[dict[str, str]]] = {}
-    for _, point in read_csv(points, POINT_COLUMNS):
-        if point["name"].startswith(beginnings):
-            wanted.setdefault(point["name"], []).append(point)
+    folder = writable_folder(output_dir)
     search = LungSearch(checkpoint) if checkpoint else LungSearch()
+    wanted = [point for _, point in read_csv(points, POINT_COLUMNS) if point["name"].startswith(tuple(only.split(",")))]
     rows: list[tuple[Any, ...]] = []
     found: dict[str, tuple[Lungs, npt.NDArray[np.float32]]] = {}
-    for name in sorted(wanted):
-        image_hu, affine_ras = _in_ras_order(_path(scan_dir, name))
+    for name in sorted({point["name"] for point in wanted}):
+        image_hu, affine_ras = _in_ras_order(scan_dir, name)
         start = time.perf_counter()
         lungs = find_lungs(image_hu, affine_ras, search, source=name)
         logger.info("%s: %.2f s for %.0f Mvoxel", name, time.perf_counter() - start, image_hu.size / 1e6)
-        rows += [
-            (*(point.get(column, "") for column in POINT_COLUMNS), *_verdict(lungs, point)) for point in wanted[name]
-        ]
+        here = [point for point in wanted if point["name"] == name]
+        rows += [(*(point.get(column, "") for column in POINT_COLUMNS), *_verdict(lungs, point)) for point in here]
         found[name] = lungs, coarse_scan(image_hu, affine_ras).hu
     _draw(folder / "lungs.png", found)
     write_csv(folder / "points.csv", [(*POINT_COLUMNS, "part", "distance_mm", "right"), *rows])
@@ -96,16 +92,13 @@ def _verdict(lungs: Lungs, point: Mapping[str, str]) -> tuple[str, float, int]:
     return part.name.lower(), round(distance_mm, 1), int(is_right(point["kind"], part, distance_mm))
 
 
-def _path(scan_dir: str, name: str) -> str:
+def _in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Voxels and affine of the scan of this name."""
     folders = [path for path in sorted(Path(scan_dir).rglob(name)) if path.is_dir()]
     files = [path for path in sorted(Path(scan_dir).rglob(f"{name}.nii.gz")) if "mask" not in path.parent.name]
     if not folders + files:
         raise UserError(f"scan_dir {scan_dir}: expected {name}.nii.gz or a folder {name} in it, got neither")
-    return str((folders + files)[0])
-
-
-def _in_ras_order(path: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    volume = read_scan(path)
+    volume = read_scan(str((folders + files)[0]))
     turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
     return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
 
@@ -131,14 +124,12 @@ def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]
 
 
 def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tuple[Any, ...]) -> None:
-    cell_mm = spacing_mm(lungs.affine_ras)
+    cell_mm, parts = spacing_mm(lungs.affine_ras), lungs.parts[plane].T
     aspect = cell_mm[2 if len(plane) == 2 else 1] / cell_mm[0]
     axes.imshow(hu[plane].T, origin="lower", aspect=aspect, cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1])
-    parts = lungs.parts[plane].T
-    shown = {"body": parts != Part.OUTSIDE, "airway": parts == Part.AIRWAY, "lung": is_lung(parts)}
-    for part, mask in shown.items():
+    for mask, colour in ((parts != Part.OUTSIDE, BODY), (parts == Part.AIRWAY, AIRWAY), (is_lung(parts), LUNG)):
         if mask.any() and not mask.all():
-            axes.contour(mask, [0.5], colors=OUTLINES[part], linewidths=0.7)
+            axes.contour(mask, [0.5], colors=colour, linewidths=0.7)
     axes.axis("off")
 
 

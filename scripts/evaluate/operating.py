@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.files import write_bytes
+from ..core.files import write_figure, write_json
 from ..metrics import LITRE_RATES, RATES, Calibration, Froc, Matches, ScoredScan, calibration_of, per_litre_of
+from ..report.tables import plain
 from .system import Resampling
 
 _DIGITS = 6
@@ -39,15 +38,15 @@ def write_operating(
     """
     calibration = calibration_of(matches)
     record = {
-        "threshold_at": _plain({f"{rate:g}": threshold_at(froc, rate) for rate in RATES}),
-        "calibration": None if calibration is None else _plain(asdict(calibration)),
+        "threshold_at": {f"{rate:g}": threshold_at(froc, rate) for rate in RATES},
+        "calibration": calibration and asdict(calibration),
         "per_litre": _per_litre(matches, scans, how),
     }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_bytes(folder / "operating.json", text.encode())
+    rounded = plain(record, _DIGITS)
+    write_json(folder / "operating.json", rounded)
     if calibration is not None:
-        write_bytes(folder / "reliability.png", reliability_png(calibration))
-    return record
+        write_figure(folder / "reliability.png", draw_reliability(calibration), dpi=110, metadata={"Software": None})
+    return rounded
 
 
 def threshold_at(froc: Froc, rate: float) -> float | None:
@@ -60,7 +59,7 @@ def threshold_at(froc: Froc, rate: float) -> float | None:
     return threshold if math.isfinite(threshold) else None
 
 
-def reliability_png(calibration: Calibration) -> bytes:
+def draw_reliability(calibration: Calibration) -> Figure:
     """Share of true candidates against probability, without and with the fitted line; marks grow with candidates."""
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
@@ -78,9 +77,7 @@ def reliability_png(calibration: Calibration) -> bytes:
     axes.set_ylabel("share of nodules among the candidates")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
@@ -102,27 +99,14 @@ def _per_litre(matches: Matches, scans: Mapping[str, ScoredScan], how: Resamplin
     litres = [scan.truth.lung_litres for scan in scans.values()]
     if not litres or min(litres) <= 0:
         return None
-    read = per_litre_of(matches, sum(litres), resamples=how.resamples, seed=how.seed)
+    read = per_litre_of(matches, sum(litres), **how._asdict())
     rates = [f"{rate:g}" for rate in LITRE_RATES]
-    return _plain(
-        {
-            "litres": read.litres,
-            "sensitivity_at": dict(zip(rates, read.readings, strict=True)),
-            "interval": {rate: [i.low, i.high] for rate, i in zip(rates, read.intervals, strict=False)},
-            "scans": {
-                name: {"litres": scan.truth.lung_litres, "nodules": int((matches.nodule_scans == n).sum())}
-                for n, (name, scan) in enumerate(scans.items())
-            },
-        }
-    )
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: rounded, and what is undefined is ``None``."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return round(value, _DIGITS) if math.isfinite(value) else None
-    return value
+    return {
+        "litres": read.litres,
+        "sensitivity_at": dict(zip(rates, read.readings, strict=True)),
+        "interval": {rate: astuple(bounds) for rate, bounds in zip(rates, read.intervals, strict=False)},
+        "scans": {
+            name: {"litres": scan.truth.lung_litres, "nodules": int((matches.nodule_scans == n).sum())}
+            for n, (name, scan) in enumerate(scans.items())
+        },
+    }

@@ -1,21 +1,32 @@
-"""What an evaluation leaves behind: ``froc.json``, ``froc.csv``, ``froc.png``, and a short table to read."""
+"""What an evaluation leaves behind: ``froc.json``, ``froc.csv``, ``froc.png``, and a short table to read.
+
+The picture shows false positives per scan on a log-2 axis and a confidence band around each curve.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
 from ..core.files import writable_folder, write_csv, write_figure, write_json
-from ..metrics import RATES, SIZE_CLASSES, Confidence, Interval
-from .plot import draw_froc, rate_name
+from ..metrics import BAND_RATES, RATES, SIZE_CLASSES, Confidence
+from ..report.tables import plain
 from .system import Score, System
 
 UNDEFINED = "undefined: there is no nodule to find"
 CURVE_COLUMNS = ("system", "fold", "false_positives_per_scan", "sensitivity", "threshold")
 ALL_SCANS = "all"  # in the column "fold"
+
+# Apart in lightness and hue, also for colour-blind eyes (Okabe and Ito).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
 
 _DIGITS = 9  # of what is written; more than a sensitivity needs
 
@@ -27,8 +38,9 @@ def write_evaluation(folder: str | Path, systems: Sequence[System]) -> list[Path
         OutputError: the folder cannot be written to.
     """
     path = writable_folder(folder)
+    records = {system.name: plain(system_record(system), _DIGITS) for system in systems}
     return [
-        write_json(path / "froc.json", {system.name: system_record(system) for system in systems}),
+        write_json(path / "froc.json", records),
         write_csv(path / "froc.csv", [CURVE_COLUMNS, *_curve_rows(systems)]),
         write_figure(path / "froc.png", draw_froc(systems), metadata={"Software": None}),
     ]
@@ -38,7 +50,7 @@ def system_record(system: System) -> dict[str, Any]:
     """All of a system for JSON: the pooled score, what the lists of scans do not share, and each fold."""
     record = score_record(system.pooled)
     record["listed"] = {
-        "scans_without_candidates": list(system.scans_without_candidates),
+        "scans_without_candidates": system.scans_without_candidates,
         "candidates_of_unknown_scans": system.unknown_scans,
     }
     if system.folds:
@@ -47,13 +59,13 @@ def system_record(system: System) -> dict[str, Any]:
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """Readings, CPM, counts, intervals and size classes; what is undefined is ``None``, and a note says why."""
+    """Readings, CPM, counts, intervals and size classes; what is undefined is NaN or ``None``, and a note says why."""
     curve = score.froc
     record: dict[str, Any] = {
         "sensitivity_at": _by_rate(curve.readings),
-        "cpm": _rounded(curve.cpm),
+        "cpm": curve.cpm,
         **asdict(curve.counts),
-        "interval": _interval_record(score.confidence),
+        "interval": None if score.confidence is None else _interval_record(score.confidence),
         "by_size_mm": {
             size.name: {
                 "nodules": size.nodules,
@@ -67,6 +79,21 @@ def score_record(score: Score) -> dict[str, Any]:
     if curve.cpm is None:
         record["note"] = UNDEFINED
     return record
+
+
+def _interval_record(drawn: Confidence) -> dict[str, Any]:
+    return {
+        "level": drawn.level,
+        "resamples": drawn.resamples,
+        "undefined_resamples": drawn.undefined,
+        "seed": drawn.seed,
+        "cpm": astuple(drawn.cpm),
+        "sensitivity_at": _by_rate([astuple(bounds) for bounds in drawn.readings]),
+    }
+
+
+def _by_rate(readings: Sequence[Any]) -> dict[str, Any]:
+    return {f"{rate:g}": reading for rate, reading in zip(RATES, readings, strict=True)}
 
 
 def text_table(systems: Iterable[System]) -> str:
@@ -115,35 +142,49 @@ def _short(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _by_rate(readings: Sequence[float]) -> dict[str, float | None]:
-    return {f"{rate:g}": _rounded(reading) for rate, reading in zip(RATES, readings, strict=True)}
-
-
-def _interval_record(drawn: Confidence | None) -> dict[str, Any] | None:
-    if drawn is None:
-        return None
-    return {
-        "level": drawn.level,
-        "resamples": drawn.resamples,
-        "undefined_resamples": drawn.undefined,
-        "seed": drawn.seed,
-        "cpm": _pair(drawn.cpm),
-        "sensitivity_at": {f"{rate:g}": _pair(bounds) for rate, bounds in zip(RATES, drawn.readings, strict=True)},
-    }
-
-
-def _pair(bounds: Interval) -> list[float | None]:
-    return [_rounded(bounds.low), _rounded(bounds.high)]
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, _DIGITS)
-
-
-def _curve_rows(systems: Iterable[System]) -> Iterator[tuple[object, ...]]:
+def _curve_rows(systems: Iterable[System]) -> Iterator[list[object]]:
     """Every point of every curve; the threshold of the first point, (0, 0), is empty."""
     for system in systems:
         for fold, score in {ALL_SCANS: system.pooled, **system.folds}.items():
             curve = score.froc
             for x, y, t in zip(curve.false_positives_per_scan, curve.sensitivity, curve.thresholds, strict=True):
-                yield system.name, fold, _rounded(float(x)), _rounded(float(y)), float(t) if t < math.inf else None
+                yield [system.name, fold, *plain([x, y], _DIGITS), plain(t)]
+
+
+def rate_name(rate: float) -> str:
+    """1/8, 1/4, 1/2, 1, …"""
+    return f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"
+
+
+def draw_froc(systems: Sequence[System]) -> Figure:
+    """Draw the pooled curve of each system; one without nodules has no curve, and the legend says so."""
+    figure = Figure(figsize=(7.5, 5.0), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for number, system in enumerate(systems):
+        _draw(axes, system, _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)])
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(RATES[0], RATES[-1])
+    axes.set_ylim(0.0, 1.0)
+    axes.xaxis.set_major_locator(FixedLocator(RATES))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_name(rate)))
+    axes.set_xlabel("false positives per scan")
+    axes.set_ylabel("sensitivity")
+    axes.grid(True, color="#dddddd")
+    axes.legend(loc="lower right", title="CPM (95 % interval)")
+    return figure
+
+
+def _draw(axes: Any, system: System, colour: str, dashes: str) -> None:
+    curve, drawn = system.pooled.froc, system.pooled.confidence
+    if curve.cpm is None:
+        axes.plot([], [], color=colour, linestyle=dashes, label=f"{system.name}: undefined, no nodules")
+        return
+    interval = "" if drawn is None else f" ({drawn.cpm.low:.3f} to {drawn.cpm.high:.3f})"
+    read = np.interp(BAND_RATES, curve.false_positives_per_scan, curve.sensitivity)
+    axes.plot(
+        BAND_RATES, read, color=colour, linestyle=dashes, label=f"{system.name}: {curve.cpm:.3f}{interval}", zorder=3
+    )
+    axes.plot(RATES, curve.readings, color=colour, linestyle="none", marker="o", markersize=4, zorder=3, clip_on=False)
+    if drawn is not None:
+        axes.fill_between(BAND_RATES, drawn.band_low, drawn.band_high, color=colour, alpha=0.2, linewidth=0)

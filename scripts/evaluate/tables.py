@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,12 @@ class Table:
         """``[R]`` index of each row's series, ``unknown`` where it is not in the list."""
         return np.array([index.get(uid, unknown) for uid in self.series_uids], dtype=np.int64)
 
+    def of(self, series_uids: Collection[str]) -> Table:
+        """The rows of some series alone."""
+        kept = [n for n, uid in enumerate(self.series_uids) if uid in series_uids]
+        uids = tuple(self.series_uids[n] for n in kept)
+        return Table(self.path, uids, self.positions_lps_mm[kept], self.values[kept])
+
 
 def read_results(path: str | Path) -> Table:
     """Candidates with their probabilities; an empty file has none.
@@ -53,8 +59,13 @@ def read_results(path: str | Path) -> Table:
     """
     file = Path(path)
     if file.is_file() and not file.read_bytes().strip():
-        return Table(file, (), np.zeros((0, 3)), np.zeros(0))
+        return no_rows(file)
     return _read_table(file, SCORE_COLUMN)
+
+
+def no_rows(path: Path) -> Table:
+    """A table without rows."""
+    return Table(path, (), np.zeros((0, 3)), np.zeros(0))
 
 
 def pooled(tables: Sequence[Table]) -> Table:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 from ..core.files import writable_folder, write_figure
 from ..core.geometry import FloatArray, apply_affine
@@ -73,14 +74,12 @@ class WorstCases:
                 self._seen += [(kind, case) for case in worst_of(cases, self.most)]
 
     def _draw(self, _: Engine) -> None:
-        gathered: Any = idist.all_gather(self._seen) if idist.get_world_size() > 1 else [self._seen]
-        if idist.get_rank() > 0:
-            return
-        folder = writable_folder(self.folder)
+        seen: Any = idist.all_gather(self._seen) if idist.get_world_size() > 1 else [self._seen]
         for kind in ("misses", "false_findings"):
-            cases = worst_of([case for part in gathered for named, case in part if named == kind], self.most)
-            if cases:
-                write_figure(folder / f"{kind}.png", draw_cases(cases), metadata={"Software": None})
+            cases = worst_of([case for part in seen for named, case in part if named == kind], self.most)
+            if cases and idist.get_rank() == 0:
+                path = writable_folder(self.folder) / f"{kind}.png"
+                write_figure(path, draw_cases(cases), metadata={"Software": None})
 
 
 def worst_of(cases: Sequence[Case], most: int) -> list[Case]:
@@ -117,13 +116,9 @@ def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]
 
 def _picture(image: npt.NDArray[np.float32], affine: FloatArray, centre_ras_mm: FloatArray) -> npt.NDArray[np.float32]:
     """The axial and the coronal slice through a position of a RAS volume of 1 mm, as radiologists look at them."""
-    middle = np.rint(apply_affine(np.linalg.inv(affine), centre_ras_mm)).astype(int)
-    low, high = middle - HALF_WIDTH_MM, middle + HALF_WIDTH_MM + 1
-    size = np.array(image.shape)
-    part = image[tuple(slice(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True))]
-    before, after = np.maximum(-low, 0), np.maximum(high - size, 0)
-    part = np.pad(part, list(zip(before, after, strict=True)), constant_values=BACKGROUND)
-    h = HALF_WIDTH_MM
+    middle, h = np.rint(apply_affine(np.linalg.inv(affine), centre_ras_mm)), HALF_WIDTH_MM
+    size = (2 * h + 1,) * 3
+    part = ndimage.affine_transform(image, np.ones(3), middle - h, size, order=0, mode="constant", cval=BACKGROUND)
     return np.stack([part[::-1, ::-1, h].T, part[::-1, h, ::-1].T])
 
 
@@ -131,11 +126,10 @@ def draw_cases(cases: Sequence[Case]) -> Figure:
     """A grid of cases, axial beside coronal."""
     rows = -(-len(cases) // COLUMNS)
     figure = Figure(figsize=(3.4 * COLUMNS, 2.0 * rows), dpi=90, layout="constrained", facecolor="white")
-    for axes, case in zip(
-        figure.subplots(rows, COLUMNS, squeeze=False).flat, [*cases, *[None] * COLUMNS], strict=False
-    ):
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in grid:
         axes.set_axis_off()
-        if case is not None:
-            axes.imshow(np.concatenate(list(case.picture), axis=1), cmap="gray", vmin=-1, vmax=0.6)
-            axes.set_title(case.title, fontsize=9)
+    for axes, case in zip(grid, cases, strict=False):
+        axes.imshow(np.concatenate(list(case.picture), axis=1), cmap="gray", vmin=-1, vmax=0.6)
+        axes.set_title(case.title, fontsize=9)
     return figure

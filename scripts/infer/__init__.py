@@ -1,8 +1,6 @@
 """A run over many scans, and the graphs inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
 
-from .deploy import MaskAsPredictiond, ScanFromArrayd
-from .from_python import ScanSearch
-from .label import BoxesForLabeld, LabelDetector, PreprocessRequestd
+from .hosts import BoxesForLabeld, LabelDetector, MaskAsPredictiond, PreprocessRequestd, ScanFromArrayd, ScanSearch
 from .log import RefusedScansError, RunLog
 from .run import ScanEvaluator, WriteResultd, bundle_facts
 from .stream import FinishedResults, ScanLoader, ScanStream

@@ -94,7 +94,8 @@ class RunLog:
             OutputError: the page cannot be written.
         """
         self.wait()
-        page = self.index.write(self._seconds()) if self.index is not None else None
+        seconds = time.monotonic() - min(self._begun.values()) if self._begun else None
+        page = self.index.write(seconds) if self.index is not None else None
         ordered = sorted(self.failures, key=lambda name: self._order.index(name) if name in self._order else -1)
         refused = f" ({', '.join(ordered)})" if ordered else ""
         found = f" {len(self.found)} searched before," if self.found else ""
@@ -106,6 +107,3 @@ class RunLog:
             raise RefusedScansError(
                 "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no scan"
             )
-
-    def _seconds(self) -> float | None:
-        return time.monotonic() - min(self._begun.values()) if self._begun else None

@@ -31,8 +31,8 @@ from .log import RunLog
 class ScanEvaluator(SupervisedEvaluator):
     """MONAI's evaluator, one preprocessed scan a time; a failure of network or postprocessing leaves that scan out.
 
-    Batches are single items (:func:`one_scan`), ``decollate`` is off. The inferer gets ``lung_distance_mm``; what it
-    remarks joins the item as ``remarks``.
+    Batches are single items (:class:`.stream.ScanLoader`), ``decollate`` is off. The inferer gets
+    ``lung_distance_mm``; what it remarks joins the item as ``remarks``.
 
     Args:
         log: where failures go.

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,12 @@ class FinishedResults:
             self._met.add(name)
             raise
         with contextlib.ExitStack() as claim:
-            claim.callback(self.release, name)
+            claim.callback(self.writer.claims.release, name)  # left to other processes
             mine = Fingerprint(digest, self.model, self.settings)
             if self.writer.finished(name, mine, is_new=name in self._met):
                 return self.writer.folder(name)
             claim.pop_all()  # it stays this process's
             return None
-
-    def release(self, name: str) -> None:
-        """Leave a scan to other processes."""
-        self.writer.claims.release(name)
 
 
 class ScanStream(IterableDataset):
@@ -94,7 +91,7 @@ class ScanStream(IterableDataset):
         self.ahead, self.finished = int(ahead), finished
         self._left: list[Any] = []  # items that another process searches
         if isinstance(finished, FinishedResults):
-            log.when_failed = finished.release
+            log.when_failed = finished.writer.claims.release
 
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
@@ -151,12 +148,6 @@ class ScanStream(IterableDataset):
             return None
 
 
-def one_scan(items: Sequence[Any]) -> Any:
-    """What the data loader makes of a batch of one item: the item, nothing is copied."""
-    (item,) = items
-    return item
-
-
 class ScanLoader(DataLoader):
     """Hands over one scan a time, as the stream prepares them.
 
@@ -168,4 +159,4 @@ class ScanLoader(DataLoader):
 
     def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:
         dataset.ahead = max(dataset.ahead, num_workers)
-        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=one_scan)
+        super().__init__(dataset, batch_size=1, num_workers=0, collate_fn=itemgetter(0))  # nothing is copied

@@ -1,12 +1,11 @@
 """What a user gets per scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, pages, DICOM objects."""
 
-from .dicom import DicomReport, DicomSegmentation
-from .fingerprint import Fingerprint, input_digest
+from .dicom.writers import DicomReport, DicomSegmentation
 from .html.index import RunIndex
 from .html.page import HtmlReport
 from .tables import NodulesCsv, NodulesJson, PredictionTable, summary
 from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
-from .writer import ResultWriter, Writer
+from .writer import Fingerprint, ResultWriter, Writer, input_digest
 
 __all__ = [
     "DicomReport",

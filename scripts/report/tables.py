@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -16,14 +17,15 @@ from ..core.claims import claims_on
 from ..core.files import OutputError, csv_text, is_name, read_record, stamp, writable_folder, write_bytes, write_csv
 from ..core.geometry import spacing_mm
 from ..core.paths import printable
-from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
+from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult
 
 SCHEMA_VERSION = "1.2.0"
 DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
-MEASUREMENTS = ("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu")
+# Decimals of each.
+MEASUREMENTS = {"volume_mm3": 2, "effective_diameter_mm": 2, "long_axis_mm": 2, "short_axis_mm": 2, "mean_hu": 1}
 DESCRIPTIONS = ("type_hint", "side", "level")
 
 # A micrometre: far below a voxel, and enough digits to tell two candidates apart.
@@ -82,9 +84,8 @@ class PredictionTable:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._claims = claims_on(writable_folder(self.path.parent))
-        self._read: dict[str, tuple[Any, str | None]] = {}  # by name: stamp of the record, rows
         with self._claims.lock():
-            _check_predictions(self.path)
+            _lines_of(self.path)  # refuses a file that is no such table
             self._write(self._stored())
 
     def update(self) -> None:
@@ -98,48 +99,46 @@ class PredictionTable:
             self._write({**_lines_of(self.path), **self._stored()})
 
     def _stored(self) -> dict[str, str]:
-        """The rows of the results in the folder, by name; records are read when they are new or have changed."""
-        names = {path.parent.name for path in self.path.parent.glob(f"*/{NodulesJson.filename}")}
-        for name in filter(is_name, names | _lines_of(self.path).keys()):
-            record = self.path.parent / name / NodulesJson.filename
-            now = stamp(record)
-            if self._read.get(name, (None, None))[0] != now:
-                self._read[name] = (now, _stored_lines(record))
-        return {name: rows for name, (_, rows) in self._read.items() if rows is not None}
+        """The rows of the results in the folder, by name."""
+        folder = self.path.parent
+        names = {path.parent.name for path in folder.glob(f"*/{NodulesJson.filename}")} | _lines_of(self.path).keys()
+        rows = {name: _stored_lines(*stamp(folder / name / NodulesJson.filename)) for name in filter(is_name, names)}
+        return {name: lines for name, lines in rows.items() if lines is not None}
 
     def _write(self, rows: Mapping[str, str]) -> None:
         write_bytes(self.path, "".join([csv_text([LUNA16_COLUMNS]), *(rows[n] for n in sorted(rows))]).encode())
 
 
 def _lines_of(path: Path) -> dict[str, str]:
-    """The whole rows of a table by the scan's name; none where there is no table."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    """The whole rows of a table by the scan's name; none where there is no table.
+
+    Raises:
+        OutputError: the file is no table of candidates.
+    """
+    if not path.exists():
         return {}
+    header, *rows = [*path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), ""]
+    if header.rstrip() != ",".join(LUNA16_COLUMNS):
+        raise OutputError(
+            f"{path}: expected nothing or a table of candidates ({','.join(LUNA16_COLUMNS)}), got another file. "
+            "Move it or choose another output_dir."
+        )
     lines: dict[str, str] = {}
-    for line in text.splitlines(keepends=True)[1:]:
+    for line in rows:
         if line.endswith("\n") and line.count(",") == len(LUNA16_COLUMNS) - 1:
             name = line.split(",", 1)[0]
             lines[name] = lines.get(name, "") + line
     return lines
 
 
-def _check_predictions(path: Path) -> None:
-    """Refuse to write over a file that is no table of candidates."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline().rstrip("\r\n")
-    if first != ",".join(LUNA16_COLUMNS):
-        raise OutputError(
-            f"{path}: expected nothing or a table of candidates ({','.join(LUNA16_COLUMNS)}), got another file. "
-            "Move it or choose another output_dir."
-        )
+@cache  # a record is read again when it has changed
+def _stored_lines(record: str, *_: int) -> str | None:
+    """CSV lines of a result that stands in its folder; ``None`` where there is none, or it lists no candidates.
 
-
-def _stored_lines(path: Path) -> str | None:
-    """CSV lines of a result that stands in its folder; ``None`` where there is none, or it lists no candidates."""
+    Args:
+        record: path of its ``nodules.json``; size and time follow, see :func:`..core.files.stamp`.
+    """
+    path = Path(record)
     try:
         return csv_text(_luna16_row(path.parent.name, candidate) for candidate in read_record(path)["candidates"])
     except (KeyError, TypeError):
@@ -153,7 +152,10 @@ def _luna16_row(name: str, candidate: Mapping[str, Any]) -> list[Any]:
 
 def scan_record(result: ScanResult) -> dict[str, Any]:
     """Everything ``nodules.json`` says, as plain values: no NaN, no path, ``None`` for what does not exist."""
-    affine = np.asarray(result.affine_ras, dtype=np.float64)
+    affine, region = np.asarray(result.affine_ras, dtype=np.float64), result.region
+    litres = None
+    if region is not None and region.lungs_found:
+        litres = {side: _rounded(region.lung_volume_l(side)) for side in LUNG_SIDES}
     record = {
         "schema_version": SCHEMA_VERSION,
         "disclaimer": DISCLAIMER,
@@ -169,7 +171,9 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
             "affine_ras": affine,
         },
         "search": {
-            **_region_record(result.region),
+            "region": None if region is None else region.kind,
+            "lungs_found": litres is not None,
+            "lung_volume_l": litres,
             "candidates_outside_lungs": result.outside_lungs,
             "candidates": len(result.candidates),
         },
@@ -180,25 +184,17 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
     return plain(record)
 
 
-def _region_record(region: SearchRegion | None) -> dict[str, Any]:
-    """Where the scan was searched, and how large its lungs are; ``None`` for what is not known."""
-    if region is None:
-        return {"region": None, "lungs_found": False, "lung_volume_l": None}
-    litres = {side: _rounded(region.lung_volume_l(side)) for side in LUNG_SIDES} if region.lungs_found else None
-    return {"region": region.kind, "lungs_found": region.lungs_found, "lung_volume_l": litres}
-
-
 def nodule_record(nodule: Nodule) -> dict[str, Any]:
     """One nodule as rounded plain values; mm in LPS, RAS and voxel (i, j, k) of the scan's own grid."""
-    detection = nodule.detection
+    measured = nodule.measurement
     return {
         "label": int(nodule.label),
-        **candidate_record(detection),
-        "centre_ras_mm": [_rounded(value) for value in detection.centre_ras_mm],
+        **candidate_record(nodule.detection),
+        "centre_ras_mm": [_rounded(value) for value in nodule.detection.centre_ras_mm],
         "centre_voxel": [_rounded(value) for value in nodule.centre_voxel],
-        **_measurement_record(nodule),
-        "type_hint": None if nodule.measurement is None else nodule.measurement.type_hint,
-        "location": None if nodule.location is None else dataclasses.asdict(nodule.location),
+        **{name: measured and _rounded(getattr(measured, name), places) for name, places in MEASUREMENTS.items()},
+        "type_hint": measured and measured.type_hint,
+        "location": nodule.location and dataclasses.asdict(nodule.location),
     }
 
 
@@ -207,7 +203,7 @@ def candidate_record(candidate: Detection) -> dict[str, Any]:
     return {
         "centre_lps_mm": [_rounded(value) for value in candidate.centre_lps_mm],
         "diameter_mm": _rounded(candidate.diameter_mm),
-        "probability": _rounded_probability(candidate.probability),
+        "probability": float(f"{candidate.probability:.{_PROBABILITY_DIGITS}g}"),
     }
 
 
@@ -244,29 +240,14 @@ def summary(result: ScanResult) -> str:
     return "\n".join(lines)
 
 
-def _measurement_record(nodule: Nodule) -> dict[str, float | None]:
-    measurement = nodule.measurement
-    return {
-        name: None if measurement is None else _rounded(getattr(measurement, name), 2 if name != "mean_hu" else 1)
-        for name in MEASUREMENTS
-    }
-
-
 def _rounded(value: float, decimals: int = _MM_DECIMALS) -> float | None:
     """``None`` for NaN and infinity, which JSON does not know; never ``-0.0``."""
     return round(float(value), decimals) + 0.0 if math.isfinite(value) else None
 
 
-def _rounded_probability(probability: float) -> float:
-    return float(f"{probability:.{_PROBABILITY_DIGITS}g}")
-
-
 def _json_text(record: Mapping[str, Any]) -> str:
     """A line for each field, and for each item of a list: hundreds of candidates stay readable."""
-
-    def line(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
+    line = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     fields = []
     for name, value in record.items():
         items = ",\n    ".join(map(line, value)) if isinstance(value, list) else ""
@@ -274,18 +255,21 @@ def _json_text(record: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
-def plain(value: Any) -> Any:
-    """Turn what a record may hold (NumPy values, tuples, paths) into what strict JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+def plain(value: Any, digits: int | None = None) -> Any:
+    """Turn what a record may hold (NumPy values, tuples, paths) into what strict JSON knows.
+
+    Args:
+        value: of a record.
+        digits: decimals to which numbers are rounded; ``None`` leaves them.
+    """
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [plain(item, digits) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
+        return None if not math.isfinite(value) else value if digits is None else round(value, digits)
     if isinstance(value, os.PathLike):
         return source_name(str(os.fspath(value)))
-    return str(value)
+    return value if value is None or isinstance(value, str | bool | int) else str(value)

@@ -6,7 +6,6 @@ the programs document: Slicer's markups JSON (schema 1.0.3) and colour table, IT
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from ..core.files import write_bytes, write_json
 from ..core.nifti import write_nifti
 from ..core.records import Nodule, ScanResult
-from .html.page import shown_probability
+from .html.render import shown_probability
 from .tables import candidate_record
 
 # The identifier that Slicer itself writes and compares; it is a name, not a place on the network.
@@ -24,8 +23,6 @@ MARKUPS_SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/"
     "Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 )
-
-ITK_SNAP_HEADER = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
 
 
 class MaskNifti:
@@ -63,7 +60,18 @@ class SlicerMarkups:
             "coordinateSystem": "LPS",
             "coordinateUnits": "mm",
             "locked": True,
-            "controlPoints": [_point(nodule) for nodule in result.nodules],
+            "controlPoints": [
+                {
+                    "id": str(nodule.label),
+                    "label": nodule_name(nodule),
+                    "position": candidate_record(nodule.detection)["centre_lps_mm"],
+                    "selected": True,
+                    "locked": True,
+                    "visibility": True,
+                    "positionStatus": "defined",
+                }
+                for nodule in result.nodules
+            ],
             "display": {"visibility": True, "pointLabelsVisibility": True, "propertiesLabelVisibility": False},
         }
         return write_json(folder / self.filename, {"@schema": MARKUPS_SCHEMA, "markups": [points]}, indent=2)
@@ -73,6 +81,8 @@ class SlicerLabels:
     """Write ``mask.ctbl``: the mask's labels with names and colours as a colour table of 3D Slicer."""
 
     filename = "mask.ctbl"
+    header = "# Color table file\n"
+    line = "{label} {word} {red} {green} {blue} {alpha}\n"
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has the background alone.
@@ -80,30 +90,22 @@ class SlicerLabels:
         Raises:
             OutputError: the file cannot be written.
         """
+        colours = matplotlib.colormaps["tab10"].resampled(10)  # in turn
+        labels: list[tuple[int, str, Any]] = [(0, "background", (0, 0, 0))]
+        labels += [(n.label, nodule_name(n), colours((n.label - 1) % 10, bytes=True)[:3]) for n in result.nodules]
+        text = self.header
+        for label, name, (red, green, blue) in labels:
+            shown = {"shown": int(label > 0), "alpha": 255 * (label > 0), "name": name, "word": name.replace(" ", "_")}
+            text += self.line.format(label=label, red=red, green=green, blue=blue, **shown)
+        return write_bytes(folder / self.filename, text.encode())
 
-        def line(label: int, name: str, red: int, green: int, blue: int) -> str:
-            return f"{label} {name.replace(' ', '_')} {red} {green} {blue} {255 if label else 0}\n"
 
-        return write_bytes(folder / self.filename, ("# Color table file\n" + _lines(result, line)).encode())
-
-
-class ItkSnapLabels:
+class ItkSnapLabels(SlicerLabels):
     """Write ``mask.label.txt``: the same for ITK-SNAP, which reads it as label descriptions."""
 
     filename = "mask.label.txt"
-
-    def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder``; a scan without nodules has the background alone.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-
-        def line(label: int, name: str, red: int, green: int, blue: int) -> str:
-            shown = 1 if label else 0
-            return f'{label} {red} {green} {blue} {shown} {shown} {shown} "{name}"\n'
-
-        return write_bytes(folder / self.filename, (ITK_SNAP_HEADER + _lines(result, line)).encode())
+    header = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
+    line = '{label} {red} {green} {blue} {shown} {shown} {shown} "{name}"\n'
 
 
 def nodule_name(nodule: Nodule) -> str:
@@ -111,25 +113,3 @@ def nodule_name(nodule: Nodule) -> str:
     detection = nodule.detection
     probability = shown_probability(detection.probability)
     return f"nodule {nodule.label} ({probability}, {detection.diameter_mm:.1f} mm)"
-
-
-def _point(nodule: Nodule) -> dict[str, Any]:
-    return {
-        "id": str(nodule.label),
-        "label": nodule_name(nodule),
-        "position": candidate_record(nodule.detection)["centre_lps_mm"],
-        "selected": True,
-        "locked": True,
-        "visibility": True,
-        "positionStatus": "defined",
-    }
-
-
-def _lines(result: ScanResult, line: Callable[[int, str, int, int, int], str]) -> str:
-    """A line for the background (0, black) and each nodule; ten colours in turn."""
-    colours = matplotlib.colormaps["tab10"].resampled(10)
-    lines = [line(0, "background", 0, 0, 0)]
-    for nodule in result.nodules:
-        red, green, blue, _ = colours((nodule.label - 1) % 10, bytes=True)
-        lines.append(line(nodule.label, nodule_name(nodule), int(red), int(green), int(blue)))
-    return "".join(lines)

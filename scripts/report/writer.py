@@ -1,12 +1,16 @@
-"""One folder per scan, written by the writers the component graph lists."""
+"""One folder per scan, written by the writers the component graph lists, and what a result in it was made from.
+
+Equal input files, model and settings need no second search.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..core.claims import claims_on
 from ..core.files import (
@@ -14,17 +18,20 @@ from ..core.files import (
     beside,
     check_replaceable,
     checked_name,
+    digest_of,
     output_error,
     put_back,
     put_in_place,
     read_record,
     remove_abandoned,
+    stamp,
     writable_folder,
 )
+from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..core.text import parse_bool
-from .fingerprint import Fingerprint
-from .tables import NodulesJson, PredictionTable
+from ..read.text_headers import data_files
+from .tables import NodulesJson, PredictionTable, plain
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,68 @@ _RESULT_FILES = frozenset(
         *("report.html", "segmentation.dcm", "report.dcm"),
     }
 )
+
+
+def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
+    """Digest of path, size and time of change of the files of one scan; a folder stands for all files below it.
+
+    To a ``.mhd`` or ``.nhdr`` belong the files that it names. What the voxels are is not read: that would take as long
+    as reading the scan.
+
+    Args:
+        files: in any order; one that does not exist counts by its path.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+    """
+    marks = sorted(mark for file in files for mark in _marks(Path(os.path.abspath(file))))
+    return digest_of(marks)
+
+
+def _marks(path: Path) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and time in ns of a file and of those it names, or of every file below a folder."""
+    if kind_of(path) == "folder":
+        return [mark for entry in path.rglob("*") if not entry.is_dir() for mark in _marks(entry)]
+    return [stamp(file) for file in (path, *data_files(path))]
+
+
+class Fingerprint(NamedTuple):
+    """What a result was made from.
+
+    Attributes:
+        input_digest: see :func:`input_digest`; the empty string is unknown, and equal to nothing.
+        model: facts about bundle and weights.
+        settings: of the run.
+    """
+
+    input_digest: str
+    model: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of_result(cls, result: ScanResult) -> Fingerprint:
+        return cls(result.input_digest, result.model, result.settings)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Fingerprint:
+        """That of a ``nodules.json``; unknown where the record is none."""
+        digest, model, settings = (record.get(key) for key in ("input_digest", "bundle", "settings"))
+        if isinstance(digest, str) and isinstance(model, dict) and isinstance(settings, dict):
+            return cls(digest, model, settings)
+        return cls("", {}, {})
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """What differs, in words, this one's value first; none for equal fingerprints."""
+        if not other.input_digest:
+            return ["it does not say what it was made from"]
+        found = [] if self.input_digest == other.input_digest else ["other input files, or files changed since"]
+        ours, stored = (plain({**one.model, **one.settings}) for one in (self, other))
+        changed = [key for key in sorted({*ours, *stored}) if ours.get(key, ...) != stored.get(key, ...)]
+        return found + [f"{key} {_shown(ours.get(key))} now, {_shown(stored.get(key))} there" for key in changed]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 class Writer(Protocol):
@@ -139,36 +208,28 @@ class ResultWriter:
             OutputError: see :meth:`finished`, or the disk is full; nothing is left half-written.
             BusyError, OtherClaimError: another process searches this scan, or another one of its name.
         """
-        name, target = result.name, self.folder(result.name)
+        name, target, made_from = result.name, self.folder(result.name), Fingerprint.of_result(result)
         self.claims.take(name, result.input_digest)
         try:
-            self.finished(name, Fingerprint.of_result(result))
+            self.finished(name, made_from)
             with beside(target) as folder:
                 folder.mkdir()
-                self._fill(folder, result)
+                names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
                 with self.claims.lock():
-                    self._put_in_place(folder, result)
+                    if not self.claims.holds(name):
+                        raise OutputError(
+                            f"{target}: expected a scan that this run alone searches, got one that another run took "
+                            "over, since this one stood still too long. Search it again."
+                        )
+                    self.finished(name, made_from)  # something else may have come to stand there meanwhile
+                    put_in_place(folder, target)
+                    if self.predictions is not None:
+                        self.predictions.update()
         except OSError as error:
             raise output_error(target, "a result folder that can be written", error) from error
         finally:
             self.claims.release(name)
         logger.info("%s: %d nodules, written to %s", name, len(result.nodules), target)
         return target
-
-    def _fill(self, folder: Path, result: ScanResult) -> None:
-        names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
-        if len(set(names)) < len(names):
-            raise ValueError(f"Expected one writer per file, got {names}. Remove one from the configuration.")
-
-    def _put_in_place(self, folder: Path, result: ScanResult) -> None:
-        """Make a folder the scan's result unless something else has come to stand there since the search began."""
-        target = self.folder(result.name)
-        if not self.claims.holds(result.name):
-            raise OutputError(
-                f"{target}: expected a scan that this run alone searches, got one that another run took over, since "
-                "this one stood still too long. Search it again."
-            )
-        self.finished(result.name, Fingerprint.of_result(result))
-        put_in_place(folder, target)
-        if self.predictions is not None:
-            self.predictions.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,11 @@ from scripts.decode.candidates import (
     DecodeCandidatesd,
     DropOutsideLungsd,
     _largest_around,
-    decode_candidates,
     strongest_of_overlapping,
 )
 
 SHAPE = (9, 6, 12)  # cells; no two sizes equal, so that swapped axes show
-SETTINGS = {"stride": 2, "threshold": 0.3, "peak_size": 3, "top_k": 100, "nms_overlap": 0.1}
+SETTINGS: dict[str, Any] = {"stride": 2, "threshold": 0.3, "peak_size": 3, "top_k": 100, "nms_overlap": 0.1}
 BACKGROUND_LOGIT = -8.0
 
 TURN = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) @ np.array(
@@ -71,8 +71,12 @@ def propose(
     pred[4][cell] = math.log(diameter_mm)
 
 
-def decode(pred: torch.Tensor, affine: np.ndarray | None = None, **changed: float) -> list[Detection]:
-    return decode_candidates(pred, np.eye(4) if affine is None else affine, **{**SETTINGS, **changed})  # type: ignore[arg-type]
+def decode(pred: torch.Tensor, affine: np.ndarray | None = None, **changed: Any) -> list[Detection]:
+    image = MetaTensor(torch.zeros(1, 1, 1, 1), affine=np.eye(4) if affine is None else affine)
+    item = {"image": image, "pred": pred}
+    found: list[Detection] = DecodeCandidatesd(**{**SETTINGS, **changed})(item)["candidates"]
+    assert item.keys() == {"image", "pred"}
+    return found
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
@@ -99,13 +103,6 @@ def test_a_cell_without_offset_stands_for_the_middle_of_its_voxels(stride: int) 
     (found,) = decode(pred, stride=stride)
     middles = [np.mean([cell * stride + voxel for voxel in range(stride)]) for cell in (2, 4, 7)]
     assert found.centre_ras_mm == pytest.approx(middles, abs=1e-9)
-
-
-def test_offsets_are_millimetres_along_the_axes_of_the_grid() -> None:
-    pred = empty_maps()
-    pred[:, 4, 2, 5] = torch.tensor([5.0, 1.4, 0.0, -5.0, math.log(6.0)] + [0.0] * 8)
-    (found,) = decode(pred, np.diag([0.7, 0.9, 2.5, 1.0]))
-    assert found.centre_ras_mm == pytest.approx((0.7 * 8.5 + 1.4, 0.9 * 4.5, 2.5 * 10.5 - 5.0), abs=1e-5)
 
 
 @given(
@@ -163,35 +160,19 @@ def test_a_flat_map_is_one_candidate_and_not_hundreds() -> None:
     assert found.probability == 0.5
 
 
-def test_two_separate_plateaus_are_two_candidates() -> None:
+def test_plateaus_and_peaks_up_to_the_border_stay_apart() -> None:
     pred = empty_maps()
-    pred[0, 1:3, 1:4, 1:3] = 2.0
-    pred[0, 5:8, 1:4, 8:11] = 4.0
-    high, low = decode(pred)
-    assert high.centre_ras_mm == pytest.approx((12.5, 4.5, 18.5), abs=1e-9)
-    assert low.centre_ras_mm == pytest.approx((3.5, 4.5, 3.5), abs=1e-9)
+    pred[0, 1:3, 1:4, 1:3], pred[0, 5:8, 1:4, 8:11] = 2.0, 4.0
+    pred[0, 0, 5, 11], pred[0, -1, 0, 0] = 3.0, 1.0
+    expected = [(12.5, 4.5, 18.5), (0.5, 10.5, 22.5), (3.5, 4.5, 3.5), (16.5, 0.5, 0.5)]
+    np.testing.assert_allclose([one.centre_ras_mm for one in decode(pred)], expected, atol=1e-9)
 
 
-def test_a_shoulder_of_a_higher_peak_is_no_plateau() -> None:
+@pytest.mark.parametrize(("peak_size", "places"), [(1, [8.5, 10.5, 12.5, 14.5]), (3, [8.5, 12.5]), (5, [8.5])])
+def test_a_peak_is_the_largest_around_and_a_shoulder_no_plateau(peak_size: int, places: list[float]) -> None:
     pred = empty_maps()
-    pred[0, 3, 2, 4:8] = torch.tensor([4.0, 3.0, 3.0, 1.0])
-    found = decode(pred)
-    assert [d.probability for d in found] == pytest.approx([1 / (1 + math.exp(-4.0)), 1 / (1 + math.exp(-3.0))])
-    assert found[1].centre_ras_mm == pytest.approx((6.5, 4.5, 12.5), abs=1e-9)  # the equal cell beside the peak is not
-
-
-def test_a_peak_size_of_one_takes_every_cell_on_its_own() -> None:
-    pred = empty_maps()
-    pred[0, 3, 2, 4:8] = torch.tensor([4.0, 3.0, 3.0, 1.0])
-    found = decode(pred, peak_size=1)
-    assert sorted(d.centre_ras_mm[2] for d in found) == pytest.approx([8.5, 10.5, 12.5, 14.5])
-
-
-def test_a_wide_peak_size_keeps_only_the_largest_around() -> None:
-    pred = empty_maps()
-    pred[0, 3, 2, 4], pred[0, 3, 2, 6] = 4.0, 3.0
-    assert len(decode(pred, peak_size=3)) == 2
-    assert len(decode(pred, peak_size=5)) == 1
+    pred[0, 3, 2, 4:8] = torch.tensor([4.0, 3.0, 3.0, 1.0])  # the equal cell beside the peak is none
+    assert sorted(d.centre_ras_mm[2] for d in decode(pred, peak_size=peak_size)) == pytest.approx(places, abs=1e-9)
 
 
 @pytest.mark.parametrize(("apart_mm", "expected"), [(8.0, 1), (8.4, 2)])
@@ -285,26 +266,10 @@ def test_no_peak_gives_an_empty_list() -> None:
     assert decode(empty_maps()) == []
 
 
-def test_peaks_at_the_border_count() -> None:
-    pred = empty_maps()
-    pred[0, 0, 0, 0] = pred[0, -1, -1, -1] = 2.0
-    assert sorted(d.centre_ras_mm for d in decode(pred)) == [(0.5, 0.5, 0.5), (16.5, 10.5, 22.5)]
-
-
-def test_the_component_reads_the_affine_of_the_image_and_leaves_its_input_alone() -> None:
-    pred = empty_maps()
-    propose(pred, (3, 2, 9), (7.0, 4.0, 19.0))
-    affine = AFFINES["oblique"]
-    item = {"image": MetaTensor(torch.zeros(1, 18, 12, 24), affine=affine), "pred": pred}
-    out = DecodeCandidatesd(**SETTINGS)(item)  # type: ignore[arg-type]
-    assert out["candidates"] == decode(pred, affine)
-    assert "candidates" not in item
-
-
 @pytest.mark.parametrize("peak_size", [0, 2, 4, -1])
 def test_an_even_peak_size_is_refused(peak_size: int) -> None:
     with pytest.raises(ValueError, match=f"odd number of cells, got {peak_size}"):
-        DecodeCandidatesd(**{**SETTINGS, "peak_size": peak_size})  # type: ignore[arg-type]
+        decode(empty_maps(), peak_size=peak_size)
 
 
 # --- lungs ------------------------------------------------------------------------------------------------------------
@@ -337,12 +302,9 @@ def test_candidates_are_kept_up_to_the_margin_whatever_their_size() -> None:
     assert kept([inside, too_far], distance_map(), margin_mm=5.9) == ([inside], 1)
 
 
-def test_order_and_count_hold_for_many() -> None:
+def test_order_and_count_hold_for_many_and_for_none() -> None:
     candidates = [at_voxel((float(i), 1.0, 2.0)) for i in (9, 0, 8, 1, 7, 3)]  # 3: 3 mm away
     assert kept(candidates, distance_map()) == ([candidates[1], candidates[3], candidates[5]], 3)
-
-
-def test_no_candidates_no_drops() -> None:
     assert kept([], distance_map()) == ([], 0)
 
 
@@ -350,11 +312,9 @@ def test_no_candidates_no_drops() -> None:
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_candidate_in_the_padding_is_dropped(axis: int, side: int) -> None:
     # The scan ends half a voxel beyond the outermost centres; one voxel more is allowed.
-    middle = [4.0, 4.0, 3.0]
-    border = -0.5 if side < 0 else COARSE_SHAPE[axis] - 0.5
-    near, far = list(middle), list(middle)
-    near[axis], far[axis] = border + 0.99 * side, border + 1.01 * side
-    candidates = [at_voxel((near[0], near[1], near[2])), at_voxel((far[0], far[1], far[2]), diameter_mm=60.0)]
+    places = np.array([[4.0, 4.0, 3.0]] * 2)
+    places[:, axis] = (-0.5 if side < 0 else COARSE_SHAPE[axis] - 0.5) + side * np.array([0.99, 1.01])
+    candidates = [at_voxel(tuple(place)) for place in places.tolist()]
     assert kept(candidates, distance_map(0.0)) == ([candidates[0]], 1)
 
 

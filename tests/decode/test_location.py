@@ -94,26 +94,27 @@ def _region(**cells: slice) -> SearchRegion:
     return SearchRegion("lungs", np.zeros(parts.shape, np.float32), parts, AFFINE)
 
 
-def test_thirds_are_those_of_the_lung_itself() -> None:
-    region = _region(left=slice(0, 30), right=slice(20, 50))
-    places: dict[Point, Location] = {
-        (10.0, 100.0, 90.0): Location("left", "upper"),
-        (90.0, 100.0, 60.0): Location("left", "middle"),
-        (110.0, 100.0, 90.0): Location("right", "lower"),
-        (120.0, 100.0, 190.0): Location("right", "upper"),
-        (180.0, 100.0, 1.0): Location("right", "lower"),  # below it
-    }
+@pytest.mark.parametrize(
+    ("region", "places"),
+    [
+        (
+            _region(left=slice(0, 30), right=slice(20, 50)),
+            {
+                (10.0, 100.0, 90.0): Location("left", "upper"),
+                (90.0, 100.0, 60.0): Location("left", "middle"),
+                (110.0, 100.0, 90.0): Location("right", "lower"),
+                (120.0, 100.0, 190.0): Location("right", "upper"),
+                (180.0, 100.0, 1.0): Location("right", "lower"),  # below it
+            },
+        ),
+        (_region(left=slice(0, 50)), {(190.0, 100.0, 100.0): Location("left", "middle")}),  # one lung has all nodules
+        (dataclasses.replace(_region(left=slice(0, 50)), kind="cut-out"), {(40.0, 40.0, 40.0): None}),
+        (_region(), {(40.0, 40.0, 40.0): None}),
+    ],
+    ids=["two lungs", "one lung", "cut-out", "no lung"],
+)
+def test_thirds_are_those_of_the_lung_itself(region: SearchRegion, places: dict[Point, Location | None]) -> None:
     assert locate(list(places), region) == list(places.values())
-
-
-def test_one_lung_alone_has_all_nodules() -> None:
-    assert locate([(190.0, 100.0, 100.0)], _region(left=slice(0, 50))) == [Location("left", "middle")]
-
-
-def test_without_outlined_lungs_there_is_no_place() -> None:
-    cut_out = dataclasses.replace(_region(left=slice(0, 50)), kind="cut-out")
-    assert locate([(40.0, 40.0, 40.0)], cut_out) == [None]
-    assert locate([(40.0, 40.0, 40.0)], _region()) == [None]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real scan is not at {REAL}")

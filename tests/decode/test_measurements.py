@@ -140,12 +140,6 @@ def test_a_turned_ellipsoid_is_measured_within_bounds(
         assert found.short_axis_mm == pytest.approx(short_mm, abs=1.2 * diagonal_mm)
 
 
-def test_the_true_axes_of_a_slice_by_hand() -> None:
-    assert slice_axes_mm(np.array([18.0, 9.0, 25.0]), np.eye(3), np.eye(3)) == pytest.approx((18.0, 9.0))
-    upright = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
-    assert slice_axes_mm(np.array([18.0, 9.0, 25.0]), upright, np.eye(3)) == pytest.approx((25.0, 9.0))
-
-
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0)])
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1), (1, -1, 1)])
 def test_how_the_array_is_stored_does_not_change_the_measurement(
@@ -177,22 +171,20 @@ def test_an_empty_mask_has_no_measurement() -> None:
     assert measure(np.zeros((3, 4, 5), dtype=bool), np.zeros((3, 4, 5), dtype=np.int16), np.eye(4)) is None
 
 
-def test_one_voxel() -> None:
-    found = measured(mask_of((3, 4, 5)), np.diag([0.7, -0.9, 2.5]))
-    assert found.volume_mm3 == pytest.approx(0.7 * 0.9 * 2.5)
-    assert found.effective_diameter_mm == pytest.approx((6 * 1.575 / math.pi) ** (1 / 3))
-    assert (found.long_axis_mm, found.short_axis_mm) == pytest.approx((0.9, 0.7))
-
-
-def test_a_row_of_voxels() -> None:
-    found = measured(mask_of((2, 4, 5), (3, 4, 5), (4, 4, 5)), np.diag([0.7, 0.9, 2.5]))
-    assert (found.long_axis_mm, found.short_axis_mm) == pytest.approx((3 * 0.7, 0.9))
-
-
-def test_a_column_along_the_body_is_as_wide_as_a_voxel() -> None:
-    found = measured(mask_of(*[(3, 4, k) for k in range(1, 8)]), np.diag([0.7, 0.9, 2.5]))
-    assert found.volume_mm3 == pytest.approx(7 * 1.575)
-    assert (found.long_axis_mm, found.short_axis_mm) == pytest.approx((0.9, 0.7))
+@pytest.mark.parametrize(
+    ("voxels", "axes_mm"),
+    [
+        ([(3, 4, 5)], (0.9, 0.7)),
+        ([(2, 4, 5), (3, 4, 5), (4, 4, 5)], (3 * 0.7, 0.9)),  # a row
+        ([(3, 4, k) for k in range(1, 8)], (0.9, 0.7)),  # a column along the body is as wide as a voxel
+    ],
+)
+def test_few_voxels_in_a_line(voxels: list[tuple[int, int, int]], axes_mm: tuple[float, float]) -> None:
+    found = measured(mask_of(*voxels), np.diag([0.7, -0.9, 2.5]))
+    volume_mm3 = len(voxels) * 0.7 * 0.9 * 2.5
+    assert found.volume_mm3 == pytest.approx(volume_mm3)
+    assert found.effective_diameter_mm == pytest.approx((6 * volume_mm3 / math.pi) ** (1 / 3))
+    assert (found.long_axis_mm, found.short_axis_mm) == pytest.approx(axes_mm)
 
 
 def test_a_rectangle_is_measured_from_edge_to_edge() -> None:
@@ -208,17 +200,21 @@ def test_a_gap_does_not_shorten_the_axes() -> None:
     assert axial_axes_mm(mask_of(*ring), np.eye(4)) == pytest.approx(axial_axes_mm(mask_of(*filled), np.eye(4)))
 
 
-def test_both_axes_come_from_the_slice_where_the_long_one_is_largest() -> None:
-    square = [(i, j, 3) for i in range(4) for j in range(4)]  # wider, but shorter than the row on another slice
-    row = [(i, 2, 5) for i in range(7)]
-    assert axial_axes_mm(mask_of(*square, *row), np.eye(4)) == pytest.approx((7.0, 1.0))
-
-
-def test_of_equally_long_slices_the_wider_counts() -> None:
-    narrow = [(i, 2, 3) for i in range(5)]
-    wide = [*[(i, 2, 5) for i in range(5)], (2, 1, 5), (2, 3, 5)]
-    for inside in (mask_of(*narrow, *wide), mask_of(*narrow, *wide)[:, :, ::-1]):
-        assert axial_axes_mm(inside, np.eye(4)) == pytest.approx((5.0, 3.0))
+@pytest.mark.parametrize(
+    ("first", "second", "axes_mm"),
+    [
+        # wider, but shorter than the row on another slice
+        ([(i, j, 3) for i in range(4) for j in range(4)], [(i, 2, 5) for i in range(7)], (7.0, 1.0)),
+        # of equally long ones the wider counts
+        ([(i, 2, 3) for i in range(5)], [*[(i, 2, 5) for i in range(5)], (2, 1, 5), (2, 3, 5)], (5.0, 3.0)),
+    ],
+)
+def test_both_axes_come_from_the_slice_where_the_long_one_is_largest(
+    first: list[tuple[int, int, int]], second: list[tuple[int, int, int]], axes_mm: tuple[float, float]
+) -> None:
+    inside = mask_of(*first, *second)
+    assert axial_axes_mm(inside, np.eye(4)) == pytest.approx(axes_mm)
+    assert axial_axes_mm(inside[:, :, ::-1], np.eye(4)) == pytest.approx(axes_mm)
 
 
 def test_on_a_sheared_grid_slices_are_measured_in_their_plane_and_the_volume_by_its_cells() -> None:
@@ -259,37 +255,30 @@ def test_slices_are_stacked_along_the_body(steps_mm: Array, expected: int) -> No
 # --- type hint --------------------------------------------------------------------------------------------------------
 
 
-def hint_of(solid: int, of: int = 40, background: int = -850) -> str:
-    """A plate of 4 × 10 voxels with a rim of one voxel around it, ``solid`` of them above the threshold."""
-    image_hu = np.full((10, 14, 5), background, dtype=np.int16)
-    inside = np.zeros(image_hu.shape, dtype=bool)
-    inside[2:8, 2:14, 2] = True  # with its rim
-    core = np.argwhere(inside[3:7, 3:13, 2]) + 3
-    assert len(core) == of
-    image_hu[3:7, 3:13, 2] = -301
-    image_hu[(*core[:solid].T, np.full(solid, 2))] = -300
-    return measured_with(inside, image_hu).type_hint
-
-
-def measured_with(inside: npt.NDArray[np.bool_], image_hu: npt.NDArray[np.int16]) -> Measurement:
-    found = measure(inside, image_hu, np.diag([0.7, 0.7, 2.0, 1.0]))
-    assert found is not None
-    return found
+def hint_at(inside: npt.NDArray[np.bool_], image_hu: npt.NDArray[np.int16]) -> str:
+    return type_hint(inside, image_hu, np.diag([0.7, 0.7, 2.0, 1.0]))
 
 
 @pytest.mark.parametrize(
     ("solid", "expected"),
     [(0, "ground-glass"), (3, "ground-glass"), (4, "part-solid"), (23, "part-solid"), (24, "solid"), (40, "solid")],
 )
-def test_the_type_is_judged_by_the_share_of_solid_voxels_without_the_rim(solid: int, expected: str) -> None:
-    assert hint_of(solid) == expected  # a dark rim, as partial volume makes it
-    assert hint_of(solid, background=40) == expected  # a bright one, as at the pleura
+@pytest.mark.parametrize("background", [-850, 40], ids=["dark rim, as partial volume", "bright rim, as at the pleura"])
+def test_the_type_is_judged_by_the_share_of_solid_voxels_without_the_rim(
+    solid: int, expected: str, background: int
+) -> None:
+    """A plate of 4 × 10 voxels with a rim of one voxel around it, ``solid`` of them above the threshold."""
+    image_hu = np.full((10, 14, 5), background, dtype=np.int16)
+    inside = np.zeros(image_hu.shape, dtype=bool)
+    inside[2:8, 2:14, 2] = True
+    image_hu[3:7, 3:13, 2] = np.where(np.arange(40) < solid, -300, -301).reshape(4, 10)
+    assert hint_at(inside, image_hu) == expected
 
 
 def test_an_outline_that_is_all_rim_is_judged_whole() -> None:
     inside = mask_of((3, 4, 5), (3, 5, 5))
     for value, expected in ((-300, "solid"), (-301, "ground-glass")):
-        assert measured_with(inside, np.full(inside.shape, value, dtype=np.int16)).type_hint == expected
+        assert hint_at(inside, np.full(inside.shape, value, dtype=np.int16)) == expected
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -299,9 +288,8 @@ def test_the_rim_is_that_of_the_slices_however_the_array_is_stored(order: tuple[
     inside = np.zeros(image_hu.shape, dtype=bool)
     inside[2:5, 2:5, 4:6] = True
     image_hu[3, 3, 4:6] = 0
-    found = measure(inside.transpose(order), image_hu.transpose(order), affine_of(np.diag([0.7, 0.7, 2.0])[:, order]))
-    assert found is not None
-    assert found.type_hint == "solid"
+    affine = affine_of(np.diag([0.7, 0.7, 2.0])[:, order])
+    assert type_hint(inside.transpose(order), image_hu.transpose(order), affine) == "solid"
 
 
 @pytest.mark.skipif(not LIDC_NODULES.is_dir(), reason=f"the nodules with readings are not at {LIDC_NODULES}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Callable
@@ -15,12 +14,12 @@ import numpy as np
 import pydicom
 import pytest
 
-from scripts.core.errors import UserError, user_error_in
+from scripts.core.errors import user_error_in
 from scripts.core.geometry import FloatArray, swap_lps_ras
 from scripts.phantom.chest import Chest, Scan, make_chest, scan_chest
 from scripts.phantom.command import phantom
 from scripts.phantom.files import write_dicom_series, write_image
-from tests.bundle import ROOT, command, nodules, run_inference
+from tests.bundle import INFERENCE, ROOT, assert_found, candidates, command, nodules, run, run_inference
 
 DEMO_SEED = 7
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
@@ -37,13 +36,6 @@ def small() -> tuple[Chest, Scan]:
     """A miniature chest with two nodules, and a scan of it."""
     chest = make_chest(3, scale=0.4, nodules=2)
     return chest, scan_chest(chest, 3)
-
-
-def _only_result(output: Path) -> Path:
-    """The one scan's folder."""
-    folders = [f for f in output.iterdir() if f.is_dir()]
-    assert len(folders) == 1
-    return folders[0]
 
 
 def _valid_record(folder: Path) -> dict[str, Any]:
@@ -63,14 +55,10 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
     """What make demo does: the command that prepares the scan, then the run. Every nodule found, outlines good."""
     phantom(str(tmp_path / "input"), scans=1, seed=DEMO_SEED, format="dicom")
-    result = command(
-        *("inference", "--config_file", "configs/inference.json"),
-        *("--input", str(tmp_path / "input" / "images"), "--output_dir", str(tmp_path / "output")),
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    folder = _only_result(tmp_path / "output")
+    said = run("inference", INFERENCE, input=tmp_path / "input" / "images", output_dir=tmp_path / "output")
+    (folder,) = [f for f in (tmp_path / "output").iterdir() if f.is_dir()]
     assert {f.name for f in folder.iterdir()} == FILES | OF_DICOM
-    assert str(folder / "report.html") in result.stdout
+    assert str(folder / "report.html") in said
     truth_image = nibabel.load(next((tmp_path / "input" / "masks").glob("*.nii.gz")))
     truth, found_image = np.asarray(truth_image.dataobj), nibabel.load(folder / "mask.nii.gz")
     np.testing.assert_allclose(found_image.affine, truth_image.affine, atol=1e-3)
@@ -96,14 +84,12 @@ def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
 
 def _flipped(image: np.ndarray, affine: FloatArray, axis: int) -> tuple[np.ndarray, FloatArray]:
     turn = np.eye(4)
-    turn[axis, axis] = -1.0
-    turn[axis, 3] = image.shape[axis] - 1
+    turn[axis, axis], turn[axis, 3] = -1.0, image.shape[axis] - 1
     return np.flip(image, axis), affine @ turn
 
 
 def _permuted(image: np.ndarray, affine: FloatArray) -> tuple[np.ndarray, FloatArray]:
-    order = [2, 0, 1]
-    return image.transpose(order), affine[:, [*order, 3]]
+    return image.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]]
 
 
 FORMS: dict[str, Callable[[Path, np.ndarray, FloatArray], None]] = {
@@ -116,11 +102,10 @@ FORMS: dict[str, Callable[[Path, np.ndarray, FloatArray], None]] = {
 }
 
 
-def _candidates(output: Path) -> np.ndarray:
-    """``[N, 4]`` x, y, z (LPS mm), probability of the candidates that count: probability at least 0.2."""
-    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = [[float(r[c]) for c in ("coordX", "coordY", "coordZ", "probability")] for r in csv.DictReader(file)]
-    return np.array([row for row in rows if row[3] >= 0.2]).reshape(-1, 4)
+def _likely(output: Path) -> np.ndarray:
+    """The candidates that count: probability at least 0.2."""
+    found = candidates(output)
+    return found[found[:, 3] >= 0.2]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +114,7 @@ def plain_nifti(small: tuple[Chest, Scan], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("nifti")
     write_image(folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
     run_inference(folder / "scan.nii.gz", folder / "output")
-    assert len(_candidates(folder / "output")) >= 1
+    assert len(_likely(folder / "output")) >= 1
     return folder / "output"
 
 
@@ -140,12 +125,9 @@ def test_the_same_scan_in_another_form_has_the_same_nodules(
     (tmp_path / "input").mkdir()
     FORMS[form](tmp_path / "input", small[1].image_hu, small[1].affine_ras)
     run_inference(tmp_path / "input", tmp_path / "output")
-    here, reference = _candidates(tmp_path / "output"), _candidates(plain_nifti)
+    here, reference = _likely(tmp_path / "output"), _likely(plain_nifti)
     assert len(here) == len(reference)
-    for row in reference:
-        apart = np.linalg.norm(here[:, :3] - row[:3], axis=1)
-        assert apart.min() < 1.0
-        assert here[apart.argmin(), 3] == pytest.approx(row[3], abs=0.05)
+    assert_found(reference, here, apart_mm=1.0, apart=0.05)
 
 
 def test_the_mask_lies_on_the_scan_as_stored(small: tuple[Chest, Scan], tmp_path: Path) -> None:
@@ -166,24 +148,23 @@ def test_the_mask_lies_on_the_scan_as_stored(small: tuple[Chest, Scan], tmp_path
 # --- odd input --------------------------------------------------------------------------------------------------------
 
 
-def test_one_broken_scan_of_three(small: tuple[Chest, Scan], tmp_path: Path) -> None:
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    write_image(scans / "first.nii.gz", small[1].image_hu, small[1].affine_ras)
-    write_image(scans / "third.mha", small[1].image_hu, small[1].affine_ras)
-    (scans / "second.nii").write_bytes(b"no scan at all")
+def test_one_broken_scan_of_three_and_equal_file_stems(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+    for name in ("a/scan.nii.gz", "b/scan.mha"):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True)
+        write_image(tmp_path / "scans" / name, small[1].image_hu, small[1].affine_ras)
+    (tmp_path / "scans" / "broken.nii").write_bytes(b"no scan at all")
     result = command(
-        *("inference", "--config_file", "configs/inference.json", "--input", str(scans)),
+        *("inference", "--config_file", INFERENCE, "--input", str(tmp_path / "scans")),
         *("--output_dir", str(tmp_path / "output")),
     )
     assert result.returncode != 0
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"first", "third", "predictions.csv", "index.html"}
+    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv", "index.html"}
     page = (tmp_path / "output" / "index.html").read_text(encoding="utf-8")
-    assert 'href="first/report.html"' in page
+    assert 'href="scan/report.html"' in page
     assert "2 scans searched, 1 refused" in page
     assert str(tmp_path) not in page
-    assert {f.name for f in (tmp_path / "output" / "third").iterdir()} == FILES
-    assert result.stderr.count("second.nii") == 1
+    assert {f.name for f in (tmp_path / "output" / "scan-2").iterdir()} == FILES
+    assert result.stderr.count("broken.nii") == 1
     assert "Traceback" not in result.stderr
 
 
@@ -218,14 +199,6 @@ def test_thick_slices_are_searched_and_said(small: tuple[Chest, Scan], tmp_path:
     assert any("5" in note and "mm" in note for note in content["notes"])
 
 
-def test_equal_file_stems_get_names_of_their_own(small: tuple[Chest, Scan], tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / "input" / folder).mkdir(parents=True)
-        write_image(tmp_path / "input" / folder / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
-    run_inference(tmp_path / "input", tmp_path / "output")
-    assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv", "index.html"}
-
-
 def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest, Scan], tmp_path: Path) -> None:
     write_image(tmp_path / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
     for threshold in (0.2, 0.9):
@@ -240,27 +213,20 @@ def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest,
 # --- refused before anything is searched ------------------------------------------------------------------------------
 
 
-def _refused(result_of: Callable[[], None]) -> str:
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("other.pt", {"checkpoint": "{0}/other.pt"}), ("file", {"output_dir": "{0}/file/out"})]
+)
+def test_weights_that_are_none_and_an_output_in_the_way_are_refused(
+    name: str, overrides: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"neither weights nor a folder")
+    settings = {"output_dir": str(tmp_path / "out")} | {k: v.format(tmp_path) for k, v in overrides.items()}
     with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps the error in one of its own
-        result_of()
-    known = user_error_in(caught.value)
-    assert isinstance(known, UserError)
-    return str(known)
+        run_inference(tmp_path, Path(settings.pop("output_dir")), **settings)
+    assert name in str(user_error_in(caught.value))
 
 
-def test_a_wrong_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "other.pt").write_bytes(b"not weights")
-    message = _refused(lambda: run_inference(tmp_path, tmp_path / "out", checkpoint=str(tmp_path / "other.pt")))
-    assert "other.pt" in message
-
-
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    message = _refused(lambda: run_inference(tmp_path, tmp_path / "file" / "out"))
-    assert "file" in message
-
-
-def test_an_unknown_override_is_refused_on_the_command_line(tmp_path: Path) -> None:
+def test_an_unknown_override_is_refused_on_the_command_line() -> None:
     result = command("inference", "--config_file", "configs/inference.json", "--thresold", "0.3")
     assert result.returncode != 0
     assert "--thresold" in result.stderr

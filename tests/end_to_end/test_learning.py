@@ -11,9 +11,7 @@ import pytest
 
 from scripts.network import CompactNet, save_weights
 from scripts.phantom.command import phantom
-from tests.bundle import ROOT, command, nodules
-
-TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
+from tests.bundle import EVALUATE, INFERENCE, TRAIN, nodules, run
 
 # Small crops and a high learning rate: a minute or two on two cores instead of an hour.
 SHORT = {
@@ -30,17 +28,9 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(task: str, config: str, **options: Any) -> str:
-    line = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    result = command(task, "--config_file", config, *line)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def evaluate(chests: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
     """Score the two unseen scans."""
-    both = str([TRAIN, EVALUATE])
-    run("evaluating", both, dataset_dir=chests, output_dir=output, checkpoint=checkpoint, resamples=0)
+    run("evaluating", TRAIN, EVALUATE, dataset_dir=chests, output_dir=output, checkpoint=checkpoint, resamples=0)
     return dict(json.loads((output / "froc.json").read_text(encoding="utf-8"))["predictions"])
 
 

@@ -15,10 +15,9 @@ from scipy import ndimage
 
 from scripts.phantom.command import phantom
 from scripts.prepare.lidc.command import lidc
-from tests.bundle import ROOT, command
+from tests.bundle import EVALUATE, INFERENCE, TRAIN, run
 from tests.lidc_files import Outlines, Ring, Session, xml_text
 
-TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
 BRIEF = {"crop_size": 48, "batch_size": 2, "epoch_length": 2, "max_epochs": 1, "val_interval": 1}
 FOLDS = 2
 PATIENTS = ("LIDC-IDRI-0001", "LIDC-IDRI-0003", "LIDC-IDRI-0004")  # the hash puts them into both folds
@@ -60,12 +59,6 @@ def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(task: str, config: str, **options: Any) -> None:
-    line = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    result = command(task, "--config_file", config, *line)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
 def test_a_download_is_prepared_trained_on_evaluated_and_searched(download: Path, tmp_path: Path) -> None:
     lidc(str(download), str(tmp_path / "lidc"), folds=FOLDS, strict=True)
     datalist = tmp_path / "lidc/dataset_fold1.json"
@@ -80,8 +73,7 @@ def test_a_download_is_prepared_trained_on_evaluated_and_searched(download: Path
     lists = str([str(datalist)])
     run("training", TRAIN, datalists=lists, output_dir=tmp_path / "run", cache_dir=tmp_path / "cache", **BRIEF)
     weights = tmp_path / "run/model.pt"
-    both = str([TRAIN, EVALUATE])
-    run("evaluating", both, datalists=lists, output_dir=tmp_path / "scores", checkpoint=weights, resamples=0)
+    run("evaluating", TRAIN, EVALUATE, datalists=lists, output_dir=tmp_path / "scores", checkpoint=weights, resamples=0)
     scores = json.loads((tmp_path / "scores/froc.json").read_text(encoding="utf-8"))["predictions"]
     assert scores["scans"] == len(parts["validation"])
     assert scores["nodules"] == sum(len(item["box"]) for item in parts["validation"])

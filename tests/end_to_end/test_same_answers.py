@@ -5,7 +5,6 @@ Memory: what a larger field of view costs.
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from scripts.core.records import Detection
 from scripts.decode.candidates import DecodeCandidatesd, DropOutsideLungsd
 from scripts.decode.masks import OutlineNodulesd
 from scripts.network import ready_network
@@ -39,7 +37,7 @@ from scripts.preprocess import CropToLungsd, LungSearch
 from scripts.read.reader import ScanReader
 from scripts.search.inferer import LEAST_BLOCKS, gaussian
 from scripts.search.tiles import Tiling, blocks_near, plan_windows
-from tests.bundle import ROOT, run_inference
+from tests.bundle import INFERENCE, ROOT, assert_found, candidates, run_inference
 
 WINDOW, OVERLAP, THRESHOLD = 64, 0.25, 0.3
 OVERRIDES = {
@@ -107,7 +105,7 @@ def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
 def plain(scan: Path) -> dict[str, Any]:
     """What the plain path finds."""
     parser = ConfigParser()
-    parser.read_config(str(ROOT / "configs" / "inference.json"))
+    parser.read_config(INFERENCE)
     parser["bundle_root"] = str(ROOT)
     network = ready_network(parser.get_parsed_content("network_def"), "cpu", str(ROOT / "models" / "model.pt")).eval()
     item = _plain_preprocessing()({"image": str(scan)})
@@ -122,24 +120,13 @@ def plain(scan: Path) -> dict[str, Any]:
     return dict(Compose(steps)(item))
 
 
-def _predictions(output: Path) -> list[tuple[np.ndarray, float]]:
-    with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [(np.array([float(r[c]) for c in ("coordX", "coordY", "coordZ")]), float(r["probability"])) for r in rows]
-
-
 def test_the_graph_finds_and_outlines_what_the_plain_path_does(
     scan: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     run_inference(scan, tmp_path, **OVERRIDES)
-    found = _predictions(tmp_path)
-    expected: list[Detection] = [c for c in plain["candidates"] if c.probability >= 0.0005]
+    expected = [(*c.centre_lps_mm, c.probability) for c in plain["candidates"]]
     assert len(expected) >= 5
-    for candidate in expected:
-        apart = [float(np.linalg.norm(centre - candidate.centre_lps_mm)) for centre, _ in found]
-        nearest = int(np.argmin(apart))
-        assert apart[nearest] < 0.5
-        assert found[nearest][1] == pytest.approx(candidate.probability, abs=0.01)
+    assert_found(expected, candidates(tmp_path), apart_mm=0.5, apart=0.01)
     mask = np.asarray(nibabel.load(tmp_path / "scan" / "mask.nii.gz").dataobj)
     assert mask.max() == plain["mask"].max() >= 1
     for label in range(1, int(mask.max()) + 1):

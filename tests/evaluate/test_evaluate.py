@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -144,23 +143,57 @@ def test_equal_file_names_stay_apart(files: Path, evaluate: Evaluate) -> None:
     assert list(evaluate("--results", str(files / "second/results.csv"))) == ["results", "results-2"]
 
 
-def test_column_order_other_columns_and_a_byte_order_mark_do_not_count(files: Path, evaluate: Evaluate) -> None:
-    expected = evaluate()
-    with (files / "results.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    lines = ["probability,note, coordZ,coordY,coordX,seriesuid "]
-    lines += [f"{r['probability']},x,{r['coordZ']},{r['coordY']},{r['coordX']},{r['seriesuid']}" for r in rows]
-    (files / "results.csv").write_text("\r\n\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
-    assert evaluate() == expected
+Edit = Callable[[Path], Any]
 
 
-def test_the_order_of_rows_and_scans_does_not_count(files: Path, evaluate: Evaluate) -> None:
+def edited(name: str, change: Callable[[str], str], encoding: str = "utf-8") -> Edit:
+    """A change of one of the tables."""
+
+    def edit(files: Path) -> None:
+        path = files / f"{name}.csv"
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding=encoding)
+
+    return edit
+
+
+def reversed_columns(text: str) -> str:
+    """Other order, another column, spaces and blank lines."""
+    lines = [",".join(["note", *line.split(",")][::-1]) for line in text.splitlines()]
+    return "\r\n\r\n".join(line.replace("coordZ", " coordZ ") for line in lines) + "\r\n"
+
+
+def reversed_rows(text: str) -> str:
+    header, *rows = text.splitlines()
+    return "\n".join([header, *rows[::-1]])
+
+
+def beyond_1(text: str) -> str:
+    return re.sub(r",(0\.\d+)$", lambda m: f",{float(m[1]) * 9 - 4}", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (edited("results", reversed_columns, "utf-8-sig"), ""),
+        (edited("results", reversed_rows), ""),
+        (edited("annotations", reversed_rows), ""),
+        (edited("annotations_excluded", reversed_rows), ""),
+        (edited("seriesuids", lambda _: "d\nb\nc\na\n"), ""),
+        (edited("seriesuids", lambda _: "seriesuid\na\nb\nb\nc\nd\na\n"), "2 rows repeat a series"),
+        (edited("results", beyond_1), "7 probabilities outside 0 to 1"),
+        (edited("annotations", lambda text: f"{text}f,0,0,0,8\n"), "1 findings belong to series that are not in"),
+        (lambda files: None, "results: 1 scans without candidates: d"),
+        (lambda files: None, "results: 1 candidates of 1 scans that are not in the list, not counted: e"),
+    ],
+)
+def test_what_does_not_count_is_at_most_said(
+    edit: Edit, said: str, files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = evaluate()
-    for name in ("results", "annotations", "annotations_excluded"):
-        header, *rows = (files / f"{name}.csv").read_text(encoding="utf-8").splitlines()
-        (files / f"{name}.csv").write_text("\n".join([header, *rows[::-1]]), encoding="utf-8")
-    (files / "seriesuids.csv").write_text("d\nb\nc\na\n", encoding="utf-8")
+    caplog.clear()
+    edit(files)
     assert evaluate() == expected
+    assert said in caplog.text
 
 
 def test_without_resamples_there_are_no_intervals(files: Path) -> None:
@@ -248,52 +281,44 @@ def test_folds_that_cannot_be_used(
 # --- odd input --------------------------------------------------------------------------------------------------------
 
 
-def refusal(files: Path, caplog: pytest.LogCaptureFixture, *more: str) -> str:
-    """The message of a run that must fail, and must leave nothing."""
-    assert main(arguments(files, *more)) == 1
-    assert not list((files / "out").glob("froc*"))
-    (message,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
-    return message
+def appended(row: str) -> Edit:
+    return edited("results", lambda text: text + row + "\n")
 
 
-@pytest.mark.parametrize("table", ["results", "annotations", "annotations_excluded"])
-@pytest.mark.parametrize("column", [1, 4])
-def test_a_missing_column_is_named(table: str, column: int, files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = list(LUNA16_COLUMNS if table == "results" else FINDING_COLUMNS)
-    name = names[column]
-    path = files / f"{table}.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace(name, "other"), encoding="utf-8")
-    message = refusal(files, caplog)
-    assert f"{table}.csv: expected" in message
-    assert f"missing: {name}; got {', '.join('other' if n == name else n for n in names)}" in message
+REFUSED: list[tuple[Edit, str]] = [
+    *(
+        (edited(table, lambda text, name=name: text.replace(name, "other")), f"{table}.csv: expected .*missing: {name}")
+        for table, columns in (("results", LUNA16_COLUMNS), ("annotations_excluded", FINDING_COLUMNS))
+        for name in (columns[1], columns[4])
+    ),
+    *(
+        (appended(row), rf"results\.csv, row 10, {column}: expected a finite number, got {got}.*or remove the row")
+        for value in ("high", "nan", "inf", "-inf", "0,9", "")
+        for got in (repr(value) if value else "nothing",)
+        for row, column in ((f'a,1,"{value}",3,0.5', "coordY"), (f'a,1,2,3,"{value}"', "probability"))
+    ),
+    (appended("a,1,2,3"), "row 10, probability: expected a finite number, got nothing"),
+    (appended(",1,2,3,0.5"), "row 10: expected a series UID"),
+    *(
+        (lambda files, name=name: (files / name).unlink(), f"{name}: expected")
+        for name in ("results.csv", "annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
+    ),
+    *((edited(name, lambda _: ""), "an empty file") for name in ("annotations", "annotations_excluded", "seriesuids")),
+    (lambda files: (files / "results.csv").write_bytes(b"\x89PNG\xff"), r"results\.csv: expected a CSV \(UTF-8\)"),
+]
 
 
-@pytest.mark.parametrize("value", ["high", "", "nan", "inf", "-inf", "0,9"])
-@pytest.mark.parametrize("column", ["coordY", "probability"])
-def test_a_value_that_is_no_number_is_refused_with_its_row(
-    value: str, column: str, files: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("edit", "message"), REFUSED)
+def test_a_table_that_cannot_be_used_is_refused_and_former_scores_stay(
+    edit: Edit, message: str, files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    row = {**dict.fromkeys(LUNA16_COLUMNS, "0.5"), "seriesuid": "a", column: f'"{value}"'}
-    with (files / "results.csv").open("a", encoding="utf-8") as file:
-        file.write(",".join(row.values()) + "\n")
-    message = refusal(files, caplog)
-    assert (
-        f"results.csv, row 10, {column}: expected a finite number, got {repr(value) if value else 'nothing'}" in message
-    )
-    assert "correct or remove the row" in message
-
-
-@pytest.mark.parametrize(
-    ("row", "got"),
-    [
-        ("a,1,2,3", "row 10, probability: expected a finite number, got nothing"),
-        (",1,2,3,0.5", "row 10: expected a series UID"),
-    ],
-)
-def test_an_incomplete_row_is_named(row: str, got: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with (files / "results.csv").open("a", encoding="utf-8") as file:
-        file.write(row + "\n")
-    assert got in refusal(files, caplog)
+    evaluate()
+    before = {p.name: p.read_bytes() for p in (files / "out").iterdir()}
+    edit(files)
+    assert main(arguments(files)) == 1
+    (said,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert re.search(message, said)
+    assert {p.name: p.read_bytes() for p in (files / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", ",".join(LUNA16_COLUMNS) + "\n"])
@@ -321,34 +346,6 @@ def test_no_nodules_is_undefined_and_said(
     assert "there is no nodule to find" in caplog.text
 
 
-def test_probabilities_beyond_1_count_and_are_mentioned(
-    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = evaluate()["results"]["sensitivity_at"]
-    path = files / "results.csv"
-    path.write_text(re.sub(r",(0\.\d+)$", lambda m: f",{float(m[1]) * 9 - 4}", path.read_text(), flags=re.MULTILINE))
-    assert evaluate()["results"]["sensitivity_at"] == expected
-    assert "7 probabilities outside 0 to 1" in caplog.text
-
-
-def test_a_series_listed_twice_counts_once_and_is_said(
-    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = evaluate()
-    (files / "seriesuids.csv").write_text("seriesuid\na\nb\nb\nc\nd\na\n", encoding="utf-8")
-    assert evaluate() == expected
-    assert "2 rows repeat a series" in caplog.text
-
-
-def test_unknown_and_empty_scans_are_listed(files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
-    with (files / "annotations.csv").open("a", encoding="utf-8") as file:
-        file.write("f,0,0,0,8\n")
-    assert evaluate()["results"]["nodules"] == 3
-    assert "results: 1 scans without candidates: d" in caplog.text
-    assert "results: 1 candidates of 1 scans that are not in the list, not counted: e" in caplog.text
-    assert "1 findings belong to series that are not in" in caplog.text
-
-
 def test_without_excluded_findings_their_candidates_are_false_and_it_is_said(
     files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -360,35 +357,10 @@ def test_without_excluded_findings_their_candidates_are_false_and_it_is_said(
     assert "no --excluded" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["results", "annotations", "annotations_excluded", "seriesuids"])
-def test_a_file_that_is_not_there_is_named(name: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (files / f"{name}.csv").unlink()
-    assert f"{name}.csv: expected" in refusal(files, caplog)
-
-
-@pytest.mark.parametrize("name", ["annotations", "annotations_excluded", "seriesuids"])
-def test_an_empty_reference_is_refused(name: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (files / f"{name}.csv").write_text("", encoding="utf-8")
-    assert "an empty file" in refusal(files, caplog)
-
-
-def test_a_file_of_another_kind_is_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (files / "results.csv").write_bytes(b"\x89PNG\xff\xfe\x00\x00")
-    assert "results.csv: expected a CSV (UTF-8)" in refusal(files, caplog)
-
-
 def test_an_output_that_cannot_be_written_is_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     (files / "out").write_text("in the way", encoding="utf-8")
     assert main(arguments(files)) == 1
     assert "expected a folder that can be written to" in caplog.text
-
-
-def test_former_scores_stay_when_a_run_fails(files: Path, evaluate: Evaluate) -> None:
-    evaluate()
-    before = {p.name: p.read_bytes() for p in (files / "out").iterdir()}
-    (files / "results.csv").write_text("wrong\n", encoding="utf-8")
-    assert main(arguments(files)) == 1
-    assert {p.name: p.read_bytes() for p in (files / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -403,19 +375,21 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(
     assert "error:" in capsys.readouterr().err
 
 
-def test_parts_of_one_system_may_not_share_a_scan(
-    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--pool", "--results", "{files}/results.csv"], "--pool: expected every series in one results file, got"),
+        (["--resamples", "-1"], "whole numbers of at least 0, got -1"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused(
+    more: list[str], message: str, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = arguments(files)
-    place = words.index("--results")
-    shutil.copy(words[place + 1], tmp_path / "again.csv")
-    assert main([*words[: place + 2], str(tmp_path / "again.csv"), *words[place + 2 :], "--pool"]) == 1
-    assert "--pool: expected every series in one results file, got" in caplog.text
-
-
-def test_resamples_below_0_are_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(arguments(files, resamples=-1)) == 1
-    assert "whole numbers of at least 0, got -1" in caplog.text
+    words = arguments(files, *(word.format(files=files) for word in more))
+    if "--resamples" in more:
+        del words[words.index("--resamples") : words.index("--resamples") + 2]
+    assert main(words) == 1
+    assert message in caplog.text
 
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

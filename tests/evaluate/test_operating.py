@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,16 @@ def test_reliability_by_hand() -> None:
     assert [one.candidates for one in reliability.bins[2:9]] == [0] * 7
 
 
-@pytest.mark.parametrize(("hits", "false"), [([], []), ([0.9], []), ([], [0.9])])
-def test_one_kind_of_candidates_cannot_be_calibrated(hits: list[float], false: list[float]) -> None:
-    assert calibration_of(matches(hits, false)) is None
-
-
-def test_certain_probabilities_can_be_calibrated() -> None:
-    calibration = calibration_of(matches([1.0, 1.0, 0.4], [0.0, 0.6]))
-    assert calibration is not None
-    assert math.isfinite(calibration.slope + calibration.intercept)
+@pytest.mark.parametrize(
+    ("hits", "false", "possible"),
+    [([], [], False), ([0.9], [], False), ([], [0.9], False), ([1.0, 1.0, 0.4], [0.0, 0.6], True)],
+)
+def test_both_kinds_of_candidates_are_needed_and_may_be_certain(
+    hits: list[float], false: list[float], possible: bool
+) -> None:
+    calibration = calibration_of(matches(hits, false))
+    assert (calibration is not None) == possible
+    assert calibration is None or math.isfinite(calibration.slope + calibration.intercept)
 
 
 def test_scores_that_are_no_probabilities_are_refused() -> None:
@@ -125,10 +126,8 @@ def test_intervals_per_litre_come_from_nodules() -> None:
     read = per_litre_of(matches([0.9] * 30, [0.1], missed=20), 1.0, resamples=2000)
     spread = 1.96 * math.sqrt(0.6 * 0.4 / 50)
     assert read.readings[0] == pytest.approx(0.6)
-    assert read.intervals[0].low == pytest.approx(0.6 - spread, abs=0.03)
-    assert read.intervals[0].high == pytest.approx(0.6 + spread, abs=0.03)
-    again = per_litre_of(matches([0.9] * 30, [0.1], missed=20), 1.0, resamples=2000)
-    assert again == read
+    assert astuple(read.intervals[0]) == pytest.approx((0.6 - spread, 0.6 + spread), abs=0.03)
+    assert per_litre_of(matches([0.9] * 30, [0.1], missed=20), 1.0, resamples=2000) == read
 
 
 def test_without_nodules_nothing_is_read() -> None:
@@ -150,34 +149,29 @@ def test_a_threshold_lets_through_what_its_rate_allows() -> None:
 # --- what an evaluation writes ----------------------------------------------------------------------------------------
 
 
-def evaluated(folder: Path, litres: float) -> dict[str, Any]:
+@pytest.mark.parametrize("litres", [4.0, 0.0])
+def test_an_evaluation_leaves_its_operating_points(litres: float, tmp_path: Path) -> None:
+    """Without lungs there is no rate per litre."""
     metric = FrocMetric()
     rng = np.random.default_rng(0)
     for n in range(6):
         centres = rng.uniform(-100, 100, (2, 3))
-        found = [Detection(tuple(centres[0].tolist()), 5.0, 0.9), Detection((500.0, 0.0, 0.0), 5.0, 0.1 * n)]
+        found = (at(centres[0], 0.9), at((500.0, 0.0, 0.0), 0.1 * n))
         truth = ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres)
-        metric.update([ScoredScan(tuple(found), truth)])
+        metric.update([ScoredScan(found, truth)])
     metric.compute()
-    SaveEvaluation(metric, str(folder), resamples=20).write()
-    return dict(json.loads((folder / "operating.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))
-
-
-def test_an_evaluation_leaves_its_operating_points(tmp_path: Path) -> None:
-    record = evaluated(tmp_path, 4.0)
+    SaveEvaluation(metric, str(tmp_path), resamples=20).write()
+    record = json.loads((tmp_path / "operating.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert record["threshold_at"]["0.125"] == 0.9
     assert record["calibration"]["before"]["bins"][9]["true_share"] == 1.0
-    assert record["per_litre"]["litres"] == 24.0
-    assert record["per_litre"]["sensitivity_at"] == dict.fromkeys(map(str, (0.0625, 0.125, 0.25, 0.5)), 0.5) | {
-        "1": 0.5,
-        "2": 0.5,
-    }
-    assert record["per_litre"]["scans"]["scan 3"] == {"litres": 4.0, "nodules": 2}
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_lungs_there_is_no_rate_per_litre(tmp_path: Path) -> None:
-    assert evaluated(tmp_path, 0.0)["per_litre"] is None
+    if litres:
+        read = record["per_litre"]
+        assert read["litres"] == 24.0
+        assert read["sensitivity_at"] == dict.fromkeys(("0.0625", "0.125", "0.25", "0.5", "1", "2"), 0.5)
+        assert read["scans"]["scan 3"] == {"litres": 4.0, "nodules": 2}
+    else:
+        assert record["per_litre"] is None
 
 
 # --- the worst cases --------------------------------------------------------------------------------------------------
@@ -186,13 +180,13 @@ SIZE = 60
 NODULES = np.array([[20.0, 20.0, 20.0], [40.0, 40.0, 40.0], [10.0, 50.0, 10.0]])
 
 
-def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, **options: Any) -> dict[str, Any]:
+def run_worst(folder: Path, candidates: list[Detection], copies: int = 1, most: int = 12) -> dict[str, Any]:
     """One scan (several times) whose third finding is an excluded one."""
     image = torch.full((1, SIZE, SIZE, SIZE), -0.8)
     for i, j, k in NODULES.astype(int):
         image[0, i - 2 : i + 3, j - 2 : j + 3, k - 2 : k + 3] = 0.4
     truth = ScanTruth(NODULES, np.array([8.0, 12.0, -1.0]), np.array([True, True, False]), "scan")
-    worst = WorstCases(str(folder), threshold=0.5, **options)
+    worst = WorstCases(str(folder), threshold=0.5, most=most)
     engine = Engine(lambda engine, batch: [{"pred": ScoredScan(tuple(candidates), truth)}])
     worst.attach(engine)
     engine.run([[{"image": MetaTensor(image, affine=torch.eye(4))}]] * copies)
@@ -205,13 +199,8 @@ def at(place: Any, probability: float) -> Detection:
 
 
 def test_misses_and_false_findings_are_told_apart(tmp_path: Path) -> None:
-    found = [
-        at(NODULES[0], 0.9),
-        at(NODULES[1], 0.3),
-        at(NODULES[2] + [0, 0, 4], 0.8),
-        at((5, 5, 50), 0.7),
-        at((5, 50, 50), 0.2),
-    ]
+    places = [*NODULES[:2], NODULES[2] + [0, 0, 4], (5, 5, 50), (5, 50, 50)]
+    found = [at(place, probability) for place, probability in zip(places, (0.9, 0.3, 0.8, 0.7, 0.2), strict=True)]
     cases = run_worst(tmp_path, found, copies=3)
     assert [case.title for case in cases["misses"]] == ["12.0 mm, p 0.30"]
     assert [case.title for case in cases["false_findings"]] == ["p 0.70"]

@@ -13,9 +13,6 @@ READINGS = Path(__file__).resolve().parents[2] / "docs" / "readings"
 POSITION = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
 KINDS = {"lung", "lesion_in_lung", "consolidation", "trachea", "bowel", "soft_tissue", "outside"}
 NEEDED_KINDS = {"lung", "trachea", "bowel", "soft_tissue", "outside"}  # in every scan
-VERDICTS = {"nodule": 24, "doubt": 15, "false, in the lungs": 13, "false, outside the lungs": 41}
-LATER_VERDICTS = {"nodule": 26, "doubt": 19, "false, in the lungs": 15}
-FURTHER_VERDICTS = {"nodule": 2, "doubt": 25, "false, in the lungs": 65}
 SCANS = 14
 MIN_POINTS = 40  # in each scan
 
@@ -50,9 +47,13 @@ def test_points_of_the_lung_search_are_whole() -> None:
 @pytest.mark.parametrize(
     ("name", "verdicts", "least"),
     [
-        ("findings_0.3.0.csv", VERDICTS, 0.5),
-        ("findings_further.csv", FURTHER_VERDICTS, 0.1),
-        ("findings_0.4.0.csv", LATER_VERDICTS, 0.1),
+        (
+            "findings_0.3.0.csv",
+            {"nodule": 24, "doubt": 15, "false, in the lungs": 13, "false, outside the lungs": 41},
+            0.5,
+        ),
+        ("findings_further.csv", {"nodule": 2, "doubt": 25, "false, in the lungs": 65}, 0.1),
+        ("findings_0.4.0.csv", {"nodule": 26, "doubt": 19, "false, in the lungs": 15}, 0.1),
     ],
 )
 def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: dict[str, int], least: float) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
 from scripts.infer import RefusedScansError, RunLog, ScanEvaluator, ScanLoader, ScanStream, WriteResultd, bundle_facts
-from scripts.infer.stream import one_scan
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
 from scripts.read.reader import ScanReader, find_scans, read_scan
@@ -37,40 +36,38 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- scans ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    """A folder with three files that look like scans."""
-    for name in "abc":
-        (tmp_path / f"{name}.nii").touch()
-    return tmp_path
+def looks_like(folder: Path, names: str = "abc") -> str:
+    """Empty files that look like scans in a folder."""
+    for name in names:
+        (folder / f"{name}.nii").touch()
+    return str(folder)
 
 
-def _stream(folder: Path, transform: Any) -> tuple[list[Any], RunLog]:
-    log = RunLog()
-    return list(ScanStream(str(folder), "auto", transform, log)), log
+def name_of(item: dict[str, Any]) -> str:
+    return str(item["name"])
 
 
 @pytest.mark.parametrize(
     ("error", "message"), [(ScanError("b.nii: no scan"), "b.nii: no scan"), (KeyError("x"), "KeyError: 'x'")]
 )
 def test_one_failing_scan_of_three_is_left_out(
-    error: Exception, message: str, three: Path, capsys: pytest.CaptureFixture[str]
+    error: Exception, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read(item: dict[str, Any]) -> str:
         if item["name"] == "b":
             raise error
-        return str(item["name"])
+        return name_of(item)
 
-    ready, log = _stream(three, Compose([read]))  # MONAI wraps the error in one of its own
-    assert ready == ["a", "c"]
-    assert list(log.failures) == ["b"]
-    assert log.failures["b"] == message
+    log = RunLog()
+    # MONAI wraps the error in one of its own.
+    assert list(ScanStream(looks_like(tmp_path), "auto", Compose([read]), log)) == ["a", "c"]
+    assert log.failures == {"b": message}
     assert capsys.readouterr().err.count("error: b: ") == 1
 
 
 def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
-    ready, log = _stream(tmp_path / "nowhere", lambda item: item)
-    assert ready == []
+    log = RunLog()
+    assert list(ScanStream(str(tmp_path / "nowhere"), "auto", name_of, log)) == []
     assert "found nothing there" in log.failures[str(tmp_path / "nowhere")]
 
 
@@ -125,61 +122,39 @@ def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_scans_come_in_order_and_none_is_read_before_the_last_is_taken(ahead: bool, tmp_path: Path) -> None:
-    """One ahead at most: what is prepared is counted each time that the consumer takes an item."""
-    for name in "abcd":
-        (tmp_path / f"{name}.nii").touch()
+    """One ahead at most, in another thread: what is prepared is counted each time that the consumer takes an item."""
     prepared: list[str] = []
+    threads: set[str] = set()
 
     def read(item: dict[str, Any]) -> str:
-        prepared.append(item["name"])
-        return str(item["name"])
+        prepared.append(name_of(item))
+        threads.add(threading.current_thread().name[:4])
+        return prepared[-1]
 
-    stream = ScanStream(str(tmp_path), "auto", read, RunLog(), ahead=ahead)
     taken = []
-    for name in stream:
+    for name in ScanStream(looks_like(tmp_path, "abcd"), "auto", read, RunLog(), ahead=ahead):
         taken.append(name)
         time.sleep(0.05)
         assert prepared == list("abcd"[: len(taken) + ahead])
     assert taken == list("abcd")
-
-
-def test_a_scan_ahead_is_prepared_in_another_thread(three: Path) -> None:
-    threads: list[str] = []
-    stream = ScanStream(str(three), "auto", lambda _: threads.append(threading.current_thread().name), RunLog())
-    list(stream)
-    stream.ahead = True
-    list(stream)
-    assert threads[:3] == [threading.current_thread().name] * 3
-    assert all(name.startswith("read") for name in threads[3:])
+    assert threads == {"read" if ahead else threading.current_thread().name[:4]}
 
 
 def test_several_workers_are_threads_and_search_each_scan_once(tmp_path: Path) -> None:
-    for name in "abcdef":
-        (tmp_path / f"{name}.nii").touch()
     together = threading.Barrier(2, timeout=10)
 
     def read(item: dict[str, Any]) -> str:
         together.wait()  # passes only while two are prepared at once
-        return str(item["name"])
+        return name_of(item)
 
-    loader = ScanLoader(ScanStream(str(tmp_path), "auto", read, RunLog()), num_workers=2)
+    loader = ScanLoader(ScanStream(looks_like(tmp_path, "abcdef"), "auto", read, RunLog()), num_workers=2)
     assert list(loader) == list("abcdef")
 
 
-def test_processes_as_workers_are_refused(three: Path) -> None:
-    stream = ScanStream(str(three), "auto", lambda item: item["name"], RunLog())
+def test_processes_as_workers_are_refused(tmp_path: Path) -> None:
+    stream = ScanStream(looks_like(tmp_path), "auto", name_of, RunLog())
     with pytest.raises(SettingError, match="got worker processes"):
         list(DataLoader(stream, batch_size=None, num_workers=1))
-
-
-def test_refused_scans_are_told_in_the_order_of_the_run(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(RunIndex(three))
-    log.expect("abc")
-    for name in "ca":
-        log.failed(name, ScanError("broken"))
-    with pytest.raises(RefusedScansError):
-        log.close()
-    assert "2 refused (a, c)" in capsys.readouterr().out
 
 
 def test_results_within_the_input_are_no_scans(tmp_path: Path) -> None:
@@ -196,41 +171,28 @@ def test_results_within_the_input_are_no_scans(tmp_path: Path) -> None:
         find_scans(tmp_path / "out" / "scan_1")
 
 
-def test_a_stream_that_is_left_early_ends(three: Path) -> None:
-    stream = iter(ScanStream(str(three), "auto", lambda item: item["name"], RunLog(), ahead=True))
+def test_a_stream_that_is_left_early_ends(tmp_path: Path) -> None:
+    stream = iter(ScanStream(looks_like(tmp_path), "auto", name_of, RunLog(), ahead=True))
     assert next(stream) == "a"
     stream.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
 
 
-def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(
-    three: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(tmp_path: Path) -> None:
     asked: dict[str, str] = {}
 
     def finished(name: str, digest: str) -> Path | None:
         asked[name] = digest
         if name == "c":
             raise OutputError("c: expected nothing, got another result")
-        return three if name == "a" else None
+        return tmp_path if name == "a" else None
 
     log = RunLog()
-    stream = ScanStream(str(three), "auto", lambda item: item, log, finished=finished)
-    (item,) = stream
+    (item,) = ScanStream(looks_like(tmp_path), "auto", lambda item: item, log, finished=finished)
     assert item["name"] == "b"
-    assert item["input_digest"] == asked["b"] == input_digest([three / "b.nii"])
+    assert item["input_digest"] == asked["b"] == input_digest([tmp_path / "b.nii"])
     assert log.found == ["a"]
     assert list(log.failures) == ["c"]
-    with pytest.raises(RefusedScansError):
-        log.close()
-    assert "0 scans searched, 1 searched before, 1 refused (c)" in capsys.readouterr().out
-
-
-def test_a_run_that_finds_everything_done_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog()
-    log.skipped("a", Path("a"))
-    log.close()
-    assert capsys.readouterr().out == "0 scans searched, 1 searched before, 0 refused\n"
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -247,7 +209,7 @@ def _search(
     evaluator = ScanEvaluator(
         log=log,
         device=torch.device("cpu"),
-        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=one_scan),
+        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=itemgetter(0)),
         network=nn.Identity(),
         inferer=inferer,
         postprocessing=postprocessing,
@@ -344,31 +306,42 @@ def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, t
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_without_failure_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog()
-    log.folders["a"] = Path("a")
-    log.close()
-    assert capsys.readouterr().out == "1 scans searched, 0 refused\n"
-
-
-@pytest.mark.parametrize("searched", [0, 1])
-def test_a_run_with_a_failure_ends_with_code_1(
-    searched: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("searched", "found", "failed", "said"),
+    [
+        ("a", "", "", "1 scans searched, 0 refused"),
+        ("", "a", "", "0 scans searched, 1 searched before, 0 refused"),
+        ("", "", "", "0 scans searched, 0 refused"),
+        ("", "", "b", "0 scans searched, 1 refused (b)"),
+        ("a", "", "cb", "1 scans searched, 2 refused (b, c)"),
+    ],
+)
+@pytest.mark.parametrize("ends", [RefusedScansError, SystemExit])
+def test_a_run_ends_well_or_as_a_failure(
+    searched: str,
+    found: str,
+    failed: str,
+    said: str,
+    ends: type[BaseException],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the command line; a host program gets an exception (the tests around this one)."""
-    monkeypatch.setattr("scripts.infer.log.is_command_line", lambda: True)
+    """With exit code 1 on the command line; a host program gets an exception. Scans come in the order of the run."""
+    monkeypatch.setattr("scripts.infer.log.is_command_line", lambda: ends is SystemExit)
     log = RunLog()
-    log.folders.update({str(n): Path("a") for n in range(searched)})
-    log.failed("b", ScanError("broken"))
-    with pytest.raises(SystemExit) as ended:
+    log.expect("abc")
+    log.folders.update({name: Path(name) for name in searched})
+    for name in found:
+        log.skipped(name, Path(name))
+    for name in failed:
+        log.failed(name, ScanError("broken"))
+    if failed or not searched + found:
+        with pytest.raises(ends) as ended:
+            log.close()
+        assert getattr(ended.value, "code", 1) == 1
+    else:
         log.close()
-    assert ended.value.code == 1
-    assert f"{searched} scans searched, 1 refused (b)" in capsys.readouterr().out
-
-
-def test_a_run_that_searched_nothing_ends_with_code_1() -> None:
-    with pytest.raises(RefusedScansError):
-        RunLog().close()
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,27 +359,16 @@ def test_time_runs_from_the_begin_of_a_scan() -> None:
     log = RunLog()
     assert log.seconds_since_begun("a") is None
     log.begun("a")
-    first = log.seconds_since_begun("a")
-    second = log.seconds_since_begun("a")
-    assert first is not None
-    assert second is not None
-    assert 0.0 <= first <= second < 60.0
+    first = log.seconds_since_begun("a") or 0.0
+    assert 0.0 < first <= (log.seconds_since_begun("a") or 0.0) < 60.0
 
 
-def test_bundle_facts_name_version_and_weights(tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
-    shutil.copy(ROOT / "configs" / "metadata.json", tmp_path / "configs")
+def test_bundle_facts_name_version_and_weights(tmp_path: Path, bundle_root: str) -> None:
+    """Other weights of the lung search are another model too: else their results would be taken for finished."""
     (tmp_path / "model.pt").write_bytes(b"weights")
-    facts = bundle_facts(str(tmp_path), str(tmp_path / "model.pt"))
+    facts = bundle_facts(bundle_root, str(tmp_path / "model.pt"))
     assert facts["version"] == json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
     assert facts["weights"] == "model.pt (sha256 9a129038d9a0)"
-    assert bundle_facts(str(tmp_path), str(tmp_path / "none.pt"))["weights"] == "none.pt (sha256 none)"
-
-
-def test_other_weights_of_the_lung_search_are_another_model(tmp_path: Path, bundle_root: str) -> None:
-    """Else results made with them would be taken for finished."""
-    facts = []
-    for content in (b"one", b"other"):
-        (tmp_path / "lungs.pt").write_bytes(content)
-        facts.append(bundle_facts(bundle_root, str(tmp_path / "model.pt"), str(tmp_path / "lungs.pt")))
-    assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {"lung_weights"}
+    both = bundle_facts(bundle_root, str(tmp_path / "none.pt"), str(tmp_path / "model.pt"))
+    assert both["weights"] == "none.pt (sha256 none)"
+    assert both["lung_weights"] == facts["weights"]

@@ -26,9 +26,8 @@ from scripts.core.records import Detection, Location, Nodule, ScanResult
 from scripts.decode.measurements import measure
 from scripts.phantom.files import write_dicom_series
 from scripts.read.reader import find_scans, read_scan
-from scripts.report import NodulesJson, ResultWriter
-from scripts.report.dicom import DicomReport, DicomSegmentation
-from scripts.report.dicom.segmentation import frames
+from scripts.report import DicomReport, DicomSegmentation, NodulesJson, ResultWriter
+from scripts.report.dicom.objects import frames
 from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +186,10 @@ def _sorted(points: np.ndarray) -> np.ndarray:
     return points[np.lexsort(np.rint(points / 0.01).T)]
 
 
+def expected_lps_mm(result: ScanResult, label: int) -> np.ndarray:
+    return _sorted(swap_lps_ras(apply_affine(result.affine_ras, np.argwhere(result.mask == label))))
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_voxel_of_a_segment_is_a_voxel_of_the_mask(grid: str, tmp_path: Path) -> None:
     result = result_of(tmp_path / "scan", affine_lps=GRIDS[grid])
@@ -194,8 +197,7 @@ def test_every_voxel_of_a_segment_is_a_voxel_of_the_mask(grid: str, tmp_path: Pa
     found = _positions_lps_mm(segmentation)
     assert set(found) == {1, 2}
     for label, positions in found.items():
-        expected = swap_lps_ras(apply_affine(result.affine_ras, np.argwhere(result.mask == label)))
-        np.testing.assert_allclose(positions, _sorted(expected), atol=2e-3)
+        np.testing.assert_allclose(positions, expected_lps_mm(result, label), atol=2e-3)
     # As a viewer reads it: by the SOPInstanceUID of each slice, in the order in which the scan was read.
     slices = [pydicom.dcmread(file) for file in result.source_files]
     read = highdicom.seg.segread(segmentation)
@@ -224,22 +226,16 @@ def test_slices_whose_orientation_differs_by_rounding(tmp_path: Path) -> None:
     assert len(_positions_lps_mm(segmentation)[1]) == (result.mask == 1).sum()
 
 
-def test_a_nodule_that_fills_the_scan_to_its_border(tmp_path: Path) -> None:
-    result = result_of(tmp_path / "scan", [tuple(slice(0, n) for n in SHAPE)])
+@pytest.mark.parametrize("boxes", [SIXTY_BOXES, [tuple(slice(0, n) for n in SHAPE)]], ids=["sixty", "to the border"])
+def test_many_and_large_nodules_keep_their_numbers(boxes: Sequence[Box], tmp_path: Path) -> None:
+    result = result_of(tmp_path / "scan", boxes)
     segmentation, report = written(result, tmp_path)
-    assert len(_positions_lps_mm(segmentation)[1]) == np.prod(SHAPE) - 1
-    assert len(groups_of(report)) == 1
-
-
-def test_sixty_nodules_keep_their_numbers(tmp_path: Path) -> None:
-    result = result_of(tmp_path / "scan", SIXTY_BOXES)
-    segmentation, report = written(result, tmp_path)
+    labels = range(1, len(boxes) + 1)
     found = _positions_lps_mm(segmentation)
-    assert sorted(found) == list(range(1, 61))
-    for label in (1, 2, 59, 60):
-        expected = swap_lps_ras(apply_affine(result.affine_ras, np.argwhere(result.mask == label)))
-        np.testing.assert_allclose(found[label], _sorted(expected), atol=2e-3)
-    assert [group.tracking_identifier for group in groups_of(report)] == [f"Nodule {n}" for n in range(1, 61)]
+    assert sorted(found) == list(labels)
+    for label in {1, 2, 59, 60} & set(labels):
+        np.testing.assert_allclose(found[label], expected_lps_mm(result, label), atol=2e-3)
+    assert [group.tracking_identifier for group in groups_of(report)] == [f"Nodule {n}" for n in labels]
 
 
 def test_frames_number_segments_without_gaps_and_beyond_a_byte() -> None:
@@ -357,13 +353,17 @@ def test_no_finding_is_a_report_without_a_segmentation(tmp_path: Path) -> None:
     assert group.get_measurements() == []
 
 
+def first_without_outline(result: ScanResult) -> ScanResult:
+    """Of two nodules the first has none."""
+    bare = dataclasses.replace(result.nodules[0], measurement=None)
+    mask = np.where(result.mask == 2, 2, 0).astype(np.uint16)
+    return dataclasses.replace(result, mask=mask, nodules=(bare, result.nodules[1]))
+
+
 def test_a_nodule_without_an_outline_refers_to_its_slice(made: Made, tmp_path: Path) -> None:
     """It has no segment, so the numbers of the segments behind it do not follow the labels."""
-    result = made[0]
-    first, second = result.nodules
-    bare = dataclasses.replace(first, measurement=None)
-    mask = np.where(result.mask == 2, 2, 0).astype(np.uint16)
-    segmentation, report = written(dataclasses.replace(result, mask=mask, nodules=(bare, second)), tmp_path)
+    result = first_without_outline(made[0])
+    segmentation, report = written(result, tmp_path)
     (segment,) = pydicom.dcmread(segmentation).SegmentSequence
     assert (segment.SegmentNumber, segment.TrackingID) == (1, "Nodule 2")
     assert list(_positions_lps_mm(segmentation)) == [1]
@@ -376,31 +376,65 @@ def test_a_nodule_without_an_outline_refers_to_its_slice(made: Made, tmp_path: P
         "Certainty of Finding": pytest.approx(98.7654321),
     }
     (image,) = other.source_images
-    nearest = pydicom.dcmread(result.source_files[round(first.centre_voxel[2])])
+    nearest = pydicom.dcmread(result.source_files[round(result.nodules[0].centre_voxel[2])])
     assert image.referenced_sop_instance_uid == nearest.SOPInstanceUID
 
 
 def test_without_the_segmentation_the_report_holds_the_measurements_all_the_same(made: Made, tmp_path: Path) -> None:
-    report = DicomReport()(made[0], tmp_path)
-    assert report is not None
-    assert [len(group.get_measurements()) for group in other_groups_of(report)] == [5, 5]
+    DicomReport()(made[0], tmp_path)
+    assert [len(group.get_measurements()) for group in other_groups_of(tmp_path / "report.dcm")] == [5, 5]
 
 
 # --- patient, study, identifiers --------------------------------------------------------------------------------------
 
 
-def test_patient_study_and_frame_of_reference_are_those_of_the_slices(tmp_path: Path) -> None:
-    result = result_of(tmp_path / "scan", change=changed(lambda d: setattr(d, "PatientAge", "060Y")))
-    source = pydicom.dcmread(result.source_files[0])
-    for path in written(result, tmp_path):
-        made = pydicom.dcmread(path)
-        for keyword in (
-            *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID"),
-            *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
-        ):
-            assert made[keyword].value == source[keyword].value
-        assert made.SeriesInstanceUID != source.SeriesInstanceUID
-    assert pydicom.dcmread(tmp_path / "segmentation.dcm").FrameOfReferenceUID == FRAME_UID
+SCRIPTS = {
+    "latin 1": ("ISO_IR 100", "Müller^Jürgen"),
+    "cyrillic": ("ISO_IR 144", "Люкceмбypг"),
+    "japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小东"),
+    "chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
+}
+TAKEN_OVER: dict[str, dict[str, Any]] = {
+    "plain": {"PatientAge": "060Y"},
+    "breaks rules": {
+        **{"PatientSex": "female", "PatientBirthDate": "29.2.1960", "PatientName": "No carets " * 8},
+        **{"StudyTime": "noon", "StudyInstanceUID": "1.02.003"},
+    },
+    **{script: {"SpecificCharacterSet": text, "PatientName": name} for script, (text, name) in SCRIPTS.items()},
+}
+KEYWORDS = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate"),
+    *("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "SpecificCharacterSet"),
+)
+
+
+def setting(values: dict[str, Any]) -> Callable[[Dataset, int], None]:
+    """A complete slice with other values; ``None`` takes one away."""
+
+    def change(dataset: Dataset) -> None:
+        for keyword, value in values.items():
+            dataset.pop(keyword, None)
+            if value is not None:
+                setattr(dataset, keyword, value)
+
+    return changed(change)
+
+
+@pytest.mark.parametrize("case", TAKEN_OVER)
+def test_patient_and_study_are_those_of_the_slices(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pydicom.config.disable_value_validation():
+        result = result_of(tmp_path / "scan", change=setting(TAKEN_OVER[case]))
+    with caplog.at_level(logging.WARNING):
+        paths = written(result, tmp_path)
+    assert caplog.records == []
+    with pydicom.config.disable_value_validation():
+        source = pydicom.dcmread(result.source_files[0])
+        for made in map(pydicom.dcmread, paths):
+            assert [made.get(keyword) for keyword in KEYWORDS] == [source.get(keyword) for keyword in KEYWORDS]
+            assert made.PatientName == TAKEN_OVER[case].get("PatientName", "Doe^Jane").strip()
+            assert made.SeriesInstanceUID != source.SeriesInstanceUID
+        assert pydicom.dcmread(paths[0]).FrameOfReferenceUID == FRAME_UID
 
 
 def _uids(data: Dataset) -> set[str]:
@@ -423,84 +457,30 @@ def test_new_uids_are_made_of_uuids_and_never_used_twice(made: Made, tmp_path: P
     assert len(first & second) == 1  # the program that made them
 
 
-NAMES = {
-    "latin 1": ("ISO_IR 100", "Müller^Jürgen"),
-    "cyrillic": ("ISO_IR 144", "Люкceмбypг"),
-    "japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-    "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小东"),
-    "chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
-}
-
-
-@pytest.mark.parametrize("script", NAMES)
-def test_names_in_any_script_survive(script: str, tmp_path: Path) -> None:
-    character_set, name = NAMES[script]
-
-    def rename(dataset: Dataset) -> None:
-        dataset.SpecificCharacterSet, dataset.PatientName = character_set, name
-
-    for path in written(result_of(tmp_path / "scan", change=changed(rename)), tmp_path):
-        made = pydicom.dcmread(path)
-        assert made.SpecificCharacterSet == character_set
-        assert made.PatientName == name
-
-
-def test_missing_fields_are_empty_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def drop(dataset: Dataset) -> None:
-        for keyword in ("PatientID", "PatientSex", "StudyDate", "AccessionNumber"):
-            del dataset[keyword]
-
+def test_what_is_missing_is_empty_or_made_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty = ("PatientID", "PatientSex", "StudyDate", "AccessionNumber")
+    change = setting(dict.fromkeys((*empty, "FrameOfReferenceUID", "SliceThickness")))
     with caplog.at_level(logging.WARNING):
-        paths = written(result_of(tmp_path / "scan", change=changed(drop)), tmp_path)
+        paths = written(result_of(tmp_path / "scan", change=change), tmp_path)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "the slices lack PatientID, PatientSex, StudyDate, AccessionNumber: left empty" in said
+    assert "the slices lack FrameOfReferenceUID: a new one is used" in said
+    assert "the slices lack SliceThickness: their distance of 1.5 mm is used" in said
     assert "Doe" not in said
-    for path in paths:
-        made = pydicom.dcmread(path)
-        assert all(made[k].is_empty for k in ("PatientID", "PatientSex", "StudyDate", "AccessionNumber"))
+    for made in map(pydicom.dcmread, paths):
+        assert all(made[keyword].is_empty for keyword in empty)
         assert made.PatientName == "Doe^Jane"
-
-
-def test_a_missing_frame_of_reference_is_made_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def drop(dataset: Dataset) -> None:
-        del dataset.FrameOfReferenceUID
-        del dataset.SliceThickness
-
-    with caplog.at_level(logging.WARNING):
-        segmentation, _ = written(result_of(tmp_path / "scan", change=changed(drop)), tmp_path)
-    data = pydicom.dcmread(segmentation)
-    assert data.FrameOfReferenceUID.startswith("2.25.")
-    assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1.5
-    assert "the slices lack FrameOfReferenceUID: a new one is used" in caplog.text
-    assert "the slices lack SliceThickness: their distance of 1.5 mm is used" in caplog.text
-
-
-def test_values_that_break_rules_are_taken_over_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    odd = {"PatientSex": "female", "PatientBirthDate": "29.2.1960", "PatientName": "No carets " * 8}
-    odd |= {"StudyTime": "noon", "StudyInstanceUID": "1.02.003"}
-
-    def change(dataset: Dataset) -> None:
-        for keyword, value in odd.items():
-            del dataset[keyword]
-            setattr(dataset, keyword, value)
-
-    with pydicom.config.disable_value_validation():
-        result = result_of(tmp_path / "scan", change=changed(change))
-    with caplog.at_level(logging.WARNING):
-        paths = written(result, tmp_path)
-    assert caplog.records == []
-    for path in paths:
-        with pydicom.config.disable_value_validation():
-            made = pydicom.dcmread(path)
-            assert {keyword: str(made[keyword].value) for keyword in odd} == {k: v.strip() for k, v in odd.items()}
+    segmentation = pydicom.dcmread(paths[0])
+    assert segmentation.FrameOfReferenceUID.startswith("2.25.")
+    assert segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1.5
 
 
 def test_a_value_that_cannot_be_read_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    result = result_of(tmp_path / "scan", change=changed(lambda d: setattr(d, "PatientWeight", "61.25")))
-    for file in result.source_files:
-        content = Path(file).read_bytes()
+    result = result_of(tmp_path / "scan", change=setting({"PatientWeight": "61.25"}))
+    for file in map(Path, result.source_files):
+        content = file.read_bytes()
         assert content.count(b"\x10\x00\x30\x10DS") == 1
-        Path(file).write_bytes(content.replace(b"\x10\x00\x30\x10DS", b"\x10\x00\x30\x10FD"))  # 6 bytes are no double
+        file.write_bytes(content.replace(b"\x10\x00\x30\x10DS", b"\x10\x00\x30\x10FD"))  # 6 bytes are no double
     with caplog.at_level(logging.WARNING):
         segmentation, _ = written(result, tmp_path)
     assert "PatientWeight" not in pydicom.dcmread(segmentation)
@@ -510,35 +490,30 @@ def test_a_value_that_cannot_be_read_is_left_out_and_said(tmp_path: Path, caplog
 # --- no object --------------------------------------------------------------------------------------------------------
 
 
-def test_a_scan_that_was_no_dicom_has_no_dicom_objects(made: Made, tmp_path: Path) -> None:
-    result = dataclasses.replace(made[0], source_files=())
-    folder = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()])(result)
-    assert [file.name for file in folder.iterdir()] == ["nodules.json"]
-
-
 def test_objects_of_a_former_result_are_replaced(made: Made, tmp_path: Path) -> None:
     writer = ResultWriter(tmp_path / "out", [NodulesJson(), DicomSegmentation(), DicomReport()], overwrite=True)
     result = made[0]
     assert {f.name for f in writer(result).iterdir()} == {"nodules.json", "segmentation.dcm", "report.dcm"}
     nothing = dataclasses.replace(result, nodules=(), mask=np.zeros_like(result.mask))
     assert {f.name for f in writer(nothing).iterdir()} == {"nodules.json", "report.dcm"}
+    no_dicom = dataclasses.replace(result, source_files=())
+    assert {f.name for f in writer(no_dicom).iterdir()} == {"nodules.json"}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: setattr(d, "SOPInstanceUID", "1.2.3"), "SOPInstanceUID of its own in each of the 24 slices, got 1"),
-        (lambda d: setattr(d, "SOPClassUID", SecondaryCaptureImageStorage), "SOP class CT Image Storage, got 1.2.840"),
+        (setting({"SOPInstanceUID": "1.2.3"}), "SOPInstanceUID of its own in each of the 24 slices, got 1"),
+        (setting({"SOPClassUID": SecondaryCaptureImageStorage}), "SOP class CT Image Storage, got 1.2.840"),
     ],
     ids=["one UID for all", "secondary capture"],
 )
 def test_slices_that_nothing_can_refer_to(
-    change: Callable[[Dataset], Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    change: Callable[[Dataset, int], None], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = result_of(tmp_path / "scan", change=changed(change))
+    result = result_of(tmp_path / "scan", change=change)
     with caplog.at_level(logging.WARNING):
-        assert DicomSegmentation()(result, tmp_path) is None
-        assert DicomReport()(result, tmp_path) is None
+        assert [writer(result, tmp_path) for writer in (DicomSegmentation(), DicomReport())] == [None, None]
     (said,) = [record.getMessage() for record in caplog.records]
     assert reason in said
 
@@ -614,19 +589,11 @@ def _errors(path: Path | str) -> set[str]:
 @needs_dciodvfy
 @pytest.mark.parametrize("form", ["two", "sixty", "none", "bare", "tilted gantry", "japanese"])
 def test_the_validator_finds_no_error(form: str, tmp_path: Path) -> None:
-    change: Any = complete
-    boxes: Sequence[Box] = TWO_BOXES
-    if form == "sixty":
-        boxes = SIXTY_BOXES
-    if form == "japanese":
-        change = changed(lambda d: d.update({"SpecificCharacterSet": NAMES[form][0], "PatientName": NAMES[form][1]}))
-    result = result_of(
-        tmp_path / "scan", [] if form == "none" else boxes, affine_lps=GRIDS.get(form, AXIAL), change=change
-    )
+    boxes = {"sixty": SIXTY_BOXES, "none": ()}.get(form, TWO_BOXES)
+    change = setting(TAKEN_OVER.get(form, {}))
+    result = result_of(tmp_path / "scan", boxes, affine_lps=GRIDS.get(form, AXIAL), change=change)
     if form == "bare":
-        bare = dataclasses.replace(result.nodules[0], measurement=None)
-        mask = np.where(result.mask == 2, 2, 0).astype(np.uint16)
-        result = dataclasses.replace(result, mask=mask, nodules=(bare, result.nodules[1]))
+        result = first_without_outline(result)
     for writer in (DicomSegmentation(), DicomReport()):
         path = writer(result, tmp_path)
         assert (path is None) == (form == "none" and isinstance(writer, DicomSegmentation))

@@ -72,7 +72,10 @@ def _read(stamps: tuple[tuple[str, int, int], ...]) -> SourceSeries | None:
             logger.warning("%s: no DICOM objects are written: %s", files[0], reason)
             return None
         shared, filled = _shared(header, slices)
-    stand_ins = tuple(_stand_in(shared, one) for one in slices)
+    stand_ins = [Dataset() for _ in slices]
+    for stand_in, one in zip(stand_ins, slices, strict=True):
+        stand_in.update(shared)
+        stand_in.update({one[keyword].tag: one[keyword] for keyword in _OF_EACH_SLICE})
     for keyword in TYPE_2:
         setattr(stand_ins[0], keyword, None)
     absent = [keyword for keyword in TYPE_2 if keyword not in header]
@@ -80,7 +83,7 @@ def _read(stamps: tuple[tuple[str, int, int], ...]) -> SourceSeries | None:
         gaps.append(f"the slices lack {', '.join(absent)}: left empty")
     if gaps or filled:
         logger.warning("%s: in the DICOM objects of this scan, %s", files[0], "; ".join((*gaps, *filled)))
-    return SourceSeries(stand_ins, header)
+    return SourceSeries(tuple(stand_ins), header)
 
 
 def _header(file: str, tags: Sequence[str] | None = None) -> Dataset:
@@ -121,11 +124,11 @@ def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[s
     Orientations that differ by rounding become the first slice's; the distance of the slices is measured along their
     normal, whatever the header calls it.
     """
-    shared, filled = Dataset(), []
-    for keyword in _OF_THE_SERIES:
-        if keyword in header:
-            shared[keyword] = header[keyword]
-    step_mm = _step_mm(header, slices)
+    filled = []
+    shared = Dataset({header[keyword].tag: header[keyword] for keyword in _OF_THE_SERIES if keyword in header})
+    row, column = np.reshape(np.asarray(header.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    ends = np.array([slices[k].ImagePositionPatient for k in (0, -1)], dtype=np.float64)
+    step_mm = float(abs((ends[1] - ends[0]) @ np.cross(row, column)) / (len(slices) - 1))
     shared.SpacingBetweenSlices = format_number_as_ds(step_mm)
     if not shared.get("FrameOfReferenceUID"):
         shared.FrameOfReferenceUID = generate_uid(prefix=None)
@@ -135,17 +138,3 @@ def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[s
         shared.SliceThickness = format_number_as_ds(step_mm)
         filled.append(f"the slices lack SliceThickness: their distance of {step_mm:.3g} mm is used")
     return shared, filled
-
-
-def _step_mm(header: Dataset, slices: Sequence[Dataset]) -> float:
-    row, column = np.reshape(np.asarray(header.ImageOrientationPatient, dtype=np.float64), (2, 3))
-    ends = np.array([slices[k].ImagePositionPatient for k in (0, -1)], dtype=np.float64)
-    return float(abs((ends[1] - ends[0]) @ np.cross(row, column)) / (len(slices) - 1))
-
-
-def _stand_in(shared: Dataset, one: Dataset) -> Dataset:
-    stand_in = Dataset()
-    stand_in.update(shared)
-    for keyword in _OF_EACH_SLICE:
-        stand_in[keyword] = one[keyword]
-    return stand_in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from ...core.files import write_bytes
@@ -13,7 +12,33 @@ from .source import SourceSeries, read_source
 logger = logging.getLogger(__name__)
 
 
-class DicomSegmentation:
+class _DicomWriter:
+    """Writes one object for a scan that was read from DICOM."""
+
+    filename: str
+    optional = True  # of a scan that was no DICOM
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
+        """Write into ``folder``. Where it cannot be made, the log says why: an optional file never costs the result.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = folder / self.filename
+        try:
+            source = read_source(result.source_files) if result.source_files else None
+            content = None if source is None else self.make(result, source, folder)
+        except Exception as error:  # pydicom and highdicom raise almost any type for what slices may hold
+            logger.warning("%s: %s is left out: %s: %s", result.name, path.name, type(error).__name__, error)
+            return None
+        return None if content is None else write_bytes(path, content)
+
+    def make(self, result: ScanResult, source: SourceSeries, folder: Path) -> bytes | None:
+        """The object as a file; ``None`` where the result has none."""
+        raise NotImplementedError
+
+
+class DicomSegmentation(_DicomWriter):
     """Write ``segmentation.dcm``: a BINARY Segmentation on the source slices, one segment for each outlined nodule.
 
     No file for a scan that was not read from DICOM, nor for one without an outline: a Segmentation has at least one
@@ -21,58 +46,25 @@ class DicomSegmentation:
     """
 
     filename = "segmentation.dcm"
-    optional = True  # of a scan that was no DICOM
 
-    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder``; where it cannot be made, the log says why.
+    def make(self, result: ScanResult, source: SourceSeries, folder: Path) -> bytes | None:
+        from .objects import segmentation_of
 
-        Raises:
-            OutputError: the file cannot be written.
-        """
-
-        def make(source: SourceSeries) -> bytes | None:
-            from .segmentation import segmentation_of
-
-            outlined = any(nodule.measurement is not None for nodule in result.nodules)
-            return segmentation_of(result, source) if outlined else None
-
-        return _write(result, folder / self.filename, make)
+        outlined = any(nodule.measurement is not None for nodule in result.nodules)
+        return segmentation_of(result, source) if outlined else None
 
 
-class DicomReport:
+class DicomReport(_DicomWriter):
     """Write ``report.dcm``: a Comprehensive 3D SR (TID 1500) with the measurements of each nodule.
 
     It refers to the segments of the ``segmentation.dcm`` in the same folder, if :class:`DicomSegmentation` wrote one
-    before, and to the source slices otherwise. No file for a scan that was not read from DICOM.
+    before, and to the source slices otherwise. No file for a scan that was not read from DICOM; one without nodules
+    gives a report that says so.
     """
 
     filename = "report.dcm"
-    optional = True  # of a scan that was no DICOM
 
-    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder``; a scan without nodules gives a report that says so. Where it cannot be made, the log
-        says why.
+    def make(self, result: ScanResult, source: SourceSeries, folder: Path) -> bytes:
+        from .objects import report_of
 
-        Raises:
-            OutputError: the file cannot be written.
-        """
-
-        def make(source: SourceSeries) -> bytes:
-            from .report import report_of
-
-            return report_of(result, source, folder / DicomSegmentation.filename)
-
-        return _write(result, folder / self.filename, make)
-
-
-def _write(result: ScanResult, path: Path, make: Callable[[SourceSeries], bytes | None]) -> Path | None:
-    """Write what ``make`` gives of the source slices, if anything: an optional file never costs the result."""
-    if not result.source_files:
-        return None
-    try:
-        source = read_source(result.source_files)
-        content = None if source is None else make(source)
-    except Exception as error:  # pydicom and highdicom raise almost any type for what slices may hold
-        logger.warning("%s: %s is left out: %s: %s", result.name, path.name, type(error).__name__, error)
-        return None
-    return None if content is None else write_bytes(path, content)
+        return report_of(result, source, folder / DicomSegmentation.filename)

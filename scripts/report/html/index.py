@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
@@ -25,45 +24,10 @@ from .render import render_page
 # By this a page of a former run is told from somebody's own.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
 _REFUSED = re.compile(r"<li><strong>([^<]*)</strong><span>([^<]*)</span></li>")  # of the page's template
+# Of each nodules.json, and what stands for a field that an older one lacks.
+_KEPT: dict[str, Any] = {"name": "", "source": "", "notes": (), "nodules": ()}
 _BIN_MM = 2
 _LAST_BIN_MM = 30
-
-
-@dataclass(frozen=True)
-class ScanRow:
-    """What the page keeps of one scan.
-
-    Attributes:
-        name: also the result folder's name.
-        source: file or folder, without the folders above it.
-        link: to the report, or to the folder where there is none; relative to the page.
-        diameters_mm: of the findings, the network's estimate.
-        highest: the highest probability of a finding; ``None`` without findings.
-        notes: what the report says about the scan.
-        seconds: from reading to writing; ``None`` when it was not measured.
-    """
-
-    name: str
-    source: str
-    link: str
-    diameters_mm: tuple[float, ...]
-    highest: float | None
-    notes: tuple[str, ...]
-    seconds: float | None
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any], link: str, notes: Sequence[str], seconds: float | None = None) -> ScanRow:
-        """From a ``nodules.json``."""
-        nodules = record.get("nodules", ())
-        return cls(
-            name=str(record.get("name", "")),
-            source=str(record.get("source", "")),
-            link=link,
-            diameters_mm=tuple(nodule["diameter_mm"] for nodule in nodules),
-            highest=max((nodule["probability"] for nodule in nodules), default=None),
-            notes=(*notes, *record.get("notes", ())),
-            seconds=seconds,
-        )
 
 
 class RunIndex:
@@ -87,7 +51,7 @@ class RunIndex:
         self.date = date
         self.order: tuple[str, ...] = ()
         self._before = stamp(self.path)
-        self._scans: list[ScanRow] = []
+        self._scans: list[dict[str, Any]] = []
         self._failures: list[tuple[str, str]] = []
         if self.path.exists() and not self._is_former():
             raise OutputError(
@@ -97,15 +61,26 @@ class RunIndex:
 
     def add(self, result: ScanResult, folder: Path) -> None:
         """A scan was searched and its results lie in ``folder``."""
-        self._scans.append(ScanRow.of(scan_record(result), self._link(folder), (), result.seconds))
+        self._scans.append(self._row(folder, scan_record(result), result.seconds))
 
     def add_former(self, folder: Path) -> None:
         """The result of an earlier run in ``folder`` stands for a scan of this one."""
         self._scans.append(self._former(folder))
 
-    def _former(self, folder: Path) -> ScanRow:
-        record = {**read_record(folder / NodulesJson.filename), "name": folder.name}
-        return ScanRow.of(record, self._link(folder), ("searched by an earlier run",))
+    def _former(self, folder: Path) -> dict[str, Any]:
+        record = read_record(folder / NodulesJson.filename)
+        notes = ["searched by an earlier run", *record.get("notes", ())]
+        return self._row(folder, {**record, "name": folder.name, "notes": notes})
+
+    def _row(self, folder: Path, record: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """What the page keeps of a ``nodules.json``, and a link to the report, or to the folder where there is none.
+
+        ``seconds`` from reading to writing are ``None`` when they were not measured.
+        """
+        report = folder / HtmlReport.filename
+        link = Path(os.path.relpath(report if report.exists() else folder, self.path.parent)).as_posix()
+        kept = {name: record.get(name, absent) for name, absent in _KEPT.items()}
+        return {**kept, "link": link, "seconds": seconds}
 
     def add_failure(self, name: str, reason: str, source: str = "") -> None:
         """A scan was refused; folders may tell who the patient is and are left out."""
@@ -138,11 +113,13 @@ class RunIndex:
         """The page of this run's own scans as text."""
         return self._page(self._scans, self._failures, seconds)
 
-    def _page(self, scans: Sequence[ScanRow], failures: Sequence[tuple[str, str]], seconds: float | None) -> str:
-        diameters_mm = [diameter for scan in scans for diameter in scan.diameters_mm]
+    def _page(
+        self, scans: Sequence[Mapping[str, Any]], failures: Sequence[tuple[str, str]], seconds: float | None
+    ) -> str:
+        diameters_mm = [nodule["diameter_mm"] for scan in scans for nodule in scan["nodules"]]
         return render_page(
             "index",
-            scans=sorted(scans, key=lambda scan: self._place(scan.name)),
+            scans=sorted(scans, key=lambda scan: self._place(scan["name"])),
             failures=sorted(failures, key=lambda failure: self._place(failure[0])),
             bins=size_bins(diameters_mm),
             findings=len(diameters_mm),
@@ -154,22 +131,16 @@ class RunIndex:
         """What rows are sorted by: scans of this run in their order, then others by name."""
         return (self.order.index(name), "") if name in self.order else (len(self.order), name)
 
-    def _others(self) -> tuple[list[ScanRow], list[tuple[str, str]]]:
+    def _others(self) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
         """Rows of results that other runs have written, and what those that ran beside this one have refused."""
-        known = {scan.name for scan in self._scans} | {name for name, _ in self._failures}
+        known = {scan["name"] for scan in self._scans} | {name for name, _ in self._failures}
         folders = [path.parent for path in self.path.parent.glob(f"*/{NodulesJson.filename}") if read_record(path)]
         scans = [self._former(f) for f in folders if is_name(f.name) and f.name not in known]
         if stamp(self.path) == self._before or not self._is_former():
             return scans, []
-        known |= {scan.name for scan in scans}
+        known |= {scan["name"] for scan in scans}
         found = _REFUSED.findall(self.path.read_text(encoding="utf-8"))
         return scans, [(unescape(name), unescape(reason)) for name, reason in found if unescape(name) not in known]
-
-    def _link(self, folder: Path) -> str:
-        """From the page to a scan's report, or to its folder where there is none."""
-        report = folder / HtmlReport.filename
-        target = report if report.exists() else folder
-        return Path(os.path.relpath(target, self.path.parent)).as_posix()
 
     def _is_former(self) -> bool:
         return self.path.is_file() and _GENERATOR in self.path.read_bytes()

@@ -7,6 +7,7 @@ the brightest voxel is taken, and a mark falls on the voxel it belongs to. On an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from scipy import ndimage
 
 from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm
 from ...core.records import ScanResult, SearchRegion
-from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path
+from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path, planes_to_ras
 
 # The overview's longest side.
 _OVERVIEW_PIXELS = 480
@@ -66,21 +67,20 @@ def overview(result: ScanResult) -> Overview:
     voxel_mm = spacing_mm(affine_ras)
     extent_mm = voxel_mm * image_hu.shape
     view = AXIAL if extent_mm[2] < extent_mm[0] / 2 else CORONAL
+    axes = (view.row_axis, view.column_axis, view.sight_axis)
     to_voxel = np.asarray(np.linalg.inv(affine_ras), dtype=np.float64)
     region = result.region
-    lungs = None
     if region is not None and region.lungs_found:
-        lungs = _ShrunkLungs.of(region, affine_ras, image_hu.shape, _ends_of_nodules(result, to_voxel, voxel_mm))
-    box = tuple(slice(0, n) for n in image_hu.shape) if lungs is None else lungs.box
-    axes = (view.row_axis, view.column_axis, view.sight_axis)
-    cut = image_hu[box].transpose(axes)
-    pixels = _radiograph(cut) if lungs is None else _lung_projection(cut, labels[box].transpose(axes), lungs, axes)
+        box, lungs = _shrunk_lungs(region, affine_ras, image_hu.shape, _ends_of_nodules(result, to_voxel, voxel_mm))
+        pixels = _lung_projection(image_hu[box].transpose(axes), labels[box].transpose(axes), lungs, axes)
+    else:
+        box, lungs = tuple(slice(0, n) for n in image_hu.shape), None
+        pixels = _radiograph(image_hu.transpose(axes))
     corner = np.array([box[axis].start for axis in axes[:2]])
+    pixel_mm = voxel_mm[list(axes[:2])]
     to_mm = to_voxel[list(axes[:2])]
     to_mm[:, 3] += 0.5 - corner
-    pixel_mm = voxel_mm[list(axes[:2])]
-    to_mm = to_mm * pixel_mm[:, None]
-    return _framed(view, pixels, pixel_mm, to_mm, of_lungs=lungs is not None)
+    return _framed(view, pixels, pixel_mm, to_mm * pixel_mm[:, None], of_lungs=lungs is not None)
 
 
 def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
@@ -89,25 +89,24 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     if region is None or not region.lungs_found:
         return None
     lungs = region.lung("left") | region.lung("right")
-    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(lungs.shape) - 1)
-    ends_mm = apply_affine(region.affine_ras, corners)
-    low, high = ends_mm.min(axis=0), ends_mm.max(axis=0)
-    pixel_mm = float((high - low)[[0, 2]].max()) / _LUNGS_PIXELS
-    shape = (1, *np.maximum(np.ceil((high - low)[[2, 0]] / pixel_mm), 2).astype(int).tolist())
-    to_ras = np.zeros((4, 4))  # (plane, row, column): rows fall in z, columns in x
-    to_ras[2, 1] = to_ras[0, 2] = -pixel_mm
-    to_ras[:, 3] = high[0], apply_affine(region.affine_ras, np.argwhere(lungs).mean(axis=0))[1], high[2], 1.0
-    to_ras[1, 0] = -pixel_mm
+    ends_mm = apply_affine(region.affine_ras, np.array(list(np.ndindex(2, 2, 2))) * (np.array(lungs.shape) - 1))
+    high = ends_mm.max(axis=0)
+    size_mm = (high - ends_mm.min(axis=0))[[2, 0]]
+    pixel_mm = float(size_mm.max()) / _LUNGS_PIXELS
+    rows, columns = np.maximum(np.ceil(size_mm / pixel_mm), 2).astype(int).tolist()
+    centre = high - np.array([columns - 1, 0, rows - 1]) / 2 * pixel_mm
+    centre[1] = apply_affine(region.affine_ras, np.argwhere(lungs).mean(axis=0))[1]
+    to_ras = planes_to_ras(CORONAL, centre, (1, rows, columns), (pixel_mm,) * 3)
 
     def plane(volume: npt.NDArray, affine_ras: npt.ArrayLike, outside: float) -> FloatImage:
         grid = np.linalg.inv(np.asarray(affine_ras, dtype=np.float64)) @ to_ras
         return ndimage.affine_transform(
-            volume, grid[:3, :3], grid[:3, 3], output_shape=shape, output=np.float32, order=1, cval=outside
+            volume, grid[:3, :3], grid[:3, 3], (1, rows, columns), output=np.float32, order=1, cval=outside
         )[0]
 
     grey = window.grey(plane(result.image_hu, result.affine_ras, _AIR_HU))
     outline = outline_path(plane(lungs.astype(np.float32), region.affine_ras, 0.0), pixel_mm)
-    return Picture(CORONAL, grey, shape[2] * pixel_mm, shape[1] * pixel_mm, outline)
+    return Picture(CORONAL, grey, columns * pixel_mm, rows * pixel_mm, outline)
 
 
 def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
@@ -130,61 +129,57 @@ def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArr
     return upright, [apply_orientation(volume, turn) for volume in volumes]
 
 
-@dataclass(frozen=True)
-class _ShrunkLungs:
-    """Where the lungs lie in an upright scan, drawn in a little: the chest wall is brighter than anything in them.
+class _Lungs(NamedTuple):
+    """Lungs drawn in a little, on a grid parallel to the scan's: the chest wall is brighter than anything in them.
 
     Attributes:
-        box: of the scan's voxels, with a margin.
-        share: ``[x', y', z']`` smoothed lung, on the lungs' own grid, parallel to the scan's.
+        share: ``[x', y', z']`` smoothed lung.
         scale, start: ``[3]`` voxel of that grid = scale * voxel of the box + start.
     """
 
-    box: tuple[slice, ...]
     share: FloatImage
     scale: FloatArray
     start: FloatArray
 
-    @classmethod
-    def of(
-        cls, region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...], voxels: FloatArray
-    ) -> _ShrunkLungs:
-        """In a scan of this geometry; the box also holds ``voxels`` ``[N, 3]`` as far as the scan reaches."""
-        lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
-        to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
-        scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
-        cells = np.argwhere(inside)
-        margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
-        first = ((cells.min(axis=0) - 0.5 - shift) / scale - margin).astype(int)
-        last = ((cells.max(axis=0) + 0.5 - shift) / scale + margin).astype(int)
-        low = np.maximum(np.floor(np.vstack([voxels, first])).min(axis=0), 0).astype(int)
-        high = np.minimum(np.ceil(np.vstack([voxels + 1, last])).max(axis=0), shape).astype(int)
-        sigma = _SHRINK_MM / spacing_mm(lung_affine_ras)
-        share = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=2.5)
-        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-        return cls(box, share, scale, scale * low + shift)
 
-    def inside(self, axes: tuple[int, int, int], voxels: list[FloatArray]) -> npt.NDArray[np.bool_]:
-        """Whether the voxels of the box at some positions along each of ``axes`` are lung (trilinear)."""
-        values = self.share.transpose(axes)
-        for number, (axis, along) in enumerate(zip(axes, voxels, strict=True)):
-            where = np.clip(self.scale[axis] * along + self.start[axis], 0, values.shape[number] - 1)
-            below = np.minimum(where.astype(int), max(values.shape[number] - 2, 0))
-            weight = (where - below).astype(np.float32).reshape([-1 if n == number else 1 for n in range(3)])
-            above = np.minimum(below + 1, values.shape[number] - 1)
-            values = values.take(below, number) * (1 - weight) + values.take(above, number) * weight
-        return np.asarray(values > _LUNG_SHARE)
+def _shrunk_lungs(
+    region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...], voxels: FloatArray
+) -> tuple[tuple[slice, ...], _Lungs]:
+    """A box of an upright scan's voxels, with a margin around the lungs, and the lungs in it.
+
+    Args:
+        region: with lungs.
+        affine_ras, shape: of the scan.
+        voxels: ``[N, 3]``, in the box too as far as the scan reaches.
+    """
+    lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
+    to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
+    scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
+    cells = np.argwhere(inside)
+    margin = _OVERVIEW_MARGIN_MM / spacing_mm(affine_ras)
+    first = ((cells.min(axis=0) - 0.5 - shift) / scale - margin).astype(int)
+    last = ((cells.max(axis=0) + 0.5 - shift) / scale + margin).astype(int)
+    low = np.maximum(np.floor(np.vstack([voxels, first])).min(axis=0), 0).astype(int)
+    high = np.minimum(np.ceil(np.vstack([voxels + 1, last])).max(axis=0), shape).astype(int)
+    sigma = _SHRINK_MM / spacing_mm(lung_affine_ras)
+    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=2.5)
+    return tuple(map(slice, low.tolist(), high.tolist())), _Lungs(share, scale, scale * low + shift)
 
 
 def _lung_projection(
-    image_hu: npt.NDArray[np.int16], labels: npt.NDArray[np.uint16], lungs: _ShrunkLungs, axes: tuple[int, int, int]
+    image_hu: npt.NDArray[np.int16], labels: npt.NDArray[np.uint16], lungs: _Lungs, axes: tuple[int, int, int]
 ) -> FloatImage:
     """Brightest voxel of lungs and nodules along the last axis, on the dimmed body: ``[rows, columns]``, 0 … 1."""
     thickness = max(round(1 / abs(lungs.scale[axes[2]])), 1)
     starts = np.arange(0, image_hu.shape[2], thickness)
     slabs, nodules = (np.maximum.reduceat(volume, starts, axis=2) for volume in (image_hu, labels))
-    positions = [np.arange(image_hu.shape[0]), np.arange(image_hu.shape[1]), starts + (thickness - 1) / 2]
-    shown = lungs.inside(axes, [p.astype(np.float64) for p in positions]) | (nodules > 0)
+    positions = (np.arange(slabs.shape[0]), np.arange(slabs.shape[1]), starts + (thickness - 1) / 2)
+    share, weights = lungs.share.transpose(axes), []
+    for axis, along, size in zip(axes, positions, share.shape, strict=True):
+        where = np.clip(lungs.scale[axis] * along + lungs.start[axis], 0, size - 1)
+        weights.append(np.maximum(1 - np.abs(where[:, None] - np.arange(size)), 0).astype(np.float32))
+    inside = np.einsum("abc,ia,jb,kc->ijk", share, *weights, optimize=True) > _LUNG_SHARE  # trilinear
+    shown = inside | (nodules > 0)
     brightest = np.where(shown, slabs, np.int16(_AIR_HU)).max(axis=2)
     covered = ndimage.gaussian_filter(shown.any(axis=2).astype(np.float32), 1.0)
     vessels = _OVERVIEW_WINDOW.grey(brightest) / np.float32(255)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy import ndimage
 
-from ...core.geometry import FloatArray, Point, apply_affine, box_around, spacing_mm
+from ...core.geometry import FloatArray, apply_affine, box_around, spacing_mm
 from ...core.records import Detection, ScanResult
 
 FloatImage = npt.NDArray[np.float32]
@@ -87,11 +88,6 @@ class Picture:
     outline: str = ""
     other_outlines: str = ""
 
-    @property
-    def data_uri(self) -> str:
-        """The picture as WebP inside a ``data:`` URI."""
-        return _data_uri(self.grey)
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -108,11 +104,6 @@ class Stack:
     @property
     def middle(self) -> Picture:
         return self.pictures[len(self.pictures) // 2]
-
-    @property
-    def data_uri(self) -> str:
-        """All pictures, one below the other, as WebP inside a ``data:`` URI."""
-        return _data_uri(np.concatenate([picture.grey for picture in self.pictures]))
 
 
 @dataclass(frozen=True)
@@ -158,10 +149,23 @@ def close_ups(
     width_mm = max(field_of_view_mm, 3 * place.diameter_mm, 1.5 * long_axis_mm)
     count = min(round(width_mm / _PIXEL_MM), _MAX_PIXELS)
     step_mm = _stack_step_mm(max(place.diameter_mm, long_axis_mm), pictures)
-    block = _Block.around(result, place.centre_ras_mm, label, max(width_mm, pictures * step_mm) / 2)
-    shape = (pictures, count, count)
-    views = (AXIAL, CORONAL, SAGITTAL)
-    axial, coronal, sagittal = (block.stack(view, window, shape, width_mm / count, step_mm) for view in views)
+    affine_ras = np.asarray(result.affine_ras, dtype=np.float64)
+    reach_mm = max(width_mm, pictures * step_mm) / 2 + 2 * float(spacing_mm(affine_ras).max())
+    box = box_around(affine_ras, result.image_hu.shape, place.centre_ras_mm, reach_mm)
+    labels = result.mask[box]
+    block = _Block(
+        start=np.array([part.start for part in box]),
+        scan_shape=result.image_hu.shape,
+        image_hu=result.image_hu[box].astype(np.float32),
+        own=((labels == label) & (labels != 0)).astype(np.float32),
+        others=((labels != 0) & (labels != label)).astype(np.float32),
+    )
+    shape, size_mm = (pictures, count, count), (step_mm, width_mm / count, width_mm / count)
+    to_voxel = np.linalg.inv(affine_ras)
+    axial, coronal, sagittal = (
+        block.stack(view, window, shape, to_voxel @ planes_to_ras(view, place.centre_ras_mm, shape, size_mm), size_mm)
+        for view in (AXIAL, CORONAL, SAGITTAL)
+    )
     return axial, coronal, sagittal
 
 
@@ -172,76 +176,72 @@ def _stack_step_mm(size_mm: float, pictures: int) -> float:
     return float(np.ceil(reach_mm / steps / _STEP_MM) * _STEP_MM)
 
 
+def planes_to_ras(
+    view: View, centre_ras_mm: npt.ArrayLike, shape: Sequence[int], size_mm: Sequence[float]
+) -> FloatArray:
+    """``[4, 4]``: (picture, row, column) of a stack around a position to RAS mm; all three fall in RAS.
+
+    Args:
+        view: of the pictures.
+        centre_ras_mm: the middle of the stack.
+        shape: number of pictures, rows and columns.
+        size_mm: step between pictures, height and width of a pixel.
+    """
+    to_ras = np.zeros((4, 4))
+    to_ras[[view.sight_axis, view.row_axis, view.column_axis], [0, 1, 2]] = np.negative(size_mm)
+    to_ras[:3, 3] = np.asarray(centre_ras_mm) - to_ras[:3, :3] @ ((np.array(shape) - 1) / 2)
+    to_ras[3, 3] = 1.0
+    return to_ras
+
+
 @dataclass(frozen=True)
 class _Block:
     """The part of the scan around a finding, ready to be cut by planes.
 
     Attributes:
-        centre_ras_mm: the finding's centre.
-        to_voxel: ``[4, 4]``, RAS mm to voxel of the whole scan.
-        shape: of the whole scan.
         start: the block's first voxel in the whole scan.
+        scan_shape: of the whole scan.
         image_hu: the block.
         own, others: 1 inside this finding's outline, inside any other's.
     """
 
-    centre_ras_mm: Point
-    to_voxel: FloatArray
-    shape: tuple[int, ...]
-    start: tuple[int, int, int]
+    start: npt.NDArray[np.int64]
+    scan_shape: tuple[int, ...]
     image_hu: FloatImage
     own: FloatImage
     others: FloatImage
 
-    @classmethod
-    def around(cls, result: ScanResult, centre_ras_mm: Point, label: int, half_width_mm: float) -> _Block:
-        reach_mm = half_width_mm + 2 * float(spacing_mm(result.affine_ras).max())
-        box = box_around(result.affine_ras, result.image_hu.shape, centre_ras_mm, reach_mm)
-        labels = result.mask[box]
-        return cls(
-            centre_ras_mm=centre_ras_mm,
-            to_voxel=np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64)),
-            shape=result.image_hu.shape,
-            start=(box[0].start, box[1].start, box[2].start),
-            image_hu=result.image_hu[box].astype(np.float32),
-            own=((labels == label) & (labels != 0)).astype(np.float32),
-            others=((labels != 0) & (labels != label)).astype(np.float32),
-        )
-
-    def stack(self, view: View, window: Window, shape: tuple[int, int, int], pixel_mm: float, step_mm: float) -> Stack:
-        grid = self._grid_to_voxel(view, shape, pixel_mm, step_mm)
+    def stack(
+        self, view: View, window: Window, shape: Sequence[int], grid: FloatArray, size_mm: Sequence[float]
+    ) -> Stack:
+        """Cut it by ``grid`` ``[4, 4]``, (picture, row, column) to voxel of the whole scan."""
         inside = self._inside(grid, shape)
         image_hu = np.where(inside, self._values(self.image_hu, grid, shape), np.float32(_OUTSIDE_HU))
+        step_mm, pixel_mm, _ = size_mm
         own, others = (self._paths(labelled, grid, inside, pixel_mm) for labelled in (self.own, self.others))
-        planes = zip(window.grey(image_hu), own, others, strict=True)
         width_mm = shape[1] * pixel_mm
+        planes = zip(window.grey(image_hu), own, others, strict=True)
         return Stack(tuple(Picture(view, grey, width_mm, width_mm, *paths) for grey, *paths in planes), step_mm)
 
-    def _grid_to_voxel(self, view: View, shape: tuple[int, int, int], pixel_mm: float, step_mm: float) -> FloatArray:
-        """``[4, 4]``: (picture, row, column) to voxel of the whole scan; all three fall in RAS."""
-        to_ras = np.zeros((4, 4))
-        axes = (view.sight_axis, view.row_axis, view.column_axis)
-        for number, (axis, length_mm) in enumerate(zip(axes, (step_mm, pixel_mm, pixel_mm), strict=True)):
-            to_ras[axis, number] = -length_mm
-        to_ras[:3, 3] = np.asarray(self.centre_ras_mm) - to_ras[:3, :3] @ ((np.array(shape) - 1) / 2)
-        to_ras[3, 3] = 1.0
-        return np.asarray(self.to_voxel @ to_ras)
-
-    def _inside(self, grid: FloatArray, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    def _inside(self, grid: FloatArray, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which points lie in the scan; a voxel reaches half its width around its centre, so a single slice is seen."""
         inside = np.ones(shape, dtype=bool)
-        for axis, size in enumerate(self.shape):
+        for axis, size in enumerate(self.scan_shape):
             along = [grid[axis, n] * np.arange(count) for n, count in enumerate(shape)]
             low, high = (grid[axis, 3] + sum(end(steps) for steps in along) for end in (np.min, np.max))
-            if low >= -_HALF_VOXEL and high <= size - 1 + _HALF_VOXEL:
-                continue
-            voxel = along[0][:, None, None] + along[1][:, None] + along[2] + grid[axis, 3]
-            inside &= (voxel >= -_HALF_VOXEL) & (voxel <= size - 1 + _HALF_VOXEL)
+            if low < -_HALF_VOXEL or high > size - 1 + _HALF_VOXEL:
+                voxel = along[0][:, None, None] + along[1][:, None] + along[2] + grid[axis, 3]
+                inside &= (voxel >= -_HALF_VOXEL) & (voxel <= size - 1 + _HALF_VOXEL)
         return inside
 
-    def _values(self, volume: FloatImage, grid: FloatArray, shape: tuple[int, ...]) -> FloatImage:
-        offset = grid[:3, 3] - self.start
-        values = ndimage.affine_transform(volume, grid[:3, :3], offset, output_shape=shape, order=1, mode="nearest")
+    def _values(
+        self, volume: FloatImage, grid: FloatArray, shape: Sequence[int], first: Sequence[int] = (0, 0, 0)
+    ) -> FloatImage:
+        """One of the volumes at so many points of the grid, from ``first`` on (trilinear)."""
+        offset = apply_affine(grid, first) - self.start
+        values = ndimage.affine_transform(
+            volume, grid[:3, :3], offset, output_shape=tuple(shape), order=1, mode="nearest"
+        )
         return np.asarray(values)
 
     def _paths(
@@ -249,30 +249,29 @@ class _Block:
     ) -> list[str]:
         """Outlines of what is 1 in ``labelled``, one path per picture; only the grid around it is sampled."""
         paths = [""] * len(inside)
-        if not labelled.any():
-            return paths
-        part = self._part_of_grid(labelled, grid, inside.shape)
-        corner = [span.start for span in part]
-        moved = grid.copy()
-        moved[:3, 3] = apply_affine(grid, corner)
-        planes = np.where(inside[part], self._values(labelled, moved, inside[part].shape), np.float32(0))
-        for number, plane in enumerate(planes, start=corner[0]):
-            paths[number] = outline_path(plane, pixel_mm, (corner[2], corner[1]))
+        if labelled.any():
+            part = self._part_of_grid(labelled, grid, inside.shape)
+            number, row, column = (span.start for span in part)
+            there = inside[part]
+            planes = np.where(there, self._values(labelled, grid, there.shape, (number, row, column)), np.float32(0))
+            paths[part[0]] = [outline_path(plane, pixel_mm, (column, row)) for plane in planes]
         return paths
 
-    def _part_of_grid(self, labelled: FloatImage, grid: FloatArray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    def _part_of_grid(self, labelled: FloatImage, grid: FloatArray, shape: Sequence[int]) -> tuple[slice, ...]:
         """The part of the grid within a voxel of what is 1 in ``labelled``; at least one point."""
         found = np.argwhere(labelled) + self.start
-        ends = np.stack([found.min(axis=0) - 1, found.max(axis=0) + 1])
-        corners = np.array([[ends[i, 0], ends[j, 1], ends[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-        on_grid = apply_affine(np.linalg.inv(grid), corners)
-        low = np.clip(np.floor(on_grid.min(axis=0)).astype(int), 0, np.array(shape) - 1)
-        high = np.clip(np.ceil(on_grid.max(axis=0)).astype(int) + 1, low + 1, shape)
-        return tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        first, last = found.min(axis=0) - 1, found.max(axis=0) + 1
+        to_grid = np.linalg.inv(grid)
+        middle, reach = apply_affine(to_grid, (first + last) / 2), np.abs(to_grid[:3, :3]) @ ((last - first) / 2)
+        low = np.clip(np.floor(middle - reach).astype(int), 0, np.array(shape) - 1)
+        high = np.clip(np.ceil(middle + reach).astype(int) + 1, low + 1, shape)
+        return tuple(map(slice, low.tolist(), high.tolist()))
 
 
-def _data_uri(grey: GreyImage) -> str:
+def data_uri(pictures: Sequence[Picture]) -> str:
+    """Pictures of one width, one below the other, as WebP inside a ``data:`` URI."""
     buffer = io.BytesIO()
+    grey = np.concatenate([picture.grey for picture in pictures])
     Image.fromarray(grey).save(buffer, format="WEBP", quality=_QUALITY, method=_WEBP_EFFORT)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 

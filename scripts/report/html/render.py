@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from ...core.text import shown_duration
+from .pictures import data_uri
 
 _TEMPLATES = Path(__file__).parent / "templates"
 DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
@@ -47,11 +48,6 @@ def shown_probability(probability: float) -> str:
     return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"
 
 
-def _plain_number(value: float, decimals: int = 2) -> str:
-    """For SVG, CSS and scripts."""
-    return f"{value:.{decimals}f}"
-
-
 @cache
 def _text(name: str) -> str:
     path = _TEMPLATES / name
@@ -68,7 +64,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = shown_number
-    environment.filters["plain"] = _plain_number
+    environment.filters["plain"] = lambda value, decimals=2: f"{value:.{decimals}f}"  # for SVG, CSS and scripts
+    environment.filters["data_uri"] = data_uri
     environment.filters["probability"] = shown_probability
     environment.filters["seconds"] = shown_duration
     return environment

@@ -1,0 +1,167 @@
+"""The inference graph inside other programs: Python (in memory), MONAI Label, MONAI Deploy.
+
+MONAI Label runs the steps itself: preprocessing on ``{"image": path, …request}``, ``detector(image)`` with a network
+that it has loaded, and postprocessing to ``box`` and ``label``, which its writer turns into ROIs for Slicer.
+
+MONAI Deploy's bundle operator has a volume in memory already, asks for one mask on its grid, and hands every tensor of
+the preprocessed item to the inferer; what only the later steps need of the scan therefore goes from one transform to
+the other inside :data:`KEPT`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+
+from ..core.errors import SettingError
+from ..core.records import ScanResult
+from ..read.reader import ScanError, find_scans
+from .run import scan_result
+
+# In MONAI Label the distance rides on the image's metadata: the detector gets the image alone.
+KEPT, DISTANCE = "kept", "lung_distance_mm"
+
+
+class ScanSearch:
+    """The inference graph as a function of one scan.
+
+    Args:
+        preprocessing: of one item of :func:`..read.reader.find_scans`.
+        network: in evaluation mode, on ``device``.
+        inferer: gives the maps of a whole scan; told ``lung_distance_mm``.
+        postprocessing: from maps to nodules.
+        device: where the network is.
+        model, settings: facts that stay with each result.
+        series: which DICOM series of a study, see :func:`..read.reader.find_scans`.
+    """
+
+    def __init__(
+        self,
+        *,
+        preprocessing: Callable[[Any], Any],
+        network: nn.Module,
+        inferer: Callable[..., Any],
+        postprocessing: Callable[[Any], Any],
+        device: torch.device | str,
+        model: Mapping[str, str],
+        settings: Mapping[str, Any],
+        series: str = "auto",
+    ) -> None:
+        self.preprocessing, self.postprocessing = preprocessing, postprocessing
+        self.network, self.inferer, self.device = network.eval(), inferer, device
+        self.model, self.settings, self.series = dict(model), dict(settings), series
+
+    def __call__(self, source: str | os.PathLike[str]) -> ScanResult:
+        """Search one scan.
+
+        Args:
+            source: an image file, a DICOM folder or file, or a datalist or folder of one scan.
+
+        Raises:
+            ScanError: no scan, several, or one that must be refused. MONAI's ``Compose`` wraps what the reader raises:
+                its ``__cause__`` is the :class:`..core.errors.UserError`.
+        """
+        scans = find_scans(os.fspath(source), series=self.series)
+        if len(scans) > 1:
+            names = ", ".join(str(scan["name"]) for scan in scans[:3])
+            raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names} …); name one of them.")
+        item = self.preprocessing(scans[0])
+        with torch.no_grad():
+            image = item[CommonKeys.IMAGE][None].to(self.device)
+            maps = self.inferer(image, self.network, lung_distance_mm=item["lung_distance_mm"])[0]
+        item = self.postprocessing({**item, CommonKeys.PRED: maps, "remarks": getattr(self.inferer, "remarks", ())})
+        return scan_result(item, self.model, self.settings)
+
+
+class PreprocessRequestd(Transform):
+    """Preprocess the image that a request names; the rest of the request stays.
+
+    Args:
+        preprocessing: of one item of :func:`..read.reader.find_scans`.
+    """
+
+    def __init__(self, preprocessing: Callable[[Any], Any]) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = self.preprocessing(find_scans(str(data["image"]))[0])
+        item["image"].meta[DISTANCE] = item[DISTANCE]
+        return {**data, **item}
+
+
+class LabelDetector:
+    """Maps of a whole scan; MONAI Label sets :attr:`network` before each call.
+
+    Args:
+        inferer: gives the maps; told ``lung_distance_mm``.
+    """
+
+    def __init__(self, inferer: Callable[..., Any]) -> None:
+        self.inferer = inferer
+        self.network: nn.Module | None = None
+
+    def __call__(self, inputs: Tensor, use_inferer: bool = True) -> Any:
+        """Search ``[1, 1, I, J, K]``; ``use_inferer`` is what MONAI's own detectors take, windows are used anyway."""
+        if self.network is None:
+            raise SettingError("detector: expected a network in .network, got none; set it before the call")
+        distance = inputs.meta.get(DISTANCE) if isinstance(inputs, MetaTensor) else None
+        return self.inferer(inputs, self.network, lung_distance_mm=distance)
+
+
+class BoxesForLabeld(Transform):
+    """``nodules`` as ``box`` ``[N, 6]``, centre and size in LPS mm, and ``label`` ``[N]``, all 0 (nodule)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        found = [nodule.detection for nodule in data["nodules"]]
+        boxes = torch.tensor([[*one.centre_lps_mm, *[one.diameter_mm] * 3] for one in found], dtype=torch.float64)
+        return {**data, "box": boxes.reshape(-1, 6), "label": torch.zeros(len(found), dtype=torch.int64)}
+
+
+class ScanFromArrayd(MapTransform):
+    """Preprocess a volume of HU that another program has read.
+
+    Args:
+        keys: the volume, ``[I, J, K]`` or ``[1, I, J, K]`` with its affine to RAS mm; one key.
+        preprocessing: all steps after reading.
+    """
+
+    def __init__(self, keys: KeysCollection, preprocessing: Callable[[Any], Any]) -> None:
+        super().__init__(keys)
+        self.preprocessing = preprocessing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        (key,) = self.keys
+        volume = data[key]
+        scan = torch.as_tensor(np.asarray(volume)).round().to(torch.int16).reshape(1, *volume.shape[-3:])
+        item = self.preprocessing({"image": MetaTensor(scan, affine=torch.as_tensor(np.asarray(volume.affine)))})
+        item[key] = item.pop("image")
+        item[KEPT] = {name: item.pop(name) for name in list(item) if name != key}
+        return {**item, DISTANCE: item[KEPT][DISTANCE]}
+
+
+class MaskAsPredictiond(MapTransform):
+    """Turn the maps into the instance mask ``[1, I, J, K]`` of the scan's own grid; n is nodule n.
+
+    Args:
+        keys: where the maps are and the mask goes; one key.
+        postprocessing: from maps to nodules.
+    """
+
+    def __init__(self, keys: KeysCollection, postprocessing: Callable[[Any], Any]) -> None:
+        super().__init__(keys)
+        self.postprocessing = postprocessing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        (key,) = self.keys
+        maps = data[key][0] if data[key].ndim == 5 else data[key]
+        item = self.postprocessing({**data, **data[KEPT], "pred": torch.as_tensor(np.asarray(maps.cpu()))})
+        return {**data, key: torch.from_numpy(np.asarray(item["mask"]).astype(np.int32))[None]}
