@@ -326,10 +326,10 @@ def _add_bones(frame: Frame, image: Field, column: Field, endplate: Field, rng: 
     cartilage = np.full(frame.shape, 4.0, dtype=np.float32)
     for number, side in product(range(1, 13), (1.0, -1.0)):  # a rib is flat: thinner than high
         rib, tip = (frame.to_voxel(p) for p in _rib(number, side, rng))
-        stamp_capsules(bone, *segments(rib, 3.7 * frame.size), flatten=0.56)
-        stamp_capsules(cartilage, *segments(tip, 4.3 * frame.size), flatten=0.7)
+        stamp_capsules(bone, segments(rib, 3.7 * frame.size), flatten=0.56)
+        stamp_capsules(cartilage, segments(tip, 4.3 * frame.size), flatten=0.7)
     for points, radius in _bone_tubes():
-        stamp_capsules(bone, *segments(frame.to_voxel(points), radius * frame.size))
+        stamp_capsules(bone, segments(frame.to_voxel(points), radius * frame.size))
     blend(image, inside(cartilage), CARTILAGE_HU)
     where = np.nonzero(bone < 1.0)
     depth = bone[where]
@@ -407,5 +407,5 @@ def add_airway_tubes(frame: Frame, image: Field, *, wall_mm: float = 1.3) -> Non
             reach = radii.max() + 2
             box = local_box(frame.shape, voxels.min(axis=0) - reach, voxels.max(axis=0) + reach)
             distance = np.full(image[box].shape, 3.0, dtype=np.float32)
-            stamp_capsules(distance, *segments(voxels - [s.start for s in box], radii))
+            stamp_capsules(distance, segments(voxels - [s.start for s in box], radii))
             blend(image[box], inside(distance), value)

@@ -129,30 +129,28 @@ def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -
     return tuple(map(slice, starts.tolist(), stops.tolist()))
 
 
-def segments(points: Array, radii: npt.ArrayLike) -> tuple[Array, Array, Array]:
-    """Starts, ends ``[P - 1, 3]`` and radii ``[P - 1, 2]`` of a polyline ``[P, 3]`` with a radius per point, or one."""
+def segments(points: Array, radii: npt.ArrayLike) -> Array:
+    """Tapered segments ``[P - 1, 8]`` of a polyline ``[P, 3]`` with a radius per point, or one: starts, ends, radii."""
     r = np.broadcast_to(np.asarray(radii, dtype=np.float64), points.shape[:1])
-    return points[:-1], points[1:], np.stack([r[:-1], r[1:]], axis=1)
+    return np.column_stack([points[:-1], points[1:], r[:-1], r[1:]])
 
 
 def capsules(
-    shape: tuple[int, ...], starts: Array, ends: Array, radii: Array, *, flatten: float = 1.0, margin: float = 2.0
+    shape: tuple[int, ...], segments: Array, *, flatten: float = 1.0, margin: float = 2.0
 ) -> Iterator[tuple[Box, Field]]:
     """The surroundings of capsules that taper from one radius to another, and the distances of their voxels to each.
 
     Args:
         shape: of the grid.
-        starts: ``[S, 3]``, voxels.
-        ends: ``[S, 3]``, voxels.
-        radii: ``[S, 2]`` at start and end, voxels.
+        segments: ``[S, 8]``: start, end, radius at start and end, voxels.
         flatten: < 1 squeezes the third axis first: the capsules are then ``radius / flatten`` high along k.
         margin: how far outside the capsules the distance is needed, voxels.
     """
     squeeze = np.array([1.0, 1.0, flatten])
-    reach = (radii.max(axis=1, keepdims=True) + margin) / squeeze
-    lows, highs = np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach
-    for start, end, (r0, r1), low, high in zip(starts, ends, radii.tolist(), lows, highs, strict=True):
-        box = local_box(shape, low, high)
+    for segment in segments:
+        (start, end), (r0, r1) = segment[:6].reshape(2, 3), segment[6:].tolist()
+        reach = (max(r0, r1) + margin) / squeeze
+        box = local_box(shape, np.minimum(start, end) - reach, np.maximum(start, end) + reach)
         p, d = start * squeeze, (end - start) * squeeze
         x, y, z = np.ix_(
             *((np.arange(s.start, s.stop) * f - o).astype(np.float32) for s, f, o in zip(box, squeeze, p, strict=True))
@@ -162,11 +160,9 @@ def capsules(
         yield box, (distance - (r0 + share * (r1 - r0))).astype(np.float32)
 
 
-def stamp_capsules(
-    distance: Field, starts: Array, ends: Array, radii: Array, *, flatten: float = 1.0, margin: float = 2.0
-) -> None:
+def stamp_capsules(distance: Field, segments: Array, *, flatten: float = 1.0, margin: float = 2.0) -> None:
     """Lower a distance field, in place and near them only, to that of the union with :func:`capsules`."""
-    for box, near in capsules(distance.shape, starts, ends, radii, flatten=flatten, margin=margin):
+    for box, near in capsules(distance.shape, segments, flatten=flatten, margin=margin):
         np.minimum(distance[box], near, out=distance[box])
 
 
@@ -183,5 +179,5 @@ def coarse_tubes(frame: Frame, tubes: list[Tube], margin: float = 14.0) -> Field
     distance = np.full(frame.coarse_shape, FAR_MM * unit, dtype=np.float32)
     for tube in map(np.array, tubes):
         voxels = frame.to_voxel(tube[:, :3]) / frame.step
-        stamp_capsules(distance, *segments(voxels, tube[:, 3] * unit), margin=margin * unit)
+        stamp_capsules(distance, segments(voxels, tube[:, 3] * unit), margin=margin * unit)
     return distance / np.float32(unit)

@@ -270,7 +270,7 @@ def _paint_spicules(
     centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm) - [s.start for s in box]
     ways = _directions(rng, int(rng.integers(10, 22)))
     ends = centre + ways * radius * rng.uniform(1.3, 1.9, (len(ways), 1))
-    radii = np.tile([0.75, 0.2], (len(ways), 1))
+    strands = np.column_stack([centre + 0.8 * radius * ways, ends, np.tile([0.75, 0.2], (len(ways), 1))])
     distance = np.full(part.shape, 3.0, dtype=np.float32)
-    stamp_capsules(distance, centre + 0.8 * radius * ways, ends, radii)
+    stamp_capsules(distance, strands)
     blend(part, inside(distance) * inside(anatomy.lung_mm[box]), np.maximum(-80.0, part))

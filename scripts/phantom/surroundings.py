@@ -84,7 +84,7 @@ def _couch(frame: Frame, patient: Patient, rng: np.random.Generator) -> Field:
 
 def _stamp(image: Field, voxels: Array, radii: Array, value: float) -> None:
     """Blend a tube into ``image`` in place, segment by segment."""
-    for box, distance in capsules(image.shape, *segments(voxels, radii), margin=1.0):
+    for box, distance in capsules(image.shape, segments(voxels, radii), margin=1.0):
         blend(image[box], inside(distance), value)
 
 

@@ -27,8 +27,6 @@ TERMINAL_RADIUS_MM = 0.45  # of an artery or vein to one such end
 LEAF_DEPTH_MM = 2.2  # vessels end this far from the pleura and the fissures
 CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this fewer vessels end: the thick ones take the room
 
-Segments = tuple[Array, Array, Array]  # starts [S, 3], ends [S, 3], radii [S, 2]
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -91,11 +89,11 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
     return Tree(nodes, parents, TERMINAL_RADIUS_MM * leaves.astype(np.float64) ** (1.0 / MURRAY_EXPONENT))
 
 
-def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Segments:
+def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Array:
     """Cut every branch into ``pieces`` straight segments along a curve that leaves its parent smoothly.
 
     Returns:
-        Starts ``[S, 3]``, ends ``[S, 3]`` and radii ``[S, 2]``, ``S = pieces * (N - 1)``.
+        ``[pieces * (N - 1), 8]``: starts, ends, radii at both.
     """
     parent = tree.parents[1:]
     a, b = tree.nodes[parent], tree.nodes[1:]
@@ -106,8 +104,8 @@ def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Segm
     curve = a[:, None] + u[None, :, None] * (b - a)[:, None] + (4 * u * (1 - u) ** 2)[None, :, None] * bow[:, None]
     thick = np.minimum(tree.radii[parent], 1.25 * tree.radii[1:])
     r = thick[:, None] + u * (tree.radii[1:] - thick)[:, None]
-    ends = np.stack([r[:, :-1], r[:, 1:]], axis=2).reshape(-1, 2)
-    return curve[:, :-1].reshape(-1, 3), curve[:, 1:].reshape(-1, 3), ends
+    parts = np.concatenate([curve[:, :-1], curve[:, 1:], r[:, :-1, None], r[:, 1:, None]], axis=2)
+    return np.asarray(parts.reshape(-1, 8))
 
 
 def _deposit(share: Field, points: Array, volumes: Array) -> None:
@@ -124,17 +122,17 @@ def _deposit(share: Field, points: Array, volumes: Array) -> None:
     share.reshape(-1)[cells] += np.bincount(inverse, weights=np.concatenate(weight)).astype(np.float32)
 
 
-def draw_segments(shape: tuple[int, ...], starts: Array, ends: Array, radii: Array) -> Field:
-    """Partial-volume share of tapered segments on a grid, 0 … 1.
+def draw_segments(shape: tuple[int, ...], segments: Array) -> Field:
+    """Partial-volume share of tapered segments ``[S, 8]`` on a grid, 0 … 1.
 
     Thick segments are capsules with a one-voxel edge; thin ones are deposited with their own volume, so that a vessel
     thinner than a voxel is fainter, not missing.
     """
-    thin = radii.mean(axis=1) < MIN_CAPSULE_RADIUS
+    thin = segments[:, 6:].mean(axis=1) < MIN_CAPSULE_RADIUS
     distance = np.full(shape, 1.0, dtype=np.float32)
-    stamp_capsules(distance, starts[~thin], ends[~thin], radii[~thin], margin=1.0)
+    stamp_capsules(distance, segments[~thin], margin=1.0)
     share = inside(distance)
-    a, b, r = starts[thin], ends[thin], radii[thin]
+    a, b, r = np.split(segments[thin], (3, 6), axis=1)
     length = np.linalg.norm(b - a, axis=1)
     count = np.maximum(np.ceil(length / 0.6).astype(int), 1)
     which = np.repeat(np.arange(len(a)), count)
@@ -192,14 +190,13 @@ def fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.G
         artery, vein, airway = _lobe_trees(frame, anatomy, lobe, rng)
         vessel_parts += [bent_segments(artery, rng), bent_segments(vein, rng)]
         airway_parts.append(bent_segments(airway, rng))
-    starts, ends, radii = (np.concatenate(parts) for parts in zip(*vessel_parts, strict=True))
+    vessels, airways = np.concatenate(vessel_parts), np.concatenate(airway_parts)
     image = anatomy.image_hu
     cavity = inside(anatomy.lung_mm - 5.0, 4.0)  # the lungs and their roots, not the heart or the liver
-    share = draw_segments(image.shape, starts, ends, radii) * cavity
-    blend(image, share, np.maximum(image, np.float32(blood_hu)))
-    tubes = [np.concatenate(parts) for parts in zip(*airway_parts, strict=True)]
-    starts_a, ends_a, outer_radii = (tube[tubes[2].mean(axis=1) > 0.95] for tube in tubes)
+    blend(image, draw_segments(image.shape, vessels) * cavity, np.maximum(image, np.float32(blood_hu)))
+    airways = airways[airways[:, 6:].mean(axis=1) > 0.95]
     in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
-    blend(image, 0.85 * draw_segments(image.shape, starts_a, ends_a, outer_radii) * in_lung, 20.0)
-    blend(image, draw_segments(image.shape, starts_a, ends_a, 0.7 * outer_radii - 0.1) * in_lung, -965.0)
-    return np.concatenate([starts, radii[:, :1]], axis=1)
+    blend(image, 0.85 * draw_segments(image.shape, airways) * in_lung, 20.0)
+    airways[:, 6:] = 0.7 * airways[:, 6:] - 0.1  # what is in the walls
+    blend(image, draw_segments(image.shape, airways) * in_lung, -965.0)
+    return vessels[:, [0, 1, 2, 6]]
