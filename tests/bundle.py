@@ -12,10 +12,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference"))
+
+
+def graph(*names: str | Path, **settings: Any) -> ConfigParser:
+    """Graphs of ``configs`` laid over each other, or other files, on the CPU."""
+    files = [str(ROOT / "configs" / f"{name}.json") if isinstance(name, str) else str(name) for name in names]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu", **settings})
+    parser.parse()
+    return parser
 
 
 def run_inference(source: Path, output: Path, **overrides: Any) -> None:
@@ -34,16 +43,13 @@ def run_inference(source: Path, output: Path, **overrides: Any) -> None:
     workflow.finalize()
 
 
-def command(
-    *arguments: str, launcher: tuple[str, ...] = (), folder: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given.
+def python(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, in a working folder.
 
     On one thread: the tests' networks are too small for more, and times no longer depend on what else runs.
     """
-    line = [sys.executable, "-W", "ignore", "-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run"]
     return subprocess.run(
-        [*line, *arguments],
+        [sys.executable, "-W", "ignore", *words],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
@@ -51,6 +57,14 @@ def command(
         timeout=900,
         check=False,
     )
+
+
+def command(
+    *arguments: str, launcher: tuple[str, ...] = (), folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given."""
+    line = ["-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run", *arguments]
+    return python(*line, folder=folder, **environment)
 
 
 def run(task: str, *configs: str, **options: Any) -> str:

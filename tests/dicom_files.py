@@ -37,24 +37,31 @@ def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.N
         axes_mm: ``[3, 2]``: step along i and along j, LPS.
     """
     spacing = np.linalg.norm(axes_mm, axis=0)
-    dataset = Dataset()
+    values = {
+        **{"SOPClassUID": CTImageStorage, "SOPInstanceUID": generate_uid()},
+        **{"StudyInstanceUID": STUDY_UID, "SeriesInstanceUID": SERIES_UID},
+        **{"PatientName": "Secret^Name", "PatientID": "SECRET-ID"},
+        **{"Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]},
+        **{"Manufacturer": "Maker", "KVP": "120", "ConvolutionKernel": "SOFT"},
+        "ImagePositionPatient": [f"{x:.8g}" for x in np.asarray(position_mm)],
+        "ImageOrientationPatient": [f"{x:.8f}" for x in (axes_mm / spacing).T.ravel()],
+        "PixelSpacing": [f"{spacing[1]:.8g}", f"{spacing[0]:.8g}"],
+        **{"Columns": pixels.shape[0], "Rows": pixels.shape[1]},
+        **{"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0},
+        **{"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
+        **{"RescaleSlope": 1, "RescaleIntercept": RESCALE_INTERCEPT},
+        "PixelData": (pixels.T.astype(np.int32) - RESCALE_INTERCEPT).astype("<u2").tobytes(),
+    }
+    dataset = with_values(Dataset(), **values)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = generate_uid()
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY_UID, SERIES_UID
-    dataset.PatientName, dataset.PatientID = "Secret^Name", "SECRET-ID"
-    dataset.Modality = "CT"
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    dataset.Manufacturer, dataset.KVP, dataset.ConvolutionKernel = "Maker", "120", "SOFT"
-    dataset.ImagePositionPatient = [f"{x:.8g}" for x in np.asarray(position_mm)]
-    dataset.ImageOrientationPatient = [f"{x:.8f}" for x in (axes_mm / spacing).T.ravel()]
-    dataset.PixelSpacing = [f"{spacing[1]:.8g}", f"{spacing[0]:.8g}"]
-    dataset.Columns, dataset.Rows = pixels.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.RescaleSlope, dataset.RescaleIntercept = 1, RESCALE_INTERCEPT
-    dataset.PixelData = (pixels.T.astype(np.int32) - RESCALE_INTERCEPT).astype("<u2").tobytes()
+    return dataset
+
+
+def with_values(dataset: Dataset, **values: Any) -> Dataset:
+    """The dataset, with these values by keyword."""
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
     return dataset
 
 
@@ -152,17 +159,16 @@ def write_enhanced(
             for keyword in keywords:
                 item[keyword] = one[keyword]
             setattr(group, sequence, [item])
-        frame_type, content = Dataset(), Dataset()
-        frame_type.FrameType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-        content.StackID, content.InStackPositionNumber, content.TemporalPositionIndex = "1", k + 1, 1
-        group.CTImageFrameTypeSequence, group.FrameContentSequence = [frame_type], [content]
+        content = {"StackID": "1", "InStackPositionNumber": k + 1, "TemporalPositionIndex": 1}
+        group.FrameContentSequence = [with_values(Dataset(), **content)]
+        group.CTImageFrameTypeSequence = [with_values(Dataset(), FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
         if change is not None:
             change(group, k)
         groups.append(group)
-    shared, measures = Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = whole.PixelSpacing, str(round(float(affine_lps[2, 2]), 3))
-    shared.PixelMeasuresSequence = [measures]
-    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = [shared], groups
+    thickness = str(round(float(affine_lps[2, 2]), 3))
+    measures = with_values(Dataset(), PixelSpacing=whole.PixelSpacing, SliceThickness=thickness)
+    whole.SharedFunctionalGroupsSequence = [with_values(Dataset(), PixelMeasuresSequence=[measures])]
+    whole.PerFrameFunctionalGroupsSequence = groups
     for keyword in (*sum(FRAME_GROUPS.values(), ()), "PixelSpacing"):
         del whole[keyword]
     if change is not None:

@@ -6,19 +6,19 @@ names those that end it. Case n of a seed is always the same; ``--first n --keep
 
 from __future__ import annotations
 
-import argparse
 import collections
 import random
 import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ import numpy as np
 import SimpleITK as sitk
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from scripts.core.commands import run_function
 from scripts.core.errors import UserError
 from scripts.read.reader import find_scans, read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
@@ -190,78 +191,71 @@ def outcome(folder: Path, seconds: float = SECONDS) -> str:
     return "read"
 
 
+def attempt(seed: int, number: int, scratch: Path) -> str:
+    """Try one case below a scratch folder; ``KIND: read`` or ``KIND: refused``.
+
+    Raises:
+        AssertionError: it does neither; with its number.
+    """
+    folder = scratch / "case"
+    kind = write_case(folder, seed, number, scratch / "originals")
+    try:
+        return f"{kind}: {outcome(folder)}"
+    except Exception as error:
+        raise AssertionError(f"case {number} of seed {seed} ({kind})") from error
+    finally:
+        shutil.rmtree(folder)
+
+
 def run(seed: int, first: int, count: int) -> dict[str, int]:
     """Try cases one after the other, in this process; how many were read and refused, by kind.
 
     Raises:
-        AssertionError: with the number of the first case that does neither.
+        AssertionError: of the first case that does neither.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return collections.Counter(attempt(seed, number, Path(scratch)) for number in range(first, first + count))
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -> None:
+    """Try cases in another process, which starts anew after one that ends it.
+
+    Args:
+        count: how many.
+        seed: of all.
+        first: the number of the first.
+        keep: write the first case to this folder instead, and end.
+
+    Raises:
+        UserError: cases failed.
     """
     counts: collections.Counter[str] = collections.Counter()
+    slowest, bad, pool = 0.0, [], ProcessPoolExecutor(1, initializer=_limit_memory)
     with tempfile.TemporaryDirectory() as scratch:
+        if keep:
+            print(write_case(Path(keep), seed, first, Path(scratch)))
+            return
         for number in range(first, first + count):
-            folder = Path(scratch) / "case"
-            kind = write_case(folder, seed, number, Path(scratch) / "originals")
-            try:
-                counts[f"{kind}: {outcome(folder)}"] += 1
-            except Exception as error:
-                raise AssertionError(f"case {number} of seed {seed} ({kind})") from error
-            shutil.rmtree(folder)
-    return dict(counts)
-
-
-def _serve(seed: int, first: int, count: int) -> None:
-    """Try cases and print a line for each; what fails does not stop the others."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    with tempfile.TemporaryDirectory() as scratch:
-        for number in range(first, first + count):
-            folder = Path(scratch) / "case"
-            kind = write_case(folder, seed, number, Path(scratch) / "originals")
             began = time.monotonic()
             try:
-                said = outcome(folder)
-            except BaseException as error:
-                traceback.print_exc()
-                said = f"FAILED {type(error).__name__}: {error}".splitlines()[0]
-            print(f"{number}\t{kind}\t{said}\t{time.monotonic() - began:.3f}", flush=True)
-            shutil.rmtree(folder)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="write the first case there and end")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve:
-        _serve(given.seed, given.first, given.count)
-        return 0
-    if given.keep:
-        with tempfile.TemporaryDirectory() as scratch:
-            print(write_case(given.keep, given.seed, given.first, Path(scratch)))
-        return 0
-    first, end = given.first, given.first + given.count
-    counts: collections.Counter[str] = collections.Counter()
-    slowest, bad = 0.0, []
-    while first < end:
-        command = [sys.executable, "-m", "tests.fuzz_headers", "--serve", "--seed", str(given.seed)]
-        command += ["--first", str(first), "--count", str(end - first)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                number, kind, said, seconds = line.rstrip("\n").split("\t")
-                counts[f"{kind}: {said.split(' ')[0]}"] += 1
-                slowest = max(slowest, float(seconds))
-                bad += [line] if said.startswith("FAILED") else []
-                first = int(number) + 1
-        if process.returncode:
-            bad.append(f"{first}: the process ended with {process.returncode}\n")
-            first += 1
-    print("\n".join(f"{kind:24} {count:6d}" for kind, count in sorted(counts.items())))
-    print(f"slowest case {slowest:.1f} s; {len(bad)} failed\n{''.join(bad)}")
-    return bool(bad)
+                counts[pool.submit(attempt, seed, number, Path(scratch)).result()] += 1
+            except (AssertionError, BrokenProcessPool) as error:
+                traceback.print_exception(error)
+                bad.append(f"{number}: {error}")
+                if isinstance(error, BrokenProcessPool):
+                    pool = ProcessPoolExecutor(1, initializer=_limit_memory)
+                    shutil.rmtree(Path(scratch) / "case", ignore_errors=True)
+            slowest = max(slowest, time.monotonic() - began)
+    pool.shutdown()
+    print("\n".join(f"{said:24} {number:6d}" for said, number in sorted(counts.items())))
+    print(f"slowest case {slowest:.1f} s; {len(bad)} failed")
+    if bad:
+        raise UserError("\n".join(["expected a scan or one clear line, got neither:", *bad]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tests.fuzz_headers", main))

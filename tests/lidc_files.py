@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 
-from tests.dicom_files import STUDY_UID, write_series
+from tests.dicom_files import STUDY_UID, with_values, write_series
 
 SERIES_UID = "1.3.6.1.4.1.14519.5.2.1.1"
 SHAPE = (24, 20, 8)
@@ -30,10 +30,8 @@ Ring = list[tuple[int, int]]
 def ring(first: tuple[int, int], last: tuple[int, int]) -> Ring:
     """The border of the rectangle of pixels from first to last, in the order of a walk; columns and rows."""
     (a, c), (b, d) = first, last
-    top = [(i, c) for i in range(a, b + 1)]
-    right = [(b, j) for j in range(c + 1, d + 1)]
-    bottom = [(i, d) for i in range(b - 1, a - 1, -1)]
-    left = [(a, j) for j in range(d - 1, c, -1)]
+    top, right = [(i, c) for i in range(a, b + 1)], [(b, j) for j in range(c + 1, d + 1)]
+    bottom, left = [(i, d) for i in range(b - 1, a - 1, -1)], [(a, j) for j in range(d - 1, c, -1)]
     return top + right + bottom + left
 
 
@@ -78,19 +76,41 @@ def write_ct(
     image[4:20, 4:16] = -800
 
     def change(dataset: Dataset, k: int) -> bool:
-        dataset.SOPInstanceUID = sop_uid(series_uid, k)
-        dataset.PatientID, dataset.PatientName = patient, f"{patient}^"
-        dataset.StudyInstanceUID = f"{STUDY_UID}.{patient[-1]}"
-        dataset.FrameOfReferenceUID, dataset.SliceThickness = f"{STUDY_UID}.9", "2"
-        dataset.PatientBirthDate = dataset.PatientSex = dataset.AccessionNumber = dataset.StudyID = ""
-        dataset.StudyDate = dataset.StudyTime = dataset.ReferringPhysicianName = dataset.PositionReferenceIndicator = ""
-        dataset.SeriesNumber = 1
-        dataset.InstanceNumber = k + 1
-        for name, value in tags.items():
-            setattr(dataset, name, value)
+        values = {
+            **{"SOPInstanceUID": sop_uid(series_uid, k), "PatientID": patient, "PatientName": f"{patient}^"},
+            **{"StudyInstanceUID": f"{STUDY_UID}.{patient[-1]}", "FrameOfReferenceUID": f"{STUDY_UID}.9"},
+            **{"SliceThickness": "2", "SeriesNumber": 1, "InstanceNumber": k + 1},
+            **dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"), ""),
+            **dict.fromkeys(("StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"), ""),
+        }
+        with_values(dataset, **values | tags)
         return k not in missing
 
     return write_series(folder, image, AFFINE_LPS, change=change, series_uid=series_uid)
+
+
+XML = jinja2.Template(
+    """<?xml version="1.0"?>
+{% macro points(name, ring) -%}
+{% for i, j in ring %}<{{ name }}><xCoord>{{ i }}</xCoord><yCoord>{{ j }}</yCoord></{{ name }}>{% endfor %}
+{%- endmacro %}
+<LidcReadMessage xmlns="http://www.nih.gov">
+<ResponseHeader><SeriesInstanceUid>{{ series_uid }}</SeriesInstanceUid></ResponseHeader>
+{% for session in sessions %}<readingSession><annotationVersion>3.12</annotationVersion>
+<servicingRadiologistID>anon</servicingRadiologistID>
+{% for nodule in session.nodules %}<unblindedReadNodule><noduleID>{{ nodule.name | e }}</noduleID>
+{% if nodule.ratings %}<characteristics>
+{% for name, value in nodule.ratings.items() %}<{{ name }}>{{ value }}</{{ name }}>{% endfor %}
+</characteristics>{% endif %}
+{% for k, around, is_inclusion in nodule.rings %}<roi>{{ place(k) }}
+<inclusion>{{ (is_inclusion | string).upper() }}</inclusion>{{ points("edgeMap", around) }}</roi>{% endfor %}
+</unblindedReadNodule>{% endfor %}
+{% for i, j, k in session.others %}<nonNodule><nonNoduleID>1</nonNoduleID>{{ place(k) }}
+{{ points("locus", [(i, j)]) }}</nonNodule>{% endfor %}
+</readingSession>{% endfor %}
+</LidcReadMessage>
+"""
+)
 
 
 def xml_text(
@@ -113,28 +133,7 @@ def xml_text(
         uid, z_mm = places[k] if places else (sop_uid(series_uid, k), AFFINE_LPS[2, 3] + k * AFFINE_LPS[2, 2])
         return f"<imageZposition>{z_mm + z_shift_mm:.6f} </imageZposition><imageSOP_UID>{uid}</imageSOP_UID>"
 
-    def points(name: str, ring: Ring) -> str:
-        return "".join(f"<{name}><xCoord>{i}</xCoord><yCoord>{j}</yCoord></{name}>" for i, j in ring)
-
-    parts = []
-    for session in sessions:
-        parts.append("<readingSession><annotationVersion>3.12</annotationVersion>")
-        parts.append("<servicingRadiologistID>anon</servicingRadiologistID>")
-        for nodule in session.nodules:
-            parts.append(f"<unblindedReadNodule><noduleID>{escape(nodule.name)}</noduleID>")
-            rated = "".join(f"<{name}>{value}</{name}>" for name, value in (nodule.ratings or {}).items())
-            parts.append(f"<characteristics>{rated}</characteristics>" if rated else "")
-            for k, around, is_inclusion in nodule.rings:
-                flag = f"<inclusion>{str(is_inclusion).upper()}</inclusion>"
-                parts.append(f"<roi>{place(k)}{flag}{points('edgeMap', around)}</roi>")
-            parts.append("</unblindedReadNodule>")
-        for i, j, k in session.others:
-            parts.append(f"<nonNodule><nonNoduleID>1</nonNoduleID>{place(k)}{points('locus', [(i, j)])}</nonNodule>")
-        parts.append("</readingSession>")
-    header = f"<ResponseHeader><SeriesInstanceUid>{series_uid}</SeriesInstanceUid></ResponseHeader>"
-    return (
-        f'<?xml version="1.0"?>\n<LidcReadMessage xmlns="http://www.nih.gov">{header}{"".join(parts)}</LidcReadMessage>'
-    )
+    return XML.render(series_uid=series_uid, sessions=sessions, place=place)
 
 
 def write_xml(folder: Path, sessions: Sequence[Session], name: str = "158.xml", **options: Any) -> Path:
@@ -215,9 +214,6 @@ def _report(slices: list[Dataset], seg: Any, number: int, nodule_uid: str) -> An
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
-    def concept(code: tuple[str, str, str]) -> Any:
-        return sr.CodedConcept(value=code[0], scheme_designator=code[1], meaning=code[2])
-
     group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=nodule_uid, identifier="Nodule 1"),
         referenced_segment=sr.ReferencedSegment(
@@ -228,7 +224,7 @@ def _report(slices: list[Dataset], seg: Any, number: int, nodule_uid: str) -> An
         ),
         finding_type=codes.SCT.Nodule,
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(name=concept(name), value=concept(value)) for name, value in _CODES.values()
+            sr.QualitativeEvaluation(sr.CodedConcept(*name), sr.CodedConcept(*value)) for name, value in _CODES.values()
         ],
     )
     observer = sr.ObserverContext(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
+from scripts.core import files
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 SHAPE = (12, 14, 10)  # I, J, K
@@ -47,9 +48,7 @@ def scan_hu(seed: int) -> np.ndarray:
 
 def write_csv(path: Path, rows: Iterable[Row]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return path
+    return files.write_csv(path, [COLUMNS, *rows])
 
 
 def write_tree(folder: Path, subsets: Iterable[int] = range(10), *, scans: int = 2, lungs: bool = True) -> Path:

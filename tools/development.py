@@ -113,28 +113,23 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[Item]]:
     folder = data_dir / "lidc_nodules"
     donors: dict[str, list[Item]] = {"donors": [], "validation_donors": []}
     for row in table_rows(folder / "nodules.csv"):
-        section = "validation_donors" if _is_held_out(row["name"].split("_")[0], held_out) else "donors"
-        donors[section].append(
+        is_faint = float(row["texture"] or 5.0) < FAINT_TEXTURE
+        donors["validation_donors" if _is_held_out(row["name"].split("_")[0], held_out) else "donors"].append(
             {
                 "name": row["name"],
                 **_image_and_mask(folder, row["name"]),
                 "diameter_mm": float(row["diameter_mm"]),
-                "weight": FAINT_WEIGHT if float(row["texture"] or 5.0) < FAINT_TEXTURE else 1.0,
+                "weight": FAINT_WEIGHT if is_faint else 1.0,
             }
         )
     return donors
 
 
-def held_out_patches(data_dir: Path) -> list[Item]:
-    """Nodules in their own surroundings no patch of which is trained on.
+def patch_items(data_dir: Path, held_out: str = "", *, training: bool) -> list[Item]:
+    """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others.
 
     Patients of some are not known (``patient`` is null): nodules of these that LUNA16 selected may be among the donors.
     """
-    return _patches(data_dir, "", training=False)
-
-
-def _patches(data_dir: Path, held_out: str, *, training: bool = True) -> list[Item]:
-    """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others."""
     folder = data_dir / "lidc_patches"
     patients = {
         row["seriesuid"]: row["name"].split("_")[0] for row in table_rows(data_dir / "lidc_nodules" / "nodules.csv")
@@ -297,10 +292,14 @@ def make_development_datalist(
     """
     source, output = Path(data_dir), Path(output_dir)
     lists: dict[str, list[Item]] = {"training": [], "validation": [], **_donors(source, held_out)}
-    patches = _patches(source, held_out)
+    patches = patch_items(source, held_out, training=True)
     for item in _hosts(source, output):
         if item["name"] == held_out:
-            lists["validation"] = _validation_copies(item, lists["validation_donors"], output)
+            donors = lists["validation_donors"]
+            logger.info("inserting %d held-out nodules into %s", len(donors), held_out)
+            copies = -(-len(donors) // VALIDATION_NODULES)  # each with its share of the donors
+            bare, target = {**item, "label": [IGNORED] * len(item["label"])}, output / "validation"
+            lists["validation"] = [_with_insertions(bare, donors[n::copies], target, n) for n in range(copies)]
         elif not (leave_out and item["name"].startswith(leave_out)):
             lists["training"].append(item)
     if held_out and not lists["validation"]:
@@ -324,14 +323,6 @@ def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
     chests = source / "chests" / "chests.csv"
     for row in table_rows(chests) if chests.is_file() else []:
         yield chest_item(row, source, output / "masks", known=IGNORED)
-
-
-def _validation_copies(item: Item, donors: list[Item], output: Path) -> list[Item]:
-    """Copies of the held-out scan, each with its share of the donors inserted."""
-    logger.info("inserting %d held-out nodules into %s", len(donors), item["name"])
-    copies = -(-len(donors) // VALIDATION_NODULES)
-    bare = {**item, "label": [IGNORED] * len(item["label"])}
-    return [_with_insertions(bare, donors[seed::copies], output / "validation", seed) for seed in range(copies)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

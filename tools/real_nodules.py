@@ -37,7 +37,7 @@ from scripts.prepare.lidc.nodules import OUTLINED, Finding, SliceTable, find_fin
 from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
 from scripts.prepare.lidc.scans import xml_files
 
-from .development import chest_item, held_out_patches, table_rows
+from .development import chest_item, patch_items, table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
     source, output = Path(data_dir), Path(output_dir).resolve()
     lists = {
         "context": list(_context_items(source, output)),
-        "patches": held_out_patches(source),
+        "patches": patch_items(source, training=False),
         "chests": [
             chest_item(row, source, output / "chests", known=NODULE)
             for row in table_rows(source / "chests" / "chests.csv")

@@ -1,54 +1,34 @@
 """What lies below the diaphragm of the synthetic chest: liver, spleen, stomach and large bowel with gas and contents.
 
-Model millimetres as in :mod:`.anatomy`. Everything is drawn on the coarse grid.
+Model millimetres as in :mod:`.shapes`. Everything is drawn on the coarse grid.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .grid import (
-    FAT_HU,
-    Field,
-    Frame,
-    Tube,
-    blend,
-    coarse_tubes,
-    ellipsoid,
-    inside,
-    smooth_max,
-    smooth_min,
-    smooth_noise,
-)
-
-LIVER_HU, SPLEEN_HU, GUT_WALL_HU, FLUID_HU, GAS_HU = 58.0, 48.0, 42.0, 12.0, -975.0
-_STOMACH: Tube = [(-62, 8, 30, 30), (-56, 36, 0, 27), (-40, 56, -40, 22)]  # below the fundus
-# Large bowel: up on the left behind, the flexure below the left dome, across in front, the flexure below the liver.
-_COLON = np.array(
-    [(-102, -44, -60), (-106, -22, -16), (-101, 6, 16), (-90, 36, 14), (-70, 62, -2), (-38, 74, -14), (-6, 78, -22),
-     (30, 76, -22), (62, 64, -20), (88, 34, -20), (96, 2, -48)], dtype=float)  # fmt: skip
-_COLON_RADIUS_MM, _HAUSTRUM_MM = 17.0, 26.0  # and the length of one of its pouches
+from .grid import Field, Frame, blend, coarse_tubes, ellipsoid, inside, smooth_max, smooth_min, smooth_noise
+from .shapes import COLON, COLON_RADIUS, FAT_HU, FLUID_HU, GAS_HU, GUT_WALL_HU, HAUSTRUM, LIVER_HU, SPLEEN_HU, TUBES
 
 
 def _colon(frame: Frame, extra: np.random.Generator) -> Field:
     """Distance to the large bowel's outside, pouch after pouch, model mm."""
+    knots = np.array(COLON, dtype=float)
     shift = (0.0, 0.0, extra.uniform(-12, 8))
-    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(_COLON, axis=0), axis=1))])
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
     along = np.arange(0, length[-1], 3.5)
-    points = np.stack([np.interp(along, length, axis) for axis in (_COLON + shift).T], axis=1)
     calibre = np.interp(along, length, extra.uniform(0.75, 1.2, len(length)))
-    pouches = 0.74 + 0.26 * np.sqrt(np.abs(np.sin(np.pi * along / _HAUSTRUM_MM + extra.uniform(0, 3))))
-    radius = _COLON_RADIUS_MM * calibre * pouches
-    tube = [(float(x), float(y), float(z), float(r)) for (x, y, z), r in zip(points, radius, strict=True)]
-    return coarse_tubes(frame, [tube])
+    pouches = 0.74 + 0.26 * np.sqrt(np.abs(np.sin(np.pi * along / HAUSTRUM + extra.uniform(0, 3))))
+    points = [np.interp(along, length, axis) for axis in (knots + shift).T]
+    tube = np.stack([*points, COLON_RADIUS * calibre * pouches], axis=1)
+    return coarse_tubes(frame, [tube.tolist()])
 
 
 def _add_colon(frame: Frame, tissue: Field, colon: Field, extra: np.random.Generator) -> None:
     """Wall, gas, and stool full of small bubbles, which lies in lumps in the gas."""
     blend(tissue, inside(colon - 2, 2.0), FAT_HU)
     blend(tissue, inside(colon, 2.0), GUT_WALL_HU)
-    lumps = smooth_noise(extra, frame.coarse_shape, 9.0 / frame.step)
-    crumbs = smooth_noise(extra, frame.coarse_shape, 2.4 / frame.step)
+    lumps, crumbs = (smooth_noise(extra, frame.coarse_shape, mm / frame.step) for mm in (9.0, 2.4))
     stool = 40 + 25 * crumbs - 700 * np.clip(crumbs - 0.8, 0, 1)
     share = inside(extra.uniform(-0.9, 0.3) - lumps - 0.35 * crumbs, 0.3)
     blend(tissue, inside(colon + 2.5, 2.0), GAS_HU + share * (stool - GAS_HU))
@@ -56,15 +36,12 @@ def _add_colon(frame: Frame, tissue: Field, colon: Field, extra: np.random.Gener
 
 def _add_stomach(frame: Frame, tissue: Field, stomach: Field, above: Field, extra: np.random.Generator) -> None:
     """Wall with folds, fluid and a meal up to a level, gas over it. ``above``: height over the level, model mm."""
-    folds = np.abs(smooth_noise(extra, frame.coarse_shape, 5.0 / frame.step))
+    folds, lumps, crumbs = (smooth_noise(extra, frame.coarse_shape, mm / frame.step) for mm in (5.0, 6.0, 2.4))
     blend(tissue, inside(stomach, 2.0), GUT_WALL_HU)
-    lumps = smooth_noise(extra, frame.coarse_shape, 6.0 / frame.step)
-    crumbs = smooth_noise(extra, frame.coarse_shape, 2.4 / frame.step)
-    fill: Field = np.asarray(extra.uniform(-0.6, 0.8) - lumps - 0.3 * crumbs, dtype=np.float32)
-    meal = inside(fill, 0.4)
-    contents = FLUID_HU + meal * (35 + 25 * crumbs - 500 * np.clip(crumbs - 1.0, 0, 1))
-    contents += inside(-above, 1.5) * (GAS_HU - contents)
-    blend(tissue, inside((stomach + 3 + 2 * folds).astype(np.float32), 2.0), contents)
+    fill = (extra.uniform(-0.6, 0.8) - lumps - 0.3 * crumbs).astype(np.float32)
+    contents = FLUID_HU + inside(fill, 0.4) * (35 + 25 * crumbs - 500 * np.clip(crumbs - 1.0, 0, 1))
+    blend(contents, inside(-above, 1.5), GAS_HU)
+    blend(tissue, inside((stomach + 3 + 2 * np.abs(folds)).astype(np.float32), 2.0), contents)
 
 
 def fill_abdomen(
@@ -87,10 +64,9 @@ def fill_abdomen(
     liver = smooth_max(under, edge.astype(np.float32), 12.0)
     blend(tissue, inside(liver, 2.0), LIVER_HU + rng.uniform(-10, 30))
     fundus = ellipsoid(xyz, (-60, 16, 22), (33, 40, 36))
-    stomach = np.maximum(under + 1, smooth_min(fundus, coarse_tubes(frame, [_STOMACH]), 12.0))
+    stomach = np.maximum(under + 1, smooth_min(fundus, coarse_tubes(frame, TUBES["stomach"]), 12.0))
     spleen = smooth_max(ellipsoid(xyz, (-86, -46, 14), (36, 42, 42)), -ellipsoid(xyz, (-52, -22, 6), (42, 40, 70)), 6.0)
     spleen = np.maximum(np.maximum(under, spleen), -stomach + 2)
     blend(tissue, inside(spleen, 2.0), SPLEEN_HU)
-    level = rng.uniform(20, 45)
-    _add_stomach(frame, tissue, stomach, (y - level).astype(np.float32), extra)
+    _add_stomach(frame, tissue, stomach, (y - rng.uniform(20, 45)).astype(np.float32), extra)
     _add_colon(frame, tissue, np.maximum(np.maximum(_colon(frame, extra), under), -stomach + 2), extra)

@@ -6,7 +6,9 @@ kernel, noise, orientation). Both depend on their seed alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,26 +16,15 @@ from scipy import fft, ndimage
 
 from ..core.geometry import apply_affine, spacing_mm
 from .anatomy import Anatomy, add_airway_tubes, build_anatomy, draw_patient, make_frame
-from .grid import Array, Box, Field, Frame, along_axes, blend, inside, smooth_noise
-from .nodules import PhantomNodule, draw_count, instance_mask, paint_nodules, place_nodules
+from .grid import Array, Box, Field, Frame, along_axes, inside, smooth_noise
+from .nodules import COUNT_PROBABILITY, PhantomNodule, instance_mask, paint_nodules, place_nodules
 from .surroundings import surround
-from .trees import Tree, accompany, bent_segments, draw_segments, grow_tree
+from .trees import fill_lungs
 
+Style = Literal["axial", "any"]
 MAX_NODULES = 8
 SMALLEST_SCALE = 0.35  # smaller bodies no longer have room for a nodule
-LEAF_SPACING_MM = 9.8  # between the ends of neighbouring arteries (or veins)
-TERMINAL_RADIUS_MM = 0.45  # of an artery or vein to one such end
-LEAF_DEPTH_MM = 2.2  # vessels end this far from the pleura and the fissures
-CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this fewer vessels end: the thick ones take the room
-
-# Where a lobe's artery, vein and bronchus begin, model mm (lobe numbers: see Anatomy).
-_ROOTS = {
-    1: {"artery": (40, -9, 152), "vein": (39, 0, 133), "airway": (40, -19, 155)},
-    2: {"artery": (46, -18, 126), "vein": (38, 0, 130), "airway": (43, -23, 123)},
-    3: {"artery": (47, -25, 114), "vein": (34, -28, 104), "airway": (46, -27, 116)},
-    4: {"artery": (-42, -16, 160), "vein": (-40, -1, 138), "airway": (-43, -20, 150)},
-    5: {"artery": (-47, -30, 124), "vein": (-36, -29, 104), "airway": (-45, -32, 128)},
-}
+_MAX_VOXELS = 3.2e7  # of a scan, around the trunk; keeps it within 100 MB and some seconds
 
 
 @dataclass(frozen=True)
@@ -102,9 +93,9 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     anatomy = build_anatomy(patient, frame, rng, np.random.default_rng([seed, 2]))
     image = anatomy.image_hu
     _add_parenchyma(frame, anatomy, rng)
-    vessels = _fill_lungs(frame, anatomy, patient.blood_hu, rng)
+    vessels = fill_lungs(frame, anatomy, patient.blood_hu, rng)
     add_airway_tubes(frame, image)
-    count = draw_count(rng) if nodules is None else nodules
+    count = int(rng.choice(len(COUNT_PROBABILITY), p=COUNT_PROBABILITY)) if nodules is None else nodules
     placed = place_nodules(rng, anatomy, vessels, count, affine_ras)
     paint_nodules(rng, image, placed, anatomy, affine_ras)
     lungs = np.where(anatomy.lung_mm < 0, np.where(anatomy.lobe <= 3, 1, 2), 0).astype(np.uint8)
@@ -112,10 +103,8 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     wide, box = surround(image, frame, patient, np.random.default_rng([seed, 3]))
     wide_affine_ras = affine_ras.copy()
     wide_affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
-    wide_lungs = np.zeros(wide.shape, dtype=np.uint8)
-    wide_lungs[box] = lungs
-    mask = instance_mask(placed, wide_affine_ras, wide.shape)
-    return Chest(wide, mask, wide_lungs, wide_affine_ras, placed, box)
+    wide_lungs = np.pad(lungs, [(s.start, n - s.stop) for s, n in zip(box, wide.shape, strict=True)])
+    return Chest(wide, instance_mask(placed, wide_affine_ras, wide.shape), wide_lungs, wide_affine_ras, placed, box)
 
 
 def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) -> None:
@@ -130,63 +119,12 @@ def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) ->
     dependent = rng.uniform(15, 110) * np.clip((back - 0.62) / 0.15, 0, 1)
     tissue += dependent * np.exp(np.minimum(anatomy.lung_mm[where], 0) / 3.0)
     tissue += rng.uniform(70, 170) * np.exp(-((anatomy.fissure_mm[where] / 0.75) ** 2))
-    share = inside(anatomy.lung_mm[where])
-    anatomy.image_hu[where] += share * (tissue - anatomy.image_hu[where])
-
-
-def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator, spacing: float) -> Array:
-    """Ends of one lobe's vessels: a jittered lattice inside the lobe, ``[T, 3]`` voxels."""
-    shape = np.array(anatomy.lung_mm.shape)
-    axes = [np.arange(spacing / 2, n - 1, spacing) for n in shape]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    points = points + rng.uniform(-0.48, 0.48, points.shape) * spacing
-    index = tuple(np.clip(np.rint(points).astype(int), 0, shape - 1).T)
-    keep = (anatomy.lobe[index] == lobe) & (anatomy.room_mm[index] < -LEAF_DEPTH_MM)
-    keep &= anatomy.fissure_mm[index] > LEAF_DEPTH_MM
-    keep &= (anatomy.room_mm[index] > -CENTRAL_MM) | (rng.random(len(points)) < CENTRAL_SHARE)
-    return points[keep]
-
-
-def _lobe_trees(
-    frame: Frame, anatomy: Anatomy, lobe: int, rng: np.random.Generator
-) -> tuple[list[tuple[Tree, Array]], tuple[Tree, Array]]:
-    """Artery and vein of a lobe with their radii, and the airway that runs beside the artery with its outer radii."""
-    roots = {name: frame.to_voxel(point) for name, point in _ROOTS[lobe].items()}
-    grown = []
-    for name in ("artery", "vein"):
-        targets = _targets(anatomy, lobe, rng, LEAF_SPACING_MM * rng.uniform(0.95, 1.05))
-        centre = targets.mean(axis=0) if len(targets) else roots[name] + 1.0
-        tree = grow_tree(roots[name], centre - roots[name], targets, rng)
-        grown.append((tree, tree.radii(TERMINAL_RADIUS_MM)))
-    tree, radii = grown[0]
-    beside = roots["airway"] - roots["artery"]
-    airway = accompany(tree, radii, roots["airway"], beside / max(float(np.linalg.norm(beside)), 1e-6))
-    return grown, (airway, 0.95 * radii)
-
-
-def _fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.Generator) -> Array:
-    """Draw vessels and airways into the image in place; returns centre line points and radii ``[V, 4]``, voxels."""
-    vessel_parts, airway_parts = [], []
-    for lobe in _ROOTS:
-        vessels, (airway, outer) = _lobe_trees(frame, anatomy, lobe, rng)
-        vessel_parts += [bent_segments(tree, radii, rng) for tree, radii in vessels]
-        airway_parts.append(bent_segments(airway, outer, rng))
-    starts, ends, radii = (np.concatenate(parts) for parts in zip(*vessel_parts, strict=True))
-    image = anatomy.image_hu
-    cavity = inside(anatomy.lung_mm - 5.0, 4.0)  # the lungs and their roots, not the heart or the liver
-    share = draw_segments(image.shape, starts, ends, radii) * cavity
-    blend(image, share, np.maximum(image, np.float32(blood_hu)))
-    tubes = [np.concatenate(parts) for parts in zip(*airway_parts, strict=True)]
-    starts_a, ends_a, outer_radii = (tube[tubes[2].mean(axis=1) > 0.95] for tube in tubes)
-    in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
-    blend(image, 0.85 * draw_segments(image.shape, starts_a, ends_a, outer_radii) * in_lung, 20.0)
-    blend(image, draw_segments(image.shape, starts_a, ends_a, 0.7 * outer_radii - 0.1) * in_lung, -965.0)
-    return np.concatenate([starts, radii[:, :1]], axis=1)
+    anatomy.image_hu[where] += inside(anatomy.lung_mm[where]) * (tissue - anatomy.image_hu[where])
 
 
 def draw_scan_affine(
-    rng: np.random.Generator, chest: Chest, style: str
-) -> tuple[Array, tuple[int, int, int], list[tuple[int, int]]]:
+    rng: np.random.Generator, chest: Chest, style: Style
+) -> tuple[Array, tuple[int, ...], list[list[int]]]:
     """Draw the grid of a scan that covers the chest and nearly all that surrounds it.
 
     The grid is drawn around the trunk and then grows on all sides by whole voxels.
@@ -200,11 +138,10 @@ def draw_scan_affine(
     Returns:
         ``[4, 4]`` voxel-to-RAS affine, the grid's shape, and by how many voxels it grew before and after each axis.
     """
-    in_plane, slices = float(rng.uniform(0.6, 0.95)), float(rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5]))
-    start = np.array([s.start for s in chest.trunk_box], dtype=float)
-    extent = np.array([s.stop for s in chest.trunk_box]) - start - 1
-    slices = max(slices, float(np.prod(extent)) / (in_plane**2 * _MAX_VOXELS))
-    spacing = np.array([in_plane, in_plane, slices])
+    in_plane, slices = rng.uniform(0.6, 0.95), float(rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5]))
+    start, stop = (np.array([float(getattr(s, end)) for s in chest.trunk_box]) for end in ("start", "stop"))
+    extent = stop - start - 1
+    spacing = np.array([in_plane, in_plane, max(slices, float(np.prod(extent)) / (in_plane**2 * _MAX_VOXELS))])
     oblique = rng.random() < 0.25
     order = np.arange(3) if style == "axial" else rng.permutation(3)
     signs = np.array([-1, -1, rng.choice([1, -1])]) if style == "axial" else rng.choice([1, -1], 3)
@@ -212,17 +149,13 @@ def draw_scan_affine(
     matrix = _rotation(angles) @ np.diag(signs)[:, order] * spacing[order]
     shape = np.ceil((extent / spacing)[order]).astype(int) + 1
     middle = apply_affine(chest.affine_ras, start + extent / 2)
-    room = np.stack([start, np.array(chest.image_hu.shape) - 1 - start - extent])  # mm on either side
+    room = np.stack([start, np.array(chest.image_hu.shape) - stop])  # mm on either side
     ahead = matrix[order, np.arange(3)] > 0
     grown = (np.where(ahead, room[:, order], room[::-1, order]) / spacing[order]).astype(int)
     affine = np.eye(4)
     affine[:3, :3] = matrix
     affine[:3, 3] = middle - matrix @ ((shape - 1) / 2 + grown[0])
-    i, j, k = (shape + grown.sum(axis=0)).tolist()
-    return affine, (i, j, k), [(int(a), int(b)) for a, b in grown.T]
-
-
-_MAX_VOXELS = 3.2e7  # around the trunk; keeps one scan within 100 MB and some seconds
+    return affine, tuple((shape + grown.sum(axis=0)).tolist()), grown.T.tolist()
 
 
 def _rotation(angles: Array) -> Array:
@@ -247,23 +180,25 @@ def _sampling(positions: Array, n: int, blur: float, sharpen: float) -> Field:
     return rows[:, 4:-4].astype(np.float32)
 
 
-def _resample(chest: Chest, affine_ras: Array, shape: tuple[int, ...], blur_mm: Array, sharpen: float) -> Field:
+def _resample(
+    chest: Chest, affine_ras: Array, shape: tuple[int, ...], blur_mm: Sequence[float], sharpen: float
+) -> Field:
     """The chest's image on another grid through the scanner's point spread (``blur_mm`` along RAS x, y, z)."""
     to_chest = np.linalg.inv(chest.affine_ras) @ affine_ras
-    direction = to_chest[:3, :3] / spacing_mm(affine_ras)
-    edge = (sharpen, sharpen, 0.0)
-    if not np.allclose(np.abs(direction).max(axis=0), 1, atol=1e-6):
-        n = chest.image_hu.shape
-        rows = [_sampling(np.arange(float(n[a])), n[a], blur_mm[a], edge[a]) for a in range(3)]
-        blurred = along_axes(rows, chest.image_hu)
-        matrix, shift = to_chest[:3, :3], to_chest[:3, 3]
-        return np.asarray(ndimage.affine_transform(blurred, matrix, shift, shape, order=1, mode="nearest"))
-    order = np.abs(direction).argmax(axis=0)  # chest axis that each scan axis runs along
-    rows = [np.empty((0, 0), dtype=np.float32)] * 3
-    for axis, target in enumerate(order):
-        positions = to_chest[target, 3] + to_chest[target, axis] * np.arange(shape[axis])
-        rows[target] = _sampling(positions, chest.image_hu.shape[target], blur_mm[target], edge[target])
-    return np.ascontiguousarray(along_axes(rows, chest.image_hu).transpose(order))
+    direction = np.abs(to_chest[:3, :3] / spacing_mm(affine_ras))
+    positions = [np.arange(float(n)) for n in chest.image_hu.shape]
+    order = direction.argmax(axis=0)  # chest axis that each scan axis runs along
+    is_straight = np.allclose(direction.max(axis=0), 1, atol=1e-6)
+    for axis, target in enumerate(order if is_straight else ()):
+        positions[target] = to_chest[target, 3] + to_chest[target, axis] * np.arange(shape[axis])
+    edges = (sharpen, sharpen, 0.0)
+    rows = [_sampling(*axis) for axis in zip(positions, chest.image_hu.shape, blur_mm, edges, strict=True)]
+    image = along_axes(rows, chest.image_hu)
+    if is_straight:
+        return np.ascontiguousarray(image.transpose(order))
+    return np.asarray(
+        ndimage.affine_transform(image, to_chest[:3, :3], to_chest[:3, 3], shape, order=1, mode="nearest")
+    )
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, slice_axis: int) -> Field:
@@ -278,39 +213,31 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, s
     plane = tuple(n for a, n in enumerate(shape) if a != slice_axis)
     fx, fy = np.fft.fftfreq(plane[0])[:, None], np.fft.rfftfreq(plane[1])[None]
     f = np.sqrt(fx**2 + fy**2)
-    cutoff = 0.10 + 0.22 * sharpness
-    gain = (np.sqrt(f) * np.exp(-((f / cutoff) ** 2)) + 0.02).astype(np.float32)
-    full = np.sqrt(f * 0 + np.where((np.arange(f.shape[1]) == 0)[None], 1.0, 2.0))
+    gain = (np.sqrt(f) * np.exp(-((f / (0.10 + 0.22 * sharpness)) ** 2)) + 0.02).astype(np.float32)
+    full = np.sqrt(np.where(fy == 0, 1.0, 2.0))  # half of the spectrum stands for the whole
     gain /= np.sqrt(((gain * full) ** 2).sum() / (plane[0] * plane[1]))
-    out = np.empty((shape[slice_axis], *plane), dtype=np.float32)
-    before = np.zeros(plane, dtype=np.float32)
-    for index in range(len(out)):
+    out = np.zeros((shape[slice_axis], *plane), dtype=np.float32)
+    for index in range(len(out)):  # before the first slice lies the last one, which is still 0
         white = rng.standard_normal(plane, dtype=np.float32)
         filtered = fft.irfft2(fft.rfft2(white) * gain, s=plane)
-        out[index] = 0.35 * before + np.sqrt(1 - 0.35**2) * filtered
-        before = out[index]
+        out[index] = 0.35 * out[index - 1] + np.sqrt(1 - 0.35**2) * filtered
     return np.moveaxis(out, 0, slice_axis)
 
 
-def scan_chest(chest: Chest, seed: int, *, style: str = "axial") -> Scan:
+def scan_chest(chest: Chest, seed: int, *, style: Style = "axial") -> Scan:
     """Scan a synthetic chest: draw a grid, slice thickness, kernel and dose, and render image and mask on it.
 
     Args:
         chest: from ``make_chest``.
         seed: of this scan.
         style: "axial" or "any", see ``draw_scan_affine``.
-
-    Raises:
-        ValueError: unknown style.
     """
-    if style not in ("axial", "any"):
-        raise ValueError(f'style must be "axial" or "any", got {style!r}')
     rng = np.random.default_rng([seed, 1])
     affine_ras, shape, grown = draw_scan_affine(rng, chest, style)
     sharpness = float(rng.uniform(0, 1))
     slice_axis = int(np.abs(affine_ras[2, :3] / spacing_mm(affine_ras)).argmax())
     thickness = float(spacing_mm(affine_ras)[slice_axis] * rng.choice([1.0, 1.25]))
-    blur_mm = np.array([0.62 - 0.22 * sharpness, 0.62 - 0.22 * sharpness, max(thickness / 2.6, 0.3)])
+    blur_mm = [0.62 - 0.22 * sharpness, 0.62 - 0.22 * sharpness, max(thickness / 2.6, 0.3)]
     image = _resample(chest, affine_ras, shape, blur_mm, 0.35 * max(sharpness - 0.5, 0))
     strength = rng.uniform(8, 16) * (1 + 1.6 * sharpness) / np.sqrt(max(thickness, 0.8))
     trunk_shape = tuple(n - a - b for n, (a, b) in zip(shape, grown, strict=True))

@@ -25,19 +25,16 @@ SUFFIXES = {"dicom": "", "mhd": ".mhd", "nifti": ".nii.gz"}  # of a scan, by for
 FORMATS = ("mixed", *SUFFIXES)
 
 
-def nodule_entry(nodule: PhantomNodule) -> tuple[list[float], dict[str, Any]]:
-    """A nodule's box ``[x, y, z, w, h, d]`` (centre and edges, world mm, LPS) and its details for the datalist."""
-    centre_lps_mm = [round(float(v), 4) for v in swap_lps_ras(nodule.centre_ras_mm)]
-    diameter_mm = round(nodule.diameter_mm, 4)
-    details = {
+def _nodule_details(nodule: PhantomNodule) -> dict[str, Any]:
+    """What the datalist says of a nodule."""
+    return {
         "mask_label": nodule.label,
-        "centre_lps_mm": centre_lps_mm,
-        "diameter_mm": diameter_mm,
+        "centre_lps_mm": [round(float(v), 4) for v in swap_lps_ras(nodule.centre_ras_mm)],
+        "diameter_mm": round(nodule.diameter_mm, 4),
         "kind": nodule.kind,
         "margin": nodule.margin,
         "attachment": nodule.attachment,
     }
-    return [*centre_lps_mm, *[diameter_mm] * 3], details
 
 
 def _make_scan(output_dir: Path, index: int, seed: int, file_format: str, scale: float) -> dict[str, Any]:
@@ -59,26 +56,15 @@ def _make_scan(output_dir: Path, index: int, seed: int, file_format: str, scale:
     else:
         write_image(output_dir / image, scan.image_hu, scan.affine_ras)
     write_image(output_dir / mask, scan.mask, scan.affine_ras)
-    entries = [nodule_entry(n) for n in chest.nodules]
+    nodules = [_nodule_details(nodule) for nodule in chest.nodules]
     return {
         "name": f"phantom_{index:04d}",
         "image": image,
         "mask": mask,
-        "box": [box for box, _ in entries],
-        "label": [NODULE] * len(entries),
-        "nodules": [details for _, details in entries],
+        "box": [[*one["centre_lps_mm"], *[one["diameter_mm"]] * 3] for one in nodules],  # world mm, LPS
+        "label": [NODULE] * len(nodules),
+        "nodules": nodules,
     }
-
-
-def _check(scans: int, seed: int, file_format: str, validation_fraction: float) -> None:
-    if scans < 1:
-        raise OptionError(f"--scans: expected a whole number of at least 1, got {scans}; choose another")
-    if seed < 0:
-        raise OptionError(f"--seed: expected a whole number of at least 0, got {seed}; choose another")
-    if file_format not in FORMATS:
-        raise OptionError(f"--format: expected one of {', '.join(FORMATS)}, got {file_format}; choose one")
-    if not 0 <= validation_fraction < 1:
-        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
 
 
 def phantom(
@@ -105,7 +91,14 @@ def phantom(
         OptionError: an argument out of range.
         OutputError: the output folder cannot be written to.
     """
-    _check(scans, seed, format, validation_fraction)
+    for option, value, is_right, expected in (
+        ("scans", scans, scans >= 1, "a whole number of at least 1"),
+        ("seed", seed, seed >= 0, "a whole number of at least 0"),
+        ("format", format, format in FORMATS, f"one of {', '.join(FORMATS)}"),
+        ("validation_fraction", validation_fraction, 0 <= validation_fraction < 1, "at least 0 and below 1"),
+    ):
+        if not is_right:
+            raise OptionError(f"--{option}: expected {expected}, got {value}; choose another")
     began = time.perf_counter()
     target = writable_folder(Path(output_dir).resolve())
     items = []
@@ -117,8 +110,8 @@ def phantom(
     held_out = round(scans * validation_fraction)
     if validation_fraction > 0 and scans > 1:
         held_out = min(max(held_out, 1), scans - 1)
-    split = scans - held_out
-    write_json(target / "datalist.json", {"training": items[:split], "validation": items[split:]})
+    sections = {"training": items[: scans - held_out], "validation": items[scans - held_out :]}
+    write_json(target / "datalist.json", sections)
     used = sum(f.stat().st_size for part in ("images", "masks") for f in (target / part).rglob("*") if f.is_file())
     logger.info("%s: %d scans, %.0f MB, %s", target, scans, used / 1e6, shown_duration(time.perf_counter() - began))
 

@@ -12,51 +12,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from ..core.files import beside, replacing
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_affine
 from ..core.nifti import write_nifti
-from ..read.scan import tilt_degrees
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd")
 RESCALE_INTERCEPT_HU = -1024  # stored value 0; HU - intercept fits unsigned 16 bit
-MOST_TILT_DEGREES = 0.01  # direction and spacing can hold perpendicular axes alone; less is rounding
 _STUDY_DATE = "20200101"  # fixed: the same seed gives the same files
 
 
-def _lps(affine_ras: npt.ArrayLike, what: Path) -> FloatArray:
-    """The affine, voxel to LPS mm, if its axes are perpendicular."""
-    affine_lps = swap_lps_ras_affine(affine_ras)
-    if not tilt_degrees(affine_lps) < MOST_TILT_DEGREES:
-        raise ValueError(f"{what}: expected perpendicular axes, got {affine_lps.tolist()}; resample the image first")
-    return affine_lps
-
-
-def write_image(path: str | Path, array: npt.NDArray[np.generic], affine_ras: npt.ArrayLike) -> Path:
+def write_image(path: Path, array: npt.NDArray[np.generic], affine_ras: npt.ArrayLike) -> Path:
     """Write an image or mask; the suffix chooses the format.
 
     Args:
-        path: ends in one of ``IMAGE_SUFFIXES`` (.mhd writes a .raw beside it); its folder is made.
+        path: ends in .nii.gz, .nii, .mhd (which writes a .raw beside it), .mha or .nrrd; its folder is made.
         array: ``[I, J, K]``.
-        affine_ras: ``[4, 4]``.
+        affine_ras: ``[4, 4]``, perpendicular axes.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: unknown suffix, or sheared axes.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    if not path.name.endswith(IMAGE_SUFFIXES):
-        raise ValueError(f"{path}: expected a name that ends in one of {', '.join(IMAGE_SUFFIXES)}")
-    affine_lps = _lps(affine_ras, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith((".nii", ".nii.gz")):
         return write_nifti(path, array, affine_ras)
+    affine_lps = swap_lps_ras_affine(affine_ras)
     steps_mm = spacing_mm(affine_lps)
     volume = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     volume.SetSpacing(steps_mm.tolist())
@@ -106,7 +91,7 @@ def _series_attributes(uid_seed: object, shape: tuple[int, ...], affine_lps: Flo
 
 
 def write_dicom_series(
-    folder: str | Path,
+    folder: Path,
     image_hu: npt.NDArray[np.int16],
     affine_ras: npt.ArrayLike,
     *,
@@ -114,7 +99,6 @@ def write_dicom_series(
     kernel: str = "B50",
     thickness_mm: float | None = None,
     feet_first: bool = False,
-    compress: bool = False,
 ) -> Path:
     """Write a CT Image Storage series: columns run along i, rows along j, slices along k, one file a slice.
 
@@ -126,19 +110,17 @@ def write_dicom_series(
         kernel: Convolution Kernel.
         thickness_mm: Slice Thickness; ``None``: the distance of the slices.
         feet_first: Patient Position FFS instead of HFS (positions do not change).
-        compress: RLE Lossless instead of Explicit VR Little Endian.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: values below -1024, or sheared axes.
+        ValueError: values below -1024.
         OutputError: the folder cannot be written.
     """
-    folder = Path(folder)
     if int(image_hu.min()) < RESCALE_INTERCEPT_HU:
         raise ValueError(f"{folder}: expected HU of at least {RESCALE_INTERCEPT_HU}, got {image_hu.min()}")
-    affine_lps = _lps(affine_ras, folder)
+    affine_lps = swap_lps_ras_affine(affine_ras)
     attributes = _series_attributes(uid_seed, image_hu.shape, affine_lps) | {
         **{"ConvolutionKernel": kernel, "SeriesDescription": f"Synthetic chest {kernel}"},
         "SliceThickness": _decimals(spacing_mm(affine_lps)[2] if thickness_mm is None else thickness_mm)[0],
@@ -155,11 +137,9 @@ def write_dicom_series(
                 **{"ImagePositionPatient": position, "SliceLocation": position[2], "PixelData": stored.tobytes()},
             }
             dataset = Dataset()
-            dataset.file_meta = FileMetaDataset()
+            dataset.ensure_file_meta()
             dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             for keyword, value in {**attributes, **own}.items():
                 setattr(dataset, keyword, value)
-            if compress:
-                dataset.compress(RLELossless, generate_instance_uid=False)
             dataset.save_as(new / f"{k + 1:04d}.dcm", enforce_file_format=True)
     return folder

@@ -7,7 +7,9 @@ says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from scipy import ndimage
 
 from ..core.geometry import Point, apply_affine, box_around, sphere_diameter_mm
 from .anatomy import Anatomy
-from .grid import Array, Box, Field, inside, smooth_min, stamp_capsules
+from .grid import Array, Box, Field, blend, inside, smooth_min, stamp_capsules
 
 # Diameters follow a shifted log-normal, 3.2 mm + exp(N(1.25, 0.96)), cut to the range seen: fitted to the 1186 nodules
 # of LUNA16's annotations.csv (Setio et al., Medical Image Analysis 2017; 5/50/95 % there 4.1/6.4/19.0 mm, here
@@ -29,27 +31,8 @@ MARGINS_LARGE = {"smooth": 0.2, "lobulated": 0.4, "spiculated": 0.4}  # from 12 
 ATTACHMENTS = {"free": 0.5, "pleura": 0.28, "vessel": 0.22}
 MIN_SPICULATED_MM = 6.0  # below, spicules are thinner than anything CT shows
 GAP_MM = 5.0  # least distance between the surfaces of two nodules, seen as spheres
-_TRIES = 300  # random places to try for one nodule before it is left out
+_TRIES, _SHAPES = 12000, 6  # random places, and shapes at places with room, to try before a nodule is left out
 _LARGEST_SHARE_OF_LUNG = 0.6  # a nodule's diameter against twice the depth of the deepest lung voxel
-
-
-@dataclass(frozen=True)
-class Outline:
-    """A shape as distances (mm, negative inside) on a fine patch.
-
-    Attributes:
-        distance_mm: ``[A, B, C]``.
-        affine_ras: ``[4, 4]``, patch index to RAS mm.
-    """
-
-    distance_mm: Field
-    affine_ras: Array
-
-    def at(self, points_ras_mm: npt.ArrayLike) -> Field:
-        """Distances at RAS positions ``[..., 3]``; positions off the patch are outside the shape."""
-        index = apply_affine(np.linalg.inv(self.affine_ras), points_ras_mm)
-        places = np.moveaxis(index, -1, 0)
-        return np.asarray(ndimage.map_coordinates(self.distance_mm, places, np.float32, 1, "constant", 10.0))
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,8 @@ class PhantomNodule:
         kind: "solid", "part-solid" or "ground-glass".
         margin: "smooth", "lobulated" or "spiculated" (spicules are no part of the mask).
         attachment: "free", "pleura" or "vessel".
-        outline: its exact shape.
+        distance_mm: ``[A, A, A]``, its exact shape: distances on a fine patch, negative inside.
+        affine_ras: ``[4, 4]``, patch index to RAS mm.
     """
 
     label: int
@@ -72,12 +56,22 @@ class PhantomNodule:
     kind: str
     margin: str
     attachment: str
-    outline: Outline = field(repr=False, compare=False)
+    distance_mm: Field = field(repr=False, compare=False)
+    affine_ras: Array = field(repr=False, compare=False)
 
+    @property
+    def half_width_mm(self) -> float:
+        """Half the edge of the patch."""
+        return float(self.affine_ras[0, 0]) * len(self.distance_mm) / 2
 
-def draw_count(rng: np.random.Generator) -> int:
-    """How many nodules a scan has, 0 … 8."""
-    return int(rng.choice(len(COUNT_PROBABILITY), p=COUNT_PROBABILITY))
+    def around(self, affine_ras: Array, shape: tuple[int, ...], half_width_mm: float) -> tuple[Box, Array, Field]:
+        """The voxels of a grid around the centre, their positions (RAS mm) and distances; off the patch is outside."""
+        box = box_around(affine_ras, shape, self.centre_ras_mm, half_width_mm)
+        grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+        positions = apply_affine(affine_ras, grid)
+        places = np.moveaxis(apply_affine(np.linalg.inv(self.affine_ras), positions), -1, 0)
+        distance = ndimage.map_coordinates(self.distance_mm, places, np.float32, 1, "constant", 10.0)
+        return box, positions, np.asarray(distance)
 
 
 def draw_diameter_mm(rng: np.random.Generator, largest_mm: float = DIAMETER_RANGE_MM[1]) -> float:
@@ -89,33 +83,29 @@ def draw_diameter_mm(rng: np.random.Generator, largest_mm: float = DIAMETER_RANG
             return diameter
 
 
-def _pick(rng: np.random.Generator, table: dict[str, float]) -> str:
-    return str(rng.choice(list(table), p=list(table.values())))
-
-
-def _place(rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: float, attachment: str) -> Array | None:
-    """Propose a centre, voxels, or ``None``. ``vessels``: ``[V, 4]`` centre line points and radius."""
+def _centres(
+    rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: float, attachment: str
+) -> Iterator[Array]:
+    """Random centres, voxels, at which a nodule has room. ``vessels``: ``[V, 4]`` centre line points and radius."""
     shape = np.array(anatomy.room_mm.shape)
-    if attachment == "vessel":
-        fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
-        if len(fitting) == 0:
-            return None
-        point = fitting[rng.integers(len(fitting))]
-        away = rng.standard_normal(3)
-        centre = point[:3] + away / np.linalg.norm(away) * (0.85 * radius + point[3])
-    else:
-        centre = rng.uniform(4, shape - 5)
-    index = np.rint(centre).astype(int)
-    if np.any(index < 4) or np.any(index >= shape - 4):
-        return None
-    depth = -float(anatomy.room_mm[tuple(index)])
-    if attachment == "pleura":
-        return centre if 0.35 * radius < depth < 0.75 * radius else None
-    if depth < radius + 1.5:
-        return None
+    fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
     thick = vessels[vessels[:, 3] > 1.2]
-    touches = (np.linalg.norm(thick[:, :3] - centre, axis=1) < radius + thick[:, 3] + 1).any()
-    return None if attachment == "free" and touches else centre
+    for _ in range(_TRIES if attachment != "vessel" or len(fitting) else 0):
+        if attachment == "vessel":
+            point = fitting[rng.integers(len(fitting))]
+            away = rng.standard_normal(3)
+            centre = point[:3] + away / np.linalg.norm(away) * (0.85 * radius + point[3])
+        else:
+            centre = rng.uniform(4, shape - 5)
+        index = np.rint(centre).astype(int)
+        if np.any(index < 4) or np.any(index >= shape - 4):
+            continue
+        depth = -float(anatomy.room_mm[tuple(index)])
+        fits = 0.35 * radius < depth < 0.75 * radius if attachment == "pleura" else depth >= radius + 1.5
+        if fits and attachment == "free":
+            fits = not (np.linalg.norm(thick[:, :3] - centre, axis=1) < radius + thick[:, 3] + 1).any()
+        if fits:
+            yield centre
 
 
 def _directions(rng: np.random.Generator, count: int) -> Array:
@@ -170,23 +160,13 @@ def _make_outline(
     return np.maximum(shape, pleura), points[:, 0, 0, 0].astype(np.float64), step
 
 
-def _measure(distance: Field, first: Array, step: float, affine_ras: Array) -> tuple[Point, float, Outline]:
-    """Centroid (RAS mm), equal-volume diameter (mm) and outline of a patch."""
-    index = np.argwhere(distance <= 0)
-    patch_affine = affine_ras @ np.diag([step, step, step, 1.0])
-    patch_affine[:3, 3] = apply_affine(affine_ras, first)
-    x, y, z = apply_affine(patch_affine, index.mean(axis=0)).tolist()
-    return (x, y, z), sphere_diameter_mm(len(index) * step**3), Outline(distance, patch_affine)
-
-
-def _compact(distance: Field, wanted_mm: float, measured_mm: float) -> bool:
+def _is_compact(distance: Field, wanted_mm: float, measured_mm: float) -> bool:
     """Whether a shape is whole (one piece, not cut by its patch), holds its centroid well inside, and is full-sized."""
-    solid = distance <= 0
-    if not solid.any() or abs(measured_mm - wanted_mm) > 0.02 * wanted_mm:
+    solid = np.argwhere(distance <= 0)
+    if abs(measured_mm - wanted_mm) > 0.02 * wanted_mm or solid.min() == 0 or solid.max() == len(distance) - 1:
         return False
-    edges = (solid[[0, -1]].any(), solid[:, [0, -1]].any(), solid[:, :, [0, -1]].any())
-    centre = tuple(np.rint(np.argwhere(solid).mean(axis=0)).astype(int))
-    return not any(edges) and ndimage.label(solid)[1] == 1 and bool(distance[centre] < -0.15 * wanted_mm)
+    centre = tuple(np.rint(solid.mean(axis=0)).astype(int))
+    return ndimage.label(distance <= 0)[1] == 1 and bool(distance[centre] < -0.15 * wanted_mm)
 
 
 def place_nodules(
@@ -201,45 +181,38 @@ def place_nodules(
         count: how many, ≥ 0.
         affine_ras: ``[4, 4]``, voxel to RAS mm of the 1 mm grid.
     """
-    largest_mm = _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.room_mm.min())
     placed: list[PhantomNodule] = []
     for _ in range(count):
-        nodule = _place_one(rng, anatomy, vessels, placed, affine_ras, largest_mm)
-        if nodule is not None:
-            placed.append(replace(nodule, label=len(placed) + 1))
+        nodule = _place_one(rng, anatomy, vessels, placed, affine_ras)
+        placed += [nodule] if nodule is not None else []
     return tuple(placed)
 
 
 def _place_one(
-    rng: np.random.Generator,
-    anatomy: Anatomy,
-    vessels: Array,
-    placed: list[PhantomNodule],
-    affine_ras: Array,
-    largest_mm: float,
+    rng: np.random.Generator, anatomy: Anatomy, vessels: Array, placed: list[PhantomNodule], affine_ras: Array
 ) -> PhantomNodule | None:
-    diameter = draw_diameter_mm(rng, largest_mm)
+    """The next nodule, unless its shape does not fit in some tries."""
+    diameter = draw_diameter_mm(rng, _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.room_mm.min()))
     margins = MARGINS if diameter < 12 else MARGINS_LARGE
-    kind, margin, attachment = (_pick(rng, table) for table in (KINDS, margins, ATTACHMENTS))
+    kind, margin, attachment = (str(rng.choice(list(t), p=list(t.values()))) for t in (KINDS, margins, ATTACHMENTS))
     if margin == "spiculated" and diameter < MIN_SPICULATED_MM:
         margin = "smooth"
-    shapes_left = 6
-    for _ in range(_TRIES * 40):
-        centre = _place(rng, anatomy, vessels, diameter / 2, attachment)
-        if centre is None:
-            continue
+
+    def is_apart(centre: Array) -> bool:
         here = apply_affine(affine_ras, centre)
-        room = [np.linalg.norm(here - n.centre_ras_mm) - (n.diameter_mm + diameter) * 0.6 - GAP_MM for n in placed]
-        if room and min(room) < 0:
-            continue
+        room = (np.linalg.norm(here - n.centre_ras_mm) - (n.diameter_mm + diameter) * 0.6 for n in placed)
+        return all(mm >= GAP_MM for mm in room)
+
+    centres = filter(is_apart, _centres(rng, anatomy, vessels, diameter / 2, attachment))
+    for centre in islice(centres, _SHAPES):
         patch, first, step = _make_outline(rng, anatomy, centre, diameter, margin)
-        if (patch <= 0).any():
-            centre_ras_mm, measured, outline = _measure(patch, first, step, affine_ras)
-            if _compact(patch, diameter, measured):
-                return PhantomNodule(0, centre_ras_mm, measured, kind, margin, attachment, outline)
-        shapes_left -= 1
-        if shapes_left == 0:
-            return None
+        measured = sphere_diameter_mm(np.count_nonzero(patch <= 0) * step**3)
+        if _is_compact(patch, diameter, measured):
+            patch_affine = affine_ras @ np.diag([step, step, step, 1.0])
+            patch_affine[:3, 3] = apply_affine(affine_ras, first)
+            x, y, z = apply_affine(patch_affine, np.argwhere(patch <= 0).mean(axis=0)).tolist()
+            label = len(placed) + 1
+            return PhantomNodule(label, (x, y, z), measured, kind, margin, attachment, patch, patch_affine)
     return None
 
 
@@ -257,25 +230,12 @@ def instance_mask(
     """
     mask = np.zeros(shape, dtype=np.uint8)
     for nodule in nodules:
-        half_width = 1.3 * float(np.abs(nodule.outline.affine_ras[0, 0])) * max(nodule.outline.distance_mm.shape) / 2
-        box, positions = _around(nodule, affine_ras, shape, half_width)
-        solid = nodule.outline.at(positions) <= 0
-        mask[box][solid] = nodule.label
-        if not solid.any():
-            centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm)
-            nearest = np.rint(centre).astype(int)
-            if np.all((nearest >= 0) & (nearest < shape)):
-                mask[tuple(nearest)] = nodule.label
+        box, _, distance = nodule.around(affine_ras, shape, 1.3 * nodule.half_width_mm)
+        mask[box][distance <= 0] = nodule.label
+        nearest = np.rint(apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm)).astype(int)
+        if np.all(distance > 0) and np.all((nearest >= 0) & (nearest < shape)):
+            mask[tuple(nearest)] = nodule.label
     return mask
-
-
-def _around(
-    nodule: PhantomNodule, affine_ras: Array, shape: tuple[int, ...], half_width_mm: float
-) -> tuple[Box, Array]:
-    """The voxels around a nodule's centre and their positions, RAS mm."""
-    box = box_around(affine_ras, shape, nodule.centre_ras_mm, half_width_mm)
-    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
-    return box, apply_affine(affine_ras, grid)
 
 
 def paint_nodules(
@@ -283,26 +243,23 @@ def paint_nodules(
 ) -> None:
     """Draw the nodules into the 1 mm image in place: soft edges, an uneven inside, spicules, tails and solid cores."""
     for nodule in nodules:
-        size = nodule.outline.distance_mm.shape[0] * nodule.outline.affine_ras[0, 0] / 2
-        box, positions = _around(nodule, affine_ras, image.shape, float(size) + 1)
-        distance = nodule.outline.at(positions)
+        box, positions, distance = nodule.around(affine_ras, image.shape, nodule.half_width_mm + 1)
         lumps = ndimage.gaussian_filter(rng.standard_normal(distance.shape).astype(np.float32), 1.2) * 5
         part = image[box]
         if nodule.margin == "spiculated":
             _paint_spicules(rng, part, nodule, box, anatomy, affine_ras)
         if nodule.kind == "solid":
-            calcified = rng.random() < 0.06
-            value = rng.uniform(220, 500) if calcified else rng.uniform(5, 60)
-            part += inside(distance, 1.2) * (np.maximum(value + 14 * lumps, part) - part)
+            value = rng.uniform(220, 500) if rng.random() < 0.06 else rng.uniform(5, 60)  # calcified or not
+            blend(part, inside(distance, 1.2), np.maximum(value + 14 * lumps, part))
             continue
         value = rng.uniform(-680, -480) + 45 * lumps
-        part += inside(distance, 2.2) * (np.maximum(value, part + 60) - part)
+        blend(part, inside(distance, 2.2), np.maximum(value, part + 60))
         if nodule.kind == "part-solid":
             radius = nodule.diameter_mm / 2
             core = np.asarray(nodule.centre_ras_mm) + 0.25 * radius * _directions(rng, 1)[0]
             ball = np.linalg.norm(positions - core, axis=-1) - rng.uniform(0.3, 0.6) * radius
             ball = np.maximum(ball + 0.9 * lumps, distance).astype(np.float32)
-            part += inside(ball, 1.4) * (np.maximum(rng.uniform(-20, 40), part) - part)
+            blend(part, inside(ball, 1.4), np.maximum(rng.uniform(-20, 40), part))
 
 
 def _paint_spicules(
@@ -313,8 +270,7 @@ def _paint_spicules(
     centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm) - [s.start for s in box]
     ways = _directions(rng, int(rng.integers(10, 22)))
     ends = centre + ways * radius * rng.uniform(1.3, 1.9, (len(ways), 1))
-    radii = np.tile([0.75, 0.2], (len(ways), 1))
+    strands = np.column_stack([centre + 0.8 * radius * ways, ends, np.tile([0.75, 0.2], (len(ways), 1))])
     distance = np.full(part.shape, 3.0, dtype=np.float32)
-    stamp_capsules(distance, centre + 0.8 * radius * ways, ends, radii)
-    share = inside(distance) * inside(anatomy.lung_mm[box])
-    part += share * (np.maximum(-80.0, part) - part)
+    stamp_capsules(distance, strands)
+    blend(part, inside(distance) * inside(anatomy.lung_mm[box]), np.maximum(-80.0, part))

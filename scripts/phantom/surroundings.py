@@ -1,7 +1,7 @@
 """What a scanner sees around the chest: shoulders and arms, skin, clothes, ECG electrodes with cables, the couch.
 
 The chest is rendered on a grid of its own; ``surround`` lays it into a larger one and paints what is outside the trunk.
-Nothing deeper than the skin of the trunk changes. Model millimetres as in :mod:`.anatomy`; the outside of a body is
+Nothing deeper than the skin of the trunk changes. Model millimetres as in :mod:`.shapes`; the outside of a body is
 described by its distance to the skin ("lift"), the couch by its depth below the back.
 """
 
@@ -12,63 +12,59 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import CORTEX_HU, HIGH_Z, LOW_Z, MARROW_HU, Patient, trunk
+from .anatomy import Patient, fat_and_flesh, trunk
 from .grid import (
-    AIR_HU,
-    FAT_HU,
-    MUSCLE_HU,
     Array,
     Box,
     Field,
     Frame,
-    Tube,
     blend,
     capsules,
     coarse_tubes,
     inside,
     local_box,
+    segments,
     smooth_min,
     smooth_noise,
 )
+from .shapes import (
+    AIR_HU,
+    CABLE_HU,
+    CLOTH_HU,
+    CORTEX_HU,
+    COUCH,
+    ELECTRODES,
+    GEL_HU,
+    HIGH_Z,
+    LOW_Z,
+    MARROW_HU,
+    METAL_HU,
+    PAD_HU,
+    SKIN_HU,
+    TUBES,
+    Tube,
+)
 
 ARMS_DOWN_SHARE = 0.2  # of the patients; the others hold their arms over the head
-_MARGIN_MM = {"up": 22.0, "down": 46.0}  # added on the left and right
-_BACK_MM, _FRONT_MM = 24.0, 22.0  # added behind and in front
-SKIN_HU, CLOTH_HU, GEL_HU, PAD_HU, METAL_HU, CABLE_HU = 20.0, -640.0, 120.0, -250.0, 3000.0, 60.0
+_MARGINS_MM = {"up": ((22.0, 24.0, 0.0), (22.0, 22.0, 0.0)), "down": ((46.0, 24.0, 0.0), (46.0, 22.0, 0.0))}  # added
 _FREE_BELOW_HU = -965.0  # emptier than the mattress
-
-# Flesh and bone of the right shoulder and arm, by posture.
-_FLESH: dict[str, list[Tube]] = {
-    "up": [[(104, -50, 172, 14), (116, -44, 212, 27), (136, -24, 248, 35), (152, -6, 280, 37), (166, 8, 335, 37)]],
-    "down": [[(112, -22, 258, 24), (146, -12, 250, 34), (170, -12, 210, 34), (182, -16, 140, 34), (184, -14, -60, 32)]],
-}
-_HUMERUS: dict[str, list[Tube]] = {
-    "up": [[(146, -10, 256, 21), (151, -6, 268, 19), (156, -1, 290, 12.5), (166, 8, 335, 11)]],
-    "down": [
-        [(148, -10, 248, 21), (155, -12, 236, 19), (166, -14, 206, 12.5), (182, -16, 120, 11), (184, -14, -60, 11)]
-    ],
-}
-# The couch, from the top: thickness in mm and HU of cover, mattress, shell, foam core, shell.
-_COUCH = ((1.0, -780.0), (17.0, -955.0), (2.2, 250.0), (24.0, -890.0), (2.5, 250.0))
-# Electrodes: degrees from the front to the patient's right, height z in model mm.
-_ELECTRODES = ((36.0, 214.0), (-36.0, 212.0), (-58.0, 62.0), (56.0, 58.0), (-16.0, 128.0))
 
 
 def _widened(frame: Frame, posture: str) -> tuple[Frame, Box]:
     """The frame with room around it, and where in its grid the given one lies. Nothing is added above or below."""
-    low_mm, high_mm = (np.array([_MARGIN_MM[posture], y, 0.0]) for y in (_BACK_MM, _FRONT_MM))
-    low, high = (np.rint(mm * frame.stretch / frame.step).astype(int) for mm in (low_mm, high_mm))  # coarse samples
+    low, high = np.rint(np.array(_MARGINS_MM[posture]) * frame.stretch / frame.step).astype(int).tolist()  # coarse
     warp = np.pad(frame.warp, [(0, 0), *zip(low, high, strict=True)], mode="edge")
-    before, after = low * frame.step, high * frame.step
-    i, j, k = (n + int(a) + int(b) for n, a, b in zip(frame.shape, before, after, strict=True))
-    origin = frame.origin - before / frame.stretch
-    box = tuple(slice(int(a), int(a) + n) for a, n in zip(before, frame.shape, strict=True))
-    return replace(frame, shape=(i, j, k), origin=origin, warp=warp), (box[0], box[1], box[2])
+    before = frame.step * np.array(low)
+    shape = tuple(n + frame.step * (a + b) for n, a, b in zip(frame.shape, low, high, strict=True))
+    box = tuple(map(slice, before.tolist(), (before + frame.shape).tolist()))
+    return replace(frame, shape=shape, origin=frame.origin - before / frame.stretch, warp=warp), box
 
 
-def _both_sides(tubes: list[Tube], aside: float) -> list[Tube]:
+def _both_sides(name: str, aside: float) -> list[Tube]:
     """Tubes of the right and the left; below the shoulders they keep ``aside`` mm from the trunk."""
-    right = [[(x + aside * float(np.clip((230 - z) / 40, 0, 1)), y, z, r) for x, y, z, r in tube] for tube in tubes]
+    right = [
+        [(x + aside * float(np.clip((230 - z) / 40, 0, 1)), y, z, r) for x, y, z, r in tube] for tube in TUBES[name]
+    ]
     return right + [[(-x, y, z, r) for x, y, z, r in tube] for tube in right]
 
 
@@ -80,41 +76,28 @@ def _couch(frame: Frame, patient: Patient, rng: np.random.Generator) -> Field:
     top = -126 - 0.6 * patient.fat_mm + bend * x**2  # the back sinks in a little
     depth = (top[:, None] - y[None]) * size
     plane = np.full(depth.shape, AIR_HU)
-    for thickness, value in _COUCH:
-        plane += np.clip(depth + 0.5, 0, 1) * (value - plane)
+    for thickness, value in (*COUCH, (0.0, AIR_HU)):
+        blend(plane, np.clip(depth + 0.5, 0, 1), value)
         depth = depth - thickness * (size if thickness > 5 else 1.0)
-    plane += np.clip(depth + 0.5, 0, 1) * (AIR_HU - plane)
     return plane[:, :, None].astype(np.float32)
-
-
-def _flesh(frame: Frame, limbs: Field, patient: Patient, rng: np.random.Generator) -> Field:
-    """HU of shoulders and arms under the skin, on the coarse grid."""
-    noise = smooth_noise(rng, frame.coarse_shape, 6.0)
-    streaks = np.clip(smooth_noise(rng, frame.coarse_shape, 4.0) - 1.1, 0, 1)
-    tissue = (FAT_HU + 8 * noise).astype(np.float32)
-    blend(tissue, inside(limbs + 3 + 0.5 * np.float32(patient.fat_mm), 2.0), MUSCLE_HU + 6 * noise - 120 * streaks)
-    return tissue
-
-
-def _add_bone(frame: Frame, image: Field, tubes: list[Tube]) -> None:
-    """Marrow in a shell of compact bone, one tube after the other, into ``image`` in place."""
-    size = float(np.mean(frame.stretch))
-    for extra_mm, value in ((0.0, CORTEX_HU), (-2.2, 0.6 * MARROW_HU)):
-        for tube in tubes:
-            points = np.array(tube)
-            _stamp(image, frame.to_voxel(points[:, :3]), (points[:, 3] + extra_mm) * size, value)
 
 
 def _stamp(image: Field, voxels: Array, radii: Array, value: float) -> None:
     """Blend a tube into ``image`` in place, segment by segment."""
-    ends = np.stack([radii[:-1], radii[1:]], axis=1)
-    for box, distance in capsules(image.shape, voxels[:-1], voxels[1:], ends, margin=1.0):
+    for box, distance in capsules(image.shape, segments(voxels, radii), margin=1.0):
         blend(image[box], inside(distance), value)
+
+
+def _add_bone(frame: Frame, image: Field, tubes: list[Tube]) -> None:
+    """Marrow in a shell of compact bone, one tube after the other, into ``image`` in place."""
+    for extra_mm, value in ((0.0, CORTEX_HU), (-2.2, 0.6 * MARROW_HU)):
+        for tube in map(np.array, tubes):
+            _stamp(image, frame.to_voxel(tube[:, :3]), (tube[:, 3] + extra_mm) * frame.size, value)
 
 
 def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generator) -> None:
     """One or two thin sheets, which hang in folds along the body with air under them, into free air in ``image``."""
-    size = np.float32(np.mean(frame.stretch))
+    size = np.float32(frame.size)
     unit = float(size) / frame.step  # coarse samples per model mm
     for layer in range(int(rng.integers(1, 3))):
         folds, slack = (
@@ -122,18 +105,16 @@ def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generat
         )
         lift = 3.0 + 4 * layer + rng.uniform(3.0, 8.0) * folds * (0.25 + slack)
         gap = np.abs(frame.upsample((skin - lift).astype(np.float32))) * size
-        np.subtract(np.float32(rng.uniform(0.9, 1.2)), gap, out=gap)
-        np.clip(gap, 0, 1, out=gap)
-        gap[image > _FREE_BELOW_HU] = 0  # cloth lies on the couch and the electrodes, not in them
-        image += gap * np.maximum(np.float32(CLOTH_HU) - image, 0)
+        share = np.clip(np.float32(rng.uniform(0.9, 1.2)) - gap, 0, 1)
+        share[image > _FREE_BELOW_HU] = 0  # cloth lies on the couch and the electrodes, not in them
+        image += share * np.maximum(np.float32(CLOTH_HU) - image, 0)
 
 
 def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: float) -> Array:
     """Voxel position where a ray from the body's middle has its last point at most ``lift_mm`` over the skin."""
     angle = np.deg2rad(angle_deg)
     along = np.arange(20.0, 260.0, 0.5)
-    ray = np.stack([along * np.sin(angle), along * np.cos(angle), np.full(len(along), z)], axis=1)
-    voxels = frame.to_voxel(ray)
+    voxels = frame.to_voxel(np.stack([along * np.sin(angle), along * np.cos(angle), np.full(len(along), z)], axis=1))
     lifts = ndimage.map_coordinates(skin, voxels.T / frame.step, order=1, mode="nearest")
     return np.asarray(voxels[np.flatnonzero(lifts <= lift_mm)[-1]])
 
@@ -145,34 +126,26 @@ def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None
     radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
     for reach, low, high, value in ((16.0, 0.0, 1.6, PAD_HU), (8.0, 0.0, 2.0, GEL_HU), (4.5, 1.5, 4.5, METAL_HU)):
         sheet = np.maximum(low * size - lift, lift - max(high * size, low * size + 1.5))
-        disc = np.maximum(radius - reach * size, sheet)
-        blend(image[box], inside(disc.astype(np.float32)), value)
-
-
-def _add_cable(frame: Frame, image: Field, skin: Field, points: Array) -> None:
-    """A wire in its insulation over the skin; ``points [P, 3]``: degrees from the front, z, lift, model mm."""
-    size = float(np.mean(frame.stretch))
-    voxels = np.stack([_on_skin(frame, skin, *point) for point in points.tolist()])
-    for radius, value in ((1.5, CABLE_HU), (0.6, METAL_HU)):
-        _stamp(image, voxels, np.full(len(voxels), radius * size), value)
+        blend(image[box], inside(np.maximum(radius - reach * size, sheet).astype(np.float32)), value)
 
 
 def _add_leads(frame: Frame, image: Field, skin: Field, depth: Field, rng: np.random.Generator) -> None:
-    """Two to four electrodes, whose cables leave the scan together, into ``image`` in place.
+    """Two to four electrodes, whose insulated wires leave the scan together, into ``image`` in place.
 
     ``skin`` is the distance to it on the coarse grid in model mm, ``depth`` the same on the full grid in mm.
     """
     out_deg, out_z = rng.uniform(-40, 40), rng.choice([LOW_Z - 10, HIGH_Z + 10])
-    for index in rng.permutation(len(_ELECTRODES))[: rng.integers(2, 5)]:
-        angle, z = _ELECTRODES[index] + rng.uniform(-6, 6, 2)
-        _add_electrode(image, depth, _on_skin(frame, skin, angle, z, 0.0), float(np.mean(frame.stretch)))
-        knots = np.linspace(0, 1, 6)
-        wander = np.stack([rng.uniform(-9, 9, 6), np.zeros(6), rng.uniform(3, 11, 6)], axis=1)
+    for index in rng.permutation(len(ELECTRODES))[: rng.integers(2, 5)]:
+        angle, z = ELECTRODES[index] + rng.uniform(-6, 6, 2)
+        _add_electrode(image, depth, _on_skin(frame, skin, angle, z, 0.0), frame.size)
+        wander = np.stack([rng.uniform(-9, 9, 6), np.zeros(6), rng.uniform(3, 11, 6)], axis=1)  # degrees, z, lift
         wander[0] = 0, 0, 5
         u = np.linspace(0, 1, 40)
         straight = np.stack([angle + u * (out_deg - angle), z + u * (out_z - z), np.zeros(40)], axis=1)
-        points = straight + np.stack([np.interp(u, knots, w) for w in wander.T], axis=1)
-        _add_cable(frame, image, skin, points)
+        points = straight + np.stack([np.interp(u, np.linspace(0, 1, 6), w) for w in wander.T], axis=1)
+        voxels = np.stack([_on_skin(frame, skin, *point) for point in points.tolist()])
+        for radius, value in ((1.5, CABLE_HU), (0.6, METAL_HU)):
+            _stamp(image, voxels, np.full(len(voxels), radius * frame.size), value)
 
 
 def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Generator) -> tuple[Field, Box]:
@@ -189,19 +162,21 @@ def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Genera
     """
     posture = "down" if rng.random() < ARMS_DOWN_SHARE else "up"
     wide, box = _widened(frame, posture)
-    size = np.float32(np.mean(frame.stretch))
+    size = np.float32(frame.size)
     body = trunk(wide, wide.model_coordinates(), patient)
     aside = 2.0 + patient.fat_mm if posture == "down" else 0.0
-    limbs = coarse_tubes(wide, _both_sides(_FLESH[posture], aside), margin=40.0) - np.float32(0.3 * patient.fat_mm)
+    limbs = coarse_tubes(wide, _both_sides(f"flesh {posture}", aside), margin=40.0) - np.float32(0.3 * patient.fat_mm)
     skin = smooth_min(body, limbs, 12.0)
     out = np.broadcast_to(_couch(wide, patient, rng), wide.shape).copy()
     depth = wide.upsample(skin) * size
-    blend(out, inside(depth), wide.upsample(_flesh(wide, limbs, patient, rng)))
-    _add_bone(wide, out, _both_sides(_HUMERUS[posture], aside))
+    _, tissue, flesh = fat_and_flesh(wide, rng)
+    blend(tissue, inside(limbs + 3 + 0.5 * np.float32(patient.fat_mm), 2.0), flesh)
+    blend(out, inside(depth), wide.upsample(tissue))
+    _add_bone(wide, out, _both_sides(f"humerus {posture}", aside))
     outside = 1 - inside(wide.upsample(body)[box] * size + 2.5)
     out[box] = image + outside * (out[box] - image)  # where nothing is outside, the very same values
     thickness = np.float32(rng.uniform(1.5, 3.0))
-    blend(out, np.clip(0.5 - depth, 0, 1) * np.clip(thickness + 0.5 + depth, 0, 1), SKIN_HU)
+    blend(out, inside(depth) * np.clip(thickness + 0.5 + depth, 0, 1), SKIN_HU)
     _add_leads(wide, out, skin, depth, rng)
     _add_clothes(wide, out, skin, rng)
     return out, box

@@ -14,13 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .grid import Array, Field, stamp_capsules
+from .anatomy import Anatomy
+from .grid import Array, Field, Frame, blend, inside, stamp_capsules
+from .shapes import ROOTS
 
 MURRAY_EXPONENT = 3.3  # r**x is conserved at a branching; Murray gives 3, this matches the look of real lungs
 GROWTH = 0.42  # share of the way to the centre of mass that a branch grows
 MAX_TURN = np.deg2rad(55.0)  # largest angle between a branch and its parent
-MAX_GENERATIONS = 28  # far above what the largest lobe needs; only stops degenerate point sets
 MIN_CAPSULE_RADIUS = 0.9  # voxels; thinner vessels are deposited as points, with the right volume
+LEAF_SPACING_MM = 9.8  # between the ends of neighbouring arteries (or veins)
+TERMINAL_RADIUS_MM = 0.45  # of an artery or vein to one such end
+LEAF_DEPTH_MM = 2.2  # vessels end this far from the pleura and the fissures
+CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this fewer vessels end: the thick ones take the room
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,12 @@ class Tree:
     Attributes:
         nodes: ``[N, 3]``; node 0 is the root.
         parents: ``[N]``, index of the node before; -1 at the root.
-        leaves: ``[N]``, number of targets behind the branch that ends at the node.
+        radii: ``[N]``, of the branch that ends at the node.
     """
 
     nodes: Array
     parents: npt.NDArray[np.int64]
-    leaves: npt.NDArray[np.int64]
-
-    def radii(self, terminal_radius: float) -> Array:
-        """Radius of the branch that ends at each node, when a branch to a single target has ``terminal_radius``."""
-        return terminal_radius * np.asarray(self.leaves, dtype=np.float64) ** (1.0 / MURRAY_EXPONENT)
+    radii: Array
 
 
 def _unit(vectors: Array) -> Array:
@@ -51,7 +52,7 @@ def _limit_turn(direction: Array, before: Array) -> Array:
     cosine = np.clip((direction * before).sum(axis=1), -1, 1)
     across = _unit(direction - cosine[:, None] * before)
     limited = np.cos(MAX_TURN) * before + np.sin(MAX_TURN) * across
-    return np.where((np.arccos(cosine) > MAX_TURN)[:, None], limited, direction).astype(np.float64)
+    return np.where((np.arccos(cosine) > MAX_TURN)[:, None], limited, direction)
 
 
 def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Generator) -> Tree:
@@ -60,7 +61,7 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
     Args:
         root: ``[3]``.
         direction: ``[3]``, in which the root points.
-        targets: ``[T, 3]``; with T = 0 the tree is the root alone.
+        targets: ``[T, 3]``, all different; with T = 0 the tree is the root alone.
         rng: source of the small irregularities.
     """
     grown = [(root[None], np.array([-1]), np.array([len(targets)]))]
@@ -68,11 +69,9 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
     start, before, base = root[None], _unit(direction[None]), np.array([0])
     normal = _unit(np.cross(before, rng.standard_normal((1, 3))))
     total = 1
-    for _ in range(MAX_GENERATIONS):
-        if len(points) == 0:
-            break
+    while len(points):
         count = np.bincount(label)
-        centre = np.stack([np.bincount(label, weights=points[:, a]) for a in range(3)], axis=1) / count[:, None]
+        centre = np.stack([np.bincount(label, weights=axis) for axis in points.T], axis=1) / count[:, None]
         way = centre - start
         heading = _limit_turn(_unit(way + 0.06 * rng.standard_normal(way.shape) * np.abs(way).max(1)[:, None]), before)
         length = np.linalg.norm(way, axis=1) * GROWTH * rng.uniform(0.8, 1.2, len(way))
@@ -80,65 +79,60 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
         grown.append((end, base, count))
         normal = _unit(np.cross(heading, normal) + 0.25 * rng.standard_normal(normal.shape))
         side = ((points - centre[label]) * normal[label]).sum(axis=1) > 0
-        open_points = count[label] > 1
-        points = points[open_points]
-        keys, label = np.unique(label[open_points] * 2 + side[open_points], return_inverse=True)
+        shared = count[label] > 1
+        points = points[shared]
+        keys, label = np.unique(label[shared] * 2 + side[shared], return_inverse=True)
         branch = keys // 2
         start, before, normal, base = end[branch], heading[branch], normal[branch], total + branch
         total += len(end)
     nodes, parents, leaves = (np.concatenate(parts) for parts in zip(*grown, strict=True))
-    return Tree(nodes, parents, leaves)
+    return Tree(nodes, parents, TERMINAL_RADIUS_MM * leaves.astype(np.float64) ** (1.0 / MURRAY_EXPONENT))
 
 
-def bent_segments(tree: Tree, radii: Array, rng: np.random.Generator, pieces: int = 4) -> tuple[Array, Array, Array]:
+def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Array:
     """Cut every branch into ``pieces`` straight segments along a curve that leaves its parent smoothly.
 
     Returns:
-        Starts ``[S, 3]``, ends ``[S, 3]`` and radii ``[S, 2]``, ``S = pieces * (N - 1)``.
+        ``[pieces * (N - 1), 8]``: starts, ends, radii at both.
     """
-    child = np.arange(1, len(tree.nodes))
     parent = tree.parents[1:]
-    a, b = tree.nodes[parent], tree.nodes[child]
+    a, b = tree.nodes[parent], tree.nodes[1:]
     length = np.linalg.norm(b - a, axis=1, keepdims=True)
-    grand = np.maximum(tree.parents[parent], 0)
-    incoming = _unit(np.where((parent > 0)[:, None], a - tree.nodes[grand], b - a))
+    incoming = _unit(np.where((parent > 0)[:, None], a - tree.nodes[np.maximum(tree.parents[parent], 0)], b - a))
     bow = length * (incoming - _unit(b - a)) * 0.2 + 0.025 * length * rng.standard_normal(a.shape)
     u = np.linspace(0, 1, pieces + 1)
     curve = a[:, None] + u[None, :, None] * (b - a)[:, None] + (4 * u * (1 - u) ** 2)[None, :, None] * bow[:, None]
-    thick = np.minimum(radii[parent], 1.25 * radii[child])
-    r = thick[:, None] + u * (radii[child] - thick)[:, None]
-    ends = np.stack([r[:, :-1], r[:, 1:]], axis=2).reshape(-1, 2)
-    return curve[:, :-1].reshape(-1, 3), curve[:, 1:].reshape(-1, 3), ends
+    thick = np.minimum(tree.radii[parent], 1.25 * tree.radii[1:])
+    r = thick[:, None] + u * (tree.radii[1:] - thick)[:, None]
+    parts = np.concatenate([curve[:, :-1], curve[:, 1:], r[:, :-1, None], r[:, 1:, None]], axis=2)
+    return np.asarray(parts.reshape(-1, 8))
 
 
 def _deposit(share: Field, points: Array, volumes: Array) -> None:
     """Spread each point's volume (voxels) over its eight neighbours, trilinearly; adds to ``share`` in place."""
-    shape = share.shape
-    keep = np.all((points >= 0) & (points < np.array(shape) - 1), axis=1)
+    keep = np.all((points >= 0) & (points < np.array(share.shape) - 1), axis=1)
     points, volumes = points[keep], volumes[keep]
     low = np.floor(points).astype(np.int64)
     f = points - low
-    flat = share.reshape(-1)
-    base = (low[:, 0] * shape[1] + low[:, 1]) * shape[2] + low[:, 2]
     index, weight = [], []
     for corner in np.ndindex(2, 2, 2):
-        index.append(base + (corner[0] * shape[1] + corner[1]) * shape[2] + corner[2])
+        index.append(np.ravel_multi_index(tuple((low + corner).T), share.shape))
         weight.append(volumes * np.prod([f[:, a] if c else 1 - f[:, a] for a, c in enumerate(corner)], axis=0))
     cells, inverse = np.unique(np.concatenate(index), return_inverse=True)
-    flat[cells] += np.bincount(inverse, weights=np.concatenate(weight)).astype(np.float32)
+    share.reshape(-1)[cells] += np.bincount(inverse, weights=np.concatenate(weight)).astype(np.float32)
 
 
-def draw_segments(shape: tuple[int, ...], starts: Array, ends: Array, radii: Array) -> Field:
-    """Partial-volume share of tapered segments on a grid, 0 … 1.
+def draw_segments(shape: tuple[int, ...], segments: Array) -> Field:
+    """Partial-volume share of tapered segments ``[S, 8]`` on a grid, 0 … 1.
 
     Thick segments are capsules with a one-voxel edge; thin ones are deposited with their own volume, so that a vessel
     thinner than a voxel is fainter, not missing.
     """
-    thin = radii.mean(axis=1) < MIN_CAPSULE_RADIUS
+    thin = segments[:, 6:].mean(axis=1) < MIN_CAPSULE_RADIUS
     distance = np.full(shape, 1.0, dtype=np.float32)
-    stamp_capsules(distance, starts[~thin], ends[~thin], radii[~thin], margin=1.0)
-    share = np.clip(np.float32(0.5) - distance, 0, 1)
-    a, b, r = starts[thin], ends[thin], radii[thin]
+    stamp_capsules(distance, segments[~thin], margin=1.0)
+    share = inside(distance)
+    a, b, r = np.split(segments[thin], (3, 6), axis=1)
     length = np.linalg.norm(b - a, axis=1)
     count = np.maximum(np.ceil(length / 0.6).astype(int), 1)
     which = np.repeat(np.arange(len(a)), count)
@@ -146,21 +140,63 @@ def draw_segments(shape: tuple[int, ...], starts: Array, ends: Array, radii: Arr
     u = ((place + 0.5) / count[which])[:, None]
     radius = r[which, 0] + u[:, 0] * (r[which, 1] - r[which, 0])
     _deposit(share, a[which] + u * (b - a)[which], np.pi * radius**2 * (length / count)[which])
-    return np.minimum(share, 1, out=share)
+    return np.minimum(share, 1)
 
 
-def accompany(tree: Tree, radii: Array, root: Array, beside: Array) -> Tree:
+def _accompany(tree: Tree, root: Array, beside: Array) -> Tree:
     """The airway tree that runs beside an arterial tree: same branching, each node moved sideways, its own root.
 
     Args:
-        tree: the arteries.
-        radii: ``[N]`` of the arteries; the airway lies 1.9 radii (touching walls) to their side.
+        tree: the arteries; the airway lies 1.9 of their radii (touching walls) to their side.
         root: ``[3]``, where the airway begins.
         beside: ``[3]``, towards which side it lies.
     """
     heading = _unit(tree.nodes[1:] - tree.nodes[tree.parents[1:]])
     across = _unit(beside[None] - (heading @ beside)[:, None] * heading)
-    nodes = tree.nodes.copy()
-    nodes[1:] += 1.9 * radii[1:, None] * across
-    nodes[0] = root
-    return Tree(nodes, tree.parents, tree.leaves)
+    nodes = np.concatenate([root[None], tree.nodes[1:] + 1.9 * tree.radii[1:, None] * across])
+    return Tree(nodes, tree.parents, 0.95 * tree.radii)
+
+
+def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator) -> Array:
+    """Ends of one lobe's vessels: a jittered lattice inside the lobe, ``[T, 3]`` voxels."""
+    spacing = LEAF_SPACING_MM * rng.uniform(0.95, 1.05)
+    shape = np.array(anatomy.lung_mm.shape)
+    axes = [np.arange(spacing / 2, n - 1, spacing) for n in shape]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = points + rng.uniform(-0.48, 0.48, points.shape) * spacing
+    index = tuple(np.clip(np.rint(points).astype(int), 0, shape - 1).T)
+    keep = (anatomy.lobe[index] == lobe) & (anatomy.room_mm[index] < -LEAF_DEPTH_MM)
+    keep &= anatomy.fissure_mm[index] > LEAF_DEPTH_MM
+    keep &= (anatomy.room_mm[index] > -CENTRAL_MM) | (rng.random(len(points)) < CENTRAL_SHARE)
+    return points[keep]
+
+
+def _lobe_trees(frame: Frame, anatomy: Anatomy, lobe: int, rng: np.random.Generator) -> tuple[Tree, Tree, Tree]:
+    """Artery and vein of a lobe, and the airway that runs beside the artery."""
+    roots = {name: frame.to_voxel(point) for name, point in ROOTS[lobe].items()}
+    grown = []
+    for root in (roots["artery"], roots["vein"]):
+        targets = _targets(anatomy, lobe, rng)
+        grown.append(grow_tree(root, targets.mean(axis=0) - root if len(targets) else np.ones(3), targets, rng))
+    beside = roots["airway"] - roots["artery"]
+    airway = _accompany(grown[0], roots["airway"], beside / max(float(np.linalg.norm(beside)), 1e-6))
+    return grown[0], grown[1], airway
+
+
+def fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.Generator) -> Array:
+    """Draw vessels and airways into the image in place; returns centre line points and radii ``[V, 4]``, voxels."""
+    vessel_parts, airway_parts = [], []
+    for lobe in ROOTS:
+        artery, vein, airway = _lobe_trees(frame, anatomy, lobe, rng)
+        vessel_parts += [bent_segments(artery, rng), bent_segments(vein, rng)]
+        airway_parts.append(bent_segments(airway, rng))
+    vessels, airways = np.concatenate(vessel_parts), np.concatenate(airway_parts)
+    image = anatomy.image_hu
+    cavity = inside(anatomy.lung_mm - 5.0, 4.0)  # the lungs and their roots, not the heart or the liver
+    blend(image, draw_segments(image.shape, vessels) * cavity, np.maximum(image, np.float32(blood_hu)))
+    airways = airways[airways[:, 6:].mean(axis=1) > 0.95]
+    in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
+    blend(image, 0.85 * draw_segments(image.shape, airways) * in_lung, 20.0)
+    airways[:, 6:] = 0.7 * airways[:, 6:] - 0.1  # what is in the walls
+    blend(image, draw_segments(image.shape, airways) * in_lung, -965.0)
+    return vessels[:, [0, 1, 2, 6]]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.bundle import ROOT
+from tests.bundle import ROOT, python
 
 NAME = "lung_nodule_ct_detection_segmentation"  # of the bundle's folder, as the pages have it
 PARTS = ("configs", "scripts", "models", "docs", "metadata.json", "LICENSE")
@@ -41,18 +39,8 @@ def bundle(elsewhere: Path) -> Path:
 def program(elsewhere: Path) -> Program:
     """Run Python code, or a module with arguments, in the working folder; it must end well unless ``fails``."""
 
-    def run(*arguments: str, code: str = "", fails: bool = False, paths: tuple[str, ...] = ()) -> object:
-        words = ["-c", code] if code else ["-m", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", *words],
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+    def run(*arguments: str, code: str = "", fails: bool = False) -> object:
+        result = python(*(["-c", code] if code else ["-m", *arguments]), folder=elsewhere)
         assert (result.returncode != 0) == fails, result.stdout + result.stderr
         return result
 

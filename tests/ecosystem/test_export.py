@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -11,9 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
-from tests.bundle import ROOT
+from tests.bundle import ROOT, graph
 from tests.ecosystem.conftest import Program
 
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
@@ -23,11 +21,7 @@ COMMANDS = {name: words for words, name in LINES}
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.json")))
-    parser.update({"bundle_root": str(ROOT), "device": "cpu"})
-    found = parser.get_parsed_content("network")
-    assert isinstance(found, torch.nn.Module)
-    return found.eval()
+    return graph("inference").get_parsed_content("network").eval()  # type: ignore[no-any-return]
 
 
 def test_torchscript(program: Program, elsewhere: Path, network: torch.nn.Module) -> None:
@@ -49,14 +43,10 @@ def test_onnx_with_free_edges(program: Program, elsewhere: Path, network: torch.
     np.testing.assert_allclose(session.run(None, {"image": example.numpy()})[0], expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_overlay_for_tensorrt_changes_nothing_without_a_gpu(network: torch.nn.Module) -> None:
+def test_the_overlay_for_tensorrt_changes_nothing_without_a_gpu(network: torch.nn.Module, tmp_path: Path) -> None:
     (text,) = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.json")))
-    parser.update({"bundle_root": str(ROOT), "device": "cpu"})
-    overlay = json.loads(text)
-    parser["imports"] += overlay.pop("+imports")
-    parser.update(overlay)
-    laid = parser.get_parsed_content("network").eval()
+    (tmp_path / "tensorrt.json").write_text(text, encoding="utf-8")
+    laid = graph("inference", tmp_path / "tensorrt.json").get_parsed_content("network").eval()
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         assert torch.equal(laid(image), network(image))

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from scripts.core.errors import SettingError
 from scripts.train import trainable
-from tests.bundle import ROOT
-
-CONFIGS = [str(ROOT / "configs" / f"{name}.json") for name in ("train", "fine_tune")]
-
-
-def graph(**settings: Any) -> ConfigParser:
-    parser = ConfigParser(ConfigParser.load_config_files(CONFIGS))
-    parser.update({"bundle_root": str(ROOT), "device": "cpu", **settings})
-    parser.parse()
-    return parser
+from tests.bundle import ROOT, graph
 
 
 def test_frozen_parts_do_not_move() -> None:
-    parser = graph(frozen=["stem", "stage2"])
+    parser = graph("train", "fine_tune", frozen=["stem", "stage2"])
     optimizer, network = parser.get_parsed_content("optimizer"), parser.get_parsed_content("network")
     released = torch.load(ROOT / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(value, released[name]) for name, value in network.state_dict().items())
@@ -36,7 +25,7 @@ def test_frozen_parts_do_not_move() -> None:
 
 
 def test_without_frozen_parts_all_learn() -> None:
-    parser = graph()
+    parser = graph("train", "fine_tune")
     moved = sum(len(group["params"]) for group in parser.get_parsed_content("optimizer").param_groups)
     assert moved == len(list(parser.get_parsed_content("network").parameters()))
 
@@ -51,4 +40,6 @@ def test_names_that_cannot_be_frozen_are_refused(frozen: list[str], said: str) -
 def test_the_page_names_every_part_of_the_network() -> None:
     text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
     (parts,) = re.findall(r"The parts are ([^.]*)\.", text)
-    assert re.findall(r"`(\w+)`", parts) == [name for name, _ in graph().get_parsed_content("network").named_children()]
+    assert re.findall(r"`(\w+)`", parts) == [
+        name for name, _ in graph("train", "fine_tune").get_parsed_content("network").named_children()
+    ]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
+from unittest import mock
 
 import monai.bundle.scripts
 import pytest
@@ -20,7 +16,7 @@ from monai.apps.utils import extractall
 from monai.bundle import push_to_hf_hub, verify_net_in_out
 from packaging.requirements import Requirement
 
-from tests.bundle import ROOT, command
+from tests.bundle import ROOT, command, python
 from tests.ecosystem.stand_ins import FOLDER, needs
 from tools.package import NAME, PARTS, main, released_files
 
@@ -72,9 +68,7 @@ ZOO_LINTERS = {
 @needs("black", "lint")
 @pytest.mark.parametrize("linter", ZOO_LINTERS)
 def test_the_zoos_linters_pass(linter: str) -> None:
-    words = [sys.executable, "-m", linter, *ZOO_LINTERS[linter].split(), "scripts"]
-    environment = os.environ | {"PYTHONPATH": str(FOLDER / "lint")}
-    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    result = python("-m", linter, *ZOO_LINTERS[linter].split(), "scripts", PYTHONPATH=str(FOLDER / "lint"))
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -87,35 +81,19 @@ def test_the_zoos_pre_commit_takes_every_file_but_the_weights() -> None:
     assert [name for name, text in texts.items() if text and not re.search(rb"[^\n]\n\Z", text)] == []
 
 
-class Hub:
-    """In the place of the hub's client: notes what would be sent."""
-
-    sent: ClassVar[set[str]]
-
-    def __init__(self, token: str | None) -> None:
-        pass
-
-    def create_repo(self, **_: object) -> None:
-        pass
-
-    def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
-        folder = Path(folder_path)
-        Hub.sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        return repo_id
-
-
 def test_what_a_push_to_a_hub_would_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI copies docs/README.md over the card where there is one, and breaks its links: there must be none."""
     assert main(["hub", "--output_dir", str(tmp_path)]) == 0
     folder = tmp_path / NAME
-    monkeypatch.setattr(monai.bundle.scripts, "huggingface_hub", SimpleNamespace(HfApi=Hub))
+    hub = mock.MagicMock()  # in the place of its client
+    monkeypatch.setattr(monai.bundle.scripts, "huggingface_hub", hub)
     push_to_hf_hub(repo="owner/name", name=NAME, bundle_dir=str(tmp_path))
+    uploaded = Path(hub.HfApi().upload_folder.call_args.kwargs["folder_path"])
+    sent = {path.relative_to(uploaded).as_posix() for path in uploaded.rglob("*") if path.is_file()}
     needed = {"README.md", "LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"}
-    assert needed <= Hub.sent
-    assert {name.split("/")[0] for name in Hub.sent} == {*PARTS, "README.md"}
-    assert [
-        name for name in Hub.sent if name == "docs/README.md" or re.search(r"/\.|__pycache__|\.(ts|onnx)$", name)
-    ] == []
+    assert needed <= sent
+    assert {name.split("/")[0] for name in sent} == {*PARTS, "README.md"}
+    assert [name for name in sent if name == "docs/README.md" or re.search(r"/\.|__pycache__|\.(ts|onnx)$", name)] == []
     text = (folder / "README.md").read_text(encoding="utf-8")
     front, card = text.removeprefix("---\n").split("\n---\n\n", 1)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
@@ -133,7 +111,7 @@ def test_an_installation_brings_the_requirements_and_no_package(tmp_path: Path) 
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/__init__.py").touch()
     build = "from setuptools import build_meta; print(build_meta.build_wheel('wheel'))"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    assert python("-c", build, folder=tmp_path).returncode == 0
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     with zipfile.ZipFile(wheel) as content:
         tops = {name.split("/")[0] for name in content.namelist()}
@@ -159,13 +137,11 @@ def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
     (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
     (tmp_path / "input").symlink_to(small_data / "images")
     places = {"/opt/bundle": str(tmp_path), "/input": str(tmp_path / "input"), "/output": str(tmp_path / "output")}
-    words = [sys.executable, "-W", "ignore", *json.loads(entry)[1:]]
+    words = json.loads(entry)[1:]
     for place, here in places.items():
         words = [re.sub(rf"^{place}(?=/|$)", here, word) for word in words]
-    offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    offline = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     (tmp_path / "elsewhere").mkdir()
-    result = subprocess.run(
-        words, cwd=tmp_path / "elsewhere", env=os.environ | offline, capture_output=True, text=True, check=False
-    )
+    result = python(*words, folder=tmp_path / "elsewhere", **offline)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(list((tmp_path / "output").glob("*/report.html"))) == 4

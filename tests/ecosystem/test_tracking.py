@@ -8,9 +8,8 @@ import sqlite3
 from pathlib import Path
 
 import yaml
-from monai.bundle import ConfigParser
 
-from tests.bundle import ROOT
+from tests.bundle import ROOT, graph
 from tests.ecosystem.conftest import Program
 from tests.ecosystem.stand_ins import beside, needs
 
@@ -39,8 +38,7 @@ def test_a_yaml_overlay_changes_what_it_names(tmp_path: Path) -> None:
     assert re.search(r"^pyyaml~=", requirements, re.MULTILINE)
     overlay = tmp_path / "mine.yaml"
     overlay.write_text(yaml.safe_dump({"max_epochs": 7, "loss#classification#gamma": 1.5}), encoding="utf-8")
-    parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs" / "train.json"), str(overlay)]))
-    parser.parse()
+    parser = graph("train", overlay)
     assert parser.get("loss#classification#gamma") == 1.5
     assert parser.get_parsed_content("val_interval") == 5
     assert parser.get_parsed_content("max_epochs") == 7

@@ -8,9 +8,9 @@ import math
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +18,15 @@ import torch
 
 from scripts.core.commands import read_options
 from scripts.core.errors import DataError
-from tools.benchmark import ceilings, command
-from tools.benchmark.__main__ import main
-from tools.benchmark.ceilings import product_rate, published_tiles
-from tools.benchmark.command import benchmark
-from tools.benchmark.page import PARTS, filled_page, table
+from tools.benchmark import __main__ as command
+from tools.benchmark import ceilings
+from tools.benchmark.__main__ import benchmark, main, time_command
+from tools.benchmark.ceilings import product_rate, published_tiles, seconds_of
+from tools.benchmark.page import PARTS, filled_page
 from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, search
 from tools.benchmark.stopwatch import Stage, Stopwatch, Timed
-from tools.benchmark.whole import time_command
 from tools.network.describe import END, DescriptionError
+from tools.tables import table
 
 PAGE = ROOT / "docs" / "performance.md"
 INFERENCE = str(ROOT / "configs" / "inference.json")
@@ -70,6 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_each_moment_belongs_to_the_innermost_stage(clock: Callable[[float], None]) -> None:
+    """What is open inside a stage, as errors leave it, ends with that stage."""
     watch = Stopwatch("cpu")
     clock(5.0)  # before anything is open
     with watch.stage("whole"):
@@ -78,18 +79,12 @@ def test_each_moment_belongs_to_the_innermost_stage(clock: Callable[[float], Non
             with watch.stage("part"):
                 clock(0.25)
         clock(2.0)
-    assert {name: one.seconds for name, one in watch.stages.items()} == {"whole": 3.0, "part": 0.5}
-
-
-def test_a_stage_that_failed_is_closed_with_the_one_around_it(clock: Callable[[float], None]) -> None:
-    watch = Stopwatch("cpu")
-    with watch.stage("whole"):
         watch.begin("never ended")
-        clock(1.0)
+        clock(0.125)
     with watch.stage("next"):
         clock(4.0)
-    assert watch.stages["never ended"].seconds == 1.0
-    assert watch.stages["next"].seconds == 4.0
+    seconds = {name: one.seconds for name, one in watch.stages.items()}
+    assert seconds == {"whole": 3.0, "part": 0.5, "never ended": 0.125, "next": 4.0}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a peak begin again")
@@ -114,17 +109,23 @@ def test_what_is_timed_can_be_read_through() -> None:
 def test_the_rate_of_products_is_the_best_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a GPU multiplies float32 as its convolutions do, and afterwards as before."""
     matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, during = matrices.fp32_precision, []
+    before, during = matrices.fp32_precision, set()
 
-    def seconds(work: Callable[[], torch.Tensor], _: torch.device) -> list[float]:
-        during.append(matrices.fp32_precision)
-        return [2.0, len(work()) / 32]
+    def seconds(work: Callable[..., torch.Tensor], left: torch.Tensor, right: torch.Tensor) -> float:
+        during.add(matrices.fp32_precision)
+        return len(work(left, right)) / 32
 
-    monkeypatch.setattr(ceilings, "MATRIX_EDGES", {"cpu": (8, 16)})
+    monkeypatch.setattr(ceilings, "MATRIX_EDGES", {"cpu": (16, 8)})
     monkeypatch.setattr(ceilings, "seconds_of", seconds)
-    assert product_rate(torch.device("cpu"), "float32") == max(2 * 8**3 / 0.25, 2 * 16**3 / 0.5)
-    assert set(during) == {convolutions.fp32_precision} != {before}
+    assert product_rate(torch.device("cpu"), "float32") == 2 * 16**3 / 0.5
+    assert during == {convolutions.fp32_precision} != {before}
     assert matrices.fp32_precision == before
+
+
+def test_seconds_are_those_of_one_call() -> None:
+    calls = []
+    assert seconds_of(lambda wait: calls.append(time.sleep(wait)), 0.02) == pytest.approx(0.02, abs=0.015)
+    assert len(calls) > 3
 
 
 @pytest.mark.parametrize(
@@ -154,16 +155,13 @@ def searched(tiny: str, scan: str) -> Searched:
 
 def test_every_component_of_the_graph_is_a_stage(searched: Searched) -> None:
     graph = json.loads(Path(INFERENCE).read_text(encoding="utf-8"))
-    named = {stage_of(one) for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]}
+    components = [one for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]]
+    classes = [one["_target_"].split(".")[-1] for one in components]
+    named = {STAGES.get(name, name) for name in classes}
     named = named - {"scan_to_grid"} | {"find lungs, crop", "orient", "resample"}  # what it is made of
     files = {name for name in searched.stages if name.startswith("write ")}
     assert named | files | {"engine", FILES, NETWORK, TILES} == set(searched.stages)
     assert len(files) == len(graph["writer"]["writers"])
-
-
-def stage_of(component: dict[str, Any]) -> str:
-    name = component["_target_"].split(".")[-1]
-    return STAGES.get(name, name)
 
 
 def test_the_scan_is_described_as_it_is(searched: Searched) -> None:
@@ -204,7 +202,10 @@ def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: py
     assert sum(float(row[3][:-1]) for row in stages[:-1]) == pytest.approx(100.0, abs=1.5)
     networks = {row[0]: row for row in tables["Network"]}
     assert list(networks) == ["paper, float32", "this network, float32"]
-    assert networks["paper, float32"][2] == counted()
+    page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
+    assert re.findall(r"\| \*\*all\*\* \|.*\| \*\*([\d.]+)\*\* \|$", page, re.MULTILINE) == [
+        networks["paper, float32"][2]
+    ]
     ratios = {row[0].split(":")[0]: row[1:] for row in tables["What"]}
     assert ratios["paper, float32"][1] == "1.0"
     published, network = float(ratios["paper, float32"][0]), float(ratios["this search, float32, network"][0])
@@ -224,14 +225,6 @@ def tables_of(text: str) -> dict[str, list[list[str]]]:
     return {part[0][0]: part[2:] for part in rows}
 
 
-def counted() -> str:
-    """kFLOP per voxel of the paper's network as docs/network.md says."""
-    page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
-    found = re.search(r"\| \*\*all\*\* \|.*\| \*\*([\d.]+)\*\* \| \*\*([\d.]+)\*\* \|", page)
-    assert found is not None
-    return found[2]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -241,25 +234,23 @@ def counted() -> str:
         (["--input", "no/such/scan"], "no/such/scan"),
         (["--markdown", "no_such_page.md"], "expected a page with marks for cpu, cuda, got none"),
         (["--config_file", "no_such.json"], "no_such.json"),
+        (["--input", "SEVERAL"], "expected one scan, found 4"),
+        pytest.param(
+            ["--device", "cuda"],
+            "expected a GPU that torch can use, found none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_refused_at_once(options: list[str], message: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_is_refused_at_once(
+    options: list[str], message: str, small_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    assert main([*options, "--device", "cpu"]) == 1
+    words = [str(small_data / "images") if word == "SEVERAL" else word for word in options]
+    assert main(words if "--device" in words else [*words, "--device", "cpu"]) == 1
     (record,) = caplog.records
     assert message in record.getMessage()
-
-
-def test_several_scans_are_refused(small_data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["--input", str(small_data / "images"), "--device", "cpu"]) == 1
-    assert "expected one scan, found 4" in caplog.text
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["--device", "cuda"]) == 1
-    assert "expected a GPU that torch can use, found none" in caplog.text
 
 
 def test_a_command_that_fails_is_shown(tmp_path: Path) -> None:
@@ -271,25 +262,20 @@ def test_a_command_that_fails_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", list(PARTS))
-def test_the_page_has_a_part_for_each_device(device: str) -> None:
-    other = next(name for name in PARTS if name != device)
+def test_the_page_has_a_part_for_each_device(device: str, tmp_path: Path) -> None:
+    (other,) = set(PARTS) - {device}
     text = filled_page(PAGE, device, "MEASURED")
     assert f"{PARTS[device]}\n\nMEASURED\n\n{END}" in text
     assert text.split(PARTS[other])[1].split(END)[0] == PAGE.read_text().split(PARTS[other])[1].split(END)[0]
-
-
-def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("text", encoding="utf-8")
     with pytest.raises(DescriptionError, match="expected the lines"):
-        filled_page(tmp_path / "page.md", "cpu", "MEASURED")
-
-
-COMMANDS = re.findall(r"^python -m tools\.benchmark\b(.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+        filled_page(tmp_path / "page.md", device, "MEASURED")
 
 
 def test_the_commands_of_the_page_are_understood() -> None:
-    assert len(COMMANDS) >= 3
-    for words in COMMANDS:
+    commands = re.findall(r"^python -m tools\.benchmark\b(.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) >= 3
+    for words in commands:
         read_options("", benchmark, shlex.split(words))  # ends the program where it does not understand
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from scripts.core.files import write_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.phantom.chest import Chest
@@ -29,6 +28,7 @@ from tools.development import (
     UNREAD_FINDINGS_LPS_MM,
     main,
     make_development_datalist,
+    patch_items,
 )
 
 HOST, OTHER_HOST = "LIDC-IDRI-0001", "C3N-00247"
@@ -40,20 +40,7 @@ HELD_OUT_AFFINE = np.eye(4)
 HELD_OUT_AFFINE[:3, 3] = (
     np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]], axis=0) - HELD_OUT_EDGE / 2
 )
-DONOR_COLUMNS = (
-    "name",
-    "seriesuid",
-    "coordX",
-    "coordY",
-    "coordZ",
-    "diameter_mm",
-    "mask_mm3",
-    "readers",
-    "subtlety",
-    "texture",
-    "malignancy",
-    "calcification",
-)
+DONOR_COLUMNS = ("name", "seriesuid", "diameter_mm", "texture")
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 PATIENTS = [f"LIDC-IDRI-{number:04d}" for number in range(1, 31)]
 
@@ -63,79 +50,60 @@ def _save(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="1")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _ball(edge: int, radius: float) -> np.ndarray:
     grid = np.indices((edge, edge, edge)) - (edge - 1) / 2
     return np.square(grid).sum(axis=0) < radius**2
 
 
-def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
-    """Two nodules of each patient; the first of the host lies where the host's own nodule does."""
+def _write_nodule(folder: Path, name: str, affine: np.ndarray) -> None:
+    """A patch with a nodule of 8.4 mm in its middle, and its mask."""
     inside = _ball(13, 4.2)
-    image, mask = np.where(inside, 30, -800).astype(np.int16), inside.astype(np.uint8)
+    _save(folder / "image" / f"{name}.nii.gz", np.where(inside, 30, -800).astype(np.int16), affine)
+    _save(folder / "mask" / f"{name}.nii.gz", inside.astype(np.uint8), affine)
+
+
+def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
+    """Two nodules of each patient; the only one of the host lies where the host's own nodule does."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # flipped against the host
     affine[:3, 3] = swap_lps_ras(host_lps_mm) - affine[:3, :3] @ np.full(3, 6.0)
-    rows = []
-    for patient in PATIENTS:
-        for number in (1, 2):
-            name = f"{patient}_R_{number}"
-            own = patient == HOST and number == 1
-            _save(folder / "image" / f"{name}.nii.gz", image, affine)
-            if patient != HOST or own:
-                _save(folder / "mask" / f"{name}.nii.gz", mask, affine)
-                rows.append({"name": name, "diameter_mm": 8.4, "seriesuid": f"2.25.{patient[-4:]}"})
-    _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows)
+    donors = [(patient, number) for patient in PATIENTS for number in (1, 2) if (patient, number) != (HOST, 2)]
+    for patient, number in donors:
+        _write_nodule(folder, f"{patient}_R_{number}", affine)
+    rows = [(f"{patient}_R_{number}", f"2.25.{patient[-4:]}", 8.4, 1) for patient, number in donors]
+    write_csv(folder / "nodules.csv", [DONOR_COLUMNS, *rows])
 
 
 def _write_patches(folder: Path) -> None:
     """One patch of each patient, every fifth without its series, and one of which nobody knows whose it is."""
-    inside = _ball(13, 4.2)
-    rows = []
     known = {n: "" if n % 5 == 0 else f"2.25.{patient[-4:]}" for n, patient in enumerate(PATIENTS)}
-    for number, uid in {**known, LAST_PATIENT_IN_ORDER + 1: ""}.items():
-        rows.append({"name": f"{number}_nod1", "seriesuid": uid, "i": 6.0, "j": 6.0, "k": 6.0})
-        _save(folder / "image" / f"{number}_nod1.nii.gz", np.where(inside, 30, -800).astype(np.int16), np.eye(4))
-        _save(folder / "mask" / f"{number}_nod1.nii.gz", inside.astype(np.uint8), np.eye(4))
-    columns = ("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm")
-    _write_csv(folder / "patches.csv", columns, [{**row, "equivalent_diameter_mm": 8.4} for row in rows])
-
-
-def _row(uid: str, lps_mm: np.ndarray, diameter_mm: float) -> dict[str, Any]:
-    return dict(zip(LUNA16_COLUMNS, [uid, *lps_mm.tolist(), diameter_mm], strict=True))
+    rows = [(f"{n}_nod1", uid, 6.0, 6.0, 6.0, 8.4) for n, uid in {**known, LAST_PATIENT_IN_ORDER + 1: ""}.items()]
+    for name, *_ in rows:
+        _write_nodule(folder, name, np.eye(4))
+    write_csv(folder / "patches.csv", [("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm"), *rows])
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scans, sixty nodules of thirty patients, and LUNA16's lists, as small as they can be."""
     folder = tmp_path_factory.mktemp("data")
-    lung = np.full((EDGE, EDGE, EDGE), -850, dtype=np.int16)
     other_affine = np.diag([8.0, 8.0, 8.0, 1.0])  # this scan's unread findings lie inside it
     unread = np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[OTHER_HOST]], axis=0)
     other_affine[:3, 3] = unread - 8.0 * EDGE / 2
-    for name, affine in ((HOST, HOST_AFFINE), (OTHER_HOST, other_affine)):
-        _save(folder / "scans_1mm" / f"{name}.nii.gz", lung, affine)
-    large = np.full((HELD_OUT_EDGE,) * 3, -850, dtype=np.int16)
-    _save(folder / "scans_1mm" / f"{HELD_OUT_SCAN}.nii.gz", large, HELD_OUT_AFFINE)
-    centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
+    scans = (
+        (HOST, EDGE, HOST_AFFINE),
+        (OTHER_HOST, EDGE, other_affine),
+        (HELD_OUT_SCAN, HELD_OUT_EDGE, HELD_OUT_AFFINE),
+    )
+    for name, edge, affine in scans:
+        _save(folder / "scans_1mm" / f"{name}.nii.gz", np.full((edge,) * 3, -850, dtype=np.int16), affine)
+    centre, uid = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL)), SERIES_UIDS[HOST]
     _write_donors(folder / "lidc_nodules", centre)
     _write_patches(folder / "lidc_patches")
-    uid = SERIES_UIDS[HOST]
-    nodules = [_row("1.2.3", centre, 20.0), _row(uid, centre + 12, 6.0), _row(uid, centre, 8.5)]
-    excluded = [
-        _row(uid, centre + 1, -1),
-        _row(uid, centre - 14, -1),
-        _row(uid, centre - 16, 4.0),
-        _row("9.9", centre, -1),
-    ]
-    _write_csv(folder / "luna16" / "annotations.csv", LUNA16_COLUMNS, nodules)
-    _write_csv(folder / "luna16" / "annotations_excluded.csv", LUNA16_COLUMNS, excluded)
+    (folder / "luna16").mkdir()
+    nodules = [("1.2.3", *centre, 20.0), (uid, *centre + 12, 6.0), (uid, *centre, 8.5)]
+    excluded = [(uid, *centre + 1, -1), (uid, *centre - 14, -1), (uid, *centre - 16, 4.0), ("9.9", *centre, -1)]
+    for name, rows in (("annotations", nodules), ("annotations_excluded", excluded)):
+        write_csv(folder / "luna16" / f"{name}.csv", [LUNA16_COLUMNS, *rows])
     return folder
 
 
@@ -182,23 +150,25 @@ def test_patients_are_split_and_never_shared(lists: Lists) -> None:
     assert not training & validation
     assert training | validation == set(PATIENTS)
     assert 1 <= len(validation) <= 8  # a tenth of thirty, as the hash falls
-
-
-def test_patches_are_of_training_patients_only(lists: Lists) -> None:
-    patients = {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]}
-    assert patients == _patients(lists["donors"])
+    assert {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]} == training
     np.testing.assert_allclose(lists["training"][2]["box"], [[-6.0, -6.0, 6.0, 8.4, 8.4, 8.4]])
 
 
-def test_the_split_does_not_depend_on_the_other_patients(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+def test_the_split_depends_on_the_patient_alone(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    """Not on who else is there; and the patient of the held-out scan is held out."""
     folder = tmp_path / "lidc_nodules"
     shutil.copytree(data_dir / "lidc_nodules", folder)
-    with (folder / "nodules.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    _write_csv(folder / "nodules.csv", DONOR_COLUMNS, rows[:20:-1])
-    donors = development._donors(tmp_path, HELD_OUT_SCAN)
-    assert _patients(donors["donors"]) < _patients(lists["donors"])
-    assert _patients(donors["validation_donors"]) <= _patients(lists["validation_donors"])
+    head, *rows = (folder / "nodules.csv").read_text(encoding="utf-8").splitlines()
+    (folder / "nodules.csv").write_text("\n".join([head, *rows[:20:-1]]), encoding="utf-8")
+    fewer = development._donors(tmp_path, HELD_OUT_SCAN)
+    assert _patients(fewer["donors"]) < _patients(lists["donors"])
+    assert _patients(fewer["validation_donors"]) <= _patients(lists["validation_donors"])
+    patient = lists["donors"][0]["name"].split("_")[0]
+    donors = development._donors(data_dir, patient)
+    assert _patients(donors["donors"]) == _patients(lists["donors"]) - {patient}
+    assert _patients(donors["validation_donors"]) == _patients(lists["validation_donors"]) | {patient}
+    patches = [{item["name"] for item in patch_items(data_dir, scan, training=True)} for scan in ("", patient)]
+    assert patches[0] - patches[1] == {f"patch-{PATIENTS.index(patient)}_nod1"}
 
 
 def test_every_file_is_there(lists: Lists, output_dir: Path) -> None:
@@ -208,7 +178,7 @@ def test_every_file_is_there(lists: Lists, output_dir: Path) -> None:
     assert not list(output_dir.glob(".*"))  # no partial file stays
 
 
-def test_host_has_its_nodules_and_ignored_findings(lists: Lists) -> None:
+def test_hosts_have_their_nodules_with_masks_and_ignored_findings(lists: Lists) -> None:
     host = lists["training"][1]
     centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
     expected = [
@@ -219,20 +189,14 @@ def test_host_has_its_nodules_and_ignored_findings(lists: Lists) -> None:
     ]
     np.testing.assert_allclose(host["box"], expected)
     assert host["label"] == [NODULE, NODULE, IGNORED, IGNORED]
-
-
-def test_host_mask_lies_on_the_host_and_names_its_row(lists: Lists) -> None:
-    mask = nibabel.Nifti1Image.from_filename(lists["training"][1]["mask"])
+    mask = nibabel.Nifti1Image.from_filename(host["mask"])  # names the row of the nodule that it knows
     np.testing.assert_allclose(mask.affine, HOST_AFFINE)
     values = np.asarray(mask.dataobj)
     assert values.shape == (EDGE,) * 3
     assert set(np.unique(values)) == {0, 2}  # the second row
     np.testing.assert_allclose(np.argwhere(values == 2).mean(axis=0), HOST_VOXEL, atol=0.05)
     assert (values == 2).sum() == _ball(13, 4.2).sum()
-
-
-def test_unread_findings_are_ignored_never_background(lists: Lists) -> None:
-    other = lists["training"][0]
+    other = lists["training"][0]  # unread findings are never background
     assert other["box"][0] == [-81.2, -190.2, -193.0, 28.0, 28.0, 28.0]
     assert len(other["box"]) == len(UNREAD_FINDINGS_LPS_MM[OTHER_HOST])
     assert other["label"] == [IGNORED] * len(other["box"])
@@ -299,16 +263,6 @@ def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Pa
     assert NODULE in labels[len(own) :]
 
 
-def test_the_patient_of_the_held_out_lung_is_held_out(lists: Lists, data_dir: Path) -> None:
-    patient = lists["donors"][0]["name"].split("_")[0]
-    donors = development._donors(data_dir, patient)
-    assert _patients(donors["donors"]) == _patients(lists["donors"]) - {patient}
-    assert _patients(donors["validation_donors"]) == _patients(lists["validation_donors"]) | {patient}
-    names = {f"patch-{n}" for n in range(len(PATIENTS)) if PATIENTS[n] == patient}
-    patches = [{item["name"].split("_")[0] for item in development._patches(data_dir, scan)} for scan in ("", patient)]
-    assert patches[0] - patches[1] == names
-
-
 @pytest.mark.parametrize(
     "missing",
     [
@@ -328,13 +282,8 @@ def test_what_is_missing_is_named(
 ) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data_dir, copy)
-    if missing == "scans_1mm":
-        shutil.rmtree(copy / missing)
-    else:
-        (copy / missing).unlink()
-    with caplog.at_level(logging.INFO):
-        status = main(["--data_dir", str(copy), "--output_dir", str(tmp_path / "out")])
-    assert status == 1
+    (copy / missing).rename(tmp_path / "gone")
+    assert main(["--data_dir", str(copy), "--output_dir", str(tmp_path / "out")]) == 1
     assert f"{copy / missing}" in caplog.text
     assert "expected a file of the development data, found none; check --data_dir" in caplog.text
     assert not (tmp_path / "out" / "datalist.json").exists()

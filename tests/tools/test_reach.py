@@ -16,7 +16,7 @@ from scripts.network import CompactNet
 from scripts.network.checkpoint import save_weights
 from scripts.network.deformable_attention import DeformableAttention
 from tools.network.__main__ import main
-from tools.network.reach import reach_of, table, windows_of
+from tools.network.reach import reach_of, windows_of
 
 WINDOWS = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
 
@@ -33,15 +33,6 @@ def _look_along(network: CompactNet, offset_cells: tuple[float, float, float]) -
             layer.offsets.bias.copy_(torch.tensor(offset_cells).repeat(layer.offsets.bias.numel() // 3))
 
 
-def test_points_on_the_query_are_inside_and_near() -> None:
-    network = CompactNet()
-    _look_along(network, (0.0, 0.0, 0.0))
-    for found in reach_of(network, WINDOWS):
-        assert found.inside == pytest.approx(1.0)
-        assert found.all_mm == found.inside_mm == 0.0
-        assert found.weight == pytest.approx((0.5, 0.5))
-
-
 def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_window_from_the_last_cells() -> None:
     network = CompactNet()
     _look_along(network, (0.0, 1.0, 0.0))
@@ -54,14 +45,18 @@ def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_window_from_the_las
         assert found.inside_mm == pytest.approx((8.0 * stays[0] + 16.0 * stays[1]) / sum(stays))
 
 
-def test_far_points_are_outside() -> None:
+@pytest.mark.parametrize(
+    ("cells", "inside", "inside_mm", "all_mm"), [(0.0, 1.0, 0.0, 0.0), (-9.0, 0.0, math.nan, 108.0)]
+)
+def test_points_on_the_query_are_inside_and_far_ones_outside(
+    cells: float, inside: float, inside_mm: float, all_mm: float
+) -> None:
     network = CompactNet()
-    _look_along(network, (0.0, 0.0, -9.0))
+    _look_along(network, (0.0, 0.0, cells))
     for found in reach_of(network, WINDOWS):
-        assert found.inside == 0.0
-        assert math.isnan(found.inside_mm)
-        assert found.all_mm == pytest.approx(9.0 * 12.0)
-    assert "| nan mm | 108 mm |" in table(reach_of(network, WINDOWS))
+        assert (found.inside, found.all_mm) == pytest.approx((inside, all_mm))
+        assert found.inside_mm == pytest.approx(inside_mm, nan_ok=True)
+        assert found.weight == pytest.approx((0.5, 0.5))
 
 
 def test_weights_count() -> None:
@@ -90,18 +85,21 @@ def test_a_network_without_attention_is_refused() -> None:
         reach_of(CompactNet(layers=0), WINDOWS)
 
 
-def test_the_command_prints_each_layer(small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_weights(CompactNet(), tmp_path / "model.pt")
+@pytest.fixture(scope="module")
+def image(small_data: Path) -> str:
     item = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"][0]
-    image = str(small_data / item["image"])
+    return str(small_data / item["image"])
+
+
+def test_the_command_prints_each_layer(image: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_weights(CompactNet(), tmp_path / "model.pt")
     with caplog.at_level("INFO"):
         assert main(["reach", "--image", image, "--checkpoint", str(tmp_path / "model.pt")]) == 0
-    assert len(re.findall(r"^\| \d \| 0\.50 / 0\.50 \| 0\.\d\d \| \d+ mm \| \d+ mm \|$", caplog.text, re.M)) == 3
+    assert len(re.findall(r"^\| \d +\| +0\.50 / 0\.50 \| +0\.\d\d \| +\d+ mm \| +\d+ mm \|$", caplog.text, re.M)) == 3
 
 
-def test_windows_cover_the_scan_evenly_and_are_scaled(small_data: Path) -> None:
-    item = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"][0]
-    windows = list(windows_of(str(small_data / item["image"]), 48))
+def test_windows_cover_the_scan_evenly_and_are_scaled(image: str) -> None:
+    windows = list(windows_of(image, 48))
     assert 2 <= len(windows) <= 8
     assert all(window.shape == (1, 1, 48, 48, 48) for window in windows)
     assert all(-1.0 <= float(window.min()) < float(window.max()) <= 1.0 for window in windows)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
+from torch.utils.benchmark import Timer
 
 from scripts.search.inferer import PrecisionInferer, choose_precision
 
 from ..network.anatomy import flops_per_voxel
+from ..tables import megabytes, times
 from .search import Searched
 from .stopwatch import Stopwatch
 
@@ -28,57 +26,42 @@ PUBLISHED, PUBLISHED_PRECISION = "paper", "float32"
 TILE, TILE_MARGIN = 96, 16
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a network costs for one scan in one precision.
 
     Attributes:
-        network, precision: which.
-        size: voxels of the timed tile along each axis.
+        network: its name, and the precision.
         tiles, scan_voxels: how many tiles the scan takes, and all of their voxels.
-        flops_per_voxel: counted, see :func:`..network.anatomy.flops_per_voxel`.
-        tile_seconds: median.
-        peak_bytes: of memory, see :class:`.stopwatch.Stage`.
-        product_share: of the machine's rate of matrix products.
         seconds_per_litre: of lung.
+        row: of the table: name, tile, kFLOP per voxel (:func:`..network.anatomy.flops_per_voxel`), seconds a tile,
+            Mvoxel and GFLOP a second, the share of the machine's rate of matrix products, peak of memory in MB.
     """
 
     network: str
-    precision: str
-    size: tuple[int, ...]
     tiles: int
     scan_voxels: int
-    flops_per_voxel: float
-    tile_seconds: float
-    peak_bytes: int
-    product_share: float
     seconds_per_litre: float
+    row: list[str]
 
 
 def product_rate(device: torch.device, precision: str) -> float:
     """Operations a second in matrix products, the best of several sizes, with the threads of this process."""
-    dtype, rates = choose_precision(precision, device), []
+    dtype = choose_precision(precision, device)
     matrices, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     matrices.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # TF32 by default
     try:
-        for n in MATRIX_EDGES[device.type]:
-            left, right = torch.randn(2, n, n, device=device).to(dtype)
-            rates.append(2 * n**3 / min(seconds_of(partial(torch.mm, left, right), device)))
+        return max(
+            2 * n**3 / seconds_of(torch.mm, *torch.randn(2, n, n, device=device).to(dtype))
+            for n in MATRIX_EDGES[device.type]
+        )
     finally:
         matrices.fp32_precision = before
-    return max(rates)
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> list[float]:
-    """Wall time of each repeat, after one that does not count; a GPU's work included."""
-    seconds = []
-    for _ in range(repeats + 1):
-        begun = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begun)
-    return seconds[1:]
+def seconds_of(work: Callable[..., Any], *arguments: Any) -> float:
+    """Wall time of a call, the mean of three after two that do not count; a GPU's work included."""
+    names = {"work": work, "arguments": arguments}
+    return Timer("work(*arguments)", globals=names, num_threads=torch.get_num_threads()).timeit(3).mean
 
 
 def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about: Searched) -> Cost:
@@ -97,23 +80,23 @@ def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about
     if name == PUBLISHED:
         size, tiles = (TILE + 2 * TILE_MARGIN,) * 3, published_tiles(about)
         scan_voxels = tiles * math.prod(size)
-    flops, voxels = sum(flops_per_voxel(network).values()), math.prod(size)
+    flops = sum(flops_per_voxel(network).values())
     tile = torch.rand(1, 1, *size, device=device) * 2.0 - 1.0
-    inferer, watch = PrecisionInferer(SimpleInferer(), precision), Stopwatch(device)
+    watch = Stopwatch(device)
     with torch.no_grad(), watch.stage("tiles"):
-        seconds = statistics.median(seconds_of(partial(inferer, tile, network), device))
-    return Cost(
-        name,
-        precision,
-        size,
-        tiles,
-        scan_voxels,
-        flops_per_voxel=flops,
-        tile_seconds=seconds,
-        peak_bytes=watch.stages["tiles"].peak_bytes,
-        product_share=flops * voxels / seconds / limit,
-        seconds_per_litre=seconds / voxels * scan_voxels / about.litres,
-    )
+        seconds = seconds_of(PrecisionInferer(SimpleInferer(), precision), tile, network)
+    rate = tile.numel() / seconds
+    row = [
+        f"{name}, {precision}",
+        times(size),
+        f"{flops / 1e3:.2f}",
+        f"{seconds:.3f}",
+        f"{rate / 1e6:.2f}",
+        f"{rate * flops / 1e9:.0f}",
+        f"{rate * flops / limit:.0%}",
+        megabytes(watch.stages["tiles"].peak_bytes),
+    ]
+    return Cost(row[0], tiles, scan_voxels, scan_voxels / rate / about.litres, row)
 
 
 def published_tiles(about: Searched) -> int:

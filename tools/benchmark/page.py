@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from scripts.core.errors import DataError
 
 from ..network.describe import with_generated
+from ..tables import megabytes, table, times
 from .ceilings import TILE, TILE_MARGIN, Cost
 from .search import NETWORK, TILES, Searched
 
@@ -56,32 +56,21 @@ def machine_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that can be read as it is; the first column is text, the others are numbers."""
-    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    sides = [str.ljust, *[str.rjust] * (len(head) - 1)]
-    lines = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in (head, *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
-
-
 def scan_tables(facts: Mapping[str, str], rates: Mapping[str, float], searches: Mapping[str, Searched]) -> list[str]:
     """The machine with its rates of matrix products, the scan, and each stage of the search in each precision."""
     rows = [[name, value] for name, value in facts.items()]
     rows += [[f"matrix products, {precision}", f"{rate / 1e9:.0f} GFLOP/s"] for precision, rate in rates.items()]
-    blocks = [table(["Measured on", ""], rows), _scan_line(next(iter(searches.values())))]
+    scan = next(iter(searches.values()))
+    field_mm = [n * mm for n, mm in zip(scan.shape, scan.spacing_mm, strict=True)]
+    about = (
+        f"A scan of {times(scan.shape)} voxels of {times(scan.spacing_mm, '.2f')} mm ({times(field_mm, '.0f')} mm): "
+        f"{scan.litres:.2f} litres {'of lung' if scan.lungs_found else '(no closed lungs: what is searched)'}, "
+        f"{times(scan.box)} voxels searched in {scan.tiles} tiles. Medians after a warm-up."
+    )
+    blocks = [table(["Measured on", ""], rows), about]
     for precision, found in searches.items():
         blocks += [f"### Each stage, {precision}", _stage_table(found)]
     return blocks
-
-
-def _scan_line(scan: Searched) -> str:
-    field_mm = [n * mm for n, mm in zip(scan.shape, scan.spacing_mm, strict=True)]
-    return (
-        f"A scan of {_times(scan.shape)} voxels of {_times(scan.spacing_mm, '.2f')} mm ({_times(field_mm, '.0f')} mm): "
-        f"{scan.litres:.2f} litres {'of lung' if scan.lungs_found else '(no closed lungs: what is searched)'}, "
-        f"{_times(scan.box)} voxels searched in {scan.tiles} tiles. Medians after a warm-up."
-    )
 
 
 def _stage_table(found: Searched) -> str:
@@ -91,12 +80,13 @@ def _stage_table(found: Searched) -> str:
             f"{one.seconds:.3f}",
             f"{one.cpu_seconds:.3f}",
             f"{one.seconds / found.seconds:.1%}",
-            _megabytes(one.peak_bytes),
+            megabytes(one.peak_bytes),
         ]
         for name, one in found.stages.items()
     ]
     cpu_seconds = sum(one.cpu_seconds for one in found.stages.values())
-    rows.append(["all", f"{found.seconds:.3f}", f"{cpu_seconds:.3f}", "100.0%", _megabytes(found.peak_bytes)])
+    peak_bytes = max(one.peak_bytes for one in found.stages.values())
+    rows.append(["all", f"{found.seconds:.3f}", f"{cpu_seconds:.3f}", "100.0%", megabytes(peak_bytes)])
     besides = found.seconds_after_reading - found.stages[NETWORK].seconds - found.stages[TILES].seconds
     return table(["Stage", "s", "CPU s", "share", "peak, MB"], rows) + (
         f"\n\nAfter reading {found.seconds_after_reading:.2f} s, of which all but the network and its tiles take "
@@ -107,45 +97,30 @@ def _stage_table(found: Searched) -> str:
 def network_tables(costs: Sequence[Cost], searches: Mapping[str, Searched]) -> list[str]:
     """The network against its ceilings, and the whole search against the published network, the first of ``costs``."""
     head = ["Network", "tile", "kFLOP/voxel", "s/tile", "Mvoxel/s", "GFLOP/s", "of products", "peak, MB"]
-    rows = [
-        [
-            f"{cost.network}, {cost.precision}",
-            _times(cost.size),
-            f"{cost.flops_per_voxel / 1e3:.2f}",
-            f"{cost.tile_seconds:.3f}",
-            f"{math.prod(cost.size) / cost.tile_seconds / 1e6:.2f}",
-            f"{math.prod(cost.size) / cost.tile_seconds * cost.flops_per_voxel / 1e9:.0f}",
-            f"{cost.product_share:.0%}",
-            _megabytes(cost.peak_bytes),
-        ]
-        for cost in costs
-    ]
     notes = (
         "The share is that of the machine's rate of matrix products in the same precision, measured in the same run. "
         "Operations are counted as in [network.md](network.md#what-it-costs)."
     )
-    ratios = ["### The whole search against the published network", _ratio_table(costs, searches)]
-    return ["### The network against its ceilings", table(head, rows), notes, *ratios]
-
-
-def _ratio_table(costs: Sequence[Cost], searches: Mapping[str, Searched]) -> str:
     per_litre = {
-        f"{cost.network}, {cost.precision}: {cost.tiles} tiles, {cost.scan_voxels / 1e6:.1f} Mvoxel": (
-            cost.seconds_per_litre
-        )
+        f"{cost.network}: {cost.tiles} tiles, {cost.scan_voxels / 1e6:.1f} Mvoxel": cost.seconds_per_litre
         for cost in costs
     }
     for precision, found in searches.items():
         per_litre[f"this search, {precision}, network"] = found.stages[NETWORK].seconds / found.litres
         per_litre[f"this search, {precision}, all after reading"] = found.seconds_after_reading / found.litres
     published = costs[0].seconds_per_litre
-    rows = [[what, f"{seconds:.3f}", f"{published / seconds:.1f}"] for what, seconds in per_litre.items()]
-    return table(["What", "s per litre of lung", "times faster than published"], rows) + (
-        f"\n\nPublished: the paper's network in float32, tiles of {TILE}³ with {TILE_MARGIN} voxels more on each side, "
+    ratios = [[what, f"{seconds:.3f}", f"{published / seconds:.1f}"] for what, seconds in per_litre.items()]
+    about = (
+        f"Published: the paper's network in float32, tiles of {TILE}³ with {TILE_MARGIN} voxels more on each side, "
         "over the whole field of view at 1 mm. A few tiles of each network are timed, and multiplied; what makes the "
         "graph's network fast (memory format, folding) makes the published one fast too. A litre of lung is a Mvoxel "
         "at 1 mm."
     )
+    return [
+        *("### The network against its ceilings", table(head, [cost.row for cost in costs]), notes),
+        "### The whole search against the published network",
+        table(["What", "s per litre of lung", "times faster than published"], ratios) + f"\n\n{about}",
+    ]
 
 
 def scans_table(seconds: Mapping[int, float]) -> list[str]:
@@ -153,11 +128,3 @@ def scans_table(seconds: Mapping[int, float]) -> list[str]:
     rows = [[str(count), f"{one:.1f}", f"{one / count:.2f}"] for count, one in seconds.items()]
     note = "Each command ran once, on the same scan listed so many times."
     return ["### Several scans", table(["scans", "s, whole command", "s per scan"], rows), note]
-
-
-def _times(values: Sequence[float], form: str = "") -> str:
-    return " × ".join(format(value, form) for value in values)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f}" if size else "–"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,6 @@ class Searched:
     def seconds_after_reading(self) -> float:
         return sum(stage.seconds for name, stage in self.stages.items() if name not in READING)
 
-    @property
-    def peak_bytes(self) -> int:
-        return max(stage.peak_bytes for stage in self.stages.values())
-
 
 def graph(config_files: Sequence[str], **overrides: Any) -> ConfigParser:
     """A component graph of the bundle, whatever the working directory is.
@@ -106,61 +103,57 @@ def search(config_files: Sequence[str], **overrides: Any) -> Searched:
     """
     with tempfile.TemporaryDirectory() as folder:
         parser = graph(config_files, output_dir=folder, background=False, **overrides)
-        evaluator, log = parser.get_parsed_content("evaluator"), parser.get_parsed_content("log")
-        watch = Stopwatch(parser.get_parsed_content("device"))
+        content = parser.get_parsed_content
+        watch = Stopwatch(content("device"))
         about = Searched(watch.stages)
         for part in ("preprocessing", "postprocessing"):
-            _time_transforms(parser.get_parsed_content(part), watch)
-        _time_engine(evaluator, parser.get_parsed_content("writer"), watch)
-        _take_notes(parser.get_parsed_content("preprocessing"), evaluator.network, about)
+            _timed(content(part), watch)
+        content("preprocessing").transforms += (partial(_note_scan, about),)
+        _time_engine(content("evaluator"), content("writer"), watch, about)
         with watch.stage(ENGINE):
-            evaluator.run()
+            content("evaluator").run()
+        log = content("log")
         if log.failures or len(log.folders) != 1:
             raise DataError(
-                f"{parser.get_parsed_content('input')}: expected one scan that can be searched, got "
+                f"{content('input')}: expected one scan that can be searched, got "
                 f"{len(log.folders)} and {len(log.failures)} refused; name one with --input"
             )
     return about
 
 
-def _time_engine(evaluator: Any, writer: Any, watch: Stopwatch) -> None:
-    """Put the stopwatch around files, tiles, network and writers."""
+def _time_engine(evaluator: Any, writer: Any, watch: Stopwatch, about: Searched) -> None:
+    """Put the stopwatch around files, tiles, network and writers, and count the tiles."""
+
+    def begin_network(_: Any, inputs: tuple[Any, ...]) -> None:
+        about.tiles += inputs[0].shape[0]
+        about.tile_voxels += inputs[0].numel()
+        watch.begin(NETWORK)
+
     writer.writers = tuple(Timed(one, f"write {one.filename}", watch) for one in writer.writers)
     evaluator.inferer = Timed(evaluator.inferer, TILES, watch)
     evaluator.add_event_handler(Events.GET_BATCH_STARTED, lambda _: watch.begin(FILES))
     evaluator.add_event_handler(Events.GET_BATCH_COMPLETED, lambda _: watch.end(FILES))
-    evaluator.network.register_forward_pre_hook(lambda *_: watch.begin(NETWORK))
+    evaluator.network.register_forward_pre_hook(begin_network)
     evaluator.network.register_forward_hook(lambda *_: watch.end(NETWORK))
 
 
-def _time_transforms(chain: Compose, watch: Stopwatch) -> None:
-    """Put the stopwatch around each member, in place."""
-    timed: list[Callable[..., Any]] = []
-    for transform in chain.transforms:
-        name = type(transform).__name__
-        if isinstance(transform, Compose):
-            _time_transforms(transform, watch)
-        timed.append(transform if isinstance(transform, Compose) else Timed(transform, STAGES.get(name, name), watch))
-    chain.transforms = tuple(timed)
+def _timed(transform: Callable[..., Any], watch: Stopwatch) -> Callable[..., Any]:
+    """A transform within the stopwatch; of a chain each member, in place."""
+    if isinstance(transform, Compose):
+        transform.transforms = tuple(_timed(one, watch) for one in transform.transforms)
+        return transform
+    name = type(transform).__name__
+    return Timed(transform, STAGES.get(name, name), watch)
 
 
-def _take_notes(preprocessing: Compose, network: Any, about: Searched) -> None:
+def _note_scan(about: Searched, item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
     """Fill ``about`` as the scan passes."""
-
-    def note_scan(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-        scan = item["scan"]
-        about.litres = lung_mm3(item["lung_distance_mm"]) / 1e6
-        about.lungs_found, about.box = SearchRegion.of(item).lungs_found, tuple(item["image"].shape[1:])
-        about.shape = tuple(scan.shape[1:])
-        about.spacing_mm = tuple(spacing_mm(np.asarray(scan.affine, dtype=np.float64)).round(4).tolist())
-        return item
-
-    def note_tiles(_: Any, inputs: tuple[Any, ...]) -> None:
-        about.tiles += inputs[0].shape[0]
-        about.tile_voxels += inputs[0].numel()
-
-    preprocessing.transforms = (*preprocessing.transforms, note_scan)
-    network.register_forward_pre_hook(note_tiles)
+    scan = item["scan"]
+    about.litres = lung_mm3(item["lung_distance_mm"]) / 1e6
+    about.lungs_found, about.box = SearchRegion.of(item).lungs_found, tuple(item["image"].shape[1:])
+    about.shape = tuple(scan.shape[1:])
+    about.spacing_mm = tuple(spacing_mm(np.asarray(scan.affine, dtype=np.float64)).round(4).tolist())
+    return item
 
 
 def median_search(config_files: Sequence[str], repeats: int, **overrides: Any) -> Searched:
@@ -170,10 +163,11 @@ def median_search(config_files: Sequence[str], repeats: int, **overrides: Any) -
     """
     search(config_files, **overrides)
     runs = [search(config_files, **overrides) for _ in range(repeats)]
-    stages = {name: _middle([run.stages[name] for run in runs]) for name in runs[-1].stages}
+    stages = {}
+    for name in runs[-1].stages:
+        same = [run.stages[name] for run in runs]
+        seconds, cpu_seconds = (
+            statistics.median(getattr(one, what) for one in same) for what in ("seconds", "cpu_seconds")
+        )
+        stages[name] = Stage(seconds, cpu_seconds, max(one.peak_bytes for one in same))
     return replace(runs[-1], stages=stages)
-
-
-def _middle(stages: Sequence[Stage]) -> Stage:
-    values = {one.name: [getattr(stage, one.name) for stage in stages] for one in fields(Stage)}
-    return Stage(**{name: statistics.median(v) if name.endswith("seconds") else max(v) for name, v in values.items()})

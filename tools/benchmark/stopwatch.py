@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+_PEAK = Path("/proc/self/clear_refs")  # of Linux: lets the peak of what is resident begin again
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Stopwatch:
         self.is_gpu = torch.device(device).type == "cuda"
         self.stages: dict[str, Stage] = {}
         self._open: list[str] = []
-        self._restart()
+        self._since = self._cpu_since = 0.0
 
     def begin(self, name: str) -> None:
         """Open a stage inside the one that is open."""
@@ -70,29 +70,22 @@ class Stopwatch:
             self.end(name)
 
     def _settle(self) -> None:
-        """Book what has passed since the last call."""
+        """Book what has passed since the last call, and let time and peak begin again, at what is resident now."""
+        peak_bytes = 0
         if self.is_gpu:
             torch.cuda.synchronize()
-        if self._open:
-            stage = self.stages.setdefault(self._open[-1], Stage())
-            stage.seconds += time.perf_counter() - self._since
-            stage.cpu_seconds += time.process_time() - self._cpu_since
-            stage.peak_bytes = max(stage.peak_bytes, self._peak_bytes())
-        self._restart()
-
-    def _peak_bytes(self) -> int:
+        seconds, cpu_seconds = time.perf_counter() - self._since, time.process_time() - self._cpu_since
         if self.is_gpu:
-            return torch.cuda.max_memory_allocated()
-        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(errors="replace")) if _STATUS.exists() else None
-        return int(found[1]) * 1024 if found else 0
-
-    def _restart(self) -> None:
-        """Let time and peak begin again, at what is resident now."""
-        if self.is_gpu:
-            torch.cuda.init()  # before the allocator is asked for its peak
+            peak_bytes = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         elif _PEAK.exists():
+            peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             _PEAK.write_text("5", encoding="ascii")
+        if self._open:
+            stage = self.stages.setdefault(self._open[-1], Stage())
+            stage.seconds += seconds
+            stage.cpu_seconds += cpu_seconds
+            stage.peak_bytes = max(stage.peak_bytes, peak_bytes)
         self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
 

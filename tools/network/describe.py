@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +24,12 @@ class DescriptionError(UserError, ValueError):
     """A page that cannot be completed."""
 
 
-def describe(output_dir: str, config_file: Sequence[str] = ()) -> None:
+def describe(output_dir: str) -> None:
     """Write the tables and pictures of the networks.
 
     Args:
         output_dir: gets ``images/network_<name>.png``, and the tables in ``network.md`` between its two marks (a page
             without text where there is none).
-        config_file: the training graph whose network is described, and what is laid over it, the last of which names
-            it; default: the two of :data:`.anatomy.NETWORKS`.
 
     Raises:
         DescriptionError: for a page without the marks.
@@ -39,32 +37,27 @@ def describe(output_dir: str, config_file: Sequence[str] = ()) -> None:
     folder = Path(output_dir)
     page = folder / PAGE
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    graphs: Mapping[str, Sequence[str]] = {Path(config_file[-1]).stem: config_file} if config_file else NETWORKS
-    networks = {name: anatomy(partial(network_in, files)) for name, files in graphs.items()}
+    networks = {name: anatomy(partial(network_in, files)) for name, files in NETWORKS.items()}
     text = with_generated(text, tables(networks), page)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
-        draw(network, title_of(name, network), folder / "images" / f"network_{name}.png")
+        size, flops = (sum(getattr(part, what) for part in network.parts) for what in ("parameters", "flops"))
+        title = f"{name}: {thousands(size)} parameters, {flops / 1000:.0f} kFLOP per voxel"
+        draw(network, title, folder / "images" / f"network_{name}.png")
     page.write_text(text, encoding="utf-8")
     logger.info("%s: %s", page, ", ".join(networks))
 
 
-def title_of(name: str, network: Anatomy) -> str:
-    """A line about the whole network."""
-    size = thousands(sum(part.parameters for part in network.parts))
-    return f"{name}: {size} parameters, {sum(part.flops for part in network.parts) / 1000:.0f} kFLOP per voxel"
-
-
 def tables(networks: Mapping[str, Anatomy]) -> str:
     """Parameters and operations of each group of parts, in Markdown."""
-    names = list(networks)
-    head = ["Part", *(f"{name}, parameters" for name in names), *(f"{name}, kFLOP per voxel" for name in names)]
-    lines = [head, ["---", *["---:"] * (2 * len(names))]]
-    for group in GROUPS:
-        lines.append([group, *_sums(networks, group)])
-    lines.append(["**all**", *(f"**{number}**" for number in _sums(networks, ""))])
     giga = [sum(part.flops for part in network.parts) * COUNT_SIZE**3 / 1e9 for network in networks.values()]
-    lines.append([f"GFLOP for a window of {COUNT_SIZE}³", *["–"] * len(names), *(f"{number:.0f}" for number in giga)])
+    lines = [
+        ["Part", *(f"{name}, {what}" for what in ("parameters", "kFLOP per voxel") for name in networks)],
+        ["---", *["---:"] * (2 * len(networks))],
+        *([group, *_sums(networks, group)] for group in GROUPS),
+        ["**all**", *(f"**{number}**" for number in _sums(networks, ""))],
+        [f"GFLOP for a window of {COUNT_SIZE}³", *["–"] * len(networks), *(f"{number:.0f}" for number in giga)],
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

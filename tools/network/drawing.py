@@ -40,7 +40,9 @@ class Box:
 
 def draw(network: Anatomy, title: str, path: Path) -> None:
     """Write a PNG; its text chunk ``Description`` holds the anatomy it shows (:func:`description`)."""
-    strides = _strides(network)
+    parts = {part.name: tuple(stride for stride, _ in part.outputs) for part in network.parts}
+    reached = sorted({link.stride for link in network.links if link.target == MAPS})
+    strides = {IMAGE: (1,), **parts, MAPS: tuple(reached)}  # of what leaves each box, fine to coarse
     columns = _columns(network, strides)
     rows = _rows(strides, columns)
     boxes = _boxes(network, strides, columns, rows)
@@ -49,7 +51,10 @@ def draw(network: Anatomy, title: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(-height, 0.0))
     axes.set_axis_off()
-    _draw_rows(axes, rows, width)
+    for number, (stride, (top, bottom)) in enumerate(rows.items()):
+        axes.axhspan(bottom, top, color=PALE if number % 2 == 0 else "white", zorder=0)
+        label = "full size" if stride == 1 else f"1/{stride}"
+        axes.text(0.12, (top + bottom) / 2.0, label, va="center", fontsize=10, color="#777777")
     axes.text(width - GAP, -0.3, title, ha="right", va="center", fontsize=12, fontweight="bold", color=INK)
     _draw_links(axes, network, boxes, rows)
     for box in boxes.values():
@@ -60,13 +65,6 @@ def draw(network: Anatomy, title: str, path: Path) -> None:
 def description(network: Anatomy) -> str:
     """All that a picture shows, as text: with it a test finds a picture that is out of date."""
     return "\n".join(map(str, (*network.parts, *network.links)))
-
-
-def _strides(network: Anatomy) -> dict[str, tuple[int, ...]]:
-    """Strides of the maps that leave each box, fine to coarse; of those that reach the last one."""
-    parts = {part.name: tuple(stride for stride, _ in part.outputs) for part in network.parts}
-    reached = sorted({link.stride for link in network.links if link.target == MAPS})
-    return {IMAGE: (1,), **parts, MAPS: tuple(reached)}
 
 
 def _columns(network: Anatomy, strides: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -116,13 +114,6 @@ def _boxes(
 def thousands(number: float) -> str:
     """A whole number in groups of three digits."""
     return f"{number:,.0f}".replace(",", " ")
-
-
-def _draw_rows(axes: Axes, rows: dict[int, tuple[float, float]], width: float) -> None:
-    for number, (stride, (top, bottom)) in enumerate(rows.items()):
-        axes.axhspan(bottom, top, color=PALE if number % 2 == 0 else "white", zorder=0)
-        label = "full size" if stride == 1 else f"1/{stride}"
-        axes.text(0.12, (top + bottom) / 2.0, label, va="center", fontsize=10, color="#777777")
 
 
 def _draw_box(axes: Axes, box: Box) -> None:

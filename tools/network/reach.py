@@ -18,6 +18,8 @@ from scripts.network.checkpoint import load_weights
 from scripts.network.config import TRAIN, network_in
 from scripts.network.deformable_attention import DeformableAttention
 
+from ..tables import table
+
 logger = logging.getLogger(__name__)
 
 MOST_WINDOWS = 8
@@ -30,7 +32,7 @@ class Reach:
     Attributes:
         weight: share of its weight on each level, fine to coarse.
         inside: share of its weight on points inside the window; the others read zeros.
-        inside_mm: mean distance of those inside.
+        inside_mm: mean distance of those inside; NaN without any.
         all_mm: mean distance of all points.
     """
 
@@ -56,8 +58,18 @@ def reach(
     """
     network = network_in(config_file)
     load_weights(network, checkpoint)
-    found = reach_of(network, list(windows_of(image, window_size)))
-    logger.info("%s, windows of %d mm:\n%s", checkpoint, window_size, table(found))
+    rows = [
+        [
+            str(number),
+            " / ".join(f"{share:.2f}" for share in one.weight),
+            f"{one.inside:.2f}",
+            f"{one.inside_mm:.0f} mm",
+            f"{one.all_mm:.0f} mm",
+        ]
+        for number, one in enumerate(reach_of(network, list(windows_of(image, window_size))), start=1)
+    ]
+    head = ["Layer", "Weight on the levels, fine to coarse", "Inside the window", "Mean distance, inside", "all"]
+    logger.info("%s, windows of %d mm:\n%s", checkpoint, window_size, table(head, rows))
 
 
 def windows_of(image: str, size: int) -> Iterator[Tensor]:
@@ -106,26 +118,9 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
         for window in windows:
             window_mm = torch.tensor(window.shape[2:], dtype=torch.float32)
             network(window)
-    return [_reach(total) for total in sums]
-
-
-def _reach(total: Tensor) -> Reach:
-    inside, inside_mm, weight, all_mm = total.sum(1).tolist()
-    return Reach(
-        weight=tuple((total[2] / weight).tolist()),
-        inside=inside / weight,
-        inside_mm=inside_mm / inside if inside else float("nan"),
-        all_mm=all_mm / weight,
-    )
-
-
-def table(reaches: list[Reach]) -> str:
-    """The reaches in Markdown."""
-    lines = [
-        "| Layer | Weight on the levels, fine to coarse | Inside the window | Mean distance, inside | all |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for number, one in enumerate(reaches, start=1):
-        levels = " / ".join(f"{share:.2f}" for share in one.weight)
-        lines.append(f"| {number} | {levels} | {one.inside:.2f} | {one.inside_mm:.0f} mm | {one.all_mm:.0f} mm |")
-    return "\n".join(lines)
+    reaches = []
+    for total in sums:
+        inside, inside_mm, weight, all_mm = total.sum(1)
+        levels = tuple((total[2] / weight).tolist())
+        reaches.append(Reach(levels, *torch.stack([inside / weight, inside_mm / inside, all_mm / weight]).tolist()))
+    return reaches
