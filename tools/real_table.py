@@ -20,7 +20,7 @@ from scripts.core.commands import run_function
 from scripts.core.geometry import FloatArray
 from scripts.evaluate.system import Reference
 from scripts.evaluate.tables import Table, read_findings, read_results, read_series_uids
-from scripts.metrics.luna16 import UNKNOWN_SCAN, Candidates, Matches, match
+from scripts.metrics import Matches
 from scripts.read import load_datalist
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,7 @@ def _matches(folder: Path, beginning: str = "") -> Matches:
     """What became of the candidates and nodules of an evaluation, or of its scans with such names."""
     uids = [uid for uid in read_series_uids(folder / "seriesuids.csv")[0] if uid.startswith(beginning)]
     nodules, excluded = (read_findings(folder / f"{name}.csv") for name in ("annotations", "annotations_excluded"))
-    found = read_results(folder / "predictions.csv")
-    scans = found.scans({uid: n for n, uid in enumerate(uids)}, UNKNOWN_SCAN)
-    candidates = Candidates(scans, found.positions_lps_mm, found.values)
-    return match(candidates, Reference.of(uids, nodules, excluded).findings, len(uids))
+    return Reference(uids, nodules, excluded, {}).match(read_results(folder / "predictions.csv"), uids)
 
 
 def threshold_at(matches: Matches, rate: float) -> float:
