@@ -17,7 +17,12 @@ _LPS_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def swap_lps_ras(points_mm: npt.ArrayLike) -> FloatArray:
-    """Turn points ``[..., 3]`` in LPS millimetres into RAS millimetres, or back (the map is its own inverse)."""
+    """Turn points ``[..., 3]`` in LPS millimetres into RAS millimetres, or back (the map is its own inverse).
+
+    Example:
+        >>> swap_lps_ras([10.0, 20.0, 30.0])
+        array([-10., -20.,  30.])
+    """
     return np.asarray(points_mm, dtype=np.float64) * _LPS_RAS
 
 
@@ -27,7 +32,12 @@ def swap_lps_ras_affine(affine: npt.ArrayLike) -> FloatArray:
 
 
 def apply_affine(affine: npt.ArrayLike, points: npt.ArrayLike) -> FloatArray:
-    """Map points ``[..., 3]`` by a ``[4, 4]`` affine; ``[0, 3]`` stays ``[0, 3]``."""
+    """Map points ``[..., 3]`` by a ``[4, 4]`` affine; ``[0, 3]`` stays ``[0, 3]``.
+
+    Example:
+        >>> apply_affine([[2, 0, 0, -10], [0, 2, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]], [[1, 1, 1]])
+        array([[-8.,  2.,  6.]])
+    """
     matrix = np.asarray(affine, dtype=np.float64)
     return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 

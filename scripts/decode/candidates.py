@@ -96,6 +96,17 @@ class DecodeCandidatesd(Transform):
         top_k: most candidates kept, before NMS.
         nms_overlap: IoU of bounding cubes above which the weaker of two candidates goes.
         smallest_diameter_mm: candidates below leave, before NMS.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> maps = torch.zeros(13, 8, 8, 8)
+        >>> maps[0] = -9.0
+        >>> maps[0, 4, 4, 4] = 3.0
+        >>> maps[4] = 2.0
+        >>> decode = DecodeCandidatesd(stride=2, threshold=0.1, peak_size=3, top_k=500, nms_overlap=0.1)
+        >>> [found] = decode({"pred": maps, "image": MetaTensor(torch.zeros(1, 16, 16, 16))})["candidates"]
+        >>> found.centre_ras_mm, round(found.diameter_mm, 1), round(found.probability, 2)
+        ((8.5, 8.5, 8.5), 7.4, 0.95)
     """
 
     def __init__(

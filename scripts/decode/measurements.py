@@ -100,6 +100,12 @@ def measure(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -
 
     Returns:
         The measurement; ``None`` for an empty mask.
+
+    Example:
+        >>> ball = np.square(np.indices((12, 12, 12)) - 5.5).sum(0) < 16
+        >>> found = measure(ball, np.where(ball, -100, -850).astype(np.int16), np.eye(4))
+        >>> found.volume_mm3, round(found.effective_diameter_mm, 1), found.type_hint
+        (280.0, 8.1, 'solid')
     """
     count = int(inside.sum())
     if count == 0:

@@ -215,6 +215,16 @@ def match(candidates: Candidates, findings: Findings, scans: int, *, max_candida
         findings: nodules and excluded findings of all scans.
         scans: how many scans are listed; the indices run from 0 to ``scans - 1``.
         max_candidates: limit per scan.
+
+    Example:
+        >>> places_mm = np.array([[1, 0, 0], [50, 0, 0], [0, 2, 0]])
+        >>> candidates = Candidates(np.array([0, 0, 1]), places_mm, np.array([0.9, 0.8, 0.3]))
+        >>> findings = Findings(np.array([0, 1]), np.zeros((2, 3)), np.array([8.0, 6.0]), np.array([True, True]))
+        >>> matches = match(candidates, findings, scans=2)
+        >>> matches.nodule_scores, matches.false_scores
+        (array([0.9, 0.3]), array([0.8]))
+        >>> round(froc_of(matches).cpm, 3)
+        0.857
     """
     _check(candidates.scans, scans)
     _check(findings.scans, scans)

@@ -57,6 +57,12 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
 
     Raises:
         ValueError: the masks are not of one three-dimensional shape.
+
+    Example:
+        >>> cube, moved = np.zeros((9, 9, 9), bool), np.zeros((9, 9, 9), bool)
+        >>> cube[2:6, 2:6, 2:6] = moved[2:6, 2:6, 3:7] = True
+        >>> compare_masks(cube, moved, (1.0, 1.0, 1.0))
+        Overlap(dice=0.75, iou=0.6, hd95_mm=1.0, surface_dice_1mm=1.0, relative_volume_error=0.0)
     """
     if predicted.shape != reference.shape or predicted.ndim != 3:
         raise ValueError(

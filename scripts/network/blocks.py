@@ -87,6 +87,10 @@ def mask_on_voxels(mask_logits: Tensor, stride: int) -> Tensor:
 
     Raises:
         ValueError: for any other M.
+
+    Example:
+        >>> mask_on_voxels(torch.zeros(1, 8, 20, 20, 20), stride=2).shape
+        torch.Size([1, 1, 40, 40, 40])
     """
     count = mask_logits.shape[1]
     if count == stride * stride * stride:

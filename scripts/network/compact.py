@@ -52,6 +52,11 @@ class CompactNet(nn.Module):
 
     Raises:
         ValueError: for another M; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
+
+    Example:
+        >>> network = CompactNet().eval()
+        >>> network(torch.zeros(1, 1, 64, 64, 64)).shape
+        torch.Size([1, 13, 32, 32, 32])
     """
 
     stride = 2

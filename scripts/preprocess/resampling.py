@@ -81,6 +81,11 @@ class ScaleHud(MapTransform):
     Args:
         keys: images of any number type; they become float32.
         hu_window: what becomes -1, and what becomes 1.
+
+    Example:
+        >>> import torch
+        >>> ScaleHud(keys="image", hu_window=[-1200, 600])({"image": torch.tensor([-2000.0, -300.0, 600.0])})
+        {'image': tensor([-1.,  0.,  1.])}
     """
 
     def __init__(self, keys: KeysCollection, hu_window: Sequence[float]) -> None:

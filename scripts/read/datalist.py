@@ -56,6 +56,16 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
     Raises:
         DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
             labels are malformed, a box lies outside its scan. The message names them.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "scan.nii.gz").write_bytes(b"")
+        >>> entry = {"image": "scan.nii.gz", "box": [], "label": []}
+        >>> _ = (folder / "datalist.json").write_text(json.dumps({"validation": [entry]}))
+        >>> [item] = load_datalist(str(folder / "datalist.json"), "validation")
+        >>> item["name"]
+        'scan'
     """
     elsewhere = _finder(Path(image_dir)) if image_dir else None
     files = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]

@@ -149,6 +149,13 @@ class WindowInferer(Inferer):
     Raises:
         WindowError: windows that are no multiples of a block, or overlap by more than half; on a call whose image is no
             multiple either, or is smaller than a window.
+
+    Example:
+        >>> def network(window):
+        ...     return torch.zeros(len(window), 13, *(n // 2 for n in window.shape[2:]))
+        >>> search = WindowInferer(window_size=[64, 64, 64], overlap=0.25, stride=2)
+        >>> search(torch.zeros(1, 1, 96, 64, 64), network).shape
+        torch.Size([1, 13, 48, 32, 32])
     """
 
     def __init__(

@@ -55,6 +55,13 @@ def cell_targets(
 
     Returns:
         The targets; without any row everything is background.
+
+    Example:
+        >>> row = torch.tensor([[[8.0, 8.0, 8.0, 6.0]]])
+        >>> there = torch.tensor([[True]])
+        >>> targets = cell_targets(row, there, there, (8, 8, 8), stride=2, positives=7)
+        >>> int((targets.state == POSITIVE).sum())
+        7
     """
     if nodule.shape[1] == 0:  # a minimum over rows needs one: take a row that is not there
         nodule, is_nodule, is_there = F.pad(nodule, (0, 0, 0, 1)), F.pad(is_nodule, (0, 1)), F.pad(is_there, (0, 1))
