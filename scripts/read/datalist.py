@@ -58,7 +58,7 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
             labels are malformed, a box lies outside its scan. The message names them.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "scan.nii.gz").write_bytes(b"")
         >>> entry = {"image": "scan.nii.gz", "box": [], "label": []}
