@@ -127,6 +127,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) 
     np.testing.assert_array_equal(resumed.weights(), whole.weights())
     assert not np.allclose(resumed.weights(), killed.weights())
     assert whole.stream.seen == list(range(8 * ITERATIONS))
+    assert int(resumed.average.n_averaged) == int(whole.average.n_averaged) == 4 * ITERATIONS
     assert resumed.stream.seen == list(range(4 * ITERATIONS, 8 * ITERATIONS))
     assert resumed.trainer.state.iteration == 4 * ITERATIONS
 
