@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
@@ -88,7 +87,7 @@ def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.
 class EpochSampler(Sampler[int]):
     """Consecutive numbers of an endless stream, ``length`` per epoch; ranks take turns.
 
-    A handler of the engine, whose epoch it follows, so that a resumed run goes on where it stopped.
+    Call :meth:`set_epoch` with the 1-based epoch before it starts, so that a resumed run goes on where it stopped.
 
     Args:
         length: crops per epoch and rank.
@@ -99,11 +98,7 @@ class EpochSampler(Sampler[int]):
         self.length, self.rank, self.ranks = length, rank, ranks
         self.epoch = 1
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.set_epoch(engine.state.epoch))
-
     def set_epoch(self, epoch: int) -> None:
-        """Count from 1; before the epoch starts."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Handlers of the training engine: gradients, averaged weights, broken losses, and what the log says."""
+"""Handlers of the training engine: epochs, gradients, averaged weights, broken losses, and what the log says."""
 
 from __future__ import annotations
 
@@ -18,9 +18,24 @@ from torch.optim.swa_utils import AveragedModel
 from ..core.errors import SettingError, UserError
 from ..core.text import shown_duration
 from ..network import save_weights
+from .dataset import EpochSampler
 from .losses import NoduleLoss
 
 logger = logging.getLogger(__name__)
+
+
+class EpochHandler:
+    """Tell the sampler which epoch begins, also after a resume.
+
+    Args:
+        sampler: see :class:`.dataset.EpochSampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
 
 
 class GradientClip:

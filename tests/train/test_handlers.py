@@ -25,6 +25,7 @@ from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
     ClassificationLoss,
+    EpochHandler,
     GradientClip,
     MaskLoss,
     NoduleLoss,
@@ -87,7 +88,7 @@ class Run:
             optimizer=optimizer,
             loss_function=torch.nn.MSELoss(),
             train_handlers=[
-                sampler,
+                EpochHandler(sampler),
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
                 WeightAverage(self.average, self.network),
                 *(handlers or []),
@@ -126,6 +127,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) 
     np.testing.assert_array_equal(resumed.weights(), whole.weights())
     assert not np.allclose(resumed.weights(), killed.weights())
     assert whole.stream.seen == list(range(8 * ITERATIONS))
+    assert int(resumed.average.n_averaged) == int(whole.average.n_averaged) == 4 * ITERATIONS
     assert resumed.stream.seen == list(range(4 * ITERATIONS, 8 * ITERATIONS))
     assert resumed.trainer.state.iteration == 4 * ITERATIONS
 

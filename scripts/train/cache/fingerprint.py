@@ -47,7 +47,7 @@ def _described(value: Any, modules: set[str], parents: tuple[int, ...]) -> Any:
     if isinstance(value, Set):
         return tuple(sorted(repr(one) for one in value))
     named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
-    modules.add(named.__module__)
+    modules.add(str(named.__module__))
     name = f"{named.__module__}.{named.__qualname__}"
     if isinstance(value, nn.Module):
         return name, repr(value), _described(value.state_dict(), modules, parents)
