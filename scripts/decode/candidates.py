@@ -27,13 +27,6 @@ LOGIT_ROUNDING = 1e-3  # a cut in float32 lets what it may not judge pass; the p
 LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps exp() of untrained maps finite
 
 
-def _peak_cells(logits: Tensor, peak_size: int, threshold: float) -> Tensor:
-    """Cells ``[P, 3]`` that are the largest in their cube and reach the threshold (a probability)."""
-    cut = float(torch.logit(torch.tensor(threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
-    cells = torch.nonzero((logits == _largest_around(logits, peak_size)) & (logits >= cut))  # not all the background
-    return cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= threshold]
-
-
 def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
     """The largest value in the cube of ``peak_size`` cells around each, axis by axis: a tenth of a pooling's time."""
     for axis in range(logits.ndim):
@@ -146,7 +139,10 @@ class DecodeCandidatesd(Transform):
         Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
         """
         logits = pred[NODULE_LOGIT]
-        cells = _peak_cells(logits, self.peak_size, self.threshold)
+        cut = float(torch.logit(torch.tensor(self.threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
+        is_peak = (logits == _largest_around(logits, self.peak_size)) & (logits >= cut)  # not all the background
+        cells = torch.nonzero(is_peak)
+        cells = cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= self.threshold]
         rows = pred[(slice(LOG_DIAMETER + 1), *cells.T)].T.double().cpu()
         cells = cells.cpu()
         rows[:, OFFSET_MM] += (cells * self.stride + (self.stride - 1) / 2.0) * torch.from_numpy(voxel_mm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,10 @@ class Table:
         """``[R]`` index of each row's series, ``unknown`` where it is not in the list."""
         return np.array([index.get(uid, unknown) for uid in self.series_uids], dtype=np.int64)
 
-    def of(self, series_uids: Collection[str]) -> Table:
+    def of(self, series_uids: Iterable[str]) -> Table:
         """The rows of some series alone."""
-        kept = [n for n, uid in enumerate(self.series_uids) if uid in series_uids]
+        wanted = frozenset(series_uids)  # of hundreds, asked for hundreds of thousands of rows
+        kept = [n for n, uid in enumerate(self.series_uids) if uid in wanted]
         uids = tuple(self.series_uids[n] for n in kept)
         return Table(self.path, uids, self.positions_lps_mm[kept], self.values[kept])
 

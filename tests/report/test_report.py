@@ -718,7 +718,8 @@ class TestPage:
         result = make_result()
         measurement = dataclasses.replace(result.nodules[0].measurement, type_hint="part-solid")
         first = dataclasses.replace(result.nodules[0], location=Location("right", "upper"), measurement=measurement)
-        result = dataclasses.replace(result, nodules=(*result.nodules[1:], first), seconds=34.4)
+        facts = {"Modality": "CT", "Spacing": "0.81 mm"}
+        result = dataclasses.replace(result, nodules=(*result.nodules[1:], first), seconds=34.4, facts=facts)
         said = words(result, date="2026-01-02", smallest_tested_mm=4.5)
         for expected in (
             "Academic research, not a medical device, not for diagnosis.",
@@ -738,6 +739,7 @@ class TestPage:
             "counted from 0 to 39 along the scan's own array axis k; slice 0 is nearest the feet",
         ):
             assert expected in said
+        assert re.findall(r"(?:Size|Spacing)[^\n]*", said) == ["Size70 × 60 × 40", "Spacing0.81 mm"]  # the file's own
         assert "Jane" not in said
         assert "Patient" not in said
         assert said.index("Nodule 1") < said.index("Nodule 2")  # by falling probability

@@ -117,11 +117,14 @@ class RunIndex:
         self, scans: Sequence[Mapping[str, Any]], failures: Sequence[tuple[str, str]], seconds: float | None
     ) -> str:
         diameters_mm = [nodule["diameter_mm"] for scan in scans for nodule in scan["nodules"]]
+        edges = [*range(0, _LAST_BIN_MM + 1, _BIN_MM)]
+        counts, _ = np.histogram(diameters_mm, [*edges, np.inf])
+        labels = [*(f"{low}–{low + _BIN_MM}" for low in edges[:-1]), f"≥ {_LAST_BIN_MM}"]
         return render_page(
             "index",
             scans=sorted(scans, key=lambda scan: self._place(scan["name"])),
             failures=sorted(failures, key=lambda failure: self._place(failure[0])),
-            bins=size_bins(diameters_mm),
+            bins=dict(zip(labels, counts.tolist(), strict=True)),
             findings=len(diameters_mm),
             seconds=seconds,
             date=self.date or datetime.now(UTC).date().isoformat(),
@@ -144,13 +147,3 @@ class RunIndex:
 
     def _is_former(self) -> bool:
         return self.path.is_file() and _GENERATOR in self.path.read_bytes()
-
-
-def size_bins(diameters_mm: Sequence[float]) -> dict[str, int]:
-    """Counts per 2 mm from 0 to 30 mm, and of all above, by their label in mm; empty without findings."""
-    if not diameters_mm:
-        return {}
-    edges = [*range(0, _LAST_BIN_MM + 1, _BIN_MM)]
-    counts, _ = np.histogram(diameters_mm, [*edges, np.inf])
-    labels = [*(f"{low}–{low + _BIN_MM}" for low in edges[:-1]), f"≥ {_LAST_BIN_MM}"]
-    return dict(zip(labels, counts.tolist(), strict=True))

@@ -148,7 +148,9 @@ def close_ups(
     """
     width_mm = max(field_of_view_mm, 3 * place.diameter_mm, 1.5 * long_axis_mm)
     count = min(round(width_mm / _PIXEL_MM), _MAX_PIXELS)
-    step_mm = _stack_step_mm(max(place.diameter_mm, long_axis_mm), pictures)
+    # The pictures reach 10 mm, or the finding's border and some millimetres, to either side.
+    depth_mm = max(10.0, 0.6 * max(place.diameter_mm, long_axis_mm) + 3.0)
+    step_mm = float(np.ceil(depth_mm / max((pictures - 1) / 2, 1) / _STEP_MM) * _STEP_MM)
     affine_ras = np.asarray(result.affine_ras, dtype=np.float64)
     reach_mm = max(width_mm, pictures * step_mm) / 2 + 2 * float(spacing_mm(affine_ras).max())
     box = box_around(affine_ras, result.image_hu.shape, place.centre_ras_mm, reach_mm)
@@ -167,13 +169,6 @@ def close_ups(
         for view in (AXIAL, CORONAL, SAGITTAL)
     )
     return axial, coronal, sagittal
-
-
-def _stack_step_mm(size_mm: float, pictures: int) -> float:
-    """The step at which the pictures reach 10 mm, or the finding's border and some millimetres, to either side."""
-    reach_mm = max(10.0, 0.6 * size_mm + 3.0)
-    steps = max((pictures - 1) / 2, 1)
-    return float(np.ceil(reach_mm / steps / _STEP_MM) * _STEP_MM)
 
 
 def planes_to_ras(
