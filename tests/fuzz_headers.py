@@ -243,7 +243,7 @@ def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -
             began = time.monotonic()
             try:
                 counts[pool.submit(attempt, seed, number, Path(scratch)).result()] += 1
-            except (AssertionError, BrokenProcessPool) as error:
+            except (Exception, SystemExit) as error:
                 traceback.print_exception(error)
                 bad.append(f"{number}: {error}")
                 if isinstance(error, BrokenProcessPool):

@@ -184,7 +184,8 @@ def place_nodules(
     placed: list[PhantomNodule] = []
     for _ in range(count):
         nodule = _place_one(rng, anatomy, vessels, placed, affine_ras)
-        placed += [nodule] if nodule is not None else []
+        if nodule is not None:
+            placed.append(nodule)
     return tuple(placed)
 
 
