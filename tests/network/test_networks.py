@@ -119,7 +119,7 @@ def test_bfloat16_stays_close_to_float32(name: str, most: float, mean: float) ->
     """bfloat16 keeps 8 bits. Where measured, values strayed by 0.09 of the maps' spread at most and 0.009 on average
     for compact, and by 0.18 and 0.026 through the paper's six encoder layers."""
     network = as_if_trained(build(FULL[name]))
-    image = noise(1, 1, 32, 48, 16)
+    image = noise(1, 1, 48, 64, 48)  # no shorter edge is searched in bfloat16 on a CPU
     with torch.no_grad():
         exact = network(image)
         with torch.autocast("cpu", dtype=torch.bfloat16):
