@@ -58,7 +58,7 @@ class Tiling:
         """Of the window around ``[..., 3]`` blocks; of several together where their only size is too short."""
         if self.least == self.size:
             new = np.array(self.size) - self.overlap
-            return np.maximum(-(-(seen - self.overlap) // new), 1) * self.size
+            return np.asarray(np.maximum(-(-(seen - self.overlap) // new), 1) * self.size, dtype=np.int64)
         return np.minimum(np.maximum(-(-seen // STEP) * STEP, self.least), shape)
 
 
@@ -159,7 +159,7 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
 
 def _shadows(mask: Mask) -> list[Mask]:
     """Whether anything is true along each axis: ``[J, K]``, ``[I, K]`` and ``[I, J]``."""
-    return [mask.any(axis=axis) for axis in range(3)]
+    return [np.asarray(mask.any(axis=axis)) for axis in range(3)]
 
 
 def _ends(shadows: Sequence[Mask], axis: int) -> tuple[Ints, Ints]:
