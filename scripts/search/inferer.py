@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..network.blocks import COARSEST_STRIDE
-from .tiles import Box, Tiling, batches, blocks_near, plan_windows
+from .tiles import BLOCK, Box, Tiling, batches, blocks_near, plan_windows
 
 logger = logging.getLogger(__name__)
 
 BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
-LEAST_BLOCKS = 4  # of a window that is cut: 64 voxels, as large as the crops of a training
+LEAST_BLOCKS = 64 // BLOCK  # of a window that is cut: as large as the crops of a training
 HALF_VOXEL = 0.5  # 0.167 of 96 voxels are 16
 LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
 
@@ -129,8 +129,8 @@ class WindowError(UserError, ValueError):
 class WindowInferer(Inferer):
     """Apply a network in windows near the lungs, and stitch its maps with Gaussian weights.
 
-    Windows are those of :func:`.tiles.plan_windows`, in blocks of :data:`..network.blocks.COARSEST_STRIDE` voxels. For
-    a network with a true attribute ``any_window`` they are cut to what they have to cover; for any other, of which the
+    Windows are those of :func:`.tiles.plan_windows`. For a network with a true attribute ``any_window`` they are cut to
+    what they have to cover, and may be longer along one axis and shorter along another; for any other, of which the
     window is a part, they keep their size.
 
     On a GPU without enough memory fewer windows go through the network at once, then all go through it on the CPU.
@@ -138,7 +138,7 @@ class WindowInferer(Inferer):
 
     Args:
         window_size: ``[3]`` voxels, of the largest window.
-        overlap: share of it that a window has at least in common with the next; whole blocks are taken.
+        overlap: share of it that a window has at least in common with the next; whole blocks of 8 voxels are taken.
         stride: input voxels per output cell.
         reach_mm: what is farther from the lungs is not searched.
         at_once: windows of one size that go through the network together.
@@ -147,8 +147,8 @@ class WindowInferer(Inferer):
         remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: windows that are no multiples of a block, or overlap by more than half; on a call whose image is no
-            multiple either, or is smaller than a window.
+        WindowError: windows that are no multiples of :data:`..network.blocks.COARSEST_STRIDE` voxels, or overlap by
+            more than half; on a call whose image is no multiple either, or is smaller than a window.
 
     Example:
         >>> def network(window):
@@ -162,14 +162,14 @@ class WindowInferer(Inferer):
         self, window_size: Sequence[int], overlap: float, stride: int, reach_mm: float = math.inf, *, at_once: int = 1
     ) -> None:
         super().__init__()
-        self.size = tuple(int(n) // COARSEST_STRIDE for n in window_size)
+        self.size = tuple(int(n) // BLOCK for n in window_size)
         if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in window_size) or not all(self.size):
             raise WindowError(
                 f"window_size {list(window_size)} with window_overlap {overlap}: expected multiples of "
-                f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.1 is a good choice"
+                f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.05 is a good choice"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        shared = [math.ceil((n * overlap - HALF_VOXEL) / COARSEST_STRIDE) for n in window_size]
+        shared = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in window_size]
         self.shared = tuple(min(n, size - 1) for n, size in zip(shared, self.size, strict=True))
         self.remarks: tuple[str, ...] = ()
 
@@ -194,16 +194,16 @@ class WindowInferer(Inferer):
             then zeros).
         """
         shape = tuple(inputs.shape[2:])
-        blocks = tuple(n // COARSEST_STRIDE for n in shape)
+        blocks = tuple(n // BLOCK for n in shape)
         whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
         if inputs.shape[0] != 1 or not all(whole):
             raise WindowError(
                 f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a window of "
-                f"{[n * COARSEST_STRIDE for n in self.size]}, got {list(inputs.shape)}; pad it"
+                f"{[n * BLOCK for n in self.size]}, got {list(inputs.shape)}; pad it"
             )
         wanted = np.ones(blocks, dtype=bool)
         if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
-            wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, COARSEST_STRIDE)
+            wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, BLOCK)
         least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if getattr(network, "any_window", False) else self.size
         windows = plan_windows(wanted, Tiling(self.size, self.shared, least))
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -237,12 +237,12 @@ class WindowInferer(Inferer):
         weights = torch.zeros(cells, device=image.device)
         maps: Tensor | None = None
         for group in batches(windows, at_once):
-            preds = apply(torch.cat([image[:, :, *_scaled(window, COARSEST_STRIDE)] for window in group])).float()
+            preds = apply(torch.cat([image[:, :, *_scaled(window, BLOCK)] for window in group])).float()
             if maps is None:
                 maps = torch.zeros([preds.shape[1], *cells], device=image.device)
             weight = gaussian(tuple(preds.shape[2:]), image.device)
             for window, pred in zip(group, preds, strict=True):
-                place = _scaled(window, COARSEST_STRIDE // self.stride)
+                place = _scaled(window, BLOCK // self.stride)
                 maps[:, *place].addcmul_(pred, weight)
                 weights[place].add_(weight)
         if maps is None:

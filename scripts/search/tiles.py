@@ -1,11 +1,11 @@
 """Which windows of a volume the network has to see, so that all that is wanted is covered and little else is.
 
-The volume is cut along one axis into slabs, each slab along the next axis into rows, each row into windows. Slabs, rows
-and windows may be of any length up to the largest; dynamic programming finds the cuts that compute the least. Where
-something wanted goes on, neighbours overlap; where nothing is wanted between them, they do not.
+The volume is cut in two, each part in two again, and so on. A part gets one window, around what is wanted in it; where
+something wanted goes on across a cut, the window above it reaches back, so that neighbours overlap there and nowhere
+else. Of the best cuts along each axis, and none, the one is made that computes the least in the end.
 
-All of it is counted in *blocks*: cells of the network's coarsest level. Windows that begin at whole blocks see the scan
-on the same coarse grid, so that where two of them overlap they say nearly the same.
+All of it is counted in *blocks* of :data:`BLOCK` voxels. A window is whole cells of the network's coarsest level long,
+but may begin in the middle of one: so it follows the border of a lung more closely.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,17 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from ..core.geometry import FloatArray
+from ..network.blocks import COARSEST_STRIDE
+
+STEP = 2  # blocks that the length of a window is a multiple of: one cell of the coarsest level
+BLOCK = COARSEST_STRIDE // STEP  # voxels
 
 Mask = npt.NDArray[np.bool_]
-SAME_AXES = 1e-6  # of a matrix between two grids: less is no turn
+Ints = npt.NDArray[np.int64]
+Place = tuple[int, ...]
 Box = tuple[slice, ...]
+SAME_AXES = 1e-6  # of a matrix between two grids: less is no turn
+NOWHERE = 1 << 20  # first block of what is empty; less nothing is its end
 
 
 @dataclass(frozen=True)
@@ -32,51 +40,45 @@ class Tiling:
     """How windows are laid, in blocks.
 
     Attributes:
-        size: ``[3]`` of the largest window.
+        size: ``[3]`` of the largest window. One that may be cut may also be longer along one axis and shorter along
+            another, but holds no more blocks.
         overlap: ``[3]``, that a window has at least in common with the next.
-        least: ``[3]`` of the smallest one; windows are cut to what they have to cover, but not beyond.
+        least: ``[3]`` of the smallest one. Where it is ``size``, all have that size.
     """
 
-    size: tuple[int, ...]
-    overlap: tuple[int, ...]
-    least: tuple[int, ...]
+    size: Place
+    overlap: Place
+    least: Place
 
-    def turned(self, order: Sequence[int]) -> Tiling:
-        """The same for axes in another order."""
-        return Tiling(*(tuple(values[n] for n in order) for values in (self.size, self.overlap, self.least)))
+    def fits(self, blocks: int) -> bool:
+        """Whether one window holds so many blocks."""
+        return blocks <= math.prod(self.size)
 
-    def pieces(self, axis: int, length: int) -> list[tuple[int, int]]:
-        """Ends of all slabs or rows that an axis of ``length`` blocks can be cut into."""
-        spans = range(min(self.least[axis], length), min(self.size[axis], length) + 1)
-        return [(start, start + span) for span in spans for start in range(length - span + 1)]
+    def lengths(self, seen: Ints, shape: Place) -> Ints:
+        """Of the window around ``[..., 3]`` blocks; of several together where their only size is too short."""
+        if self.least == self.size:
+            new = np.array(self.size) - self.overlap
+            return np.asarray(np.maximum(-(-(seen - self.overlap) // new), 1) * self.size, dtype=np.int64)
+        return np.minimum(np.maximum(-(-seen // STEP) * STEP, self.least), shape)
 
-    def _of_run(self, axis: int, run: int) -> tuple[int, int]:
-        """How many windows a run of wanted blocks needs, and how long they are."""
-        size, overlap = self.size[axis], self.overlap[axis]
-        count = max(1, math.ceil((run - overlap) / (size - overlap)))
-        return count, min(size, max(self.least[axis], math.ceil((run + (count - 1) * overlap) / count)))
 
-    def cost_along(self, axis: int, wanted: Mask) -> npt.NDArray[np.float64]:
-        """Blocks of all windows over each line along the last axis of ``wanted``."""
-        of_run = np.array([0, *(math.prod(self._of_run(axis, n)) for n in range(1, wanted.shape[-1] + 1))], float)
-        total = np.zeros(wanted.shape[:-1])
-        run = np.zeros(wanted.shape[:-1], dtype=np.int64)
-        for n in range(wanted.shape[-1]):
-            total += np.where(wanted[..., n], 0.0, of_run[run])
-            run = np.where(wanted[..., n], run + 1, 0)
-        return np.asarray(total + of_run[run])
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of the volume, cut to what is wanted in it.
 
-    def along(self, axis: int, wanted: npt.NDArray[np.bool_]) -> Iterator[slice]:
-        """Windows over the runs of wanted blocks of a line, which is at least one window long."""
-        ends = np.flatnonzero(np.diff(np.pad(wanted, 1).astype(np.int8)))
-        for low, high in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
-            count, size = self._of_run(axis, high - low)
-            first = low if count > 1 else low - (size - (high - low)) // 2
-            first = min(max(first, 0), len(wanted) - size)
-            last = min(max(high - size, first), len(wanted) - size)
-            for n in range(count):
-                start = first + (last - first) * n // max(count - 1, 1)
-                yield slice(start, start + size)
+    Attributes:
+        low, high: ``[3]`` first and one-past-last block.
+        window: what it needs if it is not cut.
+        blocks: of that window, or of several where one of their only size is too short.
+        cuts: the best one along each axis, best first: blocks of the windows of both halves, axis, and first block of
+            the upper half.
+    """
+
+    low: Place
+    high: Place
+    window: Box
+    blocks: int
+    cuts: tuple[tuple[int, int, int], ...]
 
 
 def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
@@ -87,33 +89,95 @@ def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
         tiling: see there.
 
     Returns:
-        Windows that together hold every wanted block, in the order of axes (slabs, rows, windows) that computes the
-        least; none where nothing is wanted.
+        Windows that together hold every wanted block, and with it in the same one what is wanted up to the overlap
+        below it along each axis; none where nothing is wanted.
     """
-    if not wanted.any():
-        return []
-    plans = [_plan(wanted.transpose(order), tiling.turned(order)) for order in itertools.permutations(range(3))]
-    order, best = min(zip(itertools.permutations(range(3)), plans, strict=True), key=lambda plan: volume(plan[1]))
-    back = np.argsort(order)
-    return [tuple(box[n] for n in back) for box in best]
+
+    @cache
+    def part(low: Place, high: Place) -> Part | None:
+        return _part(wanted, tiling, low, high)
+
+    def halves(of: Part, cut: tuple[int, int, int]) -> list[Part]:
+        _, axis, at = cut
+        lower = part(of.low, (*of.high[:axis], at, *of.high[axis + 1 :]))
+        upper = part((*of.low[:axis], at, *of.low[axis + 1 :]), of.high)
+        return [half for half in (lower, upper) if half is not None]
+
+    @cache
+    def followed(of: Part) -> int:
+        """Blocks computed if the best cut is made, in each half again, as long as that saves something."""
+        if tiling.fits(of.blocks) and (not of.cuts or of.cuts[0][0] >= of.blocks):
+            return of.blocks
+        cut = sum(followed(half) for half in halves(of, of.cuts[0]))
+        return min(cut, of.blocks) if tiling.fits(of.blocks) else cut
+
+    def windows(of: Part) -> Iterator[Box]:
+        choices = [halves(of, cut) for cut in of.cuts]
+        best = min(choices, key=lambda two: sum(map(followed, two)), default=[])
+        if tiling.fits(of.blocks) and (not best or sum(map(followed, best)) >= of.blocks):
+            yield of.window
+        else:
+            for half in best:
+                yield from windows(half)
+
+    whole = part((0, 0, 0), wanted.shape)
+    return [] if whole is None else list(windows(whole))
 
 
-def _plan(wanted: Mask, tiling: Tiling) -> list[Box]:
-    """Windows of slabs along the first axis and rows along the second one, which compute the least."""
-    slabs, rows = (tiling.pieces(axis, wanted.shape[axis]) for axis in (0, 1))
-    line: Mask = _any_between(_any_between(wanted, slabs, 0), rows, 1)  # [slabs, rows, blocks of the last axis]
-    lengths = [np.array([b - a for a, b in pieces]) for pieces in (slabs, rows)]
-    cost = tiling.cost_along(2, line) * lengths[0][:, None] * lengths[1]
-    row_wanted = _any_between(np.asarray(wanted.any(axis=2)), slabs, 0)
-    slab_cost, _ = _cover(cost, row_wanted, rows, tiling.overlap[1])
-    _, chosen = _cover(slab_cost[None], np.asarray(wanted.any(axis=(1, 2)))[None], slabs, tiling.overlap[0])
-    boxes: list[Box] = []
-    for slab in chosen[0]:
-        _, own_rows = _cover(cost[slab][None], row_wanted[slab][None], rows, tiling.overlap[1])
-        for row in own_rows[0]:
-            ends = slice(*slabs[slab]), slice(*rows[row])
-            boxes += [(*ends, part) for part in tiling.along(2, line[slab, row])]
-    return boxes
+def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
+    """The part between two ends; ``None`` where nothing is wanted."""
+    own = _ends(_shadows(wanted[_box(low, high)]), 0)
+    first, end = own[0].min(axis=0) + low, own[1].max(axis=0) + low
+    if first[0] >= NOWHERE:
+        return None
+    back = np.maximum(first - tiling.overlap, 0)  # what the window reaches back over
+    shadows = _shadows(wanted[_box(back, end)])
+    cuts = []
+    for axis in range(3):
+        starts, stops = _ends(shadows, axis)
+        at = np.arange(first[axis] - back[axis] + 1, end[axis] - back[axis])
+        if not len(at):
+            continue
+        below, above = at - 1, np.maximum(at - tiling.overlap[axis], 0)
+        lower = np.maximum.accumulate(stops)[below] - np.minimum.accumulate(starts)[below]
+        upper = (np.maximum.accumulate(stops[::-1]) - np.minimum.accumulate(starts[::-1]))[::-1][above]
+        blocks = sum(tiling.lengths(np.maximum(seen, 0), wanted.shape).prod(axis=1) for seen in (lower, upper))
+        best = int(blocks.argmin())
+        cuts.append((int(blocks[best]), axis, int(at[best] + back[axis])))
+    starts, stops = _ends(shadows, 0)
+    start, stop = starts.min(axis=0) + back, stops.max(axis=0) + back
+    lengths = tiling.lengths(stop - start, wanted.shape)
+    place = np.clip(start - (lengths - (stop - start)) // 2, 0, np.maximum(wanted.shape - lengths, 0))
+    return Part(
+        tuple(first.tolist()),
+        tuple(end.tolist()),
+        window=_box(place, place + lengths),
+        blocks=int(lengths.prod()),
+        cuts=tuple(sorted(cuts)),
+    )
+
+
+def _shadows(mask: Mask) -> list[Mask]:
+    """Whether anything is true along each axis: ``[J, K]``, ``[I, K]`` and ``[I, J]``."""
+    return [np.asarray(mask.any(axis=axis)) for axis in range(3)]
+
+
+def _ends(shadows: Sequence[Mask], axis: int) -> tuple[Ints, Ints]:
+    """First and one-past-last block that is true in each plane across an axis, ``[N, 3]`` each; see :data:`NOWHERE`."""
+    others = [other for other in range(3) if other != axis]
+    planes = [shadows[3 - axis - other] if axis < other else shadows[3 - axis - other].T for other in others]
+    starts = np.full((len(planes[0]), 3), NOWHERE)
+    stops = -starts
+    filled = np.flatnonzero(planes[0].any(axis=1))
+    starts[filled, axis], stops[filled, axis] = filled, filled + 1
+    for other, plane in zip(others, planes, strict=True):
+        starts[filled, other] = plane[filled].argmax(axis=1)
+        stops[filled, other] = plane.shape[1] - plane[filled, ::-1].argmax(axis=1)
+    return starts, stops
+
+
+def _box(low: Sequence[int] | Ints, high: Sequence[int] | Ints) -> Box:
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
 def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Mask:
@@ -121,69 +185,6 @@ def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Ma
     counts = np.cumsum(np.insert(mask.astype(np.int32), 0, 0, axis=axis), axis=axis)
     starts, stops = np.array(pieces).T
     return np.asarray(counts.take(stops, axis) > counts.take(starts, axis))
-
-
-def _cover(
-    cost: npt.NDArray[np.float64], wanted: Mask, pieces: Sequence[tuple[int, int]], overlap: int
-) -> tuple[npt.NDArray[np.float64], list[list[int]]]:
-    """Choose pieces that cover what is wanted along one axis at the least cost, for many lines at once.
-
-    Args:
-        cost: ``[L, P]`` of each piece in each line.
-        wanted: ``[L, N]``.
-        pieces: P pairs of ends in ``[0, N]``.
-        overlap: of two pieces between which something wanted goes on.
-
-    Returns:
-        ``[L]`` costs, and for each line the numbers of its pieces.
-    """
-    lines, length = wanted.shape
-    by_stop: dict[int, list[int]] = {}
-    for number, (_, stop) in enumerate(pieces):
-        by_stop.setdefault(stop, []).append(number)
-    ended = np.full((lines, length + 1), np.inf)  # all before is covered, and a piece ends here
-    clear = np.full((lines, length + 1), np.inf)  # all before is covered, and nothing wanted has to overlap from here
-    last = np.full((lines, length + 1), -1)
-    clear[:, 0] = 0.0
-    for stop in range(1, length + 1):
-        for number in by_stop.get(stop, ()):
-            start = pieces[number][0]
-            before = np.minimum(clear[:, start], ended[:, start + overlap : stop].min(axis=1, initial=np.inf))
-            total = before + cost[:, number]
-            better = total < ended[:, stop]
-            ended[better, stop], last[better, stop] = total[better], number
-        clear[:, stop] = np.where(wanted[:, stop - 1], np.inf, clear[:, stop - 1])
-        ends_run = np.ones(lines, bool) if stop == length else ~wanted[:, stop]
-        clear[:, stop] = np.where(ends_run, np.minimum(clear[:, stop], ended[:, stop]), clear[:, stop])
-    return clear[:, length], [_traced(ended[n], clear[n], last[n], pieces, wanted[n], overlap) for n in range(lines)]
-
-
-def _traced(
-    ended: npt.NDArray[np.float64],
-    clear: npt.NDArray[np.float64],
-    last: npt.NDArray[np.int64],
-    pieces: Sequence[tuple[int, int]],
-    wanted: npt.NDArray[np.bool_],
-    overlap: int,
-) -> list[int]:
-    """The pieces behind the cost at the end of a line, first one first."""
-    chosen: list[int] = []
-    at = len(wanted)
-    while at > 0:
-        if clear[at] == clear[at - 1] and not wanted[at - 1]:
-            at -= 1
-            continue
-        while True:
-            number = int(last[at])
-            chosen.append(number)
-            start = pieces[number][0]
-            inner = ended[start + overlap : at]
-            if inner.size and inner.min() < clear[start]:
-                at = start + overlap + int(inner.argmin())
-            else:
-                at = start
-                break
-    return chosen[::-1]
 
 
 def volume(windows: Sequence[Box]) -> int:

@@ -36,7 +36,7 @@ from scripts.phantom.files import write_image
 from scripts.preprocess import CropToLungsd, LungSearch
 from scripts.read.reader import ScanReader
 from scripts.search.inferer import LEAST_BLOCKS, gaussian
-from scripts.search.tiles import Tiling, blocks_near, plan_windows
+from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_windows
 from tests.bundle import INFERENCE, ROOT, assert_found, candidates, run_inference
 
 WINDOW, OVERLAP, THRESHOLD = 64, 0.25, 0.3
@@ -82,14 +82,14 @@ def _plain_preprocessing() -> Compose:
 
 def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
     image = item["image"].as_tensor()
-    size, shared = (WINDOW // COARSEST_STRIDE,) * 3, (round(WINDOW * OVERLAP) // COARSEST_STRIDE,) * 3
-    wanted = blocks_near(item["lung_distance_mm"], 10.0, item["image"].affine, tuple(image.shape[1:]), COARSEST_STRIDE)
+    size, shared = (WINDOW // BLOCK,) * 3, (round(WINDOW * OVERLAP) // BLOCK,) * 3
+    wanted = blocks_near(item["lung_distance_mm"], 10.0, item["image"].affine, tuple(image.shape[1:]), BLOCK)
     windows = plan_windows(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
     assert len(windows) > 4
     maps = torch.zeros(13, *(n // 2 for n in image.shape[1:]))
     weights = torch.zeros(maps.shape[1:])
     for window in windows:
-        part = tuple(slice(p.start * COARSEST_STRIDE, p.stop * COARSEST_STRIDE) for p in window)
+        part = tuple(slice(p.start * BLOCK, p.stop * BLOCK) for p in window)
         cells = tuple(slice(p.start // 2, p.stop // 2) for p in part)
         with torch.no_grad():
             pred = network(image[:, *part][None])[0]

@@ -23,7 +23,7 @@ from scripts.search.inferer import (
     choose_precision,
     prepare_scan,
 )
-from scripts.search.tiles import Tiling, blocks_near, plan_windows
+from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_windows
 
 
 @pytest.mark.parametrize(("name", "device"), [("float32", "cpu"), ("bfloat16", "cpu"), ("float16", "cuda")])
@@ -117,7 +117,7 @@ def test_further_arguments_reach_the_inner_inferer() -> None:
 
 # --- windows
 
-WINDOW, BLOCK = [32, 32, 32], 16
+WINDOW = [32, 32, 32]
 
 
 class Far(nn.Module):
@@ -184,8 +184,8 @@ def test_windows_are_weighed_as_one_by_one(free: bool, at_once: int, monkeypatch
     inside = np.zeros((96, 48, 64), dtype=bool)
     inside[4:20, 10:30, 4:60], inside[86:90, 22:26, 22:26] = True, True
     lungs = _lungs(inside)
-    monkeypatch.setattr("scripts.search.inferer.LEAST_BLOCKS", 1)
-    tiling = Tiling((2,) * 3, (1,) * 3, (1 if free else 2,) * 3)
+    monkeypatch.setattr("scripts.search.inferer.LEAST_BLOCKS", 2)
+    tiling = Tiling((4,) * 3, (2,) * 3, (2 if free else 4,) * 3)
     windows = plan_windows(blocks_near(lungs, 5.0, np.eye(4), inside.shape, BLOCK), tiling)
     with torch.no_grad():
         found = WindowInferer(WINDOW, 0.5, 2, 5.0, at_once=at_once)(image, network, lung_distance_mm=lungs)
@@ -209,6 +209,13 @@ def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
     assert not near[:, 1:, 16:].any()
 
 
+def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
+    sizes = {(160, 0.05): (20, 1), (96, 0.1): (12, 2), (96, 0.25): (12, 3), (64, 0.5): (8, 4), (96, 0.0): (12, 0)}
+    for (size, overlap), blocks in sizes.items():
+        inferer = WindowInferer([size] * 3, overlap, 2)
+        assert (inferer.size[0], inferer.shared[0]) == blocks
+
+
 @pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, -0.5), (40, 0.0), (0, 0.1)])
 def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
     with pytest.raises(WindowError, match="window_overlap"):
@@ -217,7 +224,7 @@ def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) 
 
 @pytest.mark.parametrize(
     ("size", "overlap", "blocks"),
-    [(96, 0.167, 1), (96, 0.25, 2), (96, 0.333, 2), (160, 0.1, 1), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 0)],
+    [(96, 0.167, 2), (96, 0.25, 3), (96, 0.333, 4), (160, 0.1, 2), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 1)],
 )
 def test_windows_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap: float, blocks: int) -> None:
     assert WindowInferer([size] * 3, overlap, 2).shared == (blocks,) * 3

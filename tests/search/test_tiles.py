@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from scripts.core.geometry import apply_affine
-from scripts.search.tiles import Tiling, batches, blocks_near, plan_windows, volume
+from scripts.search.tiles import STEP, Tiling, batches, blocks_near, plan_windows, volume
 
-ONE = (1, 1, 1)
-SHRINKING = Tiling((4, 4, 4), ONE, ONE)
+SHRINKING = Tiling((8, 8, 8), (1, 1, 1), (2, 2, 2))
 
 
 @st.composite
 def wanted_blocks(draw: st.DrawFn) -> np.ndarray:
     """Scattered boxes in a volume of at least a window of 4 blocks."""
-    wanted = np.zeros([draw(st.integers(4, 14)) for _ in range(3)], dtype=bool)
+    wanted = np.zeros([STEP * draw(st.integers(2, 7)) for _ in range(3)], dtype=bool)
     for _ in range(draw(st.integers(1, 4))):
         low = [draw(st.integers(0, n - 1)) for n in wanted.shape]
         high = [draw(st.integers(a + 1, n)) for a, n in zip(low, wanted.shape, strict=True)]
@@ -29,93 +28,66 @@ def wanted_blocks(draw: st.DrawFn) -> np.ndarray:
     return wanted
 
 
-@given(wanted=wanted_blocks(), overlap=st.integers(0, 2), least=st.integers(1, 4))
-def test_every_wanted_block_is_in_a_window(wanted: np.ndarray, overlap: int, least: int) -> None:
-    covered = np.zeros_like(wanted)
-    for window in plan_windows(wanted, Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3)):
+@given(wanted=wanted_blocks(), overlap=st.integers(0, 2), least=st.sampled_from([2, 4]))
+def test_every_wanted_block_is_in_a_window_with_what_it_borders_on(
+    wanted: np.ndarray, overlap: int, least: int
+) -> None:
+    """Together with all that is wanted up to the overlap below it, along each axis and across."""
+    windows = plan_windows(wanted, Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3))
+    for window in windows:
+        sizes = [part.stop - part.start for part in window]
         assert wanted[window].any()
-        assert all(least <= part.stop - part.start <= 4 for part in window)
+        assert all(size >= least and size % STEP == 0 for size in sizes)
+        assert np.prod(sizes) <= 64
+        assert least < 4 or sizes == [4, 4, 4]
         assert all(part.start >= 0 and part.stop <= n for part, n in zip(window, wanted.shape, strict=True))
-        covered[window] = True
-    assert covered[wanted].all()
+    for block in np.argwhere(wanted):
+        back = np.maximum(block - overlap, 0)
+        near = np.argwhere(wanted[tuple(slice(a, b + 1) for a, b in zip(back, block, strict=True))]) + back
+        lowest = near.min(axis=0)
+        assert any(
+            all(part.start <= a and b < part.stop for part, a, b in zip(window, lowest, block, strict=True))
+            for window in windows
+        )
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "length", "size", "overlap", "expected"),
+    ("wanted", "least", "overlap", "expected"),
     [
-        (0, 4, 9, 4, 1, [(0, 4)]),
-        (2, 5, 9, 4, 1, [(2, 5)]),  # cut to what it covers
-        (0, 7, 9, 4, 1, [(0, 4), (3, 7)]),
-        (0, 8, 9, 4, 1, [(0, 4), (2, 6), (4, 8)]),  # three, spread evenly
-        (3, 9, 9, 4, 1, [(3, 7), (5, 9)]),
-        (0, 9, 9, 5, 0, [(0, 5), (4, 9)]),
+        ([(0, 4)], 4, 1, [(0, 4)]),
+        ([(2, 5)], 2, 1, [(2, 6)]),  # cut to what it covers, in whole steps
+        ([(0, 7)], 4, 1, [(0, 4), (3, 7)]),
+        ([(3, 9)], 4, 1, [(3, 7), (5, 9)]),
+        ([(0, 10)], 4, 0, [(0, 4), (2, 6), (6, 10)]),
+        ([(9, 10)], 4, 1, [(6, 10)]),  # in the volume
+        ([(4, 5)], 4, 1, [(3, 7)]),  # in its middle
+        ([(0, 1), (9, 10)], 4, 1, [(0, 4), (6, 10)]),  # nothing between
+        ([(0, 10)], 2, 1, [(0, 10)]),  # longer than a window, and thinner
     ],
 )
 def test_windows_along_an_axis(
-    low: int, high: int, length: int, size: int, overlap: int, expected: list[tuple[int, int]]
+    wanted: list[tuple[int, int]], least: int, overlap: int, expected: list[tuple[int, int]]
 ) -> None:
-    tiling = Tiling((size,) * 3, (overlap,) * 3, ONE)
-    wanted = np.zeros(length, dtype=bool)
-    wanted[low:high] = True
-    assert [(part.start, part.stop) for part in tiling.along(0, wanted)] == expected
-    assert tiling.cost_along(0, wanted[None]).tolist() == [sum(stop - start for start, stop in expected)]
-
-
-@pytest.mark.parametrize(("wanted", "expected"), [({8}, [(5, 9)]), ({4}, [(3, 7)]), ({0, 8}, [(0, 4), (5, 9)])])
-def test_windows_that_keep_their_size_lie_in_the_volume(wanted: set[int], expected: list[tuple[int, int]]) -> None:
-    line = np.isin(np.arange(9), list(wanted))
-    assert [(p.start, p.stop) for p in Tiling((4, 4, 4), ONE, (4, 4, 4)).along(0, line)] == expected
-
-
-def test_two_lungs_cost_less_than_the_box_around_them_and_nothing_costs_nothing() -> None:
-    """One ends where the other begins along k, as lungs do not; rows of their own are then the shortest."""
-    wanted = np.zeros((14, 8, 12), dtype=bool)
-    tiling = Tiling((6, 8, 6), (0, 0, 0), ONE)
-    assert plan_windows(wanted, tiling) == []
-    wanted[:4, :, :6], wanted[10:, :, 6:] = True, True
-    assert volume(plan_windows(wanted, tiling)) == wanted.sum()
-
-
-@given(wanted=wanted_blocks())
-def test_what_goes_on_from_one_window_to_the_next_overlaps(wanted: np.ndarray) -> None:
-    """Two wanted neighbours lie in one window: nothing is seen at a window's border alone."""
-    windows = plan_windows(wanted, SHRINKING)
+    """Along each axis of a volume one window wide."""
     for axis in range(3):
-        ahead = (slice(None),) * axis
-        for block in np.argwhere(wanted[(*ahead, slice(1, None))] & wanted[(*ahead, slice(None, -1))]):
-            other = block + np.eye(3, dtype=int)[axis]
-            assert any(
-                all(part.start <= a and b < part.stop for part, a, b in zip(window, block, other, strict=True))
-                for window in windows
-            )
+        line = np.zeros((10, 4, 4), dtype=bool)
+        for low, high in wanted:
+            line[low:high, :least, :least] = True
+        tiling = Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3)
+        windows = plan_windows(np.moveaxis(line, 0, axis), tiling)
+        assert sorted((window[axis].start, window[axis].stop) for window in windows) == expected
+        assert volume(windows) == sum(stop - start for start, stop in expected) * least**2
 
 
-def test_no_cut_computes_less() -> None:
-    """Of all ways to cut a small line of slabs: against trying them."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        wanted = np.zeros((1, 1, 9), dtype=bool)
-        wanted[0, 0] = rng.random(9) < 0.6
-        if not wanted.any():
-            continue
-        turned = wanted.transpose(2, 0, 1)  # the line is cut as slabs, not as runs
-        tiling = Tiling((4, 1, 1), (1, 0, 0), (1, 1, 1))
-        pieces = [(a, b) for a in range(9) for b in range(a + 1, min(a + 4, 9) + 1)]
-        best = min(
-            sum(b - a for a, b in chosen)
-            for count in range(1, 5)
-            for chosen in itertools.combinations(pieces, count)
-            if _covers(chosen, wanted[0, 0])
-        )
-        assert volume(plan_windows(turned, tiling)) <= best
+def test_two_lungs_cost_less_than_the_box_around_them() -> None:
+    """One ends where the other begins along k, as lungs do not; windows of their own are then the smallest."""
+    wanted = np.zeros((14, 8, 12), dtype=bool)
+    wanted[:4, :, :6], wanted[10:, :, 6:] = True, True
+    assert volume(plan_windows(wanted, Tiling((6, 8, 6), (0, 0, 0), (2, 2, 2)))) == wanted.sum()
 
 
-def _covers(chosen: tuple[tuple[int, int], ...], wanted: np.ndarray) -> bool:
-    inside = [set(range(a, b)) for a, b in chosen]
-    pairs = [(n, n + 1) for n in range(len(wanted) - 1) if wanted[n] and wanted[n + 1]]
-    return all(any(n in one for one in inside) for n in np.flatnonzero(wanted)) and all(
-        any(set(pair) <= one for one in inside) for pair in pairs
-    )
+def test_nothing_wanted_needs_no_window() -> None:
+    assert plan_windows(np.zeros((5, 5, 5), dtype=bool), SHRINKING) == []
 
 
 def test_batches_hold_windows_of_one_size_in_order() -> None:
