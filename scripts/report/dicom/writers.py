@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from ...core.files import write_bytes
@@ -12,7 +13,7 @@ from .source import SourceSeries, read_source
 logger = logging.getLogger(__name__)
 
 
-class _DicomWriter:
+class _DicomWriter(ABC):
     """Writes one object for a scan that was read from DICOM."""
 
     filename: str
@@ -33,9 +34,9 @@ class _DicomWriter:
             return None
         return None if content is None else write_bytes(path, content)
 
+    @abstractmethod
     def make(self, result: ScanResult, source: SourceSeries, folder: Path) -> bytes | None:
         """The object as a file; ``None`` where the result has none."""
-        raise NotImplementedError
 
 
 class DicomSegmentation(_DicomWriter):
