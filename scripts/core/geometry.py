@@ -47,6 +47,12 @@ def spacing_mm(affine: npt.ArrayLike) -> FloatArray:
     return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
 
 
+def slice_axis(affine: npt.ArrayLike) -> int:
+    """The array axis (0, 1, 2) that runs along the body: the one whose step is closest to world z."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    return int(np.abs(matrix[2, :3] / spacing_mm(matrix)).argmax())
+
+
 def voxel_volume_mm3(affine: npt.ArrayLike) -> float:
     """Volume of one voxel, mm³ (right for sheared grids too)."""
     return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .errors import SettingError
 
+DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
+
 
 def parse_bool(name: str, value: object) -> bool:
     """A setting that is on or off; the command line passes ``true`` and ``false`` on as text.

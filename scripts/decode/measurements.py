@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
-from ..core.geometry import FloatArray, sphere_diameter_mm, voxel_volume_mm3
+from ..core.geometry import FloatArray, slice_axis, sphere_diameter_mm, voxel_volume_mm3
 from ..core.records import Measurement, NoduleType
 
 Mask = npt.NDArray[np.bool_]
@@ -16,12 +16,6 @@ Mask = npt.NDArray[np.bool_]
 SOLID_FROM_HU = -300.0  # see type_hint
 GROUND_GLASS_BELOW = 0.1  # share of solid voxels
 SOLID_FROM = 0.6  # share of solid voxels
-
-
-def slice_axis(affine: FloatArray) -> int:
-    """The array axis (0, 1, 2) that runs along the body: the one whose step is closest to world z."""
-    steps = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return int(np.argmax(np.abs(steps[2]) / np.linalg.norm(steps, axis=0)))
 
 
 def _edge_points_mm(pixels: npt.NDArray[np.int64], steps_mm: FloatArray) -> FloatArray:

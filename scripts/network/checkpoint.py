@@ -8,10 +8,10 @@ import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..core.devices import checked_device
@@ -19,6 +19,37 @@ from ..core.errors import UserError
 from ..core.files import writable_folder, write_bytes
 
 OLD_NAME = "preset_name"  # weights of 0.2 and 0.3 have a tensor of this name that belongs to no layer
+
+
+class OneDnnConv3d(nn.Conv3d):
+    """A convolution that on a CPU is always oneDNN's.
+
+    In float32 PyTorch multiplies a single image of few channels or cells, or by a kernel of 1³ in one thread, with code
+    of its own, which takes up to ten times as long (``use_mkldnn`` in its Convolution.cpp).
+
+    Args:
+        like: the convolution whose parameters it takes over, padded with zeros by numbers.
+    """
+
+    def __init__(self, like: nn.Conv3d) -> None:
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            like.kernel_size,  # type: ignore[arg-type]
+            like.stride,  # type: ignore[arg-type]
+            like.padding,  # type: ignore[arg-type]
+            like.dilation,  # type: ignore[arg-type]
+            like.groups,
+            device="meta",
+        )
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        if x.device.type == "cpu" and plain and torch.backends.mkldnn.is_available():
+            padding = cast(tuple[int, ...], self.padding)
+            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+        return super().forward(x)
 
 
 class CheckpointError(UserError, ValueError):
@@ -52,15 +83,20 @@ def ready_network(
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy in evaluation, with each batch norm folded into the convolution before it; it computes the same.
+    """A copy in evaluation that computes the same in less time.
 
-    Its state dict is not that of a checkpoint, and training it is another thing.
+    Each batch norm is folded into the convolution before it, and convolutions are :class:`OneDnnConv3d`. The copy's
+    state dict is not that of a checkpoint, and training it is another thing.
     """
     network = copy.deepcopy(network).eval()
     for members in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for n, (convolution, norm) in enumerate(itertools.pairwise(list(members))):
             if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
                 members[n], members[n + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv3d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+                setattr(parent, name, OneDnnConv3d(child))
     return network
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from ..core.geometry import apply_affine, spacing_mm
+from ..core.geometry import apply_affine, slice_axis, spacing_mm
 from .anatomy import Anatomy, add_airway_tubes, build_anatomy, draw_patient, make_frame
 from .grid import Array, Box, Field, Frame, along_axes, inside, smooth_noise
 from .nodules import COUNT_PROBABILITY, PhantomNodule, instance_mask, paint_nodules, place_nodules
@@ -23,7 +23,7 @@ from .trees import fill_lungs
 
 Style = Literal["axial", "any"]
 MAX_NODULES = 8
-SMALLEST_SCALE = 0.35  # smaller bodies no longer have room for a nodule
+SCALES = (0.35, 1.2)  # smaller bodies no longer have room for a nodule
 _MAX_VOXELS = 3.2e7  # of a scan, around the trunk; keeps it within 100 MB and some seconds
 
 
@@ -76,15 +76,15 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     Args:
         seed: the same seed gives the same chest, bit for bit on one machine.
         nodules: how many, 0 … 8; ``None`` draws the number. Fewer are placed only where the lungs have no room.
-        scale: size of the body, 0.35 … 1.2; nodules keep their sizes but for what the lungs can hold.
+        scale: size of the body, in :data:`SCALES`; nodules keep their sizes but for what the lungs can hold.
 
     Raises:
         ValueError: ``nodules`` or ``scale`` out of range.
     """
     if nodules is not None and not 0 <= nodules <= MAX_NODULES:
         raise ValueError(f"nodules must lie in 0 … {MAX_NODULES} (or be None), got {nodules}")
-    if not SMALLEST_SCALE <= scale <= 1.2:
-        raise ValueError(f"scale must lie in {SMALLEST_SCALE} … 1.2, got {scale}")
+    if not SCALES[0] <= scale <= SCALES[1]:
+        raise ValueError(f"scale must lie in {SCALES[0]} … {SCALES[1]}, got {scale}")
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, scale)
     frame = make_frame(patient, rng)
@@ -201,27 +201,27 @@ def _resample(
     )
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, slice_axis: int) -> Field:
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, across: int) -> Field:
     """CT noise of unit variance: in the slice plane a ramp rolled off by the kernel, correlated across slices a little.
 
     Args:
         rng: source.
         shape: the scan's grid.
         sharpness: 0 soft … 1 sharp.
-        slice_axis: axis across the slices.
+        across: axis across the slices.
     """
-    plane = tuple(n for a, n in enumerate(shape) if a != slice_axis)
+    plane = tuple(n for a, n in enumerate(shape) if a != across)
     fx, fy = np.fft.fftfreq(plane[0])[:, None], np.fft.rfftfreq(plane[1])[None]
     f = np.sqrt(fx**2 + fy**2)
     gain = (np.sqrt(f) * np.exp(-((f / (0.10 + 0.22 * sharpness)) ** 2)) + 0.02).astype(np.float32)
     full = np.sqrt(np.where(fy == 0, 1.0, 2.0))  # half of the spectrum stands for the whole
     gain /= np.sqrt(((gain * full) ** 2).sum() / (plane[0] * plane[1]))
-    out = np.zeros((shape[slice_axis], *plane), dtype=np.float32)
+    out = np.zeros((shape[across], *plane), dtype=np.float32)
     for index in range(len(out)):  # before the first slice lies the last one, which is still 0
         white = rng.standard_normal(plane, dtype=np.float32)
         filtered = fft.irfft2(fft.rfft2(white) * gain, s=plane)
         out[index] = 0.35 * out[index - 1] + np.sqrt(1 - 0.35**2) * filtered
-    return np.moveaxis(out, 0, slice_axis)
+    return np.moveaxis(out, 0, across)
 
 
 def scan_chest(chest: Chest, seed: int, *, style: Style = "axial") -> Scan:
@@ -235,13 +235,13 @@ def scan_chest(chest: Chest, seed: int, *, style: Style = "axial") -> Scan:
     rng = np.random.default_rng([seed, 1])
     affine_ras, shape, grown = draw_scan_affine(rng, chest, style)
     sharpness = float(rng.uniform(0, 1))
-    slice_axis = int(np.abs(affine_ras[2, :3] / spacing_mm(affine_ras)).argmax())
-    thickness = float(spacing_mm(affine_ras)[slice_axis] * rng.choice([1.0, 1.25]))
+    across = slice_axis(affine_ras)
+    thickness = float(spacing_mm(affine_ras)[across] * rng.choice([1.0, 1.25]))
     blur_mm = [0.62 - 0.22 * sharpness, 0.62 - 0.22 * sharpness, max(thickness / 2.6, 0.3)]
     image = _resample(chest, affine_ras, shape, blur_mm, 0.35 * max(sharpness - 0.5, 0))
     strength = rng.uniform(8, 16) * (1 + 1.6 * sharpness) / np.sqrt(max(thickness, 0.8))
     trunk_shape = tuple(n - a - b for n, (a, b) in zip(shape, grown, strict=True))
-    noise = np.pad(_noise(rng, trunk_shape, sharpness, slice_axis), grown, mode="wrap")  # it is periodic in the plane
+    noise = np.pad(_noise(rng, trunk_shape, sharpness, across), grown, mode="wrap")  # it is periodic in the plane
     image += np.float32(strength) * np.clip(1 + image / 2500, 0.55, 1.2) * noise
     hu = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
     kernel = f"B{20 + 10 * round(6 * sharpness)}"

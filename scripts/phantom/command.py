@@ -14,8 +14,8 @@ from ..core.files import writable_folder, write_json
 from ..core.geometry import apply_affine, swap_lps_ras
 from ..core.labels import NODULE
 from ..core.text import shown_duration
-from ..report.slices import View, draw_slices
-from .chest import make_chest, scan_chest
+from ..report.slices import Slice, draw_slices
+from .chest import SCALES, make_chest, scan_chest
 from .files import write_dicom_series, write_image
 from .nodules import PhantomNodule
 
@@ -85,7 +85,7 @@ def phantom(
         format: dicom, mhd, nifti, or mixed (each in turn).
         validation_fraction: share of the scans, the last ones, that the datalist puts under "validation"; with two
             scans or more each section gets at least one.
-        scale: size of the bodies; 0.4 makes miniatures for a quick try.
+        scale: size of the bodies, 0.35 to 1.2; 0.4 makes miniatures for a quick try.
 
     Raises:
         OptionError: an argument out of range.
@@ -96,6 +96,7 @@ def phantom(
         ("seed", seed, seed >= 0, "a whole number of at least 0"),
         ("format", format, format in FORMATS, f"one of {', '.join(FORMATS)}"),
         ("validation_fraction", validation_fraction, 0 <= validation_fraction < 1, "at least 0 and below 1"),
+        ("scale", scale, SCALES[0] <= scale <= SCALES[1], f"{SCALES[0]} to {SCALES[1]}"),
     ):
         if not is_right:
             raise OptionError(f"--{option}: expected {expected}, got {value}; choose another")
@@ -131,5 +132,5 @@ def phantom_picture(output: str, seed: int = 0) -> None:
     largest = max(chest.nodules, key=lambda n: n.diameter_mm)
     centre = apply_affine(np.linalg.inv(scan.affine_ras), largest.centre_ras_mm).tolist()
     outlines = [(scan.mask == nodule.label, "#ffb000", "solid") for nodule in chest.nodules]
-    draw_slices(Path(output), scan.image_hu, scan.affine_ras, centre, [View(1), View(2)], outlines, (11, 4.8))
+    draw_slices(Path(output), scan.image_hu, scan.affine_ras, centre, [Slice(1), Slice(2)], outlines, (11, 4.8))
     logger.info("%s written", output)

@@ -16,7 +16,7 @@ LUNG_HU = (-1350, 150)  # black, white
 
 
 @dataclass(frozen=True)
-class View:
+class Slice:
     """One slice of a volume.
 
     Attributes:
@@ -33,7 +33,7 @@ def draw_slices(
     image_hu: npt.NDArray[np.int16],
     affine_ras: FloatArray,
     centre: Sequence[float],
-    views: Sequence[View],
+    views: Sequence[Slice],
     outlines: Sequence[tuple[npt.NDArray[np.bool_], str, str]],
     size_inches: tuple[float, float],
 ) -> Path:

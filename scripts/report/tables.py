@@ -18,9 +18,10 @@ from ..core.files import OutputError, csv_text, is_name, read_record, stamp, wri
 from ..core.geometry import spacing_mm
 from ..core.paths import printable
 from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult
+from ..core.text import DISCLAIMER
 
 SCHEMA_VERSION = "1.2.0"
-DISCLAIMER = "Academic research only. Not a medical device, not for diagnosis. No finding does not mean no nodule."
+CAUTION = f"{DISCLAIMER} No finding does not mean no nodule."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
@@ -158,7 +159,7 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
         litres = {side: _rounded(region.lung_volume_l(side)) for side in LUNG_SIDES}
     record = {
         "schema_version": SCHEMA_VERSION,
-        "disclaimer": DISCLAIMER,
+        "disclaimer": CAUTION,
         "name": result.name,
         "source": published_source(result),
         "input_digest": result.input_digest,

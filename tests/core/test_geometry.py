@@ -14,6 +14,7 @@ from scripts.core.geometry import (
     FloatArray,
     apply_affine,
     box_around,
+    slice_axis,
     spacing_mm,
     sphere_diameter_mm,
     swap_lps_ras,
@@ -72,6 +73,23 @@ def test_a_sheared_and_permuted_grid() -> None:
 def test_spacing_is_the_distance_between_neighbours(affine: FloatArray) -> None:
     origin, *neighbours = apply_affine(affine, [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     np.testing.assert_allclose(spacing_mm(affine), [np.linalg.norm(n - origin) for n in neighbours], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps_mm", "expected"),
+    [
+        (np.eye(3), 2),
+        (np.diag([0.7, -0.7, -5.0]), 2),
+        (np.diag([3.0, 3.0, 0.5]), 2),  # direction counts, not the length of the step
+        (np.array([[0.0, 0.0, 0.7], [0.0, -0.7, 0.0], [1.25, 0.0, 0.0]]), 0),
+        (np.array([[0.7, 0.0, 0.0], [0.0, 0.0, 0.7], [0.0, -0.3, 0.0]]), 1),
+        (np.array([[0.56, 0.42, 0.21], [0.42, -0.54, -0.28], [0.0, -0.2, 1.2]]), 2),
+        (SHEARED[:3, :3], 2),
+    ],
+    ids=["RAS", "flipped", "fine slices", "permuted to i", "permuted to j", "oblique", "sheared"],
+)
+def test_slices_are_stacked_along_the_body(steps_mm: FloatArray, expected: int) -> None:
+    assert slice_axis(np.pad(steps_mm, (0, 1))) == expected
 
 
 def test_the_worked_example_of_the_docs() -> None:

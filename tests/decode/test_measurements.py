@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pytest
 from scipy.spatial.transform import Rotation
 
+from scripts.core.geometry import slice_axis
 from scripts.core.records import Measurement
-from scripts.decode.measurements import axial_axes_mm, measure, slice_axis, type_hint
+from scripts.decode.measurements import axial_axes_mm, measure, type_hint
 
 Array = npt.NDArray[np.float64]
 
@@ -233,23 +234,6 @@ def test_the_mean_is_that_of_the_outline_alone() -> None:
 
 
 # --- which axis the slices are stacked along --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps_mm", "expected"),
-    [
-        (np.diag([1.0, 1.0, 1.0]), 2),
-        (np.diag([0.7, -0.7, -5.0]), 2),
-        (np.diag([3.0, 3.0, 0.5]), 2),  # direction counts, not the length of the step
-        (np.array([[0.0, 0.0, 0.7], [0.0, -0.7, 0.0], [1.25, 0.0, 0.0]]), 0),
-        (np.array([[0.7, 0.0, 0.0], [0.0, 0.0, 0.7], [0.0, -0.3, 0.0]]), 1),
-        (TURN @ np.diag([0.7, -0.7, 1.25]), 2),
-        (SHEAR @ np.diag([0.7, 0.7, 1.5]), 2),
-    ],
-    ids=["RAS", "flipped", "fine slices", "permuted to i", "permuted to j", "oblique", "sheared"],
-)
-def test_slices_are_stacked_along_the_body(steps_mm: Array, expected: int) -> None:
-    assert slice_axis(affine_of(steps_mm)) == expected
 
 
 # --- type hint --------------------------------------------------------------------------------------------------------

@@ -70,11 +70,25 @@ def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], 
     assert sum(isinstance(module, nn.BatchNorm3d) for module in network.modules()) > 10
     assert not any(isinstance(module, nn.BatchNorm3d) for module in ready.modules())
     image = noise(1, 1, 32, 48, 32)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        maps = ready(image)
+    assert not [event.name for event in profile.events() if "slow_conv3d" in event.name]
     with torch.no_grad():
-        torch.testing.assert_close(ready(image), network(image), rtol=0, atol=10 * TOLERANCE)
+        torch.testing.assert_close(maps, network(image), rtol=0, atol=10 * TOLERANCE)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert getattr(ready, "any_window", False) is getattr(network, "any_window", False)
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+def test_folded_convolutions_keep_to_the_precision_that_is_asked_for(padding: int | str) -> None:
+    plain = nn.Sequential(nn.Conv3d(2, 3, 3, padding=padding))
+    ready, image = ready_network(plain, "cpu", fold=True), noise(1, 2, 5, 6, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(image), plain(image), rtol=0, atol=TOLERANCE)
+        assert torch.equal(ready.double()(image.double()), plain.double()(image.double()))
+        with torch.autocast("cpu"):
+            assert torch.equal(ready.float()(image), plain.float()(image))
 
 
 OWN = small_network().state_dict()

@@ -323,7 +323,8 @@ def test_a_scan_that_is_replaced_is_never_half_there(
 
 
 def _run(folder: Path, *extra: str) -> int:
-    return main(["phantom", "--output_dir", str(folder), "--scale", "0.4", *extra])
+    size = () if "--scale" in extra else ("--scale", "0.4")
+    return main(["phantom", "--output_dir", str(folder), *size, *extra])
 
 
 def test_command_writes_a_datalist_whose_files_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -359,6 +360,7 @@ def test_second_call_gives_the_same_pixels(tmp_path: Path) -> None:
         (("--scans", "0"), "--scans: expected"),
         (("--format", "jpeg"), "--format: expected one of"),
         (("--validation_fraction", "1"), "--validation_fraction: expected"),
+        (("--scale", "2"), "--scale: expected 0.35 to 1.2"),
         (("--seed", "-1"), "--seed: expected"),
         ((), "expected a folder that can be written to"),
     ],

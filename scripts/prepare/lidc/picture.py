@@ -8,7 +8,7 @@ from pathlib import Path
 from ...core.files import read_record
 from ...read.instances import labels_of, on_grid
 from ...read.reader import read_scan
-from ...report.slices import View, draw_slices
+from ...report.slices import Slice, draw_slices
 from .outputs import RECORD
 from .readings import LidcError
 
@@ -44,6 +44,6 @@ def lidc_picture(prepared_dir: str, output: str, name: str = "", nodule: int = 1
     if reference:
         outlines.append((on_grid(labels_of(reference), scan.grid) > 0, REFERENCE, "dashed"))
     centre = scan.grid.voxels(item["nodules"][nodule - 1]["centre_lps_mm"]).tolist()
-    views = [View(2), *(View(axis, HALF_WIDTH_MM) for axis in (2, 1, 0))]
+    views = [Slice(2), *(Slice(axis, HALF_WIDTH_MM) for axis in (2, 1, 0))]
     draw_slices(Path(output), scan.image_hu, scan.affine_ras, centre, views, outlines, (12, 3))
     logger.info("%s written", output)

@@ -31,7 +31,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from ...core.records import Nodule, ScanResult
 from ...read.dicom_header import lenient, read_dicom
-from ..tables import DISCLAIMER, nodule_record
+from ..tables import CAUTION, nodule_record
 from .source import SourceSeries
 
 MAKER = "The lung nodule bundle contributors"
@@ -199,7 +199,7 @@ def _content(groups: list[Any], device: Device) -> Dataset:
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
         imaging_measurements=groups,
     )[0]
-    comment = sr.TextContentItem(codes.DCM.Comment, DISCLAIMER, sr.RelationshipTypeValues.CONTAINS)
+    comment = sr.TextContentItem(codes.DCM.Comment, CAUTION, sr.RelationshipTypeValues.CONTAINS)
     root.ContentSequence.append(comment)
     return root
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.files import write_bytes
-from ...core.geometry import FloatArray, apply_affine, spacing_mm
+from ...core.geometry import FloatArray, apply_affine, slice_axis, spacing_mm
 from ...core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
 from ..tables import published_source
 from .overview import lungs_picture, overview
@@ -139,9 +139,8 @@ class AxialSlices:
 
     @classmethod
     def of(cls, result: ScanResult) -> AxialSlices:
-        upward = np.asarray(result.affine_ras, dtype=np.float64)[2, :3] / spacing_mm(result.affine_ras)
-        axis = int(np.abs(upward).argmax())
-        return cls(axis, result.image_hu.shape[axis], "feet" if upward[axis] > 0 else "head")
+        axis = slice_axis(result.affine_ras)
+        return cls(axis, result.image_hu.shape[axis], "feet" if result.affine_ras[2][axis] > 0 else "head")
 
     def number(self, voxel: npt.ArrayLike) -> int:
         """The slice nearest to a position in the scan's own grid, counted from 0."""

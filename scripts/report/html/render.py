@@ -14,11 +14,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ...core.text import shown_duration
+from ...core.text import DISCLAIMER, shown_duration
 from .pictures import data_uri
 
 _TEMPLATES = Path(__file__).parent / "templates"
-DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
 
 
 def render_page(name: str, **values: Any) -> str:
