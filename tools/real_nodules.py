@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from scripts.core.files import write_json
 from scripts.core.geometry import (
     FloatArray,
     apply_affine,
+    box_around,
     spacing_mm,
     swap_lps_ras,
     swap_lps_ras_affine,
@@ -46,11 +47,12 @@ LUNG_LIKE_HU = (-985.0, -500.0)
 SMALLEST_LUNG_MM3 = 3000.0  # a piece of lung in a crop; bowel gas and airways are smaller
 CLOSED_MM = 12.0  # vessels and nodules that far into the lung belong to it, as in the search for whole lungs
 LEAST_READERS = 2  # of a nodule to be found; what fewer marked is neither true nor false
+CUBE_MM = 100.0  # edge of a cube cut out of a chest around a nodule
 SEARCHED_PIXELS = 1  # the place of a crop in its slice is known to one pixel from the nodules' centres
 
 
 def real_nodules(data_dir: str, output_dir: str) -> str:
-    """Write ``<output_dir>/datalist.json`` with the sections context, patches and chests.
+    """Write ``<output_dir>/datalist.json`` with the sections context, patches, chests and cubes.
 
     Args:
         data_dir: the development data, see this module's docstring.
@@ -64,18 +66,41 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
         LidcError: readings that cannot be laid on the crops.
     """
     source, output = Path(data_dir), Path(output_dir).resolve()
+    chests = [
+        chest_item(row, source, output / "chests", known=NODULE) for row in table_rows(source / "chests" / "chests.csv")
+    ]
     lists = {
         "context": list(_context_items(source, output)),
         "patches": patch_items(source, training=False),
-        "chests": [
-            chest_item(row, source, output / "chests", known=NODULE)
-            for row in table_rows(source / "chests" / "chests.csv")
-        ],
+        "chests": chests,
+        "cubes": [cube for chest in chests for cube in cube_items(chest, output / "cubes")],
     }
     path = write_json(output / "datalist.json", lists)
     counts = {key: (len(items), sum(i["label"].count(NODULE) for i in items)) for key, items in lists.items()}
     logger.info("%s, scans and nodules to find: %s", path, counts)
     return str(path)
+
+
+def cube_items(chest: Mapping[str, Any], output: Path) -> Iterator[dict[str, Any]]:
+    """Cut a cube around each nodule of a chest, as collections of nodules are published; one item for each."""
+    output.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image.from_filename(chest["image"])
+    hu, from_world = np.asarray(image.dataobj), np.linalg.inv(image.affine)
+    voxels = apply_affine(from_world, swap_lps_ras(np.reshape(chest["box"], (-1, 6))[:, :3]))
+    for number, box in enumerate(chest["box"]):
+        if chest["label"][number] != NODULE:
+            continue
+        part = box_around(image.affine, hu.shape, swap_lps_ras(box[:3]), CUBE_MM / 2.0)
+        starts, stops = ([getattr(side, end) for side in part] for end in ("start", "stop"))
+        inside = np.flatnonzero(((voxels >= starts) & (voxels <= np.subtract(stops, 1))).all(axis=1))
+        affine = image.affine.copy()
+        affine[:3, 3] = apply_affine(affine, starts)
+        name = f"{chest['name']}-{number}"
+        yield {
+            "name": name,
+            "image": str(write_nifti(output / f"{name}.nii.gz", hu[part], affine)),
+            **{key: [chest[key][row] for row in inside] for key in ("box", "label")},
+        }
 
 
 def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:

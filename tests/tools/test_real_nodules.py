@@ -12,11 +12,12 @@ import pytest
 
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
+from scripts.core.nifti import write_nifti
 from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesReadings, region_of_outlines
 from tests.lidc_files import ring
 from tools import development
 from tools.development import IGNORED_MARGIN_MM, chest_item
-from tools.real_nodules import _lungs_in_crops, findings_on_crops
+from tools.real_nodules import _lungs_in_crops, cube_items, findings_on_crops
 
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
 FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
@@ -109,3 +110,21 @@ def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, known: int) 
     np.testing.assert_allclose(np.array(item["box"])[2:, 3:], read_mm)
     mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
     assert {value: int((mask == value).sum()) for value in (1, 2)} == {1: 18, 2: 75}
+
+
+def test_cubes_keep_their_place_and_the_findings_inside(tmp_path: Path) -> None:
+    affine = np.array([[-1.0, 0, 0, 60.0], [0, -1.0, 0, 20.0], [0, 0, 2.0, -100.0], [0, 0, 0, 1.0]])
+    hu = np.random.default_rng(0).integers(-900, 100, (150, 60, 80), dtype=np.int16)
+    write_nifti(tmp_path / "chest.nii.gz", hu, affine)
+    centres_voxel = [[20, 30, 40], [60, 30, 40], [140, 30, 10]]
+    boxes = [[*swap_lps_ras(apply_affine(affine, [c]))[0].tolist(), 8.0, 8.0, 8.0] for c in centres_voxel]
+    chest = {"name": "one", "image": str(tmp_path / "chest.nii.gz"), "box": boxes, "label": [NODULE, IGNORED, NODULE]}
+
+    first, second = cube_items(chest, tmp_path / "cubes")
+    assert (first["name"], second["name"]) == ("one-0", "one-2")
+    assert (first["box"], first["label"]) == (boxes[:2], [NODULE, IGNORED])
+    assert (second["box"], second["label"]) == (boxes[2:], [NODULE])
+    cube = nibabel.Nifti1Image.from_filename(first["image"])
+    assert cube.shape == (71, 60, 51)  # cut by the chest's border on three sides
+    np.testing.assert_array_equal(np.asarray(cube.dataobj), hu[:71, :, 15:66])
+    np.testing.assert_allclose(apply_affine(cube.affine, [[20, 30, 25]]), apply_affine(affine, [[20, 30, 40]]))
