@@ -45,8 +45,8 @@ class OneDnnConv3d(nn.Conv3d):
         self.weight, self.bias = like.weight, like.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        if x.device.type == "cpu" and plain and torch.backends.mkldnn.is_available():
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if plain and torch.backends.mkldnn.is_available():
             padding = cast(tuple[int, ...], self.padding)
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
         return super().forward(x)

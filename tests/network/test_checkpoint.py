@@ -89,6 +89,7 @@ def test_folded_convolutions_keep_to_the_precision_that_is_asked_for(padding: in
         assert torch.equal(ready.double()(image.double()), plain.double()(image.double()))
         with torch.autocast("cpu"):
             assert torch.equal(ready.float()(image), plain.float()(image))
+    assert ready.to("meta")(image.to("meta")).shape == plain(image).shape  # operations are counted there
 
 
 OWN = small_network().state_dict()
