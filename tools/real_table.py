@@ -1,8 +1,8 @@
 """One row per network from its evaluations of the sections that :mod:`.real_nodules` lists.
 
 The whole chests say which threshold gives how many false findings a scan; at these thresholds nodules are counted in
-all three sections, and at one a scan by density and size. Masks are compared for what was found from the evaluation's
-own ``--threshold`` on.
+them and in the crops of LIDC-IDRI, and at one a scan by density and size. The cubes have thresholds of their own. Masks
+are compared for what was found from the evaluation's own ``--threshold`` on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATE_OF_KINDS = 1.0
+RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)
 CROPS = ("context", "patches")
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
@@ -37,20 +38,21 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
     """The rows as a Markdown table, which is also logged.
 
     Args:
-        evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches`` and
-            ``chests``.
+        evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches``,
+            ``chests`` and ``cubes``.
         datalist: of :mod:`.real_nodules`; its masks tell dense nodules from faint ones.
-        chests: only chests whose names begin with this count, for networks that were trained on the others.
+        chests: only chests and cubes whose names begin with this count, for networks that were trained on the others.
 
     Returns:
         Found nodules at each rate of false findings per chest, of ``context`` and ``patches``, by kind, then of the
-        chests; mean Dice, all and below 10 mm, with the number of masks.
+        chests; of the cubes at each rate per cube; mean Dice, all and below 10 mm, with the number of masks.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
     """
     rates = [f"{rate:g}" for rate in RATES]
-    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), "Dice"]
+    cubes = [f"in cubes at {rate:g}" for rate in RATES_IN_CUBES]
+    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *cubes, "Dice"]
     kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
     rows = [[Path(folder).name, *_cells(Path(folder), np.array(kinds), chests)] for folder in evaluations]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
@@ -65,6 +67,8 @@ def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
     yield from (_share(scores, limit) for limit in thresholds.values())
     yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
     yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
+    cubes = _matches(folder / "cubes", chests)
+    yield from (_share(cubes.nodule_scores, threshold_at(cubes, rate)) for rate in RATES_IN_CUBES)
     yield _dice(folder)
 
 

@@ -51,6 +51,7 @@ def evaluation(tmp_path: Path) -> str:
     chests = [("QIN-1", 10.0), ("QIN-2", 10.0), ("NLST-1", 10.0)]
     false = [("QIN-1", 90.0, 0.5), ("QIN-2", 90.0, 0.3), ("NLST-1", 90.0, 0.8)]
     _evaluation(folder / "chests", chests, [("QIN-1", 0.0, 0.7), *false])
+    _evaluation(folder / "cubes", chests[:2], [("QIN-1", 0.0, 0.7), ("QIN-1", 40.0, 0.8), ("QIN-2", 0.0, 0.3)])
     return str(folder)
 
 
@@ -64,7 +65,8 @@ def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(eva
     # no false finding is allowed at 1/4 of three scans, one at 1/2: thresholds .8 and .5; at 4 all candidates count
     assert row[:6] == ["mine", "0 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"]
     assert row[6:10] == ["0 of 0", "0 of 1", "1 of 1", "1 of 1"]  # b is faint and large, a faint and small
-    assert row[10:] == ["0 of 3", *["1 of 3"] * 4, "0.613 (3), 0.570 (2)"]
+    assert row[10:15] == ["0 of 3", *["1 of 3"] * 4]
+    assert row[15:] == ["0 of 2", "0 of 2", "2 of 2", "2 of 2", "0.613 (3), 0.570 (2)"]
 
 
 def test_only_chests_with_the_given_beginning_count(evaluation: str, datalist: str) -> None:
