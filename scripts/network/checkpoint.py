@@ -45,11 +45,11 @@ class OneDnnConv3d(nn.Conv3d):
         self.weight, self.bias = like.weight, like.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if plain and torch.backends.mkldnn.is_available():
-            padding = cast(tuple[int, ...], self.padding)
-            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
-        return super().forward(x)
+        is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if torch.compiler.is_compiling() or not is_plain:  # a compiler chooses for itself
+            return super().forward(x)
+        padding = cast(tuple[int, ...], self.padding)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
 
 class CheckpointError(UserError, ValueError):
@@ -93,7 +93,7 @@ def folded(network: nn.Module) -> nn.Module:
         for n, (convolution, norm) in enumerate(itertools.pairwise(list(members))):
             if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
                 members[n], members[n + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
-    for parent in list(network.modules()):
+    for parent in list(network.modules()) if torch.backends.mkldnn.is_available() else ():
         for name, child in parent.named_children():
             if type(child) is nn.Conv3d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
                 setattr(parent, name, OneDnnConv3d(child))
