@@ -56,7 +56,7 @@ class RandomCropd(RandomizableTransform):
     become :data:`IGNORED`; those farther away leave.
 
     Some crops show a box of the scan alone, as if it had been cut out of it: where nodules come as small cubes, a
-    network otherwise learns that a cube in the air holds one.
+    cube in the air shall be no sign of one.
 
     Args:
         size: edge S of the cube, voxels.
