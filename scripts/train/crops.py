@@ -55,17 +55,12 @@ class RandomCropd(RandomizableTransform):
     their diameters scaled, ``mask`` renumbered. Nodules whose centre lies outside the crop but which reach into it
     become :data:`IGNORED`; those farther away leave.
 
-    Some crops show a box of the scan alone, as if it had been cut out of it: where nodules come as small cubes, a
-    cube in the air shall be no sign of one.
-
     Args:
         size: edge S of the cube, voxels.
         jitter: largest shift of the crop's centre from ``centre``, as a share of ``size``, along each axis.
         turns: whether to use all 48 flips and quarter turns.
         rotate_degrees: largest rotation about each axis, degrees.
         scale: range of the zoom; 1.25 shows nodules a quarter larger.
-        cut: share of the crops that show a box around ``centre`` alone.
-        cut_edge: range of its edges, voxels of the scan.
         outside_hu: what lies beyond the scan, as in the search: the lower end of the HU window.
     """
 
@@ -77,13 +72,11 @@ class RandomCropd(RandomizableTransform):
         turns: bool,
         rotate_degrees: float,
         scale: tuple[float, float],
-        cut: float = 0.0,
-        cut_edge: tuple[float, float] = (40.0, 90.0),
         outside_hu: float = -1200.0,
     ) -> None:
         super().__init__()
         self.size, self.jitter, self.turns, self.outside_hu = size, jitter, turns, outside_hu
-        self.rotate_degrees, self.scale, self.cut, self.cut_edge = rotate_degrees, scale, cut, cut_edge
+        self.rotate_degrees, self.scale = rotate_degrees, scale
 
     def _draw(self, centre: npt.NDArray[Any]) -> tuple[FloatArray, float]:
         """Draw the map from crop voxels to source voxels, and the zoom."""
@@ -100,24 +93,8 @@ class RandomCropd(RandomizableTransform):
         to_source[:3, 3] = np.asarray(centre, dtype=np.float64) - to_source[:3, :3] @ middle
         return to_source, zoom
 
-    def _cut(self, item: dict[Hashable, Any]) -> None:
-        """Let the scan of ``item`` end at a random box that holds ``centre``."""
-        edges = self.R.uniform(*self.cut_edge, 3)
-        low = np.maximum(np.asarray(item["centre"]) - edges * self.R.random(3), 0).astype(int)
-        box = tuple(slice(start, start + int(edge) + 2) for start, edge in zip(low, edges, strict=True))
-        for key in ("image", "mask", "lung"):
-            if key in item:
-                item[key] = item[key][box]
-        moved = np.array(item["nodule"], dtype=np.float32).reshape(-1, 4)
-        moved[:, :3] -= low
-        outside = ((moved[:, :3] < 0) | (moved[:, :3] > np.subtract(item["image"].shape, 1))).any(axis=1)
-        item["nodule"], item["centre"] = moved, np.asarray(item["centre"]) - low
-        item["label"] = np.where(outside, IGNORED, np.asarray(item["label"], dtype=np.int64).reshape(-1))
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        if self.R.random() < self.cut:
-            self._cut(item)
         to_source, zoom = self._draw(item.pop("centre"))
         size = (self.size,) * 3
         item["image"] = crop_by_affine(item["image"], to_source, size, order=1, outside=self.outside_hu)[None]

@@ -233,9 +233,6 @@ def test_the_mean_is_that_of_the_outline_alone() -> None:
     assert found.mean_hu == 32766.5
 
 
-# --- which axis the slices are stacked along --------------------------------------------------------------------------
-
-
 # --- type hint --------------------------------------------------------------------------------------------------------
 
 

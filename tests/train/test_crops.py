@@ -208,26 +208,3 @@ def test_same_random_state_gives_the_same_crop_and_the_input_stays() -> None:
         np.testing.assert_array_equal(item[name], before[name])
     assert not np.array_equal(first["image"], other["image"])
     assert set(item) == set(before)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_a_cut_scan_ends_at_a_box_around_the_middle_of_the_crop(seed: int) -> None:
-    """Inside it nothing changes; what has its middle outside is neither nodule nor background."""
-    rows = np.array([[30, 40, 45, 10], [30, 40, 85, 8]], dtype=np.float32)
-    item = {**_without_nodules(_noise(SHAPE), (30, 40, 45)), "nodule": rows, "label": np.array([NODULE, NODULE])}
-    item["mask"], item["lung"] = _balls(rows), np.ones(SHAPE, dtype=np.uint8)
-    crop = _plain(61, cut=1.0, cut_edge=(20.0, 40.0), outside_hu=-1200.0)
-    crop.set_random_state(seed)
-    cut, whole = crop(item), _plain(61)(item)
-
-    voxels = np.argwhere(cut["lung"][0])
-    box = (0, *(slice(a, b + 1) for a, b in zip(voxels.min(0), voxels.max(0), strict=True)))
-    assert cut["lung"].sum() == cut["lung"][box].size
-    assert all(15 <= edge <= 42 for edge in cut["lung"][box].shape)  # shorter where the scan ends
-    assert (voxels.min(0) <= 30).all()
-    assert (voxels.max(0) >= 30).all()
-    for key in ("image", "lung", "mask"):
-        np.testing.assert_array_equal(cut[key][box], whole[key][box])
-    assert (cut["image"][cut["lung"] == 0] == -1200.0).all()
-    assert cut["label"].tolist() == [NODULE, IGNORED][: len(cut["label"])]
-    np.testing.assert_array_equal(cut["nodule"], whole["nodule"][: len(cut["nodule"])])
