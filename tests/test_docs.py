@@ -81,7 +81,7 @@ def component(config: Any, target: str) -> Any:
 def test_the_method_gives_the_numbers_of_the_configurations() -> None:
     train, found = (json.loads((ROOT / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
     crops, donors = component(train, ".RandomCropd"), component(train, ".InsertNodulesd")
-    window, overlap = found["window_size"][0], found["window_overlap"]
+    window, overlap = found["tile_size"][0], found["tile_overlap"]
     page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split()).replace(" %", "%")
     said = [
         f"the lungs plus {found['lung_margin_mm']:.0f} mm",
@@ -92,7 +92,8 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"are {train['crop_size']}³ voxels at {train['spacing_mm'][0]:.0f} mm. {train['nodule_share']:.0%} of them",
         f"rotation by ±{crops['rotate_degrees']:.0f}° and zoom by {crops['scale'][0]}–{crops['scale'][1]}",
         f"In {train['insertion_share']:.0%} of the crops",
-        f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation). {donors['bordering']:.0%} are",
+        f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation)",
+        f"Of the others, {donors['bordering']:.0%} are centred",
         f"In {train['added_share']:.0%} (`added_share`)",
         f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
         f"{donors['cored']:.0%} of these keep",

@@ -9,6 +9,7 @@ The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (n
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -34,12 +35,13 @@ logger = logging.getLogger(__name__)
 
 EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
 HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
-PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: half of such a crop lies outside it
+PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: most of such a crop is mirrored
 HELD_OUT_SCAN = "TCGA-DE-A4MA"  # unless another is named; never trained on, receives held-out donors for validation
 HELD_OUT_SHARE = 0.1  # of the donors' patients
 CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules validate in their own surroundings
 FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; such donors are one in nine
 IGNORED_MARGIN_MM = 3.0  # an ignored finding's diameter is taken this much larger: it was measured by a network
+AERATED_HU = -400  # air of a patch below it counts as lung
 READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
 VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
 
@@ -156,6 +158,36 @@ def patch_items(data_dir: Path, held_out: str = "", *, training: bool) -> list[I
             }
         )
     return items
+
+
+def _mirrored(patch: Item, output: Path) -> Item:
+    """The patch continued by its mirror images, with nothing of them to be found and all air in it lung.
+
+    A crop is larger than a patch: with air beyond it, a cube that floats in air would be a sign of a nodule.
+    """
+    folder = output / "patches"
+    files = {key: folder / f"{patch['name']}-{key}.nii.gz" for key in ("image", "mask", "lung_mask")}
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in ("image", "mask"):
+        source = nibabel.Nifti1Image.from_filename(patch[key])
+        voxels = np.asarray(source.dataobj).astype(np.int16)
+        affine = source.affine.copy()
+        affine[:3, 3] = apply_affine(affine, -np.array(voxels.shape))
+        beyond = [(n, n) for n in voxels.shape]
+        continued = np.pad(voxels, beyond, mode="symmetric" if key == "image" else "constant")
+        write_nifti(files[key], continued, affine)
+        if key == "image":
+            write_nifti(files["lung_mask"], (continued < AERATED_HU).astype(np.uint8), affine)
+    centre_lps_mm, diameter = patch["box"][0][:3], patch["box"][0][3]
+    centre = apply_affine(np.linalg.inv(source.affine), swap_lps_ras(np.array(centre_lps_mm)))
+    mirrored = itertools.product(*[(c, -1.0 - c, 2.0 * n - 1.0 - c) for c, n in zip(centre, voxels.shape, strict=True)])
+    centres_lps_mm = swap_lps_ras(apply_affine(source.affine, np.array(list(mirrored)))).round(3).tolist()
+    return {
+        **patch,
+        **{key: str(file.resolve()) for key, file in files.items()},
+        "box": [[*centre, diameter, diameter, diameter] for centre in centres_lps_mm],
+        "label": [NODULE] + [IGNORED] * (len(centres_lps_mm) - 1),
+    }
 
 
 def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> Item:
@@ -278,7 +310,7 @@ def make_development_datalist(
 
     Args:
         data_dir: the development data, see this module's docstring.
-        output_dir: gets the datalist, host masks, and the validation scans with their insertions.
+        output_dir: gets the datalist, host masks, mirrored patches, and the validation scans with their insertions.
         held_out: the scan of ``scans_1mm`` that is never trained on and receives the held-out donors; its own nodules
             count as neither true nor false, since each copy has them. Empty: all scans are trained on, and the section
             validation is empty.
@@ -292,7 +324,6 @@ def make_development_datalist(
     """
     source, output = Path(data_dir), Path(output_dir)
     lists: dict[str, list[Item]] = {"training": [], "validation": [], **_donors(source, held_out)}
-    patches = patch_items(source, held_out, training=True)
     for item in _hosts(source, output):
         if item["name"] == held_out:
             donors = lists["validation_donors"]
@@ -304,7 +335,7 @@ def make_development_datalist(
             lists["training"].append(item)
     if held_out and not lists["validation"]:
         _existing(source / "scans_1mm" / f"{held_out}.nii.gz")
-    lists["training"] += patches
+    lists["training"] += [_mirrored(patch, output) for patch in patch_items(source, held_out, training=True)]
     output.mkdir(parents=True, exist_ok=True)
     path = write_json(output / "datalist.json", lists)
     logger.info("%s: %s", path, {key: len(value) for key, value in lists.items()})

@@ -109,7 +109,7 @@ def _dice(folder: Path) -> str:
     nodules = [
         nodule
         for name in CROPS
-        for nodule in json.loads((folder / name / "outlines.json").read_text(encoding="utf-8"))["nodules"]["matched"]
+        for nodule in json.loads((folder / name / "masks.json").read_text(encoding="utf-8"))["nodules"]["matched"]
     ]
     dice: FloatArray = np.array([nodule["overlap"]["dice"] for nodule in nodules])
     small = np.array([nodule["diameter_mm"] < SMALL_MM for nodule in nodules])

@@ -44,14 +44,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the outline of one nodule measures, on the scan's own grid.
+    """What the mask of one nodule measures, on the scan's own grid.
 
     Attributes:
-        volume_mm3: voxels inside the outline × volume of a voxel.
+        volume_mm3: voxels inside the mask × volume of a voxel.
         effective_diameter_mm: diameter of the sphere of that volume.
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
         short_axis_mm: the largest extent perpendicular to it, on that slice.
-        mean_hu: mean intensity inside the outline, HU.
+        mean_hu: mean intensity inside the mask, HU.
         type_hint: what the intensities look like (:func:`..decode.measurements.type_hint`); a hint, no reading.
     """
 
@@ -78,13 +78,13 @@ class Location:
 
 @dataclass(frozen=True)
 class Nodule:
-    """A detection with its outline.
+    """A detection with its mask.
 
     Attributes:
         label: its value in the instance mask, 1 for the most probable nodule.
         detection: where, how large, how sure.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
-        measurement: ``None`` when no voxel of the scan's grid lies inside the outline.
+        measurement: ``None`` when no voxel of the scan's grid lies inside the mask.
         location: ``None`` where the two lungs were not found.
     """
 

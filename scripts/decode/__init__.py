@@ -1,7 +1,7 @@
-"""From maps to nodules: candidates, outlines, measurements, the place in the lungs."""
+"""From maps to nodules: candidates, masks, measurements, the place in the lungs."""
 
 from .candidates import DecodeCandidatesd, DropOutsideLungsd
 from .location import LocateNodulesd
-from .masks import OutlineNodulesd
+from .masks import SegmentNodulesd
 
-__all__ = ["DecodeCandidatesd", "DropOutsideLungsd", "LocateNodulesd", "OutlineNodulesd"]
+__all__ = ["DecodeCandidatesd", "DropOutsideLungsd", "LocateNodulesd", "SegmentNodulesd"]

@@ -1,8 +1,8 @@
-"""From mask logits to one outline per nodule on the scan's own grid.
+"""From mask logits to one mask per nodule on the scan's own grid.
 
 Logits are read (trilinear) at the centres of the scan's voxels in a box around each detection, cut at a threshold,
 and the piece at the detection's centre is kept. Stronger detections come first and keep what they hold; a detection
-whose centre lies inside a stronger one's outline is the same nodule and joins it.
+whose centre lies inside a stronger one's mask is the same nodule and joins it.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
 
 
 @dataclass(frozen=True)
-class OutlineSettings:
-    """How mask logits become outlines.
+class MaskSettings:
+    """How mask logits become masks.
 
     Attributes:
         stride: input voxels per output cell.
@@ -81,16 +81,16 @@ class OutlineSettings:
     margin_mm: float
 
 
-def outline_at(
+def mask_at(
     detection: Detection,
     mask_logits: Tensor,
     affine: FloatArray,
     taken: npt.NDArray[np.integer],
     scan_affine: FloatArray,
     *,
-    settings: OutlineSettings,
+    settings: MaskSettings,
 ) -> tuple[Box, Mask]:
-    """Outline one detection on the scan's own grid.
+    """Make the mask of one detection on the scan's own grid.
 
     Args:
         detection: where, and how large.
@@ -112,20 +112,20 @@ def outline_at(
     return box, piece_at((logits > cut) & (taken[box] == 0), centre, reach_mm / spacing_mm(scan_affine))
 
 
-def outline_nodules(
+def segment_nodules(
     detections: Sequence[Detection],
     mask_logits: Tensor,
     affine: FloatArray,
     scan_hu: npt.NDArray[np.int16],
     scan_affine: FloatArray,
     *,
-    settings: OutlineSettings,
+    settings: MaskSettings,
 ) -> tuple[list[Nodule], npt.NDArray[np.uint16]]:
-    """Outline and measure detections.
+    """Segment and measure detections.
 
     Args:
         detections: by falling probability.
-        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
+        mask_logits, affine, scan_affine, settings: see :func:`mask_at`.
         scan_hu: ``[I, J, K]``, the scan's own grid.
 
     Returns:
@@ -138,60 +138,60 @@ def outline_nodules(
         i, j, k = apply_affine(from_world, detection.centre_ras_mm).tolist()
         nearest = np.clip(np.round([i, j, k]).astype(int), 0, np.array(scan_hu.shape) - 1)
         if not instances[tuple(nearest)]:
-            box, inside = outline_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
+            box, inside = mask_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
             label = len(nodules) + 1
             instances[box][inside] = label
             nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
     return nodules, instances
 
 
-def outline_given(
+def segment_given(
     findings: Sequence[tuple[int, Detection]],
     mask_logits: Tensor,
     affine: FloatArray,
     shape: tuple[int, ...],
     scan_affine: FloatArray,
     *,
-    settings: OutlineSettings,
+    settings: MaskSettings,
 ) -> npt.NDArray[np.uint16]:
-    """Outline findings whose position and size are known, each as if it were alone.
+    """Segment findings whose position and size are known, each as if it were alone.
 
     Args:
         findings: label and place of each.
-        mask_logits, affine, scan_affine, settings: see :func:`outline_at`.
+        mask_logits, affine, scan_affine, settings: see :func:`mask_at`.
         shape: of the scan's grid.
 
     Returns:
-        The instance mask; where outlines overlap, the later finding's label stands.
+        The instance mask; where masks overlap, the later finding's label stands.
     """
     free = np.broadcast_to(np.zeros(1, dtype=np.uint16), shape)
     instances = np.zeros(shape, dtype=np.uint16)
     for label, place in findings:
-        box, inside = outline_at(place, mask_logits, affine, free, scan_affine, settings=settings)
+        box, inside = mask_at(place, mask_logits, affine, free, scan_affine, settings=settings)
         instances[box][inside] = label
     return instances
 
 
-class OutlineNodulesd(Transform):
-    """Graph component around :func:`outline_nodules`.
+class SegmentNodulesd(Transform):
+    """Graph component around :func:`segment_nodules`.
 
     Reads ``candidates``, ``pred``, the affine of ``image`` and ``scan`` (``[1, I, J, K]``, HU); writes ``nodules`` and
     ``mask`` ``[I, J, K]``. Candidates below ``threshold`` are left out.
 
     Args:
         threshold: smallest probability of a reported nodule.
-        stride, mask_threshold, margin_mm: see :class:`OutlineSettings`.
+        stride, mask_threshold, margin_mm: see :class:`MaskSettings`.
     """
 
     def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:
         for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
             if not 0.0 < value < 1.0:
                 raise SettingError(f"{name}: expected a probability between 0 and 1, got {value}")
-        self.threshold, self.settings = threshold, OutlineSettings(stride, mask_threshold, margin_mm)
+        self.threshold, self.settings = threshold, MaskSettings(stride, mask_threshold, margin_mm)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         scan = data["scan"]
-        nodules, mask = outline_nodules(
+        nodules, mask = segment_nodules(
             [c for c in data["candidates"] if c.probability >= self.threshold],
             torch.as_tensor(data["pred"])[MASK_LOGITS],
             np.asarray(data["image"].affine, dtype=np.float64),

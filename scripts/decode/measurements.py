@@ -1,4 +1,4 @@
-"""What an outline measures, on the scan's own grid; the definitions stand in :class:`..core.records.Measurement`."""
+"""What a mask measures, on the scan's own grid; the definitions stand in :class:`..core.records.Measurement`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOLID_FROM = 0.6  # share of solid voxels
 
 
 def _edge_points_mm(pixels: npt.NDArray[np.int64], steps_mm: FloatArray) -> FloatArray:
-    """Hull of the middles of the pixels' edges, where the outline passes on average.
+    """Hull of the middles of the pixels' edges, where the mask passes on average.
 
     Args:
         pixels: ``[P, 2]`` indices.
@@ -60,9 +60,9 @@ def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
 
 
 def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> NoduleType:
-    """What the intensities inside an outline look like; a hint, no reading.
+    """What the intensities inside a mask look like; a hint, no reading.
 
-    A voxel from -300 HU counts as solid. Voxels at the outline's in-plane edge, where nodule and air mix, are left out
+    A voxel from -300 HU counts as solid. Voxels at the mask's in-plane edge, where nodule and air mix, are left out
     unless nothing else is there. Below a tenth of solid voxels: ground-glass; from six tenths: solid; else part-solid.
 
     The threshold is the one that agreed with readers in 102 subsolid nodules (-250 and -300 HU are recommended there,
@@ -85,10 +85,10 @@ def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray)
 
 
 def measure(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> Measurement | None:
-    """Measure one outline.
+    """Measure one mask.
 
     Args:
-        inside: ``[I, J, K]``, voxels of the outline (or of a box cut from the scan around it).
+        inside: ``[I, J, K]``, voxels of the mask (or of a box cut from the scan around it).
         image_hu: the same voxels' intensities, HU.
         affine: ``[4, 4]``, voxel to world mm (only its directions and steps count here).
 

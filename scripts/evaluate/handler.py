@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 
 from ..core.files import writable_folder, write_csv, write_json
 from ..core.geometry import swap_lps_ras
-from ..metrics import FrocMetric, OutlineMetric, ScoredScan
+from ..metrics import FrocMetric, MaskMetric, ScoredScan
 from .operating import summary, write_operating
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Resampling, Score, System
@@ -25,13 +25,13 @@ class SaveEvaluation:
 
     ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` hold what was scored
     (LPS mm, all digits), so that ``python -m scripts.evaluate luna16`` gives the same numbers from them; ``froc.json``,
-    ``froc.csv`` and ``froc.png`` are those of that command. ``outlines.json`` holds the outlines' scores,
+    ``froc.csv`` and ``froc.png`` are those of that command. ``masks.json`` holds the masks' scores,
     ``operating.json`` thresholds, calibration and the curve per litre of lung (:mod:`.operating`).
 
     Args:
         metric: the evaluation's metric.
         output_dir: gets the files; made where it is missing.
-        outlines: the metric of the outlines; ``None`` leaves their file out.
+        masks: the metric of the masks; ``None`` leaves their file out.
         resamples: of the bootstrap over scans; 0 for none.
         seed: of the bootstrap.
     """
@@ -40,12 +40,12 @@ class SaveEvaluation:
         self,
         metric: FrocMetric,
         output_dir: str,
-        outlines: OutlineMetric | None = None,
+        masks: MaskMetric | None = None,
         *,
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        self.metric, self.output_dir, self.outlines = metric, Path(output_dir), outlines
+        self.metric, self.output_dir, self.masks = metric, Path(output_dir), masks
         self.resampling = Resampling(resamples, seed)
 
     def attach(self, engine: Engine) -> None:
@@ -70,23 +70,23 @@ class SaveEvaluation:
         operating = write_operating(folder, score.froc, self.metric.matches, named, self.resampling)
         logger.info("%s\n%s", folder / "froc.json", "\n".join([text_table([system]), *scan_lists(system)]))
         logger.info("%s\n%s", folder / "operating.json", "\n".join(summary(operating)))
-        if self.outlines is not None and self.outlines.scores is not None:
-            record, missing = self.outlines.scores.to_dict(), self.outlines.scores.without_reference
-            path = write_json(folder / "outlines.json", record)
-            logger.info("%s\n%s", path, "\n".join(_outline_lines(record["summary"])))
+        if self.masks is not None and self.masks.scores is not None:
+            record, missing = self.masks.scores.to_dict(), self.masks.scores.without_reference
+            path = write_json(folder / "masks.json", record)
+            logger.info("%s\n%s", path, "\n".join(_mask_lines(record["summary"])))
             if missing:
-                logger.warning("%d nodules have no outline in the reference masks: not scored", missing)
+                logger.warning("%d nodules have no voxel in the reference masks: not scored", missing)
         return system
 
 
-def _outline_lines(summary: dict[str, Any]) -> list[str]:
+def _mask_lines(summary: dict[str, Any]) -> list[str]:
     """Mean Dice and the others, one line for each setting."""
     lines = []
     for setting, sizes in summary.items():
         if sizes is not None:
             means = {name: sizes["all"][name]["mean"] for name in ("dice", "iou", "hd95_mm", "surface_dice_1mm")}
             shown = ", ".join(f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in means.items())
-            lines.append(f"outlines, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}")
+            lines.append(f"masks, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}")
     return lines
 
 

@@ -110,7 +110,7 @@ class LabelDetector:
         self.network: nn.Module | None = None
 
     def __call__(self, inputs: Tensor, use_inferer: bool = True) -> Any:
-        """Search ``[1, 1, I, J, K]``; ``use_inferer`` is what MONAI's own detectors take, windows are used anyway."""
+        """Search ``[1, 1, I, J, K]``; ``use_inferer`` is what MONAI's own detectors take, tiles are used anyway."""
         if self.network is None:
             raise SettingError("detector: expected a network in .network, got none; set it before the call")
         distance = inputs.meta.get(DISTANCE) if isinstance(inputs, MetaTensor) else None

@@ -1,4 +1,4 @@
-"""How good a result is: detection as LUNA16 counts it (FROC, CPM), outlines by their overlap."""
+"""How good a result is: detection as LUNA16 counts it (FROC, CPM), masks by their overlap."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .luna16 import (
     match,
     size_class,
 )
-from .outlines import NoduleOverlap, OutlineScores, join_outlines, score_outlines, summarise
+from .masks import MaskScores, NoduleOverlap, join_mask_scores, score_masks, summarise
 from .overlap import MISSED, Overlap, compare_masks
 from .per_litre import LITRE_RATES, PerLitre, per_litre_of
-from .running import FrocMetric, OutlineMetric
+from .running import FrocMetric, MaskMetric
 
 __all__ = [
     "BAND_RATES",
@@ -42,10 +42,10 @@ __all__ = [
     "Froc",
     "FrocMetric",
     "Interval",
+    "MaskMetric",
+    "MaskScores",
     "Matches",
     "NoduleOverlap",
-    "OutlineMetric",
-    "OutlineScores",
     "Overlap",
     "PerLitre",
     "Reliability",
@@ -57,11 +57,11 @@ __all__ = [
     "compare_masks",
     "confidence_of",
     "froc_of",
-    "join_outlines",
+    "join_mask_scores",
     "match",
     "match_scans",
     "per_litre_of",
-    "score_outlines",
+    "score_masks",
     "size_class",
     "summarise",
 ]

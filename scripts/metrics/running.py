@@ -18,7 +18,7 @@ from ignite.metrics import Metric
 from ..core.errors import DataError
 from .cpm import ScanTruth, ScoredScan, match_scans
 from .luna16 import Froc, Matches, froc_of
-from .outlines import OutlineScores, join_outlines
+from .masks import MaskScores, join_mask_scores
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +54,26 @@ class FrocMetric(Metric):
         return self.froc.cpm
 
 
-class OutlineMetric(Metric):
-    """Mean Dice of the outlines of all reference nodules, a missed one counting 0; NaN without any.
+class MaskMetric(Metric):
+    """Mean Dice of the masks of all reference nodules, a missed one counting 0; NaN without any.
 
-    Update with ``(scan, scores)`` of each scan of the batch: its name and its :class:`.outlines.OutlineScores`.
+    Update with ``(scan, scores)`` of each scan of the batch: its name and its :class:`.masks.MaskScores`.
 
     Attributes:
         scores: of all scans of the last run, in the three settings; ``None`` before.
     """
 
     def reset(self) -> None:
-        self._seen: list[tuple[str, OutlineScores]] = []
-        self.scores: OutlineScores | None = None
+        self._seen: list[tuple[str, MaskScores]] = []
+        self.scores: MaskScores | None = None
 
-    def update(self, output: Iterable[tuple[str, OutlineScores]]) -> None:
+    def update(self, output: Iterable[tuple[str, MaskScores]]) -> None:
         self._seen += output
 
     def compute(self) -> float:
         seen = _of_all_ranks(self._seen)
         by_name = dict(seen)
-        self.scores = join_outlines([by_name[name] for name in sorted(by_name)])
+        self.scores = join_mask_scores([by_name[name] for name in sorted(by_name)])
         dices = [n.overlap.dice for n in self.scores.every_nodule if n.overlap.dice is not None]
         return float(np.mean(dices)) if dices else math.nan
 

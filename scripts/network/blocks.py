@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same window
+COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same tile
 DETECTION_CHANNELS = 5  # nodule logit, offset (3), log diameter
 PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the first steps' background loss small
 
@@ -20,7 +20,7 @@ def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
     if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
         raise ValueError(
             f"image: expected sizes that are multiples of {multiple} voxels, got ({i}, {j}, {k}); pad it, or choose "
-            "such a window_size"
+            "such a tile_size"
         )
 
 
@@ -104,9 +104,9 @@ def mask_on_voxels(mask_logits: Tensor, stride: int) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the whole window holds (Hu et al. 2018), without a narrower hidden layer.
+    """Scale each channel by what the whole tile holds (Hu et al. 2018), without a narrower hidden layer.
 
-    The window is part of the function: the same voxel in a larger window is scaled otherwise.
+    The tile is part of the function: the same voxel in a larger tile is scaled otherwise.
     """
 
     def __init__(self, channels: int) -> None:

@@ -48,7 +48,7 @@ class CompactNet(nn.Module):
     Attributes:
         out_channels: 5 + M.
         stride: voxels per output cell, along each axis.
-        any_window: the window is no part of the function; away from borders it gives the same in any.
+        any_tile_size: the tile is no part of the function; away from borders it gives the same in any.
 
     Raises:
         ValueError: for another M; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
@@ -60,7 +60,7 @@ class CompactNet(nn.Module):
     """
 
     stride = 2
-    any_window = True
+    any_tile_size = True
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ a few points of every level; where they lie (relative to the query) and how they
 Deviations:
 - Points are handled in voxels of their level, (i, j, k). Only :func:`sample_trilinear` knows that ``grid_sample``
   wants (k, j, i) in [-1, 1]; LWNet's published code passes them transposed, which cubes hide.
-- Offsets are voxels of the level they look at, so that one offset means the same in windows of any size.
+- Offsets are voxels of the level they look at, so that one offset means the same in tiles of any size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sample_trilinear(values: Tensor, points_voxel: Tensor) -> Tensor:
 
 
 def cell_centres(features: Tensor) -> Tensor:
-    """Centres of a map's cells as fractions of the window, ``[I·J·K, 3]`` in (0, 1), last axis fastest."""
+    """Centres of a map's cells as fractions of the tile, ``[I·J·K, 3]`` in (0, 1), last axis fastest."""
     axes = [
         (torch.arange(n, device=features.device, dtype=torch.float32) + 0.5) / n
         for n in (features.shape[2], features.shape[3], features.shape[4])
@@ -44,10 +44,10 @@ def cell_centres(features: Tensor) -> Tensor:
 
 
 def sine_code(centres: Tensor, dim: int) -> Tensor:
-    """Code of positions as sines and cosines of falling rate (DETR's, normalised: one turn is the window).
+    """Code of positions as sines and cosines of falling rate (DETR's, normalised: one turn is the tile).
 
     Args:
-        centres: ``[Q, 3]``, fractions of the window; see :func:`cell_centres`.
+        centres: ``[Q, 3]``, fractions of the tile; see :func:`cell_centres`.
         dim: channels, at least 6: ``dim // 6`` rates, each with sine and cosine for i, j and k; the rest is zero.
 
     Returns:
@@ -112,9 +112,9 @@ class DeformableAttention(nn.Module):
 
         Args:
             queries: ``[B, Q, dim]``.
-            centres: ``[Q, 3]``, where each query sits, as fractions of the window (:func:`cell_centres`); their type is
+            centres: ``[Q, 3]``, where each query sits, as fractions of the tile (:func:`cell_centres`); their type is
                 the precision of the sampling.
-            maps: one ``[B, dim, I_l, J_l, K_l]`` per level, all covering the same window.
+            maps: one ``[B, dim, I_l, J_l, K_l]`` per level, all covering the same tile.
 
         Returns:
             ``[B, Q, dim]``.
@@ -171,10 +171,10 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of layers over several feature maps of one window; maps go in and come out.
+    """A stack of layers over several feature maps of one tile; maps go in and come out.
 
-    A learned embedding tells the levels apart. There is no position code unless asked for: a window is a random cut of
-    the chest, so where a voxel lies in it means nothing, and without the code the window's size is no part of the
+    A learned embedding tells the levels apart. There is no position code unless asked for: a tile is a random cut of
+    the chest, so where a voxel lies in it means nothing, and without the code the tile's size is no part of the
     function.
 
     Args:

@@ -12,8 +12,8 @@ Deviations:
 - Attention samples where it says: (i, j, k) offsets in voxels of the level they look at, and one order of axes
   (:mod:`.deformable_attention`). The published code transposes the axes, which its cubic patches hide.
 - The position code is the published sine code over normalised positions. How 128 channels are shared between three
-  axes is ours: 42 each, and the last two are zero. Like squeeze-and-excitation it makes the window a part of the
-  function: run the network on windows as large as those it was trained on.
+  axes is ours: 42 each, and the last two are zero. Like squeeze-and-excitation it makes the tile a part of the
+  function: run the network on tiles as large as those it was trained on.
 - The figure draws the encoder over four levels, the counted network has two. ``levels`` chooses. For the narrower
   levels at strides 2 and 4 a 1³ convolution projects to the encoder's width, and another one back; the way back is
   ours, since the decoder adds maps of those widths.

@@ -1,4 +1,4 @@
-"""How the network is applied: numeric precision, and windows over the lungs."""
+"""How the network is applied: numeric precision, and tiles over the lungs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..network.blocks import COARSEST_STRIDE
-from .tiles import BLOCK, Box, Tiling, batches, blocks_near, plan_windows
+from .tiles import BLOCK, Box, Tiling, batches, blocks_near, plan_tiles
 
 logger = logging.getLogger(__name__)
 
 BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
-LEAST_BLOCKS = 64 // BLOCK  # of a window that is cut: as large as the crops of a training
+LEAST_BLOCKS = 64 // BLOCK  # of a tile that is cut: as large as the crops of a training
 HALF_VOXEL = 0.5  # 0.167 of 96 voxels are 16
-LEAST_WEIGHT = 1e-3  # of a cell in the corner of a window, beside 1 in its middle
+LEAST_WEIGHT = 1e-3  # of a cell in the corner of a tile, beside 1 in its middle
 
 Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
 
@@ -122,54 +122,54 @@ def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" and any(n // COARSEST_STRIDE == 2 for n in inputs.shape[2:])
 
 
-class WindowError(UserError, ValueError):
-    """Windows that cannot be stitched at the output's stride, or do not fit the image."""
+class TileError(UserError, ValueError):
+    """Tiles that cannot be stitched at the output's stride, or do not fit the image."""
 
 
-class WindowInferer(Inferer):
-    """Apply a network in windows near the lungs, and stitch its maps with Gaussian weights.
+class TileInferer(Inferer):
+    """Apply a network in tiles near the lungs, and stitch its maps with Gaussian weights.
 
-    Windows are those of :func:`.tiles.plan_windows`. For a network with a true attribute ``any_window`` they are cut to
+    Tiles are those of :func:`.tiles.plan_tiles`. For a network with a true attribute ``any_tile_size`` they are cut to
     what they have to cover, and may be longer along one axis and shorter along another; for any other, of which the
-    window is a part, they keep their size.
+    tile is a part, they keep their size.
 
-    On a GPU without enough memory fewer windows go through the network at once, then all go through it on the CPU.
-    The windows stay the same, and so does the answer.
+    On a GPU without enough memory fewer tiles go through the network at once, then all go through it on the CPU.
+    The tiles stay the same, and so does the answer.
 
     Args:
-        window_size: ``[3]`` voxels, of the largest window.
-        overlap: share of it that a window has at least in common with the next; whole blocks of 8 voxels are taken.
+        tile_size: ``[3]`` voxels, of the largest tile.
+        overlap: share of it that a tile has at least in common with the next; whole blocks of 8 voxels are taken.
         stride: input voxels per output cell.
         reach_mm: what is farther from the lungs is not searched.
-        at_once: windows of one size that go through the network together.
+        at_once: tiles of one size that go through the network together.
 
     Attributes:
         remarks: what the report of the last image should say.
 
     Raises:
-        WindowError: windows that are no multiples of :data:`..network.blocks.COARSEST_STRIDE` voxels, or overlap by
-            more than half; on a call whose image is no multiple either, or is smaller than a window.
+        TileError: tiles that are no multiples of :data:`..network.blocks.COARSEST_STRIDE` voxels, or overlap by
+            more than half; on a call whose image is no multiple either, or is smaller than a tile.
 
     Example:
-        >>> def network(window):
-        ...     return torch.zeros(len(window), 13, *(n // 2 for n in window.shape[2:]))
-        >>> search = WindowInferer(window_size=[64, 64, 64], overlap=0.25, stride=2)
+        >>> def network(tile):
+        ...     return torch.zeros(len(tile), 13, *(n // 2 for n in tile.shape[2:]))
+        >>> search = TileInferer(tile_size=[64, 64, 64], overlap=0.25, stride=2)
         >>> search(torch.zeros(1, 1, 96, 64, 64), network).shape
         torch.Size([1, 13, 48, 32, 32])
     """
 
     def __init__(
-        self, window_size: Sequence[int], overlap: float, stride: int, reach_mm: float = math.inf, *, at_once: int = 1
+        self, tile_size: Sequence[int], overlap: float, stride: int, reach_mm: float = math.inf, *, at_once: int = 1
     ) -> None:
         super().__init__()
-        self.size = tuple(int(n) // BLOCK for n in window_size)
-        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in window_size) or not all(self.size):
-            raise WindowError(
-                f"window_size {list(window_size)} with window_overlap {overlap}: expected multiples of "
+        self.size = tuple(int(n) // BLOCK for n in tile_size)
+        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in tile_size) or not all(self.size):
+            raise TileError(
+                f"tile_size {list(tile_size)} with tile_overlap {overlap}: expected multiples of "
                 f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.05 is a good choice"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        shared = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in window_size]
+        shared = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in tile_size]
         self.shared = tuple(min(n, size - 1) for n, size in zip(shared, self.size, strict=True))
         self.remarks: tuple[str, ...] = ()
 
@@ -190,40 +190,41 @@ class WindowInferer(Inferer):
             lung_distance_mm: ``[…, I', J', K']``, to the lungs, on a grid of its own; everything is searched without.
 
         Returns:
-            ``[1, C', I/s, J/s, K/s]`` float32. Cells that no window holds are background (:data:`BACKGROUND_LOGIT`,
+            ``[1, C', I/s, J/s, K/s]`` float32. Cells that no tile holds are background (:data:`BACKGROUND_LOGIT`,
             then zeros).
         """
         shape = tuple(inputs.shape[2:])
         blocks = tuple(n // BLOCK for n in shape)
         whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
         if inputs.shape[0] != 1 or not all(whole):
-            raise WindowError(
-                f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a window of "
+            raise TileError(
+                f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a tile of "
                 f"{[n * BLOCK for n in self.size]}, got {list(inputs.shape)}; pad it"
             )
         wanted = np.ones(blocks, dtype=bool)
         if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
             wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, BLOCK)
-        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if getattr(network, "any_window", False) else self.size
-        windows = plan_windows(wanted, Tiling(self.size, self.shared, least))
+        may_cut = getattr(network, "any_tile_size", False)
+        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if may_cut else self.size
+        tiles = plan_tiles(wanted, Tiling(self.size, self.shared, least))
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return self._patiently(image, windows, network, lambda crops: network(crops, *args, **kwargs))
+        return self._patiently(image, tiles, network, lambda crops: network(crops, *args, **kwargs))
 
-    def _patiently(self, image: Tensor, windows: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
+    def _patiently(self, image: Tensor, tiles: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
         """:meth:`_stitch`, again with less memory each time that it runs out."""
         self.remarks = ()
         for at_once in dict.fromkeys((self.at_once, 1)):
             with contextlib.suppress(torch.OutOfMemoryError):
-                return self._stitch(image, windows, apply, at_once)
+                return self._stitch(image, tiles, apply, at_once)
             # The exception is gone here, and with it the tensors that its frames held.
-            self._say(f"{image.device} has too little memory for {at_once} windows of the network at once")
+            self._say(f"{image.device} has too little memory for {at_once} tiles of the network at once")
             torch.cuda.empty_cache()
         if is_cpu(image.device) or not isinstance(network, nn.Module):
-            raise MemoryError(f"{image.device}: too little memory for one window of the network")
+            raise MemoryError(f"{image.device}: too little memory for one tile of the network")
         self._say("the network ran on the CPU instead, which is slower and gives the same")
         network.to("cpu")
         try:
-            return self._stitch(image.cpu(), windows, apply, 1)
+            return self._stitch(image.cpu(), tiles, apply, 1)
         finally:
             network.to(image.device)
 
@@ -231,29 +232,29 @@ class WindowInferer(Inferer):
         logger.warning("%s", remark)
         self.remarks += (remark,)
 
-    def _stitch(self, image: Tensor, windows: list[Box], apply: Apply, at_once: int) -> Tensor:
-        """Maps of the windows, each cell the mean of those that hold it, weighted by how central it is in them."""
+    def _stitch(self, image: Tensor, tiles: list[Box], apply: Apply, at_once: int) -> Tensor:
+        """Maps of the tiles, each cell the mean of those that hold it, weighted by how central it is in them."""
         cells = [n // self.stride for n in image.shape[2:]]
         weights = torch.zeros(cells, device=image.device)
         maps: Tensor | None = None
-        for group in batches(windows, at_once):
-            preds = apply(torch.cat([image[:, :, *_scaled(window, BLOCK)] for window in group])).float()
+        for group in batches(tiles, at_once):
+            preds = apply(torch.cat([image[:, :, *_scaled(tile, BLOCK)] for tile in group])).float()
             if maps is None:
                 maps = torch.zeros([preds.shape[1], *cells], device=image.device)
             weight = gaussian(tuple(preds.shape[2:]), image.device)
-            for window, pred in zip(group, preds, strict=True):
-                place = _scaled(window, BLOCK // self.stride)
+            for tile, pred in zip(group, preds, strict=True):
+                place = _scaled(tile, BLOCK // self.stride)
                 maps[:, *place].addcmul_(pred, weight)
                 weights[place].add_(weight)
         if maps is None:
-            raise WindowError("image: expected something near the lungs to search, got nothing")
+            raise TileError("image: expected something near the lungs to search, got nothing")
         maps /= weights.clamp_min(LEAST_WEIGHT)
         maps[0][weights == 0] = BACKGROUND_LOGIT
         return maps[None]
 
 
-def _scaled(window: Box, factor: int) -> Box:
-    return tuple(slice(part.start * factor, part.stop * factor) for part in window)
+def _scaled(tile: Box, factor: int) -> Box:
+    return tuple(slice(part.start * factor, part.stop * factor) for part in tile)
 
 
 def is_cpu(device: torch.device) -> bool:
@@ -262,6 +263,6 @@ def is_cpu(device: torch.device) -> bool:
 
 
 def gaussian(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """MONAI's weights of a window's cells: ``[I, J, K]``, 1 in the middle, at least :data:`LEAST_WEIGHT`."""
+    """MONAI's weights of a tile's cells: ``[I, J, K]``, 1 in the middle, at least :data:`LEAST_WEIGHT`."""
     weight = compute_importance_map(shape, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
     return weight.clamp_min(LEAST_WEIGHT)

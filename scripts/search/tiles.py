@@ -1,10 +1,10 @@
-"""Which windows of a volume the network has to see, so that all that is wanted is covered and little else is.
+"""Which tiles of a volume the network has to see, so that all that is wanted is covered and little else is.
 
-The volume is cut in two, each part in two again, and so on. A part gets one window, around what is wanted in it; where
-something wanted goes on across a cut, the window above it reaches back, so that neighbours overlap there and nowhere
+The volume is cut in two, each part in two again, and so on. A part gets one tile, around what is wanted in it; where
+something wanted goes on across a cut, the tile above it reaches back, so that neighbours overlap there and nowhere
 else. Of the best cuts along each axis, and none, the one is made that computes the least in the end.
 
-All of it is counted in *blocks* of :data:`BLOCK` voxels. A window is whole cells of the network's coarsest level long,
+All of it is counted in *blocks* of :data:`BLOCK` voxels. A tile is whole cells of the network's coarsest level long,
 but may begin in the middle of one: so it follows the border of a lung more closely.
 """
 
@@ -24,7 +24,7 @@ from scipy import ndimage
 from ..core.geometry import FloatArray
 from ..network.blocks import COARSEST_STRIDE
 
-STEP = 2  # blocks that the length of a window is a multiple of: one cell of the coarsest level
+STEP = 2  # blocks that the length of a tile is a multiple of: one cell of the coarsest level
 BLOCK = COARSEST_STRIDE // STEP  # voxels
 
 Mask = npt.NDArray[np.bool_]
@@ -37,12 +37,12 @@ NOWHERE = 1 << 20  # first block of what is empty; less nothing is its end
 
 @dataclass(frozen=True)
 class Tiling:
-    """How windows are laid, in blocks.
+    """How tiles are laid, in blocks.
 
     Attributes:
-        size: ``[3]`` of the largest window. One that may be cut may also be longer along one axis and shorter along
+        size: ``[3]`` of the largest tile. One that may be cut may also be longer along one axis and shorter along
             another, but holds no more blocks.
-        overlap: ``[3]``, that a window has at least in common with the next.
+        overlap: ``[3]``, that a tile has at least in common with the next.
         least: ``[3]`` of the smallest one. Where it is ``size``, all have that size.
     """
 
@@ -51,11 +51,11 @@ class Tiling:
     least: Place
 
     def fits(self, blocks: int) -> bool:
-        """Whether one window holds so many blocks."""
+        """Whether one tile holds so many blocks."""
         return blocks <= math.prod(self.size)
 
     def lengths(self, seen: Ints, shape: Place) -> Ints:
-        """Of the window around ``[..., 3]`` blocks; of several together where their only size is too short."""
+        """Of the tile around ``[..., 3]`` blocks; of several together where their only size is too short."""
         if self.least == self.size:
             new = np.array(self.size) - self.overlap
             return np.asarray(np.maximum(-(-(seen - self.overlap) // new), 1) * self.size, dtype=np.int64)
@@ -68,28 +68,28 @@ class Part:
 
     Attributes:
         low, high: ``[3]`` first and one-past-last block.
-        window: what it needs if it is not cut.
-        blocks: of that window, or of several where one of their only size is too short.
-        cuts: the best one along each axis, best first: blocks of the windows of both halves, axis, and first block of
+        tile: what it needs if it is not cut.
+        blocks: of that tile, or of several where one of their only size is too short.
+        cuts: the best one along each axis, best first: blocks of the tiles of both halves, axis, and first block of
             the upper half.
     """
 
     low: Place
     high: Place
-    window: Box
+    tile: Box
     blocks: int
     cuts: tuple[tuple[int, int, int], ...]
 
 
-def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
-    """Lay windows over the wanted blocks.
+def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
+    """Lay tiles over the wanted blocks.
 
     Args:
-        wanted: ``[I, J, K]``, along each axis at least a window long.
+        wanted: ``[I, J, K]``, along each axis at least a tile long.
         tiling: see there.
 
     Returns:
-        Windows that together hold every wanted block, and with it in the same one what is wanted up to the overlap
+        Tiles that together hold every wanted block, and with it in the same one what is wanted up to the overlap
         below it along each axis; none where nothing is wanted.
     """
 
@@ -111,17 +111,17 @@ def plan_windows(wanted: Mask, tiling: Tiling) -> list[Box]:
         cut = sum(followed(half) for half in halves(of, of.cuts[0]))
         return min(cut, of.blocks) if tiling.fits(of.blocks) else cut
 
-    def windows(of: Part) -> Iterator[Box]:
+    def tiles(of: Part) -> Iterator[Box]:
         choices = [halves(of, cut) for cut in of.cuts]
         best = min(choices, key=lambda two: sum(map(followed, two)), default=[])
         if tiling.fits(of.blocks) and (not best or sum(map(followed, best)) >= of.blocks):
-            yield of.window
+            yield of.tile
         else:
             for half in best:
-                yield from windows(half)
+                yield from tiles(half)
 
     whole = part((0, 0, 0), wanted.shape)
-    return [] if whole is None else list(windows(whole))
+    return [] if whole is None else list(tiles(whole))
 
 
 def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
@@ -130,7 +130,7 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
     first, end = own[0].min(axis=0) + low, own[1].max(axis=0) + low
     if first[0] >= NOWHERE:
         return None
-    back = np.maximum(first - tiling.overlap, 0)  # what the window reaches back over
+    back = np.maximum(first - tiling.overlap, 0)  # what the tile reaches back over
     shadows = _shadows(wanted[_box(back, end)])
     cuts = []
     for axis in range(3):
@@ -151,7 +151,7 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
     return Part(
         tuple(first.tolist()),
         tuple(end.tolist()),
-        window=_box(place, place + lengths),
+        tile=_box(place, place + lengths),
         blocks=int(lengths.prod()),
         cuts=tuple(sorted(cuts)),
     )
@@ -187,14 +187,14 @@ def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Ma
     return np.asarray(counts.take(stops, axis) > counts.take(starts, axis))
 
 
-def volume(windows: Sequence[Box]) -> int:
-    """Blocks of all windows together; those in several count as often."""
-    return sum(math.prod(part.stop - part.start for part in window) for window in windows)
+def volume(tiles: Sequence[Box]) -> int:
+    """Blocks of all tiles together; those in several count as often."""
+    return sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
 
 
-def batches(windows: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
-    """Windows in groups of at most ``at_once`` that follow each other and have one size."""
-    for _, alike in itertools.groupby(windows, key=lambda window: [part.stop - part.start for part in window]):
+def batches(tiles: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
+    """Tiles in groups of at most ``at_once`` that follow each other and have one size."""
+    for _, alike in itertools.groupby(tiles, key=lambda tile: [part.stop - part.start for part in tile]):
         same = list(alike)
         yield from (same[n : n + at_once] for n in range(0, len(same), at_once))
 

@@ -1,6 +1,6 @@
 """Training: crops, inserted nodules, targets, losses, preprocessed scans on disk, adapters to MONAI's engines."""
 
-from .batches import PairWithTruthd, ScoreOutlinesd, prepare_training_batch
+from .batches import PairWithTruthd, ScoreMasksd, prepare_training_batch
 from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers_of_rank
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
@@ -31,7 +31,7 @@ __all__ = [
     "RandomCropd",
     "RegressionLoss",
     "ScanCache",
-    "ScoreOutlinesd",
+    "ScoreMasksd",
     "StepLog",
     "StopOnBadLoss",
     "ToCellsd",

@@ -17,8 +17,8 @@ from ..core.geometry import apply_affine, spacing_mm
 from ..core.labels import NODULE, PADDING
 from ..core.records import Detection
 from ..decode.candidates import MASK_LOGITS
-from ..decode.masks import OutlineSettings, outline_given
-from ..metrics import ScanTruth, ScoredScan, score_outlines
+from ..decode.masks import MaskSettings, segment_given
+from ..metrics import ScanTruth, ScoredScan, score_masks
 from ..preprocess.lungs import SAME_GRID, lung_mm3
 
 TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
@@ -54,21 +54,21 @@ def _truth_of(item: Mapping[Hashable, Any]) -> ScanTruth:
     return ScanTruth(centres, rows[:, 3], label[label != PADDING] == NODULE, str(item.get("name", "")), litres)
 
 
-class ScoreOutlinesd(Transform):
-    """Compare the reported outlines with the reference mask, on the scan's own grid; see docs/evaluation.md.
+class ScoreMasksd(Transform):
+    """Compare the reported masks with the reference mask, on the scan's own grid; see docs/evaluation.md.
 
-    Reads ``nodules`` and ``mask`` (:class:`..decode.masks.OutlineNodulesd`), ``nodule``, ``label``, ``name``, ``pred``
+    Reads ``nodules`` and ``mask`` (:class:`..decode.masks.SegmentNodulesd`), ``nodule``, ``label``, ``name``, ``pred``
     and ``image`` of the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1, on the scan's
     grid, whose axes it may hold in another order or direction; without it no nodule has a reference). Writes
-    ``outlines``: the scan's name and its scores, for :class:`..metrics.OutlineMetric`.
+    ``mask_scores``: the scan's name and its scores, for :class:`..metrics.MaskMetric`.
 
     Args:
-        stride, mask_threshold, margin_mm: see :class:`..decode.masks.OutlineSettings`; for outlines whose position and
+        stride, mask_threshold, margin_mm: see :class:`..decode.masks.MaskSettings`; for masks whose position and
             size are given.
     """
 
     def __init__(self, *, stride: int, mask_threshold: float, margin_mm: float) -> None:
-        self.settings = OutlineSettings(stride, mask_threshold, margin_mm)
+        self.settings = MaskSettings(stride, mask_threshold, margin_mm)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -79,7 +79,7 @@ class ScoreOutlinesd(Transform):
             (n + 1, Detection(tuple(truth.centres_ras_mm[n].tolist()), float(truth.diameters_mm[n]), 1.0))
             for n in np.flatnonzero(truth.is_nodule).tolist()
         ]
-        oracle = outline_given(
+        oracle = segment_given(
             given,
             torch.as_tensor(item["pred"])[MASK_LOGITS],
             np.asarray(item["image"].affine, dtype=np.float64),
@@ -88,8 +88,8 @@ class ScoreOutlinesd(Transform):
             settings=self.settings,
         )
         masks = reference.astype(np.int32), predicted.astype(np.int32)
-        scores = score_outlines(truth, item["nodules"], masks, spacing_mm(scan_affine), oracle_mask=oracle)
-        item["outlines"] = truth.name, scores
+        scores = score_masks(truth, item["nodules"], masks, spacing_mm(scan_affine), oracle_mask=oracle)
+        item["mask_scores"] = truth.name, scores
         return item
 
 

@@ -36,6 +36,9 @@ ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own:
 FAINTEST_HU = 100.0  # mean density added at least to a nodule of 10 mm or more: ground glass that a reader would mark,
 FAINTEST_HU_MM = 1000.0  # and to a smaller one the more, the smaller it is
 VESSEL_HU = -500.0  # what is denser in a host than this, and than the nodule put there, stays: vessels go on
+BASE_SHARE = 0.12  # of the shell around a donor is tissue where it grew at a wall, and lies mostly on one side:
+BASE_AGREEMENT = 0.5  # mean length of the unit vectors to it
+WALL_VOXEL = 8  # how far from a place a wall is looked for
 CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
 
 Mask = npt.NDArray[np.bool_]
@@ -58,6 +61,35 @@ def _largest_piece(inside: Mask) -> Mask:
     return inside if count < 2 else np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
 
 
+def _base(hu: HU, inside: Mask) -> FloatArray | None:
+    """Direction ``[3]`` from a nodule to the wall that it grew at; ``None`` for one amid the lung.
+
+    Args:
+        hu: ``[I, J, K]``, of the nodule and its surroundings.
+        inside: its mask.
+    """
+    shell = ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)
+    tissue = np.argwhere(shell & (hu > SOLID_HU)) - np.argwhere(inside).mean(0)
+    if len(tissue) < BASE_SHARE * shell.sum():
+        return None
+    towards = (tissue / np.linalg.norm(tissue, axis=1, keepdims=True)).mean(0)
+    length = float(np.linalg.norm(towards))
+    return towards / length if length > BASE_AGREEMENT else None
+
+
+def _to_wall(smooth_hu: HU, site: FloatArray) -> tuple[FloatArray, float] | None:
+    """Direction ``[3]`` and distance, voxels, to the nearest massive tissue; ``None`` where none is near."""
+    low = np.maximum(site.astype(int) - WALL_VOXEL, 0)
+    near = smooth_hu[tuple(slice(a, int(b) + WALL_VOXEL + 1) for a, b in zip(low, site, strict=True))]
+    tissue = np.argwhere(near > SOLID_HU) + low - site
+    if len(tissue) == 0:
+        return None
+    distances = np.linalg.norm(tissue, axis=1)
+    towards = tissue[distances <= distances.min() + 1.5].mean(0)
+    length = float(np.linalg.norm(towards))
+    return (towards / length, float(distances.min())) if length > 0 else None
+
+
 class InsertNodulesd(RandomizableTransform):
     """Insert up to ``most`` donors into a crop of 1 mm voxels.
 
@@ -76,7 +108,8 @@ class InsertNodulesd(RandomizableTransform):
         added: share of the nodules whose density is added to the host's; the others replace it.
         opacity: range of the share of its density that an added nodule keeps, evenly drawn.
         cored: share of the added nodules that are dense in their core and that faint around it.
-        bordering: share of the nodules with their centre beside pleura, fissure or vessel, not amid parenchyma.
+        bordering: share of the nodules with their centre beside pleura, fissure or vessel, not amid parenchyma;
+            donors that grew at a wall come to lie at one in any case.
     """
 
     def __init__(
@@ -115,12 +148,16 @@ class InsertNodulesd(RandomizableTransform):
             )
         return self._patches[number]
 
-    def _draw_donor(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """A donor on a 1 mm cube after a random turn, flip and zoom: HU and soft mask, centred; at most ``shape``."""
-        hu, inside, mm = self._patch(int(self.R.choice(len(self.donors), p=self._chances)))
+    def _draw_donor(self) -> tuple[int, float, FloatArray]:
+        """Number of a donor, its zoom, and a random turn with flips."""
+        number = int(self.R.choice(len(self.donors), p=self._chances))
         zoom = float(np.exp(self.R.uniform(*np.log(self.scale))))
         turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
-        turn = turn * self.R.choice([-1.0, 1.0], 3)
+        return number, zoom, turn * self.R.choice([-1.0, 1.0], 3)
+
+    def _turned(self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...]) -> tuple[HU, HU]:
+        """A donor on a 1 mm cube: HU and soft mask, centred; at most ``shape``. ``turn``: crop to donor."""
+        hu, inside, mm = self._patch(number)
         where = np.argwhere(inside)
         reach_mm = np.linalg.norm((where - where.mean(0)) * mm, axis=1).max() * zoom
         edge = int(min(2 * np.ceil(reach_mm + 3.0) + 1, *shape))
@@ -130,6 +167,29 @@ class InsertNodulesd(RandomizableTransform):
         size = (edge, edge, edge)
         soft = crop_by_affine(inside, to_source, size, order=1)
         return crop_by_affine(hu, to_source, size, order=1), soft
+
+    def _placed(
+        self, smooth_hu: HU, amid: Mask, beside: Mask, occupied: FloatArray
+    ) -> tuple[HU, HU, FloatArray] | None:
+        """A donor (HU and soft mask) and the place of its centre; ``None`` without a free one.
+
+        A donor that grew at a wall comes to lie at one, its base turned to it.
+        """
+        number, zoom, turn = self._draw_donor()
+        hu, soft = self._turned(number, zoom, turn, smooth_hu.shape)
+        inside = soft > 0.5
+        base = _base(hu, inside)
+        places = beside if base is not None or self.R.random() < self.bordering else amid
+        site = self._site(places, occupied, sphere_diameter_mm(float(inside.sum())) / 2.0)
+        to_wall = None if base is None or site is None else _to_wall(smooth_hu, site)
+        if site is None or base is None or to_wall is None:
+            return None if site is None else (hu, soft, site)
+        wall, distance = to_wall
+        turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
+        hu, soft = self._turned(number, zoom, turn, smooth_hu.shape)
+        depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
+        site = (site + wall * (distance - depth + 1.0)).round()  # a voxel of it lies in the wall
+        return hu, soft, np.clip(site, 0, np.array(smooth_hu.shape) - 1)
 
     def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
         """A random one of the places that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
@@ -141,14 +201,19 @@ class InsertNodulesd(RandomizableTransform):
                 return site.astype(np.float64)
         return None
 
-    def _insert(self, item: dict[Hashable, Any], smooth_hu: npt.NDArray[np.float32], places: Mask) -> None:
-        """Insert one donor at one of the places of ``item``'s crop, in place (its arrays are this call's own)."""
+    def _insert(self, item: dict[Hashable, Any], smooth_hu: HU, amid: Mask, beside: Mask) -> None:
+        """Insert one donor into ``item``'s crop, in place (its arrays are this call's own).
+
+        Args:
+            item: see the class.
+            smooth_hu: local mean of the crop.
+            amid, beside: aerated voxels amid parenchyma and beside tissue.
+        """
         image, mask = item["image"][0], item["mask"][0]
-        hu, soft = self._draw_donor(image.shape)
-        radius = sphere_diameter_mm(float((soft > 0.5).sum())) / 2.0
-        site = self._site(places, item["nodule"], radius)
-        if site is None:
+        placed = self._placed(smooth_hu, amid, beside, item["nodule"])
+        if placed is None:
             return
+        hu, soft, site = placed
         low = site.astype(int) - hu.shape[0] // 2
         here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
         there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
@@ -207,6 +272,5 @@ class InsertNodulesd(RandomizableTransform):
             aerated &= np.pad(np.ones([n - 4 for n in aerated.shape], dtype=bool), 2)  # not at the crop's border
             amid = smooth_hu < PARENCHYMA_HU[1]
             for _ in range(int(self.R.randint(1, self.most + 1))):
-                borders = self.R.random() < self.bordering
-                self._insert(item, smooth_hu, aerated & (~amid if borders else amid))
+                self._insert(item, smooth_hu, aerated & amid, aerated & ~amid)
         return item

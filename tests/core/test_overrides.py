@@ -297,7 +297,7 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--top_k", "0"), "top_k: expected at least 1, got 0"),
         (("--hu_window", "[400, -1000]"), "hu_window: expected the lower HU first"),
         (("--top_k", "2.5"), "top_k: expected a whole number, such as 3, got '2.5'"),
-        (("--windows_at_once", "x"), "windows_at_once: expected a whole number"),
+        (("--tiles_at_once", "x"), "tiles_at_once: expected a whole number"),
         (("--hu_window", "5"), "hu_window: expected 2 numbers"),
         (("--hu_window", "[a,b]"), "hu_window: expected a number"),
         (("--overwrite", "1"), "overwrite: expected true or false, got 1"),

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 
 from scripts.core.geometry import voxel_volume_mm3
 from scripts.core.records import Detection, Nodule
-from scripts.decode.masks import OutlineNodulesd, OutlineSettings, logits_at, outline_given, outline_nodules, piece_at
+from scripts.decode.masks import MaskSettings, SegmentNodulesd, logits_at, piece_at, segment_given, segment_nodules
 from scripts.network.blocks import mask_on_voxels
 
 Array = npt.NDArray[np.float64]
@@ -70,13 +70,13 @@ def outline(
     mask_threshold: float = 0.5,
     margin_mm: float = 5.0,
 ) -> tuple[list[Nodule], npt.NDArray[np.uint16]]:
-    return outline_nodules(
+    return segment_nodules(
         detections,
         maps_of(field, map_affine),
         map_affine,
         np.full(shape, 30, dtype=np.int16),
         scan_affine,
-        settings=OutlineSettings(stride=2, mask_threshold=mask_threshold, margin_mm=margin_mm),
+        settings=MaskSettings(stride=2, mask_threshold=mask_threshold, margin_mm=margin_mm),
     )
 
 
@@ -246,11 +246,11 @@ def test_more_nodules_than_eight_bits_can_label() -> None:
 
 # --- findings whose place is given ------------------------------------------------------------------------------------
 
-LOOSE = OutlineSettings(stride=2, mask_threshold=0.5, margin_mm=2.0)
+LOOSE = MaskSettings(stride=2, mask_threshold=0.5, margin_mm=2.0)
 
 
 def given(findings: list[tuple[int, Detection]], field: Field) -> npt.NDArray[np.uint16]:
-    return outline_given(findings, maps_of(field, MAP_AFFINE), MAP_AFFINE, SHAPE, SCAN, settings=LOOSE)
+    return segment_given(findings, maps_of(field, MAP_AFFINE), MAP_AFFINE, SHAPE, SCAN, settings=LOOSE)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -332,9 +332,9 @@ def test_a_detection_beyond_the_scan_has_no_outline() -> None:
 # --- graph component --------------------------------------------------------------------------------------------------
 
 
-def component(**changed: float) -> OutlineNodulesd:
+def component(**changed: float) -> SegmentNodulesd:
     settings = {"threshold": 0.5, "stride": 2, "mask_threshold": 0.5, "margin_mm": 5.0}
-    return OutlineNodulesd(**{**settings, **changed})  # type: ignore[arg-type]
+    return SegmentNodulesd(**{**settings, **changed})  # type: ignore[arg-type]
 
 
 def test_the_component_outlines_what_reaches_the_threshold_on_the_grid_of_the_scan() -> None:

@@ -67,5 +67,5 @@ def test_the_operator_gives_a_mask_of_the_scans_shape(program: Program, elsewher
     program("monai.bundle", *command, "--output_dir", "compared", "--precision", "float32")
     expected = np.asarray(nib.load(elsewhere / "compared" / "scan" / "mask.nii.gz").dataobj) > 0
     assert expected.any()
-    # TorchScript forgets that windows may be cut to what they cover, so borders of windows lie elsewhere.
+    # TorchScript forgets that tiles may be cut to what they cover, so borders of tiles lie elsewhere.
     assert 2 * ((mask > 0) & expected).sum() / ((mask > 0).sum() + expected.sum()) > 0.8

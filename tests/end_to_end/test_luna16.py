@@ -17,7 +17,7 @@ from tests.luna16_files import write_csv
 
 QUICK = {
     **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "max_epochs": 1},
-    **{"precision": "float32", "nodule_share": 0.8, "window_size": "[64,64,64]"},
+    **{"precision": "float32", "nodule_share": 0.8, "tile_size": "[64,64,64]"},
 }
 UIDS = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{n}" for n in range(3)]
 

@@ -1,4 +1,4 @@
-"""The inference graph against the plain path: MONAI's transforms, the network as trained, one window after the other.
+"""The inference graph against the plain path: MONAI's transforms, the network as trained, one tile after the other.
 
 Memory: what a larger field of view costs.
 """
@@ -28,7 +28,7 @@ from monai.transforms import (
 )
 
 from scripts.decode.candidates import DecodeCandidatesd, DropOutsideLungsd
-from scripts.decode.masks import OutlineNodulesd
+from scripts.decode.masks import SegmentNodulesd
 from scripts.network import ready_network
 from scripts.network.blocks import COARSEST_STRIDE
 from scripts.phantom.chest import make_chest, scan_chest
@@ -36,14 +36,14 @@ from scripts.phantom.files import write_image
 from scripts.preprocess import CropToLungsd, LungSearch
 from scripts.read.reader import ScanReader
 from scripts.search.inferer import LEAST_BLOCKS, gaussian
-from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_windows
+from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_tiles
 from tests.bundle import INFERENCE, ROOT, assert_found, candidates, run_inference
 
-WINDOW, OVERLAP, THRESHOLD = 64, 0.25, 0.3
+TILE, OVERLAP, THRESHOLD = 64, 0.25, 0.3
 OVERRIDES = {
     "precision": "float32",
-    "window_size": [WINDOW] * 3,
-    "window_overlap": OVERLAP,
+    "tile_size": [TILE] * 3,
+    "tile_overlap": OVERLAP,
     "threshold": THRESHOLD,
     "device": "cpu",
 }
@@ -74,7 +74,7 @@ def _plain_preprocessing() -> Compose:
             CropToLungsd("image", LungSearch(), margin_mm=15.0),
             Spacingd("image", pixdim=(1, 1, 1), mode="bilinear", padding_mode="border", dtype=np.float64),
             ScaleIntensityRanged("image", a_min=-1200, a_max=600, b_min=-1, b_max=1, clip=True),
-            SpatialPadd(spatial_size=[WINDOW] * 3, **pads),
+            SpatialPadd(spatial_size=[TILE] * 3, **pads),
             DivisiblePadd(k=COARSEST_STRIDE, **pads),
         ]
     )
@@ -82,14 +82,14 @@ def _plain_preprocessing() -> Compose:
 
 def _plain_maps(item: dict[str, Any], network: torch.nn.Module) -> torch.Tensor:
     image = item["image"].as_tensor()
-    size, shared = (WINDOW // BLOCK,) * 3, (round(WINDOW * OVERLAP) // BLOCK,) * 3
+    size, shared = (TILE // BLOCK,) * 3, (round(TILE * OVERLAP) // BLOCK,) * 3
     wanted = blocks_near(item["lung_distance_mm"], 10.0, item["image"].affine, tuple(image.shape[1:]), BLOCK)
-    windows = plan_windows(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
-    assert len(windows) > 4
+    tiles = plan_tiles(wanted, Tiling(size, shared, (LEAST_BLOCKS,) * 3))
+    assert len(tiles) > 4
     maps = torch.zeros(13, *(n // 2 for n in image.shape[1:]))
     weights = torch.zeros(maps.shape[1:])
-    for window in windows:
-        part = tuple(slice(p.start * BLOCK, p.stop * BLOCK) for p in window)
+    for tile in tiles:
+        part = tuple(slice(p.start * BLOCK, p.stop * BLOCK) for p in tile)
         cells = tuple(slice(p.start // 2, p.stop // 2) for p in part)
         with torch.no_grad():
             pred = network(image[:, *part][None])[0]
@@ -115,7 +115,7 @@ def plain(scan: Path) -> dict[str, Any]:
     steps = [
         DecodeCandidatesd(threshold=0.0005, smallest_diameter_mm=smallest, **settings),
         DropOutsideLungsd(margin_mm=parser.get_parsed_content("outside_lungs_mm")),
-        OutlineNodulesd(threshold=THRESHOLD, stride=2, mask_threshold=parser["mask_threshold"], margin_mm=5.0),
+        SegmentNodulesd(threshold=THRESHOLD, stride=2, mask_threshold=parser["mask_threshold"], margin_mm=5.0),
     ]
     return dict(Compose(steps)(item))
 
@@ -156,8 +156,8 @@ finally:
 def _peak_mb(scan: Path, output: Path) -> float:
     """Most memory of the command line on one scan, MB; on one thread, and without threads beside it."""
     words = ["run", "inference", "--config_file", "configs/inference.json", "--input", str(scan)]
-    words += ["--output_dir", str(output), "--background", "False", "--window_size", str([WINDOW] * 3)]
-    words += ["--window_overlap", str(OVERLAP)]
+    words += ["--output_dir", str(output), "--background", "False", "--tile_size", str([TILE] * 3)]
+    words += ["--tile_overlap", str(OVERLAP)]
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PEAK, *words],
         cwd=ROOT,

@@ -30,7 +30,7 @@ LOGGING = str(ROOT / "configs" / "logging.conf")
 
 # Keys that say the same in training and inference; another value would be another preprocessing or network.
 SHARED = (
-    *("spacing_mm", "lung_margin_mm", "hu_window", "stride", "window_size", "window_overlap", "precision"),
+    *("spacing_mm", "lung_margin_mm", "hu_window", "stride", "tile_size", "tile_overlap", "precision"),
     *("candidate_threshold", "peak_size", "top_k", "nms_overlap", "smallest_diameter_mm", "outside_lungs_mm"),
     *("network_def", "callers", "config_dirs", "bundle_root", "scripts_path"),
 )

@@ -35,7 +35,7 @@ def test_an_evaluation_on_two_ranks_writes_what_one_rank_writes(small_data: Path
     )
     assert two.returncode == 0, two.stdout + two.stderr
     first, second = files_of(tmp_path / "1"), files_of(tmp_path / "2")
-    assert {"froc.json", "outlines.json", "predictions.csv"} <= set(first)
+    assert {"froc.json", "masks.json", "predictions.csv"} <= set(first)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 

@@ -20,7 +20,7 @@ from tests.bundle import ROOT, command
 TRAIN = str(ROOT / "configs" / "train.json")
 QUICK = {
     **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "val_interval": 1, "log_interval": 1},
-    **{"precision": "float32", "nodule_share": 0.8, "window_size": "[64,64,64]"},
+    **{"precision": "float32", "nodule_share": 0.8, "tile_size": "[64,64,64]"},
 }
 PAPER = str(ROOT / "configs" / "paper.json")
 NARROW = {"network_def#widths": "[4,4,8,8]", "network_def#fused_widths": "[4,4]", "network_def#lateral": 8} | {
@@ -273,7 +273,7 @@ def test_evaluation_writes_what_it_scored_and_the_scores(small_data: Path, tmp_p
     readings = list(content["sensitivity_at"].values())
     assert readings == sorted(readings)
     assert content["cpm"] == pytest.approx(sum(readings) / 7, abs=1e-5)
-    outlines = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+    outlines = json.loads((tmp_path / "masks.json").read_text(encoding="utf-8"))
     assert outlines["without_reference"] == 0
     for setting in ("every_nodule", "oracle"):
         assert len(outlines["nodules"][setting]) == nodules

@@ -1,4 +1,4 @@
-"""Agreement of outlines: worked out by hand, by law, and in the three settings."""
+"""Agreement of masks: worked out by hand, by law, and in the three settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scripts.core.records import Detection, Nodule
 from scripts.metrics import (
     MISSED,
-    OutlineScores,
+    MaskScores,
     Overlap,
     ScanTruth,
     compare_masks,
-    join_outlines,
-    score_outlines,
+    join_mask_scores,
+    score_masks,
     summarise,
 )
 
@@ -134,7 +134,7 @@ def nodule(label: int, probability: float, *centre_ras_mm: float) -> Nodule:
 
 
 def truth(name: str) -> ScanTruth:
-    """Nodule 1 found twice, nodule 2 missed, 3 an excluded finding, 4 found without an outline, 5 without a mask."""
+    """Nodule 1 found twice, nodule 2 missed, 3 an excluded finding, 4 found without a mask, 5 without a mask."""
     return ScanTruth(
         np.array([[2.5, 2.5, 5.0], [9.5, 2.5, 5.0], [2.5, 8.5, 5.0], [8.5, 8.5, 17.0], [0.0, 0.0, 0.0]]),
         np.array([4.0, 7.0, 4.0, 12.0, 4.0]),
@@ -152,7 +152,7 @@ FOUND = (
 )
 
 
-def scored(name: str = "a", found: Sequence[Nodule] = FOUND, *, with_oracle: bool = True) -> OutlineScores:
+def scored(name: str = "a", found: Sequence[Nodule] = FOUND, *, with_oracle: bool = True) -> MaskScores:
     reference, predicted, oracle = (np.zeros(SHAPE, dtype=np.uint8) for _ in range(3))
     reference[2:4, 2:4, 2:4] = 1
     reference[8:12, 2:4, 2:4] = 2
@@ -163,7 +163,7 @@ def scored(name: str = "a", found: Sequence[Nodule] = FOUND, *, with_oracle: boo
     oracle[2:4, 2:4, 2:4] = 1
     oracle[8:10, 2:4, 2:4] = 2  # half of nodule 2
     masks = reference, predicted
-    return score_outlines(truth(name), found, masks, SPACING, oracle_mask=oracle if with_oracle else None)
+    return score_masks(truth(name), found, masks, SPACING, oracle_mask=oracle if with_oracle else None)
 
 
 def test_the_three_settings_by_hand() -> None:
@@ -197,12 +197,12 @@ def test_scans_are_joined_and_become_strict_json() -> None:
     assert plain.oracle is None
     assert nothing.matched == ()
     assert [n.overlap for n in nothing.every_nodule] == [MISSED] * 3
-    both = join_outlines([full, plain])
+    both = join_mask_scores([full, plain])
     assert [n.scan for n in both.matched] == ["a", "a", "b", "b"]
     assert both.oracle is None  # not of every scan: never a part for the whole
     assert both.without_reference == 2
-    assert len(join_outlines([full, full]).oracle or ()) == 6
-    assert join_outlines([]).oracle is None
+    assert len(join_mask_scores([full, full]).oracle or ()) == 6
+    assert join_mask_scores([]).oracle is None
     record = json.loads(json.dumps(full.to_dict(), allow_nan=False))
     assert set(record["summary"]) == set(record["nodules"]) == {"matched", "every_nodule", "oracle"}
     assert record["summary"]["matched"]["all"]["dice"] == {"mean": 1 / 3, "median": 1 / 3, "n": 2}

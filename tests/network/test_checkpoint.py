@@ -77,7 +77,7 @@ def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], 
         torch.testing.assert_close(maps, network(image), rtol=0, atol=10 * TOLERANCE)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert getattr(ready, "any_window", False) is getattr(network, "any_window", False)
+    assert getattr(ready, "any_tile_size", False) is getattr(network, "any_tile_size", False)
 
 
 @pytest.mark.parametrize("padding", [0, 1, "same"])

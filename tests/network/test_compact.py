@@ -24,8 +24,8 @@ def test_it_is_small() -> None:
     assert sum(parameter.numel() for parameter in CompactNet().parameters()) <= LARGEST
 
 
-def test_moving_the_window_by_16_voxels_moves_the_maps_and_its_size_changes_nothing() -> None:
-    """Two windows on one image, 16 voxels apart and of unlike length, agree where neither's border is in sight."""
+def test_moving_the_tile_by_16_voxels_moves_the_maps_and_its_size_changes_nothing() -> None:
+    """Two tiles on one image, 16 voxels apart and of unlike length, agree where neither's border is in sight."""
     network = as_if_trained(small(layers=1))
     image = noise(1, 1, 480, 16, 32)
     with torch.no_grad():

@@ -164,7 +164,7 @@ def test_encoder_keeps_shapes_and_without_layers_the_maps_and_tells_its_levels_a
 
 
 def test_position_code_by_hand() -> None:
-    """14 channels: two rates (1 and 1/100 turn a window), sines and cosines of i, then j, then k; the rest is zero."""
+    """14 channels: two rates (1 and 1/100 turn a tile), sines and cosines of i, then j, then k; the rest is zero."""
     fractions = (0.25, 0.5, 0.75)
     code = sine_code(torch.tensor([fractions], dtype=torch.float64), 14)
     turns = [2.0 * np.pi * np.array([fraction, fraction / 100.0]) for fraction in fractions]
@@ -185,7 +185,7 @@ def encoder(layers: int = 1, *, position_code: bool = False) -> DeformableEncode
 
 
 @pytest.mark.parametrize("position_code", [False, True])
-def test_only_the_position_code_sees_where_in_the_window_a_cell_lies(position_code: bool) -> None:
+def test_only_the_position_code_sees_where_in_the_tile_a_cell_lies(position_code: bool) -> None:
     """On maps that change along i alone, far from the border, without the code all cells along k are alike."""
     module = encoder(position_code=position_code)
     maps = [random(1, 8, n, 1, 1).float().expand(1, 8, n, n, n) for n in (31, 21)]

@@ -35,7 +35,7 @@ FRAME_UID = f"{STUDY_UID}.9"
 SHAPE = (40, 36, 24)
 AXIAL = np.array([[0.7, 0, 0, -12.0], [0, 0.8, 0, 9.0], [0, 0, 1.5, -140.0], [0, 0, 0, 1.0]])
 MODEL = {"name": "Lung nodules", "version": "1.2.3", "weights": "model.pt (sha256 0123456789ab)"}
-SETTINGS = {"threshold": 0.5, "window_size": [96, 96, 96], "weights": Path("secret") / "model.pt"}
+SETTINGS = {"threshold": 0.5, "tile_size": [96, 96, 96], "weights": Path("secret") / "model.pt"}
 Box = tuple[slice, slice, slice]
 TWO_BOXES: tuple[Box, ...] = (np.s_[5:12, 20:31, 3:9], np.s_[25:33, 4:8, 8:20])
 SIXTY_BOXES: tuple[Box, ...] = tuple(
@@ -265,7 +265,7 @@ def test_segments_are_described_by_codes(made: Made) -> None:
         (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
         assert segment.SegmentAlgorithmType == "AUTOMATIC"
         assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (MODEL["name"], MODEL["version"])
-        assert algorithm.AlgorithmParameters == "threshold=0.5,window_size=[96, 96, 96]"
+        assert algorithm.AlgorithmParameters == "threshold=0.5,tile_size=[96, 96, 96]"
     assert [s.SegmentLabel for s in data.SegmentSequence] == ["Nodule 1", "Nodule 2"]
     assert [s.TrackingID for s in data.SegmentSequence] == ["Nodule 1", "Nodule 2"]
     assert first.TrackingUID != second.TrackingUID

@@ -1,4 +1,4 @@
-"""Precision, and windows stitched at the stride of the output."""
+"""Precision, and tiles stitched at the stride of the output."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scripts.search.inferer import (
     PRECISIONS,
     PrecisionError,
     PrecisionInferer,
-    WindowError,
-    WindowInferer,
+    TileError,
+    TileInferer,
     choose_precision,
     prepare_scan,
 )
-from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_windows
+from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_tiles
 
 
 @pytest.mark.parametrize(("name", "device"), [("float32", "cpu"), ("bfloat16", "cpu"), ("float16", "cuda")])
@@ -115,18 +115,18 @@ def test_further_arguments_reach_the_inner_inferer() -> None:
     assert inner.got == ((5,), {"extra": "yes"})
 
 
-# --- windows
+# --- tiles
 
-WINDOW = [32, 32, 32]
+TILE = [32, 32, 32]
 
 
 class Far(nn.Module):
-    """A network that sees two cells around each; ``free`` tells whether its windows may be cut."""
+    """A network that sees two cells around each; ``free`` tells whether its tiles may be cut."""
 
     def __init__(self, free: bool = True) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.any_window = free
+        self.any_tile_size = free
         self.near = nn.Conv3d(1, 3, 2, stride=2)
         self.far = nn.Conv3d(3, 4, 5, padding=2)
         self.shapes: list[tuple[int, ...]] = []
@@ -150,26 +150,26 @@ def _lungs(inside: np.ndarray) -> MetaTensor:
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 @pytest.mark.parametrize("shape", [(32, 32, 32), (48, 80, 64), (96, 32, 48)])
-def test_windows_stitch_to_what_one_pass_gives(shape: tuple[int, int, int], overlap: float) -> None:
+def test_tiles_stitch_to_what_one_pass_gives(shape: tuple[int, int, int], overlap: float) -> None:
     """Exact for a network that looks at its own cell only."""
     network, image = Watched(), torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        stitched = PrecisionInferer(WindowInferer(WINDOW, overlap, 2), "float32")(image, network)
+        stitched = PrecisionInferer(TileInferer(TILE, overlap, 2), "float32")(image, network)
         assert stitched.shape == (1, 3, *(n // 2 for n in shape))
         torch.testing.assert_close(stitched, network(image), rtol=0, atol=2e-6)
 
 
-def _one_by_one(image: Tensor, network: nn.Module, windows: list[Any]) -> Tensor:
-    """The plain path: each window by itself, weighted sums in double precision."""
+def _one_by_one(image: Tensor, network: nn.Module, tiles: list[Any]) -> Tensor:
+    """The plain path: each tile by itself, weighted sums in double precision."""
     shape = [n // 2 for n in image.shape[2:]]
     maps, weights = np.zeros((4, *shape)), np.zeros(shape)
-    for window in windows:
-        crop = image[(0, 0, *(slice(p.start * BLOCK, p.stop * BLOCK) for p in window))]
+    for tile in tiles:
+        crop = image[(0, 0, *(slice(p.start * BLOCK, p.stop * BLOCK) for p in tile))]
         pred = network(crop[None, None])[0].double().numpy()
         sizes = pred.shape[1:]
         axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (0.125 * n)) ** 2) for n in sizes]
         weight = np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3)
-        cells = tuple(slice(p.start * BLOCK // 2, p.stop * BLOCK // 2) for p in window)
+        cells = tuple(slice(p.start * BLOCK // 2, p.stop * BLOCK // 2) for p in tile)
         maps[(slice(None), *cells)] += pred * weight
         weights[cells] += weight
     maps[:, weights > 0] /= weights[weights > 0]
@@ -179,28 +179,28 @@ def _one_by_one(image: Tensor, network: nn.Module, windows: list[Any]) -> Tensor
 
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_windows_are_weighed_as_one_by_one(free: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_weighed_as_one_by_one(free: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = Far(free), _image(96, 48, 64)
     inside = np.zeros((96, 48, 64), dtype=bool)
     inside[4:20, 10:30, 4:60], inside[86:90, 22:26, 22:26] = True, True
     lungs = _lungs(inside)
     monkeypatch.setattr("scripts.search.inferer.LEAST_BLOCKS", 2)
     tiling = Tiling((4,) * 3, (2,) * 3, (2 if free else 4,) * 3)
-    windows = plan_windows(blocks_near(lungs, 5.0, np.eye(4), inside.shape, BLOCK), tiling)
+    tiles = plan_tiles(blocks_near(lungs, 5.0, np.eye(4), inside.shape, BLOCK), tiling)
     with torch.no_grad():
-        found = WindowInferer(WINDOW, 0.5, 2, 5.0, at_once=at_once)(image, network, lung_distance_mm=lungs)
-        assert sum(shape[0] for shape in network.shapes) == len(windows)
+        found = TileInferer(TILE, 0.5, 2, 5.0, at_once=at_once)(image, network, lung_distance_mm=lungs)
+        assert sum(shape[0] for shape in network.shapes) == len(tiles)
         assert max(shape[0] for shape in network.shapes) <= at_once
         assert all(shape[2:] == (32, 32, 32) for shape in network.shapes) is not free
-        torch.testing.assert_close(found, _one_by_one(image.as_tensor(), network, windows), rtol=0, atol=2e-5)
+        torch.testing.assert_close(found, _one_by_one(image.as_tensor(), network, tiles), rtol=0, atol=2e-5)
 
 
 def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
-    """The same windows, some of them skipped: equal wherever something was searched."""
+    """The same tiles, some of them skipped: equal wherever something was searched."""
     network, image = Far(free=False), _image(128, 32, 32)
     inside = np.zeros((128, 32, 32), dtype=bool)
     inside[4:12] = True
-    inferer = WindowInferer(WINDOW, 0.0, 2, 5.0)
+    inferer = TileInferer(TILE, 0.0, 2, 5.0)
     with torch.no_grad():
         everything = inferer(image, network)
         near = inferer(image, network, lung_distance_mm=_lungs(inside))
@@ -212,35 +212,35 @@ def test_near_the_lungs_nothing_depends_on_what_is_left_out() -> None:
 def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
     sizes = {(160, 0.05): (20, 1), (96, 0.1): (12, 2), (96, 0.25): (12, 3), (64, 0.5): (8, 4), (96, 0.0): (12, 0)}
     for (size, overlap), blocks in sizes.items():
-        inferer = WindowInferer([size] * 3, overlap, 2)
+        inferer = TileInferer([size] * 3, overlap, 2)
         assert (inferer.size[0], inferer.shared[0]) == blocks
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, -0.5), (40, 0.0), (0, 0.1)])
-def test_windows_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
-    with pytest.raises(WindowError, match="window_overlap"):
-        WindowInferer([size] * 3, overlap, 2)
+def test_tiles_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
+    with pytest.raises(TileError, match="tile_overlap"):
+        TileInferer([size] * 3, overlap, 2)
 
 
 @pytest.mark.parametrize(
     ("size", "overlap", "blocks"),
     [(96, 0.167, 2), (96, 0.25, 3), (96, 0.333, 4), (160, 0.1, 2), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 1)],
 )
-def test_windows_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap: float, blocks: int) -> None:
-    assert WindowInferer([size] * 3, overlap, 2).shared == (blocks,) * 3
+def test_tiles_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap: float, blocks: int) -> None:
+    assert TileInferer([size] * 3, overlap, 2).shared == (blocks,) * 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])
-def test_an_image_that_no_window_fits_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(WindowError, match="pad it"):
-        WindowInferer(WINDOW, 0.5, 2)(torch.zeros(shape), Far())
+def test_an_image_that_no_tile_fits_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TileError, match="pad it"):
+        TileInferer(TILE, 0.5, 2)(torch.zeros(shape), Far())
 
 
 # --- not enough memory
 
 
 class Hungry(Far):
-    """Runs out of memory for more than ``most`` windows at once, or for the first ``times`` calls."""
+    """Runs out of memory for more than ``most`` tiles at once, or for the first ``times`` calls."""
 
     def __init__(self, most: int, times: int = 10**6) -> None:
         super().__init__()
@@ -253,17 +253,17 @@ class Hungry(Far):
         return super().forward(image)
 
 
-def test_too_little_memory_for_several_windows_gives_the_same_one_by_one() -> None:
+def test_too_little_memory_for_several_tiles_gives_the_same_one_by_one() -> None:
     image = _image(64, 64, 64)
-    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=4)
+    inferer = TileInferer(TILE, 0.0, 2, at_once=4)
     wrapped = PrecisionInferer(inferer, "float32")
     with torch.no_grad():
         plenty = wrapped(image, Far())
         assert wrapped.remarks == PrecisionInferer(SimpleInferer(), "float32").remarks == ()
         scarce = wrapped(image, Hungry(most=1))
         torch.testing.assert_close(scarce, plenty, rtol=0, atol=2e-5)
-        assert wrapped.remarks == ("cpu has too little memory for 4 windows of the network at once",)
-        with pytest.raises(MemoryError, match="cpu: too little memory for one window"):
+        assert wrapped.remarks == ("cpu has too little memory for 4 tiles of the network at once",)
+        with pytest.raises(MemoryError, match="cpu: too little memory for one tile"):
             inferer(image, Hungry(most=0))
         wrapped(image, Far())
     assert wrapped.remarks == ()  # of the last image
@@ -274,7 +274,7 @@ def test_too_little_memory_on_the_device_is_searched_on_the_cpu(monkeypatch: pyt
     moves: list[str] = []
     network, image = Hungry(most=0, times=2), _image(48, 32, 32)
     monkeypatch.setattr(network, "to", lambda device: moves.append(str(device)))
-    inferer = WindowInferer(WINDOW, 0.0, 2, at_once=2)
+    inferer = TileInferer(TILE, 0.0, 2, at_once=2)
     monkeypatch.setattr("scripts.search.inferer.is_cpu", lambda device: False)
     with torch.no_grad():
         found = PrecisionInferer(inferer, "float32")(image, network)
@@ -284,7 +284,7 @@ def test_too_little_memory_on_the_device_is_searched_on_the_cpu(monkeypatch: pyt
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_without_memory_gives_the_answer_of_the_cpu() -> None:
-    image, inferer = _image(64, 64, 64), WindowInferer(WINDOW, 0.5, 2, at_once=2)
+    image, inferer = _image(64, 64, 64), TileInferer(TILE, 0.5, 2, at_once=2)
     with torch.no_grad():
         expected = inferer(image, Far())
         network = Far().cuda()

@@ -1,4 +1,4 @@
-"""Windows: all that is wanted lies in them, and little else."""
+"""Tiles: all that is wanted lies in them, and little else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from scripts.core.geometry import apply_affine
-from scripts.search.tiles import STEP, Tiling, batches, blocks_near, plan_windows, volume
+from scripts.search.tiles import STEP, Tiling, batches, blocks_near, plan_tiles, volume
 
 SHRINKING = Tiling((8, 8, 8), (1, 1, 1), (2, 2, 2))
 
 
 @st.composite
 def wanted_blocks(draw: st.DrawFn) -> np.ndarray:
-    """Scattered boxes in a volume of at least a window of 4 blocks."""
+    """Scattered boxes in a volume of at least a tile of 4 blocks."""
     wanted = np.zeros([STEP * draw(st.integers(2, 7)) for _ in range(3)], dtype=bool)
     for _ in range(draw(st.integers(1, 4))):
         low = [draw(st.integers(0, n - 1)) for n in wanted.shape]
@@ -29,25 +29,23 @@ def wanted_blocks(draw: st.DrawFn) -> np.ndarray:
 
 
 @given(wanted=wanted_blocks(), overlap=st.integers(0, 2), least=st.sampled_from([2, 4]))
-def test_every_wanted_block_is_in_a_window_with_what_it_borders_on(
-    wanted: np.ndarray, overlap: int, least: int
-) -> None:
+def test_every_wanted_block_is_in_a_tile_with_what_it_borders_on(wanted: np.ndarray, overlap: int, least: int) -> None:
     """Together with all that is wanted up to the overlap below it, along each axis and across."""
-    windows = plan_windows(wanted, Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3))
-    for window in windows:
-        sizes = [part.stop - part.start for part in window]
-        assert wanted[window].any()
+    tiles = plan_tiles(wanted, Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3))
+    for tile in tiles:
+        sizes = [part.stop - part.start for part in tile]
+        assert wanted[tile].any()
         assert all(size >= least and size % STEP == 0 for size in sizes)
         assert np.prod(sizes) <= 64
         assert least < 4 or sizes == [4, 4, 4]
-        assert all(part.start >= 0 and part.stop <= n for part, n in zip(window, wanted.shape, strict=True))
+        assert all(part.start >= 0 and part.stop <= n for part, n in zip(tile, wanted.shape, strict=True))
     for block in np.argwhere(wanted):
         back = np.maximum(block - overlap, 0)
         near = np.argwhere(wanted[tuple(slice(a, b + 1) for a, b in zip(back, block, strict=True))]) + back
         lowest = near.min(axis=0)
         assert any(
-            all(part.start <= a and b < part.stop for part, a, b in zip(window, lowest, block, strict=True))
-            for window in windows
+            all(part.start <= a and b < part.stop for part, a, b in zip(tile, lowest, block, strict=True))
+            for tile in tiles
         )
 
 
@@ -62,39 +60,39 @@ def test_every_wanted_block_is_in_a_window_with_what_it_borders_on(
         ([(9, 10)], 4, 1, [(6, 10)]),  # in the volume
         ([(4, 5)], 4, 1, [(3, 7)]),  # in its middle
         ([(0, 1), (9, 10)], 4, 1, [(0, 4), (6, 10)]),  # nothing between
-        ([(0, 10)], 2, 1, [(0, 10)]),  # longer than a window, and thinner
+        ([(0, 10)], 2, 1, [(0, 10)]),  # longer than a tile, and thinner
     ],
 )
-def test_windows_along_an_axis(
+def test_tiles_along_an_axis(
     wanted: list[tuple[int, int]], least: int, overlap: int, expected: list[tuple[int, int]]
 ) -> None:
-    """Along each axis of a volume one window wide."""
+    """Along each axis of a volume one tile wide."""
     for axis in range(3):
         line = np.zeros((10, 4, 4), dtype=bool)
         for low, high in wanted:
             line[low:high, :least, :least] = True
         tiling = Tiling((4, 4, 4), (overlap,) * 3, (least,) * 3)
-        windows = plan_windows(np.moveaxis(line, 0, axis), tiling)
-        assert sorted((window[axis].start, window[axis].stop) for window in windows) == expected
-        assert volume(windows) == sum(stop - start for start, stop in expected) * least**2
+        tiles = plan_tiles(np.moveaxis(line, 0, axis), tiling)
+        assert sorted((tile[axis].start, tile[axis].stop) for tile in tiles) == expected
+        assert volume(tiles) == sum(stop - start for start, stop in expected) * least**2
 
 
 def test_two_lungs_cost_less_than_the_box_around_them() -> None:
-    """One ends where the other begins along k, as lungs do not; windows of their own are then the smallest."""
+    """One ends where the other begins along k, as lungs do not; tiles of their own are then the smallest."""
     wanted = np.zeros((14, 8, 12), dtype=bool)
     wanted[:4, :, :6], wanted[10:, :, 6:] = True, True
-    assert volume(plan_windows(wanted, Tiling((6, 8, 6), (0, 0, 0), (2, 2, 2)))) == wanted.sum()
+    assert volume(plan_tiles(wanted, Tiling((6, 8, 6), (0, 0, 0), (2, 2, 2)))) == wanted.sum()
 
 
-def test_nothing_wanted_needs_no_window() -> None:
-    assert plan_windows(np.zeros((5, 5, 5), dtype=bool), SHRINKING) == []
+def test_nothing_wanted_needs_no_tile() -> None:
+    assert plan_tiles(np.zeros((5, 5, 5), dtype=bool), SHRINKING) == []
 
 
-def test_batches_hold_windows_of_one_size_in_order() -> None:
-    windows = [tuple(slice(a, a + size) for a in (n, 0, 0)) for n, size in enumerate((4, 4, 4, 3, 4))]
-    groups = list(batches(windows, 2))
+def test_batches_hold_tiles_of_one_size_in_order() -> None:
+    tiles = [tuple(slice(a, a + size) for a in (n, 0, 0)) for n, size in enumerate((4, 4, 4, 3, 4))]
+    groups = list(batches(tiles, 2))
     assert [len(group) for group in groups] == [2, 1, 1, 1]
-    assert list(itertools.chain(*groups)) == windows
+    assert list(itertools.chain(*groups)) == tiles
 
 
 @pytest.mark.parametrize("reach_mm", [0.0, 4.0, 9.0])

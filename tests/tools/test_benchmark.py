@@ -42,9 +42,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Lays a narrow network with random weights and small windows over the graph."""
+    """Lays a narrow network with random weights and small tiles over the graph."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.json"
-    settings = {"network_def": TINY, "checkpoint": "", "window_size": [32, 32, 32], "window_overlap": 0.5}
+    settings = {"network_def": TINY, "checkpoint": "", "tile_size": [32, 32, 32], "tile_overlap": 0.5}
     path.write_text(json.dumps({**settings, "candidate_threshold": 0.499}), encoding="utf-8")
     return str(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -124,6 +125,7 @@ def lists(output_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads((output_dir / "datalist.json").read_text(encoding="utf-8")))
 
 
+PLACES = dict.fromkeys(("image", "mask", "lung_mask"))
 Lists = dict[str, list[dict[str, Any]]]
 
 
@@ -151,7 +153,22 @@ def test_patients_are_split_and_never_shared(lists: Lists) -> None:
     assert training | validation == set(PATIENTS)
     assert 1 <= len(validation) <= 8  # a tenth of thirty, as the hash falls
     assert {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]} == training
-    np.testing.assert_allclose(lists["training"][2]["box"], [[-6.0, -6.0, 6.0, 8.4, 8.4, 8.4]])
+    np.testing.assert_allclose(lists["training"][2]["box"][0], [-6.0, -6.0, 6.0, 8.4, 8.4, 8.4])
+
+
+def test_a_patch_is_continued_by_mirror_images_of_which_none_is_to_be_found(lists: Lists) -> None:
+    """13 voxels of 1 mm, three times along each axis; the nodule's centre at 6 is at -7 and 19 in the images."""
+    patch = lists["training"][2]
+    image, mask, lung = (nibabel.Nifti1Image.from_filename(patch[key]) for key in ("image", "mask", "lung_mask"))
+    hu, inside = np.asarray(image.dataobj), np.asarray(mask.dataobj)
+    assert hu.shape == inside.shape == (39, 39, 39)
+    assert patch["label"] == [NODULE] + [IGNORED] * 26
+    centres = apply_affine(np.linalg.inv(image.affine), swap_lps_ras(np.array(patch["box"])[:, :3]))
+    voxels = centres.round().astype(int)
+    assert sorted({*map(tuple, voxels.tolist())}) == list(itertools.product((6, 19, 32), repeat=3))
+    assert (hu[tuple(voxels.T)] == 30).all()
+    assert inside[tuple(voxels.T)].tolist() == [1] + [0] * 26
+    np.testing.assert_array_equal(np.asarray(lung.dataobj), hu == -800)
 
 
 def test_the_split_depends_on_the_patient_alone(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
@@ -249,7 +266,7 @@ def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_
         again = json.loads(Path(make_development_datalist(str(data_dir), str(tmp_path))).read_text(encoding="utf-8"))
     for section in lists:
         for first, second in zip(lists[section], again[section], strict=True):
-            assert {**first, "image": "", "mask": ""} == {**second, "image": "", "mask": ""}
+            assert {**first, **PLACES} == {**second, **PLACES}
 
 
 def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How far attention looks: known offsets give known distances, and points outside the window are told apart."""
+"""How far attention looks: known offsets give known distances, and points outside the tile are told apart."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from scripts.network import CompactNet
 from scripts.network.checkpoint import save_weights
 from scripts.network.deformable_attention import DeformableAttention
 from tools.network.__main__ import main
-from tools.network.reach import reach_of, windows_of
+from tools.network.reach import reach_of, tiles_of
 
-WINDOWS = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
+TILES = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
 
 
 def _attentions(network: CompactNet) -> list[DeformableAttention]:
@@ -33,10 +33,10 @@ def _look_along(network: CompactNet, offset_cells: tuple[float, float, float]) -
             layer.offsets.bias.copy_(torch.tensor(offset_cells).repeat(layer.offsets.bias.numel() // 3))
 
 
-def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_window_from_the_last_cells() -> None:
+def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_tile_from_the_last_cells() -> None:
     network = CompactNet()
     _look_along(network, (0.0, 1.0, 0.0))
-    for found in reach_of(network, WINDOWS):
+    for found in reach_of(network, TILES):
         assert found.all_mm == pytest.approx((8.0 + 16.0) / 2)
         # 8·6·4 and 4·3·2 queries, each looking at both levels; one cell of each level leads out of the 6 and of the 3.
         fine = [(i + 0.5) / 6 for i in range(6)] * (8 * 4) + [(i + 0.5) / 3 for i in range(3)] * (4 * 2)
@@ -53,7 +53,7 @@ def test_points_on_the_query_are_inside_and_far_ones_outside(
 ) -> None:
     network = CompactNet()
     _look_along(network, (0.0, 0.0, cells))
-    for found in reach_of(network, WINDOWS):
+    for found in reach_of(network, TILES):
         assert (found.inside, found.all_mm) == pytest.approx((inside, all_mm))
         assert found.inside_mm == pytest.approx(inside_mm, nan_ok=True)
         assert found.weight == pytest.approx((0.5, 0.5))
@@ -64,7 +64,7 @@ def test_weights_count() -> None:
     for layer in _attentions(network):
         with torch.no_grad():
             layer.weights.bias.view(layer.heads, 2, layer.points)[:, 0] += math.log(3.0)
-    assert reach_of(network, WINDOWS)[0].weight == pytest.approx((0.75, 0.25))
+    assert reach_of(network, TILES)[0].weight == pytest.approx((0.75, 0.25))
 
 
 def test_looking_leaves_the_network_as_it_was() -> None:
@@ -72,17 +72,17 @@ def test_looking_leaves_the_network_as_it_was() -> None:
 
     def answer() -> Tensor:
         with torch.inference_mode():
-            return torch.as_tensor(network(WINDOWS[0]))
+            return torch.as_tensor(network(TILES[0]))
 
     before = answer()
-    reach_of(network, WINDOWS)
+    reach_of(network, TILES)
     torch.testing.assert_close(answer(), before, rtol=0, atol=0)
     assert not any(layer._forward_pre_hooks for layer in _attentions(network))
 
 
 def test_a_network_without_attention_is_refused() -> None:
     with pytest.raises(UserError, match="expected layers of deformable attention, found none"):
-        reach_of(CompactNet(layers=0), WINDOWS)
+        reach_of(CompactNet(layers=0), TILES)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_the_command_prints_each_layer(image: str, tmp_path: Path, caplog: pytes
     assert len(re.findall(r"^\| \d +\| +0\.50 / 0\.50 \| +0\.\d\d \| +\d+ mm \| +\d+ mm \|$", caplog.text, re.M)) == 3
 
 
-def test_windows_cover_the_scan_evenly_and_are_scaled(image: str) -> None:
-    windows = list(windows_of(image, 48))
-    assert 2 <= len(windows) <= 8
-    assert all(window.shape == (1, 1, 48, 48, 48) for window in windows)
-    assert all(-1.0 <= float(window.min()) < float(window.max()) <= 1.0 for window in windows)
+def test_tiles_cover_the_scan_evenly_and_are_scaled(image: str) -> None:
+    tiles = list(tiles_of(image, 48))
+    assert 2 <= len(tiles) <= 8
+    assert all(tile.shape == (1, 1, 48, 48, 48) for tile in tiles)
+    assert all(-1.0 <= float(tile.min()) < float(tile.max()) <= 1.0 for tile in tiles)

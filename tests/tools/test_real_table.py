@@ -23,7 +23,7 @@ def _evaluation(folder: Path, nodules: list[tuple[str, float]], found: list[tupl
     rows = [f"{name},{x},0,0,{probability}" for name, x, probability in found]
     (folder / "predictions.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,probability", *rows]) + "\n")
     matched = [{"diameter_mm": diameter, "overlap": {"dice": 0.5 + diameter / 100}} for _, diameter in nodules]
-    (folder / "outlines.json").write_text(json.dumps({"nodules": {"matched": matched}}))
+    (folder / "masks.json").write_text(json.dumps({"nodules": {"matched": matched}}))
 
 
 @pytest.fixture

@@ -285,6 +285,33 @@ def test_a_bordering_nodule_abuts_tissue(ball: dict[str, Any], seed: int) -> Non
     assert not out["mask"][0, :, :, 32:].any()
 
 
+@pytest.fixture(scope="module")
+def dome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A nodule that grew at a wall: half a ball of 16 mm whose base lies on tissue."""
+    folder = tmp_path_factory.mktemp("dome")
+    i, j, k = np.indices((29, 29, 29)) - 14
+    inside = (i**2 + j**2 + k**2 <= 64) & (i >= 0)
+    image = np.where(inside | (i < 0), DONOR_HU, -800.0)
+    for key, volume in (("image", image.astype(np.int16)), ("mask", inside.astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / f"{key}.nii.gz")
+    return {**{key: str(folder / f"{key}.nii.gz") for key in ("image", "mask")}, "diameter_mm": 12.7}
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_grew_at_a_wall_is_put_on_one_with_its_base(dome: dict[str, Any], axis: int, seed: int) -> None:
+    """Of half a ball the layers shrink with the distance from the wall, and the first is a disc of 16 mm."""
+    data = _lung()
+    np.moveaxis(data["image"][0], axis, 0)[30:] = 40.0
+    data["lung"] = np.zeros_like(data["image"], dtype=np.uint8)
+    data["lung"][0, 12:36, 12:36, 12:36] = 1  # no border cuts it
+    out = _inserter([dome], seed)(data)
+    layers = np.moveaxis(out["mask"][0] > 0, axis, 0).sum((1, 2))
+    assert layers[28:32].max() == layers.max() == pytest.approx(np.pi * 64, rel=0.15)
+    assert layers[:20].sum() == 0
+    assert layers[23] < layers.max() / 3
+
+
 def _amid() -> dict[str, Any]:
     """A crop whose border cuts no nodule."""
     data = _lung()

@@ -75,7 +75,7 @@ def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about
         about: the searched scan; its tiles are those of any network but the published.
     """
     device, network = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("network").eval()
-    size = tuple(int(n) for n in parser.get_parsed_content("window_size"))
+    size = tuple(int(n) for n in parser.get_parsed_content("tile_size"))
     tiles, scan_voxels = about.tiles, about.tile_voxels
     if name == PUBLISHED:
         size, tiles = (TILE + 2 * TILE_MARGIN,) * 3, published_tiles(about)

@@ -43,7 +43,7 @@ STAGES = {
     "SelectItemsd": "scale and pad",
     "DecodeCandidatesd": "decode",
     "DropOutsideLungsd": "decode",
-    "OutlineNodulesd": "outline, measure",
+    "SegmentNodulesd": "segment, measure",
     "WriteResultd": "write: the rest",
 }
 READING = (FILES, STAGES["LoadImaged"])  # stages up to the voxels in memory

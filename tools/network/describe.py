@@ -56,7 +56,7 @@ def tables(networks: Mapping[str, Anatomy]) -> str:
         ["---", *["---:"] * (2 * len(networks))],
         *([group, *_sums(networks, group)] for group in GROUPS),
         ["**all**", *(f"**{number}**" for number in _sums(networks, ""))],
-        [f"GFLOP for a window of {COUNT_SIZE}³", *["–"] * len(networks), *(f"{number:.0f}" for number in giga)],
+        [f"GFLOP for a tile of {COUNT_SIZE}³", *["–"] * len(networks), *(f"{number:.0f}" for number in giga)],
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

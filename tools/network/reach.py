@@ -22,7 +22,7 @@ from ..tables import table
 
 logger = logging.getLogger(__name__)
 
-MOST_WINDOWS = 8
+MOST_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reach:
 
     Attributes:
         weight: share of its weight on each level, fine to coarse.
-        inside: share of its weight on points inside the window; the others read zeros.
+        inside: share of its weight on points inside the tile; the others read zeros.
         inside_mm: mean distance of those inside; NaN without any.
         all_mm: mean distance of all points.
     """
@@ -43,14 +43,14 @@ class Reach:
 
 
 def reach(
-    *, image: str, checkpoint: str = "models/model.pt", window_size: int = 64, config_file: Sequence[str] = (TRAIN,)
+    *, image: str, checkpoint: str = "models/model.pt", tile_size: int = 64, config_file: Sequence[str] = (TRAIN,)
 ) -> None:
-    """Print how far each layer of attention looks in windows of a scan.
+    """Print how far each layer of attention looks in tiles of a scan.
 
     Args:
-        image: the scan; its lungs are cut into windows, of which up to eight are taken evenly.
+        image: the scan; its lungs are cut into tiles, of which up to eight are taken evenly.
         checkpoint: the weights.
-        window_size: voxels of 1 mm, a multiple of 16.
+        tile_size: voxels of 1 mm, a multiple of 16.
         config_file: the training graph of the weights, and what was laid over it.
 
     Raises:
@@ -66,28 +66,28 @@ def reach(
             f"{one.inside_mm:.0f} mm",
             f"{one.all_mm:.0f} mm",
         ]
-        for number, one in enumerate(reach_of(network, list(windows_of(image, window_size))), start=1)
+        for number, one in enumerate(reach_of(network, list(tiles_of(image, tile_size))), start=1)
     ]
-    head = ["Layer", "Weight on the levels, fine to coarse", "Inside the window", "Mean distance, inside", "all"]
-    logger.info("%s, windows of %d mm:\n%s", checkpoint, window_size, table(head, rows))
+    head = ["Layer", "Weight on the levels, fine to coarse", "Inside the tile", "Mean distance, inside", "all"]
+    logger.info("%s, tiles of %d mm:\n%s", checkpoint, tile_size, table(head, rows))
 
 
-def windows_of(image: str, size: int) -> Iterator[Tensor]:
-    """Windows ``[1, 1, size, size, size]`` of a scan, as the training graph would prepare them."""
+def tiles_of(image: str, size: int) -> Iterator[Tensor]:
+    """Tiles ``[1, 1, size, size, size]`` of a scan, as the training graph would prepare them."""
     parser = ConfigParser()
     parser.read_config(TRAIN)
-    parser["window_size"] = [size] * 3
+    parser["tile_size"] = [size] * 3
     data: Any = {"image": image}
     for transform in ("scan_preprocessing", "scan_to_network"):
         data = parser.get_parsed_content(transform)(data)
     volume = torch.as_tensor(data["image"]).float()
-    windows = dense_patch_slices(tuple(volume.shape[1:]), (size,) * 3, (size,) * 3)
-    for window in windows[:: -(-len(windows) // MOST_WINDOWS)]:
-        yield volume[(slice(None), *window)][None]
+    tiles = dense_patch_slices(tuple(volume.shape[1:]), (size,) * 3, (size,) * 3)
+    for tile in tiles[:: -(-len(tiles) // MOST_TILES)]:
+        yield volume[(slice(None), *tile)][None]
 
 
-def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
-    """The reach of each attention, first layer first, over windows ``[B, 1, I, J, K]`` of 1 mm.
+def reach_of(network: nn.Module, tiles: list[Tensor]) -> list[Reach]:
+    """The reach of each attention, first layer first, over tiles ``[B, 1, I, J, K]`` of 1 mm.
 
     Raises:
         UserError: there is no attention in the network.
@@ -105,7 +105,7 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
             cells = torch.tensor(features.shape[2:], dtype=torch.float32)
             where = centres[:, None, None, :] * cells + offsets[:, :, :, level]
             inside = ((where > 0) & (where < cells)).all(-1)
-            distance = torch.linalg.vector_norm(offsets[:, :, :, level] * (window_mm / cells), dim=-1)
+            distance = torch.linalg.vector_norm(offsets[:, :, :, level] * (tile_mm / cells), dim=-1)
             weight = weights[:, :, :, level]
             for row, values in enumerate((weight * inside, weight * inside * distance, weight, weight * distance)):
                 total[row, level] += values.double().sum()
@@ -115,9 +115,9 @@ def reach_of(network: nn.Module, windows: list[Tensor]) -> list[Reach]:
         for layer, total in zip(layers, sums, strict=True):
             hook = layer.register_forward_pre_hook(lambda module, inputs, total=total: look(total, module, inputs))
             hooks.callback(hook.remove)
-        for window in windows:
-            window_mm = torch.tensor(window.shape[2:], dtype=torch.float32)
-            network(window)
+        for tile in tiles:
+            tile_mm = torch.tensor(tile.shape[2:], dtype=torch.float32)
+            network(tile)
     reaches = []
     for total in sums:
         inside, inside_mm, weight, all_mm = total.sum(1)

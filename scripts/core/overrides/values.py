@@ -20,13 +20,13 @@ from .names import is_syntax
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint")
 PATH_LISTS = ("datalists",)
-WHOLE_NUMBERS = ("windows_at_once", "cache_workers", "val_interval")  # by default computed, without a type
+WHOLE_NUMBERS = ("tiles_at_once", "cache_workers", "val_interval")  # by default computed, without a type
 SHARES = (
-    *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "window_overlap", "nodule_share"),
+    *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "tile_overlap", "nodule_share"),
     *("insertion_share", "average_decay"),
 )
 LEAST: dict[str, float] = {
-    **dict.fromkeys(("top_k", "peak_size", "windows_at_once", "batch_size", "epoch_length", "max_epochs"), 1),
+    **dict.fromkeys(("top_k", "peak_size", "tiles_at_once", "batch_size", "epoch_length", "max_epochs"), 1),
     **dict.fromkeys(("val_interval", "log_interval", "crop_size"), 1),
     **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed", "resamples"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),

@@ -1,8 +1,8 @@
-"""How good the outlines of nodules are, in three settings that answer three questions and are never mixed.
+"""How good the masks of nodules are, in three settings that answer three questions and are never mixed.
 
-- *matched*: of the nodules that were found, how good are the outlines? Detection decides which nodules count.
+- *matched*: of the nodules that were found, how good are the masks? Detection decides which nodules count.
 - *every nodule*: how much of all reference nodules is outlined? A missed nodule counts as 0.
-- *oracle*: how good are the outlines when position and size are given? Most papers report this one.
+- *oracle*: how good are the masks when position and size are given? Most papers report this one.
 
 Matching is the hit rule of LUNA16 (:mod:`.luna16`); of several detections inside a nodule the most probable one counts.
 """
@@ -29,7 +29,7 @@ SETTINGS = ("matched", "every_nodule", "oracle")
 
 @dataclass(frozen=True)
 class NoduleOverlap:
-    """Agreement of one outline with one reference nodule.
+    """Agreement of one mask with one reference nodule.
 
     Attributes:
         scan: name.
@@ -47,15 +47,15 @@ class NoduleOverlap:
 
 
 @dataclass(frozen=True)
-class OutlineScores:
-    """The outlines of one or more scans in the three settings.
+class MaskScores:
+    """The masks of one or more scans in the three settings.
 
     Attributes:
         matched: found nodules only.
         every_nodule: found nodules as in ``matched``; a missed one as :data:`.overlap.MISSED` (Dice, IoU and surface
             Dice 0, volume error -1, distance undefined).
         oracle: position and size given; ``None`` when that was not drawn.
-        without_reference: nodules that the reference mask does not outline; in no setting.
+        without_reference: nodules without a voxel in the reference mask; in no setting.
     """
 
     matched: tuple[NoduleOverlap, ...]
@@ -73,48 +73,48 @@ class OutlineScores:
         return {"without_reference": self.without_reference, "summary": summaries, "nodules": nodules}
 
 
-def score_outlines(
+def score_masks(
     truth: ScanTruth,
     nodules: Sequence[Nodule],
     masks: tuple[LabelArray, LabelArray],
     spacing_mm: npt.ArrayLike,
     *,
     oracle_mask: LabelArray | None = None,
-) -> OutlineScores:
-    """Compare the outlines of one scan with its reference, on the scan's own grid.
+) -> MaskScores:
+    """Compare the masks of one scan with its reference, on the scan's own grid.
 
     Args:
         truth: of the scan; finding n has the value n + 1 in the reference mask. Excluded findings are in no setting.
         nodules: what was reported.
         masks: ``[I, J, K]`` instance labels, reference and prediction.
         spacing_mm: ``[3]`` of that grid.
-        oracle_mask: ``[I, J, K]`` outlines drawn with each nodule's position and size given, labelled as the reference.
+        oracle_mask: ``[I, J, K]`` masks drawn with each nodule's position and size given, labelled as the reference.
     """
     reference, predicted = masks
     hits = ScoredScan(tuple(nodule.detection for nodule in nodules), truth).hits()
     matched, every, oracle, missing = [], [], [], 0
     for n in np.flatnonzero(truth.is_nodule).tolist():
         label, diameter_mm = n + 1, float(known_diameters_mm(truth.diameters_mm)[n])
-        outline = reference == label
-        if not outline.any():
+        annotated = reference == label
+        if not annotated.any():
             missing += 1
             continue
         inside = [nodule for nodule, hit in zip(nodules, hits[:, n], strict=True) if hit]
         if inside:
             best = max(inside, key=lambda nodule: nodule.detection.probability)
-            drawn = compare_masks(predicted == best.label, outline, spacing_mm)
+            drawn = compare_masks(predicted == best.label, annotated, spacing_mm)
             matched.append(NoduleOverlap(truth.name, label, diameter_mm, best.detection.probability, drawn))
         every.append(matched[-1] if inside else NoduleOverlap(truth.name, label, diameter_mm, None, MISSED))
         if oracle_mask is not None:
-            given = compare_masks(oracle_mask == label, outline, spacing_mm)
+            given = compare_masks(oracle_mask == label, annotated, spacing_mm)
             oracle.append(NoduleOverlap(truth.name, label, diameter_mm, None, given))
-    return OutlineScores(tuple(matched), tuple(every), None if oracle_mask is None else tuple(oracle), missing)
+    return MaskScores(tuple(matched), tuple(every), None if oracle_mask is None else tuple(oracle), missing)
 
 
-def join_outlines(scores: Sequence[OutlineScores]) -> OutlineScores:
+def join_mask_scores(scores: Sequence[MaskScores]) -> MaskScores:
     """Put scans together; the oracle setting stays only when every scan has it."""
     with_oracle = [s.oracle for s in scores if s.oracle is not None]
-    return OutlineScores(
+    return MaskScores(
         tuple(n for s in scores for n in s.matched),
         tuple(n for s in scores for n in s.every_nodule),
         tuple(n for part in with_oracle for n in part) if scores and len(with_oracle) == len(scores) else None,

@@ -1,4 +1,4 @@
-"""Outlines scored inside the evaluation: one scan worked out by hand, from maps to the file.
+"""Masks scored inside the evaluation: one scan worked out by hand, from maps to the file.
 
 The network's grid has 1 mm voxels, and (i, j, k) is (x, y, z) in mm. The scan has its x axis reversed, its z axis
 reversed and slices of 2 mm; its voxel centres lie on those of the network's grid, so that logits are read as they are.
@@ -20,11 +20,11 @@ from monai.data import MetaTensor
 
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.records import Detection
-from scripts.decode.masks import OutlineNodulesd
+from scripts.decode.masks import SegmentNodulesd
 from scripts.evaluate.handler import SaveEvaluation
-from scripts.metrics import MISSED, FrocMetric, OutlineMetric, OutlineScores
+from scripts.metrics import MISSED, FrocMetric, MaskMetric, MaskScores
 from scripts.network.blocks import space_to_depth
-from scripts.train import PairWithTruthd, ScoreOutlinesd
+from scripts.train import PairWithTruthd, ScoreMasksd
 
 FINE = (24, 20, 20)  # voxels of the network's grid
 SHAPE = (24, 20, 10)  # of the scan
@@ -32,7 +32,7 @@ SCAN = np.array([[-1.0, 0, 0, 23], [0, 1, 0, 0], [0, 0, -2, 18], [0, 0, 0, 1]]) 
 SETTINGS: dict[str, Any] = {"stride": 2, "mask_threshold": 0.5, "margin_mm": 3.0}
 Span = tuple[int, int]  # in mm, both ends belong to it
 
-# Four rows: 1 an ignored finding, 2 found, 3 without a reference outline, 4 missed; a padding row ends the list.
+# Four rows: 1 an ignored finding, 2 found, 3 without a reference mask, 4 missed; a padding row ends the list.
 ROWS = [(18.5, 15.5, 5.0, 4.0), (5.5, 5.5, 5.5, 5.0), (5.0, 15.0, 15.0, 4.0), (14.5, 13.5, 12.0, 4.0), (1.0, 1, 1, 9)]
 LABELS = [IGNORED, NODULE, NODULE, NODULE, PADDING]
 DRAWN = {1: ((17, 20), (14, 17), (4, 7)), 2: ((4, 7), (4, 7), (4, 7)), 4: ((14, 15), (12, 15), (12, 13))}
@@ -83,14 +83,14 @@ def scan(name: str = "a", **changes: Any) -> dict[str, Any]:
         "reference": MetaTensor(torch.from_numpy(reference(REFERENCE).copy())[None], affine=torch.from_numpy(SCAN)),
         **changes,
     }
-    outlined = OutlineNodulesd(threshold=0.5, **SETTINGS)(item)
+    outlined = SegmentNodulesd(threshold=0.5, **SETTINGS)(item)
     return {key: value for key, value in outlined.items() if value is not None}
 
 
-def scored(**changes: Any) -> OutlineScores:
-    name, scores = ScoreOutlinesd(**SETTINGS)(scan(**changes))["outlines"]
+def scored(**changes: Any) -> MaskScores:
+    name, scores = ScoreMasksd(**SETTINGS)(scan(**changes))["mask_scores"]
     assert name == "a"
-    assert isinstance(scores, OutlineScores)
+    assert isinstance(scores, MaskScores)
     return scores
 
 
@@ -102,9 +102,9 @@ def test_one_scan_by_hand() -> None:
     """Nodule 2: slices at z = 4 and 6 drawn, 4, 6 and 8 in the reference: 32 of 48 voxels, Dice 64 / 80."""
     item = scan()
     before = {key: np.asarray(item[key]).copy() for key in ("mask", "reference", "nodule", "label", "pred")}
-    out = ScoreOutlinesd(**SETTINGS)(item)
-    name, scores = out["outlines"]
-    assert set(out) - set(item) == {"outlines"}
+    out = ScoreMasksd(**SETTINGS)(item)
+    name, scores = out["mask_scores"]
+    assert set(out) - set(item) == {"mask_scores"}
     assert all(np.array_equal(np.asarray(item[key]), value, equal_nan=True) for key, value in before.items())
     assert dices(scores.matched) == {2: pytest.approx(0.8)}
     assert dices(scores.every_nodule) == {2: pytest.approx(0.8), 4: 0.0}
@@ -164,8 +164,8 @@ def test_a_scan_without_nodules_has_no_scores(rows: int) -> None:
 # --- over a run -------------------------------------------------------------------------------------------------------
 
 
-def value_of(*seen: tuple[str, OutlineScores]) -> tuple[float, OutlineScores]:
-    metric = OutlineMetric()
+def value_of(*seen: tuple[str, MaskScores]) -> tuple[float, MaskScores]:
+    metric = MaskMetric()
     for one in seen:
         metric.update([one])
     value = metric.compute()
@@ -173,7 +173,7 @@ def value_of(*seen: tuple[str, OutlineScores]) -> tuple[float, OutlineScores]:
 
 
 def test_the_metric_is_the_mean_dice_of_all_nodules_with_misses_as_0() -> None:
-    """A scan seen twice counts once; without nodules, or outlines of them, it is undefined."""
+    """A scan seen twice counts once; without nodules, or masks of them, it is undefined."""
     found, missed, nothing = scored(), scored(candidates=[]), scored(nodule=torch.zeros(0, 4), label=torch.zeros(0))
     assert value_of(("a", found))[0] == pytest.approx((0.8 + 0.0) / 2)
     value, scores = value_of(("b", missed), ("a", found), ("c", nothing), ("a", found))
@@ -186,21 +186,21 @@ def test_the_metric_is_the_mean_dice_of_all_nodules_with_misses_as_0() -> None:
 
 
 @pytest.mark.usefixtures("quiet_engines")
-@pytest.mark.parametrize("outlines", [True, False])
-def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path, outlines: bool) -> None:
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path, masks: bool) -> None:
     """Scored as the graph does, in batches of one; without their metric there is no file of them."""
-    engine = Engine(lambda _, item: dict(PairWithTruthd()(ScoreOutlinesd(**SETTINGS)(item))))
+    engine = Engine(lambda _, item: dict(PairWithTruthd()(ScoreMasksd(**SETTINGS)(item))))
     froc = FrocMetric(output_transform=lambda output: [output["pred"]])
-    metric = OutlineMetric(output_transform=lambda output: [output["outlines"]])
+    metric = MaskMetric(output_transform=lambda output: [output["mask_scores"]])
     froc.attach(engine, "val_cpm")
     metric.attach(engine, "val_dice")
-    SaveEvaluation(froc, str(tmp_path), metric if outlines else None, resamples=0).attach(engine)
+    SaveEvaluation(froc, str(tmp_path), metric if masks else None, resamples=0).attach(engine)
     engine.run([scan("b", candidates=[]), scan("a")])
     assert engine.state.metrics["val_dice"] == pytest.approx(0.2)
     assert (tmp_path / "froc.json").exists()
-    assert (tmp_path / "outlines.json").exists() is outlines
-    if outlines:
-        record = json.loads((tmp_path / "outlines.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "masks.json").exists() is masks
+    if masks:
+        record = json.loads((tmp_path / "masks.json").read_text(encoding="utf-8"))
         assert record["without_reference"] == 2
         means = {setting: sizes["all"]["dice"]["mean"] for setting, sizes in record["summary"].items()}
         assert means == pytest.approx({"matched": 0.8, "every_nodule": 0.2, "oracle": 0.9})
