@@ -148,14 +148,14 @@ class InsertNodulesd(RandomizableTransform):
             )
         return self._patches[number]
 
-    def _draw_donor(self) -> tuple[int, float, FloatArray]:
+    def draw_donor(self) -> tuple[int, float, FloatArray]:
         """Number of a donor, its zoom, and a random turn with flips."""
         number = int(self.R.choice(len(self.donors), p=self._chances))
         zoom = float(np.exp(self.R.uniform(*np.log(self.scale))))
         turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
         return number, zoom, turn * self.R.choice([-1.0, 1.0], 3)
 
-    def _turned(self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...]) -> tuple[HU, HU]:
+    def turned(self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...]) -> tuple[HU, HU]:
         """A donor on a 1 mm cube: HU and soft mask, centred; at most ``shape``. ``turn``: crop to donor."""
         hu, inside, mm = self._patch(number)
         where = np.argwhere(inside)
@@ -175,8 +175,8 @@ class InsertNodulesd(RandomizableTransform):
 
         A donor that grew at a wall comes to lie at one, its base turned to it.
         """
-        number, zoom, turn = self._draw_donor()
-        hu, soft = self._turned(number, zoom, turn, smooth_hu.shape)
+        number, zoom, turn = self.draw_donor()
+        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
         inside = soft > 0.5
         base = _base(hu, inside)
         places = beside if base is not None or self.R.random() < self.bordering else amid
@@ -186,7 +186,7 @@ class InsertNodulesd(RandomizableTransform):
             return None if site is None else (hu, soft, site)
         wall, distance = to_wall
         turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
-        hu, soft = self._turned(number, zoom, turn, smooth_hu.shape)
+        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
         depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
         site = (site + wall * (distance - depth + 1.0)).round()  # a voxel of it lies in the wall
         return hu, soft, np.clip(site, 0, np.array(smooth_hu.shape) - 1)
