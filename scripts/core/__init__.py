@@ -1,4 +1,4 @@
-"""What everything else stands on: frames, records, errors, files, command lines; nothing here knows a network."""
+"""The foundation of all other packages: frames, records, errors, files, command lines. Nothing here needs a network."""
 
 from .errors import UserError, prepare_process, reason_of, show_user_errors_plainly
 

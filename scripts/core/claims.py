@@ -1,8 +1,8 @@
-"""Several processes, on several machines, that write results into one folder: who writes which scan.
+"""Claims decide which process writes which scan when several processes or machines share a result folder.
 
-A claim is a hidden file that only one process can create. Its owner touches it while it lives; one whose process has
-ended, or that was not touched for :data:`STALE_S`, is taken over. No lock of the operating system is needed, which
-shared file systems do not keep reliably: only that a file is created once.
+A claim is a hidden file that only one process can create. Its owner touches it regularly while it runs. A claim whose
+process has ended, or that has not been touched for :data:`STALE_S`, can be taken over. This needs no operating-system
+locks, which shared file systems do not implement reliably; it needs only that a file is created exactly once.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from .files import output_error, read_record
 from .processes import MACHINE, is_gone
 
 BEAT_S = 10.0
-STALE_S = 120.0  # twelve beats: a busy machine or a slow file system misses some
+STALE_S = 120.0  # twelve beats: a busy machine or a slow file system may miss some
 WAIT_S = 0.01
-_LOCK = "@folder"  # no scan's name holds "@"
+_LOCK = "@folder"  # no scan name contains "@"
 
 
 class BusyError(UserError, RuntimeError):
-    """Another process searches this scan at the moment."""
+    """Another process is currently searching this scan."""
 
 
 class OtherClaimError(UserError, RuntimeError):
-    """Another process searches another scan of this name at the moment."""
+    """Another process is currently searching a different scan of the same name."""
 
 
 class Claims:
-    """The claims of this process on a folder; get it by :func:`claims_on`.
+    """The claims that this process holds on a folder; obtain it with :func:`claims_on`.
 
-    A claim is a JSON object: ``machine`` and ``process`` of its owner, a ``token`` of the owner's, and what it is
-    ``about``. It is empty for a moment, until it is written out.
+    A claim is a JSON object with the ``machine`` and ``process`` of its owner, the owner's ``token``, and what the
+    claim is ``about``. The file is empty for a moment between its creation and the writing of its content.
 
     Args:
-        folder: where results are.
+        folder: the folder that results are written to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,15 +56,15 @@ class Claims:
         self._beating: threading.Thread | None = None
 
     def take(self, name: str, about: str = "") -> None:
-        """Claim a name; one that this process holds stays its own.
+        """Claim a name; if this process already holds it, nothing changes.
 
         Args:
-            name: of a scan.
-            about: what the claim is for; whoever meets it can compare.
+            name: the scan's name.
+            about: what the claim is for, so that another process can compare it with its own purpose.
 
         Raises:
-            BusyError: another process holds it, about the same.
-            OtherClaimError: another process holds it, about something else.
+            BusyError: another process holds the name for the same ``about``.
+            OtherClaimError: another process holds the name for a different ``about``.
             OutputError: the folder cannot be written to.
         """
         with self._threads:
@@ -80,25 +80,25 @@ class Claims:
         )
 
     def holds(self, name: str) -> bool:
-        """Whether a claim is still this process's: it may have slept so long that another took it over."""
+        """Whether this process still holds a claim: another may have taken it over while this one was suspended."""
         return name in self._held and read_record(self._held[name]).get("token") == self.token
 
     def release(self, name: str) -> None:
-        """Give a claim back; one that is not held is none."""
+        """Release a claim; does nothing if this process does not hold it."""
         with self._threads:
             if self.holds(name):
                 self._held[name].unlink(missing_ok=True)
             self._held.pop(name, None)
 
     def close(self) -> None:
-        """Give all claims back; a copy of this process, made by a fork, has none to give."""
+        """Release all claims. In a forked copy of this process this does nothing: the claims are the parent's."""
         if os.getpid() == self.process:
             for name in list(self._held):
                 self.release(name)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only one, of all threads, processes and machines, that changes the folder; for short."""
+        """Lock the folder against all other threads, processes and machines; re-entrant, to be held only briefly."""
         with self._threads:
             is_outermost = _LOCK not in self._held
             while is_outermost and self._attempt(_LOCK, "") is not None:
@@ -110,12 +110,12 @@ class Claims:
                     self.release(_LOCK)
 
     def sweep(self) -> None:
-        """Remove the claims of ended processes."""
+        """Remove abandoned claims: those whose process has ended or has stopped touching them."""
         for path in self.folder.glob(".*.claim"):
             self._clear(path)
 
     def _attempt(self, name: str, about: str) -> dict[str, Any] | None:
-        """Claim a name; whose it is where it cannot be had."""
+        """Try to claim a name; return ``None`` on success, otherwise the record of its owner."""
         path = self.folder / f".{name}.claim"
         while not self._create(path, about):
             owner = read_record(path)
@@ -128,11 +128,11 @@ class Claims:
         return None
 
     def _clear(self, path: Path) -> bool:
-        """Remove a claim whose owner is gone; whether there is none now. One process at a time does so."""
+        """Remove a claim whose owner is gone, one process at a time; return whether the name is free now."""
         guard = path.with_suffix(".guard")
-        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+        with contextlib.suppress(FileNotFoundError):  # released in the meantime
             if not self._is_gone(path) or not self._create(guard):
-                if guard.exists() and self._is_gone(guard):  # killed in the line below
+                if guard.exists() and self._is_gone(guard):  # left by a process that was killed below
                     guard.unlink()
                 return False
             try:
@@ -143,18 +143,18 @@ class Claims:
         return not path.exists()
 
     def _is_gone(self, claim: Path) -> bool:
-        """Whether the owner of a claim has ended, or stands still; one being written has no owner yet."""
+        """Whether a claim's owner has ended or stopped touching it; a claim being written has no owner yet."""
         owner = read_record(claim)
         if owner and is_gone(owner["machine"], owner["process"]):
             return True
-        with tempfile.TemporaryFile(dir=self.folder) as now:  # by the clock of the file system: machines' clocks differ
+        with tempfile.TemporaryFile(dir=self.folder) as now:  # the file system's clock: machines' clocks differ
             return os.fstat(now.fileno()).st_mtime - claim.stat().st_mtime > STALE_S
 
     def _create(self, path: Path, about: str = "") -> bool:
-        """Write a claim; whether none was there.
+        """Create a claim file; return ``False`` if it already exists.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         content = json.dumps({"machine": MACHINE, "process": self.process, "token": self.token, "about": about})
         try:
@@ -172,7 +172,7 @@ class Claims:
         return True
 
     def _beat(self) -> None:
-        """Touch all claims as long as this process lives."""
+        """Touch all claims every :data:`BEAT_S` for as long as this process lives."""
         while True:
             time.sleep(BEAT_S)
             for path in list(self._held.values()):
@@ -184,7 +184,7 @@ _OPEN: dict[tuple[int, Path], Claims] = {}
 
 
 def claims_on(folder: str | os.PathLike[str]) -> Claims:
-    """The claims of this process on a folder: one object, whoever asks."""
+    """Return this process's claims on a folder; every caller gets the same object."""
     key = (os.getpid(), Path(folder).resolve())
     if key not in _OPEN:
         _OPEN[key] = Claims(Path(folder))

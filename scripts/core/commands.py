@@ -1,9 +1,9 @@
-"""Command lines: ``python -m PACKAGE COMMAND --option value …``; ``COMMAND --help`` explains one.
+"""Command lines: ``python -m PACKAGE COMMAND --option value …``; ``COMMAND --help`` explains a command.
 
-A command is a function whose arguments are all keyword options. Its signature says which options there are and its
-docstring explains them. All of them are checked before anything runs: a misspelt option, one given twice or a value of
-another type is refused (MONAI's own command line, read by fire, notices a misspelt option only once the command has
-run without it).
+A command is a function whose arguments are all keyword options. Its signature defines the options and its docstring
+documents them. All options are checked before anything runs: a misspelt or repeated option, or a value of the wrong
+type, is refused. (MONAI's own command line, which fire parses, notices a misspelt option only after the command has
+run without it.)
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ from .text import parse_bool
 
 
 class OptionError(UserError, ValueError):
-    """An option out of range."""
+    """An option is out of range."""
 
 
 def run_command(package: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> int:
-    """Run one command of a package; its options are read from the function's signature.
+    """Run one command of a package; its options are those of the function's signature.
 
-    ``int``, ``float`` and ``str`` options take one value; ``bool`` ones none (``--strict``), or ``true`` or ``false``;
-    any other annotation takes one or several values, separated, repeated or as a list (``"['a', 'b']"``).
+    An ``int``, ``float`` or ``str`` option takes one value. A ``bool`` option takes none (``--strict``), or ``true`` or
+    ``false``. An option with any other annotation takes one or more values: separated by spaces, by repeating the
+    option, or as a list (``"['a', 'b']"``).
 
     Args:
-        package: whose command line it is, as ``__package__`` gives it.
-        commands: command to ``"module:function"``, relative to the package; a module is imported only when called.
-        arguments: of the command line; ``None`` for those of this process.
+        package: the package whose command line this is, as in ``__package__``.
+        commands: maps each command to ``"module:function"``, relative to the package; a module is imported only when
+            its command is called.
+        arguments: the words of the command line; ``None`` for those of this process.
 
     Returns:
-        The exit status: 0, 1 when the command failed, 2 when the command line is wrong.
+        The exit status: 0 on success, 1 if the command failed, 2 if the command line is wrong.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -52,37 +54,41 @@ def run_command(package: str, commands: Mapping[str, str], arguments: Sequence[s
 
 
 def run_function(program: str, command: Callable[..., Any], arguments: Sequence[str] | None = None) -> int:
-    """Run a function from the command line, as :func:`run_command` does with the one that is named.
+    """Run a function with options from the command line, as :func:`run_command` does for a named command.
 
     Args:
-        program: what is typed before the options.
+        program: what is typed before the options; shown in the help.
         command: the function.
-        arguments: of the command line; ``None`` for those of this process.
+        arguments: the words of the command line; ``None`` for those of this process.
 
     Returns:
-        The exit status: 0, 1 when it failed, 2 when the command line is wrong.
+        The exit status: 0 on success, 1 if the function failed, 2 if the command line is wrong.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options = read_options(program, command, sys.argv[1:] if arguments is None else arguments)
-    except SystemExit as stop:  # argparse has said why, or has shown the help
+    except SystemExit as stop:  # argparse has printed the reason, or the help
         return int(stop.code or 0)
     try:
         command(**options)
     except Exception as error:
-        told = error if isinstance(error, OSError) else user_error_in(error)  # MONAI wraps what graphs raise
-        if told is None:
+        reported = error if isinstance(error, OSError) else user_error_in(error)  # MONAI wraps what graphs raise
+        if reported is None:
             raise
-        logging.getLogger(__name__).error("error: %s", told)
+        logging.getLogger(__name__).error("error: %s", reported)
         return 1
     return 0
 
 
 def read_options(program: str, command: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The options of a command line, by the signature of the command; its docstring is the help.
+    """Parse a command line by the signature of its command; the command's docstring is the help text.
+
+    Returns:
+        The value of each option that was given, by name.
 
     Raises:
-        SystemExit: 2 when it is wrong, 0 when it asked for help; argparse has said why.
+        SystemExit: with status 2 if the command line is wrong, or 0 after showing the help; argparse has printed the
+            reason.
     """
     parser = argparse.ArgumentParser(
         prog=program,
@@ -110,13 +116,13 @@ def read_options(program: str, command: Callable[..., Any], arguments: Sequence[
 
 
 def true_or_false(text: str) -> bool:
-    """For argparse, which names it in its message."""
+    """Parse a boolean option; argparse shows this function's name in its error message."""
     return parse_bool("option", text)
 
 
 def _listed(text: str) -> list[str]:
-    """A list in the spelling of the bundle's configs (``"['a', 'b']"``), or a single text."""
+    """Return the items of a list as the bundle's configs write it (``"['a', 'b']"``), or the text as the only item."""
     try:
         return [str(item) for item in ast.literal_eval(text)] if text.startswith("[") else [text]
-    except (ValueError, SyntaxError):  # a path that begins so
+    except (ValueError, SyntaxError):  # a path that begins with "["
         return [text]

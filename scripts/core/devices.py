@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device to compute on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .errors import UserError
 
 
 class DeviceError(UserError, ValueError):
-    """A device that is not there."""
+    """A device does not exist or cannot be used."""
 
 
 def checked_device(device: torch.device | str | int) -> torch.device:
-    """A device on which tensors can be made.
+    """Return a device after checking that tensors can be created on it.
 
     Raises:
-        DeviceError: there is none of that name, or not here.
+        DeviceError: the name is no device's, or this machine has no such device.
     """
     try:
         chosen = torch.device(device)
@@ -28,7 +28,7 @@ def checked_device(device: torch.device | str | int) -> torch.device:
         raise DeviceError(f"device {device}: expected a GPU that torch can use, found none; use --device cpu.")
     try:
         torch.zeros(1, device=chosen).cpu()
-    except Exception as error:  # torch and its back ends raise nearly anything
+    except Exception as error:  # torch and its back ends raise almost any exception
         count = torch.cuda.device_count()
         raise DeviceError(
             f"device {device}: expected a device that torch can use, found {count} GPUs and none like this; use "

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: complete in one line, no traceback needed."""
+"""Errors that the user can fix: each message is one complete line and needs no traceback."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ logger = logging.getLogger(__name__)
 
 
 class UserError(Exception):
-    """Base of all errors whose message says what was expected, what arrived and what to do."""
+    """Base class of all errors whose message says what was expected, what was found and what to do."""
 
 
 class SettingError(UserError, ValueError):
-    """A setting out of range."""
+    """A setting is out of range."""
 
 
 class DataError(UserError, ValueError):
-    """Files that can be read but do not belong together, or hold nothing to work with."""
+    """Files can be read, but do not belong together or contain nothing to work with."""
 
 
 def refuse(error: type[Exception], *faults: tuple[object, str]) -> None:
-    """Raise an error for the first of some faults that holds; none for none.
+    """Raise an error for the first fault whose condition holds; do nothing if none does.
 
     Args:
-        error: its kind.
-        faults: whether it holds, and the message: what was expected, what arrived and what to do.
+        error: the class of the error.
+        faults: pairs of a condition and a message, which says what was expected, what was found and what to do.
     """
     for holds, message in faults:
         if holds:
@@ -34,9 +34,10 @@ def refuse(error: type[Exception], *faults: tuple[object, str]) -> None:
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """Find the :class:`UserError` that an exception was raised from (MONAI wraps what components raise), or ``None``.
+    """Return the :class:`UserError` that an exception is or was raised from, or ``None`` (MONAI wraps exceptions).
 
-    An exception that only arose while a :class:`UserError` was being handled is a fault of its own, and is not hidden.
+    An exception that merely occurred while a :class:`UserError` was being handled is a separate fault and stays
+    visible.
     """
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
@@ -44,9 +45,9 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, in a line: the message of the :class:`UserError`, else kind and message of what began it.
+    """Return in one line why something failed: the :class:`UserError`'s message, or the root cause's type and message.
 
-    MONAI wraps what a transform raises; the first cause is what counts.
+    MONAI wraps the exceptions that transforms raise; the root cause is the informative one.
     """
     known = user_error_in(error)
     if known is not None:
@@ -57,21 +58,21 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_command_line() -> bool:
-    """Whether this process is ``python -m monai.bundle …``, and not a program that uses the graphs."""
+    """Whether this process is ``python -m monai.bundle …`` rather than a program that uses the graphs."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name == "monai.bundle.__main__"
 
 
 def prepare_process() -> None:
-    """On the command line, :func:`show_user_errors_plainly`; a program that hosts the graphs stays as it is."""
+    """On the command line, call :func:`show_user_errors_plainly`; a program that uses the graphs is left unchanged."""
     if is_command_line():
         show_user_errors_plainly()
 
 
 def show_user_errors_plainly() -> None:
-    """From now on an uncaught :class:`UserError` ends the program with its message alone; others as before.
+    """Make an uncaught :class:`UserError` end the program with only its message; other exceptions show as before.
 
-    A global setting of the process: called from the graphs' ``initialize``, never at import.
+    This changes a global setting of the process, so it is called from the graphs' ``initialize``, never at import.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,7 +1,8 @@
-"""Files that are complete or not there: a hidden name beside the target first, one rename at the end.
+"""Atomic writing: a file is written under a hidden name beside its target and renamed when it is complete.
 
-Whatever the bundle writes goes through :func:`replacing`. A process that is killed leaves
-``.NAME.MACHINE.PROCESS.partial`` behind and nothing under a final name; :func:`remove_abandoned` clears such leftovers.
+Everything the bundle writes goes through :func:`replacing`. A process that is killed leaves
+``.NAME.MACHINE.PROCESS.partial`` behind and nothing under the final name; :func:`remove_abandoned` removes such
+leftovers.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from .processes import MACHINE, is_gone
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ABANDONED_S = 3600.0  # writing takes seconds: what another machine left this long ago is nobody's
+ABANDONED_S = 3600.0  # writing takes seconds: a partial file of another machine that is this old is abandoned
 
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
 
-# What file browsers leave behind; such files never keep a former result from being replaced.
+# Files that file browsers leave behind; they do not prevent a former result from being replaced.
 _BROWSER_LITTER = frozenset({"Thumbs.db", "desktop.ini"})
 
 
 class OutputError(UserError, OSError):
-    """A result cannot be written; the message names the path, what was expected, what arrived and what to do."""
+    """A result cannot be written; the message gives the path, what was expected, what was found and what to do."""
 
 
 def checked_name(name: str) -> str:
-    """Return ``name`` if it can safely name an output folder.
+    """Return ``name`` if it is safe as the name of an output folder.
 
     Raises:
-        ValueError: it is empty, starts with a dot or holds anything but A–Z, a–z, 0–9, ``.``, ``_`` and ``-``.
+        ValueError: it is empty, starts with a dot, or contains anything but A–Z, a–z, 0–9, ``.``, ``_`` and ``-``.
     """
     if not is_name(name):
         raise ValueError(
@@ -53,15 +54,15 @@ def checked_name(name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a folder of that name may hold a result; what is hidden does not."""
+    """Whether a folder of this name may hold a result; a hidden folder may not."""
     return bool(_NAME.fullmatch(name))
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make ``folder`` where it is missing and prove by a trial that files can be created in it.
+    """Create ``folder`` if it is missing, and check by creating a temporary file that it can be written to.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: it cannot be created or written to.
     """
     path = Path(folder)
     try:
@@ -75,7 +76,7 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A hidden name of this process beside ``path``, for a file or folder; what stands there at the end is removed."""
+    """Yield a hidden path beside ``path``, specific to this process, for a file or folder; on exit it is removed."""
     new = path.with_name(f".{path.name}.{MACHINE}.{os.getpid()}.partial")
     _remove(new)
     try:
@@ -85,13 +86,13 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(new: Path, path: Path) -> None:
-    """Give a complete file or folder its final name; a former one stays until then, and on any error.
+    """Give a complete file or folder its final name; a former one is kept until then, and on any error.
 
-    Killed between the two renames that a folder takes, the former one is left as ``.NAME.former``; :func:`put_back`.
-    One process at a time may do this.
+    Replacing a folder takes two renames. If the process is killed between them, the former folder is left as
+    ``.NAME.former`` and :func:`put_back` restores it. Only one process at a time may replace a path.
 
     Raises:
-        OSError: it cannot be renamed, or a folder would take the place of a file, or the other way round.
+        OSError: it cannot be renamed, or a folder would replace a file or a file a folder.
     """
     put_back(path)
     if not (new.is_dir() and path.is_dir()):
@@ -109,18 +110,18 @@ def put_in_place(new: Path, path: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Give a folder its name again that a killed process had moved aside to replace it."""
+    """Restore the name of a folder that a process moved aside to replace it, before the process was killed."""
     if not path.exists() and _former(path).is_dir():
         _former(path).rename(path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, expected: str = "room in a writable folder") -> Iterator[Path]:
-    """A name to write a file or folder to, which becomes ``path`` at the end; on any error ``path`` stays as it was.
+    """Yield a temporary path for a file or folder that is renamed to ``path`` on exit; on error ``path`` is unchanged.
 
     Args:
-        path: what to make or replace.
-        expected: for the message.
+        path: the file or folder to create or replace.
+        expected: what the error message says was expected.
 
     Raises:
         OutputError: the disk is full, the folder is missing or read-only, ….
@@ -134,10 +135,10 @@ def replacing(path: Path, expected: str = "room in a writable folder") -> Iterat
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes that have ended were writing into a folder when they were killed."""
+    """Remove the partial files and folders whose process has ended, or that are older than :data:`ABANDONED_S`."""
     for partial in folder.glob(".*.partial"):
         *_, machine, process, _ = partial.name.rsplit(".", 3)
-        with contextlib.suppress(OSError):  # another process is as fast
+        with contextlib.suppress(OSError):  # another process was faster
             is_old = time.time() - partial.stat().st_mtime > ABANDONED_S
             if is_old or (process.isdecimal() and is_gone(machine, int(process))):
                 _remove(partial)
@@ -155,7 +156,7 @@ def _remove(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` whole or not at all; a former file stays until the new one is complete.
+    """Write ``content`` to ``path`` atomically; a former file is kept until the new one is complete.
 
     Raises:
         OutputError: see :func:`replacing`.
@@ -166,17 +167,17 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> Path:
-    """Write plain values as strict JSON, whole or not at all.
+    """Write plain values as strict JSON, atomically.
 
     Raises:
         OutputError: see :func:`replacing`.
-        ValueError: NaN or infinity, which JSON does not know.
+        ValueError: a value is NaN or infinite, which JSON cannot represent.
     """
     return write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
-    """Write a table, its column names first, whole or not at all.
+    """Write a table as CSV, atomically; the first row holds the column names.
 
     Raises:
         OutputError: see :func:`replacing`.
@@ -185,14 +186,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as CSV; a value that is ``None`` is an empty cell."""
+    """Format rows as CSV; a value of ``None`` becomes an empty field."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
 
 
 def write_figure(path: Path, figure: Figure, **settings: Any) -> Path:
-    """Write a figure in the format of the path's ending, whole or not at all; ``settings`` as ``savefig`` takes them.
+    """Write a figure atomically, in the format of the path's suffix (default PNG); ``settings`` go to ``savefig``.
 
     Raises:
         OutputError: see :func:`replacing`.
@@ -205,18 +206,19 @@ def write_figure(path: Path, figure: Figure, **settings: Any) -> Path:
 def read_csv(
     path: str | os.PathLike[str], columns: Sequence[str] = (), error: type[UserError] = DataError
 ) -> list[tuple[int, dict[str, str]]]:
-    """Read a table whose first row names its columns; blank rows and spaces around values are left out.
+    """Read a table whose first row names its columns; blank rows are skipped and values are stripped of spaces.
 
     Args:
-        path: UTF-8, separated by commas, semicolons or tabs.
-        columns: must be there.
-        error: what to raise.
+        path: a UTF-8 file, separated by commas, semicolons or tabs.
+        columns: the columns that must exist.
+        error: the class of the error to raise.
 
     Returns:
-        Number of the row in the file, from 1, and its values by column; a row may be shorter than the first.
+        For each row after the first, its line number in the file, from 1, and its values by column. A row shorter than
+        the first lacks the last columns.
 
     Raises:
-        DataError: no file, another encoding, or a column is missing.
+        DataError: (or ``error``) the file does not exist or has another encoding, or a column is missing.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -236,7 +238,7 @@ def read_csv(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object that the bundle has written; empty where it is missing or is none."""
+    """Read a JSON object that the bundle wrote; empty if the file is missing or is not a JSON object."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -245,7 +247,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
-    """What tells a file from its earlier self: path, bytes, time of the last change in ns; -1 where out of reach."""
+    """Return what identifies a version of a file: absolute path, size in bytes and modification time in ns.
+
+    For a file that cannot be reached, the path is returned as given, and both numbers are -1.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a path with a NUL
@@ -254,15 +259,19 @@ def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of plain values, 64 hexadecimal digits; the order of keys does not count."""
+    """Return the SHA-256 of plain values as 64 hexadecimal digits; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:
-    """Refuse to replace a file, or a folder that holds anything but a former result.
+    """Refuse to replace a file, or a folder that contains anything but a former result.
+
+    Args:
+        target: the folder to replace; it may be missing.
+        names: the names that a former result may contain; hidden files and those of file browsers may be there too.
 
     Raises:
-        OutputError: see above.
+        OutputError: the target is a file, or contains something else.
     """
     if not target.exists():
         return
@@ -281,7 +290,7 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
 
 
 def output_error(path: Path, expected: str, error: OSError) -> OutputError:
-    """What to raise for an error of the file system; one that says all already stays."""
+    """Return the error to raise for a file-system error; an :class:`OutputError` is returned unchanged."""
     if isinstance(error, OutputError):
         return error
     reason = error.strerror or str(error)

@@ -1,8 +1,8 @@
 """Frames, axes and units: the one convention of this bundle.
 
-Array axes are i, j, k; the centre of voxel (i, j, k) lies at ``affine @ (i, j, k, 1)``, in millimetres, RAS: x grows
+Array axes are i, j, k; the centre of voxel (i, j, k) lies at ``affine @ (i, j, k, 1)``, in RAS millimetres: x grows
 to the patient's right, y to the front, z to the head, as in NIfTI and MONAI. DICOM, ITK and LUNA16 use LPS, which is
-RAS with x and y negated. Names carry frame and unit (``centre_lps_mm``), or nothing is a position.
+RAS with x and y negated. The name of every world position states its frame and unit (``centre_lps_mm``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LPS_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def swap_lps_ras(points_mm: npt.ArrayLike) -> FloatArray:
-    """Turn points ``[..., 3]`` in LPS millimetres into RAS millimetres, or back (the map is its own inverse).
+    """Convert points ``[..., 3]`` from LPS to RAS millimetres, or back (the map is its own inverse).
 
     Example:
         >>> swap_lps_ras([10.0, 20.0, 30.0])
@@ -27,12 +27,12 @@ def swap_lps_ras(points_mm: npt.ArrayLike) -> FloatArray:
 
 
 def swap_lps_ras_affine(affine: npt.ArrayLike) -> FloatArray:
-    """Turn a ``[4, 4]`` voxel-to-LPS affine into voxel-to-RAS, or back."""
+    """Convert a ``[4, 4]`` voxel-to-LPS affine to voxel-to-RAS, or back."""
     return np.diag([*_LPS_RAS, 1.0]) @ np.asarray(affine, dtype=np.float64)
 
 
 def apply_affine(affine: npt.ArrayLike, points: npt.ArrayLike) -> FloatArray:
-    """Map points ``[..., 3]`` by a ``[4, 4]`` affine; ``[0, 3]`` stays ``[0, 3]``.
+    """Map points ``[..., 3]`` by a ``[4, 4]`` affine; no points, ``[0, 3]``, give ``[0, 3]``.
 
     Example:
         >>> apply_affine([[2, 0, 0, -10], [0, 2, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]], [[1, 1, 1]])
@@ -43,30 +43,30 @@ def apply_affine(affine: npt.ArrayLike, points: npt.ArrayLike) -> FloatArray:
 
 
 def spacing_mm(affine: npt.ArrayLike) -> FloatArray:
-    """Distance between neighbouring voxel centres along i, j, k: ``[3]``, mm."""
+    """Return the distance between neighbouring voxel centres along i, j, k: ``[3]``, mm."""
     return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
 
 
 def slice_axis(affine: npt.ArrayLike) -> int:
-    """The array axis (0, 1, 2) that runs along the body: the one whose step is closest to world z."""
+    """Return the array axis (0, 1, 2) that runs along the body: the one whose direction is closest to world z."""
     matrix = np.asarray(affine, dtype=np.float64)
     return int(np.abs(matrix[2, :3] / spacing_mm(matrix)).argmax())
 
 
 def voxel_volume_mm3(affine: npt.ArrayLike) -> float:
-    """Volume of one voxel, mm³ (right for sheared grids too)."""
+    """Return the volume of one voxel, mm³ (also correct for sheared grids)."""
     return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
 
 
 def sphere_diameter_mm(volume_mm3: float) -> float:
-    """Diameter of the sphere that has this volume, mm."""
+    """Return the diameter of the sphere of this volume, mm."""
     return float(np.cbrt(6.0 * volume_mm3 / np.pi))
 
 
 def box_around(
     affine: npt.ArrayLike, shape: tuple[int, ...], centre_ras_mm: npt.ArrayLike, half_width_mm: float
 ) -> tuple[slice, slice, slice]:
-    """Voxel box that holds the cube of ``2 * half_width_mm`` around a world position, cut at the grid's border.
+    """Return the voxel box that contains a cube around a world position, clipped to the grid.
 
     Args:
         affine: ``[4, 4]`` voxel-to-RAS.
@@ -75,7 +75,7 @@ def box_around(
         half_width_mm: half the cube's edge, mm.
 
     Returns:
-        Three slices, each at least one voxel wide.
+        Three slices, each at least one voxel wide even if the cube lies outside the grid.
     """
     corners_mm = np.asarray(centre_ras_mm) + half_width_mm * np.array(
         [[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]

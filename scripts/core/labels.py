@@ -1,4 +1,4 @@
-"""Numbers that stand in arrays: labels of nodules, parts of the chest."""
+"""Integer codes used in arrays: labels of annotations, parts of the chest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 NODULE = 0  # label of a nodule in datalists (MONAI's own LUNA16 folds use it)
-IGNORED = 1  # a finding that is neither nodule nor background: no loss there, neither hit nor false finding
-PADDING = -1  # a row that is not there
+IGNORED = 1  # an excluded finding: no loss is computed there; it counts neither as hit nor as false positive
+PADDING = -1  # an empty row, which fills up an item to a fixed number of rows
 
 Parts = npt.NDArray[np.uint8]
 
 
 class Part(IntEnum):
-    """What a cell of the lung search can be; also the channels of its network."""
+    """The classes of a cell in the lung search; also the output channels of its network."""
 
     OUTSIDE = 0  # room air, clothes, electrodes, couch, padding
     BODY = 1

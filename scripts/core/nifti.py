@@ -15,20 +15,20 @@ from nibabel.spatialimages import HeaderDataError
 from .files import replacing
 from .geometry import spacing_mm
 
-# NIfTI xform code 1, "scanner anatomical": the affine leads to the scanner's own millimetres.
+# NIfTI xform code 1, "scanner anatomical": the affine maps to the scanner's own millimetres.
 _SCANNER = 1
-# Label volumes are nearly all zeros: the fastest level is within a few percent of the best.
+# Label volumes are almost all zeros: the fastest level compresses within a few percent of the best.
 _COMPRESSION = 1
 
 
 def write_nifti(path: Path, array: npt.NDArray[Any], affine_ras: npt.ArrayLike, description: str = "") -> Path:
-    """Write a volume, whole or not at all; the same content gives the same bytes.
+    """Write a volume atomically; the same content always gives the same bytes.
 
     Args:
         path: ends in .nii or .nii.gz.
         array: ``[I, J, K]``.
-        affine_ras: ``[4, 4]``, voxel to RAS mm. It becomes the sform, and the qform unless the axes are sheared.
-        description: of at most 79 characters, for the header.
+        affine_ras: ``[4, 4]``, voxel to RAS mm. It is stored as the sform, and as the qform unless it is sheared.
+        description: the header's description, at most 79 characters.
 
     Raises:
         OutputError: the file cannot be written.
@@ -40,11 +40,11 @@ def write_nifti(path: Path, array: npt.NDArray[Any], affine_ras: npt.ArrayLike, 
     image.set_sform(affine, code=_SCANNER)
     try:
         image.header.set_qform(affine, code=_SCANNER, strip_shears=False)
-    except HeaderDataError:  # it can hold rotations alone
+    except HeaderDataError:  # a qform cannot represent shears
         image.header.set_qform(None, code=0)
     image.header.set_zooms(spacing_mm(affine))
     with replacing(path) as new, new.open("wb") as raw:
         packed = gzip.GzipFile("", "wb", _COMPRESSION, cast(BinaryIO, raw), mtime=0)
         with packed if path.suffix == ".gz" else contextlib.nullcontext(raw) as file:
-            image.to_stream(file)  # slice by slice: the volume is never there as bytes
+            image.to_stream(file)  # slice by slice: the whole volume is never in memory as bytes
     return path

@@ -1,4 +1,4 @@
-"""Paths as hospitals have them: names in any bytes, links to nothing, pipes beside scans, headers beside their data."""
+"""Paths as they occur in hospitals: names in any encoding, dangling links, pipes beside scans, pointers to data."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import stat
 from pathlib import Path
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-POINTER_MARKS = (b"version https://git-lfs", b"/annex/objects/")  # what stands in a file whose content is elsewhere
+POINTER_MARKS = (b"version https://git-lfs", b"/annex/objects/")  # in files whose content is stored elsewhere
 
 
 def printable(text: str) -> str:
-    """``text`` as one line of valid Unicode: bytes that are no UTF-8, line breaks and the like become ``�``."""
+    """Return ``text`` as one line of valid Unicode; line breaks, bytes that are not UTF-8 and the like become ``�``."""
     text = os.fsencode(text).decode("utf-8", "replace") if not text.isascii() else text
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """ "file" or "folder", links followed; else in words what is there instead. Nothing is opened."""
+    """Return "file" or "folder", following links, or in words what else the path is. Nothing is opened."""
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "a device")
     except (FileNotFoundError, NotADirectoryError):
@@ -29,7 +29,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def unreadable(path: str | os.PathLike[str]) -> str:
-    """Why a file cannot be one that holds a scan, in words; "" where it may."""
+    """Return in words why a file cannot contain a scan; "" if it may."""
     kind = kind_of(path)
     if kind != "file":
         return kind
@@ -46,5 +46,5 @@ def unreadable(path: str | os.PathLike[str]) -> str:
 
 
 def is_below(path: Path, folder: Path) -> bool:
-    """Whether a path is that of a folder or lies below it."""
+    """Whether a path is the folder itself or lies below it."""
     return path == folder or folder in path.parents

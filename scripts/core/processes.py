@@ -1,4 +1,4 @@
-"""Which process is which, on folders that several machines share."""
+"""Identifies processes that share folders, on one or on several machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def _machine() -> str:
-    """Host name, and on Linux the process namespace: containers of one host may share its name, not its processes."""
+    """Return the host name, on Linux with the process namespace: containers may share a host's name, not its processes.
+
+    Characters other than letters, digits and ``-`` become ``_``.
+    """
     name = socket.gethostname()
     with suppress(OSError):
         name += f"-{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -21,8 +24,8 @@ MACHINE = _machine()
 
 
 def is_gone(machine: str, process: int) -> bool:
-    """Whether a process is known to have ended; of another machine, or where it cannot be asked, nothing is known."""
-    if machine != MACHINE or os.name != "posix":  # elsewhere signal 0 would end it
+    """Whether a process is known to have ended; ``False`` on another machine or where its state cannot be queried."""
+    if machine != MACHINE or os.name != "posix":  # on other systems signal 0 would end the process
         return False
     try:
         os.kill(process, 0)

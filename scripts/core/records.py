@@ -1,7 +1,7 @@
-"""What is found in a scan, from candidate to result: plain records that the later steps pass on.
+"""What is found in a scan, from candidate to result: plain, immutable records that are passed from step to step.
 
-A *candidate* survives peak picking and non-maximum suppression; one inside the lungs whose probability reaches the
-operating threshold is outlined and becomes a *nodule finding*. All of them are immutable.
+A *candidate* is a detection that survives peak picking and non-maximum suppression. A candidate in or near the lungs
+whose probability reaches the operating threshold is segmented and becomes a *nodule*.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ LUNG_SIDES: tuple[Side, Side] = ("left", "right")
 
 @dataclass(frozen=True)
 class Detection:
-    """One position the network proposes.
+    """One position that the network proposes.
 
     Attributes:
         centre_ras_mm: world position, RAS, mm.
-        diameter_mm: the network's estimate.
+        diameter_mm: the network's estimate of the diameter.
         probability: sigmoid of the nodule logit, in [0, 1].
     """
 
@@ -37,22 +37,23 @@ class Detection:
 
     @property
     def centre_lps_mm(self) -> Point:
-        """World position, LPS (DICOM, LUNA16), mm."""
+        """The world position in LPS (DICOM, LUNA16), mm."""
         x, y, z = swap_lps_ras(self.centre_ras_mm).tolist()
         return x, y, z
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the mask of one nodule measures, on the scan's own grid.
+    """Measurements of one nodule's mask on the scan's own grid.
 
     Attributes:
-        volume_mm3: voxels inside the mask × volume of a voxel.
+        volume_mm3: number of voxels in the mask × volume of a voxel.
         effective_diameter_mm: diameter of the sphere of that volume.
         long_axis_mm: largest in-plane diameter, on the slice where it is largest.
-        short_axis_mm: the largest extent perpendicular to it, on that slice.
+        short_axis_mm: largest extent perpendicular to it, on the same slice.
         mean_hu: mean intensity inside the mask, HU.
-        type_hint: what the intensities look like (:func:`..decode.measurements.type_hint`); a hint, no reading.
+        type_hint: the type that the intensities suggest (:func:`..decode.measurements.type_hint`); a hint, not a
+            reading.
     """
 
     volume_mm3: float
@@ -65,11 +66,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Location:
-    """In which lung, and how high in it (:class:`..decode.location.LocateNodulesd`).
+    """The lung that a nodule lies in, and the height in it (:class:`..decode.location.LocateNodulesd`).
 
     Attributes:
-        side: the patient's, "left" or "right".
-        level: third of that lung's height along the body, "upper", "middle" or "lower"; no lobe is meant.
+        side: the patient's side, "left" or "right".
+        level: third of that lung's height along the body, "upper", "middle" or "lower"; this is not a lobe.
     """
 
     side: Side
@@ -82,10 +83,10 @@ class Nodule:
 
     Attributes:
         label: its value in the instance mask, 1 for the most probable nodule.
-        detection: where, how large, how sure.
+        detection: its position, diameter and probability.
         centre_voxel: the detection's centre in the scan's own grid (i, j, k), fractional.
-        measurement: ``None`` when no voxel of the scan's grid lies inside the mask.
-        location: ``None`` where the two lungs were not found.
+        measurement: ``None`` if no voxel of the scan's grid lies inside the mask.
+        location: ``None`` if the lungs were not found.
     """
 
     label: int
@@ -101,7 +102,8 @@ class SearchRegion:
 
     Attributes:
         kind: "lungs", "cut-out" or "body".
-        distance_mm: ``[I', J', K']`` float32, mm to what counts as lung, 0 inside; very far where no nodule can be.
+        distance_mm: ``[I', J', K']`` float32, distance to what counts as lung, mm; 0 inside, and a very large value
+            where no nodule is possible.
         parts: ``[I', J', K']`` uint8, values of :class:`.labels.Part`.
         affine_ras: ``[4, 4]``, cell of that grid to RAS mm.
     """
@@ -113,7 +115,7 @@ class SearchRegion:
 
     @classmethod
     def of(cls, item: Mapping[Hashable, Any]) -> SearchRegion:
-        """Of an item as :class:`..preprocess.CropToLungsd` leaves it."""
+        """Build the region from an item that :class:`..preprocess.CropToLungsd` returned."""
         distance, parts = item["lung_distance_mm"], item["lung_parts"]
         affine_ras = np.asarray(distance.affine, dtype=np.float64)
         return cls(
@@ -121,41 +123,42 @@ class SearchRegion:
         )
 
     def lung(self, side: Side) -> npt.NDArray[np.bool_]:
-        """``[I', J', K']``, cells of one lung."""
+        """Return the cells of one lung: ``[I', J', K']`` bool."""
         return np.asarray(self.parts == {"left": Part.LEFT_LUNG, "right": Part.RIGHT_LUNG}[side])
 
     def lung_volume_l(self, side: Side) -> float:
-        """Litres of one lung, its vessels and nodules included."""
+        """Return the volume of one lung in litres, including its vessels and nodules."""
         return float(self.lung(side).sum() * voxel_volume_mm3(self.affine_ras) / 1e6)
 
     @property
     def lungs_found(self) -> bool:
-        """Whether lungs were outlined: in a cut-out nobody can say where they end."""
+        """Whether the lungs were segmented; always ``False`` for a cut-out, in which their borders are unknown."""
         return self.kind != "cut-out" and bool(np.isin(self.parts, (Part.LEFT_LUNG, Part.RIGHT_LUNG)).any())
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Everything known about one scan once it has been searched; the reports are made from this alone.
+    """Everything that is known about one scan after the search; the reports are made from this alone.
 
     Attributes:
-        name: series UID or file stem, unique in the run; also the output folder's name.
-        source: the file or folder it was read from.
-        image_hu: ``[I, J, K]`` int16, the scan's own grid.
+        name: series UID or file stem, unique in the run; also the name of the output folder.
+        source: the file or folder that the scan was read from.
+        image_hu: ``[I, J, K]`` int16, on the scan's own grid.
         affine_ras: ``[4, 4]``, voxel to RAS mm (sheared for a tilted gantry).
-        mask: ``[I, J, K]`` uint16 instance labels on the same grid, 0 = background.
-        nodules: by falling probability; labels 1, 2, ….
-        candidates: every detection inside the lungs down to the candidate threshold, by falling probability.
+        mask: ``[I, J, K]`` uint16 instance mask on the same grid, 0 = background.
+        nodules: in descending order of probability, with labels 1, 2, ….
+        candidates: all detections in or near the lungs down to the candidate threshold, in descending order of
+            probability.
         outside_lungs: number of candidates dropped because they lie outside the lungs and their surroundings.
-        facts: header facts free of patient identity, in the order to show them ("Modality": "CT", …).
-        notes: warnings the reader of the report should see (thick slices, tilt resampled, series chosen, …).
+        facts: header facts without patient identity, in the order in which to show them ("Modality": "CT", …).
+        notes: warnings for the reader of the report (thick slices, tilt resampled, series chosen, …).
         model: name, version, checkpoint …, as strings.
         settings: every setting of the run that changes the result.
-        identity: patient name, ID, …; filled only when the user asks for it, and known of DICOM only.
-        seconds: from reading to writing; ``None`` when it was not measured.
-        region: where it was searched; ``None`` where nobody knows.
+        identity: patient name, ID, …; filled only if the user asks for it, and only from DICOM.
+        seconds: time from reading to writing; ``None`` if it was not measured.
+        region: where the scan was searched; ``None`` if unknown.
         source_files: the DICOM slices, one for each k; empty for other formats.
-        input_digest: of the files it was read from (:func:`..report.input_digest`); empty where unknown.
+        input_digest: digest of the files that the scan was read from (:func:`..report.input_digest`); empty if unknown.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Text to values, and values to text."""
+"""Conversion between text and values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
 
 
 def parse_bool(name: str, value: object) -> bool:
-    """A setting that is on or off; the command line passes ``true`` and ``false`` on as text.
+    """Parse a setting that is on or off; from the command line ``true`` and ``false`` arrive as text.
 
     Raises:
-        SettingError: anything else.
+        SettingError: the value is anything else.
     """
     text = str(value).lower()
     if text in ("true", "false"):
@@ -20,7 +20,7 @@ def parse_bool(name: str, value: object) -> bool:
 
 
 def shown_duration(seconds: float) -> str:
-    """A duration for the reader: "0.8 s", "34 s", "5 min 12 s", "2 h 5 min"."""
+    """Format a duration for the reader: "0.8 s", "34 s", "5 min 12 s", "2 h 5 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

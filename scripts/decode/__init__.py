@@ -1,4 +1,4 @@
-"""From maps to nodules: candidates, masks, measurements, the place in the lungs."""
+"""From the network's maps to nodules: candidates, masks, measurements, location in the lungs."""
 
 from .candidates import DecodeCandidatesd, DropOutsideLungsd
 from .location import LocateNodulesd

@@ -1,8 +1,9 @@
-"""From the network's maps to candidates in the world.
+"""From the network's maps to candidates in world coordinates.
 
-Source: LWNet decodes the 800 best voxels above probability 0.5 and diameter 3, then NMS at IoU 0.1. Deviations: local
-maxima instead of single voxels, a plateau of equal voxels is one of them (low-precision arithmetic rounds neighbours to
-the same value), and a threshold that is a parameter (0.5 caps the sensitivity that a FROC curve can reach).
+Source: LWNet decodes the 800 best voxels above probability 0.5 and diameter 3, then applies NMS at IoU 0.1. Deviations:
+candidates are local maxima instead of single voxels; a plateau of equal cells is one candidate (low-precision
+arithmetic rounds neighbours to the same value); and the threshold is a parameter (0.5 limits the sensitivity that a
+FROC curve can reach).
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from ..core.records import Detection
 
 # Channels of the network's output, as declared in metadata.json.
 NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
-LARGEST_CUT = 16.0  # from here on float32 knows no probability below 1
-LOGIT_ROUNDING = 1e-3  # a cut in float32 lets what it may not judge pass; the probability decides
-LARGEST_DIAMETER_MM = 100.0  # a lesion beyond 30 mm is a mass; this only keeps exp() of untrained maps finite
+LARGEST_CUT = 16.0  # logit from about which a float32 probability is 1
+LOGIT_ROUNDING = 1e-3  # the cut on float32 logits lets doubtful cells pass; the float64 probability then decides
+LARGEST_DIAMETER_MM = 100.0  # lesions above 30 mm are called masses; this only keeps exp() of untrained maps finite
 
 
 def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
-    """The largest value in the cube of ``peak_size`` cells around each, axis by axis: a tenth of a pooling's time."""
+    """Return the largest value in the cube of ``peak_size`` cells around each cell.
+
+    Computed axis by axis, in a tenth of the time of a max pooling.
+    """
     for axis in range(logits.ndim):
         largest = logits.clone()
         for step in range(1, peak_size // 2 + 1):
@@ -41,9 +45,15 @@ def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
 
 
 def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
-    """Number each cell by the plateau it belongs to: ``[P]``, from 0.
+    """Return the number of the plateau that each peak belongs to: ``[P]``, from 0.
 
-    Neighbouring peaks are equal (a cube of one cell compares nothing, and each cell stands alone).
+    Neighbouring peaks always have equal values, so that connected peaks are one plateau. With a ``peak_size`` of 1
+    nothing is compared, and each cell is a plateau of its own.
+
+    Args:
+        cells: ``[P, 3]`` indices of the peaks.
+        shape: ``(I, J, K)`` of the map.
+        peak_size: see :class:`DecodeCandidatesd`.
     """
     if peak_size == 1:
         return torch.arange(len(cells))
@@ -54,14 +64,14 @@ def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
 
 
 def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
-    """Non-maximum suppression, all overlaps computed at once: as MONAI's, which computes them box by box.
+    """Apply non-maximum suppression; equals MONAI's, but computes all overlaps at once instead of box by box.
 
     Args:
-        boxes: ``[N, 6]`` first and last corner, by falling score.
-        overlap: IoU above which the weaker of two boxes goes.
+        boxes: ``[N, 6]`` first and last corner, in descending order of score.
+        overlap: IoU above which the weaker of two boxes is removed.
 
     Returns:
-        Indices of those that stay, in the same order.
+        Indices of the boxes that stay, in the same order; empty without boxes.
     """
     if not len(boxes):
         return []
@@ -78,17 +88,22 @@ def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
 class DecodeCandidatesd(Transform):
     """Pick the peaks of one scan's maps.
 
-    Reads ``pred`` ``[5 + M, I, J, K]`` (see metadata.json) and the affine of ``image``; writes ``candidates`` (list of
-    :class:`..core.records.Detection`) by falling probability; may be empty. Neighbouring peaks of equal height are one
-    candidate, at the mean of the centres they propose and the geometric mean of their diameters.
+    Reads ``pred`` ``[5 + M, I, J, K]`` (see metadata.json) and the affine of ``image``; writes ``candidates``, a
+    possibly empty list of :class:`..core.records.Detection` in descending order of probability. Neighbouring peaks of
+    equal height are one candidate, at the mean of the centres that they propose and with the geometric mean of their
+    diameters.
 
     Args:
         stride: input voxels per cell.
         threshold: smallest probability kept.
-        peak_size: a cell is a peak when none is larger in this odd cube of cells around it.
-        top_k: most candidates kept, before NMS.
-        nms_overlap: IoU of bounding cubes above which the weaker of two candidates goes.
-        smallest_diameter_mm: candidates below leave, before NMS.
+        peak_size: edge, an odd number of cells, of the cube around a cell in which no value may be larger for the cell
+            to be a peak.
+        top_k: largest number of candidates kept before NMS.
+        nms_overlap: IoU of bounding cubes above which the weaker of two candidates is removed.
+        smallest_diameter_mm: candidates below this diameter are removed before NMS.
+
+    Raises:
+        ValueError: ``peak_size`` is not a positive odd number.
 
     Example:
         >>> from monai.data import MetaTensor
@@ -134,13 +149,13 @@ class DecodeCandidatesd(Transform):
         return {**data, "candidates": found}
 
     def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Tensor:
-        """What the peaks propose: ``[G, 5]`` float64, a row for each plateau.
+        """Return what the peaks propose: ``[G, 5]`` float64, one row for each plateau.
 
-        Columns: nodule logit, centre along the grid's axes i, j, k from its first voxel in mm (3), diameter in mm.
+        Columns: nodule logit; centre (3), in mm from the first voxel along the grid's axes i, j, k; diameter in mm.
         """
         logits = pred[NODULE_LOGIT]
         cut = float(torch.logit(torch.tensor(self.threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
-        is_peak = (logits == _largest_around(logits, self.peak_size)) & (logits >= cut)  # not all the background
+        is_peak = (logits == _largest_around(logits, self.peak_size)) & (logits >= cut)  # excludes flat background
         cells = torch.nonzero(is_peak)
         cells = cells[torch.sigmoid(logits[tuple(cells.T)].double()) >= self.threshold]
         rows = pred[(slice(LOG_DIAMETER + 1), *cells.T)].T.double().cpu()
@@ -155,14 +170,14 @@ class DecodeCandidatesd(Transform):
 
 
 class DropOutsideLungsd(Transform):
-    """Keep the candidates in and near the lungs: those whose centre is at most a margin away from them.
+    """Keep the candidates in and near the lungs, whose centres are at most a margin away from them.
 
-    Reads ``candidates``, ``lung_distance_mm`` (:class:`..preprocess.CropToLungsd`, it covers the whole scan); writes
-    ``candidates`` and ``outside_lungs``, the number dropped. A candidate up to one voxel of the distance map beyond its
-    border is judged at the border; one farther out lies in padding and is dropped.
+    Reads ``candidates`` and ``lung_distance_mm`` (from :class:`..preprocess.CropToLungsd`; it covers the whole scan);
+    writes ``candidates`` and ``outside_lungs``, the number dropped. A candidate up to one voxel of the distance map
+    outside the map gets the distance at the map's border; one farther outside lies in padding and is dropped.
 
     Args:
-        margin_mm: farthest centre.
+        margin_mm: largest distance of a centre from the lungs.
     """
 
     def __init__(self, margin_mm: float) -> None:
@@ -175,7 +190,7 @@ class DropOutsideLungsd(Transform):
         voxels = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in candidates], (-1, 3)))
         last = np.array(distance_mm.shape) - 1
         i, j, k = np.clip(np.round(voxels).astype(int), 0, last).T
-        # The border voxels end half a voxel farther out.
+        # The border voxels extend half a voxel beyond their centres.
         near = (distance_mm[i, j, k] <= self.margin_mm) & ((voxels >= -1.5) & (voxels <= last + 1.5)).all(axis=1)
         kept = [one for one, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
         return {**data, "candidates": kept, "outside_lungs": len(candidates) - len(kept)}

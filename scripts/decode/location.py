@@ -1,4 +1,4 @@
-"""In which lung a nodule lies, and how high in it: left or right, upper, middle or lower third."""
+"""The location of a nodule in the lungs: left or right, and upper, middle or lower third."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from monai.transforms import Transform
 from ..core.geometry import Point, apply_affine, spacing_mm
 from ..core.records import LUNG_SIDES, Location, Nodule, SearchRegion, Side
 
-WINDPIPE_MM2 = 300.0  # no lung is cut where less is seen; an apex is wider a slice below its tip
+# A smaller cross-section at the top of a lung may be windpipe; an apex is larger than this one slice below its tip.
+WINDPIPE_MM2 = 300.0
 
 
 def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location | None]:
-    """The lung whose nearest cell is nearer to each position, and the third of that lung's height.
+    """Return for each position the lung with the nearest cell, and the third of that lung's height.
 
-    Beyond a lung's ends the outer thirds go on. ``None`` where no lungs were outlined.
+    Args:
+        centres_ras_mm: world positions, RAS mm.
+        region: where the scan was searched, with its lungs.
+
+    Returns:
+        A location for each position; above and below a lung the outer thirds continue. ``None`` for each position if
+        the lungs were not segmented.
     """
     if not region.lungs_found:
         return [None] * len(centres_ras_mm)
@@ -35,7 +42,7 @@ def locate(centres_ras_mm: list[Point], region: SearchRegion) -> list[Location |
 
 
 def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
-    """Height of a lung's lowest cell, and of the highest plane that is wider than a windpipe."""
+    """Return the world z of a lung's lowest cell and of its highest plane that is larger than a windpipe, mm."""
     lung = region.lung(side)
     area_mm2 = lung.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])
     wide = np.flatnonzero(area_mm2 >= min(WINDPIPE_MM2, area_mm2.max()))
@@ -46,7 +53,7 @@ def _ends_mm(region: SearchRegion, side: Side) -> tuple[float, float]:
 
 
 class LocateNodulesd(Transform):
-    """Graph component around :func:`locate`: say of each nodule where it lies.
+    """Graph component around :func:`locate`, which adds the location to each nodule.
 
     Reads ``nodules`` and what :class:`..preprocess.CropToLungsd` writes; writes ``nodules`` with their ``location``.
     """

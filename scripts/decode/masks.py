@@ -1,8 +1,8 @@
 """From mask logits to one mask per nodule on the scan's own grid.
 
-Logits are read (trilinear) at the centres of the scan's voxels in a box around each detection, cut at a threshold,
-and the piece at the detection's centre is kept. Stronger detections come first and keep what they hold; a detection
-whose centre lies inside a stronger one's mask is the same nodule and joins it.
+The logits are sampled trilinearly at the centres of the scan's voxels in a box around each detection and thresholded;
+the connected component at the detection's centre is kept. Stronger detections come first and keep their voxels. A
+detection whose centre lies inside the mask of a stronger one is the same nodule and gets no mask of its own.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Box = tuple[slice, slice, slice]
 def logits_at(
     mask_logits: Tensor, affine: FloatArray, points_ras_mm: FloatArray, stride: int
 ) -> npt.NDArray[np.float32]:
-    """Read mask logits at world positions, trilinearly; beyond the maps the border's value holds.
+    """Sample mask logits trilinearly at world positions; beyond the maps the values of the border are used.
 
-    Only the cells around the points are brought to voxels (:func:`..network.blocks.mask_on_voxels`).
+    Only the cells around the points are converted to voxels (:func:`..network.blocks.mask_on_voxels`).
 
     Args:
-        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³ (sub-voxels) or 1.
+        mask_logits: ``[M, I, J, K]`` on output cells, M = stride³ (one per voxel of a cell) or 1.
         affine: ``[4, 4]``, input voxel (not cell) to RAS mm.
         points_ras_mm: ``[..., 3]``, at least one.
         stride: input voxels per cell.
 
     Returns:
-        ``[...]``.
+        ``[...]`` float32, one logit per point.
     """
     voxels = apply_affine(np.linalg.inv(affine), points_ras_mm)
     shape = np.array(mask_logits.shape[1:])
@@ -57,7 +57,13 @@ def logits_at(
 
 
 def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
-    """The connected piece at a fractional voxel, or the nearest one within ``reach`` voxels (per axis); maybe none."""
+    """Return the connected component at a fractional voxel, or the nearest one within ``reach``; it may be empty.
+
+    Args:
+        inside: ``[I, J, K]``.
+        centre: ``[3]``, fractional voxel.
+        reach: ``[3]``, largest distance along each axis in voxels, at least 1 is used; together they span an ellipsoid.
+    """
     labels, _ = ndimage.label(inside)
     voxels = np.argwhere(inside)
     apart = np.linalg.norm((voxels - centre) / np.maximum(reach, 1.0), axis=1)
@@ -73,7 +79,7 @@ class MaskSettings:
     Attributes:
         stride: input voxels per output cell.
         mask_threshold: probability above which a voxel belongs to the nodule.
-        margin_mm: how far beyond its diameter a nodule may reach.
+        margin_mm: how far a mask may extend beyond the detection's radius, along each axis.
     """
 
     stride: int
@@ -90,18 +96,18 @@ def mask_at(
     *,
     settings: MaskSettings,
 ) -> tuple[Box, Mask]:
-    """Make the mask of one detection on the scan's own grid.
+    """Compute the mask of one detection on the scan's own grid.
 
     Args:
-        detection: where, and how large.
+        detection: gives position and size.
         mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
-        affine: of the network's input, voxel to RAS mm.
-        taken: ``[I, J, K]`` of the scan's grid; voxels that are not 0 cannot be taken.
-        scan_affine: of that grid, voxel to RAS mm.
-        settings: see there.
+        affine: ``[4, 4]``, of the network's input, voxel to RAS mm.
+        taken: ``[I, J, K]`` on the scan's grid; voxels that are not 0 already belong to another nodule.
+        scan_affine: ``[4, 4]``, of the scan's grid, voxel to RAS mm.
+        settings: see :class:`MaskSettings`.
 
     Returns:
-        A box of the scan's grid, and which of its voxels belong to the nodule; maybe none.
+        A box of the scan's grid, and which of its voxels belong to the nodule; the mask may be empty.
     """
     cut = float(np.log(settings.mask_threshold / (1.0 - settings.mask_threshold)))
     reach_mm = detection.diameter_mm / 2.0
@@ -124,14 +130,15 @@ def segment_nodules(
     """Segment and measure detections.
 
     Args:
-        detections: by falling probability.
+        detections: in descending order of probability.
         mask_logits, affine, scan_affine, settings: see :func:`mask_at`.
-        scan_hu: ``[I, J, K]``, the scan's own grid.
+        scan_hu: ``[I, J, K]``, on the scan's own grid.
 
     Returns:
-        Nodules labelled 1, 2, …, and the instance mask on the scan's grid.
+        Nodules labelled 1, 2, …, and the instance mask on the scan's grid. A detection whose centre lies in the mask of
+        a stronger one is left out.
     """
-    instances = np.zeros(scan_hu.shape, dtype=np.uint16, order="F")  # NIfTI's order; what stays 0 takes no memory
+    instances = np.zeros(scan_hu.shape, dtype=np.uint16, order="F")  # NIfTI's order; pages that stay 0 take no memory
     from_world = np.linalg.inv(scan_affine)
     nodules: list[Nodule] = []
     for detection in detections:
@@ -154,15 +161,15 @@ def segment_given(
     *,
     settings: MaskSettings,
 ) -> npt.NDArray[np.uint16]:
-    """Segment findings whose position and size are known, each as if it were alone.
+    """Segment findings of known position and size, each independently of the others.
 
     Args:
-        findings: label and place of each.
+        findings: label, and position and diameter, of each finding.
         mask_logits, affine, scan_affine, settings: see :func:`mask_at`.
-        shape: of the scan's grid.
+        shape: ``(I, J, K)`` of the scan's grid.
 
     Returns:
-        The instance mask; where masks overlap, the later finding's label stands.
+        The instance mask, ``[I, J, K]``; where masks overlap, it has the label of the later finding.
     """
     free = np.broadcast_to(np.zeros(1, dtype=np.uint16), shape)
     instances = np.zeros(shape, dtype=np.uint16)
@@ -181,6 +188,9 @@ class SegmentNodulesd(Transform):
     Args:
         threshold: smallest probability of a reported nodule.
         stride, mask_threshold, margin_mm: see :class:`MaskSettings`.
+
+    Raises:
+        SettingError: a threshold is not strictly between 0 and 1.
     """
 
     def __init__(self, *, threshold: float, stride: int, mask_threshold: float, margin_mm: float) -> None:

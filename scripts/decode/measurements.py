@@ -1,4 +1,4 @@
-"""What a mask measures, on the scan's own grid; the definitions stand in :class:`..core.records.Measurement`."""
+"""Measurements of a mask on the scan's own grid; :class:`..core.records.Measurement` defines them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SOLID_FROM = 0.6  # share of solid voxels
 
 
 def _edge_points_mm(pixels: npt.NDArray[np.int64], steps_mm: FloatArray) -> FloatArray:
-    """Hull of the middles of the pixels' edges, where the mask passes on average.
+    """Return the convex hull of the midpoints of the pixels' edges, where the true border lies on average.
 
     Args:
         pixels: ``[P, 2]`` indices.
-        steps_mm: ``[3, 2]`` world step of either index.
+        steps_mm: ``[3, 2]`` world step of each index, mm.
 
     Returns:
         ``[H, 3]``, mm.
@@ -34,7 +34,7 @@ def _edge_points_mm(pixels: npt.NDArray[np.int64], steps_mm: FloatArray) -> Floa
 
 
 def _axes_mm(points: FloatArray) -> tuple[float, float]:
-    """Largest distance between two points, and the extent perpendicular to it."""
+    """Return the largest distance between two points, and the extent of all points perpendicular to it."""
     apart = squareform(pdist(points))
     a, b = np.unravel_index(int(apart.argmax()), apart.shape)
     along = (points[b] - points[a]) / apart[a, b]
@@ -43,10 +43,10 @@ def _axes_mm(points: FloatArray) -> tuple[float, float]:
 
 
 def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
-    """Long and short axis of a mask on the axial slice where its long axis is largest.
+    """Return the long and short axis of a mask on the axial slice where its long axis is largest.
 
     Args:
-        inside: ``[I, J, K]`` with at least one voxel.
+        inside: ``[I, J, K]``, at least one voxel is true.
         affine: ``[4, 4]``, voxel to world mm.
 
     Returns:
@@ -60,18 +60,19 @@ def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
 
 
 def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> NoduleType:
-    """What the intensities inside a mask look like; a hint, no reading.
+    """Return the nodule type that the intensities inside a mask suggest; a hint, not a reading.
 
-    A voxel from -300 HU counts as solid. Voxels at the mask's in-plane edge, where nodule and air mix, are left out
-    unless nothing else is there. Below a tenth of solid voxels: ground-glass; from six tenths: solid; else part-solid.
+    A voxel of -300 HU or more counts as solid. Voxels at the mask's in-plane edge, where nodule and air mix, are left
+    out unless there are no others. If less than a tenth of the voxels is solid, the type is ground-glass; from six
+    tenths on it is solid; in between it is part-solid.
 
-    The threshold is the one that agreed with readers in 102 subsolid nodules (-250 and -300 HU are recommended there,
-    for solid components from 1 and 6 % of the volume): a comparison of thresholds from -500 to -130 HU,
+    The threshold is the one that agreed with readers in 102 subsolid nodules, in a comparison of thresholds from -500
+    to -130 HU (-250 and -300 HU are recommended there, for solid components from 1 and 6 % of the volume):
     https://www.globethesis.com/?t=2334330536486386. The two shares are our own, chosen on LIDC-IDRI's readings of
     texture; docs/outputs.md gives the agreement.
 
     Args:
-        inside, image_hu, affine: see :func:`measure`; at least one voxel.
+        inside, image_hu, affine: see :func:`measure`; the mask has at least one voxel.
     """
     plane = ndimage.generate_binary_structure(3, 1)
     across = [slice(None)] * 3
@@ -88,9 +89,9 @@ def measure(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -
     """Measure one mask.
 
     Args:
-        inside: ``[I, J, K]``, voxels of the mask (or of a box cut from the scan around it).
-        image_hu: the same voxels' intensities, HU.
-        affine: ``[4, 4]``, voxel to world mm (only its directions and steps count here).
+        inside: ``[I, J, K]`` bool, the mask on the whole scan or on a box around the nodule.
+        image_hu: ``[I, J, K]``, intensities of the same voxels, HU.
+        affine: ``[4, 4]``, voxel to world mm (its translation is not used).
 
     Returns:
         The measurement; ``None`` for an empty mask.

@@ -1,4 +1,4 @@
-"""How good a result is: detection as LUNA16 counts it (FROC, CPM), masks by their overlap."""
+"""Metrics: detection as evaluated by LUNA16 (FROC, CPM), and masks by their overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How certain a FROC curve is: scans are drawn again with replacement, and the spread of the results is read.
+"""Confidence intervals of a FROC curve by bootstrap: the scans are resampled with replacement.
 
 Source: the LUNA16 challenge: 1000 resamples of scans, each with its own number of nodules in the denominator. Added
 here: a seed, an interval for the CPM, and resamples without any nodule are left out and counted.
@@ -13,13 +13,13 @@ import numpy as np
 from ..core.geometry import FloatArray
 from .luna16 import RATES, IntArray, Matches, curve
 
-# Where the confidence band of a plot is read: a 32nd of an octave apart, 1/8 to 8 false positives per scan.
+# Where the confidence band of a plot is read: from 1/8 to 8 false positives per scan, in steps of 1/32 octave.
 BAND_RATES = tuple(float(2.0**exponent) for exponent in np.linspace(-3.0, 3.0, 193))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds, both possible values."""
+    """The bounds of an interval, both inclusive."""
 
     low: float
     high: float
@@ -30,13 +30,13 @@ class Confidence:
     """Bootstrap intervals.
 
     Attributes:
-        readings: at :data:`.luna16.RATES`.
-        cpm: of the mean reading.
-        band_low, band_high: ``[193]`` sensitivity at :data:`BAND_RATES`.
+        readings: intervals of the sensitivity at :data:`.luna16.RATES`.
+        cpm: interval of the CPM.
+        band_low, band_high: ``[193]`` bounds of the sensitivity at :data:`BAND_RATES`.
         level: share of the resamples between the bounds, 0.95 for 95 %.
-        resamples: how many were drawn.
-        undefined: how many of them had no nodule and were left out.
-        seed: of the draw.
+        resamples: number of resamples drawn.
+        undefined: number of resamples without a nodule, which were left out.
+        seed: seed of the random numbers.
     """
 
     readings: tuple[Interval, ...]
@@ -50,18 +50,18 @@ class Confidence:
 
 
 def confidence_of(matches: Matches, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Confidence | None:
-    """Resample scans and take percentiles.
+    """Resample the scans and compute percentile intervals.
 
     The result depends on the seed and on the order of the scans' indices, not on the order of candidates or findings.
 
     Args:
-        matches: of all scans.
-        resamples: at least 1.
-        level: between 0 and 1.
-        seed: of the draw.
+        matches: the matches of all scans.
+        resamples: number of resamples, at least 1.
+        level: share of the resamples between the bounds, between 0 and 1.
+        seed: seed of the random numbers.
 
     Returns:
-        The intervals; ``None`` when no resample has a nodule to find.
+        The intervals; ``None`` if no resample has a nodule to find.
     """
     scans = matches.counts.scans
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def confidence_of(matches: Matches, *, resamples: int = 1000, level: float = 0.9
 
 
 def _readings(matches: Matches, weights: IntArray, nodules: int) -> FloatArray:
-    """Sensitivity at RATES, then at BAND_RATES, when each scan counts ``weights`` ``[S]`` times."""
+    """Return the sensitivity at RATES, then at BAND_RATES, if each scan counts ``weights`` ``[S]`` times."""
     steps = matches.steps
     of_event = weights[steps.scans].astype(np.float64)
     false, hits = (steps.totals(np.where(kind, of_event, 0.0)) for kind in (~steps.is_hit, steps.is_hit))

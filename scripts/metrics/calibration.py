@@ -1,9 +1,10 @@
-"""How far a probability can be taken at its word: reliability of the scores, and the line that would mend them.
+"""Calibration: the reliability of the probabilities, and the line that would correct them.
 
-A candidate counts as true when it is the best one inside a nodule, as false when it lies in no finding; all others are
-left out (:mod:`.luna16`). The mending is a slope and an intercept of the logit, fitted by maximum likelihood (Platt,
-Probabilistic outputs for support vector machines, 1999). It keeps the order of the scores, so the FROC curve stays.
-Deviation: no temperature alone (Guo et al., 2017), for that cannot lower probabilities that are too high throughout.
+A candidate counts as true if it is the best one inside a nodule, and as false if it lies in no finding; all others are
+left out (:mod:`.luna16`). The correction is a slope and an intercept of the logit, fitted by maximum likelihood (Platt,
+Probabilistic outputs for support vector machines, 1999). It keeps the order of the scores, so the FROC curve does not
+change. Deviation: not a temperature alone (Guo et al., 2017), which cannot lower probabilities that are too high
+throughout.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ..core.geometry import FloatArray
 from .luna16 import BoolArray, Matches
 
 BINS = 10  # of equal width
-LARGEST_LOGIT = 30.0  # a probability of 0 or 1 has none
-LARGEST_SLOPE = 20.0  # either way: true and false ones that do not overlap would make it endless
+LARGEST_LOGIT = 30.0  # of probabilities of 0 and 1, whose logits are infinite
+LARGEST_SLOPE = 20.0  # 1/20 is the smallest; if true and false scores do not overlap, the fit would diverge
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class ReliabilityBin:
     """The candidates whose probability lies between two bounds.
 
     Attributes:
-        low, high: the bounds; the upper one belongs to the next bin, 1 to the last.
-        candidates: how many.
-        mean_probability, true_share: of them; NaN without any.
+        low, high: the bounds; the upper bound belongs to the next bin, except 1, which belongs to the last bin.
+        candidates: number of candidates.
+        mean_probability, true_share: their mean probability, and the share of true ones; NaN for an empty bin.
     """
 
     low: float
@@ -43,8 +44,9 @@ class Reliability:
     """Reliability of a set of probabilities.
 
     Attributes:
-        bins: :data:`BINS` of them.
-        expected_error: mean distance between probability and share of true ones, over the candidates.
+        bins: :data:`BINS` bins of equal width.
+        expected_error: expected calibration error: the difference between a bin's mean probability and its share of
+            true candidates, averaged over the candidates; 0 without any.
     """
 
     bins: tuple[ReliabilityBin, ...]
@@ -52,7 +54,7 @@ class Reliability:
 
     @classmethod
     def of(cls, probabilities: FloatArray, true: BoolArray) -> Reliability:
-        """Of ``[C]`` probabilities and whether each belongs to a nodule."""
+        """Compute the reliability from ``[C]`` probabilities and ``[C]`` bools, whether each belongs to a nodule."""
         number = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
         bins, error = [], 0.0
         for n in range(BINS):
@@ -66,12 +68,12 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability as it is, and as it would be with ``slope · logit + intercept``.
+    """Reliability of the probabilities as they are, and as they would be with ``slope · logit + intercept``.
 
     Attributes:
-        slope: 1 and an intercept of 0 leave the probabilities as they are; above 1 they were not sure enough.
-        intercept: below 0 the probabilities were too high.
-        before, after: it is applied.
+        slope: 1, with an intercept of 0, leaves the probabilities unchanged; above 1, they were underconfident.
+        intercept: below 0, the probabilities were too high.
+        before, after: reliability before and after the correction.
     """
 
     slope: float
@@ -81,10 +83,10 @@ class Calibration:
 
 
 def calibration_of(matches: Matches) -> Calibration | None:
-    """Reliability and the fit; ``None`` unless there are true and false candidates.
+    """Compute the reliability and fit the correction; ``None`` unless there are both true and false candidates.
 
     Raises:
-        ValueError: scores that are no probabilities.
+        ValueError: the scores are not probabilities.
     """
     hit = np.isfinite(matches.nodule_scores)
     probabilities = np.concatenate([matches.nodule_scores[hit], matches.false_scores])
@@ -106,5 +108,5 @@ def calibration_of(matches: Matches) -> Calibration | None:
     bounds = [(-steepest, steepest), (-LARGEST_LOGIT, LARGEST_LOGIT)]
     log_slope, intercept = optimize.minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds).x
     slope = float(np.exp(log_slope))
-    mended = special.expit(slope * logits + intercept)
-    return Calibration(slope, float(intercept), Reliability.of(probabilities, true), Reliability.of(mended, true))
+    corrected = special.expit(slope * logits + intercept)
+    return Calibration(slope, float(intercept), Reliability.of(probabilities, true), Reliability.of(corrected, true))

@@ -1,4 +1,4 @@
-"""The LUNA16 evaluation of the bundle's own records: detections and truth of each scan."""
+"""The LUNA16 evaluation applied to the bundle's own records: detections and reference of each scan."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .luna16 import BoolArray, Candidates, Findings, Matches, known_diameters_mm
 
 @dataclass(frozen=True)
 class ScanTruth:
-    """Reference of one scan, RAS mm.
+    """Reference of one scan.
 
     Attributes:
-        centres_ras_mm: ``[N, 3]``.
-        diameters_mm: ``[N]``.
+        centres_ras_mm: ``[N, 3]``, RAS mm.
+        diameters_mm: ``[N]``; negative if unknown.
         is_nodule: ``[N]`` bool; ``False`` for excluded findings.
-        name: series UID or another name, unique in the run; a scan seen twice counts once. Without it every
-            scan counts.
-        lung_litres: volume of the lungs searched; 0 when not known.
+        name: series UID or another name, unique in the run; scans of the same name count once, scans without a name
+            all count.
+        lung_litres: volume of the lungs searched; 0 if unknown.
     """
 
     centres_ras_mm: FloatArray
@@ -34,23 +34,23 @@ class ScanTruth:
 
 
 class ScoredScan(NamedTuple):
-    """One scan of a run: what was found in it, and what there was to find."""
+    """One scan of a run: its detections and its reference."""
 
     detections: tuple[Detection, ...]
     truth: ScanTruth
 
     def centres_ras_mm(self) -> FloatArray:
-        """``[D, 3]`` of the detections."""
+        """Return the centres of the detections, ``[D, 3]``, RAS mm."""
         return np.array([d.centre_ras_mm for d in self.detections], dtype=np.float64).reshape(-1, 3)
 
     def hits(self) -> BoolArray:
-        """``[D, N]``: which detection lies strictly inside which finding."""
+        """Return which detection lies strictly inside which finding, ``[D, N]``."""
         apart_mm = self.centres_ras_mm()[:, None] - np.reshape(self.truth.centres_ras_mm, (1, -1, 3))
         return np.square(apart_mm).sum(-1) < np.square(known_diameters_mm(self.truth.diameters_mm) / 2.0)
 
 
 def match_scans(scans: Sequence[ScoredScan]) -> Matches:
-    """Apply the hit rule to all scans together; those without detections stay in the denominator."""
+    """Apply the hit rule to all scans together; scans without detections stay in the denominator."""
     candidates = Candidates(
         np.repeat(np.arange(len(scans)), [len(scan.detections) for scan in scans]),
         np.concatenate([np.zeros((0, 3)), *(scan.centres_ras_mm() for scan in scans)]),

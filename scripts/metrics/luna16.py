@@ -4,17 +4,19 @@ Source: the LUNA16 challenge (Setio et al., Medical Image Analysis 2017) and its
 
 1. Only the listed scans count; a scan without candidates stays in the denominator.
 2. A scan with more than 100 candidates keeps those scored strictly above its 101st highest score.
-3. A candidate hits a finding when it lies strictly inside the sphere around it. A negative diameter means 10 mm.
+3. A candidate hits a finding if it lies strictly inside the sphere of the finding's diameter. A negative diameter means
+   10 mm.
 4. A nodule's score is the highest of all candidates inside it; the others inside it are neither hit nor false. A
-   candidate inside two nodules scores both.
-5. A candidate inside no nodule but inside an excluded finding is neither hit nor false. One inside nothing is false.
-6. The curve steps through the scores from high to low, equal scores together, from (0, 0). Missed nodules are not on
-   it and stay in the denominator.
-7. Sensitivity is read at 1/8, 1/4, … 8 false positives per scan by linear interpolation; beyond the last point it
-   stays. Where the curve rises vertically at a rate, the upper end is read.
+   candidate inside two nodules counts for both.
+5. A candidate inside an excluded finding but inside no nodule is neither hit nor false. A candidate inside no finding
+   is false.
+6. The curve starts at (0, 0) and steps through the scores from high to low, with equal scores in one step. Missed
+   nodules are not on the curve but stay in the denominator.
+7. Sensitivity is read at 1/8, 1/4, … 8 false positives per scan by linear interpolation; beyond the last point it is
+   constant. Where the curve rises vertically at a rate, the upper end is read.
 
-Added here, where the challenge's rules end in a division by zero: no hit gives 0, no false positive puts all hits at
-rate 0, and without nodules readings and CPM are undefined.
+Added here, for cases in which the challenge's rules divide by zero: without hits the sensitivity is 0; without false
+positives all hits are at rate 0; without nodules the readings and the CPM are undefined.
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ BoolArray = npt.NDArray[np.bool_]
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan at which sensitivity is read
 MAX_CANDIDATES = 100  # per scan
-UNKNOWN_DIAMETER_MM = 10.0  # of findings whose diameter is not known and is given as negative
+UNKNOWN_DIAMETER_MM = 10.0  # of findings whose diameter is unknown and is given as negative
 UNKNOWN_SCAN = -1  # index of a scan that is not in the list
 
-# Size classes: 3 <= d < 6, 6 <= d <= 10, d > 10 mm. LUNA16 has no nodule below 3 mm, other data may.
+# Size classes: d < 3, 3 <= d < 6, 6 <= d <= 10, d > 10 mm. LUNA16 has no nodule below 3 mm, but other data may.
 SIZE_CLASSES = ("<3", "3-6", "6-10", ">10")
 
 
@@ -45,7 +47,7 @@ class Candidates:
 
     Attributes:
         scans: ``[C]`` index of each candidate's scan, or :data:`UNKNOWN_SCAN`.
-        positions_mm: ``[C, 3]`` world, LPS or RAS, the same as the findings'.
+        positions_mm: ``[C, 3]`` world positions, in LPS or RAS like those of the findings.
         scores: ``[C]`` finite; usually probabilities, but only their order counts.
     """
 
@@ -60,8 +62,8 @@ class Findings:
 
     Attributes:
         scans: ``[F]`` index of each finding's scan, or :data:`UNKNOWN_SCAN`.
-        positions_mm: ``[F, 3]`` world, LPS or RAS, the same as the candidates'.
-        diameters_mm: ``[F]``; negative where unknown.
+        positions_mm: ``[F, 3]`` world positions, in LPS or RAS like those of the candidates.
+        diameters_mm: ``[F]``; negative if unknown.
         is_nodule: ``[F]``; ``False`` for excluded findings.
     """
 
@@ -73,20 +75,20 @@ class Findings:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many of what; the first eight as the challenge reports them.
+    """Numbers of nodules, candidates and scans; the first eight are those that the challenge reports.
 
     Attributes:
         true_positives: nodules hit.
         false_positives: candidates inside no finding.
         false_negatives: nodules missed.
-        candidates_scored: candidates of listed scans that are left by the limit per scan.
+        candidates_scored: candidates of listed scans that remain after the limit per scan.
         nodules: included findings of listed scans.
-        ignored_on_excluded: candidates inside an excluded finding and no nodule.
-        ignored_double: hits of a nodule after its first, summed over nodules.
+        ignored_on_excluded: candidates inside an excluded finding but inside no nodule.
+        ignored_double: hits of a nodule beyond its first, summed over nodules.
         scans: listed scans.
-        scans_without_candidates: listed scans for which nothing was proposed.
+        scans_without_candidates: listed scans without any candidate.
         candidates_of_unknown_scans: candidates of scans that are not listed.
-        candidates_over_limit: candidates that the limit per scan took away.
+        candidates_over_limit: candidates that the limit per scan removed.
     """
 
     true_positives: int
@@ -104,12 +106,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of nodules and candidates: all that curve, size classes and resampling need.
+    """The outcome for nodules and candidates: everything that curve, size classes and resampling need.
 
     Attributes:
-        nodule_scans, nodule_diameters_mm: ``[N]`` of every nodule of the listed scans.
-        nodule_scores: ``[N]`` highest score inside the nodule; -inf when it is missed.
-        false_scans, false_scores: ``[P]`` of every false positive.
+        nodule_scans, nodule_diameters_mm: ``[N]`` scan index and diameter of every nodule of the listed scans.
+        nodule_scores: ``[N]`` highest score inside the nodule; -inf if it is missed.
+        false_scans, false_scores: ``[P]`` scan index and score of every false positive.
         counts: see :class:`Counts`.
     """
 
@@ -128,12 +130,12 @@ class Matches:
 
 @dataclass(frozen=True)
 class Steps:
-    """Hits and false positives by falling score; equal scores are one step.
+    """Events (hits and false positives) in descending order of score; events of equal score are one step.
 
     Attributes:
-        scans: ``[E]`` of each hit or false positive.
-        is_hit: ``[E]``.
-        size_class: ``[E]`` index into :data:`SIZE_CLASSES`; only of hits.
+        scans: ``[E]`` scan index of each event.
+        is_hit: ``[E]`` whether it is a hit.
+        size_class: ``[E]`` index into :data:`SIZE_CLASSES`; meaningful for hits only.
         ends: ``[L]`` index of the last event of each step.
         thresholds: ``[L]`` score of each step.
     """
@@ -146,6 +148,7 @@ class Steps:
 
     @classmethod
     def of(cls, matches: Matches) -> Steps:
+        """Sort the hits and false positives of the matches by score."""
         hit = np.isfinite(matches.nodule_scores)
         scores = np.concatenate([matches.nodule_scores[hit], matches.false_scores])
         order = np.argsort(-scores, kind="stable")
@@ -159,7 +162,7 @@ class Steps:
         return cls(scans, order < int(hit.sum()), classes, ends, falling[ends])
 
     def totals(self, weights: FloatArray) -> FloatArray:
-        """Sum of the weights ``[E]`` down to each point of the curve: ``[L + 1]``, from 0."""
+        """Return the cumulative sum of the weights ``[E]`` at each point of the curve: ``[L + 1]``, from 0."""
         return np.concatenate([[0.0], np.cumsum(weights)[self.ends]])
 
 
@@ -169,8 +172,8 @@ class SizeReadings:
 
     Attributes:
         name: one of :data:`SIZE_CLASSES`, mm.
-        nodules, true_positives: of this class.
-        readings: at :data:`RATES`; NaN when the class is empty.
+        nodules, true_positives: numbers of nodules and of hits in this class.
+        readings: sensitivity at :data:`RATES`; NaN if the class is empty.
     """
 
     name: str
@@ -184,10 +187,10 @@ class Froc:
     """A FROC curve, its readings and what was counted.
 
     Attributes:
-        false_positives_per_scan, sensitivity: ``[L + 1]`` the curve's points, from (0, 0), both rising.
-        thresholds: ``[L + 1]`` the score down to which candidates count at each point; the first is inf.
-        readings: sensitivity at :data:`RATES`; NaN when there is no nodule to find.
-        cpm: their mean; ``None`` when there is no nodule to find.
+        false_positives_per_scan, sensitivity: ``[L + 1]`` the curve's points, from (0, 0), neither ever decreasing.
+        thresholds: ``[L + 1]`` the lowest score that counts at each point; the first is inf.
+        readings: sensitivity at :data:`RATES`; NaN if there is no nodule to find.
+        cpm: their mean; ``None`` if there is no nodule to find.
         counts: see :class:`Counts`.
         sizes: one entry for each of :data:`SIZE_CLASSES`, in that order.
     """
@@ -202,7 +205,7 @@ class Froc:
 
 
 def size_class(diameters_mm: FloatArray) -> IntArray:
-    """Index into :data:`SIZE_CLASSES`: 6 mm belongs to 6-10, and so does 10 mm."""
+    """Return the index into :data:`SIZE_CLASSES` of each diameter; 6 mm and 10 mm both belong to 6-10."""
     d = np.asarray(diameters_mm)
     return (d >= 3.0).astype(np.int64) + (d >= 6.0) + (d > 10.0)
 
@@ -211,10 +214,13 @@ def match(candidates: Candidates, findings: Findings, scans: int, *, max_candida
     """Apply the limit per scan and the hit rule.
 
     Args:
-        candidates: of all scans.
+        candidates: candidates of all scans.
         findings: nodules and excluded findings of all scans.
-        scans: how many scans are listed; the indices run from 0 to ``scans - 1``.
+        scans: number of listed scans; their indices run from 0 to ``scans - 1``.
         max_candidates: limit per scan.
+
+    Raises:
+        ValueError: a scan index is out of range.
 
     Example:
         >>> places_mm = np.array([[1, 0, 0], [50, 0, 0], [0, 2, 0]])
@@ -260,12 +266,12 @@ def match(candidates: Candidates, findings: Findings, scans: int, *, max_candida
 
 
 def known_diameters_mm(diameters_mm: FloatArray) -> FloatArray:
-    """Diameters with :data:`UNKNOWN_DIAMETER_MM` in place of negative ones."""
+    """Return the diameters with :data:`UNKNOWN_DIAMETER_MM` in place of negative ones."""
     return np.where(diameters_mm < 0.0, UNKNOWN_DIAMETER_MM, diameters_mm)
 
 
 def froc_of(matches: Matches) -> Froc:
-    """Curve, readings and size classes."""
+    """Compute the curve, its readings and those of the size classes."""
     steps, counts = matches.steps, matches.counts
     false = steps.totals((~steps.is_hit).astype(np.float64))
     x, y = curve(false, steps.totals(steps.is_hit.astype(np.float64)), counts.scans, counts.nodules)
@@ -283,17 +289,17 @@ def froc_of(matches: Matches) -> Froc:
 
 
 def curve(false: FloatArray, hits: FloatArray, scans: float, nodules: float) -> tuple[FloatArray, FloatArray]:
-    """False positives per scan and sensitivity at each point, between which ``numpy.interp`` reads.
+    """Return false positives per scan and sensitivity at each point of the curve, for reading with ``numpy.interp``.
 
-    Both go by way of the share of the total, and in this order of operations, as with the challenge and scikit-learn's
-    ``roc_curve``. It matters: in 888 scans every rate is a whole number of false positives (1/8 is 111), the curve
-    often rises exactly there, and the last bit decides which end of the rise is read.
+    Both are computed from shares of the total, in this order of operations, as the challenge and scikit-learn's
+    ``roc_curve`` do. The order matters: with 888 scans every rate is a whole number of false positives (1/8 is 111),
+    the curve often rises exactly there, and the last bit decides which end of the rise is read.
 
     Args:
-        false: ``[L + 1]`` false positives down to each point, from 0.
-        hits: ``[L + 1]`` hits, from 0.
-        scans: how many; or litres, for a rate per litre.
-        nodules: how many; with none the sensitivity is NaN.
+        false: ``[L + 1]`` cumulative false positives at each point, from 0.
+        hits: ``[L + 1]`` cumulative hits, from 0.
+        scans: number of scans; or litres, for a rate per litre.
+        nodules: number of nodules; with none the sensitivity is NaN.
     """
     x = false / false[-1] * false[-1] / scans if false[-1] > 0 else np.zeros(len(false))
     if nodules <= 0:
@@ -311,16 +317,16 @@ def _check(indices: IntArray, scans: int) -> None:
 def _hits(
     candidates: Candidates, kept: IntArray, findings: Findings, listed: IntArray, diameters_mm: FloatArray
 ) -> tuple[IntArray, IntArray]:
-    """Every candidate strictly inside a finding of its scan: positions in ``kept`` and in ``listed``."""
+    """Return all pairs of a candidate strictly inside a finding of its scan: indices into ``kept`` and ``listed``."""
     candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed])
     apart_mm = candidates.positions_mm[kept[candidate]] - findings.positions_mm[listed[finding]]
-    squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # in the order of the challenge
+    squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # summed in the challenge's order
     inside = squared < np.square(diameters_mm / 2.0)[finding]
     return candidate[inside], finding[inside]
 
 
 def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> BoolArray:
-    """Which candidates stay: in a scan with more than ``limit`` those strictly above the next highest score."""
+    """Return which candidates stay: in a scan with more than ``limit``, those above its next highest score."""
     order = np.lexsort((-scores, own))
     count = np.bincount(own, minlength=scans)
     first = np.cumsum(count) - count
@@ -331,7 +337,7 @@ def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> 
 
 
 def _same_scan_pairs(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:
-    """Indices of all pairs of an entry of ``first`` and one of ``second`` that belong to one scan."""
+    """Return the indices of all pairs of an entry of ``first`` and one of ``second`` that belong to the same scan."""
     order = np.argsort(second, kind="stable")
     start, stop = (np.searchsorted(second[order], first, side) for side in ("left", "right"))
     left = np.repeat(np.arange(len(first)), stop - start)

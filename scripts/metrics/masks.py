@@ -1,10 +1,11 @@
-"""How good the masks of nodules are, in three settings that answer three questions and are never mixed.
+"""The quality of the nodules' masks, in three settings that answer three questions and are never mixed.
 
-- *matched*: of the nodules that were found, how good are the masks? Detection decides which nodules count.
-- *every nodule*: how much of all reference nodules is outlined? A missed nodule counts as 0.
-- *oracle*: how good are the masks when position and size are given? Most papers report this one.
+- *matched*: how good are the masks of the nodules that were found? Detection decides which nodules count.
+- *every nodule*: how much of all reference nodules is segmented? A missed nodule counts as 0.
+- *oracle*: how good are the masks if position and size are given? Most papers report this setting.
 
-Matching is the hit rule of LUNA16 (:mod:`.luna16`); of several detections inside a nodule the most probable one counts.
+Matching follows the hit rule of LUNA16 (:mod:`.luna16`); of several detections inside a nodule, the most probable one
+counts.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class NoduleOverlap:
     """Agreement of one mask with one reference nodule.
 
     Attributes:
-        scan: name.
+        scan: name of the scan.
         label: the nodule's value in the reference mask.
-        diameter_mm: the nodule's, from the reference.
-        probability: of the detection that was matched; ``None`` when it was missed, and in the oracle setting.
+        diameter_mm: the nodule's diameter in the reference.
+        probability: probability of the matched detection; ``None`` if the nodule was missed, and in the oracle setting.
         overlap: see :class:`.overlap.Overlap`.
     """
 
@@ -52,10 +53,10 @@ class MaskScores:
 
     Attributes:
         matched: found nodules only.
-        every_nodule: found nodules as in ``matched``; a missed one as :data:`.overlap.MISSED` (Dice, IoU and surface
+        every_nodule: found nodules as in ``matched``; each missed one as :data:`.overlap.MISSED` (Dice, IoU and surface
             Dice 0, volume error -1, distance undefined).
-        oracle: position and size given; ``None`` when that was not drawn.
-        without_reference: nodules without a voxel in the reference mask; in no setting.
+        oracle: with position and size given; ``None`` if such masks were not computed.
+        without_reference: number of nodules without a voxel in the reference mask, which are in no setting.
     """
 
     matched: tuple[NoduleOverlap, ...]
@@ -64,7 +65,7 @@ class MaskScores:
     without_reference: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Nodules and summaries, ready for JSON; undefined values are ``None``."""
+        """Return nodules and summaries as plain values for JSON; undefined values are ``None``."""
         summaries: dict[str, Any] = dict.fromkeys(SETTINGS)
         nodules: dict[str, Any] = dict.fromkeys(SETTINGS)
         for name in SETTINGS:
@@ -84,11 +85,13 @@ def score_masks(
     """Compare the masks of one scan with its reference, on the scan's own grid.
 
     Args:
-        truth: of the scan; finding n has the value n + 1 in the reference mask. Excluded findings are in no setting.
-        nodules: what was reported.
-        masks: ``[I, J, K]`` instance labels, reference and prediction.
-        spacing_mm: ``[3]`` of that grid.
-        oracle_mask: ``[I, J, K]`` masks drawn with each nodule's position and size given, labelled as the reference.
+        truth: the scan's reference; finding n has the value n + 1 in the reference mask. Excluded findings are in no
+            setting.
+        nodules: the reported nodules.
+        masks: ``[I, J, K]`` instance masks, reference and prediction.
+        spacing_mm: ``[3]`` of their grid.
+        oracle_mask: ``[I, J, K]`` instance mask predicted with each nodule's position and size given, labelled like the
+            reference.
     """
     reference, predicted = masks
     hits = ScoredScan(tuple(nodule.detection for nodule in nodules), truth).hits()
@@ -102,8 +105,8 @@ def score_masks(
         inside = [nodule for nodule, hit in zip(nodules, hits[:, n], strict=True) if hit]
         if inside:
             best = max(inside, key=lambda nodule: nodule.detection.probability)
-            drawn = compare_masks(predicted == best.label, annotated, spacing_mm)
-            matched.append(NoduleOverlap(truth.name, label, diameter_mm, best.detection.probability, drawn))
+            overlap = compare_masks(predicted == best.label, annotated, spacing_mm)
+            matched.append(NoduleOverlap(truth.name, label, diameter_mm, best.detection.probability, overlap))
         every.append(matched[-1] if inside else NoduleOverlap(truth.name, label, diameter_mm, None, MISSED))
         if oracle_mask is not None:
             given = compare_masks(oracle_mask == label, annotated, spacing_mm)
@@ -112,7 +115,7 @@ def score_masks(
 
 
 def join_mask_scores(scores: Sequence[MaskScores]) -> MaskScores:
-    """Put scans together; the oracle setting stays only when every scan has it."""
+    """Join the scores of several scans; the oracle setting is kept only if every scan has it."""
     with_oracle = [s.oracle for s in scores if s.oracle is not None]
     return MaskScores(
         tuple(n for s in scores for n in s.matched),
@@ -123,9 +126,9 @@ def join_mask_scores(scores: Sequence[MaskScores]) -> MaskScores:
 
 
 def summarise(nodules: Sequence[NoduleOverlap]) -> dict[str, dict[str, Any]]:
-    """For ``all`` nodules and for each of :data:`.luna16.SIZE_CLASSES`: how many, and statistics of each measure.
+    """Return number of nodules and statistics of each measure, for ``all`` and each of :data:`.luna16.SIZE_CLASSES`.
 
-    ``absolute_volume_error`` is the volume error without its sign, which otherwise averages out.
+    ``absolute_volume_error`` is the volume error without its sign: signed errors average out.
     """
     classes = size_class(np.array([n.diameter_mm for n in nodules], dtype=np.float64))
     groups = {"all": [n.overlap for n in nodules]}
@@ -135,7 +138,7 @@ def summarise(nodules: Sequence[NoduleOverlap]) -> dict[str, dict[str, Any]]:
 
 
 def _summary(overlaps: Sequence[Overlap]) -> dict[str, Any]:
-    """Mean, median and number of each measure where it is defined; ``None`` where it never is."""
+    """Return mean, median and number of the defined values of each measure; ``None`` if there are none."""
     values = {name: [v for o in overlaps if (v := getattr(o, name)) is not None] for name in MEASURES}
     values["absolute_volume_error"] = [abs(v) for v in values["relative_volume_error"]]
     summary: dict[str, Any] = {"nodules": len(overlaps)}

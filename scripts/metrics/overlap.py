@@ -1,9 +1,9 @@
-"""How well two masks on one grid agree.
+"""Agreement of two masks on one grid.
 
 Surfaces are those of surface-distance (Nikolov et al., 2018), as MONAI computes them (``get_mask_edges`` with a
-spacing): small pieces of surface between voxels, weighted by their area, so that a grid with thick slices is judged by
-millimetres and not by voxels. MONAI's own ``compute_hausdorff_distance`` counts border voxels alike, whatever their
-area, and is therefore not used; on isotropic grids the two hardly differ.
+spacing): small surface elements between voxels, weighted by their area, so that results on a grid with thick slices are
+in terms of millimetres rather than voxels. MONAI's own ``compute_hausdorff_distance`` counts all border voxels alike,
+whatever their area, and is therefore not used; on isotropic grids the two hardly differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..core.geometry import FloatArray
 Mask = npt.NDArray[np.bool_]
 
 SURFACE_TOLERANCE_MM = 1.0  # of the surface Dice
-_ROUNDING_MM = 1e-6  # a distance of exactly the tolerance counts as within, whatever rounding did to it
+_ROUNDING_MM = 1e-6  # so that a distance of exactly the tolerance counts as within it, despite rounding
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Overlap:
     """Agreement of a predicted mask with a reference; ``None`` where a measure is undefined.
 
     Attributes:
-        dice, iou: 0 to 1; undefined when both masks are empty.
-        hd95_mm: the larger of the two 95th percentiles of surface distance; undefined when a mask is empty.
-        surface_dice_1mm: share of both surfaces that lies within 1 mm of the other; 0 when one mask is empty.
-        relative_volume_error: (predicted - reference) / reference, -1 when nothing is predicted; undefined without
-            a reference.
+        dice, iou: 0 to 1; undefined if both masks are empty.
+        hd95_mm: the larger of the two 95th percentiles of surface distance; undefined if a mask is empty.
+        surface_dice_1mm: share of both surfaces that lies within 1 mm of the other; 0 if one mask is empty, undefined
+            if both are.
+        relative_volume_error: (predicted - reference) / reference, -1 if nothing is predicted; undefined if the
+            reference is empty.
     """
 
     dice: float | None
@@ -56,7 +57,7 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
         spacing_mm: ``[3]`` of the grid along i, j, k.
 
     Raises:
-        ValueError: the masks are not of one three-dimensional shape.
+        ValueError: the masks differ in shape or are not three-dimensional.
 
     Example:
         >>> cube, moved = np.zeros((9, 9, 9), bool), np.zeros((9, 9, 9), bool)
@@ -69,7 +70,7 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
             f"expected two masks of one shape [I, J, K], got {predicted.shape} and {reference.shape}; "
             "bring the prediction to the reference's grid"
         )
-    filled = ndimage.find_objects((predicted | reference).astype(np.uint8))  # none, or the box that holds both
+    filled = ndimage.find_objects((predicted | reference).astype(np.uint8))  # the box around both, if any
     first, second = (np.asarray(mask, dtype=bool)[filled[0] if filled else ...] for mask in (predicted, reference))
     a, b, both = int(first.sum()), int(second.sum()), int((first & second).sum())
     if not b:
@@ -81,7 +82,7 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
 
 
 def _surface_agreement(predicted: Mask, reference: Mask, spacing_mm: FloatArray) -> tuple[float, float]:
-    """HD95 in mm and surface Dice of two masks, neither empty."""
+    """Return the HD95 in mm and the surface Dice of two masks, neither of which is empty."""
     masks = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (predicted, reference))
     edges = get_mask_edges(*masks, crop=True, spacing=spacing_mm.tolist())
     first, second, first_area, second_area = (np.asarray(part) for part in edges)
@@ -97,7 +98,7 @@ def _surface_agreement(predicted: Mask, reference: Mask, spacing_mm: FloatArray)
 
 
 def _percentile_by_area(distances_mm: FloatArray, areas_mm2: FloatArray, share: float) -> float:
-    """The smallest distance within which this share of the area lies."""
+    """Return the smallest distance within which this share of the area lies."""
     order = np.argsort(distances_mm)
     covered = np.cumsum(areas_mm2[order]) / areas_mm2.sum()
     return float(distances_mm[order][min(int(np.searchsorted(covered, share)), len(order) - 1)])

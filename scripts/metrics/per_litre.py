@@ -1,8 +1,8 @@
-"""Sensitivity by false findings per litre of lung: for a few lungs, where a rate per scan says little.
+"""Sensitivity against false findings per litre of lung, for few lungs, where a rate per scan is not informative.
 
-The curve is LUNA16's with the litres searched in the place of the scans. Its intervals come from nodules drawn again
-with replacement, the false findings staying as they are: they say how certain the sensitivity in *these* lungs is and
-nothing of other lungs.
+The curve is LUNA16's, with litres searched instead of scans. Its intervals come from resampling the nodules with
+replacement while the false findings stay the same: they describe the uncertainty of the sensitivity in *these* lungs,
+not in others.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ LITRE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # false findings per litre; 
 
 @dataclass(frozen=True)
 class PerLitre:
-    """Readings of the curve.
+    """Sensitivities read from the curve.
 
     Attributes:
-        litres: of lung in all scans.
+        litres: volume of lung in all scans.
         readings: sensitivity at :data:`LITRE_RATES`; NaN without nodules.
-        intervals: of the readings; empty without resamples or nodules.
+        intervals: one for each reading; empty without resamples or nodules.
     """
 
     litres: float
@@ -36,14 +36,14 @@ class PerLitre:
 def per_litre_of(
     matches: Matches, litres: float, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> PerLitre:
-    """Read the curve.
+    """Read the sensitivity at :data:`LITRE_RATES` from the curve, with intervals.
 
     Args:
-        matches: of all scans.
-        litres: of lung in them, above 0.
-        resamples: of the nodules; 0 for none.
-        level: of the intervals.
-        seed: of the draw.
+        matches: the matches of all scans.
+        litres: volume of lung in them, above 0.
+        resamples: number of resamples of the nodules; 0 for no intervals.
+        level: share of the resamples between an interval's bounds, between 0 and 1.
+        seed: seed of the random numbers.
     """
     readings = tuple(_readings(matches, litres).tolist())
     nodules = len(matches.nodule_scores)
@@ -62,6 +62,6 @@ def _readings(matches: Matches, litres: float) -> FloatArray:
 
 
 def _with(matches: Matches, nodules: np.ndarray) -> Matches:
-    """The same false findings and the nodules of these numbers."""
+    """Return the matches with the same false findings and only the nodules of these indices, which may repeat."""
     names = ("nodule_scans", "nodule_diameters_mm", "nodule_scores")
     return replace(matches, **{name: getattr(matches, name)[nodules] for name in names})

@@ -1,7 +1,7 @@
-"""Metrics of a running evaluation, for ignite: they collect records scan by scan and score all of them at the end.
+"""Metrics for ignite that collect records scan by scan during an evaluation and score all of them at the end.
 
-The value is the same on every rank and for any number of ranks: the scans of all ranks are gathered, and one that a
-sampler gave twice to fill up counts once, by its name.
+The value is the same on every rank and for any number of ranks: the scans of all ranks are gathered, and a scan that a
+sampler repeats to fill up its ranks counts once, by its name.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 class FrocMetric(Metric):
     """CPM over the scans of a validation run.
 
-    Update with the :class:`.cpm.ScoredScan` of each scan of the batch. Without any nodule to find the CPM is undefined:
-    the value is NaN, and a warning says so.
+    Update with the :class:`.cpm.ScoredScan` of each scan of the batch. Without any nodule to find, the CPM is
+    undefined: the value is NaN, and a warning is logged.
 
     Attributes:
         froc: curve, readings and counts of the last run; ``None`` before.
-        matches: what they were made of, for the bootstrap; ``None`` before.
-        scans: the scored scans of the last run, by name.
+        matches: the matches that they were computed from, for the bootstrap; ``None`` before.
+        scans: the scored scans of the last run, ordered by name; empty before.
     """
 
     def reset(self) -> None:
@@ -55,12 +55,12 @@ class FrocMetric(Metric):
 
 
 class MaskMetric(Metric):
-    """Mean Dice of the masks of all reference nodules, a missed one counting 0; NaN without any.
+    """Mean Dice of the masks of all reference nodules, with 0 for a missed one; NaN without any nodule.
 
     Update with ``(scan, scores)`` of each scan of the batch: its name and its :class:`.masks.MaskScores`.
 
     Attributes:
-        scores: of all scans of the last run, in the three settings; ``None`` before.
+        scores: the scores of all scans of the last run, in the three settings; ``None`` before.
     """
 
     def reset(self) -> None:
@@ -79,16 +79,16 @@ class MaskMetric(Metric):
 
 
 def _of_all_ranks(seen: list[Any]) -> list[Any]:
-    """What every rank has collected, joined."""
+    """Join the records that all ranks have collected."""
     gathered: Any = idist.all_gather(seen) if idist.get_world_size() > 1 else [seen]
     return [record for part in gathered for record in part]
 
 
 def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
-    """Each named scan once, by name; scans without a name as they came.
+    """Return each named scan once, ordered by name, then the scans without a name in their original order.
 
     Raises:
-        DataError: one name stands for two different scans.
+        DataError: two scans of the same name have different references.
     """
     unique: dict[str, ScoredScan] = {}
     nameless = []

@@ -1,4 +1,4 @@
-"""The networks: blocks, deformable attention, one class for each, and weights."""
+"""The networks: shared blocks, deformable attention, one class per network, and loading and saving weights."""
 
 from .blocks import mask_on_voxels
 from .checkpoint import CheckpointError, load_weights, ready_network, save_weights

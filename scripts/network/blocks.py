@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COARSEST_STRIDE = 16  # input sizes are multiples of this: elsewhere the levels would not cover the same tile
+COARSEST_STRIDE = 16  # input sizes are multiples of this: otherwise the levels would not cover the same tile
 DETECTION_CHANNELS = 5  # nodule logit, offset (3), log diameter
-PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the first steps' background loss small
+PRIOR_PROBABILITY = 0.01  # of a nodule in a cell before training: keeps the background loss of the first steps small
 
 
 def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
-    """Refuse an image ``[B, C, I, J, K]`` whose sizes are no multiples; raises ValueError."""
+    """Raise ValueError unless all sizes I, J, K of an image ``[B, C, I, J, K]`` are multiples of ``multiple``."""
     i, j, k = image.shape[2], image.shape[3], image.shape[4]
     if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
         raise ValueError(
@@ -25,7 +25,7 @@ def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A convolution without bias and its batch norm; the size is kept at stride 1 and halved at stride 2."""
+    """Build a convolution without bias and its batch norm; stride 1 keeps the size, stride 2 halves it."""
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),
         nn.BatchNorm3d(out_channels),
@@ -33,7 +33,7 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 
 
 
 class ResidualBlock(nn.Module):
-    """Two 3³ convolutions and a shortcut, which is a 1³ convolution where stride or width changes."""
+    """Two 3³ convolutions and a shortcut, which is a 1³ convolution if the stride or the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class ResidualBlock(nn.Module):
 
 
 def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """``blocks`` residual blocks; the first changes stride and width."""
+    """Build a sequence of ``blocks`` residual blocks; the first one changes stride and width."""
     first = ResidualBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(ResidualBlock(out_channels, out_channels) for _ in range(blocks - 1)))
 
 
 def space_to_depth(x: Tensor, stride: int) -> Tensor:
-    """Move each ``stride³`` cell into channels: ``[B, C, I, J, K] -> [B, C·s³, I/s, J/s, K/s]``.
+    """Move the ``stride³`` voxels of each cell into channels: ``[B, C, I, J, K] -> [B, C·s³, I/s, J/s, K/s]``.
 
     Channel ``c·s³ + (a·s + b)·s + d`` holds voxel ``(a, b, d)`` of the cell. Sizes must be multiples of ``stride``.
     """
@@ -65,7 +65,7 @@ def space_to_depth(x: Tensor, stride: int) -> Tensor:
 
 
 def depth_to_space(x: Tensor, stride: int) -> Tensor:
-    """The inverse of :func:`space_to_depth`: ``[B, C·s³, I, J, K] -> [B, C, I·s, J·s, K·s]``."""
+    """Invert :func:`space_to_depth`: ``[B, C·s³, I, J, K] -> [B, C, I·s, J·s, K·s]``."""
     batch, channels, i, j, k = x.shape
     s = stride
     x = x.reshape(batch, channels // (s * s * s), s, s, s, i, j, k)
@@ -73,20 +73,21 @@ def depth_to_space(x: Tensor, stride: int) -> Tensor:
 
 
 def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
-    """Trilinear interpolation of ``x`` to the grid of ``reference``."""
+    """Interpolate ``x`` trilinearly to the grid of ``reference``."""
     return F.interpolate(x, size=reference.shape[2:], mode="trilinear", align_corners=False)
 
 
 def mask_on_voxels(mask_logits: Tensor, stride: int) -> Tensor:
-    """Bring the mask channels of output cells to voxels: ``[B, M, I, J, K] -> [B, 1, I·s, J·s, K·s]``.
+    """Convert the mask channels of output cells to voxels: ``[B, M, I, J, K] -> [B, 1, I·s, J·s, K·s]``.
 
     Args:
-        mask_logits: M = stride³ logits of a cell's sub-voxels (moved from depth to space), or M = 1 logit of the whole
-            cell (upsampled trilinearly: as if the features had been, for a 1³ convolution commutes with that).
+        mask_logits: M = stride³ logits, one for each voxel of a cell (moved from depth to space), or M = 1 logit for
+            the whole cell (upsampled trilinearly, which equals upsampling the features: a 1³ convolution commutes with
+            upsampling).
         stride: voxels per cell, along each axis.
 
     Raises:
-        ValueError: for any other M.
+        ValueError: M is neither stride³ nor 1.
 
     Example:
         >>> mask_on_voxels(torch.zeros(1, 8, 20, 20, 20), stride=2).shape
@@ -104,9 +105,9 @@ def mask_on_voxels(mask_logits: Tensor, stride: int) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the whole tile holds (Hu et al. 2018), without a narrower hidden layer.
+    """Scale each channel by a factor computed from the whole tile (Hu et al. 2018), without a narrower hidden layer.
 
-    The tile is part of the function: the same voxel in a larger tile is scaled otherwise.
+    The function depends on the tile: the same voxel is scaled differently in a larger tile.
     """
 
     def __init__(self, channels: int) -> None:
@@ -120,7 +121,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class MultiDilation(nn.Module):
-    """Parallel 3³ convolutions that look less or more far, mixed with learned shares that sum to one."""
+    """Parallel 3³ convolutions with different dilations, mixed with learned shares that sum to one."""
 
     def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class MultiDilation(nn.Module):
 
 
 class FuseUp(nn.Module):
-    """Decoder step: project the coarse map, upsample, add the projected skip, refine by one residual block."""
+    """Decoder step: project the coarse map, upsample it, add the projected skip map, refine with a residual block."""
 
     def __init__(self, coarse_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -151,9 +152,10 @@ class FuseUp(nn.Module):
 
 
 class SubCellUp(nn.Module):
-    """Cheap decoder step to the finest level: each coarse cell writes its 2³ finer ones, a 3³ convolution joins them.
+    """Cheap decoder step to the finest level: each coarse cell writes its 2³ finer ones, which a 3³ convolution joins.
 
-    Half as many channels as the skip has are written beside the skip's own; as many as it has come out.
+    Half as many channels as the skip map has are written and concatenated with the skip map's own; the output has as
+    many channels as the skip map.
     """
 
     def __init__(self, coarse_channels: int, skip_channels: int) -> None:
@@ -168,9 +170,9 @@ class SubCellUp(nn.Module):
 
 
 class SubCellHead(nn.Module):
-    """What a coarse level adds to the maps of the next finer one: each coarse cell writes those of its 2³ finer ones.
+    """Adds a coarse level's contribution to the next finer level's maps: each coarse cell writes its 2³ finer cells.
 
-    One 1³ convolution, of zeros before training. Rows ``8·n … 8·n + 7`` of its weights write channel n.
+    This is one 1³ convolution, initialised with zeros. Rows ``8·n … 8·n + 7`` of its weights write channel n.
     """
 
     def __init__(self, coarse_channels: int, out_channels: int) -> None:
@@ -180,12 +182,12 @@ class SubCellHead(nn.Module):
         nn.init.zeros_(self.write.bias)  # type: ignore[arg-type]
 
     def forward(self, coarse: Tensor, maps: Tensor) -> Tensor:
-        """``[B, C, I, J, K]`` and ``[B, out_channels, 2·I, 2·J, 2·K]`` to the latter's shape."""
+        """Add ``coarse`` ``[B, C, I, J, K]`` to ``maps`` ``[B, out_channels, 2·I, 2·J, 2·K]``; shape of the latter."""
         return maps + depth_to_space(self.write(coarse), 2)
 
 
 def detection_head(channels: int) -> nn.Conv3d:
-    """A 1³ convolution to nodule logit, offset (3) and log diameter; nodules are rare before training."""
+    """Build a 1³ convolution to nodule logit, offset (3) and log diameter; it starts at :data:`PRIOR_PROBABILITY`."""
     head = nn.Conv3d(channels, DETECTION_CHANNELS, 1)
     nn.init.constant_(head.bias[:1], -math.log((1.0 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[index]
     return head

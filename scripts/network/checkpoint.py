@@ -1,4 +1,4 @@
-"""Weights into networks, and out of them."""
+"""Loading weights into networks and saving them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..core.devices import checked_device
 from ..core.errors import UserError
 from ..core.files import writable_folder, write_bytes
 
-OLD_NAME = "preset_name"  # weights of 0.2 and 0.3 have a tensor of this name that belongs to no layer
+OLD_NAME = "preset_name"  # weights of versions 0.2 and 0.3 contain a tensor of this name that belongs to no layer
 
 
 class OneDnnConv3d(nn.Conv3d):
-    """A convolution that on a CPU is always oneDNN's.
+    """A convolution that always uses oneDNN on a CPU.
 
-    In float32 PyTorch multiplies a single image of few channels or cells, or by a kernel of 1³ in one thread, with code
-    of its own, which takes up to ten times as long (``use_mkldnn`` in its Convolution.cpp).
+    In float32, PyTorch uses code of its own for a single image with few channels or cells, and for 1³ kernels in one
+    thread, which takes up to ten times as long (``use_mkldnn`` in its Convolution.cpp).
 
     Args:
-        like: the convolution whose parameters it takes over, padded with zeros by numbers.
+        like: the convolution whose parameters are taken over; its padding must be zeros, and given as numbers.
     """
 
     def __init__(self, like: nn.Conv3d) -> None:
@@ -46,33 +46,33 @@ class OneDnnConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if torch.compiler.is_compiling() or not is_plain:  # a compiler chooses for itself
+        if torch.compiler.is_compiling() or not is_plain:  # a compiler makes its own choice
             return super().forward(x)
         padding = cast(tuple[int, ...], self.padding)
         return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that does not belong to the network."""
+    """A checkpoint cannot be read or does not belong to the network."""
 
 
 def ready_network(
     network: nn.Module, device: torch.device | str, checkpoint: str = "", *, fold: bool = False
 ) -> nn.Module:
-    """Load weights, and place the network for fast convolutions.
+    """Load weights, and move the network to a device in the memory format for fast convolutions.
 
     Args:
-        network: as its configuration builds it.
-        device: where it shall run.
+        network: the network as its configuration builds it.
+        device: the device to run it on.
         checkpoint: path of a state dict (plain tensors); empty for none.
-        fold: only evaluate it: see :func:`folded`.
+        fold: return a copy for evaluation only, see :func:`folded`.
 
     Returns:
         The same network (or its folded copy) on the device, in channels-last memory format.
 
     Raises:
-        CheckpointError: no such file, no state dict of plain tensors, or one of another network.
-        DeviceError: a device that is not there.
+        CheckpointError: the file does not exist, is not a state dict of plain tensors, or belongs to another network.
+        DeviceError: the device does not exist.
     """
     device = checked_device(device)
     if checkpoint:
@@ -83,10 +83,10 @@ def ready_network(
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy in evaluation that computes the same in less time.
+    """Return a copy in evaluation mode that computes the same function in less time.
 
-    Each batch norm is folded into the convolution before it, and convolutions are :class:`OneDnnConv3d`. The copy's
-    state dict is not that of a checkpoint, and training it is another thing.
+    Each batch norm is fused into the convolution before it, and the convolutions become :class:`OneDnnConv3d`. The
+    copy's state dict is not that of a checkpoint, and training the copy would not be equivalent.
     """
     network = copy.deepcopy(network).eval()
     for members in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
@@ -101,7 +101,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Load a state dict into ``network``, which stays as it is when that fails; see :func:`ready_network`."""
+    """Load a state dict into ``network``, which is unchanged if this fails; errors as in :func:`ready_network`."""
     state, own = without_old_name(_read_state(checkpoint)), network.state_dict()
     wrong = [n for n in own if n not in state or not _fits(state[n], own[n])]
     extra = [n for n in state if n not in own]
@@ -116,31 +116,31 @@ def load_weights(network: nn.Module, checkpoint: str) -> None:
 
 
 def without_old_name(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state dict without the tensor :data:`OLD_NAME`, of a network or of one that holds it."""
+    """Return a state dict without the tensor :data:`OLD_NAME`, be it of a network or of a module that contains one."""
     return {name: value for name, value in state.items() if str(name).rpartition(".")[2] != OLD_NAME}
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the network's state dict (plain tensors, on the CPU) to ``path``, whole or not at all.
+    """Write the network's state dict (plain tensors, on the CPU) to ``path``, atomically.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: the file cannot be written.
     """
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    content = io.BytesIO()  # given a path, torch would write its name into the file
+    content = io.BytesIO()  # given a path, torch would store its name in the file
     torch.save(state, content)
     write_bytes(writable_folder(path.parent) / path.name, content.getvalue())
 
 
 def _read_state(checkpoint: str) -> dict[Any, Any]:
-    """Read a state dict without running any code of the file."""
+    """Read a state dict without executing any code contained in the file."""
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"checkpoint {checkpoint}: expected a file of weights, found none; check --checkpoint.")
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the odd bytes of a broken file: the error says enough
+        with warnings.catch_warnings(action="ignore"):  # about odd bytes in a broken file: the error says enough
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # broken files raise nearly anything: KeyError, struct.error, UnicodeDecodeError, …
+    except Exception as error:  # broken files raise almost anything: KeyError, struct.error, UnicodeDecodeError, …
         raise CheckpointError(
             f"checkpoint {checkpoint}: expected weights saved by torch, got a file that cannot be read as such "
             f"({type(error).__name__}); download or train it again."
@@ -157,6 +157,6 @@ def _fits(value: object, own: torch.Tensor) -> bool:
 
 
 def _difference(name: str, own: Mapping[str, Any], state: Mapping[Any, Any]) -> str:
-    """A tensor that is not alike in both, with its shapes."""
+    """Describe a tensor that differs: its name, its shape in the network and its shape in the checkpoint."""
     shapes = (list(getattr(where[name], "shape", ())) if name in where else "none" for where in (own, state))
     return "{}, expected {}, got {}".format(name, *shapes)

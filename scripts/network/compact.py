@@ -1,12 +1,12 @@
-"""The compact network: LWNet's parts, arranged for the cost of a laptop CPU.
+"""The compact network: the parts of LWNet, arranged to run fast on a laptop's CPU.
 
 Source: LWNet (CNN + deformable Transformer over the coarse levels, anchor-free heads and masks on shared features).
-Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; mask logits come
-out as the 2³ voxels of a cell) and only four narrow ones at half of it; the last level's maps are those of its heads
-plus what the level before writes into them; one or two residual blocks a stage and plain additions instead of
+Deviations, all for speed: no layer runs at full resolution (the stem folds 2³ voxels into channels; the mask logits of
+a cell's 2³ voxels are channels) and only four narrow ones run at half resolution; the output is the sum of the heads'
+maps and what the next coarser level adds to them; one or two residual blocks per stage, and plain additions instead of
 squeeze-and-excitation and multi-dilation fusion; no position code (see
-:class:`.deformable_attention.DeformableEncoder`); no auxiliary maps while training. The network as published is
-:mod:`.paper`; how this shape was chosen stands in docs/network.md.
+:class:`.deformable_attention.DeformableEncoder`); no auxiliary maps in training. The network as published is
+:mod:`.paper`; docs/network.md describes how this shape was chosen.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ class CompactNet(nn.Module):
 
     Args:
         widths: channels at strides 2, 4, 8 and 16.
-        blocks: residual blocks at strides 2, 4, 8 and 16.
-        dim: channels of the deformable encoder, which runs over strides 8 and 16.
-        layers: encoder layers; 0 leaves the encoder out.
+        blocks: number of residual blocks at strides 2, 4, 8 and 16.
+        dim: channels of the deformable encoder, which runs on strides 8 and 16.
+        layers: number of encoder layers; 0 leaves the encoder out.
         heads, points, feed_forward, dropout: of the encoder.
-        mask_logits: M; 8 for one logit a voxel, or 1 a cell (see :func:`.blocks.mask_on_voxels`).
+        mask_logits: M; 8 for one logit per voxel, or 1 for one per cell (see :func:`.blocks.mask_on_voxels`).
 
     Attributes:
         out_channels: 5 + M.
         stride: voxels per output cell, along each axis.
-        any_tile_size: the tile is no part of the function; away from borders it gives the same in any.
+        any_tile_size: true, because the function does not depend on the tile: away from its borders the output is the
+            same for tiles of any size.
 
     Raises:
-        ValueError: for another M; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
+        ValueError: M is neither 8 nor 1; or, on a call, I, J or K is not a multiple of
+            :data:`.blocks.COARSEST_STRIDE`.
 
     Example:
         >>> network = CompactNet().eval()

@@ -1,4 +1,4 @@
-"""The network of a graph."""
+"""The network that a configuration defines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ TRAIN, PAPER = (str(Path(__file__).resolve().parents[2] / "configs" / f"{name}.j
 
 
 def network_in(config_files: Sequence[str]) -> nn.Module:
-    """The ``network_def`` of configuration files laid over each other, without weights."""
+    """Build the ``network_def`` of configuration files, the later ones overlaying the earlier, without weights."""
     network: nn.Module = ConfigParser(ConfigParser.load_config_files(config_files)).get_parsed_content("network_def")
     return network

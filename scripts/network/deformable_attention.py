@@ -1,12 +1,12 @@
 """Multi-scale deformable attention in 3-D, in plain PyTorch.
 
-Source: Zhu et al., Deformable DETR (2021), eq. 3, with three axes, as LWNet uses it. Each query looks, per head, at
-a few points of every level; where they lie (relative to the query) and how they weigh is predicted from the query.
+Source: Zhu et al., Deformable DETR (2021), eq. 3, with three axes, as LWNet uses it. Each head of a query samples a
+few points on every level; their positions (relative to the query) and their weights are predicted from the query.
 
 Deviations:
-- Points are handled in voxels of their level, (i, j, k). Only :func:`sample_trilinear` knows that ``grid_sample``
-  wants (k, j, i) in [-1, 1]; LWNet's published code passes them transposed, which cubes hide.
-- Offsets are voxels of the level they look at, so that one offset means the same in tiles of any size.
+- Points are given in voxels of their level, (i, j, k). Only :func:`sample_trilinear` deals with ``grid_sample``, which
+  expects (k, j, i) in [-1, 1]. LWNet's published code passes the axes transposed, which goes unnoticed in cubes.
+- Offsets are in voxels of the level that is sampled, so that an offset means the same in tiles of any size.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 def sample_trilinear(values: Tensor, points_voxel: Tensor) -> Tensor:
-    """Read a map at fractional voxel positions; outside the grid it is zero.
+    """Sample a map trilinearly at fractional voxel positions; outside the grid it is zero.
 
     Args:
         values: ``[B, C, I, J, K]``.
-        points_voxel: ``[B, Q, P, 3]``, (i, j, k); voxel (0, 0, 0) has its centre at zero.
+        points_voxel: ``[B, Q, P, 3]``, (i, j, k); the centre of the first voxel is (0, 0, 0).
 
     Returns:
         ``[B, C, Q, P]``.
@@ -34,7 +34,7 @@ def sample_trilinear(values: Tensor, points_voxel: Tensor) -> Tensor:
 
 
 def cell_centres(features: Tensor) -> Tensor:
-    """Centres of a map's cells as fractions of the tile, ``[I·J·K, 3]`` in (0, 1), last axis fastest."""
+    """Return the centres of a map's cells as fractions of the tile, ``[I·J·K, 3]`` in (0, 1), last axis fastest."""
     axes = [
         (torch.arange(n, device=features.device, dtype=torch.float32) + 0.5) / n
         for n in (features.shape[2], features.shape[3], features.shape[4])
@@ -44,11 +44,12 @@ def cell_centres(features: Tensor) -> Tensor:
 
 
 def sine_code(centres: Tensor, dim: int) -> Tensor:
-    """Code of positions as sines and cosines of falling rate (DETR's, normalised: one turn is the tile).
+    """Encode positions as sines and cosines of decreasing frequency (DETR's; the tile is one period of the fastest).
 
     Args:
         centres: ``[Q, 3]``, fractions of the tile; see :func:`cell_centres`.
-        dim: channels, at least 6: ``dim // 6`` rates, each with sine and cosine for i, j and k; the rest is zero.
+        dim: channels, at least 6: ``dim // 6`` frequencies with sine and cosine for each of i, j and k; the rest is
+            zero.
 
     Returns:
         ``[Q, dim]``, in the type of ``centres``.
@@ -61,7 +62,7 @@ def sine_code(centres: Tensor, dim: int) -> Tensor:
 
 
 def split_maps(tokens: Tensor, shapes: list[list[int]]) -> list[Tensor]:
-    """Cut joined tokens ``[B, ΣI·J·K, C]`` back into one ``[B, C, I, J, K]`` per level."""
+    """Split joined tokens ``[B, ΣI·J·K, C]`` into one map ``[B, C, I, J, K]`` per level; ``shapes`` lists I, J, K."""
     maps: list[Tensor] = []
     start = 0
     for shape in shapes:
@@ -73,13 +74,16 @@ def split_maps(tokens: Tensor, shapes: list[list[int]]) -> list[Tensor]:
 
 
 class DeformableAttention(nn.Module):
-    """Attention of queries to ``points`` sampled positions per head in each of several levels.
+    """Attention of queries to ``points`` sampled positions per head on each of several levels.
 
     Args:
         dim: channels of queries and levels.
         levels: number of feature maps.
         heads: parallel heads; must divide ``dim``.
         points: sampled positions per head and level.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``heads``.
     """
 
     def __init__(self, dim: int, levels: int, heads: int, points: int) -> None:
@@ -94,7 +98,7 @@ class DeformableAttention(nn.Module):
         self._start_as_rays()
 
     def _start_as_rays(self) -> None:
-        """Zero weights; offset biases spread each head's points along a direction of its own (Deformable DETR)."""
+        """Set weights to zero and spread each head's points along a ray of its own, as Deformable DETR does."""
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
@@ -108,12 +112,12 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_(bias.expand(self.heads, self.levels, self.points, 3).reshape(-1))
 
     def forward(self, queries: Tensor, centres: Tensor, maps: list[Tensor]) -> Tensor:
-        """Attend.
+        """Gather from the sampled points what each query attends to.
 
         Args:
             queries: ``[B, Q, dim]``.
-            centres: ``[Q, 3]``, where each query sits, as fractions of the tile (:func:`cell_centres`); their type is
-                the precision of the sampling.
+            centres: ``[Q, 3]``, position of each query as fractions of the tile (:func:`cell_centres`); their number
+                type is also that of the sampling.
             maps: one ``[B, dim, I_l, J_l, K_l]`` per level, all covering the same tile.
 
         Returns:
@@ -137,11 +141,11 @@ class DeformableAttention(nn.Module):
         return self.output(gathered.to(queries.dtype))
 
     def choose(self, queries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Where queries ``[B, Q, dim]`` look, and how much each point counts.
+        """Predict from queries ``[B, Q, dim]`` which points they sample, and the weight of each point.
 
         Returns:
-            Offsets ``[B, Q, heads, levels, points, 3]`` from the query, in voxels of the level looked at; weights
-            ``[B, Q, heads, levels, points]``, of one head's points together 1. Both in ``dtype``.
+            Offsets ``[B, Q, heads, levels, points, 3]`` from the query, in voxels of the sampled level; and weights
+            ``[B, Q, heads, levels, points]``, which sum to 1 over the levels and points of a head. Both in ``dtype``.
         """
         batch, count = queries.shape[:2]
         shape = (batch, count, self.heads, self.levels, self.points)
@@ -151,7 +155,7 @@ class DeformableAttention(nn.Module):
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention over all levels, then a feed-forward part; post-norm as in Deformable DETR."""
+    """Deformable self-attention over all levels, then a feed-forward part, with post-norm as in Deformable DETR."""
 
     def __init__(self, dim: int, levels: int, heads: int, points: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -164,18 +168,18 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, centres: Tensor, shapes: list[list[int]]) -> Tensor:
-        """One layer on ``tokens [B, Q, dim]``; ``positions [Q, dim]`` joins the queries only."""
+        """Apply the layer to ``tokens [B, Q, dim]``; ``positions [Q, dim]`` are added to the queries only."""
         maps = split_maps(tokens, shapes)
         tokens = self.norm_attention(tokens + self.dropout(self.attention(tokens + positions, centres, maps)))
         return self.norm_feed_forward(tokens + self.dropout(self.feed_forward(tokens)))
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of layers over several feature maps of one tile; maps go in and come out.
+    """A stack of encoder layers over several feature maps of one tile, which returns maps of the same shapes.
 
-    A learned embedding tells the levels apart. There is no position code unless asked for: a tile is a random cut of
-    the chest, so where a voxel lies in it means nothing, and without the code the tile's size is no part of the
-    function.
+    A learned embedding distinguishes the levels. By default there is no position code: a tile is an arbitrary part of
+    the chest, so that the position of a voxel in it means nothing, and without the code the function does not depend on
+    the size of the tile.
 
     Args:
         dim: channels of every map.
@@ -185,6 +189,9 @@ class DeformableEncoder(nn.Module):
         feed_forward: hidden width of the feed-forward part.
         dropout: rate in training.
         position_code: add :func:`sine_code` to the level embedding, as LWNet does.
+
+    Raises:
+        ValueError: a position code is wanted, but ``dim`` is below 6.
     """
 
     def __init__(
@@ -210,7 +217,7 @@ class DeformableEncoder(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """``[B, dim, I_l, J_l, K_l]`` for each level, to the same shapes."""
+        """Map one ``[B, dim, I_l, J_l, K_l]`` per level to the same shapes."""
         shapes: list[list[int]] = []
         tokens: list[Tensor] = []
         centres: list[Tensor] = []

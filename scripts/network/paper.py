@@ -1,28 +1,27 @@
-"""The paper's network: LWNet as published, from the same blocks as :mod:`.compact`.
+"""The paper's network: LWNet as published, built from the same blocks as :mod:`.compact`.
 
 Source: "Small but Strong: Lightweight Architecture Improves Lung Nodule Detection and Segmentation" (LWNet), built
 from its description and figures: residual stages with squeeze-and-excitation, fusion of the levels with dilated
-convolutions, a deformable Transformer, a decoder, and anchor-free detection and masks on its last map. With the two
-published encoder levels it has the published 4 955 794 parameters.
+convolutions, a deformable Transformer, a decoder, and anchor-free detection and masks from the decoder's last map. With
+the two published encoder levels it has the published 4 955 794 parameters.
 
 Deviations:
-- Output stride 2. LWNet upsamples its last features to full resolution and puts 1³ convolutions on them. A 1³
-  convolution commutes with trilinear upsampling, so the maps predicted at stride 2 and then upsampled are the same,
-  for an eighth of the memory. Detections are the local maxima of these maps.
-- Attention samples where it says: (i, j, k) offsets in voxels of the level they look at, and one order of axes
-  (:mod:`.deformable_attention`). The published code transposes the axes, which its cubic patches hide.
-- The position code is the published sine code over normalised positions. How 128 channels are shared between three
-  axes is ours: 42 each, and the last two are zero. Like squeeze-and-excitation it makes the tile a part of the
-  function: run the network on tiles as large as those it was trained on.
-- The figure draws the encoder over four levels, the counted network has two. ``levels`` chooses. For the narrower
-  levels at strides 2 and 4 a 1³ convolution projects to the encoder's width, and another one back; the way back is
-  ours, since the decoder adds maps of those widths.
-- The class logit starts at a small prior probability, which keeps the first steps' loss on background small.
-- Dropout on both branches of an encoder layer and inside its feed-forward part, post-norm, and fresh attention that
-  looks along one ray per head, as in Deformable DETR.
-- Where the description is silent: no activation between fusion and what reads it, ReLU and sigmoid in
-  squeeze-and-excitation.
-- One output: the auxiliary maps follow the main ones as further channels, in training only.
+- Output stride 2. LWNet upsamples its last features to full resolution and applies 1³ convolutions to them. A 1³
+  convolution commutes with trilinear upsampling, so predicting maps at stride 2 and upsampling them gives the same
+  result with an eighth of the memory. Detections are the local maxima of the maps at stride 2.
+- Attention samples (i, j, k) offsets in voxels of the sampled level, with one order of axes throughout
+  (:mod:`.deformable_attention`). The published code transposes the axes, which goes unnoticed in its cubic patches.
+- The position code is the published sine code over normalised positions. The division of 128 channels among three axes
+  is ours: 42 each, and the last two are zero. Like squeeze-and-excitation, the code makes the function depend on the
+  tile: run the network on tiles as large as those it was trained on.
+- The figure shows the encoder on four levels, but the parameter count fits two; ``levels`` chooses. For the narrower
+  levels at strides 2 and 4, one 1³ convolution projects to the encoder's width and another one back. The projection
+  back is ours, because the decoder adds maps of those widths.
+- The nodule logit starts at a small prior probability, which keeps the background loss of the first steps small.
+- Dropout on both branches of an encoder layer and inside its feed-forward part, post-norm, and attention that initially
+  samples along one ray per head, as in Deformable DETR.
+- Where the description is silent: no activation after the fusion; ReLU and sigmoid in squeeze-and-excitation.
+- One output: the auxiliary maps follow the main ones as additional channels, in training only.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ from .blocks import (
 )
 from .deformable_attention import DeformableEncoder
 
-STRIDES = (2, 4, 8, 16)  # voxels per cell of the levels, along each axis
+STRIDES = (2, 4, 8, 16)  # voxels per cell of each level, along each axis
 
 
 class LevelFusion(nn.Module):
-    """Bring every level to one width, add the coarser ones from the top down, then look near and far in each."""
+    """Bring all levels to one width, add the coarser ones top-down, then apply several dilations to each."""
 
     def __init__(self, in_widths: Sequence[int], lateral: int, out_widths: Sequence[int], dilations: Sequence[int]):
         super().__init__()
@@ -57,7 +56,7 @@ class LevelFusion(nn.Module):
         self.mix = nn.ModuleList(MultiDilation(lateral, width, dilations) for width in out_widths)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One ``[B, in_width, I, J, K]`` per level, fine to coarse, to ``[B, out_width, I, J, K]``."""
+        """Map one ``[B, in_width, I, J, K]`` per level, from fine to coarse, to ``[B, out_width, I, J, K]``."""
         narrow: list[Tensor] = []
         for level, lateral in enumerate(self.lateral):
             narrow.append(lateral(maps[level]))
@@ -70,16 +69,16 @@ class LevelFusion(nn.Module):
 
 
 class LevelEncoder(nn.Module):
-    """The deformable encoder over some of the levels; the others pass unchanged.
+    """The deformable encoder on some of the levels; the others pass unchanged.
 
     Args:
         widths: channels of the levels at :data:`STRIDES`.
-        levels: strides of those that the encoder sees.
-        dim: its width; levels of another width are projected to it and back by 1³ convolutions.
+        levels: strides of the levels that the encoder sees.
+        dim: the encoder's width; levels of another width are projected to it and back by 1³ convolutions.
         layers, heads, points, feed_forward, dropout: of the encoder.
 
     Raises:
-        ValueError: for levels that are not among the strides, or none.
+        ValueError: ``levels`` is empty or contains a stride that is not in :data:`STRIDES`.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class LevelEncoder(nn.Module):
         self.restore = nn.ModuleList(nn.Identity() if fit else nn.Conv3d(dim, width, 1) for width, fit in fits)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One ``[B, width, I, J, K]`` per level to the same shapes."""
+        """Map one ``[B, width, I, J, K]`` per level, from fine to coarse, to the same shapes."""
         seen: list[Tensor] = []
         for level, project in enumerate(self.project):
             if self.chosen[level]:
@@ -123,7 +122,7 @@ class LevelEncoder(nn.Module):
 
 
 class AddUp(nn.Module):
-    """Decoder step: upsample the coarse map, add the skip of the same width, refine by a residual block."""
+    """Decoder step: upsample the coarse map, add the skip map of the same width, refine with a residual block."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -134,7 +133,7 @@ class AddUp(nn.Module):
 
 
 def full_resolution_stem(channels: int) -> nn.Sequential:
-    """Two 3³ convolutions at full resolution, a maximum over 3³ at stride 2, squeeze-and-excitation."""
+    """Build two 3³ convolutions at full resolution, 3³ max pooling with stride 2, and squeeze-and-excitation."""
     return nn.Sequential(
         *(conv_bn(1, channels), nn.ReLU(), conv_bn(channels, channels), nn.ReLU()),
         *(nn.MaxPool3d(3, stride=2, padding=1), SqueezeExcitation(channels)),
@@ -142,34 +141,35 @@ def full_resolution_stem(channels: int) -> nn.Sequential:
 
 
 def squeezed_stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Two residual blocks and squeeze-and-excitation."""
+    """Build two residual blocks followed by squeeze-and-excitation."""
     return residual_stage(in_channels, out_channels, 2, stride).append(SqueezeExcitation(out_channels))
 
 
 class PaperNet(nn.Module):
     """``[B, 1, I, J, K] -> [B, 6, I/2, J/2, K/2]``: nodule logit, offset (3), log diameter, mask logit.
 
-    In training 12 channels come out: the main maps, then the auxiliary ones, which the same heads read from the fused
-    level at stride 2, before encoder and decoder. Their meaning is that of the compact network's, declared in
-    metadata.json (``channel_def``), but the mask logit belongs to the whole cell (:func:`.blocks.mask_on_voxels`).
+    In training there are 12 channels: the main maps, then the auxiliary ones, which the same heads predict from the
+    fused level at stride 2, before encoder and decoder. The channels mean the same as those of the compact network,
+    declared in metadata.json (``channel_def``), except that the mask logit is that of the whole cell
+    (:func:`.blocks.mask_on_voxels`).
 
     The defaults are the published numbers.
 
     Args:
-        widths: channels of the stages at strides 2, 4, 8 and 16; the stem has those at stride 2.
+        widths: channels of the stages at strides 2, 4, 8 and 16; the stem has as many as stride 2.
         fused_widths: channels of the fused levels at strides 2 and 4, and of the decoder.
-        lateral: channels in which levels are added.
-        dilations: of the parallel convolutions after it.
+        lateral: channels of the maps in which levels are added.
+        dilations: of the parallel convolutions after the addition.
         levels: strides of the levels that the encoder sees, out of 2, 4, 8 and 16; published: 8 and 16.
         dim: channels of the fused levels at strides 8 and 16, and of the encoder.
         layers, heads, points, feed_forward, dropout: of the encoder.
 
     Attributes:
-        out_channels: 6, of one set of maps.
+        out_channels: 6, the channels of one set of maps.
         stride: voxels per output cell, along each axis.
 
     Raises:
-        ValueError: for other levels; on a call whose I, J or K is no multiple of :data:`.blocks.COARSEST_STRIDE`.
+        ValueError: ``levels`` is wrong; or, on a call, I, J or K is not a multiple of :data:`.blocks.COARSEST_STRIDE`.
     """
 
     stride = STRIDES[0]

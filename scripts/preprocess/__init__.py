@@ -1,4 +1,4 @@
-"""From a scan as read to what the network sees: lungs, grid, grey values, nodules in voxels."""
+"""From a scan as read to the network's input: lungs, grid, intensities, nodules in voxels."""
 
 from .boxes import BoxesToNodulesd, PadNodulesd
 from .lung_search import LungSearch, lung_network

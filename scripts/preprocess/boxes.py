@@ -1,4 +1,4 @@
-"""Nodules of a datalist item: from boxes in world millimetres to points in voxels, and to a fixed number of rows."""
+"""The annotations of a datalist item: from boxes in world mm to positions in voxels, and to a fixed number of rows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from ..core.errors import DataError
 from ..core.geometry import apply_affine, spacing_mm, swap_lps_ras
 from ..core.labels import NODULE, PADDING
 
-FARTHEST_MM = 5.0  # an outline whose centre is this and a diameter away from its box's, or twice as long, is another's
+# A mask belongs to another box if its centre is farther from its box's centre than the diameter plus this, or if it is
+# longer than twice that distance.
+FARTHEST_MM = 5.0
 
 
 class BoxesToNodulesd(Transform):
     """Replace ``box`` (``[[x, y, z, w, h, d], …]``, centre and size, LPS mm) by ``nodule`` in voxels of an image.
 
     Writes ``nodule`` ``[N, 4]`` float32 (i, j, k of the centre in voxels of the image, diameter in mm) and ``label``
-    ``[N]`` int64 (:data:`..core.labels.NODULE` or ``IGNORED``). An item without boxes gives ``[0, 4]`` and ``[0]``.
-    The diameter is the mean of the box's three sizes. A row's number + 1 is its value in ``mask``, where there is one
-    (``[1, I, J, K]``, on the image's grid).
+    ``[N]`` int64 (:data:`..core.labels.NODULE` or ``IGNORED``; without labels all are ``NODULE``). An item without
+    boxes gives ``[0, 4]`` and ``[0]``. The diameter is the mean of the box's three sizes. If there is a ``mask``
+    (``[1, I, J, K]``, on the image's grid), row n has the value n + 1 in it.
 
     Args:
-        image_key: the MetaTensor whose affine (RAS) decides.
+        image_key: the key of the MetaTensor whose affine (voxel to RAS mm) is used.
 
     Raises:
-        DataError: not one label for each box, or a mask whose values are not those of the rows.
+        DataError: the numbers of labels and boxes differ, or the values of the mask do not correspond to the rows.
     """
 
     def __init__(self, image_key: str = "image") -> None:
@@ -55,13 +57,16 @@ class BoxesToNodulesd(Transform):
 
 
 def _check_mask(mask: MetaTensor, nodule: npt.NDArray[np.float32]) -> None:
-    """Refuse an instance mask that is numbered otherwise than the rows; a row without a voxel is allowed.
+    """Refuse an instance mask whose values do not correspond to the rows; a row without a voxel is allowed.
 
-    A mask of 0 and 1, or one in another order, would otherwise teach and score wrong outlines without a word.
+    Without this check, a mask of 0 and 1, or one in another order, would silently train and score wrong masks.
 
     Args:
         mask: ``[1, I, J, K]``, value = row + 1.
         nodule: ``[N, 4]``, centre in voxels of that grid, diameter in mm.
+
+    Raises:
+        DataError: see above.
     """
     values = np.asarray(mask[0]).astype(np.int32)
     source, mm = mask.meta.get("filename_or_obj", "mask"), spacing_mm(np.asarray(mask.affine))
@@ -84,13 +89,13 @@ def _check_mask(mask: MetaTensor, nodule: npt.NDArray[np.float32]) -> None:
 
 
 class PadNodulesd(Transform):
-    """Pad ``nodule`` and ``label`` to a fixed number of rows, so that items of a batch stack.
+    """Pad ``nodule`` (with 0) and ``label`` (with ``PADDING``) to a fixed number of rows, so that items can be batched.
 
     Args:
-        rows: at least the most nodules an item holds.
+        rows: number of rows; no item may have more.
 
     Raises:
-        ValueError: an item has more.
+        ValueError: an item has more rows.
     """
 
     def __init__(self, rows: int) -> None:

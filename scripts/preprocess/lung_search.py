@@ -1,8 +1,8 @@
-"""What is lung, airway, body and surroundings: a small network on a 4 mm copy of the scan.
+"""Labelling of lungs, airway, body and surroundings by a small network on a 4 mm copy of the scan.
 
-The copy is made of cell means, so slices of 0.5 or 5 mm, sharp and soft kernels look alike on it. The network sees all
-of it at once: what lies below the diaphragm, between arm and chest or on the couch is told by where it lies, not by its
-density alone.
+The copy consists of cell means, so that slices of 0.5 or 5 mm, and sharp and soft kernels, look alike on it. The
+network sees the whole copy at once: it recognises what lies below the diaphragm, between arm and chest or on the couch
+by its position, not by its density alone.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from ..core.errors import UserError
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, Parts
 
-CELL_MM = 4.0  # fine enough for a lung's border to a few millimetres, a thousandth of a second per slice
-HU_RANGE = (-1024.0, 400.0)  # becomes -1 to 1: room air to contrast medium and spongy bone
-COARSEST_CELLS = 16  # cells of the network's coarsest level along each axis
-TISSUE_ABOVE_HU = -500.0  # the mean of a cell: denser than lung, clothes and foam
-ROOM_CELLS = 8  # around it
-FEWEST_CELLS = 32  # what it sees at least: the norm of the coarsest level needs more than one value
-SLAB_BLOCKS = 4  # of blocks averaged at once: they stay in the cache, and a volume in float32 is twice the scan
+CELL_MM = 4.0  # fine enough to find a lung's border to within a few millimetres, in about 1 ms per slice
+HU_RANGE = (-1024.0, 400.0)  # is scaled to [-1, 1]: from room air to contrast medium and spongy bone
+COARSEST_CELLS = 16  # cells of the copy per cell of the network's coarsest level, along each axis
+TISSUE_ABOVE_HU = -500.0  # mean of a cell: denser than lung, clothes and foam
+ROOM_CELLS = 8  # margin around the tissue
+FEWEST_CELLS = 32  # smallest size that the network sees: the coarsest level's norm needs more than one value
+# Layers of blocks averaged at once: they fit in the cache. A whole volume in float32 would take twice the memory.
+SLAB_BLOCKS = 4
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 RELEASED = str(BUNDLE_ROOT / "models" / "lung_search.pt")
 
 
 class LungWeightsError(UserError, ValueError):
-    """Weights that are not those of the lung network."""
+    """A file does not contain the weights of the lung network."""
 
 
 @dataclass(frozen=True)
 class CoarseScan:
-    """A scan on the grid of the search.
+    """A scan on the coarse grid of the lung search.
 
     Attributes:
-        hu: ``[I', J', K']`` float32, means of the cells.
+        hu: ``[I', J', K']`` float32, mean of each cell, HU.
         step: ``[3]`` voxels of the scan per cell, fractional.
         affine_ras: ``[4, 4]``, cell to RAS mm.
     """
@@ -54,7 +55,7 @@ class CoarseScan:
 
     @property
     def cell_mm(self) -> FloatArray:
-        """``[3]``: about :data:`CELL_MM`, or the scan's own spacing where that is coarser."""
+        """Size of a cell, ``[3]`` mm: about :data:`CELL_MM`, such that whole cells fill the scan."""
         return spacing_mm(self.affine_ras)
 
 
@@ -62,12 +63,12 @@ class LungSearch:
     """Find the parts of a chest.
 
     Args:
-        checkpoint: the weights, a plain state dict; ``""`` for none (a network to be trained).
-        network: ``[1, 1, I', J', K']``, scaled HU, to ``[1, 5, I', J', K']``, logits of :class:`Part`; default
+        checkpoint: path of the weights, a plain state dict; ``""`` for none (a network to be trained).
+        network: maps scaled HU ``[1, 1, I', J', K']`` to logits of :class:`Part` ``[1, 5, I', J', K']``; default
             :func:`lung_network`.
 
     Raises:
-        LungWeightsError: no such file, or not the network's weights.
+        LungWeightsError: the file does not exist or does not contain the network's weights.
     """
 
     def __init__(self, checkpoint: str = RELEASED, network: nn.Module | None = None) -> None:
@@ -77,7 +78,7 @@ class LungSearch:
         self.network.eval()
 
     def __call__(self, scan: CoarseScan) -> Parts:
-        """The parts of a scan in RAS order: ``[I', J', K']`` uint8, values of :class:`Part`."""
+        """Return the parts of a scan with axes in RAS order: ``[I', J', K']`` uint8, values of :class:`Part`."""
         parts = np.full(scan.hu.shape, Part.OUTSIDE, dtype=np.uint8)
         box = _around_tissue(scan.hu)
         cells = torch.from_numpy(np.ascontiguousarray(scan.hu[box]))[None, None]
@@ -89,7 +90,7 @@ class LungSearch:
 
 
 def _around_tissue(hu: npt.NDArray[np.float32]) -> tuple[slice, ...]:
-    """The box of what is denser than air, and some room: how much air a scan shows beyond must not matter."""
+    """Return the box of the tissue plus :data:`ROOM_CELLS`, so that the amount of air around it does not matter."""
     dense = hu > TISSUE_ABOVE_HU
     if not dense.any():
         return tuple(slice(n) for n in hu.shape)
@@ -98,22 +99,25 @@ def _around_tissue(hu: npt.NDArray[np.float32]) -> tuple[slice, ...]:
 
 
 def lung_network(channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
-    """MONAI's U-Net of about 160 000 parameters that the released weights belong to.
+    """Build MONAI's U-Net with about 160 000 parameters, which the released weights belong to.
 
     Args:
-        channels: of its five levels, each half as fine as the one before.
+        channels: channels of its five levels, each at half the resolution of the one before.
     """
     strides = (2,) * (len(channels) - 1)
-    norm = ("instance", {"affine": True})  # of one scan at a time, the same in training and in use
+    norm = ("instance", {"affine": True})  # per scan, so the same in training and in use
     network = UNet(3, 1, len(Part), tuple(channels), strides, num_res_units=0, act="relu", norm=norm)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def scaled(cells_hu: Tensor) -> Tensor:
-    """Map :data:`HU_RANGE` to [-1, 1], and repeat the border to whole cells of the network's coarsest level.
+    """Scale :data:`HU_RANGE` to [-1, 1], and pad with the border to whole cells of the network's coarsest level.
 
     Args:
         cells_hu: ``[B, 1, I', J', K']``, HU.
+
+    Returns:
+        The padded cells; each axis is a multiple of :data:`COARSEST_CELLS` and at least :data:`FEWEST_CELLS` long.
     """
     low, high = HU_RANGE
     wanted = [max(-(-n // COARSEST_CELLS) * COARSEST_CELLS, FEWEST_CELLS) for n in cells_hu.shape[2:]]
@@ -122,10 +126,10 @@ def scaled(cells_hu: Tensor) -> Tensor:
 
 
 def coarse_scan(image: npt.NDArray[Any], affine_ras: FloatArray) -> CoarseScan:
-    """Average a volume over cells of :data:`CELL_MM`; along an axis of longer voxels it is interpolated.
+    """Average a volume over cells of :data:`CELL_MM`; along an axis with longer voxels it is interpolated instead.
 
     Args:
-        image: ``[I, J, K]``, any number type, in any order in memory.
+        image: ``[I, J, K]``, of any number type, in any memory order.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
     """
     slowest_first = np.argsort([-abs(stride) for stride in image.strides], kind="stable")
@@ -146,7 +150,7 @@ def coarse_scan(image: npt.NDArray[Any], affine_ras: FloatArray) -> CoarseScan:
 
 
 def _block_means(image: npt.NDArray[Any], block: npt.NDArray[np.int64]) -> Tensor:
-    """Means of blocks of whole voxels, a slab at a time."""
+    """Average blocks of whole voxels, one slab at a time."""
     thick, *sides = (int(n) for n in block)
     means = []
     for start in range(0, len(image), thick * SLAB_BLOCKS):
@@ -157,7 +161,7 @@ def _block_means(image: npt.NDArray[Any], block: npt.NDArray[np.int64]) -> Tenso
 
 
 def _shares(blocks: int, step: float, cells: int) -> Tensor:
-    """``[cells, blocks]``: how much of each block goes into the mean of a cell ``step`` blocks long."""
+    """Return the weight of each block in the mean of each cell, which is ``step`` blocks long: ``[cells, blocks]``."""
     edges = np.arange(cells + 1) * step
     if step >= 1.0:
         low = np.maximum(edges[:-1, None], np.arange(blocks))
@@ -177,7 +181,7 @@ def _load(network: nn.Module, checkpoint: str) -> None:
         )
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises many kinds for a damaged or strange file
+    except Exception as error:  # torch raises many types of exception for a damaged or foreign file
         raise LungWeightsError(
             f"lung_checkpoint {path}: expected the weights of the lung network (a state dict), got: "
             f"{str(error).splitlines()[0]}; give models/lung_search.pt, or what train_lungs.json wrote"

@@ -1,13 +1,13 @@
 """Where a scan is searched: in and near the lungs, and never outside the body.
 
-The parts of the chest (:mod:`.lung_search`) become one map of distances to the lungs, from which everything follows:
-the box that is resampled, the windows that the network sees, the candidates that are kept. Where no nodule can be
-(outside the body, in gas that is no lung) the map says :data:`NEVER_MM`.
+The parts of the chest (:mod:`.lung_search`) are turned into one map of distances to the lungs. The map determines
+everything else: the box that is resampled, the tiles that the network sees, the candidates that are kept. Where no
+nodule is possible (outside the body, in gas that is not lung) its value is :data:`NEVER_MM`.
 
-The lungs are closed by :data:`CLOSING_MM`, so that masses at hilum and pleura belong to them. In a volume cut out of a
-chest (a cube, a slab along the body) nobody can say where a lung ends: more room counts as lung, and without any lung
-all that is inside the body. A whole body without lungs (a head, an abdomen, a water phantom) is refused. A given lung
-mask takes the place of the lungs that the network finds.
+The lungs are closed morphologically by :data:`CLOSING_MM`, so that masses at hilum and pleura belong to them. In a
+volume cut out of a chest (a cube, a slab along the body) the border of a lung is unknown: a wider surrounding counts as
+lung, or, if there is no lung at all, everything inside the body. A whole body without lungs (a head, an abdomen, a
+water phantom) is refused. A given lung mask replaces the lungs that the network finds.
 """
 
 from __future__ import annotations
@@ -37,34 +37,32 @@ from .lung_search import CoarseScan, LungSearch, coarse_scan
 logger = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
-IN_PLANE = ndimage.generate_binary_structure(2, 1)[:, :, None]  # neighbours on one axial plane
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[:, :, None]  # neighbours in an axial plane
 Region = Literal["lungs", "cut-out", "body"]
 
-CLOSING_MM = (
-    25.0  # closes over hilar vessels and over masses of 5 cm at hilum and pleura: 0.2 to 0.6 l in 9 real chests
-)
+CLOSING_MM = 25.0  # bridges hilar vessels and masses of 5 cm at hilum and pleura; adds 0.2 to 0.6 l in 9 real chests
 CUT_OUT_ROOM_MM = 15.0  # around the lung of a cut-out: room for consolidation and for a mass at the pleura
-NARROW_MM = 80.0  # along both lateral axes: too little to tell lung from room air, so all of it counts as body
-CUT_OUT_SHARE = 0.5  # of the lateral faces lies in the body: more than a field of view that cuts arms or flanks
-LEAST_LUNG_MM3 = 5.0e4  # 50 ml: less in a whole body is gas of the bowel or a sinus
-LEAST_PIECE_MM3 = 2.0e3  # 2 ml: smaller pieces are gas of the bowel, or partial volume
-LEAST_LUNG_SHARE = 0.05  # of the largest piece of gas: less is gas of the bowel
-BOWEL_WALL_CELLS = 3  # around gas of the bowel that looked like lung: its wall and contents
-LEAST_AERATED_SHARE = 0.1  # of a piece of lung: a lung that holds less air is tissue
-LEAST_BODY_SHARE = 0.05  # of the largest piece: the other half of a body that air divides, but no piece of clothing
-GAS_BELOW_HU = -500.0  # the mean of a cell: gas, or its border
-NEVER_MM = 1000.0  # farther than any margin
-SAME_GRID = 0.01  # largest difference of two affines' numbers, mm: file formats round them
+NARROW_MM = 80.0  # below this along both lateral axes, lung cannot be told from room air: everything counts as body
+CUT_OUT_SHARE = 0.5  # of the lateral faces lies in the body: more than a field of view that cuts off arms or flanks
+LEAST_LUNG_MM3 = 5.0e4  # 50 ml: less than this in a whole body is bowel gas or a sinus
+LEAST_PIECE_MM3 = 2.0e3  # 2 ml: smaller components are bowel gas or partial volume
+LEAST_LUNG_SHARE = 0.05  # of the largest component of gas: a smaller one is bowel gas
+BOWEL_WALL_CELLS = 3  # around bowel gas that was labelled lung: the bowel's wall and contents
+LEAST_AERATED_SHARE = 0.1  # of a component of lung: with less air it is tissue
+LEAST_BODY_SHARE = 0.05  # of the largest component: keeps the other half of a body divided by air, but no clothing
+GAS_BELOW_HU = -500.0  # mean of a cell: gas, or its border
+NEVER_MM = 1000.0  # greater than any margin
+SAME_GRID = 0.01  # largest difference between elements of two affines, mm: file formats round them
 ROUNDING_MM = 1e-3  # distances are float32
-LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; any other mask's lungs are all above 0
-MASK_INSIDE_SHARE = 0.5  # of a given mask's volume; less: it belongs to another scan or frame
-MASK_AIR_SHARE = 0.5  # of a given mask's cells below AIR_BELOW_HU; less: it does not lie on the lungs
-MASK_AIR_DOUBT = 0.8  # less is worth a warning: five real chests have 0.97, flipped 0.44 to 0.76
-AIR_BELOW_HU = -400.0  # half way between soft tissue and inflated lung
+LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; in any other mask all values above 0 are lung
+MASK_INSIDE_SHARE = 0.5  # of a given mask's volume inside the scan; with less it belongs to another scan or frame
+MASK_AIR_SHARE = 0.5  # of a given mask's cells below AIR_BELOW_HU; with less it does not lie on the lungs
+MASK_AIR_DOUBT = 0.8  # below this a warning is logged: five real chests have 0.97, flipped ones 0.44 to 0.76
+AIR_BELOW_HU = -400.0  # halfway between soft tissue and inflated lung
 
 
 class RegionError(UserError, ValueError):
-    """A region that does not exist."""
+    """The requested region does not exist."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,11 @@ class Lungs:
     """Where a scan is searched.
 
     Attributes:
-        region: "lungs": near them; "cut-out": the same with more room; "body": all that is inside it.
-        parts: ``[I', J', K']``, values of :class:`..core.labels.Part`; small pieces are settled.
-        distance_mm: ``[I', J', K']`` float32, to what counts as lung, 0 inside; :data:`NEVER_MM` where no nodule is.
+        region: "lungs": in and near the lungs; "cut-out": the same with a wider surrounding; "body": everything
+            inside the body.
+        parts: ``[I', J', K']``, values of :class:`..core.labels.Part`, cleaned up by anatomical rules.
+        distance_mm: ``[I', J', K']`` float32, distance to what counts as lung, 0 inside; :data:`NEVER_MM` where no
+            nodule is possible.
         box: ``[2, 3]`` first and one-past-last voxel of what counts as lung, in the scan's grid, without margin.
         affine_ras: ``[4, 4]``, cell to RAS mm.
     """
@@ -100,14 +100,14 @@ def find_lungs(
     Args:
         image_hu: ``[I, J, K]``, HU, axes in RAS order.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
-        search: finds the parts.
-        lung_mask: ``[1, …]`` on any grid, in the place of the lungs found; see :func:`_with_lungs_of`.
-        region: "lungs", or "body" for all that is inside it.
-        source: of the scan, for messages.
+        search: finds the parts of the chest.
+        lung_mask: ``[1, …]`` on any grid, replaces the lungs that are found; see :func:`_with_lungs_of`.
+        region: "lungs", or "body" to search everything inside the body.
+        source: name of the scan, for messages.
 
     Raises:
-        ScanError: a whole body without lungs, or a mask that does not lie on the lungs.
-        RegionError: another region.
+        ScanError: the scan shows a whole body without lungs, or the mask does not lie on the lungs.
+        RegionError: the region is neither "lungs" nor "body".
     """
     if region not in ("lungs", "body"):
         raise RegionError(f"region: expected lungs or body, got {region!r}")
@@ -133,19 +133,19 @@ def find_lungs(
 
 
 def is_lung(parts: Parts) -> Mask:
-    """Cells of either lung."""
+    """Return the cells of both lungs, bool."""
     return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))
 
 
 def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
-    """Distances to ``lungs`` (at least one cell), closed, and their box in the scan's grid."""
+    """Compute the distances to the closed ``lungs`` (at least one cell), and their box in the scan's grid."""
     room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
     closed = lungs if region == "body" else _closed(lungs, scan.cell_mm)
     distance_mm = np.maximum(_distance_mm(closed, scan.cell_mm) - np.float32(room_mm), np.float32(0.0))
     if is_lung(parts).any():
         gas = (scan.hu < GAS_BELOW_HU) & ~is_lung(parts)
         bowel = gas & body & (parts != Part.AIRWAY)
-        distance_mm[gas | (ndimage.binary_dilation(bowel) & ~is_lung(parts))] = NEVER_MM  # with its wall
+        distance_mm[gas | (ndimage.binary_dilation(bowel) & ~is_lung(parts))] = NEVER_MM  # bowel with its wall
     distance_mm[~body] = NEVER_MM
     reached = np.argwhere(distance_mm == 0)
     if not len(reached):
@@ -155,10 +155,12 @@ def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseS
 
 
 def _settled(parts: Parts, scan: CoarseScan) -> Parts:
-    """One body without holes, and lungs that are whole pieces of gas.
+    """Clean up the parts: a body without holes, and lungs that consist of whole components of gas.
 
-    Other pieces of body lie outside. Gas of the bowel can look like lung, but hangs together with no lung: of the
-    pieces of gas, the large ones that are mostly lung are lung altogether but for the airway, and the others are none.
+    Small separate components of body become outside. Bowel gas can look like lung but is not connected to a lung.
+    Therefore large components of gas that are labelled mostly lung become lung as a whole (without the airway), and
+    all other components of gas contain no lung. Only the largest component of airway is kept, and components of lung
+    with almost no air become body.
     """
     labels, sizes = _sized_pieces(parts != Part.OUTSIDE)
     body = (sizes >= LEAST_BODY_SHARE * sizes.max())[labels] & (labels > 0)
@@ -167,7 +169,7 @@ def _settled(parts: Parts, scan: CoarseScan) -> Parts:
     labels, sizes = _sized_pieces(settled == Part.AIRWAY)
     settled[(labels != sizes.argmax()) & (labels > 0)] = Part.BODY
     gas = (scan.hu < GAS_BELOW_HU) & (settled != Part.OUTSIDE)
-    labels, sizes = _sized_pieces(gas & (settled != Part.AIRWAY))  # which joins the lungs to the throat
+    labels, sizes = _sized_pieces(gas & (settled != Part.AIRWAY))  # the airway connects the lungs to the throat
     lung_share = np.bincount(labels[is_lung(settled)], minlength=len(sizes)) / np.maximum(sizes, 1)
     least = max(LEAST_PIECE_MM3 / voxel_volume_mm3(scan.affine_ras), LEAST_LUNG_SHARE * sizes.max())
     aerated = ((sizes >= least) & (lung_share > 0.5))[labels] & gas
@@ -181,7 +183,7 @@ def _settled(parts: Parts, scan: CoarseScan) -> Parts:
 
 
 def _join(parts: Parts, cells: Mask) -> None:
-    """Make cells part of the lung that is nearest, in place."""
+    """Add cells to the nearest lung, in place."""
     lungs = np.argwhere(is_lung(parts))
     if len(lungs) and cells.any():
         _, nearest = cKDTree(lungs).query(np.argwhere(cells))
@@ -189,7 +191,7 @@ def _join(parts: Parts, cells: Mask) -> None:
 
 
 def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
-    """Numbers of the connected pieces, and the cells of each number; 0 is not a piece and has none."""
+    """Label the connected components and count the cells of each; label 0, the background, counts 0 cells."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -197,13 +199,13 @@ def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.i
 
 
 def _share_of_sides(body: Mask) -> float:
-    """Share of the four lateral faces that lies in the body."""
+    """Return the share of the four lateral faces that lies in the body."""
     faces = (body[0], body[-1], body[:, 0], body[:, -1])
     return float(sum(face.sum() for face in faces) / sum(face.size for face in faces))
 
 
 def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
-    """Lungs closed by :data:`CLOSING_MM`: a ball of it outside them touches none of what was added."""
+    """Close the lungs morphologically with a ball whose radius is :data:`CLOSING_MM`."""
     room = np.ceil(CLOSING_MM / cell_mm).astype(int) + 1
     near = _distance_mm(np.pad(lungs, [(r, r) for r in room]), cell_mm) <= CLOSING_MM + ROUNDING_MM
     closed = _distance_mm(~near, cell_mm) > CLOSING_MM + ROUNDING_MM
@@ -211,7 +213,7 @@ def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
 
 
 def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
-    """Distance of every voxel to the nearest one inside (there is one), mm; 0 inside."""
+    """Return the distance of every voxel to the nearest one inside, mm; 0 inside. At least one voxel is inside."""
     image = sitk.GetImageFromArray(inside.astype(np.uint8))
     image.SetSpacing(voxel_mm[::-1].tolist())  # ITK's x is the last axis
     signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
@@ -219,14 +221,15 @@ def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
 
 
 def _with_lungs_of(mask: MetaTensor, parts: Parts, scan: CoarseScan, source: str) -> Parts:
-    """Parts whose lungs are those of a mask; world positions decide, grids may differ.
+    """Return the parts with their lungs replaced by those of a mask, matched by world position: grids may differ.
 
     Args:
-        mask: ``[1, I, J, K]`` labels: 3 and 4 are the lungs and 5 the trachea where 3 or 4 occur and nothing else
-            does (LUNA16), any value above 0 is lung elsewhere; affine to RAS mm.
-        parts: found in the scan; they tell left from right.
-        scan: on the same grid.
-        source: of the scan, for messages.
+        mask: ``[1, I, J, K]`` labels with an affine to RAS mm. If 3 or 4 occurs and no value but 3, 4 and 5, 3 and 4
+            are the lungs and 5 the trachea (LUNA16); otherwise every value above 0 is lung.
+        parts: the parts found in the scan, which distinguish left from right; without lungs among them, the middle of
+            the mask divides it.
+        scan: the scan, on the same grid as ``parts``.
+        source: name of the scan, for messages.
 
     Raises:
         ScanError: the mask is empty or does not lie on the lungs of this scan.
@@ -252,7 +255,7 @@ def _with_lungs_of(mask: MetaTensor, parts: Parts, scan: CoarseScan, source: str
 
 
 def _check_mask(name: str, source: str, inside: float, air: float) -> None:
-    """Refuse a lung mask that lies elsewhere; ``inside`` is its share in the scan, ``air`` that of it on air."""
+    """Refuse a lung mask that lies elsewhere: too little is ``inside`` the scan, or too little of that on ``air``."""
     if inside < MASK_INSIDE_SHARE or air < MASK_AIR_SHARE:
         raise ScanError(
             f"{name}: expected a mask of the lungs of {source}, got one of which {inside:.0%} lies in the scan, and "
@@ -263,7 +266,7 @@ def _check_mask(name: str, source: str, inside: float, air: float) -> None:
 
 
 def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
-    """1 in the lungs, 0 elsewhere: uint8."""
+    """Return 1 in the lungs and 0 elsewhere, uint8; see :func:`_with_lungs_of` for the labels."""
     values = set(torch.unique(labels).tolist()) - {0}
     is_luna16 = values & set(LUNA16_LUNGS) and values <= {*LUNA16_LUNGS, LUNA16_TRACHEA}
     lungs = torch.isin(labels, torch.tensor(LUNA16_LUNGS, dtype=labels.dtype)) if is_luna16 else labels > 0
@@ -271,31 +274,32 @@ def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:
 
 
 def lung_mm3(lung_distance_mm: MetaTensor) -> float:
-    """Volume of what counts as lung; see :class:`Lungs`."""
+    """Return the volume of what counts as lung (distance 0), mm³; see :class:`Lungs`."""
     affine = np.asarray(lung_distance_mm.affine, dtype=np.float64)
     return float((lung_distance_mm == 0).sum()) * voxel_volume_mm3(affine)
 
 
 class CropToLungsd(MapTransform):
-    """Cut a scan (and what lies on the same grid) to its lungs plus a margin.
+    """Crop a scan (and volumes on the same grid) to its lungs plus a margin.
 
-    Writes beside the keys ``lung_distance_mm`` and ``lung_parts`` (MetaTensors ``[1, I', J', K']`` of one grid,
-    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.region`). Nothing is copied: what is
-    cut are views.
+    Besides the keys, writes ``lung_distance_mm`` and ``lung_parts`` (MetaTensors ``[1, I', J', K']`` on one grid,
+    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.region`). Cropping copies nothing:
+    the results are views.
 
     Args:
-        keys: what to cut; the first key is the CT in HU (``[1, I, J, K]``, in any orientation), on which the lungs are
-            sought. The others lie on its grid, whose axes they may hold in another order or direction.
+        keys: the volumes to crop. The first is the CT in HU (``[1, I, J, K]``, in any orientation), in which the lungs
+            are sought. The others lie on its grid, but their axes may be in another order or direction.
         search: finds the parts of the chest.
-        margin_mm: kept around the lungs: nodules in the pleura and the context that the network sees.
-        region: "lungs", or "body" to search all that is inside it.
+        margin_mm: kept around the lungs, for nodules in the pleura and for the context that the network sees.
+        region: "lungs", or "body" to search everything inside the body.
         allow_missing_keys: skip absent keys.
-        lung_key: a lung mask on any grid (MetaTensor), which leaves the item; where there is none, lungs are sought.
-        whole_key: under which the CT stays in the item, not cut; ``None`` for nowhere.
+        lung_key: key of a lung mask on any grid (MetaTensor), which is removed from the item; without one, the lungs
+            are sought.
+        whole_key: key under which the uncropped CT stays in the item; ``None`` to drop it.
 
     Raises:
         ScanError, RegionError: see :func:`find_lungs`.
-        DataError: a key lies on another grid than the first.
+        DataError: a volume lies on another grid than the first.
     """
 
     def __init__(
@@ -335,7 +339,7 @@ class CropToLungsd(MapTransform):
         return item
 
     def _find(self, image: MetaTensor, mask: MetaTensor | None) -> tuple[Lungs, npt.NDArray[np.int64]]:
-        """:func:`find_lungs` of a view turned to RAS, and the box in the image's own grid."""
+        """Apply :func:`find_lungs` to a view of the image in RAS order; return its box in the image's own grid too."""
         own = np.asarray(image.affine, dtype=np.float64)
         shape, turn = image.shape[1:], io_orientation(own)
         turned = apply_orientation(image.as_tensor()[0].numpy(), turn)
@@ -348,7 +352,7 @@ class CropToLungsd(MapTransform):
 
 
 def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:
-    """Refuse a volume whose voxels are not those of the image."""
+    """Refuse a volume that is not on the grid of the image."""
     same = volume.shape[1:] == image.shape[1:]
     if not (same and np.allclose(np.asarray(volume.affine), np.asarray(image.affine), atol=SAME_GRID)):
         raise DataError(

@@ -1,4 +1,4 @@
-"""From the scan's voxels to those of the network: spacing and intensity, in few passes over the lung box."""
+"""From the scan's voxels to those of the network: spacing and intensity, in a few passes over the lung box."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from monai.transforms import MapTransform, Spacing
 from monai.utils.enums import MetaKeys
 from torch import Tensor
 
-SAME_PLACE = 1e-3  # voxels: a turn or shear that moves no voxel farther is none
+SAME_PLACE = 1e-3  # voxels: a rotation or shear that moves no voxel farther than this is ignored
 
 
 class ToSpacingd(MapTransform):
-    """Resample to another spacing as MONAI's ``Spacingd`` with the border repeated does, and round to int16.
+    """Resample to another spacing like MONAI's ``Spacingd`` with border padding, and round to int16.
 
-    The grid is MONAI's. Where its axes run along those of the image, each axis is interpolated by itself, which gives
-    the same to rounding for a tenth of the time; a sheared grid (gantry tilt) and labels are left to MONAI.
+    The grid is MONAI's. If its axes are parallel to those of the image, each axis is interpolated separately, which
+    gives the same values up to rounding in a tenth of the time. Sheared grids (gantry tilt) and labels are left to
+    MONAI.
 
     Args:
-        keys: images of HU or labels, ``[1, I, J, K]``, any number type; they become int16.
+        keys: images of HU or labels, ``[1, I, J, K]``, of any number type; they become int16.
         pixdim: ``[3]`` spacing, mm.
-        modes: "bilinear" or "nearest", for each key.
+        modes: "bilinear" or "nearest", one for each key.
         allow_missing_keys: skip absent keys.
     """
 
@@ -45,27 +46,27 @@ class ToSpacingd(MapTransform):
 
     def _resampled(self, image: MetaTensor) -> MetaTensor:
         spacing = self.spacings["bilinear"]
-        planned = cast(MetaTensor, spacing(image, lazy=True))  # nothing is computed but the grid
+        planned = cast(MetaTensor, spacing(image, lazy=True))  # computes only the grid
         affine, shape = planned.peek_pending_affine(), tuple(int(n) for n in planned.peek_pending_shape())
         to_source = np.linalg.inv(np.asarray(image.affine, dtype=np.float64)) @ np.asarray(affine, dtype=np.float64)
         scale = np.diag(to_source)[:3]
         if np.abs((to_source[:3, :3] - np.diag(scale)) * shape).max() > SAME_PLACE:
             return cast(MetaTensor, spacing(image))
         values = image.as_tensor()[0]
-        fine_first = np.argsort(np.array(shape) / values.shape, kind="stable")  # what shrinks most goes first
+        fine_first = np.argsort(np.array(shape) / values.shape, kind="stable")  # the axis that shrinks most goes first
         for axis in fine_first.tolist():
             values = _along(values, axis, shape[axis], float(scale[axis]), float(to_source[axis, 3]))
         return MetaTensor(values[None], meta={**image.meta, MetaKeys.AFFINE: affine})
 
 
 def _along(values: Tensor, axis: int, count: int, scale: float, start: float) -> Tensor:
-    """Read an axis at ``start + scale · n`` for n < count, linearly; beyond the ends their value holds."""
+    """Interpolate linearly along an axis at ``start + scale · n`` for n < count; beyond the ends the border repeats."""
     length = values.shape[axis]
     position = (start + scale * torch.arange(count, dtype=torch.float64)).clamp(0, length - 1)
     low = position.floor().long()
     high = (low + 1).clamp(max=length - 1)
     share = (position - low).float()
-    if axis == values.ndim - 1:  # neighbours in memory: a matrix is faster than picking them
+    if axis == values.ndim - 1:  # contiguous in memory: a matrix product is faster than indexing
         matrix = torch.zeros(length, count)
         matrix[low, torch.arange(count)] = 1.0 - share
         matrix[high, torch.arange(count)] += share
@@ -76,11 +77,11 @@ def _along(values: Tensor, axis: int, count: int, scale: float, start: float) ->
 
 
 class ScaleHud(MapTransform):
-    """Map a range of HU to [-1, 1] and clip, as MONAI's ``ScaleIntensityRanged`` does, in one copy.
+    """Map the HU window to [-1, 1] and clip, like MONAI's ``ScaleIntensityRanged`` but with a single copy.
 
     Args:
         keys: images of any number type; they become float32.
-        hu_window: what becomes -1, and what becomes 1.
+        hu_window: the HU that become -1 and 1.
 
     Example:
         >>> import torch

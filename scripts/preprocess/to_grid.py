@@ -1,4 +1,4 @@
-"""The one way from a scan as read to the voxels that are trained on, evaluated and searched."""
+"""The path from a scan as read to the voxels of the network, the same in training, evaluation and search."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def scan_to_grid(
     region: str = "lungs",
     whole_key: str | None = None,
 ) -> Compose:
-    """Cut ``image`` (and ``mask``, where there is one) to the lungs, turn both to RAS, and bring them to a spacing.
+    """Build the transform that crops ``image`` (and ``mask``, if there is one) to the lungs and resamples it in RAS.
 
     Args:
-        lungs: finds them; a given ``lung_mask`` takes its place.
-        spacing_mm: ``[3]``.
-        margin_mm: kept around the lungs.
-        region, whole_key: see :class:`.lungs.CropToLungsd`, also for what is written.
+        lungs: finds the lungs; an item's ``lung_mask`` takes its place.
+        spacing_mm: ``[3]``, the spacing to resample to.
+        margin_mm: what is kept around the lungs.
+        region, whole_key: see :class:`.lungs.CropToLungsd`, also for the keys that are written.
 
     Returns:
-        A transform after which ``image`` is int16 HU.
+        A transform that leaves ``image`` as int16 HU.
     """
     keys = ["image", "mask"]
     return Compose(

@@ -1,4 +1,4 @@
-"""From a scan on the grid of the network to the maps that it gives: tiles near the lungs, stitched."""
+"""From a scan on the network's grid to the network's output maps: tiles near the lungs, stitched together."""
 
 from .inferer import PrecisionInferer, TileInferer, prepare_scan
 

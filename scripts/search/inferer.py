@@ -1,4 +1,4 @@
-"""How the network is applied: numeric precision, and tiles over the lungs."""
+"""How the network is applied: numeric precision, and tiles that cover the lungs."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from .tiles import BLOCK, Box, Tiling, batches, blocks_near, plan_tiles
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_LOGIT = -20.0  # of cells that are not searched: a probability of 2e-9
-LEAST_BLOCKS = 64 // BLOCK  # of a tile that is cut: as large as the crops of a training
-HALF_VOXEL = 0.5  # 0.167 of 96 voxels are 16
-LEAST_WEIGHT = 1e-3  # of a cell in the corner of a tile, beside 1 in its middle
+BACKGROUND_LOGIT = -20.0  # of cells that are not searched: probability 2e-9
+LEAST_BLOCKS = 64 // BLOCK  # shortest edge of a tile that is cut: 64 voxels
+HALF_VOXEL = 0.5  # tolerance for rounded shares: 0.167 of 96 voxels counts as 16
+LEAST_WEIGHT = 1e-3  # of a cell in the corner of a tile, relative to 1 at its centre
 
-Apply = Callable[[Tensor], Tensor]  # the network, on several crops of one size
+Apply = Callable[[Tensor], Tensor]  # applies the network to several tiles of one size
 
-NATIVE_BFLOAT16 = (8, 0)  # compute capability of Ampere; a T4 or RTX 20 has 7.5
+NATIVE_BFLOAT16 = (8, 0)  # compute capability of Ampere; a T4 or an RTX 20 has 7.5
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PrecisionError(UserError, ValueError):
-    """A precision that does not exist, or not on this device."""
+    """A precision does not exist, or is not supported on this device."""
 
 
 def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
-    """The number type to compute in.
+    """Return the number type to compute in.
 
-    ``auto`` takes bfloat16 where the processor multiplies it natively (CUDA from Ampere on; x86 with AVX512-BF16
-    or AMX) and float32 elsewhere.
+    ``auto`` chooses bfloat16 if the processor multiplies it natively (CUDA from Ampere on; x86 with AVX512-BF16 or
+    AMX), otherwise float32.
 
     Raises:
-        PrecisionError: unknown name, or float16 on a CPU.
+        PrecisionError: the name is unknown, or is float16 on a CPU.
     """
     kind = torch.device(device).type
     if precision == "auto":
@@ -61,22 +61,23 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
-    """Whether a GPU has circuits for bfloat16 (NVIDIA from Ampere on); others emulate it, slower than float32."""
-    if torch.version.hip is not None:  # AMD numbers its GPUs in another way
+    """Whether a GPU multiplies bfloat16 in hardware (NVIDIA from Ampere on); others emulate it, slower than float32."""
+    if torch.version.hip is not None:  # AMD numbers its GPUs differently
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16
 
 
 class PrecisionInferer(Inferer):
-    """Call another inferer under autocast; predictions come back in float32.
+    """Call another inferer under autocast and return its predictions in float32.
 
     Args:
-        inferer: how to apply the network.
+        inferer: applies the network.
         precision: see :func:`choose_precision`.
-        training: whether gradients are wanted, which float16 would round to zero.
+        training: whether gradients are needed, which float16 would round to zero. With ``auto``, float32 is used where
+            bfloat16 gradients are wrong (:func:`breaks_bfloat16_gradients`).
 
     Raises:
-        PrecisionError: float16 in training.
+        PrecisionError: float16 in training; or, on a call, bfloat16 where its gradients are wrong.
     """
 
     def __init__(self, inferer: Inferer, precision: str, training: bool = False) -> None:
@@ -90,7 +91,7 @@ class PrecisionInferer(Inferer):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the report of the last image should say."""
+        """Remarks on the last image, for its report."""
         return getattr(self.inferer, "remarks", ())
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -109,46 +110,49 @@ class PrecisionInferer(Inferer):
 def prepare_scan(
     batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Any, ...]:
-    """MONAI's ``prepare_batch`` of whole scans: where their lungs are goes to the inferer."""
+    """Prepare a batch of whole scans, as MONAI's ``prepare_batch``; the distances to the lungs go to the inferer."""
     image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
     return image, label, (), {"lung_distance_mm": batch["lung_distance_mm"]}
 
 
 def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
-    """Whether the coarsest level has two cells along an axis.
+    """Whether bfloat16 gradients may be wrong: on a CPU, if the coarsest level has two cells along an axis.
 
-    PyTorch 2.13 computes wrong gradients of bfloat16 convolutions on a 2³ grid on CPUs (right on 1³, 3³, 4³).
+    On CPUs, PyTorch 2.13 computes wrong gradients of bfloat16 convolutions on a 2³ grid (correct on 1³, 3³, 4³).
     """
     return inputs.device.type == "cpu" and any(n // COARSEST_STRIDE == 2 for n in inputs.shape[2:])
 
 
 class TileError(UserError, ValueError):
-    """Tiles that cannot be stitched at the output's stride, or do not fit the image."""
+    """Tiles cannot be stitched at the output's stride, or do not fit the image."""
 
 
 class TileInferer(Inferer):
-    """Apply a network in tiles near the lungs, and stitch its maps with Gaussian weights.
+    """Apply a network to tiles near the lungs, and stitch its maps with Gaussian weights.
 
-    Tiles are those of :func:`.tiles.plan_tiles`. For a network with a true attribute ``any_tile_size`` they are cut to
-    what they have to cover, and may be longer along one axis and shorter along another; for any other, of which the
-    tile is a part, they keep their size.
+    The tiles are those of :func:`.tiles.plan_tiles`. For a network whose attribute ``any_tile_size`` is true, they are
+    cut to what they have to cover, and may be longer along one axis and shorter along another. The output of any other
+    network depends on the tile's size; its tiles all have ``tile_size``.
 
-    On a GPU without enough memory fewer tiles go through the network at once, then all go through it on the CPU.
-    The tiles stay the same, and so does the answer.
+    If a GPU has too little memory, the tiles go through the network one by one, and if that fails, through the network
+    on the CPU. The tiles stay the same, and so does the result, up to rounding.
 
     Args:
-        tile_size: ``[3]`` voxels, of the largest tile.
-        overlap: share of it that a tile has at least in common with the next; whole blocks of 8 voxels are taken.
+        tile_size: ``[3]`` voxels, size of the largest tile.
+        overlap: smallest share of ``tile_size`` that neighbouring tiles have in common, rounded up to whole blocks of 8
+            voxels.
         stride: input voxels per output cell.
-        reach_mm: what is farther from the lungs is not searched.
-        at_once: tiles of one size that go through the network together.
+        reach_mm: what is farther from the lungs than this is not searched.
+        at_once: number of tiles of one size that go through the network together.
 
     Attributes:
-        remarks: what the report of the last image should say.
+        remarks: remarks on the last image, for its report.
 
     Raises:
-        TileError: tiles that are no multiples of :data:`..network.blocks.COARSEST_STRIDE` voxels, or overlap by
-            more than half; on a call whose image is no multiple either, or is smaller than a tile.
+        TileError: the tile size is not a multiple of :data:`..network.blocks.COARSEST_STRIDE` voxels, or the overlap is
+            more than half; or, on a call, there is not exactly one image, its size is not such a multiple or is smaller
+            than a tile, or nothing in it is near the lungs.
+        MemoryError: on a call, the memory does not suffice for a single tile, and there is no CPU to fall back to.
 
     Example:
         >>> def network(tile):
@@ -184,14 +188,15 @@ class TileInferer(Inferer):
         """Search one image.
 
         Args:
-            inputs: ``[1, C, I, J, K]``; a MetaTensor where distances are given.
-            network: ``[B, C, I, J, K]`` to ``[B, C', I/s, J/s, K/s]``.
+            inputs: ``[1, C, I, J, K]``; a MetaTensor if distances are given.
+            network: maps ``[B, C, I, J, K]`` to ``[B, C', I/s, J/s, K/s]``.
             args, kwargs: passed to the network.
-            lung_distance_mm: ``[…, I', J', K']``, to the lungs, on a grid of its own; everything is searched without.
+            lung_distance_mm: ``[…, I', J', K']``, distance to the lungs, on a grid of its own; if it is missing, or
+                ``inputs`` is not a MetaTensor, everything is searched.
 
         Returns:
-            ``[1, C', I/s, J/s, K/s]`` float32. Cells that no tile holds are background (:data:`BACKGROUND_LOGIT`,
-            then zeros).
+            ``[1, C', I/s, J/s, K/s]`` float32. Cells outside all tiles are background: :data:`BACKGROUND_LOGIT` in the
+            first channel, 0 in the others.
         """
         shape = tuple(inputs.shape[2:])
         blocks = tuple(n // BLOCK for n in shape)
@@ -208,32 +213,32 @@ class TileInferer(Inferer):
         least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if may_cut else self.size
         tiles = plan_tiles(wanted, Tiling(self.size, self.shared, least))
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return self._patiently(image, tiles, network, lambda crops: network(crops, *args, **kwargs))
+        return self._within_memory(image, tiles, network, lambda batch: network(batch, *args, **kwargs))
 
-    def _patiently(self, image: Tensor, tiles: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
-        """:meth:`_stitch`, again with less memory each time that it runs out."""
+    def _within_memory(self, image: Tensor, tiles: list[Box], network: Callable[..., Any], apply: Apply) -> Tensor:
+        """Call :meth:`_stitch`, and each time that memory runs out, repeat it with less."""
         self.remarks = ()
         for at_once in dict.fromkeys((self.at_once, 1)):
             with contextlib.suppress(torch.OutOfMemoryError):
                 return self._stitch(image, tiles, apply, at_once)
-            # The exception is gone here, and with it the tensors that its frames held.
-            self._say(f"{image.device} has too little memory for {at_once} tiles of the network at once")
+            # Here the exception is released, and with it the tensors that its frames held.
+            self._remark(f"{image.device} has too little memory for {at_once} tiles of the network at once")
             torch.cuda.empty_cache()
         if is_cpu(image.device) or not isinstance(network, nn.Module):
             raise MemoryError(f"{image.device}: too little memory for one tile of the network")
-        self._say("the network ran on the CPU instead, which is slower and gives the same")
+        self._remark("the network ran on the CPU instead, which is slower and gives the same")
         network.to("cpu")
         try:
             return self._stitch(image.cpu(), tiles, apply, 1)
         finally:
             network.to(image.device)
 
-    def _say(self, remark: str) -> None:
+    def _remark(self, remark: str) -> None:
         logger.warning("%s", remark)
         self.remarks += (remark,)
 
     def _stitch(self, image: Tensor, tiles: list[Box], apply: Apply, at_once: int) -> Tensor:
-        """Maps of the tiles, each cell the mean of those that hold it, weighted by how central it is in them."""
+        """Stitch the tiles' maps: a cell is the mean of the tiles that contain it, weighted by how central it is."""
         cells = [n // self.stride for n in image.shape[2:]]
         weights = torch.zeros(cells, device=image.device)
         maps: Tensor | None = None
@@ -258,11 +263,11 @@ def _scaled(tile: Box, factor: int) -> Box:
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Whether there is no other place to go to."""
+    """Whether the device is the CPU, so that there is no other device to fall back to."""
     return device.type == "cpu"
 
 
 def gaussian(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """MONAI's weights of a tile's cells: ``[I, J, K]``, 1 in the middle, at least :data:`LEAST_WEIGHT`."""
+    """Return MONAI's Gaussian weights of a tile's cells: ``[I, J, K]``, 1 at the centre, >= :data:`LEAST_WEIGHT`."""
     weight = compute_importance_map(shape, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
     return weight.clamp_min(LEAST_WEIGHT)

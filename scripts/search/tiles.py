@@ -1,11 +1,12 @@
-"""Which tiles of a volume the network has to see, so that all that is wanted is covered and little else is.
+"""Which tiles of a volume the network has to see to cover everything that is wanted, and little else.
 
-The volume is cut in two, each part in two again, and so on. A part gets one tile, around what is wanted in it; where
-something wanted goes on across a cut, the tile above it reaches back, so that neighbours overlap there and nowhere
-else. Of the best cuts along each axis, and none, the one is made that computes the least in the end.
+The volume is cut in two, each part is cut in two again, and so on. Each final part gets one tile, around what is wanted
+in it. Where the wanted region continues across a cut, the tile above the cut reaches back, so that neighbours overlap
+there and nowhere else. At each step the best cut along each axis, and no cut, are compared, and the one that computes
+the fewest blocks in the end is chosen.
 
-All of it is counted in *blocks* of :data:`BLOCK` voxels. A tile is whole cells of the network's coarsest level long,
-but may begin in the middle of one: so it follows the border of a lung more closely.
+All lengths are counted in *blocks* of :data:`BLOCK` voxels. The length of a tile is a whole number of cells of the
+network's coarsest level, but it may begin in the middle of such a cell, to follow the border of a lung more closely.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from scipy import ndimage
 from ..core.geometry import FloatArray
 from ..network.blocks import COARSEST_STRIDE
 
-STEP = 2  # blocks that the length of a tile is a multiple of: one cell of the coarsest level
+STEP = 2  # the length of a tile is a multiple of so many blocks: one cell of the coarsest level
 BLOCK = COARSEST_STRIDE // STEP  # voxels
 
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Place = tuple[int, ...]
 Box = tuple[slice, ...]
-SAME_AXES = 1e-6  # of a matrix between two grids: less is no turn
-NOWHERE = 1 << 20  # first block of what is empty; less nothing is its end
+SAME_AXES = 1e-6  # elements of the matrix between two grids up to this are no rotation
+NOWHERE = 1 << 20  # first block where nothing is wanted; the end is then -NOWHERE
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How tiles are laid, in blocks.
+    """How tiles may be laid, in blocks.
 
     Attributes:
-        size: ``[3]`` of the largest tile. One that may be cut may also be longer along one axis and shorter along
-            another, but holds no more blocks.
-        overlap: ``[3]``, that a tile has at least in common with the next.
-        least: ``[3]`` of the smallest one. Where it is ``size``, all have that size.
+        size: ``[3]`` size of the largest tile. If tiles may be cut, one may be longer along one axis and shorter along
+            another, as long as it contains no more blocks.
+        overlap: ``[3]`` smallest overlap of neighbouring tiles.
+        least: ``[3]`` size of the smallest tile. If it equals ``size``, all tiles have that size.
     """
 
     size: Place
@@ -51,11 +52,14 @@ class Tiling:
     least: Place
 
     def fits(self, blocks: int) -> bool:
-        """Whether one tile holds so many blocks."""
+        """Whether one tile may contain this many blocks."""
         return blocks <= math.prod(self.size)
 
     def lengths(self, seen: Ints, shape: Place) -> Ints:
-        """Of the tile around ``[..., 3]`` blocks; of several together where their only size is too short."""
+        """Return the lengths ``[..., 3]`` of the tile that covers extents ``seen`` ``[..., 3]`` in a volume ``shape``.
+
+        If all tiles have one size, these are the summed lengths of as many tiles as are needed along each axis.
+        """
         if self.least == self.size:
             new = np.array(self.size) - self.overlap
             return np.asarray(np.maximum(-(-(seen - self.overlap) // new), 1) * self.size, dtype=np.int64)
@@ -64,14 +68,14 @@ class Tiling:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A part of the volume, cut to what is wanted in it.
+    """A part of the volume, reduced to the box around what is wanted in it.
 
     Attributes:
         low, high: ``[3]`` first and one-past-last block.
-        tile: what it needs if it is not cut.
-        blocks: of that tile, or of several where one of their only size is too short.
-        cuts: the best one along each axis, best first: blocks of the tiles of both halves, axis, and first block of
-            the upper half.
+        tile: the tile that covers the part if it is not cut further.
+        blocks: number of blocks of that tile, or of several tiles if they have one size and a single one is too short.
+        cuts: the best cut along each axis, the best of all first: blocks of the tiles of both halves, axis, and first
+            block of the upper half.
     """
 
     low: Place
@@ -82,15 +86,15 @@ class Part:
 
 
 def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
-    """Lay tiles over the wanted blocks.
+    """Cover the wanted blocks with tiles.
 
     Args:
-        wanted: ``[I, J, K]``, along each axis at least a tile long.
-        tiling: see there.
+        wanted: ``[I, J, K]`` blocks, along each axis at least as long as a tile.
+        tiling: which tiles are allowed.
 
     Returns:
-        Tiles that together hold every wanted block, and with it in the same one what is wanted up to the overlap
-        below it along each axis; none where nothing is wanted.
+        Tiles, in blocks. Every wanted block lies in a tile that also contains the wanted blocks up to the overlap below
+        it along each axis. Empty if nothing is wanted.
     """
 
     @cache
@@ -104,17 +108,17 @@ def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
         return [half for half in (lower, upper) if half is not None]
 
     @cache
-    def followed(of: Part) -> int:
-        """Blocks computed if the best cut is made, in each half again, as long as that saves something."""
+    def cost(of: Part) -> int:
+        """Return the blocks computed if the best cut is made, and so on in each half, as long as cutting saves any."""
         if tiling.fits(of.blocks) and (not of.cuts or of.cuts[0][0] >= of.blocks):
             return of.blocks
-        cut = sum(followed(half) for half in halves(of, of.cuts[0]))
+        cut = sum(cost(half) for half in halves(of, of.cuts[0]))
         return min(cut, of.blocks) if tiling.fits(of.blocks) else cut
 
     def tiles(of: Part) -> Iterator[Box]:
         choices = [halves(of, cut) for cut in of.cuts]
-        best = min(choices, key=lambda two: sum(map(followed, two)), default=[])
-        if tiling.fits(of.blocks) and (not best or sum(map(followed, best)) >= of.blocks):
+        best = min(choices, key=lambda two: sum(map(cost, two)), default=[])
+        if tiling.fits(of.blocks) and (not best or sum(map(cost, best)) >= of.blocks):
             yield of.tile
         else:
             for half in best:
@@ -125,16 +129,16 @@ def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
 
 
 def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
-    """The part between two ends; ``None`` where nothing is wanted."""
-    own = _ends(_shadows(wanted[_box(low, high)]), 0)
+    """Return the part between ``low`` and ``high``; ``None`` if nothing is wanted there."""
+    own = _ends(_projections(wanted[_box(low, high)]), 0)
     first, end = own[0].min(axis=0) + low, own[1].max(axis=0) + low
     if first[0] >= NOWHERE:
         return None
-    back = np.maximum(first - tiling.overlap, 0)  # what the tile reaches back over
-    shadows = _shadows(wanted[_box(back, end)])
+    back = np.maximum(first - tiling.overlap, 0)  # the tile reaches back over the overlap
+    projections = _projections(wanted[_box(back, end)])
     cuts = []
     for axis in range(3):
-        starts, stops = _ends(shadows, axis)
+        starts, stops = _ends(projections, axis)
         at = np.arange(first[axis] - back[axis] + 1, end[axis] - back[axis])
         if not len(at):
             continue
@@ -144,7 +148,7 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
         blocks = sum(tiling.lengths(np.maximum(seen, 0), wanted.shape).prod(axis=1) for seen in (lower, upper))
         best = int(blocks.argmin())
         cuts.append((int(blocks[best]), axis, int(at[best] + back[axis])))
-    starts, stops = _ends(shadows, 0)
+    starts, stops = _ends(projections, 0)
     start, stop = starts.min(axis=0) + back, stops.max(axis=0) + back
     lengths = tiling.lengths(stop - start, wanted.shape)
     place = np.clip(start - (lengths - (stop - start)) // 2, 0, np.maximum(wanted.shape - lengths, 0))
@@ -157,15 +161,18 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
     )
 
 
-def _shadows(mask: Mask) -> list[Mask]:
-    """Whether anything is true along each axis: ``[J, K]``, ``[I, K]`` and ``[I, J]``."""
+def _projections(mask: Mask) -> list[Mask]:
+    """Return whether any block is true along each axis: ``[J, K]``, ``[I, K]`` and ``[I, J]``."""
     return [np.asarray(mask.any(axis=axis)) for axis in range(3)]
 
 
-def _ends(shadows: Sequence[Mask], axis: int) -> tuple[Ints, Ints]:
-    """First and one-past-last block that is true in each plane across an axis, ``[N, 3]`` each; see :data:`NOWHERE`."""
+def _ends(projections: Sequence[Mask], axis: int) -> tuple[Ints, Ints]:
+    """Return the first and one-past-last true block in each plane across an axis, ``[N, 3]`` each.
+
+    A plane without a true block has :data:`NOWHERE` and its negative.
+    """
     others = [other for other in range(3) if other != axis]
-    planes = [shadows[3 - axis - other] if axis < other else shadows[3 - axis - other].T for other in others]
+    planes = [projections[3 - axis - other] if axis < other else projections[3 - axis - other].T for other in others]
     starts = np.full((len(planes[0]), 3), NOWHERE)
     stops = -starts
     filled = np.flatnonzero(planes[0].any(axis=1))
@@ -181,19 +188,19 @@ def _box(low: Sequence[int] | Ints, high: Sequence[int] | Ints) -> Box:
 
 
 def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Mask:
-    """Whether anything is true between each pair of ends along an axis, which they take the place of."""
+    """Reduce an axis to whether the mask is true anywhere between each pair of first and one-past-last index."""
     counts = np.cumsum(np.insert(mask.astype(np.int32), 0, 0, axis=axis), axis=axis)
     starts, stops = np.array(pieces).T
     return np.asarray(counts.take(stops, axis) > counts.take(starts, axis))
 
 
 def volume(tiles: Sequence[Box]) -> int:
-    """Blocks of all tiles together; those in several count as often."""
+    """Return the number of blocks of all tiles; a block in several tiles counts once for each."""
     return sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
 
 
 def batches(tiles: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
-    """Tiles in groups of at most ``at_once`` that follow each other and have one size."""
+    """Yield groups of at most ``at_once`` consecutive tiles of the same size."""
     for _, alike in itertools.groupby(tiles, key=lambda tile: [part.stop - part.start for part in tile]):
         same = list(alike)
         yield from (same[n : n + at_once] for n in range(0, len(same), at_once))
@@ -202,17 +209,18 @@ def batches(tiles: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
 def blocks_near(
     lung_distance_mm: MetaTensor, reach_mm: float, affine: npt.ArrayLike, shape: Sequence[int], edge: int
 ) -> Mask:
-    """Blocks with a voxel that lies in the scan and within ``reach_mm`` of the lungs.
+    """Return which blocks contain a voxel that lies in the scan and within ``reach_mm`` of the lungs.
 
     Args:
-        lung_distance_mm: ``[…, I', J', K']``, on a grid of its own (:class:`..preprocess.CropToLungsd`).
-        reach_mm: how far.
+        lung_distance_mm: ``[…, I', J', K']``, on a grid of its own (:class:`..preprocess.CropToLungsd`), which covers
+            the scan.
+        reach_mm: largest distance.
         affine: ``[4, 4]``, of the network's input, voxel to RAS mm.
         shape: ``(I, J, K)`` of that input, multiples of ``edge``.
         edge: voxels of a block along each axis.
 
     Returns:
-        ``[I / edge, J / edge, K / edge]``.
+        ``[I / edge, J / edge, K / edge]`` bool.
     """
     to_distance = np.linalg.inv(_single(lung_distance_mm.affine)) @ _single(affine)
     distance_mm = lung_distance_mm.as_tensor().cpu().numpy().reshape(lung_distance_mm.shape[-3:])
@@ -235,11 +243,11 @@ def blocks_near(
 
 
 def _cells_of_blocks(cells: npt.NDArray[np.integer], count: int) -> list[tuple[int, int]]:
-    """First and one-past-last of ``count`` cells that the voxels of each block lie in: ``[blocks, edge]``, rising."""
+    """Return each block's first and one-past-last cell, up to ``count``; ``cells`` are rising, ``[blocks, edge]``."""
     low, high = np.clip(cells[:, 0], 0, count), np.clip(cells[:, -1] + 1, 0, count)
     return list(zip(low.tolist(), np.maximum(high, low).tolist(), strict=True))
 
 
 def _single(affine: npt.ArrayLike) -> FloatArray:
-    """``[4, 4]`` of the affine of one image or of a batch of one."""
+    """Return the affine of one image, or of a batch of one, as ``[4, 4]``."""
     return np.asarray(affine, dtype=np.float64).reshape(4, 4)

@@ -1,10 +1,10 @@
-"""What may be overridden in a graph: one rule for the command line, argument files and Python.
+"""What may be overridden in a graph: the same rules for the command line, argument files and Python.
 
-MONAI merges overrides of any origin into one configuration and checks none: a misspelt name is added where nothing
-reads it, words of the command line become Python values (``2024_01_15`` the number 20240115), a stray word becomes the
-name of the initialisation, which then is skipped, and ``#`` in a path becomes ``::``. :func:`check_run` looks at what
-was merged. It stands behind ``scripts_path``, which every component of the graphs requires, and so runs before any of
-them is built, whether MONAI initialises or not.
+MONAI merges overrides from any source into one configuration and checks none of them: a misspelt name is added where
+nothing reads it, words of the command line become Python values (``2024_01_15`` becomes the number 20240115), a stray
+word becomes the name of the initialisation, which is then skipped, and ``#`` in a path becomes ``::``.
+:func:`check_run` checks the merged result. It is called through ``scripts_path``, which every component of the graphs
+requires, and so runs before any of them is built, whether or not MONAI runs the initialisation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["OverrideError", "check_overlay", "check_run"]
 
 
 def check_overlay() -> None:
-    """Refuse to run the evaluation's overlay alone.
+    """Refuse to run the overlay ``configs/evaluate.json`` alone.
 
     Raises:
-        OverrideError: the graph below it is missing.
+        OverrideError: the training graph that it overlays is missing.
     """
     prepare_process()
     call = find_call()
@@ -33,13 +33,14 @@ def check_overlay() -> None:
 
 
 def check_run() -> None:
-    """Check the overrides of the workflow that is being run, and put text in its place as it was typed.
+    """Check the overrides of the running workflow, and restore text values as they were typed.
 
-    Where no workflow runs, nothing is checked.
+    If no workflow is running, nothing is checked.
 
     Raises:
-        OverrideError: unknown names, stray or repeated words, values of another kind than the configuration's.
-        DeviceError: a device that is not there.
+        OverrideError: there are unknown names, stray or repeated words, or values of another type than in the
+            configuration.
+        DeviceError: a device does not exist.
     """
     prepare_process()
     call = find_call()

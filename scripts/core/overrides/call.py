@@ -1,4 +1,4 @@
-"""How a workflow was made: from which files, with which overrides, by which words of a command line."""
+"""How a workflow was created: from which files, with which overrides, by which words of the command line."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from monai.bundle.scripts import create_workflow
 
 from ..errors import UserError, is_command_line
 
-SEPARATOR = "::"  # between the levels of a name; MONAI takes "#" as well
+SEPARATOR = "::"  # between the levels of a name; MONAI also accepts "#"
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 class OverrideError(UserError, ValueError):
-    """A name, word or value that the configuration has no place for."""
+    """The configuration has no place for a name, word or value."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a workflow was made.
+    """How a workflow was created.
 
     Attributes:
-        workflow: with the merged configuration.
-        bases: the configuration without overrides; where its files are not known, those that it may be made of.
-        given: arguments of ``monai.bundle`` and of its argument file, as they were given; ``None`` where the workflow
-            was made in another way.
-        words: of the command line, see :func:`read_words`; none without one.
+        workflow: the workflow, with its merged configuration.
+        bases: the configuration without overrides; if its files are unknown, all that it may have been made from.
+        given: the arguments of ``monai.bundle`` and of its argument file, as given; ``None`` if the workflow was
+            created in another way.
+        words: the options of the command line, see :func:`read_words`; empty if there is none.
     """
 
     workflow: ConfigWorkflow
@@ -44,17 +44,19 @@ class Call:
 
 
 def normal(name: str) -> str:
-    """A name as fire and MONAI read it, its levels separated by :data:`SEPARATOR`."""
+    """Return a name as fire and MONAI read it, with its levels separated by :data:`SEPARATOR`."""
     return name.replace("-", "_").replace("#", SEPARATOR)
 
 
 def shown(name: str) -> str:
-    """A name as it is typed."""
+    """Return a name as it is typed, with its levels separated by ``#``."""
     return name.replace(SEPARATOR, "#")
 
 
 def find_call() -> Call | None:
-    """The innermost workflow on the call stack, ``None`` for none: MONAI hands no component its workflow.
+    """Return the innermost workflow on the call stack, ``None`` if there is none.
+
+    The call stack is searched because MONAI does not pass the workflow to its components.
 
     Raises:
         OverrideError: see :func:`read_words`.
@@ -75,13 +77,13 @@ def _words() -> dict[str, str | None]:
 
 
 def read_words(words: Sequence[str]) -> dict[str, str | None]:
-    """Name and value of each option of a command line, as fire pairs them; ``None`` for an option without a value.
+    """Return the value of each option of a command line by name, paired as fire does; ``None`` if it has no value.
 
     Args:
-        words: the first is the command.
+        words: the words of the command line; the first is the command.
 
     Raises:
-        OverrideError: a word that belongs to no option, or an option given twice.
+        OverrideError: a word belongs to no option, or an option is given twice.
     """
     options: list[tuple[str, str | None]] = []
     stray: list[str] = []
@@ -110,7 +112,7 @@ def read_words(words: Sequence[str]) -> dict[str, str | None]:
 
 
 def _possible_bases(workflow: ConfigWorkflow) -> list[ConfigParser]:
-    """The configurations beside the first file, and of this bundle, all of whose names the merged one has."""
+    """Return the configurations beside the first file, and of this bundle, whose names all occur in the merged one."""
     folders = dict.fromkeys((Path(workflow.config_root_path).resolve(), CONFIGS))
     loaded = [parser for folder in folders for parser in _loadable(folder)]
     return [parser for parser in loaded if all(name in workflow.parser for name in parser.get())]
@@ -124,7 +126,7 @@ def _loadable(folder: Path) -> Iterator[ConfigParser]:
 
 
 def names_in(content: Any, above: str = "") -> list[str]:
-    """All names of a configuration, the upper ones first."""
+    """Return all names of a configuration; each comes before those nested in it."""
     parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     below = [(f"{above}{SEPARATOR}{key}" if above else str(key), part) for key, part in parts]
     return [*(name for name, _ in below), *(name for own, part in below for name in names_in(part, own))]

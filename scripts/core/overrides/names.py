@@ -1,4 +1,4 @@
-"""Which names may be overridden: what exists, and what a component that exists takes as an argument."""
+"""Which names may be overridden: those that exist, and arguments that an existing component accepts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from monai.bundle.scripts import create_workflow, run
 from .call import SEPARATOR, Call, OverrideError, names_in, shown
 
 _REFERENCE = re.compile(r"@(\w+)")
-# What other bundles call it.
+# Names used by other bundles, and ours for the same setting.
 HABITS = {
     **{"ckpt_path": "checkpoint", "ckpt_dir": "output_dir", "epochs": "max_epochs", "lr": "learning_rate"},
     **{"data_list_file_path": "datalists", "dataset_path": "dataset_dir", "patch_size": "crop_size"},
     **{"amp": "precision", "preset": "network_def"},
 }
-RECORDS = ("settings", "model_facts")  # say what runs; nothing runs by them
-BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # what runs before and after; a graph may lack them
-# MONAI's own, and what it adds to track an experiment: in no configuration.
+RECORDS = ("settings", "model_facts")  # describe what runs; changing them does not change the run
+BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # run before and after; a graph may lack them
+# MONAI's own arguments, and those it adds for experiment tracking: they occur in no configuration.
 _OWN = {
     *inspect.signature(run).parameters,
     *inspect.signature(create_workflow).parameters,
@@ -34,12 +34,12 @@ _OWN = {
 
 
 def is_syntax(value: Any) -> bool:
-    """Whether MONAI evaluates a value: an expression, a reference or a macro."""
+    """Whether MONAI evaluates a value, because it is an expression, a reference or a macro."""
     return isinstance(value, str) and value[:1] in ("$", "@", "%")
 
 
 def overrides_of(call: Call) -> dict[str, Any]:
-    """Names and values that are not from the files; ``None`` for a word that MONAI took for no value."""
+    """Return the names and values that do not come from the files; ``None`` for an option whose value MONAI dropped."""
     if call.given is not None:
         names = dict.fromkeys((*call.given, *call.words))
         return {name: call.given.get(name) for name in names if name not in _OWN}
@@ -49,10 +49,10 @@ def overrides_of(call: Call) -> dict[str, Any]:
 
 
 def check_ids(workflow: ConfigWorkflow) -> None:
-    """Refuse to run what is no run, and to leave out the initialisation.
+    """Refuse a ``run_id`` that names nothing to run, and an ``init_id`` or ``final_id`` that would be skipped.
 
     Raises:
-        OverrideError: see above.
+        OverrideError: one of them is wrong.
     """
     parser = workflow.parser
     advice = "name the right configuration, and put a value with spaces or * in quotes."
@@ -68,17 +68,18 @@ def check_ids(workflow: ConfigWorkflow) -> None:
 
 
 def _is_run(content: Any) -> bool:
-    """Whether something happens when it is evaluated."""
+    """Whether evaluating this content does something."""
     if isinstance(content, list):
         return any(isinstance(part, dict | list) or is_syntax(part) for part in content)
     return is_syntax(content) or ConfigComponent.is_instantiable(content)
 
 
 def check_names(overrides: Iterable[str], call: Call) -> None:
-    """Refuse what nothing would read, and what would make the record of the run wrong.
+    """Refuse overrides that nothing would read, and those that would falsify the record of the run.
 
     Raises:
-        OverrideError: all unknown names, each with the nearest known one; see also :func:`_check_record`.
+        OverrideError: there are unknown names; the message lists all of them, each with the most similar known name.
+            See also :func:`_check_record`.
     """
     merged = call.workflow.parser
     unknown = [name for name in overrides if not _has_place(name, call.bases, merged)]
@@ -92,9 +93,10 @@ def check_names(overrides: Iterable[str], call: Call) -> None:
 
 
 def _added(merged: Any, bases: Sequence[ConfigParser], skip: set[str], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and value of what a merged configuration has and none of the files; of a component that is new, nothing.
+    """Yield the name and value of what a merged configuration has and none of the files has.
 
-    ``skip`` are names that need no place in the files, since they are MONAI's, or others refer to them.
+    Nothing is yielded for a new component or for one whose target differs. ``skip`` lists names that need not occur in
+    the files, because they are MONAI's own or others refer to them.
     """
     for key, value in merged.items() if isinstance(merged, dict) else enumerate(merged):
         name = f"{above}{SEPARATOR}{key}" if above else str(key)
@@ -113,19 +115,19 @@ def _added(merged: Any, bases: Sequence[ConfigParser], skip: set[str], above: st
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """Whether a value is that of a file, though MONAI may have resolved it since."""
+    """Whether a value equals that of a file, which MONAI may have resolved since."""
     if isinstance(other, str) and isinstance(value, str):
         return other.replace("#", SEPARATOR) == value.replace("#", SEPARATOR)
     return (isinstance(other, str) and other.startswith("%")) or (type(value) is type(other) and bool(value == other))
 
 
 def _may_be_of_a_file(value: Any) -> bool:
-    """Whether something new may come from a file that is not known: a component, or steps to run."""
+    """Whether a new value may come from an unknown file, because it is a component or steps to run."""
     return isinstance(value, dict | list) and ("_target_" in json.dumps(value, default=str) or _is_run(value))
 
 
 def _has_place(name: str, bases: Sequence[ConfigParser], merged: ConfigParser) -> bool:
-    """Whether a name exists, or adds an argument that the component above it takes."""
+    """Whether a name exists, or adds an argument that its parent component accepts."""
     if name and any(name in base for base in bases):
         return True
     above, _, key = name.rpartition(SEPARATOR)
@@ -136,7 +138,7 @@ def _has_place(name: str, bases: Sequence[ConfigParser], merged: ConfigParser) -
 
 
 def _arguments_of(name: str, parser: ConfigParser) -> set[str] | None:
-    """Names of the arguments that a component's target takes; ``None`` where they cannot be known."""
+    """Return the names of the arguments that a component's target accepts; ``None`` if they cannot be known."""
     target = ConfigComponent(config=dict(parser.get(name)), locator=parser.locator).resolve_module_name()
     found = pydoc.locate(target) if isinstance(target, str) and not ConfigExpression.is_expression(target) else None
     if not callable(found):
@@ -146,13 +148,13 @@ def _arguments_of(name: str, parser: ConfigParser) -> set[str] | None:
     for function in [kind["__init__"] for kind in kinds if "__init__" in kind]:
         parameters = inspect.signature(function).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # else they go to the initialiser above it
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # otherwise the base class takes the rest
             return names
     return names if inspect.isclass(found) else None
 
 
 def _nearest(name: str, known: Sequence[str], merged: ConfigParser) -> str:
-    """The names most like one, of its own place where there are any."""
+    """Return the known names most similar to a name, preferably on its own level."""
     above = name.rpartition(SEPARATOR)[0]
     beside = [other for other in known if other.rpartition(SEPARATOR)[0] == above]
     if above and ConfigComponent.is_instantiable(merged.get(above)):
@@ -165,10 +167,10 @@ def _nearest(name: str, known: Sequence[str], merged: ConfigParser) -> str:
 
 
 def _check_record(name: str, base: ConfigParser) -> None:
-    """Refuse to set what only says how the run was, or one of several places that one knob sets together.
+    """Refuse to set what only records the run, or one of several places that a single setting controls together.
 
     Raises:
-        OverrideError: see above.
+        OverrideError: the name is such a place.
     """
     record, content = base.get("settings"), base.get(name)
     if not isinstance(record, dict) or name not in base:

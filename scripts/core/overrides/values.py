@@ -1,4 +1,4 @@
-"""What values may be, by what the configuration has in their place; text stays as it was typed."""
+"""Which values may be overridden with what, judged by the configuration's own value; text stays as it was typed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .names import is_syntax
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint")
 PATH_LISTS = ("datalists",)
-WHOLE_NUMBERS = ("tiles_at_once", "cache_workers", "val_interval")  # by default computed, without a type
+WHOLE_NUMBERS = ("tiles_at_once", "cache_workers", "val_interval")  # their defaults are computed and show no type
 SHARES = (
     *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "tile_overlap", "nodule_share"),
     *("insertion_share", "average_decay"),
@@ -31,7 +31,7 @@ LEAST: dict[str, float] = {
     **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed", "resamples"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),
 }
-# Values that only one thing can say (targets count voxels as millimetres), and how to say it.
+# Settings with a single valid value (targets take one voxel for 1 mm), and how messages describe it.
 FIXED: dict[str, tuple[Any, str]] = {
     "spacing_mm": ([1.0, 1.0, 1.0], "[1.0, 1.0, 1.0], for which targets and weights are made"),
     "stride": ("$@network_def.stride", "the network's"),
@@ -41,19 +41,19 @@ _REFERENCE = re.compile(r"@\w+((::|#)\w+)*")
 
 
 def set_value(call: Call, name: str, value: Any) -> None:
-    """Check an override against what the files have in its place, and put text there as it was typed.
+    """Check an override against the value that it replaces, and restore text as it was typed.
 
     Args:
-        call: its workflow has been parsed already.
-        name: with :data:`SEPARATOR`.
-        value: as MONAI took it; one that fits one of ``call.bases`` will do.
+        call: how the workflow was created; its configuration has already been parsed.
+        name: the name, with its levels separated by :data:`SEPARATOR`.
+        value: the value as MONAI read it; it is accepted if it fits any of ``call.bases``.
 
     Raises:
-        OverrideError: a value of another kind.
-        DeviceError: a device that is not there.
+        OverrideError: the value is of another type or out of range.
+        DeviceError: the device does not exist.
     """
     if call.given is None and isinstance(value, str) and is_syntax(value):
-        return  # it stands in one of the workflow's files
+        return  # it comes from one of the workflow's files
     errors = []
     for base in call.bases:
         if name in base:
@@ -73,7 +73,8 @@ def check_fixed(call: Call, overrides: dict[str, Any]) -> None:
     """Refuse settings that cannot work.
 
     Raises:
-        OverrideError: another grid than that of targets and weights, or a threshold below that of candidates.
+        OverrideError: the grid is not that of targets and weights, or the operating threshold is below the candidate
+            threshold.
     """
     parser = call.workflow.parser
     places = [(name, parser.get(name), name) for name in FIXED if name in parser]
@@ -91,7 +92,7 @@ def check_fixed(call: Call, overrides: dict[str, Any]) -> None:
 
 
 def _followed(content: Any, base: ConfigParser) -> Any:
-    """The value behind references."""
+    """Follow references to the value behind them."""
     for _ in range(5):
         if not (isinstance(content, str) and _REFERENCE.fullmatch(content)):
             break
@@ -100,7 +101,7 @@ def _followed(content: Any, base: ConfigParser) -> Any:
 
 
 def _checked(call: Call, name: str, value: Any, base: ConfigParser) -> Any:
-    """The value to take in the place of what a configuration has there; the same object where anything may stand."""
+    """Return the value to use instead of a configuration's own; the same object where any value is allowed."""
     usual, place, word = _followed(base.get(name), base), shown(name), call.words.get(name)
     typed = value if word is None else word
     is_text = name in PATHS or (isinstance(usual, str) and not is_syntax(usual))
@@ -127,7 +128,7 @@ def _checked(call: Call, name: str, value: Any, base: ConfigParser) -> Any:
 
 
 def _put(parser: ConfigParser, name: str, value: Any) -> None:
-    """Change a value of a configuration that MONAI has parsed already, before it is used."""
+    """Change a value in a configuration that MONAI has already parsed, before the value is used."""
     above, _, key = name.rpartition(SEPARATOR)
     inside = parser.get(above)
     inside[int(key) if isinstance(inside, list) else key] = value
@@ -152,7 +153,7 @@ def _text(place: str, value: Any, known: ConfigParser, *, is_untyped_path: bool)
 
 
 def _is_evaluated(text: str, known: ConfigParser) -> bool:
-    """Whether MONAI shall evaluate text: an expression (``$HOME/scans`` is none) or a reference to what is there."""
+    """Whether MONAI should evaluate text: an expression (``$HOME/scans`` is none) or a reference to a known name."""
     if Path(text).exists():
         return False
     is_expression = ConfigExpression.is_expression(text) and any(sign in text for sign in "@('\"[")
@@ -160,7 +161,7 @@ def _is_evaluated(text: str, known: ConfigParser) -> bool:
 
 
 def _literal(text: str) -> str:
-    """Text that MONAI passes on as it is: an expression of it where it holds what MONAI reads as syntax."""
+    """Return text so that MONAI passes it on unchanged: what it would read as syntax becomes an expression of it."""
     if "#" not in text and "@" not in text and not is_syntax(text):
         return text
     return "$" + re.sub("[#@]", lambda sign: f"\\x{ord(sign[0]):02x}", repr(text))
