@@ -96,7 +96,7 @@ class InsertNodulesd(RandomizableTransform):
     Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (created when absent),
     ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``. Inserted nodules are appended as rows. A nodule
     that is cut by the crop's border keeps the centre and the diameter of the whole nodule, and is ignored if this
-    centre lies outside the crop. Where ``lung`` ``[1, I, J, K]`` is present, only sites inside it are used. A crop
+    centre lies outside the crop. Where ``lung`` ``[1, I, J, K]`` is present, only sites inside it are drawn. A crop
     without free parenchyma is returned unchanged.
 
     Args:
@@ -108,8 +108,8 @@ class InsertNodulesd(RandomizableTransform):
         added: share of the nodules whose density is added to the host's; the others replace the host.
         opacity: range of the share of its density that an added nodule keeps, drawn uniformly.
         cored: share of the added nodules that keep their full density in the core and are faint around it.
-        bordering: share of the nodules that are centred beside pleura, fissure or vessel instead of amid parenchyma;
-            donors that grew at a wall are always placed at one.
+        bordering: share of the nodules that are centred beside pleura, fissure or vessel instead of amid parenchyma.
+            Donors that grew at a wall always are, and are moved from their site to a wall within ``WALL_VOXEL``.
 
     Raises:
         DataError: the mask of a donor is empty.
@@ -176,7 +176,8 @@ class InsertNodulesd(RandomizableTransform):
     ) -> tuple[HU, HU, FloatArray] | None:
         """Draw a donor (HU and soft mask) and the site of its centre; ``None`` if no site is free.
 
-        A donor that grew at a wall is placed at a wall, with its base turned towards it.
+        A donor that grew at a wall gets a site beside tissue and is moved to the nearest wall, with its base towards
+        it; it stays at the site if no wall is within :data:`WALL_VOXEL`.
         """
         number, zoom, turn = self._draw_donor()
         hu, soft = self._turned(number, zoom, turn, smooth_hu.shape)
@@ -230,7 +231,7 @@ class InsertNodulesd(RandomizableTransform):
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
         alpha[kept] = 0.0
         if self.R.random() < self.added:
-            lung_hu = float(np.median(image[here][image[here] < AERATED_HU]))  # the site is one of these voxels
+            lung_hu = float(np.median(image[here][image[here] < AERATED_HU]))  # includes a site not moved to a wall
             image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
         else:
             blended_hu = image[here] + alpha * (hu[there] - image[here])

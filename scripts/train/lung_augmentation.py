@@ -193,7 +193,7 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
         where &= True if rng.random() < 0.5 else _one_side(rng, parts)
         share = rng.uniform(0.5, 1.0)
         hu[where] = (1 - share) * hu[where] + share * _tissue(rng, int(where.sum()))
-    if rng.random() < 0.08:  # a lung without air
+    if rng.random() < 0.08:  # collapse: a lung without air
         side = _one_side(rng, parts)
         hu[side] = _tissue(rng, int(side.sum()))
     for _ in range(rng.randint(0, 3) if rng.random() < 0.6 else 0):  # masses, up to 10 cm
