@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver by the W3C WebDriver protocol: plain HTTP and JSON."""
+"""A headless Chromium, controlled through chromedriver by the W3C WebDriver protocol: plain HTTP and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 MISSING = "chromium and chromedriver are not installed (Debian: chromium, chromium-driver)"
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key by which the protocol names elements
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key with which the protocol identifies elements
 ARROW_LEFT, ARROW_RIGHT, HOME = "\ue012", "\ue014", "\ue011"
 
 _FLAGS = (
@@ -28,7 +28,7 @@ _FLAGS = (
 
 
 class Browser:
-    """One window."""
+    """One browser window."""
 
     def __init__(self, address: str, session: str) -> None:
         self._address = f"{address}/session/{session}"
@@ -40,25 +40,25 @@ class Browser:
         self.send("POST", "/url", url=page.as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value that the body of a function returns; ``arguments[0]`` … are given to it."""
+        """Return the value of a script, which is the body of a function that receives ``arguments[0]`` …"""
         return self.send("POST", "/execute/sync", script=script, args=list(arguments))
 
     def element(self, selector: str) -> dict[str, str]:
         return dict(self.send("POST", "/element", using="css selector", value=selector))
 
     def press(self, selector: str, keys: str) -> None:
-        """Give the element the focus and type."""
+        """Focus the element and type."""
         self.send("POST", f"/element/{self.element(selector)[ELEMENT]}/value", text=keys)
 
     def click(self, selector: str) -> None:
         self.send("POST", f"/element/{self.element(selector)[ELEMENT]}/click")
 
     def seen(self, selector: str) -> bytes:
-        """The element as it is drawn (PNG)."""
+        """Return the element as it is drawn (PNG)."""
         return base64.b64decode(self.send("GET", f"/element/{self.element(selector)[ELEMENT]}/screenshot"))
 
     def console(self) -> list[str]:
-        """Errors and warnings since the last call: exceptions, refused requests, breaches of the page's policy."""
+        """Return errors and warnings since the last call: exceptions, refused requests, breaches of its policy."""
         return [str(entry["message"]) for entry in self.send("POST", "/se/log", type="browser")]
 
     def devtools(self, command: str, **values: Any) -> Any:
@@ -70,14 +70,14 @@ class Browser:
         )
 
     def prefer(self, scheme: str, media: str = "screen") -> None:
-        """``scheme``: "light" or "dark"; ``media``: "screen" or "print"."""
+        """Emulate preferences; ``scheme`` is "light" or "dark", ``media`` is "screen" or "print"."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", media=media, features=features)
 
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """Start a browser with an empty profile; it ends with the block."""
+    """Start a browser with an empty profile; it is closed at the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,7 +108,7 @@ def _call(method: str, url: str, values: dict[str, Any]) -> Any:
         raise AssertionError(json.load(error)["value"]["message"]) from error
 
 
-# The browser is on this machine: no proxy that the environment may name.
+# The browser runs on this machine: bypass any proxy set in the environment.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -1,4 +1,4 @@
-"""Running the bundle from tests: in this process, or as a user does on the command line."""
+"""Run the bundle from tests: in this process, or on the command line as a user does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAIN, EVALUATE, INFERENCE = (str(ROOT / "configs" / f"{name}.json") for name in
 
 
 def graph(*names: str | Path, **settings: Any) -> ConfigParser:
-    """Graphs of ``configs`` laid over each other, or other files, on the CPU."""
+    """Parse configuration files on the CPU, laid over each other: names in ``configs``, or paths of other files."""
     files = [str(ROOT / "configs" / f"{name}.json") if isinstance(name, str) else str(name) for name in names]
     parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.update({"bundle_root": str(ROOT), "device": "cpu", **settings})
@@ -44,9 +44,10 @@ def run_inference(source: Path, output: Path, **overrides: Any) -> None:
 
 
 def python(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, in a working folder.
+    """Run Python in a separate process, in a given working folder.
 
-    On one thread: the tests' networks are too small for more, and times no longer depend on what else runs.
+    It uses one thread: the tests' networks are too small to gain from more, and run times then depend less on other
+    load.
     """
     return subprocess.run(
         [sys.executable, "-W", "ignore", *words],
@@ -62,13 +63,16 @@ def python(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.C
 def command(
     *arguments: str, launcher: tuple[str, ...] = (), folder: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle run …`` from the project's folder, by a launcher (module, options) if given."""
+    """Run ``python -m monai.bundle run …``, in the project's folder by default.
+
+    ``launcher`` is a module with its options that starts it, if any.
+    """
     line = ["-m", *launcher, *(["-m"] if launcher else []), "monai.bundle", "run", *arguments]
     return python(*line, folder=folder, **environment)
 
 
 def run(task: str, *configs: str, **options: Any) -> str:
-    """What a command that must succeed prints: a task of the configurations laid over each other."""
+    """Run a task of configurations laid over each other; assert that it succeeds, and return what it prints."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     result = command(task, "--config_file", str(list(configs)), *words)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -76,14 +80,14 @@ def run(task: str, *configs: str, **options: Any) -> str:
 
 
 def candidates(output: Path) -> np.ndarray:
-    """``[N, 4]`` x, y, z (LPS mm) and probability of all candidates of a run."""
+    """Return ``[N, 4]``: x, y, z (LPS mm) and probability of all candidates of a run."""
     with (output / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = [[float(r[c]) for c in ("coordX", "coordY", "coordZ", "probability")] for r in csv.DictReader(file)]
     return np.array(rows).reshape(-1, 4)
 
 
 def assert_found(expected: npt.ArrayLike, found: np.ndarray, *, apart_mm: float, apart: float) -> None:
-    """Each of some candidates is among others, at most so far from them, with much the same probability."""
+    """Assert that each expected candidate was found, within ``apart_mm`` and with a probability within ``apart``."""
     for *centre, probability in np.asarray(expected):
         away_mm = np.linalg.norm(found[:, :3] - centre, axis=1)
         assert away_mm.min() < apart_mm
@@ -91,5 +95,5 @@ def assert_found(expected: npt.ArrayLike, found: np.ndarray, *, apart_mm: float,
 
 
 def nodules(output: Path, name: str) -> list[dict[str, Any]]:
-    """The nodules of one scan's nodules.json."""
+    """Return the nodules in the nodules.json of one scan."""
     return list(json.loads((output / name / "nodules.json").read_text(encoding="utf-8"))["nodules"])

@@ -13,14 +13,14 @@ from hypothesis import settings
 from scripts.phantom.chest import Chest, make_chest
 from scripts.phantom.command import phantom
 
-# The same examples in every run, and no time limit for one of them: a busy machine must not decide whether a law holds.
+# The same examples in every run, without a time limit: a busy machine must not decide whether a law holds.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For narrow networks, which gain nothing from more threads; on a busy machine threads wait for each other."""
+    """Use one thread: narrow networks gain nothing from more, and on a busy machine threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def quiet_engines() -> Iterator[None]:
-    """MONAI's and ignite's engines add handlers to their loggers and set levels; put all of them back."""
+    """Restore the root logger after a test, because MONAI's and ignite's engines add handlers and set levels."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield
@@ -45,7 +45,7 @@ def bundle_root() -> str:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four miniature chests with masks and a datalist (three to train on, one to validate)."""
+    """A folder with four miniature chests, their masks and a datalist (three for training, one for validation)."""
     folder = tmp_path_factory.mktemp("small_data")
     phantom(str(folder), scans=4, seed=5, format="nifti", scale=0.4)
     return folder
@@ -53,7 +53,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_chest() -> Chest:
-    """A miniature of 148 × 129 × 124 mm with a nodule at a vessel and one at the pleura; not to be changed."""
+    """A miniature of 148 × 129 × 124 mm with one nodule at a vessel and one at the pleura; not to be changed."""
     return make_chest(2, scale=0.4, nodules=2)
 
 

@@ -23,13 +23,13 @@ FRAME_GROUPS: dict[str, tuple[str, ...]] = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
 }
 
-RAW: dict[str, dict[bytes, bytes]] = {}  # of each SOPInstanceUID: what stands in for values, and they themselves
+RAW: dict[str, dict[bytes, bytes]] = {}  # SOPInstanceUID → placeholder → raw value
 
 Change = Callable[[Dataset, int], Any]
 
 
 def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.NDArray) -> Dataset:
-    """One CT slice.
+    """Return one CT slice.
 
     Args:
         pixels: ``[I, J]`` HU.
@@ -59,14 +59,17 @@ def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.N
 
 
 def with_values(dataset: Dataset, **values: Any) -> Dataset:
-    """The dataset, with these values by keyword."""
+    """Set values of the dataset by keyword, and return it."""
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     return dataset
 
 
 def set_raw(dataset: Dataset, keyword: str, value: str | bytes) -> None:
-    """Set a value as it shall stand in the file, however wrong pydicom finds it: digits that :func:`save` replaces."""
+    """Set a value exactly as it is to appear in the file, even if pydicom rejects it.
+
+    Placeholder digits are set, which :func:`save` replaces.
+    """
     raw = value if isinstance(value, bytes) else value.encode("latin-1")
     raw += b" " * (len(raw) % 2)
     with lenient:
@@ -76,7 +79,7 @@ def set_raw(dataset: Dataset, keyword: str, value: str | bytes) -> None:
 
 
 def save(dataset: Dataset, path: Path) -> Path:
-    """Write a dataset with the file meta information that fits it."""
+    """Write a dataset with matching file meta information."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -98,10 +101,10 @@ def write_series(
     series_uid: str = SERIES_UID,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> list[Path]:
-    """Write ``[I, J, K]`` HU as one file per slice, named in an order that is not that of the positions.
+    """Write ``[I, J, K]`` HU as one file per slice, with file names in an order other than that of the positions.
 
     Args:
-        folder: where to.
+        folder: receives the files.
         image_hu: the volume.
         affine_lps: ``[4, 4]`` voxel to LPS mm; its third column may be tilted.
         change: called with each dataset and its k before it is written; returning ``False`` leaves the slice out.
@@ -115,7 +118,7 @@ def write_series(
     for k in range(image_hu.shape[2]):
         dataset = make_dataset(image_hu[:, :, k], affine_lps[:3, 3] + k * affine_lps[:3, 2], affine_lps[:3, :2])
         dataset.SeriesInstanceUID = series_uid
-        dataset.InstanceNumber = 7  # the same for all, so that nothing can lean on it
+        dataset.InstanceNumber = 7  # the same for all, so that nothing can rely on it
         if change is not None and change(dataset, k) is False:
             continue
         if syntax.is_encapsulated:
@@ -133,7 +136,7 @@ def write_enhanced(
     change: Change | None = None,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> Path:
-    """Write ``[I, J, K]`` HU as one enhanced CT, its frames in an order that is not that of their positions.
+    """Write ``[I, J, K]`` HU as one enhanced CT, with frames in an order other than that of their positions.
 
     Args:
         path: the file.
@@ -141,6 +144,9 @@ def write_enhanced(
         affine_lps: as for :func:`write_series`.
         change: called with the functional groups of each frame and its k, and with the whole object and -1.
         syntax: transfer syntax; pydicom compresses.
+
+    Returns:
+        The file.
     """
     order = [(k * 5 + 3) % image_hu.shape[2] for k in range(image_hu.shape[2])]
     if len(set(order)) < len(order):

@@ -1,7 +1,7 @@
-"""Damaged headers by the thousand: each gives a scan or one clear line, never a crash, a hang or more memory than due.
+"""Thousands of damaged headers: each gives a scan or one clear line, never a crash, a hang or excessive memory use.
 
-``python -m tests.fuzz_headers --count 10000 --seed 0`` runs them in a process of its own under a limit of memory, and
-names those that end it. Case n of a seed is always the same; ``--first n --keep folder`` writes it to a folder.
+``python -m tests.fuzz_headers --count 10000 --seed 0`` runs them in a separate process with a memory limit, and reports
+those that end it. Case n of a seed is always the same; ``--first n --keep folder`` writes it to a folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scripts.read.reader import find_scans, read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
 
 SECONDS = 5  # for one case, on a busy machine
-MEMORY_BYTES = 8 << 30  # of address space, most of it PyTorch's libraries
+MEMORY_BYTES = 8 << 30  # of address space, most of it for PyTorch's libraries
 AFFINE_LPS = np.array([[0.7, 0, 0, -30], [0, 0.8, 0, -40], [0, 0, 1.5, -100], [0, 0, 0, 1.0]])
 ABSURD = ("0", "-1", "1", "3", "1e12", "1000000000000", "99999999999999999999", "nan", "inf", "1,4", "", "x", "0.0001")
 
@@ -64,7 +64,7 @@ def _nifti(path: Path, kind: type = nib.Nifti1Image) -> None:
     nib.save(kind(_chest(), np.diag([0.7, 0.8, 1.5, 1.0])), path)
 
 
-# How each kind of scan is written into an empty folder; plain DICOM counts four times, compressed once in a while.
+# How each kind of scan is written into an empty folder.
 KINDS: dict[str, Callable[[Path], object]] = {
     "dicom": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS),
     "implicit": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS, syntax=ImplicitVRLittleEndian),
@@ -83,17 +83,18 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "nrrd packed": lambda folder: _itk(folder / "a.nrrd", compressed=True),
     "nhdr": _nrrd_beside,
 }
+# Relative frequency of each kind, 1 by default.
 CHANCES = {"dicom": 4, "implicit": 2, "enhanced": 3, "nii": 3, "rle": 0.1}
 
 
 def _header_bytes(data: bytes) -> int:
-    """About how long the header is."""
+    """Estimate the length of the header."""
     ends = [data.find(mark) for mark in (b"ElementDataFile", b"\n\n", b"\xe0\x7f\x10\x00")]
     return min([end + 16 for end in ends if end > 0] or [min(len(data), 544)])
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """One to three mutations of a file, most of them in its header."""
+    """Return a file with one to three mutations, most of them in its header."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         data = rng.choice((_flipped, _flipped, _number, _number, _cut, _words, _spliced))(data, rng)
     return data
@@ -108,19 +109,19 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def _number(data: bytes, rng: random.Random) -> bytes:
-    """Another number in text."""
+    """Replace a number in text."""
     places = list(re.finditer(rb"-?\d[\d.]*", data[: _header_bytes(data)]))
     if not places:
         return _words(data, rng)
     place = rng.choice(places)
     text = rng.choice(ABSURD).encode()
-    if b"DICM" in data[:132]:  # lengths stand before the values
+    if b"DICM" in data[:132]:  # lengths precede the values
         text = text[: len(place[0])].ljust(len(place[0]))
     return data[: place.start()] + text + data[place.end() :]
 
 
 def _words(data: bytes, rng: random.Random) -> bytes:
-    """Extreme binary numbers."""
+    """Insert extreme binary numbers."""
     at = rng.randrange(max(min(_header_bytes(data), len(data)) - 8, 1))
     kind = rng.choice(("<i2", "<i4", "<i8", "<f4", "<f8", ">i2"))
     values = (0, 1, -1, 255, 32767, 1e9, 1e12) if kind[1] == "i" else (0.0, -1.0, np.nan, np.inf, 1e-30, 1e30)
@@ -134,14 +135,14 @@ def _cut(data: bytes, rng: random.Random) -> bytes:
 
 
 def _spliced(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes gone, or there twice."""
+    """Remove some bytes, or repeat them."""
     at = rng.randrange(min(_header_bytes(data), len(data)) + 1)
     length = rng.choice((1, 2, 8, 100))
     return data[:at] + data[at + length :] if rng.random() < 0.5 else data[: at + length] + data[at:]
 
 
 def write_case(folder: Path, seed: int, number: int, originals: Path) -> str:
-    """Write case ``number`` into an empty folder; its kind."""
+    """Write case ``number`` into an empty folder and return its kind."""
     rng = random.Random(f"{seed}/{number}")
     kind = rng.choices(list(KINDS), [CHANCES.get(kind, 1) for kind in KINDS])[0]
     if not (originals / kind).exists():
@@ -169,10 +170,10 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def outcome(folder: Path, seconds: float = SECONDS) -> str:
-    """ "read" or "refused".
+    """Return "read" or "refused".
 
     Raises:
-        AssertionError: what was read cannot be.
+        AssertionError: what was read is impossible, or the refusal is not one clear line.
         Exception: anything but a :class:`UserError`; TimeoutError after ``seconds``.
     """
     with _limited(seconds):
@@ -185,17 +186,17 @@ def outcome(folder: Path, seconds: float = SECONDS) -> str:
             return "refused"
     for grid, volume in volumes:
         assert volume.image_hu.shape == grid.shape
-        assert volume.image_hu.size <= 8 * 1024  # what the files can hold
+        assert volume.image_hu.size <= 8 * 1024  # no more than the files can contain
         assert np.isfinite(volume.affine_ras).all()
         np.testing.assert_array_equal(grid.affine_ras, volume.affine_ras)
     return "read"
 
 
 def attempt(seed: int, number: int, scratch: Path) -> str:
-    """Try one case below a scratch folder; ``KIND: read`` or ``KIND: refused``.
+    """Try one case below a scratch folder; return ``KIND: read`` or ``KIND: refused``.
 
     Raises:
-        AssertionError: it does neither; with its number.
+        AssertionError: it does neither; the message gives its number.
     """
     folder = scratch / "case"
     kind = write_case(folder, seed, number, scratch / "originals")
@@ -208,10 +209,10 @@ def attempt(seed: int, number: int, scratch: Path) -> str:
 
 
 def run(seed: int, first: int, count: int) -> dict[str, int]:
-    """Try cases one after the other, in this process; how many were read and refused, by kind.
+    """Try cases one after another in this process; return how many were read and refused, by kind.
 
     Raises:
-        AssertionError: of the first case that does neither.
+        AssertionError: for the first case that does neither.
     """
     with tempfile.TemporaryDirectory() as scratch:
         return collections.Counter(attempt(seed, number, Path(scratch)) for number in range(first, first + count))
@@ -222,13 +223,13 @@ def _limit_memory() -> None:
 
 
 def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -> None:
-    """Try cases in another process, which starts anew after one that ends it.
+    """Try cases in another process, which is restarted after a case that ends it.
 
     Args:
-        count: how many.
-        seed: of all.
-        first: the number of the first.
-        keep: write the first case to this folder instead, and end.
+        count: number of cases.
+        seed: of all cases.
+        first: the number of the first case.
+        keep: write only the first case, to this folder.
 
     Raises:
         UserError: cases failed.
@@ -251,7 +252,7 @@ def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -
                     shutil.rmtree(Path(scratch) / "case", ignore_errors=True)
             slowest = max(slowest, time.monotonic() - began)
     pool.shutdown()
-    print("\n".join(f"{said:24} {number:6d}" for said, number in sorted(counts.items())))
+    print("\n".join(f"{result:24} {number:6d}" for result, number in sorted(counts.items())))
     print(f"slowest case {slowest:.1f} s; {len(bad)} failed")
     if bad:
         raise UserError("\n".join(["expected a scan or one clear line, got neither:", *bad]))

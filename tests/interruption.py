@@ -1,4 +1,4 @@
-"""Commands that are killed at any write and started again."""
+"""Commands that are killed at any write and then restarted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 def contents(folder: Path, *, hidden: bool = True) -> dict[str, bytes]:
-    """Every file below a folder, those under hidden names too or not."""
+    """Return every file below a folder, by default including those under hidden names."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if hidden or "/." not in f"/{name}"}
 
@@ -24,13 +24,13 @@ def check_any_kill(
     monkeypatch: pytest.MonkeyPatch,
     begin: Callable[[Path], object] | None = None,
 ) -> None:
-    """What is there after a kill is whole, and a second run ends in the files of one that nothing disturbed.
+    """Check that a kill leaves only complete files, and that a second run ends with the files of an undisturbed one.
 
     Args:
-        run: the command, with the folder that it writes to; returns its exit status.
-        folder: gets those folders.
+        run: the command, called with the folder that it writes to; returns its exit status.
+        folder: contains those folders.
         monkeypatch: of the test.
-        begin: leaves former results in the folder that a killed run writes to.
+        begin: puts earlier results into the folder that a killed run writes to.
     """
     assert run(folder / "whole") == 0
     wanted, left, kills, is_killed = contents(folder / "whole"), [0], 0, True
@@ -56,7 +56,7 @@ def check_any_kill(
         is_killed, left[0] = left[0] <= 0, 0
         assert begin is not None or contents(target).items() <= wanted.items()
         assert run(target) == 0
-        # Former results may be left under a hidden name.
+        # Earlier results may remain under a hidden name.
         assert contents(target, hidden=begin is None) == wanted, f"died at {kills}"
         kills += is_killed
     assert kills >= (len(wanted) if begin is None else 5)

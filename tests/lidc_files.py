@@ -28,7 +28,7 @@ Ring = list[tuple[int, int]]
 
 
 def ring(first: tuple[int, int], last: tuple[int, int]) -> Ring:
-    """The border of the rectangle of pixels from first to last, in the order of a walk; columns and rows."""
+    """Return the border of the rectangle of pixels from first to last (columns, rows), walking around it."""
     (a, c), (b, d) = first, last
     top, right = [(i, c) for i in range(a, b + 1)], [(b, j) for j in range(c + 1, d + 1)]
     bottom, left = [(i, d) for i in range(b - 1, a - 1, -1)], [(a, j) for j in range(d - 1, c, -1)]
@@ -36,14 +36,14 @@ def ring(first: tuple[int, int], last: tuple[int, int]) -> Ring:
 
 
 def outlined(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[tuple[int, Ring, bool]]:
-    """Outlines, one pixel outside, of the box of voxels from first to last: (k, ring, is inclusion)."""
+    """Return outlines, one pixel outside, of the box of voxels from first to last: (k, ring, is inclusion)."""
     around = ring((first[0] - 1, first[1] - 1), (last[0] + 1, last[1] + 1))
     return [(k, around, True) for k in range(first[2], last[2] + 1)]
 
 
 @dataclass
 class Outlines:
-    """A nodule as one reader drew it: (k, points, is inclusion); one point in all is a nodule below 3 mm."""
+    """A nodule as drawn by one reader: (k, points, is inclusion); a single point in all is a nodule below 3 mm."""
 
     rings: list[tuple[int, Ring, bool]]
     ratings: Mapping[str, int] | None = field(default_factory=lambda: dict(GOOD_RATINGS))
@@ -52,14 +52,14 @@ class Outlines:
 
 @dataclass
 class Session:
-    """What one reader saw: nodules, and points (i, j, k) of non-nodules."""
+    """What one reader marked: nodules, and points (i, j, k) of non-nodules."""
 
     nodules: list[Outlines] = field(default_factory=list)
     others: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def sop_uid(series_uid: str, k: int) -> str:
-    """SOPInstanceUID of a slice."""
+    """Return the SOPInstanceUID of a slice."""
     return f"{series_uid}.{k + 1}"
 
 
@@ -71,7 +71,7 @@ def write_ct(
     missing: Sequence[int] = (),
     **tags: Any,
 ) -> list[Path]:
-    """Write a CT series of lung (-800) in air (-1000); returns its files by k."""
+    """Write a CT series of lung (-800) in air (-1000); return its files by k."""
     image = np.full(SHAPE, -1000, dtype=np.int16)
     image[4:20, 4:16] = -800
 
@@ -120,13 +120,13 @@ def xml_text(
     z_shift_mm: float = 0.0,
     places: Sequence[tuple[str, float]] | None = None,
 ) -> str:
-    """LIDC's XML of a CT reading.
+    """Return LIDC's XML of a CT reading.
 
     Args:
-        sessions: one for each reader.
+        sessions: one per reader.
         series_uid: of the CT.
-        z_shift_mm: puts outlines at a wrong height.
-        places: SOPInstanceUID and z of each slice; those of :func:`write_ct` by default.
+        z_shift_mm: shifts outlines to a wrong height.
+        places: SOPInstanceUID and z of each slice; by default those of :func:`write_ct`.
     """
 
     def place(k: int) -> str:
@@ -159,13 +159,13 @@ _CODES = {
 
 
 def write_objects(folder: Path, ct: Sequence[Path], masks: Sequence[npt.NDArray[np.bool_]], **options: Any) -> None:
-    """Write one DICOM Segmentation and one Structured Report for each reading, as the Imaging Data Commons has them.
+    """Write one DICOM Segmentation and one Structured Report per reading, as in the Imaging Data Commons.
 
     Args:
-        folder: where to.
+        folder: receives the files.
         ct: files of the series.
-        masks: of each reading, ``[I, J, K]``; all are rated :data:`GOOD_RATINGS`.
-        options: ``nodule=False`` calls the segments something else.
+        masks: one per reading, ``[I, J, K]``; all are rated :data:`GOOD_RATINGS`.
+        options: ``nodule=False`` labels the segments as something else.
     """
     import highdicom as hd
 

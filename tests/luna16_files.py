@@ -1,4 +1,4 @@
-"""A LUNA16 download in miniature, for tests."""
+"""A miniature LUNA16 download for the tests."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def uid(subset: int, number: int) -> str:
 
 
 def centre_lps_mm(voxel: Sequence[float], *, flipped: bool = False) -> tuple[float, float, float]:
-    """Where a voxel of a scan lies; of a flipped scan x and y fall along i and j."""
+    """Return the position of a voxel; in a flipped scan x and y fall along i and j."""
     sign = (-1.0, -1.0, 1.0) if flipped else (1.0, 1.0, 1.0)
     x, y, z = (o + s * step * v for o, s, step, v in zip(ORIGIN_LPS_MM, sign, SPACING_MM, voxel, strict=True))
     return x, y, z
 
 
 def write_mhd(path: Path, volume: np.ndarray, *, flipped: bool = False, compressed: bool = False) -> Path:
-    """``[I, J, K]`` as MetaImage with its data beside it."""
+    """Write ``[I, J, K]`` as a MetaImage header with its data in a separate file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
     image.SetSpacing(SPACING_MM)
@@ -42,7 +42,7 @@ def write_mhd(path: Path, volume: np.ndarray, *, flipped: bool = False, compress
 
 
 def scan_hu(seed: int) -> np.ndarray:
-    """Noise that passes for a CT: air, lung and tissue."""
+    """Return noise in the range of a CT: air, lung and tissue."""
     return np.random.default_rng(seed).integers(-1000, 400, SHAPE).astype(np.int16)
 
 
@@ -52,9 +52,9 @@ def write_csv(path: Path, rows: Iterable[Row]) -> Path:
 
 
 def write_tree(folder: Path, subsets: Iterable[int] = range(10), *, scans: int = 2, lungs: bool = True) -> Path:
-    """Subsets of ``scans`` scans; the first of each has a nodule at voxel (4, 5, 6), the last has none.
+    """Write subsets of ``scans`` scans; the first of each has a nodule at voxel (4, 5, 6), the last has none.
 
-    Scan 1 of each subset is flipped and holds two excluded findings, one without a diameter.
+    Scan 1 of each subset is flipped and has two excluded findings, one of them without a diameter.
     """
     subsets = list(subsets)
     for subset in subsets:

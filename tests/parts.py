@@ -1,4 +1,4 @@
-"""Stands in for the lung network: the true parts of a synthetic chest, or those that thresholds tell."""
+"""Replacements for the lung network: the true parts of a synthetic chest, or parts found by thresholds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.preprocess.lung_search import CoarseScan, LungSearch, coarse_scan
 
 
 class PartsByDensity(LungSearch):
-    """Body is dense, lung lies between -960 and -500 HU, air is outside; the first half along i is the left lung."""
+    """Body is dense, lung is between -960 and -500 HU, the rest is outside; the first half along i is the left lung."""
 
     def __init__(self) -> None:
         super().__init__(checkpoint="")
@@ -25,7 +25,7 @@ class PartsByDensity(LungSearch):
 
 
 class TrueParts(LungSearch):
-    """The lungs of a synthetic chest, whose whole grid in RAS order is asked for; its body is what is not air."""
+    """The true lungs of a synthetic chest, for a scan on its whole grid in RAS order; the body is what is not air."""
 
     def __init__(self, chest: Chest) -> None:
         super().__init__(checkpoint="")

@@ -1,4 +1,4 @@
-"""A searched scan for the reports: a synthetic chest, its own nodules as findings, its lungs as a run finds them."""
+"""A searched scan for the reports: a synthetic chest, its own nodules as findings, and its lungs as found in a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ THRESHOLD = 0.5
 
 
 def searched_chest(chest: Chest, weaker: Sequence[float] = (0.4, 0.2), *, name: str = "chest") -> ScanResult:
-    """Every nodule of the chest found (0.97, 0.87, …), and weaker candidates of these probabilities along the body."""
+    """Return a result: every nodule found (0.97, 0.87, …), and weaker candidates of these probabilities.
+
+    The weaker candidates are placed along the body.
+    """
     image_hu = np.rint(chest.image_hu).astype(np.int16)
     nodules = []
     for label in range(1, len(chest.nodules) + 1):

@@ -1,4 +1,4 @@
-"""The order of the packages: a scan travels through them from first to last, and imports go back only."""
+"""The order of the packages: a scan passes through them from first to last, and imports only point back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A package of scripts/ may import those before it and itself; tools/ may import all of them.
+# A package of scripts/ may import from itself and from those before it; tools/ may import from all of them.
 ORDER = (
     *("core", "read", "preprocess", "network", "search", "decode", "metrics", "report", "train", "evaluate"),
     *("phantom", "prepare", "infer"),
@@ -24,7 +24,7 @@ SOURCES = {
 
 
 def imports(source: str, module: str, *, package: bool = False) -> set[str]:
-    """Absolute names of all that a module takes, wherever in it the import stands.
+    """Return the absolute names of everything that a module imports, wherever in it the import statement is.
 
     Args:
         source: the module's text.
@@ -44,7 +44,7 @@ def imports(source: str, module: str, *, package: bool = False) -> set[str]:
 
 
 def taken_from_below(source: str, module: str, *, package: bool = False) -> list[str]:
-    """What a module of ``scripts`` imports of a package that comes later, or of what does not belong to the bundle."""
+    """Return what a module of ``scripts`` imports from later packages, or from outside the bundle."""
     own = module.split(".")[1]
     allowed = {f"scripts.{name}" for name in ORDER[: ORDER.index(own) + 1]}
     names = imports(source, module, package=package)

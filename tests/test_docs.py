@@ -1,4 +1,4 @@
-"""The pages of the project: their links lead somewhere, and what two of them say is the same."""
+"""The project's pages: their links work, and they agree with each other and with the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -71,7 +71,7 @@ def test_the_drawing_of_the_architecture_shows_the_imports() -> None:
 
 
 def component(config: Any, target: str) -> Any:
-    """The first component of a graph whose ``_target_`` ends so."""
+    """Return the first component of a graph whose ``_target_`` ends with ``target``; ``None`` if there is none."""
     parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
     if isinstance(config, dict) and str(config.get("_target_")).endswith(target):
         return config
@@ -81,12 +81,12 @@ def component(config: Any, target: str) -> Any:
 def test_the_method_gives_the_numbers_of_the_configurations() -> None:
     train, found = (json.loads((ROOT / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
     crops, donors = component(train, ".RandomCropd"), component(train, ".InsertNodulesd")
-    window, overlap = found["tile_size"][0], found["tile_overlap"]
+    tile, overlap = found["tile_size"][0], found["tile_overlap"]
     page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split()).replace(" %", "%")
-    said = [
+    statements = [
         f"the lungs plus {found['lung_margin_mm']:.0f} mm",
         "[{:.0f}, {:.0f}] HU is scaled".format(*found["hu_window"]),
-        f"at most {window}³ voxels that overlap by {window * overlap:.0f}",
+        f"at most {tile}³ voxels that overlap by {tile * overlap:.0f}",
         f"within {found['outside_lungs_mm']:.0f} mm of the lungs",
         f"The best {found['top_k']} pass through non-maximum suppression at an IoU of {found['nms_overlap']}",
         f"are {train['crop_size']}³ voxels at {train['spacing_mm'][0]:.0f} mm. {train['nodule_share']:.0%} of them",
@@ -100,4 +100,4 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"at least {FAINTEST_HU:.0f} HU ({FAINTEST_HU_MM:.0f} HU·mm divided by the diameter below "
         f"{FAINTEST_HU_MM / FAINTEST_HU:.0f} mm)",
     ]
-    assert [words for words in said if words not in page] == []
+    assert [words for words in statements if words not in page] == []

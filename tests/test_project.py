@@ -1,4 +1,4 @@
-"""The project as a whole: files that must agree, make, and what may be in the tree."""
+"""The project as a whole: files that must agree, make, and what the source tree may contain."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_output_is_a_whole_stride_of_the_input_and_holds_its_sub_voxels() ->
     pred = METADATA["network_data_format"]["outputs"]["pred"]
     assert (image["spatial_shape"], pred["spatial_shape"]) == (["16*n"] * 3, ["8*n"] * 3)
     assert pred["num_channels"] == 5 + 2**3
-    for tensor in (image, pred):  # every channel is described once
+    for tensor in (image, pred):  # every channel is described exactly once
         assert list(tensor["channel_def"]) == [str(n) for n in range(tensor["num_channels"])]
 
 
@@ -87,7 +87,7 @@ def test_requirements_admit_the_versions_that_metadata_names() -> None:
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-# Stands in for the Python of .venv: writes down how it was called; inference ends with FAKE_EXIT.
+# Replaces the Python of .venv: records how it was called; inference exits with FAKE_EXIT.
 FAKE_PYTHON = """#!/bin/sh
 log="$(dirname "$0")/calls"
 printf 'call\\n' >> "$log"
@@ -98,7 +98,7 @@ case "$*" in *monai.bundle*) exit "${FAKE_EXIT:-0}" ;; esac
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run make in the project's folder, not as a part of the make that runs the tests."""
+    """Run make in the project's folder, isolated from the make that runs the tests."""
     dropped = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "INPUT", "OUTPUT", "THRESHOLD", "VENV", "PYTHON"}
     clean = {k: v for k, v in os.environ.items() if k not in dropped}
     return subprocess.run(
@@ -108,7 +108,7 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """A complete environment, as make sees it, whose Python only takes notes."""
+    """A complete environment, from make's point of view, whose Python only records its calls."""
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(FAKE_PYTHON, encoding="utf-8")
@@ -119,7 +119,7 @@ def venv(tmp_path: Path) -> Path:
 
 
 def calls(venv: Path) -> list[list[str]]:
-    """Arguments of every call of the environment's Python."""
+    """Return the arguments of every call of the environment's Python."""
     text = (venv / "bin/calls").read_text(encoding="utf-8")
     return [call.split("\n")[:-1] for call in text.split("call\n")[1:]]
 
@@ -183,7 +183,7 @@ def test_ci_runs_the_test_command_of_the_readme_and_nothing_else() -> None:
 
 @pytest.fixture(scope="module")
 def tree() -> list[Path]:
-    """Files that git holds or would hold."""
+    """The files that git tracks or would track."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this copy of the project is not a git checkout")

@@ -1,1 +1,1 @@
-"""What develops the bundle and is not part of it: timing, descriptions of the networks, development data, packages."""
+"""Tools for developing the bundle, not part of it: timing, descriptions of the networks, development data, packages."""

@@ -1,9 +1,9 @@
-"""Datalist from the development data: whole lungs as hosts, LIDC nodules as donors for insertion.
+"""Make a datalist from the development data: whole lungs as hosts, and LIDC nodules as donors for insertion.
 
-The folder holds ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
+The data folder contains ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
 ``nodules.csv``), ``lidc_patches/`` (nodules with their surroundings, 1 mm, masks and ``patches.csv``), ``luna16/``
-(``annotations.csv``, ``annotations_excluded.csv``) and, where there are any, ``chests/`` (whole chests, ``chests.csv``,
-``lesion_masks/``). What findings in the chests were read as is in ``docs/readings/`` of this project.
+(``annotations.csv``, ``annotations_excluded.csv``) and optionally ``chests/`` (whole chests, ``chests.csv``,
+``lesion_masks/``). The readings of findings in the chests are in ``docs/readings/`` of this project.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from scripts.train.insertion import InsertNodulesd
 logger = logging.getLogger(__name__)
 
 EXCLUDED_MM = 10.0  # LUNA16 gives excluded findings the diameter -1 and counts a sphere of 10 mm
-HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one
-PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background: most of such a crop is mirrored
-HELD_OUT_SCAN = "TCGA-DE-A4MA"  # unless another is named; never trained on, receives held-out donors for validation
-HELD_OUT_SHARE = 0.1  # of the donors' patients
-CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules validate in their own surroundings
-FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; such donors are one in nine
-IGNORED_MARGIN_MM = 3.0  # an ignored finding's diameter is taken this much larger: it was measured by a network
-AERATED_HU = -400  # air of a patch below it counts as lung
+HOST_WEIGHT = 10.0  # a real lung is cropped this many times as often as a synthetic one (weight 1)
+PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background, which would be mostly mirrored
+HELD_OUT_SCAN = "TCGA-DE-A4MA"  # default; never trained on, receives the held-out donors for validation
+HELD_OUT_SHARE = 0.1  # share of the donors' patients
+CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules are validated on in place
+FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; one donor in nine
+IGNORED_MARGIN_MM = 3.0  # added to the diameter of an ignored finding, which a network has measured
+AERATED_HU = -400  # below this, air in a patch counts as lung
 READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
-VALIDATION_NODULES = 12  # the held-out scan is copied until each held-out donor has a place, so many in a copy
+VALIDATION_NODULES = 12  # most per copy of the held-out scan; there are enough copies for all held-out donors
 
 SERIES_UIDS = {
     "LIDC-IDRI-0001": "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192",
     "LIDC-IDRI-0002": "1.3.6.1.4.1.14519.5.2.1.6279.6001.619372068417051974713149104919",
 }
 
-# Patches without a series: up to this number they count the patients from LIDC-IDRI-0001, as all with a series do.
+# Up to this number, patches without a series are numbered by patient from LIDC-IDRI-0001, like those with one.
 LAST_PATIENT_IN_ORDER = 75
 
-# Masses, nodules and opacities in scans that nobody has read for nodules, seen by eye, most of them among the strongest
+# Masses, nodules and opacities in scans that nobody has annotated for nodules, found by eye, mostly among the strongest
 # findings of networks that had not been trained on the scan: centre LPS mm, diameter mm.
 # Never background, and neither true nor false in validation.
 UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
@@ -80,7 +80,7 @@ Item = dict[str, Any]
 
 
 def _existing(path: Path) -> str:
-    """The absolute path of a file of the development data.
+    """Return the absolute path of a file of the development data.
 
     Raises:
         FileNotFoundError: it is missing.
@@ -95,14 +95,18 @@ def _image_and_mask(folder: Path, name: str) -> dict[str, str]:
 
 
 def table_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of the development data, by column."""
+    """Return the rows of a table of the development data, by column.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
     return [row for _, row in read_csv(_existing(path))]
 
 
 def _is_held_out(patient: str, scan: str) -> bool:
-    """Split patients by a hash of their ID, so that the split never depends on order or on what else is there.
+    """Whether a patient is held out; decided by a hash of the ID, so that neither order nor other patients matter.
 
-    The patients of the held-out scan and of the real nodules to validate with are held out in any case.
+    The patients of the held-out scan, and of the real nodules used for validation, are always held out.
     """
     return (
         patient in (scan, *CONTEXT_PATIENTS)
@@ -111,7 +115,7 @@ def _is_held_out(patient: str, scan: str) -> bool:
 
 
 def _donors(data_dir: Path, held_out: str) -> dict[str, list[Item]]:
-    """Donors for training and for validation, split by patient."""
+    """Return the donors for training and for validation, split by patient."""
     folder = data_dir / "lidc_nodules"
     donors: dict[str, list[Item]] = {"donors": [], "validation_donors": []}
     for row in table_rows(folder / "nodules.csv"):
@@ -128,9 +132,10 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[Item]]:
 
 
 def patch_items(data_dir: Path, held_out: str = "", *, training: bool) -> list[Item]:
-    """Nodules in their own surroundings, each as a small scan: of patients trained on, or all the others.
+    """Return nodules in their own surroundings, each as a small scan: of training patients, or of all others.
 
-    Patients of some are not known (``patient`` is null): nodules of these that LUNA16 selected may be among the donors.
+    Some patients are unknown (``patient`` is null): those of their nodules that LUNA16 selected may be among the
+    donors.
     """
     folder = data_dir / "lidc_patches"
     patients = {
@@ -161,9 +166,9 @@ def patch_items(data_dir: Path, held_out: str = "", *, training: bool) -> list[I
 
 
 def _mirrored(patch: Item, output: Path) -> Item:
-    """The patch continued by its mirror images, with nothing of them to be found and all air in it lung.
+    """Extend a patch by its mirror images; mirrored nodules are ignored, and all air counts as lung.
 
-    A crop is larger than a patch: with air beyond it, a cube that floats in air would be a sign of a nodule.
+    A crop is larger than a patch. If there were air beyond the patch, a cube floating in air would indicate a nodule.
     """
     folder = output / "patches"
     files = {key: folder / f"{patch['name']}-{key}.nii.gz" for key in ("image", "mask", "lung_mask")}
@@ -191,14 +196,14 @@ def _mirrored(patch: Item, output: Path) -> Item:
 
 
 def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> Item:
-    """A whole chest: its known lesions, with their masks, and what was read as nodule or doubt.
+    """Return the item of a whole chest: its known lesions, with their masks, and what was read as nodule or doubtful.
 
     Args:
         row: of ``chests.csv``.
         data_dir: the development data.
         output: folder for the mask.
-        known: label of known lesions and of what was read as a nodule; the rest (doubts, lesions outside the lungs) is
-            ignored. With IGNORED, read findings get a margin.
+        known: label of known lesions and of what was read as a nodule; the rest (doubtful readings, lesions outside the
+            lungs) is ignored. With IGNORED, findings that were read get a margin.
     """
     name = row["name"]
     item: Item = {"name": name, "image": _existing(data_dir / "chests" / f"{name}.nii.gz"), "weight": HOST_WEIGHT}
@@ -219,7 +224,7 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: i
 
 
 def _known_lesions(row: Mapping[str, str], path: Path, output: Path, known: int) -> tuple[list[list[float]], list[int]]:
-    """Write the instance mask of a chest's lesions; boxes (LPS mm) and labels, the listed ones' being ``known``."""
+    """Write the instance mask of a chest's lesions; return boxes (LPS mm) and labels, ``known`` for listed lesions."""
     mask = labels_of(path)
     listed = np.array(row["known_lesions_lps_mm_diameter_mm"].split(), dtype=np.float64).reshape(-1, 4)
     boxes, labels = [], []
@@ -235,7 +240,7 @@ def _known_lesions(row: Mapping[str, str], path: Path, output: Path, known: int)
 
 
 def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
-    """Boxes (LPS mm) and labels of a host: its LUNA16 nodules; excluded and unread findings as ignored."""
+    """Return boxes (LPS mm) and labels of a host: its LUNA16 nodules; excluded and unread findings as ignored."""
     uid = SERIES_UIDS.get(name)
     nodules: list[list[float]] = []
     others = [list(row) for row in UNREAD_FINDINGS_LPS_MM.get(name, [])]
@@ -253,7 +258,7 @@ def _findings(name: str, data_dir: Path) -> tuple[list[list[float]], list[int]]:
 def _host_mask(
     name: str, boxes: list[list[float]], image: nibabel.Nifti1Image, data_dir: Path, output: Path
 ) -> str | None:
-    """Write the masks of a host's own nodules on its grid; ``None`` when no mask is known for any of them."""
+    """Write the masks of a host's own nodules on its grid; ``None`` if no mask is known for any of them."""
     mask = np.zeros(image.shape, dtype=np.uint8)
     for file in sorted((data_dir / "lidc_nodules" / "mask").glob(f"{name}_*.nii.gz")):
         patch = nibabel.Nifti1Image.from_filename(file)
@@ -272,7 +277,7 @@ def _host_mask(
 
 
 def _with_insertions(item: Item, donors: list[Item], output: Path, seed: int) -> Item:
-    """A copy of a scan with each of the donors inserted, away from what is known there; image, mask, datalist item."""
+    """Copy a scan and insert each of the donors away from known findings: image, mask and datalist item."""
     image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj).astype(np.float32)
     lungs = find_lungs(hu, image.affine, LungSearch(), source=item["name"])
@@ -310,10 +315,10 @@ def make_development_datalist(
 
     Args:
         data_dir: the development data, see this module's docstring.
-        output_dir: gets the datalist, host masks, mirrored patches, and the validation scans with their insertions.
+        output_dir: receives the datalist, host masks, mirrored patches, and the validation scans with their insertions.
         held_out: the scan of ``scans_1mm`` that is never trained on and receives the held-out donors; its own nodules
-            count as neither true nor false, since each copy has them. Empty: all scans are trained on, and the section
-            validation is empty.
+            count as neither true nor false, since each copy contains them. If empty, all scans are trained on, and the
+            section validation is empty.
         leave_out: no scan or chest whose name begins with this is trained on, such as QIN for a fold by collection.
 
     Returns:
@@ -328,7 +333,7 @@ def make_development_datalist(
         if item["name"] == held_out:
             donors = lists["validation_donors"]
             logger.info("inserting %d held-out nodules into %s", len(donors), held_out)
-            copies = -(-len(donors) // VALIDATION_NODULES)  # each with its share of the donors
+            copies = -(-len(donors) // VALIDATION_NODULES)  # each gets its share of the donors
             bare, target = {**item, "label": [IGNORED] * len(item["label"])}, output / "validation"
             lists["validation"] = [_with_insertions(bare, donors[n::copies], target, n) for n in range(copies)]
         elif not (leave_out and item["name"].startswith(leave_out)):
@@ -343,7 +348,7 @@ def make_development_datalist(
 
 
 def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
-    """Datalist items of the lungs of ``scans_1mm``, then of the whole chests."""
+    """Yield datalist items of the lungs in ``scans_1mm``, then of the whole chests."""
     for path in sorted((source / "scans_1mm").glob("*.nii.gz")) or [source / "scans_1mm" / "*.nii.gz"]:
         name = path.name.removesuffix(".nii.gz")
         item: Item = {"name": name, "image": _existing(path), "weight": HOST_WEIGHT}
@@ -357,7 +362,7 @@ def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_function("python -m tools.development", make_development_datalist, arguments)
 
 

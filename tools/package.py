@@ -1,7 +1,7 @@
-"""The bundle as others take it: a zip for MONAI's model zoo, a folder for a model hub.
+"""The bundle in the forms in which it is published: a zip for MONAI's model zoo, and a folder for a model hub.
 
-Both hold what a run needs and nothing of the project's tests. MONAI unpacks the zip and runs it from there. The folder
-for a hub has its model card at the root, with front matter of its own, and the links of the card still lead somewhere.
+Both contain what a run needs and none of the project's tests. MONAI unpacks the zip and runs it from there. The folder
+for a hub has its model card at the root, with its own front matter, and the card's links still work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS = (
     "models",
     "scripts",
 )
-RELEASED = re.compile(r"models/[^/]+\.pt|(?!models/).*")  # exported networks are the user's
+RELEASED = re.compile(r"models/[^/]+\.pt|(?!models/).*")  # exported networks belong to the user
 CARD = Path("docs/README.md")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip
 FRONT_MATTER = """---
@@ -46,10 +46,10 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#]+)")
 
 
 def zoo(*, output_dir: str = "dist") -> None:
-    """Write ``NAME_vVERSION.zip``, as the model zoo hosts bundles: one folder, named as the bundle.
+    """Write ``NAME_vVERSION.zip``, as the model zoo hosts bundles: one folder with the name of the bundle.
 
     Args:
-        output_dir: where it goes.
+        output_dir: folder for the zip.
 
     Raises:
         OutputError: it cannot be written.
@@ -67,14 +67,14 @@ def zoo(*, output_dir: str = "dist") -> None:
 def hub(*, output_dir: str = "dist") -> None:
     """Write the folder ``NAME``, as ``monai.bundle push_to_hf_hub --bundle_dir OUTPUT_DIR --name NAME`` uploads it.
 
-    That command would copy ``docs/README.md`` over the card at the root, and break its links: here the card is at the
-    root only, and links lead there.
+    That command would copy ``docs/README.md`` over the card at the root and break its links. Here the card is at the
+    root only, and the links of the other pages point to it.
 
     Args:
-        output_dir: where it goes; nothing of that name may be there.
+        output_dir: parent folder; it must not contain anything of that name.
 
     Raises:
-        OutputError: it is there, or cannot be written.
+        OutputError: the folder exists, or cannot be written.
     """
     folder = writable_folder(output_dir) / NAME
     if folder.exists():
@@ -91,7 +91,7 @@ def hub(*, output_dir: str = "dist") -> None:
 
 
 def released_files() -> Iterator[Path]:
-    """Files of the bundle, relative to its root."""
+    """Yield the files of the bundle, relative to its root."""
     for part in PARTS:
         whole = ROOT / part
         for path in [whole] if whole.is_file() else sorted(whole.rglob("*")):
@@ -102,12 +102,12 @@ def released_files() -> Iterator[Path]:
 
 
 def _moved_links(card: str) -> str:
-    """Links of a page in ``docs/`` as they must be at the root."""
+    """Adapt the links of a page in ``docs/`` to its new place at the root."""
     return _LINK.sub(lambda link: link[1].removeprefix("../") if link[1][:3] == "../" else f"docs/{link[1]}", card)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run one command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_command("tools.package", {"zoo": ".package:zoo", "hub": ".package:hub"}, arguments)
 
 

@@ -1,9 +1,9 @@
 """Validation lists of real nodules in their own surroundings, and of whole chests that were read by eye.
 
-The folder is that of :mod:`.development` with three more parts: ``lidc_context/`` (crops around LIDC nodules laid into
-one volume a patient, -2048 HU where nothing is known, ``nodules.csv``), ``lidc_xml/`` (LIDC's readings) and ``chests/``
-(whole chests, ``lesion_masks/``, ``chests.csv``). What findings in the chests were read as is in
-``docs/readings``.
+The data folder is that of :mod:`.development` with three more parts: ``lidc_context/`` (crops around LIDC nodules,
+assembled into one volume per patient with -2048 HU where nothing is known, and ``nodules.csv``), ``lidc_xml/`` (LIDC's
+readings) and ``chests/`` (whole chests, ``lesion_masks/``, ``chests.csv``). The readings of findings in the chests are
+in ``docs/readings``.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from .development import chest_item, patch_items, table_rows
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_BELOW_HU = -1500.0  # of lidc_context: -2048 where no crop lies
+UNKNOWN_BELOW_HU = -1500.0  # lidc_context has -2048 outside all crops
 LUNG_LIKE_HU = (-985.0, -500.0)
-SMALLEST_LUNG_MM3 = 3000.0  # a piece of lung in a crop; bowel gas and airways are smaller
-CLOSED_MM = 12.0  # vessels and nodules that far into the lung belong to it, as in the search for whole lungs
-LEAST_READERS = 2  # of a nodule to be found; what fewer marked is neither true nor false
+SMALLEST_LUNG_MM3 = 3000.0  # least volume of lung in a crop; bowel gas and airways are smaller
+CLOSED_MM = 12.0  # closes gaps of vessels and nodules up to this far from lung, as in the search for whole lungs
+LEAST_READERS = 2  # of a nodule to be found; what fewer readers marked is neither true nor false
 CUBE_MM = 100.0  # edge of a cube cut out of a chest around a nodule
-SEARCHED_PIXELS = 1  # the place of a crop in its slice is known to one pixel from the nodules' centres
+SEARCHED_PIXELS = 1  # the nodules' centres give a crop's position in its slice to within one pixel
 
 
 def real_nodules(data_dir: str, output_dir: str) -> str:
@@ -56,14 +56,14 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
 
     Args:
         data_dir: the development data, see this module's docstring.
-        output_dir: gets the datalist and the masks.
+        output_dir: receives the datalist and the masks.
 
     Returns:
         The datalist's path.
 
     Raises:
         FileNotFoundError: a part of the data is missing.
-        LidcError: readings that cannot be laid on the crops.
+        LidcError: readings are missing or do not fit the crops.
     """
     source, output = Path(data_dir), Path(output_dir).resolve()
     chests = [
@@ -82,7 +82,7 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
 
 
 def cube_items(chest: Mapping[str, Any], output: Path) -> Iterator[dict[str, Any]]:
-    """Cut a cube around each nodule of a chest, as collections of nodules are published; one item for each."""
+    """Cut a cube around each nodule of a chest, as in published collections of nodules; one item per cube."""
     output.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image.from_filename(chest["image"])
     hu, from_world = np.asarray(image.dataobj), np.linalg.inv(image.affine)
@@ -104,7 +104,7 @@ def cube_items(chest: Mapping[str, Any], output: Path) -> Iterator[dict[str, Any
 
 
 def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:
-    """One item for each patient of ``lidc_context``, with instance mask and lung mask."""
+    """Yield one item per patient of ``lidc_context``, with instance mask and lung mask."""
     rows = table_rows(source / "lidc_context" / "nodules.csv")
     wanted = {row["series_uid"]: row["patient"] for row in rows}
     for name, content in xml_files(source / "lidc_xml" / "tcia-lidc-xml.zip"):
@@ -126,7 +126,7 @@ def _context_items(source: Path, output: Path) -> Iterator[dict[str, Any]]:
 def _context_item(
     patient: str, image: nibabel.Nifti1Image, series: SeriesReadings, centres_lps_mm: FloatArray, output: Path
 ) -> dict[str, Any]:
-    """Write the masks of one patient; its datalist item."""
+    """Write the masks of one patient and return its datalist item."""
     hu = np.asarray(image.dataobj).astype(np.float32)
     findings = findings_on_crops(series, hu, image.affine, centres_lps_mm)
     output.mkdir(parents=True, exist_ok=True)
@@ -147,22 +147,22 @@ def _context_item(
 def findings_on_crops(
     series: SeriesReadings, hu: npt.NDArray[np.float32], affine: FloatArray, centres_lps_mm: FloatArray
 ) -> list[Finding]:
-    """Lay readings of a whole scan on crops of it, whose place within its slices is not known.
+    """Align the readings of a whole scan with crops of it whose position within the slices is unknown.
 
-    The readings' pixels and the nodules' known centres give the place to one pixel; of the places within
-    :data:`SEARCHED_PIXELS` that is taken at which the outlines hold the densest tissue.
+    The readings' pixels and the known centres of the nodules give this position to within one pixel. Of the positions
+    within :data:`SEARCHED_PIXELS`, the one is taken at which the masks contain the densest tissue.
 
     Args:
-        series: what was read in the whole scan.
+        series: the readings of the whole scan.
         hu: ``[I, J, K]``, the crops.
         affine: voxel to RAS mm; z is that of the scan.
-        centres_lps_mm: ``[N, 3]``, of nodules among the readings.
+        centres_lps_mm: ``[N, 3]``, centres of nodules among the readings.
 
     Returns:
         Outlined nodules that lie in the crops; their masks are on the crops' grid.
 
     Raises:
-        LidcError: no place at which the readings fit.
+        LidcError: the readings fit at no position.
     """
     best: tuple[float, list[Finding]] = (-np.inf, [])
     column, row = _first_pixel(series, affine, centres_lps_mm)
@@ -182,7 +182,7 @@ def findings_on_crops(
 
 
 def _first_pixel(series: SeriesReadings, affine: FloatArray, centres_lps_mm: FloatArray) -> tuple[int, int]:
-    """Column and row of voxel (0, 0) of the crops in the scan's slices: what most readings and centres agree on."""
+    """Return column and row of the crops' voxel (0, 0) in the scan's slices, as most readings and centres suggest."""
     from_world = np.linalg.inv(affine)
     votes: Counter[tuple[int, int]] = Counter()
     for centre in centres_lps_mm:
@@ -197,7 +197,7 @@ def _first_pixel(series: SeriesReadings, affine: FloatArray, centres_lps_mm: Flo
 def _readings_inside(
     series: SeriesReadings, first: tuple[int, int], hu: npt.NDArray[np.float32], affine: FloatArray
 ) -> Iterator[Reading]:
-    """The readings whose outlines lie in the crops, moved to the crops' pixels; slices are named by height alone."""
+    """Yield the readings whose outlines lie in the crops, moved to their pixels; only height identifies slices."""
     known = np.pad(hu > UNKNOWN_BELOW_HU, 1)  # beyond the crops nothing is known
     for reading in series.readings:
         regions = tuple(
@@ -211,7 +211,7 @@ def _readings_inside(
 
 
 def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> npt.NDArray[np.bool_]:
-    """Lung-like tissue in large pieces, closed, where something is known."""
+    """Return large components of lung-like tissue, closed, where the volume is known."""
     known = hu > UNKNOWN_BELOW_HU
     air = (hu > LUNG_LIKE_HU[0]) & (hu < LUNG_LIKE_HU[1])
     labels, _ = ndimage.label(air)
@@ -224,7 +224,7 @@ def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> npt.NDAr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_function("python -m tools.real_nodules", real_nodules, arguments)
 
 

@@ -1,8 +1,8 @@
-"""One row per network from its evaluations of the sections that :mod:`.real_nodules` lists.
+"""Compare networks by their evaluations of the sections that :mod:`.real_nodules` lists, with one row per network.
 
-The whole chests say which threshold gives how many false findings a scan; at these thresholds nodules are counted in
-them and in the crops of LIDC-IDRI, and at one a scan by density and size. The cubes have thresholds of their own. Masks
-are compared for what was found from the evaluation's own ``--threshold`` on.
+The whole chests determine which threshold gives how many false findings per scan. At these thresholds, nodules are
+counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. The
+cubes have their own thresholds. Masks are compared for what was found from the evaluation's own ``--threshold`` on.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ KINDS = ("dense, 10 mm or more", "dense, below 10 mm", "faint, 10 mm or more", "
 
 
 def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> str:
-    """The rows as a Markdown table, which is also logged.
+    """Log the rows as a Markdown table and return it.
 
     Args:
         evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches``,
             ``chests`` and ``cubes``.
-        datalist: of :mod:`.real_nodules`; its masks tell dense nodules from faint ones.
+        datalist: of :mod:`.real_nodules`; its masks distinguish dense nodules from faint ones.
         chests: only chests and cubes whose names begin with this count, for networks that were trained on the others.
 
     Returns:
-        Found nodules at each rate of false findings per chest, of ``context`` and ``patches``, by kind, then of the
-        chests; of the cubes at each rate per cube; mean Dice, all and below 10 mm, with the number of masks.
+        Nodules found at each rate of false findings per chest: of ``context`` and ``patches``, at one rate also by
+        kind, then of the chests; of the cubes at each rate per cube; mean Dice, all and below 10 mm, with the number of
+        masks.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
@@ -77,21 +78,21 @@ def _share(scores: FloatArray, limit: float) -> str:
 
 
 def _matches(folder: Path, beginning: str = "") -> Matches:
-    """What became of the candidates and nodules of an evaluation, or of its scans with such names."""
+    """Match the candidates and nodules of an evaluation, or of those of its scans whose names begin so."""
     uids = [uid for uid in read_series_uids(folder / "seriesuids.csv")[0] if uid.startswith(beginning)]
     nodules, excluded = (read_findings(folder / f"{name}.csv") for name in ("annotations", "annotations_excluded"))
     return Reference(uids, nodules, excluded, {}).match(read_results(folder / "predictions.csv"), uids)
 
 
 def threshold_at(matches: Matches, rate: float) -> float:
-    """The probability above which there are at most ``rate`` false findings a scan."""
+    """Return the probability above which there are at most ``rate`` false findings per scan."""
     falling = np.sort(matches.false_scores)[::-1]
     allowed = int(rate * matches.counts.scans)
     return float(falling[allowed]) if allowed < len(falling) else 0.0
 
 
 def _kinds(folder: Path, datalist: Path, section: str) -> Iterator[int]:
-    """The place in :data:`KINDS` of each annotated nodule of an evaluation, in the order of its table."""
+    """Yield the index in :data:`KINDS` of each annotated nodule of an evaluation, in the order of its table."""
     items = {item["name"]: item for item in load_datalist([str(datalist)], section)}
     nodules: Table = read_findings(folder / "annotations.csv")
     for uid, place_lps_mm, diameter_mm in zip(
@@ -105,7 +106,7 @@ def _kinds(folder: Path, datalist: Path, section: str) -> Iterator[int]:
 
 
 def _dice(folder: Path) -> str:
-    """Mean Dice of the masks of ``context`` and ``patches``, all and of small nodules."""
+    """Return the mean Dice of the masks of ``context`` and ``patches``, all and small nodules, with their numbers."""
     nodules = [
         nodule
         for name in CROPS
@@ -117,7 +118,7 @@ def _dice(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_function("python -m tools.real_table", real_table, arguments)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that can be read as it is; the first column is text, the others are numbers."""
+    """Return a Markdown table that is readable as plain text; the first column is text, the others are numbers."""
     widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     sides = [str.ljust, *[str.rjust] * (len(head) - 1)]
@@ -15,10 +15,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def times(values: Sequence[float], form: str = "") -> str:
-    """Edges of a box."""
+    """Format the edges of a box, such as 96 × 96 × 96."""
     return " × ".join(format(value, form) for value in values)
 
 
 def megabytes(size: int) -> str:
-    """Whole megabytes; nothing where none are known."""
+    """Format a size in bytes as whole megabytes; a dash if it is 0, that is unknown."""
     return f"{size / 1e6:.0f}" if size else "–"

@@ -1,4 +1,4 @@
-"""A run over many scans, and the graphs inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
+"""Running the search: on many scans, and inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
 
 from .hosts import BoxesForLabeld, LabelDetector, MaskAsPredictiond, PreprocessRequestd, ScanFromArrayd, ScanSearch
 from .log import RefusedScansError, RunLog

@@ -1,11 +1,11 @@
 """The inference graph inside other programs: Python (in memory), MONAI Label, MONAI Deploy.
 
-MONAI Label runs the steps itself: preprocessing on ``{"image": path, …request}``, ``detector(image)`` with a network
-that it has loaded, and postprocessing to ``box`` and ``label``, which its writer turns into ROIs for Slicer.
+MONAI Label runs the steps itself: preprocessing of ``{"image": path, …request}``, ``detector(image)`` with a network
+that it has loaded, and postprocessing to ``box`` and ``label``, which its writer converts to ROIs for Slicer.
 
-MONAI Deploy's bundle operator has a volume in memory already, asks for one mask on its grid, and hands every tensor of
-the preprocessed item to the inferer; what only the later steps need of the scan therefore goes from one transform to
-the other inside :data:`KEPT`.
+MONAI Deploy's bundle operator already has a volume in memory, expects one mask on its grid, and passes every tensor of
+the preprocessed item to the inferer. Whatever only the later steps need to know about the scan is therefore passed
+between the transforms inside :data:`KEPT`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..core.records import ScanResult
 from ..read.reader import ScanError, find_scans
 from .run import scan_result
 
-# In MONAI Label the distance rides on the image's metadata: the detector gets the image alone.
+# In MONAI Label the detector gets only the image, so the distance is passed in the image's metadata.
 KEPT, DISTANCE = "kept", "lung_distance_mm"
 
 
@@ -36,11 +36,11 @@ class ScanSearch:
 
     Args:
         preprocessing: of one item of :func:`..read.reader.find_scans`.
-        network: in evaluation mode, on ``device``.
-        inferer: gives the maps of a whole scan; told ``lung_distance_mm``.
+        network: on ``device``; it is switched to evaluation mode.
+        inferer: returns the maps of a whole scan; called with ``lung_distance_mm``.
         postprocessing: from maps to nodules.
         device: where the network is.
-        model, settings: facts that stay with each result.
+        model, settings: facts that are stored with each result.
         series: which DICOM series of a study, see :func:`..read.reader.find_scans`.
     """
 
@@ -64,11 +64,14 @@ class ScanSearch:
         """Search one scan.
 
         Args:
-            source: an image file, a DICOM folder or file, or a datalist or folder of one scan.
+            source: an image file, a DICOM folder or file, or a datalist or folder with one scan.
+
+        Returns:
+            The result of the scan.
 
         Raises:
-            ScanError: no scan, several, or one that must be refused. MONAI's ``Compose`` wraps what the reader raises:
-                its ``__cause__`` is the :class:`..core.errors.UserError`.
+            ScanError: there is no scan, there are several, or the scan must be refused. MONAI's ``Compose`` wraps what
+                the reader raises: its ``__cause__`` is the :class:`..core.errors.UserError`.
         """
         scans = find_scans(os.fspath(source), series=self.series)
         if len(scans) > 1:
@@ -83,7 +86,7 @@ class ScanSearch:
 
 
 class PreprocessRequestd(Transform):
-    """Preprocess the image that a request names; the rest of the request stays.
+    """Preprocess the image that a request names; the other keys of the request are kept.
 
     Args:
         preprocessing: of one item of :func:`..read.reader.find_scans`.
@@ -99,10 +102,10 @@ class PreprocessRequestd(Transform):
 
 
 class LabelDetector:
-    """Maps of a whole scan; MONAI Label sets :attr:`network` before each call.
+    """Compute the maps of a whole scan; MONAI Label sets :attr:`network` before each call.
 
     Args:
-        inferer: gives the maps; told ``lung_distance_mm``.
+        inferer: returns the maps; called with ``lung_distance_mm``.
     """
 
     def __init__(self, inferer: Callable[..., Any]) -> None:
@@ -110,7 +113,15 @@ class LabelDetector:
         self.network: nn.Module | None = None
 
     def __call__(self, inputs: Tensor, use_inferer: bool = True) -> Any:
-        """Search ``[1, 1, I, J, K]``; ``use_inferer`` is what MONAI's own detectors take, tiles are used anyway."""
+        """Search ``[1, 1, I, J, K]``.
+
+        Args:
+            inputs: the preprocessed image.
+            use_inferer: accepted because MONAI's own detectors take it; the scan is searched in tiles in any case.
+
+        Raises:
+            SettingError: no network was set.
+        """
         if self.network is None:
             raise SettingError("detector: expected a network in .network, got none; set it before the call")
         distance = inputs.meta.get(DISTANCE) if isinstance(inputs, MetaTensor) else None
@@ -118,7 +129,7 @@ class LabelDetector:
 
 
 class BoxesForLabeld(Transform):
-    """``nodules`` as ``box`` ``[N, 6]``, centre and size in LPS mm, and ``label`` ``[N]``, all 0 (nodule)."""
+    """Convert ``nodules`` to ``box`` ``[N, 6]``, centre and size in LPS mm, and ``label`` ``[N]``, all 0 (nodule)."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         found = [nodule.detection for nodule in data["nodules"]]
@@ -130,7 +141,7 @@ class ScanFromArrayd(MapTransform):
     """Preprocess a volume of HU that another program has read.
 
     Args:
-        keys: the volume, ``[I, J, K]`` or ``[1, I, J, K]`` with its affine to RAS mm; one key.
+        keys: key of the volume, ``[I, J, K]`` or ``[1, I, J, K]`` with its affine to RAS mm; exactly one.
         preprocessing: all steps after reading.
     """
 
@@ -149,10 +160,10 @@ class ScanFromArrayd(MapTransform):
 
 
 class MaskAsPredictiond(MapTransform):
-    """Turn the maps into the instance mask ``[1, I, J, K]`` of the scan's own grid; n is nodule n.
+    """Convert the maps to the instance mask ``[1, I, J, K]`` on the scan's own grid; value n is nodule n.
 
     Args:
-        keys: where the maps are and the mask goes; one key.
+        keys: key of the maps, which receives the mask; exactly one.
         postprocessing: from maps to nodules.
     """
 

@@ -1,4 +1,4 @@
-"""What becomes of each scan of a run, and how the run ends."""
+"""The outcome of each scan of a run, and how the run ends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class RefusedScansError(UserError, RuntimeError):
-    """A run that left scans out, or found none."""
+    """A run has left out scans, or found none."""
 
 
 class RunLog:
-    """What became of each scan of a run.
+    """The outcome of each scan of a run.
 
     Args:
-        index: the page that lists them, written at the end; ``None`` for none.
+        index: the page that lists the scans, written at the end; ``None`` for no page.
     """
 
     def __init__(self, index: RunIndex | None = None) -> None:
@@ -34,27 +34,27 @@ class RunLog:
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
         self.found: list[str] = []
-        self.writing: Future[None] | None = None  # of a scan, in another thread
-        self.when_failed: Callable[[str], object] | None = None  # told the name of each scan that is given up
+        self.writing: Future[None] | None = None  # of the last scan's result, in another thread
+        self.when_failed: Callable[[str], object] | None = None  # called with the name of each scan that is given up
         self._order: tuple[str, ...] = ()
         self._begun: dict[str, float] = {}
 
     def expect(self, names: Sequence[str]) -> None:
-        """The scans of the run, in the order in which they are to be listed."""
+        """Set the names of the run's scans, in the order in which they are to be listed."""
         self._order = tuple(names)
         if self.index is not None:
             self.index.order = self._order
 
     def begun(self, name: str) -> None:
-        """A scan is about to be read."""
+        """Start the clock of a scan, which is about to be read."""
         self._begun[name] = time.monotonic()
 
     def seconds_since_begun(self, name: str) -> float | None:
-        """``None`` for a scan whose begin was not told."""
+        """Return the time since :meth:`begun` was called for a scan; ``None`` if it was not."""
         return time.monotonic() - self._begun[name] if name in self._begun else None
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Wait until everything is written."""
         if self.writing is not None:
             self.writing.result()
 
@@ -65,16 +65,16 @@ class RunLog:
         logger.info("%s\n%s\nreport: %s", result.name, summary(result), folder / "report.html")
 
     def skipped(self, name: str, folder: Path) -> None:
-        """A scan whose result stands there already, in ``folder``."""
+        """Record a scan that is not searched because its result already exists in ``folder``."""
         self.found.append(name)
         if self.index is not None:
             self.index.add_former(folder)
         logger.info("%s: searched before, with the same settings; --overwrite true searches it again", name)
 
     def failed(self, name: str, error: Exception, source: str = "") -> None:
-        """Keep and show the message, once; an error that is not the user's is logged with its traceback.
+        """Record and print the error of a scan that is given up; an unexpected error is logged with its traceback.
 
-        ``source`` is the scan's file or folder, which the page of the run shows without the folders above it.
+        ``source`` is the scan's file or folder; the page of the run shows it without its parent folders.
         """
         self.failures[name] = reason_of(error)
         if self.when_failed is not None:
@@ -86,10 +86,10 @@ class RunLog:
         print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
 
     def close(self) -> None:
-        """Write the page of the run and say how it went, once everything is written.
+        """Wait until everything is written, write the page of the run and print a summary.
 
         Raises:
-            SystemExit: code 1 on the command line, when a scan failed or there was none.
+            SystemExit: code 1 on the command line, if a scan failed or there was none.
             RefusedScansError: the same in any other program.
             OutputError: the page cannot be written.
         """

@@ -1,8 +1,8 @@
-"""The search of one scan after the other, and the writing of what was found.
+"""Searching one scan after another, and writing what was found.
 
-A scan that cannot be searched or written is named in one line and the others go on; the run then ends with exit code 1
-(:mod:`.log`). While one scan is searched, the next is read (:mod:`.stream`) and the last is written: three are in
-memory, never more (unless more are asked for by ``num_workers``).
+A scan that cannot be searched or written is reported in one line, and the others continue; the run then ends with exit
+code 1 (:mod:`.log`). While one scan is searched, the next is read (:mod:`.stream`) and the previous one is written:
+three are in memory, never more (unless ``num_workers`` asks for more).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .log import RunLog
 
 
 class ScanEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator, one preprocessed scan a time; a failure of network or postprocessing leaves that scan out.
+    """MONAI's evaluator for one preprocessed scan at a time; if network or postprocessing fail, that scan is left out.
 
-    Batches are single items (:class:`.stream.ScanLoader`), ``decollate`` is off. The inferer gets
-    ``lung_distance_mm``; what it remarks joins the item as ``remarks``.
+    Batches are single items (:class:`.stream.ScanLoader`), and ``decollate`` is off. The inferer is called with
+    ``lung_distance_mm``; its remarks are added to the item as ``remarks``.
 
     Args:
-        log: where failures go.
+        log: records failures.
         settings: of :class:`monai.engines.SupervisedEvaluator`.
     """
 
@@ -54,24 +54,24 @@ class ScanEvaluator(SupervisedEvaluator):
             engine.fire_event(IterationEvents.MODEL_COMPLETED)
         except Exception as error:
             self.log.failed(str(batchdata["name"]), error, str(batchdata["source"]))
-        engine.state.batch = {}  # room for the scan after the next
+        engine.state.batch = {}  # frees memory for the scan after the next
         return {}
 
 
 class WriteResultd(Transform):
-    """Make a :class:`..core.records.ScanResult` of an item and write it; a failure is logged and the run goes on.
+    """Make a :class:`..core.records.ScanResult` from an item and write it; a failure is logged and the run continues.
 
-    Reads ``name``, ``source``, ``notes`` (of the list), ``scan`` (with ``facts``, ``notes`` and ``source_files`` in
-    its meta), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``region``, ``lung_distance_mm`` (with its
-    affine), ``lung_parts``; ``remarks`` where there are any.
+    Reads ``name``, ``source``, ``notes`` (of the datalist), ``scan`` (with ``facts``, ``notes`` and ``source_files`` in
+    its metadata), ``nodules``, ``mask``, ``candidates``, ``outside_lungs``, ``region``, ``lung_distance_mm`` (with its
+    affine), ``lung_parts``; also ``remarks`` and ``input_digest`` where present. Returns an item with ``name`` only.
 
     Args:
         writer: writes all files of a scan.
-        log: told about each scan.
+        log: records the outcome of each scan.
         model: facts about bundle and weights, shown in the reports.
         settings: of this run, shown in the reports.
-        show_identity: whether the reports may say who was examined (known of DICOM only).
-        behind: write in a thread, in the order of the scans; ``log`` waits for it.
+        show_identity: whether the reports may show who was examined (known for DICOM only).
+        behind: write in a separate thread, in the order of the scans; ``log`` waits for it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class WriteResultd(Transform):
         self._pool = ThreadPoolExecutor(1, "write") if behind else None
 
     def result(self, item: Mapping[Hashable, Any]) -> ScanResult:
-        """The record of one scan."""
+        """Return the record of one scan."""
         result = scan_result(item, self.model, self.settings)
         files = result.source_files
         return dataclasses.replace(
@@ -120,7 +120,7 @@ class WriteResultd(Transform):
 
 
 def scan_result(item: Mapping[Hashable, Any], model: Mapping[str, str], settings: Mapping[str, Any]) -> ScanResult:
-    """The record of a searched item; see :class:`WriteResultd` for what it holds."""
+    """Return the record of a searched item; see :class:`WriteResultd` for its keys."""
     scan = item["scan"]
     notes = [n for text in (item["notes"], scan.meta["notes"]) for n in str(text).split("\n") if n]
     notes += item.get("remarks", ())
@@ -144,7 +144,13 @@ def scan_result(item: Mapping[Hashable, Any], model: Mapping[str, str], settings
 
 
 def bundle_facts(bundle_root: str, checkpoint: str, lung_checkpoint: str = "") -> dict[str, str]:
-    """Name and version of the bundle, and which weights: for the reports, and to tell results of other weights."""
+    """Return name and version of the bundle and which weights it uses, to show in reports and to compare results.
+
+    Args:
+        bundle_root: folder of the bundle.
+        checkpoint: the network's weights; identified by file name and checksum ("none" if the file is missing).
+        lung_checkpoint: the weights of the lung search, likewise; empty for none.
+    """
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     facts = {"name": metadata["name"], "version": metadata["version"], "weights": _named_weights(checkpoint)}
     return facts | ({"lung_weights": _named_weights(lung_checkpoint)} if lung_checkpoint else {})

@@ -1,6 +1,7 @@
-"""The scans of a run, one after the other: while one is searched, the next is read.
+"""The scans of a run, one after another: while one is searched, the next is read.
 
-A scan that cannot be read is named in one line and left out; the others go on. Several runs may share an output folder.
+A scan that cannot be read is reported in one line and left out; the others continue. Several runs may share an output
+folder.
 """
 
 from __future__ import annotations
@@ -27,29 +28,30 @@ from .log import RunLog
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 1.0  # between two looks at scans that another process searches
+WAIT_S = 1.0  # between two checks of the scans that another process is searching
 
 
 class FinishedResults:
-    """Tells scans that need no search: their result stands there already, made from the same input, model and settings.
+    """Find scans that need no search because a result from the same input, model and settings already exists.
 
-    All others are claimed for this process; several that share an output folder share the scans.
+    All other scans are claimed for this process, so that several runs with one output folder share the scans.
 
     Args:
-        writer: where results are.
-        model, settings: of this run, as :class:`WriteResultd` gets them.
+        writer: knows where the results are.
+        model, settings: of this run, as given to :class:`WriteResultd`.
     """
 
     def __init__(self, writer: ResultWriter, model: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self.writer, self.model, self.settings = writer, model, settings
-        self._met: set[str] = set()  # scans that another process was searching
+        self._met: set[str] = set()  # scans that another process was searching at some point
 
     def __call__(self, name: str, digest: str) -> Path | None:
-        """The folder of a finished result, ``None`` for none; see :meth:`..report.ResultWriter.finished`.
+        """Return the folder of a finished result, or ``None``; see :meth:`..report.ResultWriter.finished`.
 
         Raises:
-            BusyError: another process searches the scan at the moment.
-            OtherClaimError: another process searches another scan of this name at the moment.
+            BusyError: another process is searching the scan.
+            OtherClaimError: another process is searching a different scan of this name.
+            OutputError: a result made from something else, or other files, are in the way.
         """
         try:
             self.writer.claims.take(name, digest)
@@ -57,24 +59,25 @@ class FinishedResults:
             self._met.add(name)
             raise
         with contextlib.ExitStack() as claim:
-            claim.callback(self.writer.claims.release, name)  # left to other processes
+            claim.callback(self.writer.claims.release, name)  # unless kept below, the scan is left to other processes
             mine = Fingerprint(digest, self.model, self.settings)
             if self.writer.finished(name, mine, is_new=name in self._met):
                 return self.writer.folder(name)
-            claim.pop_all()  # it stays this process's
+            claim.pop_all()  # keep the claim
             return None
 
 
 class ScanStream(IterableDataset):
-    """The scans below an input, one after the other, preprocessed; refused and finished ones are logged and left out.
+    """The scans of an input, preprocessed one after another; refused and finished ones are logged and left out.
 
     Args:
         source: what :func:`..read.reader.find_scans` takes: file, folder or datalist.
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
-        transform: preprocessing of one item, which has its ``input_digest`` (:func:`..report.input_digest`).
-        log: where failures go.
-        ahead: so many scans are prepared in as many threads while one is searched.
-        finished: the result folder of a scan of this name and digest that needs no search; ``None``: all need one.
+        transform: preprocessing of one item, which includes its ``input_digest`` (:func:`..report.input_digest`).
+        log: records failures.
+        ahead: number of scans that are prepared, in as many threads, while one is searched.
+        finished: called with name and digest of a scan; returns the folder of its result if it needs no search. With
+            ``None``, all scans are searched.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class ScanStream(IterableDataset):
     ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
         self.ahead, self.finished = int(ahead), finished
-        self._left: list[Any] = []  # items that another process searches
+        self._left: list[Any] = []  # items that another process is searching
         if isinstance(finished, FinishedResults):
             log.when_failed = finished.writer.claims.release
 
@@ -108,7 +111,7 @@ class ScanStream(IterableDataset):
         yield from (item for item in tqdm(self._all(items), "scans", len(items), disable=None) if item is not None)
 
     def _all(self, items: Sequence[Any]) -> Iterator[Any]:
-        """What :meth:`_prepare` makes of the items; those of other processes last, when these are done or gone."""
+        """Yield what :meth:`_prepare` returns; scans of other processes come last, once those have finished or died."""
         yield from self._prepared_ahead(items) if self.ahead else map(self._prepare, items)
         while self._left:
             time.sleep(WAIT_S)
@@ -116,7 +119,7 @@ class ScanStream(IterableDataset):
             yield from map(self._prepare, items)
 
     def _prepared_ahead(self, items: Sequence[Any]) -> Iterator[Any]:
-        """The items as :meth:`_prepare` leaves them; some are prepared while the one before them is in use."""
+        """Yield what :meth:`_prepare` returns for each item, preparing some while an earlier one is in use."""
         coming: deque[Future[Any]] = deque()
         pool = ThreadPoolExecutor(self.ahead, "read")
         try:
@@ -130,7 +133,7 @@ class ScanStream(IterableDataset):
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, item: Any) -> Any:
-        """One preprocessed item, ``None`` for a scan that is refused, finished or searched by another process."""
+        """Preprocess one item; ``None`` for a scan that is refused, finished or being searched by another process."""
         images = [item["image"]] if isinstance(item["image"], str) else item["image"]
         try:
             digest = input_digest([*images, *([item["lung_mask"]] if "lung_mask" in item else [])])
@@ -149,12 +152,12 @@ class ScanStream(IterableDataset):
 
 
 class ScanLoader(DataLoader):
-    """Hands over one scan a time, as the stream prepares them.
+    """Pass on one scan at a time, as prepared by the stream.
 
     Args:
         dataset: the scans.
-        num_workers: so many scans at least are prepared ahead, in threads: a process of its own would have to copy
-            each scan, and what became of it.
+        num_workers: least number of scans that are prepared ahead, in threads: a separate process would have to copy
+            each scan and its outcome.
     """
 
     def __init__(self, dataset: ScanStream, num_workers: int = 0) -> None:

@@ -12,16 +12,16 @@ import numpy.typing as npt
 from ..core.files import write_figure
 from ..core.geometry import FloatArray, spacing_mm
 
-LUNG_HU = (-1350, 150)  # black, white
+LUNG_HU = (-1350, 150)  # shown as black and as white
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of a volume.
+    """A slice of a volume.
 
     Attributes:
-        axis: across it, 0 to 2.
-        half_width_mm: of what is shown around the centre; ``None`` for the whole slice.
+        axis: the array axis perpendicular to it, 0 to 2.
+        half_width_mm: half the width of what is shown around the centre; ``None`` for the whole slice.
     """
 
     axis: int
@@ -37,21 +37,24 @@ def draw_slices(
     outlines: Sequence[tuple[npt.NDArray[np.bool_], str, str]],
     size_inches: tuple[float, float],
 ) -> Path:
-    """Draw slices through one voxel side by side, in the lung window, the head up.
+    """Draw slices through one voxel side by side, in the lung window, with the head at the top.
 
     Args:
-        path: the PNG file; its folder is made.
+        path: the PNG file; its folder is created.
         image_hu: ``[I, J, K]``, k along the body.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
-        centre: i, j, k; fractional.
+        centre: i, j, k; may be fractional.
         views: from left to right.
         outlines: masks ``[I, J, K]``, each with a colour and a line style of matplotlib.
-        size_inches: of the picture.
+        size_inches: width and height of the picture.
+
+    Returns:
+        The PNG file.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # seconds, and of no use to who draws nothing
+    from matplotlib.figure import Figure  # takes seconds, so only when something is drawn
 
     step_mm = spacing_mm(affine_ras)
     figure = Figure(figsize=size_inches, facecolor="black")

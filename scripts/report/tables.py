@@ -1,4 +1,4 @@
-"""Nodules and candidates as JSON, CSV and text. The column names of LUNA16 (LPS mm) live here and nowhere else."""
+"""Nodules and candidates as JSON, CSV and text. Only here are the column names of LUNA16 (LPS mm) defined."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CAUTION = f"{DISCLAIMER} No finding does not mean no nodule."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")
-# Decimals of each.
+# Measurement → decimals.
 MEASUREMENTS = {"volume_mm3": 2, "effective_diameter_mm": 2, "long_axis_mm": 2, "short_axis_mm": 2, "mean_hu": 1}
 DESCRIPTIONS = ("type_hint", "side", "level")
 
-# A micrometre: far below a voxel, and enough digits to tell two candidates apart.
+# A micrometre: far below a voxel, and precise enough to distinguish two candidates.
 _MM_DECIMALS = 3
-# What float32 carries, so that rounding never makes two candidates tie on the FROC curve.
+# Enough for float32, so that rounding never makes two candidates tie on the FROC curve.
 _PROBABILITY_DIGITS = 9
 
 
 class NodulesJson:
-    """Write ``nodules.json``: every nodule with its measurements, the scan's geometry, model and settings."""
+    """Write ``nodules.json``: nodules with their measurements, candidates, the scan's geometry, model and settings."""
 
     filename = "nodules.json"
 
@@ -55,7 +55,7 @@ class NodulesCsv:
     filename = "nodules.csv"
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder``; a scan without nodules gives the header alone, a missing measurement an empty cell.
+        """Write into ``folder``; without nodules there is only the header, and a missing measurement is an empty cell.
 
         Raises:
             OutputError: the file cannot be written.
@@ -69,38 +69,38 @@ class NodulesCsv:
 
 
 class PredictionTable:
-    """Every candidate of every scan that has a result in the table's folder; FROC curves are drawn from it.
+    """The candidates of all scans that have a result in the table's folder; FROC curves are computed from it.
 
-    It is made anew from the ``nodules.json`` of the results that stand there each time that one is added: a run that
-    goes on after a stop, or several that share the folder, end with the same table as one that never stopped. Rows are
-    in the order of the names.
+    Whenever a result is added, the table is rebuilt from the ``nodules.json`` of all results in the folder. A run that
+    was resumed, and several runs that share the folder, thus end with the same table as one uninterrupted run. Rows are
+    sorted by scan name.
 
     Args:
         path: the CSV file.
 
     Raises:
-        OutputError: it cannot be written, or a file of that name is no such table.
+        OutputError: the file cannot be written, or exists and is not such a table.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._claims = claims_on(writable_folder(self.path.parent))
         with self._claims.lock():
-            _lines_of(self.path)  # refuses a file that is no such table
+            _lines_of(self.path)  # raises for a file that is not such a table
             self._write(self._stored())
 
     def update(self) -> None:
-        """Take in the results that stand in the folder now.
+        """Add the results that are now in the folder.
 
         Raises:
-            OutputError: the rows cannot be written; the table stays as it was.
+            OutputError: the rows cannot be written; the table then stays as it was.
         """
         with self._claims.lock():
-            # A folder that another machine has just written may not be seen here yet: its rows stay.
+            # A folder just written by another machine may not be visible here yet, so its rows are kept.
             self._write({**_lines_of(self.path), **self._stored()})
 
     def _stored(self) -> dict[str, str]:
-        """The rows of the results in the folder, by name."""
+        """Return the rows of the results in the folder, by scan name."""
         folder = self.path.parent
         names = {path.parent.name for path in folder.glob(f"*/{NodulesJson.filename}")} | _lines_of(self.path).keys()
         rows = {name: _stored_lines(*stamp(folder / name / NodulesJson.filename)) for name in filter(is_name, names)}
@@ -111,10 +111,10 @@ class PredictionTable:
 
 
 def _lines_of(path: Path) -> dict[str, str]:
-    """The whole rows of a table by the scan's name; none where there is no table.
+    """Return the complete rows of a table, by scan name; nothing if there is no table.
 
     Raises:
-        OutputError: the file is no table of candidates.
+        OutputError: the file is not a table of candidates.
     """
     if not path.exists():
         return {}
@@ -132,12 +132,12 @@ def _lines_of(path: Path) -> dict[str, str]:
     return lines
 
 
-@cache  # a record is read again when it has changed
+@cache  # a record is read again only after it has changed
 def _stored_lines(record: str, *_: int) -> str | None:
-    """CSV lines of a result that stands in its folder; ``None`` where there is none, or it lists no candidates.
+    """Return the CSV lines of a stored result; ``None`` if there is none, or if it lists no candidates.
 
     Args:
-        record: path of its ``nodules.json``; size and time follow, see :func:`..core.files.stamp`.
+        record: path of its ``nodules.json``; its size and time follow, see :func:`..core.files.stamp`.
     """
     path = Path(record)
     try:
@@ -147,12 +147,12 @@ def _stored_lines(record: str, *_: int) -> str | None:
 
 
 def _luna16_row(name: str, candidate: Mapping[str, Any]) -> list[Any]:
-    """The first five columns, of the record of a candidate or nodule."""
+    """Return the first five columns for the record of a candidate or nodule."""
     return [name, *candidate["centre_lps_mm"], candidate["probability"]]
 
 
 def scan_record(result: ScanResult) -> dict[str, Any]:
-    """Everything ``nodules.json`` says, as plain values: no NaN, no path, ``None`` for what does not exist."""
+    """Return the content of ``nodules.json`` as plain values: no NaN, no path, ``None`` for what does not exist."""
     affine, region = np.asarray(result.affine_ras, dtype=np.float64), result.region
     litres = None
     if region is not None and region.lungs_found:
@@ -186,7 +186,7 @@ def scan_record(result: ScanResult) -> dict[str, Any]:
 
 
 def nodule_record(nodule: Nodule) -> dict[str, Any]:
-    """One nodule as rounded plain values; mm in LPS, RAS and voxel (i, j, k) of the scan's own grid."""
+    """Return one nodule as rounded plain values: mm in LPS and RAS, and voxel (i, j, k) on the scan's own grid."""
     measured = nodule.measurement
     return {
         "label": int(nodule.label),
@@ -200,7 +200,7 @@ def nodule_record(nodule: Nodule) -> dict[str, Any]:
 
 
 def candidate_record(candidate: Detection) -> dict[str, Any]:
-    """One candidate as rounded plain values, LPS mm."""
+    """Return one candidate as rounded plain values, in LPS mm."""
     return {
         "centre_lps_mm": [_rounded(value) for value in candidate.centre_lps_mm],
         "diameter_mm": _rounded(candidate.diameter_mm),
@@ -209,15 +209,16 @@ def candidate_record(candidate: Detection) -> dict[str, Any]:
 
 
 def source_name(source: str) -> str:
-    """The last part of a path of any system: folders above it may tell who the patient is."""
+    """Return the last part of a path of any operating system: the folders above it may identify the patient."""
     path = PureWindowsPath(source) if "\\" in source else PurePath(source)
     return printable(path.name)
 
 
 def published_source(result: ScanResult) -> str:
-    """What a result says of where it came from: the file's name, or the series, as folders are named after patients.
+    """Return what a result states as its source.
 
-    Where identity is asked for, the folder's name.
+    For DICOM it is the series UID, because folders are often named after patients (the folder's name if identity is to
+    be shown); otherwise it is the name of the file.
     """
     if result.source_files and not result.identity:
         return result.facts.get("Series UID", "")
@@ -225,7 +226,7 @@ def published_source(result: ScanResult) -> str:
 
 
 def summary(result: ScanResult) -> str:
-    """The nodules of a scan as aligned text for a terminal, one a line; positions in LPS mm."""
+    """Return the nodules of a scan as aligned text for a terminal, one per line; positions in LPS mm."""
     count = len(result.nodules)
     lines = [f"{result.name}: {count or 'no'} nodule{'' if count == 1 else 's'}"]
     if count:
@@ -242,12 +243,12 @@ def summary(result: ScanResult) -> str:
 
 
 def _rounded(value: float, decimals: int = _MM_DECIMALS) -> float | None:
-    """``None`` for NaN and infinity, which JSON does not know; never ``-0.0``."""
+    """Round a value; ``None`` for NaN and infinity, which JSON does not have; never ``-0.0``."""
     return round(float(value), decimals) + 0.0 if math.isfinite(value) else None
 
 
 def _json_text(record: Mapping[str, Any]) -> str:
-    """A line for each field, and for each item of a list: hundreds of candidates stay readable."""
+    """Return JSON with one line per field and per list item, so that hundreds of candidates stay readable."""
     line = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     fields = []
     for name, value in record.items():
@@ -257,11 +258,11 @@ def _json_text(record: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any, digits: int | None = None) -> Any:
-    """Turn what a record may hold (NumPy values, tuples, paths) into what strict JSON knows.
+    """Convert the values of a record (NumPy values, tuples, paths) to what strict JSON allows.
 
     Args:
-        value: of a record.
-        digits: decimals to which numbers are rounded; ``None`` leaves them.
+        value: any value of a record; NaN and infinity become ``None``, a path its last part.
+        digits: decimals to which floats are rounded; ``None`` leaves them unrounded.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()

@@ -1,7 +1,7 @@
-"""What viewers read: the mask, points for 3D Slicer, names and colours of the mask's labels.
+"""Files for viewers: the mask, points for 3D Slicer, and names and colours of the mask's labels.
 
-NIfTI has no place for the names of labels that viewers read, so they stand in files of their own, in the formats that
-the programs document: Slicer's markups JSON (schema 1.0.3) and colour table, ITK-SNAP's label descriptions.
+NIfTI cannot hold label names that viewers read, so these are written to separate files in the formats that the
+programs document: Slicer's markups JSON (schema 1.0.3) and colour table, and ITK-SNAP's label descriptions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..core.records import Nodule, ScanResult
 from .html.render import shown_probability
 from .tables import candidate_record
 
-# The identifier that Slicer itself writes and compares; it is a name, not a place on the network.
+# The identifier that Slicer itself writes and compares; it is only a name and is never fetched.
 MARKUPS_SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/"
     "Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
@@ -26,14 +26,14 @@ MARKUPS_SCHEMA = (
 
 
 class MaskNifti:
-    """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, RAS affine, mm."""
+    """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, with the affine to RAS mm."""
 
     filename = "mask.nii.gz"
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``: uint8, or uint16 above 255 nodules; a scan without nodules gives zeros.
 
-        The same result gives the same bytes.
+        The same result gives identical bytes.
 
         Raises:
             OutputError: the file cannot be written.
@@ -49,7 +49,7 @@ class SlicerMarkups:
     filename = "nodules.mrk.json"
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder``; a scan without nodules has a list without points.
+        """Write into ``folder``; a scan without nodules has an empty list of points.
 
         Raises:
             OutputError: the file cannot be written.
@@ -78,19 +78,19 @@ class SlicerMarkups:
 
 
 class SlicerLabels:
-    """Write ``mask.ctbl``: the mask's labels with names and colours as a colour table of 3D Slicer."""
+    """Write ``mask.ctbl``: names and colours of the mask's labels, as a colour table of 3D Slicer."""
 
     filename = "mask.ctbl"
     header = "# Color table file\n"
     line = "{label} {word} {red} {green} {blue} {alpha}\n"
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder``; a scan without nodules has the background alone.
+        """Write into ``folder``; a scan without nodules has only the background.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        colours = matplotlib.colormaps["tab10"].resampled(10)  # in turn
+        colours = matplotlib.colormaps["tab10"].resampled(10)  # repeated after ten labels
         labels: list[tuple[int, str, Any]] = [(0, "background", (0, 0, 0))]
         labels += [(n.label, nodule_name(n), colours((n.label - 1) % 10, bytes=True)[:3]) for n in result.nodules]
         text = self.header
@@ -101,7 +101,7 @@ class SlicerLabels:
 
 
 class ItkSnapLabels(SlicerLabels):
-    """Write ``mask.label.txt``: the same for ITK-SNAP, which reads it as label descriptions."""
+    """Write ``mask.label.txt``: the same for ITK-SNAP, as its label descriptions."""
 
     filename = "mask.label.txt"
     header = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
@@ -109,7 +109,7 @@ class ItkSnapLabels(SlicerLabels):
 
 
 def nodule_name(nodule: Nodule) -> str:
-    """Label, probability and the network's estimate of the diameter: "nodule 1 (0.97, 8.4 mm)"."""
+    """Return a name with label, probability and the network's estimate of the diameter: "nodule 1 (0.97, 8.4 mm)"."""
     detection = nodule.detection
     probability = shown_probability(detection.probability)
     return f"nodule {nodule.label} ({probability}, {detection.diameter_mm:.1f} mm)"

@@ -1,6 +1,6 @@
-"""One folder per scan, written by the writers the component graph lists, and what a result in it was made from.
+"""One folder per scan, written by the writers in the component graph, with a record of what its result was made from.
 
-Equal input files, model and settings need no second search.
+If input files, model and settings are the same, a scan needs no second search.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .tables import NodulesJson, PredictionTable, plain
 
 logger = logging.getLogger(__name__)
 
-# What a former result may hold though the present run writes fewer files.
+# Files that an earlier result may contain even if this run writes fewer.
 _RESULT_FILES = frozenset(
     {
         *("nodules.json", "nodules.csv", "nodules.mrk.json", "mask.nii.gz", "mask.ctbl", "mask.label.txt"),
@@ -45,10 +45,10 @@ _RESULT_FILES = frozenset(
 
 
 def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
-    """Digest of path, size and time of change of the files of one scan; a folder stands for all files below it.
+    """Return a digest of path, size and modification time of one scan's files; a folder stands for all files below it.
 
-    To a ``.mhd`` or ``.nhdr`` belong the files that it names. What the voxels are is not read: that would take as long
-    as reading the scan.
+    The data files named by a ``.mhd`` or ``.nhdr`` are included. The voxels are not read: that would take as long as
+    reading the scan.
 
     Args:
         files: in any order; one that does not exist counts by its path.
@@ -61,7 +61,7 @@ def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
 
 
 def _marks(path: Path) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time in ns of a file and of those it names, or of every file below a folder."""
+    """Return path, size (bytes) and time (ns) of a file and the files it names, or of every file below a folder."""
     if kind_of(path) == "folder":
         return [mark for entry in path.rglob("*") if not entry.is_dir() for mark in _marks(entry)]
     return [stamp(file) for file in (path, *data_files(path))]
@@ -71,7 +71,7 @@ class Fingerprint(NamedTuple):
     """What a result was made from.
 
     Attributes:
-        input_digest: see :func:`input_digest`; the empty string is unknown, and equal to nothing.
+        input_digest: see :func:`input_digest`; the empty string means unknown, and equals nothing.
         model: facts about bundle and weights.
         settings: of the run.
     """
@@ -86,14 +86,14 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Fingerprint:
-        """That of a ``nodules.json``; unknown where the record is none."""
+        """Return the fingerprint in a ``nodules.json``; an unknown one if the record has none."""
         digest, model, settings = (record.get(key) for key in ("input_digest", "bundle", "settings"))
         if isinstance(digest, str) and isinstance(model, dict) and isinstance(settings, dict):
             return cls(digest, model, settings)
         return cls("", {}, {})
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What differs, in words, this one's value first; none for equal fingerprints."""
+        """Describe what differs, with this fingerprint's value first; an empty list if both are equal."""
         if not other.input_digest:
             return ["it does not say what it was made from"]
         found = [] if self.input_digest == other.input_digest else ["other input files, or files changed since"]
@@ -109,31 +109,32 @@ def _shown(value: Any) -> str:
 class Writer(Protocol):
     """Writes one file of a scan's result.
 
-    A writer that has nothing to write for some scans says ``optional = True``.
+    A writer that writes no file for some scans sets ``optional = True``.
     """
 
     filename: str
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder`` and return the file's path; ``None`` when this scan has no such file."""
+        """Write into ``folder`` and return the file's path; ``None`` if this scan has no such file."""
         ...
 
 
 class ResultWriter:
-    """Write each scan's result into ``<output_dir>/<name>/``, whole or not at all.
+    """Write each scan's result into ``<output_dir>/<name>/``, completely or not at all.
 
-    Several processes may write into one ``output_dir``, each scan by the one that claims it.
+    Several processes may write into one ``output_dir``; each scan is written by the process that has claimed it.
 
     Args:
-        output_dir: made where it is missing.
-        writers: called in this order, each writes one file or none.
-        predictions: table of all scans, ``None`` for none; a scan enters it once its folder is complete.
-        overwrite: whether a result that was made from something else may be replaced ("true" and "false" as well).
+        output_dir: created if it is missing.
+        writers: called in this order; each writes one file or none.
+        predictions: table of all scans, ``None`` for none; it is updated once a scan's folder is complete.
+        overwrite: whether a result that was made from something else may be replaced; the texts "true" and "false" are
+            accepted as well.
 
     Raises:
         OutputError: ``output_dir`` cannot be written to.
         SettingError: ``overwrite`` is neither true nor false.
-        ValueError: no writers.
+        ValueError: there are no writers.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class ResultWriter:
         remove_abandoned(self.output_dir)
 
     def folder(self, name: str) -> Path:
-        """Where the result of a scan belongs.
+        """Return the folder for the result of a scan.
 
         Raises:
             ValueError: the name is not safe.
@@ -163,19 +164,20 @@ class ResultWriter:
         return self.output_dir / checked_name(name)
 
     def finished(self, name: str, fingerprint: Fingerprint, *, is_new: bool = False) -> bool:
-        """Whether the result of a scan stands there already, whole and made from the same input, model and settings.
+        """Whether a scan already has a complete result that was made from the same input, model and settings.
 
         Args:
             name: of the scan.
-            fingerprint: what this run makes its result from.
-            is_new: another run has written it since this one began, so that ``overwrite`` asks for no second search.
+            fingerprint: what this run would make its result from.
+            is_new: another run has written the result since this one began, so ``overwrite`` does not require a new
+                search.
 
         Returns:
-            ``True``: nothing is left to do. ``False``: nothing is there, or something that may be replaced: a result
-            with files missing, or any result where ``overwrite`` is set.
+            ``True``: nothing is left to do. ``False``: there is nothing, or something that may be replaced: a result
+            with missing files, or any result if ``overwrite`` is set.
 
         Raises:
-            OutputError: a result made from something else, a folder with other files, or a file stands there.
+            OutputError: there is a result made from something else, a folder with other files, or a file.
             ValueError: the name is not safe.
         """
         target = self.folder(name)
@@ -198,15 +200,16 @@ class ResultWriter:
         return {writer.filename for writer in self.writers if not getattr(writer, "optional", False)} <= present
 
     def __call__(self, result: ScanResult) -> Path:
-        """Write one scan; a former result that may be replaced is, once the new one is complete.
+        """Write one scan; an existing result that may be replaced is replaced once the new one is complete.
 
         Returns:
             The scan's folder.
 
         Raises:
-            ValueError: the name is not safe, two writers use one file name, or the scan is already in the table.
-            OutputError: see :meth:`finished`, or the disk is full; nothing is left half-written.
-            BusyError, OtherClaimError: another process searches this scan, or another one of its name.
+            ValueError: the name is not safe, or two writers use one file name.
+            OutputError: see :meth:`finished`; also if the disk is full or another run has taken over the scan. Nothing
+                is left half-written.
+            BusyError, OtherClaimError: another process is searching this scan, or another scan of the same name.
         """
         name, target, made_from = result.name, self.folder(result.name), Fingerprint.of_result(result)
         self.claims.take(name, result.input_digest)
@@ -223,7 +226,7 @@ class ResultWriter:
                             f"{target}: expected a scan that this run alone searches, got one that another run took "
                             "over, since this one stood still too long. Search it again."
                         )
-                    self.finished(name, made_from)  # something else may have come to stand there meanwhile
+                    self.finished(name, made_from)  # something else may have been written there meanwhile
                     put_in_place(folder, target)
                     if self.predictions is not None:
                         self.predictions.update()

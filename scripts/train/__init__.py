@@ -1,4 +1,4 @@
-"""Training: crops, inserted nodules, targets, losses, preprocessed scans on disk, adapters to MONAI's engines."""
+"""Training: crops, nodule insertion, targets, losses, a disk cache of scans, and adapters to MONAI's engines."""
 
 from .batches import PairWithTruthd, ScoreMasksd, prepare_training_batch
 from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers_of_rank

@@ -1,4 +1,4 @@
-"""What goes into the engines and what the metrics get out of them."""
+"""The inputs of MONAI's training and evaluation engines, and what their metrics compare."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
 def prepare_training_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool, **_: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Split a batch of crops into the network's input and the loss's target, on the device."""
+    """Split a batch of crops into the network's input and the target of the loss, both moved to the device."""
     target = {key: batch[key].to(device, non_blocking=non_blocking) for key in TARGET_KEYS}
     return batch["image"].to(device, non_blocking=non_blocking), target
 
 
 class PairWithTruthd(Transform):
-    """Put what the metric compares, a ``ScoredScan``, in the place of the maps (``pred``), which go to ``maps``.
+    """Replace the network's maps (``pred``) by what the metrics compare, a ``ScoredScan``; the maps move to ``maps``.
 
-    Reads ``candidates``, ``nodule``, ``label``, the affine of ``image`` and, where they are there, ``name`` and
+    Reads ``candidates``, ``nodule``, ``label``, the affine of ``image`` and, where present, ``name`` and
     ``lung_distance_mm``.
     """
 
@@ -46,7 +46,7 @@ class PairWithTruthd(Transform):
 
 
 def _truth_of(item: Mapping[Hashable, Any]) -> ScanTruth:
-    """The findings of a scan, RAS mm; the value of each in the reference mask is its place, from 1."""
+    """Return the annotations of a scan in RAS mm; annotation n (from 1) has the value n in the reference mask."""
     label = np.asarray(item["label"])
     rows = np.asarray(item["nodule"], dtype=np.float64)[label != PADDING]
     centres = apply_affine(np.asarray(item["image"].affine), rows[:, :3])
@@ -55,16 +55,16 @@ def _truth_of(item: Mapping[Hashable, Any]) -> ScanTruth:
 
 
 class ScoreMasksd(Transform):
-    """Compare the reported masks with the reference mask, on the scan's own grid; see docs/evaluation.md.
+    """Compare the predicted masks with the reference mask on the scan's own grid; see docs/evaluation.md.
 
     Reads ``nodules`` and ``mask`` (:class:`..decode.masks.SegmentNodulesd`), ``nodule``, ``label``, ``name``, ``pred``
-    and ``image`` of the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1, on the scan's
-    grid, whose axes it may hold in another order or direction; without it no nodule has a reference). Writes
-    ``mask_scores``: the scan's name and its scores, for :class:`..metrics.MaskMetric`.
+    and ``image`` on the network's grid, ``scan``, and ``reference`` (``[1, I, J, K]``, value = row + 1, on the scan's
+    grid; its axes may be stored in another order or direction). Without ``reference``, no nodule has a reference mask.
+    Writes ``mask_scores``: the scan's name and its scores, for :class:`..metrics.MaskMetric`.
 
     Args:
-        stride, mask_threshold, margin_mm: see :class:`..decode.masks.MaskSettings`; for masks whose position and
-            size are given.
+        stride, mask_threshold, margin_mm: see :class:`..decode.masks.MaskSettings`; used for the masks that are
+            segmented at the annotated positions and sizes.
     """
 
     def __init__(self, *, stride: int, mask_threshold: float, margin_mm: float) -> None:
@@ -94,7 +94,13 @@ class ScoreMasksd(Transform):
 
 
 def _in_order_of(scan: MetaTensor, mask: MetaTensor) -> npt.NDArray[np.integer]:
-    """A mask's labels ``[I, J, K]`` with the axes of a scan: files of one grid may store them differently."""
+    """Return a mask's labels ``[I, J, K]`` with its axes arranged as those of the scan.
+
+    Two files of the same grid may store its axes in a different order or direction.
+
+    Raises:
+        DataError: the mask is not on the scan's grid.
+    """
     affine, wanted = (np.asarray(one.affine, dtype=np.float64) for one in (mask, scan))
     turn = ornt_transform(io_orientation(affine), io_orientation(wanted))
     labels = np.asarray(apply_orientation(np.asarray(mask.as_tensor()[0]), turn))

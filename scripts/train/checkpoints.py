@@ -1,4 +1,4 @@
-"""What a training leaves behind: the best weights, and the state from which it goes on as if never stopped."""
+"""What training saves: the best weights, and the state from which an interrupted training resumes exactly."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ from ..network.checkpoint import save_weights, without_old_name
 
 logger = logging.getLogger(__name__)
 
-SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr")  # of a torch scheduler; the rest are settings
-PROGRESS = ("epoch", "iteration", "best_validation", "stale_validations")  # of the engine's state
+SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr")  # of a torch scheduler; its other entries are settings
+PROGRESS = ("epoch", "iteration", "best_validation", "stale_validations")  # attributes of the engine's state
 
 
 class StateError(UserError, ValueError):
-    """A training state that belongs to another network or optimizer."""
+    """A training state cannot be used: it does not fit this training, or another training is writing to its folder."""
 
 
 class Validation:
-    """Search the validation scans at intervals and after the last epoch; keep the best weights; end in time.
+    """Search the validation scans at intervals and after the last epoch; keep the best weights; stop early.
 
     Where the metric is undefined (no nodule to find), the newest weights are kept.
 
     Args:
         validator: searches the validation scans.
         interval: epochs between two validations.
-        network: whose weights are kept: the one that ``validator`` searches with.
-        path: of the kept state dict; the newest weights of ``network`` lie beside it, ``model_final.pt`` of
-            ``model.pt``.
+        network: the network whose weights are kept, the same one that ``validator`` searches with.
+        path: file for the best state dict. The newest weights of ``network`` are written beside it, for example as
+            ``model_final.pt`` beside ``model.pt``.
         metric: name of the validator's metric; larger is better.
-        patience: validations in a row without improvement that end the training; 0 never ends it.
+        patience: number of validations in a row without improvement after which training stops; 0 never stops it.
+
+    Raises:
+        SettingError: ``interval`` is below 1.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Validation:
         self.path, self.metric, self.patience = Path(path), metric, patience
 
     def attach(self, engine: Engine) -> None:
-        state: Any = engine.state  # what stands there is part of TrainingState
+        state: Any = engine.state  # these attributes are saved by TrainingState
         state.best_validation, state.stale_validations = None, 0
         engine.add_event_handler(Events.STARTED, self._end_if_stale)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
@@ -70,7 +73,7 @@ class Validation:
             save_weights(self.network, self.path.with_stem(f"{self.path.stem}_final"))
         self.validator.run(engine.state.epoch)
         state: Any = engine.state
-        value = float(self.validator.state.metrics.get(self.metric, math.nan))  # no scans, no metric
+        value = float(self.validator.state.metrics.get(self.metric, math.nan))  # without scans there is no metric
         if math.isfinite(value) and state.best_validation is not None and value <= state.best_validation:
             state.stale_validations += 1
             logger.info("epoch %d: %s %.4f, best %.4f", state.epoch, self.metric, value, state.best_validation)
@@ -90,32 +93,34 @@ class Validation:
 
 
 def _share_buffers(network: nn.Module) -> None:
-    """Give the first rank's batch statistics to all ranks, so that they search with one and the same network."""
+    """Copy the first rank's batch statistics to all ranks, so that all of them search with exactly the same network."""
     if idist.get_world_size() > 1:
         for buffer in network.buffers():
             buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))
 
 
 class TrainingState:
-    """Write the state of a training after each epoch, and go on from it when it is there.
+    """Save the state of a training after each epoch, and resume from it when it exists.
 
-    What is restored is what a training has reached: weights, moments, steps, scores, random generators. What is chosen
-    comes from the configuration of today: a learning rate, weight decay or number of epochs that was changed counts.
+    What training has reached is restored: weights, optimizer moments, step counts, scores and random generators. What
+    the user chooses is taken from the current configuration: a changed learning rate, weight decay or number of epochs
+    takes effect.
 
-    A training cut anywhere and started again takes the same steps as one that ran through: the state holds the random
-    generators too, and a partly done epoch is done again. (Of several ranks the first one's generators are kept.) A
-    training that is complete ends at once; ``max_epochs`` raised, it goes on. Attach it last, so that what the other
-    handlers did in the epoch is in the state. A ``CheckpointLoader`` attached before says from which weights the
-    training begins: then nothing is restored.
+    A training that was interrupted at any point and restarted takes the same steps as an uninterrupted one, because the
+    state includes the random generators and an unfinished epoch is repeated. (Of several ranks, only the first one's
+    generators are saved.) A completed training ends at once; it continues when ``max_epochs`` is raised. Attach this
+    handler last, so that the state includes what the other handlers did in the epoch. If a ``CheckpointLoader`` was
+    attached before, training starts from its weights and nothing is restored.
 
     Args:
-        path: the checkpoint; written to a temporary name, then renamed.
-        objects: what has ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
-        resume: ``False``: neither write a state nor go on from one, as where another program counts the rounds.
+        path: the checkpoint; it is written under a temporary name and then renamed.
+        objects: everything with ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler …
+        resume: ``False`` neither writes a state nor resumes from one, for example where another program counts the
+            rounds.
 
     Raises:
-        StateError: another training writes to the folder, or the state in ``path`` does not fit the objects, had epochs
-            of another length, or has more of them than ``max_epochs``.
+        StateError: another training is writing to the folder, or the state in ``path`` does not fit the objects, was
+            saved with another epoch length, or has completed more than ``max_epochs`` epochs.
     """
 
     def __init__(self, path: str, objects: Mapping[str, Any], *, resume: bool = True) -> None:
@@ -145,7 +150,7 @@ class TrainingState:
             torch.save(state, new)
 
     def _claim(self) -> None:
-        """One training in a folder: two would go on from each other's states."""
+        """Claim the folder for this training: two trainings in one folder would resume from each other's states."""
         try:
             claims_on(writable_folder(self.path.parent)).take(self.path.name, "training")
         except BusyError as error:
@@ -162,7 +167,7 @@ class TrainingState:
             for name in PROGRESS:
                 setattr(engine.state, name, state["progress"][name])
             self._random = state["random"]
-        except Exception as error:  # broken files and foreign states raise nearly anything
+        except Exception as error:  # damaged files and foreign states raise almost any type
             reason = str(error).strip().splitlines()[0][:160]
             raise StateError(
                 f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); name "
@@ -186,7 +191,7 @@ class TrainingState:
             )
 
     def _begin(self, engine: Engine) -> None:
-        """Set the random generators, or end a run that ignite has set back to epoch 0 since it was complete."""
+        """Restore the random generators; end the run if ignite reset a completed training to epoch 0."""
         if engine.state.epoch < self._epochs_done:
             logger.warning(
                 "%s: this training is complete after epoch %d; raise max_epochs to go on, or name another output_dir",
@@ -202,15 +207,16 @@ class TrainingState:
 
 
 def _loads_weights(engine: Engine) -> bool:
-    """Whether a ``CheckpointLoader`` is attached, as MONAI Label does it."""
+    """Whether a ``CheckpointLoader`` is attached, as MONAI Label does."""
     handlers = engine._event_handlers[Events.STARTED]
     return any(isinstance(handler, CheckpointLoader) for handler, *_ in handlers)
 
 
 def _reached(thing: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved state with today's settings; equal settings leave it as it is, to the last bit.
+    """Combine a saved state with the current settings; with equal settings the saved state is returned bit for bit.
 
-    A group's learning rate is saved times what the initial one has become; the schedule goes on from there.
+    The learning rate of a parameter group is the saved one, multiplied by the ratio of the current to the saved initial
+    rate; the schedule continues from there.
     """
     now = thing.state_dict()
     if isinstance(thing, LRScheduler):

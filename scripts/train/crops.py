@@ -1,7 +1,7 @@
-"""Training crops: one random affine map per crop moves image, mask and nodules together.
+"""Training crops: one random affine map per crop transforms image, mask and nodules together.
 
-Where several augmentations would each resample, flips, quarter turns, rotation and scale are composed into one map
-from crop voxels to scan voxels; the image is read once (trilinear), the mask once (nearest).
+Instead of resampling once per augmentation, flips, quarter turns, rotation and scaling are composed into a single map
+from crop voxels to scan voxels, so that the image is interpolated once (trilinear) and the mask once (nearest).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def crop_by_affine(
     order: int,
     outside: float | None = None,
 ) -> npt.NDArray[Any]:
-    """Read ``size`` voxels through ``to_source`` (``[4, 4]``, crop voxel to source voxel).
+    """Sample ``size`` voxels of a volume through ``to_source`` (``[4, 4]``, crop voxel to source voxel).
 
-    Beyond the volume lies ``outside``; with ``None`` its edges are repeated.
+    Voxels beyond the volume get the value ``outside``; with ``None``, the volume's edge values are repeated.
 
-    Only the part of ``volume`` that is needed is touched, so it may be a memory map.
+    Only the required part of ``volume`` is read, so it may be a memory map.
     """
     corners = np.array([[a, b, c] for a in (0, size[0] - 1) for b in (0, size[1] - 1) for c in (0, size[2] - 1)])
     reached = apply_affine(to_source, corners)
@@ -47,21 +47,21 @@ def crop_by_affine(
 
 
 class RandomCropd(RandomizableTransform):
-    """Cut a randomly placed, turned and scaled cube out of a scan.
+    """Cut a randomly placed, rotated and scaled cube out of a scan.
 
-    Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]``
-    (voxel around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung``
-    ``[I, J, K]``. Writes the same keys but ``centre`` for the crop: ``[1, S, S, S]`` arrays, rows in crop voxels with
-    their diameters scaled, ``mask`` renumbered. Nodules whose centre lies outside the crop but which reach into it
-    become :data:`IGNORED`; those farther away leave.
+    Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]`` (voxel
+    around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung`` ``[I, J, K]``. Writes
+    the same keys except ``centre``, for the crop: volumes become ``[1, S, S, S]``, rows are in crop voxels with scaled
+    diameters, and ``mask`` is renumbered to match the remaining rows. Nodules whose centre lies outside the crop but
+    which extend into it become :data:`IGNORED`; those farther away are removed.
 
     Args:
-        size: edge S of the cube, voxels.
-        jitter: largest shift of the crop's centre from ``centre``, as a share of ``size``, along each axis.
-        turns: whether to use all 48 flips and quarter turns.
-        rotate_degrees: largest rotation about each axis, degrees.
+        size: edge length S of the cube, in voxels.
+        jitter: largest shift of the crop's centre from ``centre`` along each axis, as a share of ``size``.
+        turns: whether to use all 48 combinations of flips and quarter turns.
+        rotate_degrees: largest rotation about each axis, in degrees.
         scale: range of the zoom; 1.25 shows nodules a quarter larger.
-        outside_hu: what lies beyond the scan, as in the search: the lower end of the HU window.
+        outside_hu: value of voxels beyond the scan, as in the search: the lower end of the HU window.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class RandomCropd(RandomizableTransform):
     def _move_nodules(
         self, nodule: npt.ArrayLike, label: npt.ArrayLike, to_source: FloatArray, zoom: float
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """All rows in crop voxels, their labels, and which of them lie in the crop or reach into it."""
+        """Return all rows in crop voxels, their labels, and which of them lie in the crop or extend into it."""
         moved = np.array(nodule, dtype=np.float32).reshape(-1, 4)
         moved[:, :3] = apply_affine(np.linalg.inv(to_source), moved[:, :3])
         moved[:, 3] *= zoom

@@ -17,20 +17,21 @@ from .insertion import PARENCHYMA_HU, size_weight
 
 
 class CropDataset(Dataset):
-    """Crop ``index`` of an endless stream: the same index gives the same crop, in any process, in any order.
+    """An endless stream of crops: the same index gives the same crop, in any process and in any order.
 
-    A crop lies around a nodule (drawn by size, :func:`.insertion.size_weight`) or around a random piece
-    of parenchyma of a random scan; an item's ``weight`` (default 1) says how often that scan is drawn for the latter.
+    A crop is centred near a nodule (drawn by size, :func:`.insertion.size_weight`) or near random parenchyma of a
+    random scan. An item's ``weight`` (default 1) sets how often its scan is drawn for the latter.
 
     Args:
         data: datalist items, see :class:`.cache.CachedScans`.
-        cache: where their scans are kept.
-        transform: applied to each crop's item (``image``, ``nodule``, ``label``, ``centre``, maybe ``mask``).
+        cache: holds the preprocessed scans.
+        transform: applied to the item of each crop (``image``, ``lung``, ``nodule``, ``label``, ``centre``,
+            ``has_mask`` and, if the scan has one, ``mask``).
         seed: of the stream.
-        nodule_share: share of crops around a listed nodule.
+        nodule_share: share of crops that are centred near an annotated nodule; without any nodule it is 0.
 
     Raises:
-        ValueError: no scan, or none with a weight.
+        DatalistError: there is no scan, a weight is negative, or all weights are 0.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class CropDataset(Dataset):
 
 
 def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A random voxel of aerated lung; after 200 draws any voxel."""
+    """Return a random voxel of aerated lung, or any voxel if 200 draws find none."""
     image_hu, lung = item["image"], item["lung"]
     for _ in range(200):
         voxel = rng.integers(0, image_hu.shape)
@@ -85,13 +86,14 @@ def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.
 
 
 class EpochSampler(Sampler[int]):
-    """Consecutive numbers of an endless stream, ``length`` per epoch; ranks take turns.
+    """Consecutive indices of an endless stream, ``length`` per epoch and rank; the ranks take turns.
 
-    Call :meth:`set_epoch` with the 1-based epoch before it starts, so that a resumed run goes on where it stopped.
+    Call :meth:`set_epoch` with the 1-based epoch number before each epoch, so that a resumed run continues where it
+    stopped.
 
     Args:
         length: crops per epoch and rank.
-        rank, ranks: this process among all.
+        rank, ranks: index of this process, and number of processes.
     """
 
     def __init__(self, length: int, rank: int = 0, ranks: int = 1) -> None:

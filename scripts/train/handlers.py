@@ -1,4 +1,4 @@
-"""Handlers of the training engine: epochs, gradients, averaged weights, broken losses, and what the log says."""
+"""Handlers of the training engine: epochs, gradient clipping, weight averaging, invalid losses and logging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochHandler:
-    """Tell the sampler which epoch begins, also after a resume.
+    """Pass the number of each new epoch to the sampler, also after a resume.
 
     Args:
         sampler: see :class:`.dataset.EpochSampler`.
@@ -39,10 +39,12 @@ class EpochHandler:
 
 
 class GradientClip:
-    """Clip the gradients' norm after each backward pass; the norm before stays in ``engine.state.gradient_norm``.
+    """Clip the norm of the gradients after each backward pass.
+
+    The norm before clipping is stored in ``engine.state.gradient_norm``.
 
     Args:
-        network: whose gradients.
+        network: the network whose gradients are clipped.
         max_norm: largest L2 norm.
     """
 
@@ -58,17 +60,21 @@ class GradientClip:
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a network whose weights shall follow the original's as an exponential moving average.
+    """Return a copy of a network for an exponential moving average (EMA) of the network's weights.
 
-    Early on the average forgets faster, ``(1 + n) / (10 + n)`` after n steps, so that a short training is not held
-    back by the weights it began with. Buffers (batch statistics) are the original's.
+    Early in training the decay is smaller, ``(1 + n) / (10 + n)`` after n steps, so that in a short training the
+    initial weights do not dominate. Buffers (batch statistics) are copied from the original, not averaged.
 
     Args:
-        network: followed.
-        decay: share of the former average that a step keeps, in [0, 1); 0 makes the copy equal to the original.
+        network: the network to average; see :class:`WeightAverage`.
+        decay: share of the previous average that is kept in each step, in [0, 1); 0 makes the copy equal to the
+            original.
 
     Returns:
         torch's AveragedModel; its ``module`` is the averaged network.
+
+    Raises:
+        SettingError: ``decay`` is out of range.
     """
     if not 0.0 <= decay < 1.0:
         raise SettingError(f"average_decay: expected a number from 0 to below 1, got {decay}")
@@ -81,16 +87,16 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that an optimizer shall move; those of the frozen parts get no gradient.
+    """Freeze parts of a network and return the parameters that remain to be optimized.
 
-    Batch norms of frozen parts go on counting the statistics of what they see.
+    Frozen parameters get no gradient. Batch norms in frozen parts still update their running statistics.
 
     Args:
-        network: the whole one.
-        frozen: names of its parts, such as ``stem`` or ``stage4.0``; none: all of it learns.
+        network: the whole network.
+        frozen: names of the parts to freeze, such as ``stem`` or ``stage4.0``; if empty, the whole network is trained.
 
     Raises:
-        SettingError: a name that is no part of the network, or nothing is left to learn.
+        SettingError: a name is not a part of the network, or nothing is left to train.
     """
     parts = dict(network.named_modules())
     unknown = [name for name in frozen if not name or name not in parts]
@@ -106,15 +112,15 @@ def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
 
 
 class WeightAverage:
-    """Move the averaged weights after each step; see :func:`averaged`.
+    """Update the averaged weights after each step; see :func:`averaged`.
 
-    Where somebody replaces the network's weights between two runs of the engine (a round of federated learning), the
-    average begins again with the new ones.
+    If the network's weights are replaced between two runs of the engine (as in a round of federated learning), the
+    average restarts from the new weights.
     """
 
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average, self.network = average, network
-        self._versions: list[int] | None = None  # of the parameters after the last step; each change in place counts
+        self._versions: list[int] | None = None  # of the parameters after the last step; each in-place change raises it
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._begin_again_if_replaced)
@@ -122,7 +128,7 @@ class WeightAverage:
 
     def _begin_again_if_replaced(self, _: Engine) -> None:
         if self._versions is not None and self._versions != self._current():
-            self.average.n_averaged.zero_()  # the next step copies
+            self.average.n_averaged.zero_()  # so that the next step copies the weights
 
     def _follow(self, _: Engine) -> None:
         self.average.update_parameters(self.network)
@@ -133,17 +139,17 @@ class WeightAverage:
 
 
 class BrokenLossError(UserError, ArithmeticError):
-    """A loss, or its gradient, that is no number any more."""
+    """A loss or its gradient has become NaN or infinite."""
 
 
 class StopOnBadLoss:
-    """End the training where the loss or its gradient is NaN or infinite, before that reaches the weights.
+    """Stop training when the loss or its gradient is NaN or infinite, before the weights are updated with it.
 
-    The gradient is judged by the norm that :class:`GradientClip`, attached before, has left.
+    The gradient is judged by its norm, as stored by :class:`GradientClip`, which must be attached before.
 
     Args:
-        network: its weights are kept in ``path``.
-        path: a state dict; ``state.pt`` of the last whole epoch stays as it is.
+        network: its weights are saved to ``path`` when training stops.
+        path: file for that state dict; ``state.pt`` of the last complete epoch is left unchanged.
 
     Raises:
         BrokenLossError: from the training engine's run.
@@ -169,11 +175,11 @@ class StopOnBadLoss:
 
 
 class StepLog:
-    """Log at intervals: the loss and its parts, time per step, the share of it spent waiting for data, time left.
+    """Log the loss and its parts, the time per step, the share of it spent waiting for data, and the time left.
 
     Args:
         loss: see :class:`.losses.NoduleLoss`.
-        interval: steps between two lines.
+        interval: steps between two log lines.
     """
 
     def __init__(self, loss: NoduleLoss, interval: int) -> None:
@@ -183,7 +189,7 @@ class StepLog:
 
     def attach(self, engine: Engine) -> None:
         self.waited.attach(engine, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)  # waits for a GPU: before the timer stops
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)  # waits for the GPU: before the timer stops
         self.worked.attach(engine, pause=Events.ITERATION_COMPLETED, resume=Events.GET_BATCH_COMPLETED)
         for timer in (self.waited, self.worked):
             engine.add_event_handler(Events.STARTED, timer.pause)
@@ -191,7 +197,7 @@ class StepLog:
 
     def _add(self, engine: Engine) -> None:
         output: Any = engine.state.output
-        one = output[0] if isinstance(output, list) else output  # decollated: each item has the loss of the batch
+        one = output[0] if isinstance(output, list) else output  # if decollated, each item has the loss of the batch
         self._seen.append({"loss": float(one["loss"]), **self.loss.parts})
 
     def _report(self, engine: Engine) -> None:

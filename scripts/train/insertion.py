@@ -1,11 +1,11 @@
-"""Nodule insertion: real nodules, cut out with their masks, blended into the lungs of other scans.
+"""Nodule insertion: real nodules, cut out with their masks, are blended into the lungs of other scans.
 
-A donor is a small CT patch with the mask of one nodule. It is turned, flipped and scaled at random, resampled to the
-crop's grid in one step, and put with a soft edge where the host is lung parenchyma. Where the host has a large
-soft-tissue structure (chest wall, heart), the host stays: the nodule then abuts it, as pleural ones do.
+A donor is a small CT patch with the mask of one nodule. It is rotated, flipped and scaled at random, resampled to the
+crop's grid in one step, and blended in with a soft edge where the host is lung parenchyma. Where the host has a large
+soft-tissue structure (chest wall, heart), the host is kept: the nodule then abuts it, as pleural nodules do.
 
-A nodule either replaces the host, all but its vessels, or its density is added to the host's, in part, as that of
-ground glass is: a solid donor becomes a faint nodule. An added nodule may be dense in its core (part-solid).
+A nodule either replaces the host except for its vessels, or a share of its density is added to the host's, as in
+ground glass: a solid donor then becomes a faint nodule. An added nodule may be dense in its core (part-solid).
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ from ..core.geometry import FloatArray, spacing_mm, sphere_diameter_mm
 from ..core.labels import IGNORED, NODULE
 from .crops import crop_by_affine
 
-PARENCHYMA_HU = (-960.0, -650.0)  # local mean of aerated lung: neither trachea nor tissue
-AERATED_HU = -500.0  # of a voxel; where the local mean is denser than parenchyma, it lies beside tissue
+PARENCHYMA_HU = (-960.0, -650.0)  # range of the local mean in aerated lung: neither trachea nor tissue
+AERATED_HU = -500.0  # below this a voxel is aerated; if the local mean is denser than parenchyma, it is beside tissue
 SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
-LOCAL_SIGMA_VOXEL = 2.0  # of those local means
-EDGE_SIGMA_VOXEL = 0.7  # softness of the blend: about a CT's resolution
-GAP_VOXEL = 3.0  # kept between nodules
-SMALLEST_VOXELS = 8  # less, under 2.5 mm across, is no nodule any more
-ABOVE_DONOR_HU = 80.0  # density is added up to this much above the donor's own: two tissues do not make bone
-FAINTEST_HU = 100.0  # mean density added at least to a nodule of 10 mm or more: ground glass that a reader would mark,
-FAINTEST_HU_MM = 1000.0  # and to a smaller one the more, the smaller it is
-VESSEL_HU = -500.0  # what is denser in a host than this, and than the nodule put there, stays: vessels go on
-BASE_SHARE = 0.12  # of the shell around a donor is tissue where it grew at a wall, and lies mostly on one side:
-BASE_AGREEMENT = 0.5  # mean length of the unit vectors to it
-WALL_VOXEL = 8  # how far from a place a wall is looked for
-CORE_DEPTH = (0.3, 0.8)  # where the core of a part-solid nodule begins, as a share of the nodule's greatest depth
+LOCAL_SIGMA_VOXEL = 2.0  # of the Gaussian that computes these local means
+EDGE_SIGMA_VOXEL = 0.7  # softness of the blended edge: about the resolution of a CT
+GAP_VOXEL = 3.0  # kept free between nodules
+SMALLEST_VOXELS = 8  # anything smaller, under 2.5 mm across, is no longer a nodule
+ABOVE_DONOR_HU = 80.0  # limit above the donor's own density when densities are added: two tissues do not make bone
+FAINTEST_HU = 100.0  # least mean density added to a nodule of 10 mm or more: ground glass that a reader would mark;
+FAINTEST_HU_MM = 1000.0  # divided by the diameter for a smaller one, so the smaller the nodule, the more is added
+VESSEL_HU = -500.0  # host voxels denser than this and than the nodule are kept, so that vessels continue
+BASE_SHARE = 0.12  # at least this share of the shell around a donor that grew at a wall is tissue,
+BASE_AGREEMENT = 0.5  # mostly on one side: the mean of the unit vectors to it is longer than this
+WALL_VOXEL = 8  # how far from a site a wall is searched for
+CORE_DEPTH = (0.3, 0.8)  # depth at which the core of a part-solid nodule begins, as a share of the greatest depth
 
 Mask = npt.NDArray[np.bool_]
 HU = npt.NDArray[np.float32]
 
 
 def size_weight(diameter_mm: float) -> float:
-    """How often a nodule is drawn, by size.
+    """Return the sampling weight of a nodule of this size.
 
-    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: the square root of that, for with
-    donors zoomed by up to 2.2 large ones are common enough, and most of what is missed is small.
+    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: the square root of that, because
+    large nodules are already common enough with donors zoomed by up to 2.2, and most missed nodules are small.
     """
     repeats = 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
     return float(np.sqrt(repeats))
 
 
 def _largest_piece(inside: Mask) -> Mask:
-    """The largest connected piece (a wall cuts a nodule in two: only one of them is it); empty stays empty."""
+    """Return the largest connected component, as a wall may cut a nodule in two; an empty mask stays empty."""
     labels, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
     return inside if count < 2 else np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
 
 
 def _base(hu: HU, inside: Mask) -> FloatArray | None:
-    """Direction ``[3]`` from a nodule to the wall that it grew at; ``None`` for one amid the lung.
+    """Return the direction ``[3]`` from a nodule to the wall it grew at; ``None`` for a nodule surrounded by lung.
 
     Args:
-        hu: ``[I, J, K]``, of the nodule and its surroundings.
-        inside: its mask.
+        hu: ``[I, J, K]``, the nodule and its surroundings.
+        inside: ``[I, J, K]``, its mask.
     """
     shell = ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)
     tissue = np.argwhere(shell & (hu > SOLID_HU)) - np.argwhere(inside).mean(0)
@@ -78,7 +78,7 @@ def _base(hu: HU, inside: Mask) -> FloatArray | None:
 
 
 def _to_wall(smooth_hu: HU, site: FloatArray) -> tuple[FloatArray, float] | None:
-    """Direction ``[3]`` and distance, voxels, to the nearest massive tissue; ``None`` where none is near."""
+    """Return direction ``[3]`` and distance (voxels) to the nearest massive tissue; ``None`` if none is near."""
     low = np.maximum(site.astype(int) - WALL_VOXEL, 0)
     near = smooth_hu[tuple(slice(a, int(b) + WALL_VOXEL + 1) for a, b in zip(low, site, strict=True))]
     tissue = np.argwhere(near > SOLID_HU) + low - site
@@ -93,23 +93,26 @@ def _to_wall(smooth_hu: HU, site: FloatArray) -> tuple[FloatArray, float] | None
 class InsertNodulesd(RandomizableTransform):
     """Insert up to ``most`` donors into a crop of 1 mm voxels.
 
-    Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (made when absent),
-    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``; inserted nodules are appended as rows, those
-    that the crop's border cuts with the centre and the diameter of the whole nodule (ignored when it lies outside).
-    Where ``lung`` ``[1, I, J, K]`` is there, only places inside it are used. A crop without a free piece of
-    parenchyma stays as it is.
+    Reads and writes ``image`` ``[1, I, J, K]`` (HU, float32), ``mask`` ``[1, I, J, K]`` (created when absent),
+    ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``. Inserted nodules are appended as rows. A nodule
+    that is cut by the crop's border keeps the centre and the diameter of the whole nodule, and is ignored if this
+    centre lies outside the crop. Where ``lung`` ``[1, I, J, K]`` is present, only sites inside it are drawn. A crop
+    without free parenchyma is returned unchanged.
 
     Args:
         donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; drawn by size
-            (:func:`size_weight`), and ``weight`` times (default 1) as often.
+            (:func:`size_weight`) times ``weight`` (default 1).
         prob: share of crops that receive nodules.
-        most: largest number per crop.
-        scale: range of the random zoom of a donor, its logarithm evenly drawn.
-        added: share of the nodules whose density is added to the host's; the others replace it.
-        opacity: range of the share of its density that an added nodule keeps, evenly drawn.
-        cored: share of the added nodules that are dense in their core and that faint around it.
-        bordering: share of the nodules with their centre beside pleura, fissure or vessel, not amid parenchyma;
-            donors that grew at a wall come to lie at one in any case.
+        most: largest number of nodules per crop.
+        scale: range of a donor's random zoom, drawn log-uniformly.
+        added: share of the nodules whose density is added to the host's; the others replace the host.
+        opacity: range of the share of its density that an added nodule keeps, drawn uniformly.
+        cored: share of the added nodules that keep their full density in the core and are faint around it.
+        bordering: share of the nodules that are centred beside pleura, fissure or vessel instead of amid parenchyma.
+            Donors that grew at a wall always are, and are moved from their site to a wall within ``WALL_VOXEL``.
+
+    Raises:
+        DataError: the mask of a donor is empty.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class InsertNodulesd(RandomizableTransform):
         self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
 
     def _patch(self, number: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]:
-        """A donor's HU, mask and spacing, kept once read; one empty voxel is added on every side of the mask."""
+        """Return a donor's HU, mask (both padded by one voxel, the mask with zeros) and spacing; cached."""
         if number not in self._patches:
             donor = self.donors[number]
             image, mask = (nibabel.Nifti1Image.from_filename(donor[key]) for key in ("image", "mask"))
@@ -149,14 +152,14 @@ class InsertNodulesd(RandomizableTransform):
         return self._patches[number]
 
     def draw_donor(self) -> tuple[int, float, FloatArray]:
-        """Number of a donor, its zoom, and a random turn with flips."""
+        """Draw a donor's number, its zoom, and a random rotation with flips."""
         number = int(self.R.choice(len(self.donors), p=self._chances))
         zoom = float(np.exp(self.R.uniform(*np.log(self.scale))))
         turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
         return number, zoom, turn * self.R.choice([-1.0, 1.0], 3)
 
     def turned(self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...]) -> tuple[HU, HU]:
-        """A donor on a 1 mm cube: HU and soft mask, centred; at most ``shape``. ``turn``: crop to donor."""
+        """Resample a donor to a centred 1 mm cube within ``shape``: HU and soft mask; ``turn``: crop to donor."""
         hu, inside, mm = self._patch(number)
         where = np.argwhere(inside)
         reach_mm = np.linalg.norm((where - where.mean(0)) * mm, axis=1).max() * zoom
@@ -171,9 +174,10 @@ class InsertNodulesd(RandomizableTransform):
     def _placed(
         self, smooth_hu: HU, amid: Mask, beside: Mask, occupied: FloatArray
     ) -> tuple[HU, HU, FloatArray] | None:
-        """A donor (HU and soft mask) and the place of its centre; ``None`` without a free one.
+        """Draw a donor (HU and soft mask) and the site of its centre; ``None`` if no site is free.
 
-        A donor that grew at a wall comes to lie at one, its base turned to it.
+        A donor that grew at a wall gets a site beside tissue and is moved to the nearest wall, with its base towards
+        it; it stays at the site if no wall is within :data:`WALL_VOXEL`.
         """
         number, zoom, turn = self.draw_donor()
         hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
@@ -188,11 +192,11 @@ class InsertNodulesd(RandomizableTransform):
         turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
         hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
         depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
-        site = (site + wall * (distance - depth + 1.0)).round()  # a voxel of it lies in the wall
+        site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
         return hu, soft, np.clip(site, 0, np.array(smooth_hu.shape) - 1)
 
     def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
-        """A random one of the places that keeps its distance to the nodules there; ``None`` when 50 draws fail."""
+        """Draw a site from ``places`` that keeps its distance from the existing nodules; ``None`` if 50 draws fail."""
         free = np.flatnonzero(places)
         for _ in range(50 if len(free) else 0):
             site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape))
@@ -202,12 +206,12 @@ class InsertNodulesd(RandomizableTransform):
         return None
 
     def _insert(self, item: dict[Hashable, Any], smooth_hu: HU, amid: Mask, beside: Mask) -> None:
-        """Insert one donor into ``item``'s crop, in place (its arrays are this call's own).
+        """Insert one donor into the crop in ``item``, in place (its arrays are private to this call).
 
         Args:
             item: see the class.
             smooth_hu: local mean of the crop.
-            amid, beside: aerated voxels amid parenchyma and beside tissue.
+            amid, beside: aerated voxels amid parenchyma, and beside tissue.
         """
         image, mask = item["image"][0], item["mask"][0]
         placed = self._placed(smooth_hu, amid, beside, item["nodule"])
@@ -218,7 +222,7 @@ class InsertNodulesd(RandomizableTransform):
         here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
         there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
         kept = (smooth_hu[here] > SOLID_HU) | (mask[here] > 0)
-        whole = soft > 0.5  # beyond the crop the nodule goes on
+        whole = soft > 0.5  # the whole nodule, including what lies beyond the crop
         whole[there] &= ~kept
         whole = _largest_piece(whole)
         inside = whole[there]
@@ -227,7 +231,8 @@ class InsertNodulesd(RandomizableTransform):
         alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
         alpha[kept] = 0.0
         if self.R.random() < self.added:
-            lung_hu = float(np.median(image[here][image[here] < AERATED_HU]))  # the site is one of these voxels
+            aerated_hu = image[here][image[here] < AERATED_HU]
+            lung_hu = float(np.median(aerated_hu)) if len(aerated_hu) else AERATED_HU  # a moved one may lie in tissue
             image[here] = self._with_density_added(image[here], hu[there], alpha, inside, lung_hu)
         else:
             blended_hu = image[here] + alpha * (hu[there] - image[here])
@@ -243,7 +248,7 @@ class InsertNodulesd(RandomizableTransform):
     def _with_density_added(
         self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: Mask, lung_hu: float
     ) -> npt.NDArray[np.float32]:
-        """The host with a part of the nodule's density above the lung's added; all ``[I, J, K]``."""
+        """Return the host plus a share of the nodule's density above that of lung; all arrays are ``[I, J, K]``."""
         density_hu = alpha * self._opacity(inside) * np.maximum(nodule_hu - lung_hu, 0.0)
         wanted_hu = max(FAINTEST_HU, FAINTEST_HU_MM / sphere_diameter_mm(float(inside.sum())))
         density_hu *= max(wanted_hu / max(float(density_hu[inside].mean()), 1.0), 1.0)
@@ -251,7 +256,7 @@ class InsertNodulesd(RandomizableTransform):
         return np.asarray(np.minimum(host_hu + density_hu, most_hu), dtype=np.float32)
 
     def _opacity(self, inside: Mask) -> HU:
-        """How much of its density a nodule keeps, ``[I, J, K]``: the same everywhere, or all of it in the core."""
+        """Return the share of its density that a nodule keeps, ``[I, J, K]``: constant, or rising to 1 in the core."""
         opacity = np.full(inside.shape, self.R.uniform(*self.opacity), dtype=np.float32)
         if self.R.random() < self.cored:
             depth = ndimage.distance_transform_edt(inside)

@@ -1,4 +1,4 @@
-"""The training loss: find the nodule, place and size it, outline it.
+"""The training loss: detect each nodule, locate and size it, and segment it.
 
 Source: LWNet: focal-style classification with hard negatives, SmoothL1 on offset and log diameter, half BCE and half
 Dice on the mask around each nodule, and empty masks in sampled background boxes. Deviation: logits throughout
@@ -19,19 +19,21 @@ from .targets import BACKGROUND, POSITIVE, CellTargets, cell_targets
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Focal cross-entropy of each logit (no class weight), same shape as ``logits``."""
-    wrong = torch.sigmoid(torch.where(target > 0.5, -logits, logits))  # probability given to the wrong answer
+    """Return the focal cross-entropy of each logit (without class weights), in the shape of ``logits``."""
+    wrong = torch.sigmoid(torch.where(target > 0.5, -logits, logits))  # probability assigned to the wrong class
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * wrong.pow(gamma)
 
 
 class ClassificationLoss(nn.Module):
-    """Focal terms of positive cells and of the hardest background cells, per positive cell.
+    """Focal loss of positive cells and of the hardest background cells, normalised by the number of positive cells.
+
+    The divisor is at least the number of positive cells of one nodule.
 
     Args:
         gamma: focal exponent.
-        positive_weight: weight of a positive cell against a background cell.
-        negatives_per_positive: background cells kept, the hardest, per positive cell of the batch.
-        fewest_negatives: kept at least, so that batches without nodules teach too.
+        positive_weight: weight of a positive cell relative to a background cell.
+        negatives_per_positive: number of background cells, the hardest ones, per positive cell of the batch.
+        fewest_negatives: least number of background cells, so that batches without nodules contribute too.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ClassificationLoss(nn.Module):
         self.negatives_per_positive, self.fewest_negatives = negatives_per_positive, fewest_negatives
 
     def forward(self, logits: Tensor, cells: CellTargets) -> dict[str, Tensor]:
-        """``class`` of the nodule logits ``[B, I, J, K]``."""
+        """Return ``class``, the loss of the nodule logits ``[B, I, J, K]``."""
         positive, background = logits[cells.state == POSITIVE], logits[cells.state == BACKGROUND]
         kept = min(background.numel(), max(self.fewest_negatives, self.negatives_per_positive * positive.numel()))
         hardest = background.topk(kept).values
@@ -58,10 +60,10 @@ class ClassificationLoss(nn.Module):
 
 
 class RegressionLoss(nn.Module):
-    """SmoothL1 of offset (mm) and log diameter over positive cells; zero without any.
+    """SmoothL1 of offset (mm) and log diameter, averaged over positive cells; zero without any.
 
     Args:
-        offset_weight, size_weight: weights against classification.
+        offset_weight, size_weight: weights relative to classification.
     """
 
     def __init__(self, *, offset_weight: float = 1.0, size_weight: float = 1.0) -> None:
@@ -69,7 +71,7 @@ class RegressionLoss(nn.Module):
         self.weights = {"offset": offset_weight, "size": size_weight}
 
     def forward(self, maps: Tensor, cells: CellTargets) -> dict[str, Tensor]:
-        """``offset`` and ``size`` of maps ``[B, 4, I, J, K]``: offset along i, j, k, and log diameter."""
+        """Return ``offset`` and ``size`` for maps ``[B, 4, I, J, K]``: offset along i, j, k, and log diameter."""
         positive = cells.state == POSITIVE
         count = positive.sum().clamp_min(1)
         channels = positive[:, None].expand_as(cells.offset_mm)
@@ -79,13 +81,15 @@ class RegressionLoss(nn.Module):
 
 
 class MaskLoss(nn.Module):
-    """Mean of :meth:`nodule_loss` in a box around each nodule and of BCE in random boxes.
+    """Mean of :meth:`nodule_loss` in a box around each nodule and of BCE in randomly placed boxes.
+
+    Items without reference masks are skipped; without any item or box the loss is zero.
 
     Args:
-        weight: against classification.
-        margin: voxels around a nodule's box on which its mask is compared.
-        background_boxes: boxes per item with an empty mask (or whatever lies in them).
-        background_edge: their edge, voxels.
+        weight: weight relative to classification.
+        margin: voxels around a nodule's box in which its mask is compared.
+        background_boxes: random boxes per item; their mask is empty unless a nodule happens to lie in them.
+        background_edge: edge length of these boxes, in voxels.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class MaskLoss(nn.Module):
         self.margin, self.background_boxes, self.background_edge = margin, background_boxes, background_edge
 
     def forward(self, logits: Tensor, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``mask`` of logits ``[B, I·s, J·s, K·s]``; the target is that of :class:`NoduleLoss`."""
+        """Return ``mask`` for logits ``[B, I·s, J·s, K·s]``; the target is that of :class:`NoduleLoss`."""
         truth = (target["mask"][:, 0] > 0).float()
         losses: list[Tensor] = []
         for b in range(len(logits)):
@@ -110,20 +114,23 @@ class MaskLoss(nn.Module):
         return {"mask": torch.stack(losses).mean() if losses else logits.sum() * 0.0}
 
     def nodule_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Half BCE, half soft Dice of one nodule's mask: logits and truth (0 or 1) of the voxels around it."""
+        """Return half BCE plus half soft Dice loss of one nodule: logits and truth (0 or 1) of the voxels around it."""
         probability = torch.sigmoid(logits)
         dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
         return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
 
     def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
-        """Voxels within radius and margin of a nodule, along each axis; at least one, for a mean over none is NaN."""
+        """Return the voxels within radius plus margin of a nodule, as one slice per axis.
+
+        There is at least one voxel, because a mean over none is NaN.
+        """
         half = nodule[3] / 2.0 + self.margin
         starts = [min(max(int(c - half), 0), n - 1) for c, n in zip(nodule[:3], shape, strict=True)]
         stops = [min(max(int(c + half) + 2, a + 1), n) for c, a, n in zip(nodule[:3], starts, shape, strict=True)]
         return tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
 
     def _background(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """BCE in a box at a random place."""
+        """Return the BCE in a randomly placed box."""
         edge = min(self.background_edge, *logits.shape)
         starts = [int(torch.randint(0, n - edge + 1, (1,))) for n in logits.shape]
         box = tuple(slice(a, a + edge) for a in starts)
@@ -131,16 +138,16 @@ class MaskLoss(nn.Module):
 
 
 class NoduleLoss(nn.Module):
-    """Weighted sum of classification, offset, size and mask losses; one scalar.
+    """Weighted sum of the classification, offset, size and mask losses, as one scalar.
 
-    The unweighted parts of the last call stay in :attr:`parts` (detached floats) for logging.
+    The unweighted parts of the last call are kept in :attr:`parts` (detached floats) for logging.
 
     Args:
-        classification, regression, mask: the losses; each gives its parts by name and knows their ``weights``.
+        classification, regression, mask: the losses; each returns its parts by name and holds their ``weights``.
         stride: voxels per output cell.
-        channels: of one set of maps; a network in training may append further sets (LWNet's auxiliary output), whose
-            losses are added. ``None`` takes all channels for one set.
-        positives: cells per nodule that should answer.
+        channels: channels of one set of maps. A network in training may append further sets (LWNet's auxiliary output),
+            whose losses are added. ``None`` treats all channels as one set.
+        positives: number of positive cells per nodule.
     """
 
     def __init__(
@@ -160,7 +167,7 @@ class NoduleLoss(nn.Module):
         self.parts: dict[str, float] = {}
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Compare.
+        """Compute the loss of a batch.
 
         Args:
             pred: ``[B, n · (5 + M), I, J, K]``, one or more sets of maps as declared in metadata.json.
@@ -174,7 +181,7 @@ class NoduleLoss(nn.Module):
             ValueError: the channels are not whole sets, or not 5 + M with an M that fits the stride.
         """
         pred = pred.float()
-        there = (target["label"] != PADDING).any(0)  # most rows are padding in every item: their distances cost time
+        there = (target["label"] != PADDING).any(0)  # most rows are padding in every item; dropping them saves time
         nodule, label = target["nodule"][:, there], target["label"][:, there]
         shape = (pred.shape[2], pred.shape[3], pred.shape[4])
         cells = cell_targets(
@@ -193,7 +200,10 @@ class NoduleLoss(nn.Module):
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
     def _sets(self, pred: Tensor) -> tuple[Tensor, ...]:
-        """The sets of maps; a rest is refused, for 13 + 6 channels would pass as two sets of two networks."""
+        """Split the channels into sets of maps.
+
+        A remainder is refused, because otherwise 13 + 6 channels would pass as two sets of two networks.
+        """
         channels = self.channels or pred.shape[1]
         if channels < 6 or pred.shape[1] % channels:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Chests as they may come, to train the lung network: sick lungs, other surroundings, narrow views.
+"""Augmentation for the lung network: diseased lungs, other surroundings, partial views.
 
-Few scans show a collapsed lung or a mass of nine centimetres, but where a lung is can be drawn into any scan: tissue,
-fluid or air takes the place of lung, and its cells stay lung. All of it works on the 4 mm grid of the search.
+Few scans show a collapsed lung or a mass of nine centimetres. But in any scan whose lungs are known, tissue, fluid or
+air can be drawn in place of lung, and those cells remain labelled as lung. Everything works on the 4 mm grid of the
+lung search.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ MIRRORED = np.array([Part.OUTSIDE, Part.BODY, Part.RIGHT_LUNG, Part.LEFT_LUNG, P
 
 
 class ToCellsd(Transform):
-    """Bring ``image`` (``[1, I, J, K]`` MetaTensor, HU, RAS) to the grid of the search, where ``label`` lies already.
+    """Resample ``image`` to the grid of the lung search; ``label`` is on that grid already.
+
+    Reads ``image`` as a MetaTensor ``[1, I, J, K]`` (HU, RAS) and ``label`` ``[1, I', J', K']``.
 
     Writes both as arrays ``[I', J', K']``: float32 HU and uint8 :class:`..core.labels.Part`.
 
     Raises:
-        DataError: the label lies on another grid.
+        DataError: the label has another size than that grid.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -56,16 +59,16 @@ class ToCellsd(Transform):
 
 
 class RandChestd(RandomizableTransform):
-    """Another chest: turned, stretched, mirrored, sick, in other surroundings, seen in part, by another scanner.
+    """Make another chest: rotated, stretched, mirrored, diseased, with other surroundings, view and scanner.
 
-    Reads and writes ``image`` and ``label`` as :class:`ToCellsd` gives them.
+    Reads and writes ``image`` and ``label`` as returned by :class:`ToCellsd`.
 
     Args:
-        zoom: range of the usual size.
-        small_zoom: range of the size of a child or an animal, taken in ``small_share`` of the cases.
-        small_share: see there.
-        degrees: largest turn about each axis.
-        sick_share: of the chests whose lungs are changed.
+        zoom: usual range of the change in size.
+        small_zoom: range that gives the size of a child or an animal.
+        small_share: share of the resized chests for which ``small_zoom`` is used.
+        degrees: largest rotation about each axis.
+        sick_share: share of the chests whose lungs are changed by :func:`sick`.
     """
 
     def __init__(
@@ -107,13 +110,14 @@ class RandChestd(RandomizableTransform):
 
 
 class CellsToNetworkd(Transform):
-    """``image`` ``[1, I', J', K']``, scaled HU, and ``label`` ``[2, …]``, parts and the weight of each cell.
+    """Turn cells into the input and target of the lung network.
 
-    Both are padded as :func:`..preprocess.lung_search.scaled` does. Gas of bowel and airways weighs more: it is rare,
-    and the one thing that looks like lung.
+    Writes ``image`` ``[1, I', J', K']``, scaled HU, and ``label`` ``[2, I', J', K']``: the parts, and the weight of
+    each cell. Both are padded as :func:`..preprocess.lung_search.scaled` does. Gas in bowel and airways has a higher
+    weight: it is rare, and the only thing that looks like lung.
 
     Args:
-        gas_weight: of a cell of body or airway that is as dark as lung.
+        gas_weight: weight of a cell of body or airway that is as dark as lung; other cells weigh 1.
     """
 
     def __init__(self, gas_weight: float) -> None:
@@ -131,7 +135,7 @@ class CellsToNetworkd(Transform):
 
 
 def _resized(hu: Cells, parts: Parts, to_source: FloatArray, zoom: FloatArray) -> tuple[Cells, Parts]:
-    """Both read through a matrix about the middle, into a volume that holds all of it."""
+    """Resample both through a matrix about their centre, into a volume that is scaled by ``zoom`` along each axis."""
     shape = np.array(hu.shape)
     size = tuple(np.maximum(np.round(shape * zoom).astype(int), 8).tolist())
     offset = (shape - 1) / 2.0 - to_source @ ((np.array(size) - 1) / 2.0)
@@ -142,13 +146,13 @@ def _resized(hu: Cells, parts: Parts, to_source: FloatArray, zoom: FloatArray) -
 
 
 def _field(rng: np.random.RandomState, shape: tuple[int, ...], waves: int) -> Cells:
-    """A smooth random field of about -2 to 2, with a new value every ``1 / waves`` of the volume."""
+    """Return a smooth random field of about -2 to 2, with a new value every ``1 / waves`` of the volume."""
     low = rng.standard_normal((1, 1, *(max(2, min(waves, n)) for n in shape))).astype(np.float32)
     return F.interpolate(torch.from_numpy(low), size=shape, mode="trilinear", align_corners=True)[0, 0].numpy()
 
 
 def _tissue(rng: np.random.RandomState, count: int) -> FloatArray:
-    """HU of ``count`` cells of soft tissue, fluid or tumour."""
+    """Draw HU for ``count`` cells of soft tissue, fluid or tumour."""
     return np.asarray(rng.uniform(-10, 70) + rng.uniform(5, 40) * rng.standard_normal(count))
 
 
@@ -157,7 +161,7 @@ def _one_side(rng: np.random.RandomState, parts: Parts) -> Mask:
 
 
 def _up_to(mask: Mask, axis: int, share: float) -> Mask:
-    """What of a mask lies in the first ``share`` of its extent along an axis."""
+    """Return the part of a mask that lies in the first ``share`` of its extent along an axis."""
     where = np.flatnonzero(mask.any(axis=tuple(n for n in range(3) if n != axis)))
     part = mask.copy()
     if where.size:
@@ -166,7 +170,7 @@ def _up_to(mask: Mask, axis: int, share: float) -> Mask:
 
 
 def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
-    """Lungs with emphysema, bullae, pneumothorax, effusion, consolidation, collapse or masses; none has them all."""
+    """Add emphysema, bullae, pneumothorax, effusion, consolidation, collapse or masses, each with some probability."""
     hu, lungs = hu.copy(), is_lung(parts)
     if not lungs.any():
         return hu
@@ -189,7 +193,7 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
         where &= True if rng.random() < 0.5 else _one_side(rng, parts)
         share = rng.uniform(0.5, 1.0)
         hu[where] = (1 - share) * hu[where] + share * _tissue(rng, int(where.sum()))
-    if rng.random() < 0.08:  # a lung without air
+    if rng.random() < 0.08:  # collapse: a lung without air
         side = _one_side(rng, parts)
         hu[side] = _tissue(rng, int(side.sum()))
     for _ in range(rng.randint(0, 3) if rng.random() < 0.6 else 0):  # masses, up to 10 cm
@@ -199,7 +203,7 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
 
 
 def _ball(rng: np.random.RandomState, within: Mask, radius: float) -> Mask:
-    """An ellipsoid around a random cell of a mask; radius in cells."""
+    """Return an ellipsoid around a random cell of a mask; the radius is in cells."""
     cells = np.argwhere(within)
     centre, stretch = cells[rng.randint(len(cells))], rng.uniform(0.7, 1.3, 3)
     axes = np.ogrid[tuple(slice(n) for n in within.shape)]
@@ -207,7 +211,7 @@ def _ball(rng: np.random.RandomState, within: Mask, radius: float) -> Mask:
 
 
 def other_surroundings(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
-    """Nothing but air around the body at times, and gas or contents of the bowel below the lungs at times."""
+    """Sometimes clear everything around the body, and sometimes draw gas or bowel contents below the lungs."""
     hu = hu.copy()
     if rng.random() < 0.25:
         outside = parts == Part.OUTSIDE
@@ -223,7 +227,7 @@ def other_surroundings(rng: np.random.RandomState, hu: Cells, parts: Parts) -> C
 
 
 def partial_view(rng: np.random.RandomState, parts: Parts) -> tuple[slice, ...]:
-    """What is seen: all, a slab, a cube, a field of view that cuts the body, or a chest without neck and abdomen."""
+    """Draw what is seen: all, a slab, a cube, a field of view that cuts the body, or no neck and abdomen."""
     size = np.array(parts.shape)
     low, high = np.zeros(3, dtype=int), size.copy()
     lungs = is_lung(parts)
@@ -253,7 +257,7 @@ def partial_view(rng: np.random.RandomState, parts: Parts) -> tuple[slice, ...]:
 
 
 def padded_beyond_circle(rng: np.random.RandomState, hu: Cells, parts: Parts) -> tuple[Cells, Parts]:
-    """Padding beyond a circle of reconstruction at times: below air, or the 0 that some exports write there."""
+    """Sometimes pad beyond a reconstruction circle, with a value below air or with the 0 that some exports write."""
     if rng.random() >= 0.15 or min(hu.shape[:2]) <= 20:
         return hu, parts
     i, j = np.ogrid[tuple(slice(-(n - 1) / 2, n / 2) for n in hu.shape[:2])]
@@ -264,7 +268,7 @@ def padded_beyond_circle(rng: np.random.RandomState, hu: Cells, parts: Parts) ->
 
 
 def other_scanner(rng: np.random.RandomState, hu: Cells, parts: Parts) -> tuple[Cells, Parts]:
-    """Noise of low dose, and levels that are off."""
+    """Add the noise of a low dose, and shift or scale the HU, each with some probability."""
     scanned = hu.astype(np.float64)
     if rng.random() < 0.5:
         scanned += rng.uniform(0, 70) * rng.standard_normal(hu.shape)

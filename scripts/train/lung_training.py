@@ -1,4 +1,4 @@
-"""What trains the lung network beside MONAI's engines: its list of scans, and its loss."""
+"""What the lung network needs for training besides MONAI's engines: its list of scans and its loss."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torch import Tensor, nn
 from ..core.labels import Part
 from ..read.datalist import DatalistError
 
-SMOOTH = 50.0  # cells: a part that is hardly there counts little
+SMOOTH = 50.0  # cells: smooths the Dice, so that a part of few cells counts little
 
 
 def parts_list(path: str, scan_dir: str, held_out: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Scans with their parts.
+    """Return the scans for training the lung network, with the labels of their parts.
 
     Args:
-        path: a JSON file with ``scans``: ``image`` below ``scan_dir``, ``label`` beside the file, ``collection``.
+        path: a JSON file with ``scans``: ``image`` relative to ``scan_dir``, ``label`` relative to the file's folder,
+            and ``collection``.
         scan_dir: folder of the scans.
-        held_out: collections left out.
+        held_out: collections to leave out.
 
     Returns:
         Items with ``image`` and ``label``.
 
     Raises:
-        DatalistError: an unknown collection, or a file that is not there.
+        DatalistError: a collection is unknown, or a file is missing.
     """
     scans = json.loads(Path(path).read_text(encoding="utf-8"))["scans"]
     known = sorted({scan["collection"] for scan in scans})
@@ -45,11 +46,11 @@ def parts_list(path: str, scan_dir: str, held_out: Sequence[str] = ()) -> list[d
 
 
 class PartsLoss(nn.Module):
-    """Weighted cross-entropy, plus one minus the Dice of lungs and airway (soft, of the whole batch).
+    """Weighted cross-entropy, plus a weighted sum of one minus the Dice of each part (soft, over the whole batch).
 
     Args:
-        weights: ``[5]`` of the parts in the cross-entropy.
-        dice_weights: ``[5]`` of the parts in the Dice term.
+        weights: ``[5]``, weights of the parts in the cross-entropy.
+        dice_weights: ``[5]``, weights of the parts in the Dice term.
     """
 
     weights: Tensor
@@ -61,7 +62,7 @@ class PartsLoss(nn.Module):
         self.register_buffer("dice_weights", torch.tensor(dice_weights, dtype=torch.float32))
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Of ``[B, 5, I', J', K']`` and ``[B, 2, I', J', K']``: parts, and the weight of each cell."""
+        """Return the loss of logits ``[B, 5, I', J', K']``; label ``[B, 2, I', J', K']``: parts and cell weights."""
         target = label[:, 0].long()
         is_part = F.one_hot(target, len(Part)).movedim(-1, 1).float()
         shares = logits.softmax(dim=1)

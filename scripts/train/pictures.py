@@ -1,4 +1,4 @@
-"""Pictures of what the network finds in validation scans, so that a training can be watched."""
+"""Pictures of what the network finds in validation scans, to follow the progress of a training."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ..core.records import Detection
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import logits_at
 
-CLOSE_UPS = 4  # of a scan: its largest nodules, then its strongest false findings
-HALF_WIDTH_MM = 32.0  # of a close-up: a nodule of 30 mm and what lies around it
+CLOSE_UPS = 4  # per scan: its largest nodules, then its strongest false findings
+HALF_WIDTH_MM = 32.0  # of a close-up: shows a nodule of 30 mm with its surroundings
 MARKED = 8  # candidates marked on the overview
-OUTLINED, OUTLINE_MARGIN_MM = 0.2, 5.0  # candidates from this probability on get an outline, so far beyond their size
+OUTLINED, OUTLINE_MARGIN_MM = 0.2, 5.0  # least probability of a candidate with an outline; margin around it
 TRUE, FOUND = "#3ddc84", "#ff9f43"  # colours of reference and prediction
 
 
 class Scene:
-    """One validation scan as the pictures need it, in voxels of the network's input.
+    """One validation scan with what the pictures need, in voxels of the network's input.
 
     Args:
-        item: what the validation's post-processing left of it.
+        item: the scan's item after the validation's postprocessing.
         stride: input voxels per output cell.
-        number: of the scan, for one without a name.
+        number: names a scan that has no name.
 
     Attributes:
         image: ``[I, J, K]`` scaled intensities, RAS.
         affine: ``[4, 4]``, voxel to RAS mm.
         nodules: ``[N, 4]``, centre (voxel) and diameter (mm) of the nodules to find.
         candidates: by falling probability.
-        centres: ``[M, 3]``, of the candidates, voxel.
+        centres: ``[M, 3]``, centres of the candidates (voxel).
         mask_logits: ``[M, I/s, J/s, K/s]``, or ``None``.
         stride: input voxels per cell of ``mask_logits``.
         name: of the scan.
@@ -58,7 +58,7 @@ class Scene:
         self.mask_logits = None if item.get("maps") is None else item["maps"][MASK_LOGITS]
 
     def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """``[...]``: which of the voxels ``[..., 3]`` an outline may take: those around a likely candidate."""
+        """Return ``[...]``: which voxels ``[..., 3]`` are near a likely candidate, where outlines are drawn."""
         near = np.zeros(voxels.shape[:-1], dtype=bool)
         for centre, candidate in zip(self.centres, self.candidates, strict=True):
             if candidate.probability >= OUTLINED:
@@ -66,7 +66,7 @@ class Scene:
         return near
 
     def sights(self) -> list[tuple[FloatArray, str]]:
-        """What close-ups show: a centre (voxel) and a title; the largest nodules, then the strongest false findings."""
+        """Return centre (voxel) and title of each close-up: the largest nodules, then the strongest false findings."""
         apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
         hits = apart < self.nodules[:, 3] / 2.0  # [M, N]: which candidate lies inside which nodule
         sights = []
@@ -80,15 +80,15 @@ class Scene:
 
 
 class PredictionPictures:
-    """Draw the first scans of each validation run into one PNG, and show it in TensorBoard.
+    """Draw the first scans of each validation run into one PNG, and add it to TensorBoard if a writer is given.
 
-    A row per scan: the lungs from the front with nodules (green) and the strongest candidates (orange), then axial
-    close-ups with the predicted outlines.
+    Each scan has a row: the lungs from the front with nodules (green) and the strongest candidates (orange), then axial
+    close-ups with the outlines of the predicted masks.
 
     Args:
-        folder: gets ``epoch_0005.png`` …
+        folder: receives ``epoch_0005.png`` …
         stride: input voxels per output cell.
-        scans: rows.
+        scans: number of rows.
         writer: a TensorBoard SummaryWriter, or ``None``.
     """
 
@@ -122,7 +122,7 @@ class PredictionPictures:
 
 
 def draw_scenes(scenes: Sequence[Scene]) -> Figure:
-    """One row of pictures per scan."""
+    """Draw one row of pictures per scan."""
     figure = Figure(figsize=(3.0 * (1 + CLOSE_UPS), 3.3 * len(scenes)), dpi=90, layout="constrained", facecolor="white")
     axes = figure.subplots(len(scenes), 1 + CLOSE_UPS, squeeze=False)
     for row, scene in zip(axes, scenes, strict=True):
@@ -135,7 +135,7 @@ def draw_scenes(scenes: Sequence[Scene]) -> Figure:
 
 
 def _show(ax: Axes, picture: npt.NDArray[Any], title: str) -> None:
-    """A picture ``[columns, rows]`` that falls along both RAS axes: right on the left, front or head on top."""
+    """Show a picture ``[columns, rows]`` along falling RAS axes: right on the left, front or head at the top."""
     columns, rows = picture.shape
     ax.imshow(picture.T, cmap="gray", vmin=-1, vmax=1, interpolation="bilinear", aspect="equal")
     ax.set_xlim(columns - 0.5, -0.5)
@@ -148,7 +148,7 @@ def _ring(ax: Axes, place: tuple[float, float], radius: float, colour: str) -> N
 
 
 def _overview(ax: Axes, scene: Scene) -> None:
-    """The scan seen from the front, as on a radiograph: intensities summed along the view."""
+    """Draw the scan from the front, as on a radiograph: intensities are averaged along the line of sight."""
     summed = scene.image.mean(axis=1)
     low, high = np.percentile(summed, [1, 99])
     _show(ax, 2.0 * (summed - low) / max(high - low, 1e-6) - 1.0, scene.name)
@@ -159,7 +159,7 @@ def _overview(ax: Axes, scene: Scene) -> None:
 
 
 def _close_up(ax: Axes, scene: Scene, centre: FloatArray, title: str) -> None:
-    """The axial slice through a position, with what is true and what was found there."""
+    """Draw the axial slice through a position, with the reference and the predicted outline."""
     middle = np.rint(centre).astype(int)
     shape = np.array(scene.image.shape)
     middle = np.clip(middle, 0, shape - 1)

@@ -1,7 +1,7 @@
-"""What the network should say in each cell, given the nodules of a crop.
+"""What the network should output in each cell, given the nodules of a crop.
 
-Source: LWNet. The cells nearest a nodule's centre are positive, the other cells of any nodule are ignored, the rest
-is background. Deviation: cells are those of the output stride instead of voxels.
+Source: LWNet. The cells nearest to a nodule's centre are positive, the other cells of any nodule are ignored, and the
+rest are background. Deviation: cells of the output stride are used instead of voxels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class CellTargets:
 
     Attributes:
         state: ``[B, I, J, K]`` int8: :data:`POSITIVE`, :data:`BACKGROUND` or :data:`IGNORE`.
-        offset_mm: ``[B, 3, I, J, K]``, from the cell's centre to the nearest nodule's; meaningful where positive.
-        log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm, taken as 1 mm where it is smaller;
+        offset_mm: ``[B, 3, I, J, K]``, from the cell's centre to that of the nearest nodule; meaningful where positive.
+        log_diameter: ``[B, I, J, K]``, natural log of that nodule's diameter in mm; diameters below 1 mm count as 1 mm;
             meaningful where positive.
-        per_nodule: cells that a nodule makes positive, see ``positives`` of :func:`cell_targets`.
+        per_nodule: number of cells that one nodule makes positive, see ``positives`` of :func:`cell_targets`.
     """
 
     state: Tensor
@@ -34,7 +34,7 @@ class CellTargets:
 
 
 def cell_positions(shape: tuple[int, int, int], stride: int, device: torch.device) -> Tensor:
-    """Centres of the output cells in voxels of the input: ``[3, I, J, K]``. Cell c covers voxels c·s … c·s + s − 1."""
+    """Return the cells' centres in input voxels, ``[3, I, J, K]``; cell c covers voxels c·s … c·s + s − 1."""
     axes = [torch.arange(n, device=device, dtype=torch.float32) * stride + (stride - 1) / 2.0 for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
@@ -45,16 +45,16 @@ def cell_targets(
     """Assign cells to nodules.
 
     Args:
-        nodule: ``[B, N, 4]`` (i, j, k in voxels of the input, 1 mm each; diameter in mm).
+        nodule: ``[B, N, 4]`` (i, j, k in input voxels of 1 mm; diameter in mm).
         is_nodule: ``[B, N]`` bool, rows to find.
         is_there: ``[B, N]`` bool, rows that exist (nodules and ignored findings).
         shape: the output grid ``(I, J, K)``.
         stride: voxels per cell.
-        positives: number of cells nearest each centre that are positive; cells as near as the last of them join, so
-            that the choice does not depend on the order of the cells.
+        positives: number of cells nearest to each centre that are positive. Cells as near as the last of them are
+            included, so that the choice does not depend on the order of the cells.
 
     Returns:
-        The targets; without any row everything is background.
+        The targets; without any row, everything is background.
 
     Example:
         >>> row = torch.tensor([[[8.0, 8.0, 8.0, 6.0]]])
@@ -63,7 +63,7 @@ def cell_targets(
         >>> int((targets.state == POSITIVE).sum())
         7
     """
-    if nodule.shape[1] == 0:  # a minimum over rows needs one: take a row that is not there
+    if nodule.shape[1] == 0:  # the minimum over rows needs at least one: add a row that does not exist
         nodule, is_nodule, is_there = F.pad(nodule, (0, 0, 0, 1)), F.pad(is_nodule, (0, 1)), F.pad(is_there, (0, 1))
     cells = cell_positions(shape, stride, nodule.device)
     apart = nodule[:, :, :3, None, None, None] - cells  # [B, N, 3, I, J, K]
@@ -84,7 +84,7 @@ def cell_targets(
 
 
 def _nearest_cells(squared: Tensor, count: int) -> Tensor:
-    """The ``count`` cells of smallest distance for each row, ties included: ``[B, N, I, J, K]`` bool."""
+    """Return the ``count`` nearest cells of each row, including ties: ``[B, N, I, J, K]`` bool."""
     flat = squared.flatten(2)
     limit = flat.kthvalue(min(count, flat.shape[2]), dim=2).values
     return squared <= limit[..., None, None, None]

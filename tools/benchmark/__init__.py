@@ -1,1 +1,1 @@
-"""How long a scan takes and what bounds it: the real graphs timed, and the machine's rate beside them, one page."""
+"""How long a scan takes and what limits it: the real graphs and the machine's own speed, measured side by side."""

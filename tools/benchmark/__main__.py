@@ -1,6 +1,6 @@
 """Command line: ``python -m tools.benchmark --option value …``; ``--help`` explains.
 
-One scan through everything, as tables on the terminal and on the page.
+One scan is timed through everything; the tables are shown on the terminal and written to the page.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 INFERENCE = "configs/inference.json"
 SCANS = (1, 2, 4, 8)
-MESSAGE_LINES = 5  # of a failed command, shown
+MESSAGE_LINES = 5  # shown of a failed command
 SEED = 3  # of the synthetic scan
 
 
@@ -50,29 +50,30 @@ def benchmark(
     scans: bool = False,
     markdown: str = "",
 ) -> None:
-    """Search one scan with the inference graph, time each of its components, and say what bounds the network.
+    """Search one scan with the inference graph, time each of its components, and report what limits the network.
 
-    Beside it, in the same run: how fast the machine multiplies matrices, and the published network on single tiles,
-    as published. Seconds are medians after a warm-up. Threads are those of OMP_NUM_THREADS.
+    In the same run, it measures how fast the machine multiplies matrices, and the published network on single tiles, as
+    published. Seconds are medians after a warm-up. The number of threads is that of OMP_NUM_THREADS.
 
     Args:
-        input: one scan, as the inference graph takes it; default a synthetic chest of about 300 mm.
-        config_file: the inference graph and what is laid over it: other settings are measured this way.
+        input: one scan, as the inference graph takes it; by default a synthetic chest of about 300 mm.
+        config_file: the inference graph and what is laid over it, which is how other settings are measured.
         precision: one or several of auto, float32, bfloat16, float16.
-        device: cpu, cuda, cuda:1; default as in the graph.
-        repeats: of the search.
-        scans: also time the whole command, start included, for 1, 2, 4 and 8 scans.
-        markdown: page that gets the tables, between the marks for this kind of device.
+        device: cpu, cuda, cuda:1; by default that of the graph.
+        repeats: number of timed searches.
+        scans: also time the whole command, including start-up, for 1, 2, 4 and 8 scans.
+        markdown: page that receives the tables, between the marks for this kind of device.
 
     Raises:
-        UserError: an option out of range, a precision that the device has not, a refused scan, a page without marks.
+        UserError: an option out of range, a precision that the device does not support, a refused scan, a page without
+            marks.
     """
     if repeats < 1:
         raise OptionError(f"--repeats: expected a whole number from 1, got {repeats}")
     files = [str(ROOT / path if path == INFERENCE else Path(path).resolve()) for path in config_file]
     given = {"device": device} if device else {}
     parser = graph(files, **given)
-    parser.get_parsed_content("network")  # a device that is not there, or wrong weights: before minutes are spent
+    parser.get_parsed_content("network")  # fails on a missing device or wrong weights before minutes are spent
     where = torch.device(parser.get_parsed_content("device"))
     names = list(dict.fromkeys(str(choose_precision(one, where)).removeprefix("torch.") for one in precision))
     if markdown:
@@ -96,7 +97,7 @@ def benchmark(
 def _one_scan(
     parser: ConfigParser, files: Sequence[str], given: Mapping[str, str], precisions: Sequence[str], repeats: int
 ) -> list[str]:
-    """Search a scan in each precision, and time tiles; the machine's rate of matrix products is measured in between."""
+    """Search a scan in each precision, and time tiles; the speed of matrix products is measured in between."""
     device = torch.device(parser.get_parsed_content("device"))
     definitions = {name: ConfigParser.load_config_files(one)["network_def"] for name, one in NETWORKS.items()}
     own = next((name for name, one in definitions.items() if one == parser["network_def"]), "this network")
@@ -123,12 +124,12 @@ def _several_scans(files: Sequence[str], given: Mapping[str, str]) -> list[str]:
 
 
 def time_command(source: str, scans: int, options: Sequence[str]) -> float:
-    """Wall time of the whole inference command for one scan given ``scans`` times.
+    """Return the wall time of the whole inference command for one scan that is listed ``scans`` times.
 
     Args:
         source: the scan.
         scans: how often it is listed.
-        options: of the command line, behind input and output.
+        options: of the command line, besides input and output.
 
     Raises:
         DataError: the command failed.
@@ -148,15 +149,15 @@ def time_command(source: str, scans: int, options: Sequence[str]) -> float:
         )
         seconds = time.perf_counter() - begun
     if run.returncode:
-        said = "\n".join(run.stderr.strip().splitlines()[-MESSAGE_LINES:])
+        message = "\n".join(run.stderr.strip().splitlines()[-MESSAGE_LINES:])
         raise DataError(
-            f"{' '.join(command)}: expected {scans} scans to be searched, got exit {run.returncode}: {said}"
+            f"{' '.join(command)}: expected {scans} scans to be searched, got exit {run.returncode}: {message}"
         )
     return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run the benchmark; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_function(f"python -m {__package__}", benchmark, arguments)
 
 

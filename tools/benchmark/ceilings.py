@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: matrix multiplications; and how near a network comes."""
+"""How fast this machine can be at most, measured by matrix products, and how close a network comes to that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tables import megabytes, times
 from .search import Searched
 from .stopwatch import Stopwatch
 
-# Edges of the square matrices; the best rate counts. Small ones fit a CPU's caches, large ones fill a GPU.
+# Edges of the square matrices; the best rate counts. Small ones fit into a CPU's caches, large ones fill a GPU.
 MATRIX_EDGES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 
 # LWNet's inference: tiles of 96³ voxels with 16 more on each side, over the whole field of view at 1 mm.
@@ -31,10 +31,10 @@ class Cost(NamedTuple):
 
     Attributes:
         network: its name, and the precision.
-        tiles, scan_voxels: how many tiles the scan takes, and all of their voxels.
+        tiles, scan_voxels: the number of tiles for the scan, and the voxels of all tiles.
         seconds_per_litre: of lung.
-        row: of the table: name, tile, kFLOP per voxel (:func:`..network.anatomy.flops_per_voxel`), seconds a tile,
-            Mvoxel and GFLOP a second, the share of the machine's rate of matrix products, peak of memory in MB.
+        row: of the table: name, tile, kFLOP per voxel (:func:`..network.anatomy.flops_per_voxel`), seconds per tile,
+            Mvoxel and GFLOP per second, share of the machine's rate of matrix products, peak memory in MB.
     """
 
     network: str
@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Operations a second in matrix products, the best of several sizes, with the threads of this process."""
+    """Return operations per second in matrix products, the best of several sizes, with the threads of this process."""
     dtype = choose_precision(precision, device)
     matrices, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     matrices.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # TF32 by default
@@ -59,20 +59,20 @@ def product_rate(device: torch.device, precision: str) -> float:
 
 
 def seconds_of(work: Callable[..., Any], *arguments: Any) -> float:
-    """Wall time of a call, the mean of three after two that do not count; a GPU's work included."""
+    """Return the wall time of a call, including GPU work: the mean of three calls after two that do not count."""
     names = {"work": work, "arguments": arguments}
     return Timer("work(*arguments)", globals=names, num_threads=torch.get_num_threads()).timeit(3).mean
 
 
 def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about: Searched) -> Cost:
-    """Time a few tiles of a network in a precision, and multiply by the voxels of the scan's.
+    """Time a few tiles of a network in a precision, and extrapolate to the voxels of the scan's tiles.
 
     Args:
-        name, precision: which.
-        parser: the inference graph with that network and without weights; what it does to a network to make it fast, it
-            does to the published one too.
+        name, precision: of the network, and of its computation.
+        parser: the inference graph with that network and without weights; whatever it does to speed up a network, it
+            also does to the published one.
         limit: see :func:`product_rate`, in that precision.
-        about: the searched scan; its tiles are those of any network but the published.
+        about: the searched scan; its tiles are those of any network except the published one.
     """
     device, network = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("network").eval()
     size = tuple(int(n) for n in parser.get_parsed_content("tile_size"))
@@ -100,6 +100,6 @@ def cost_of(name: str, precision: str, parser: ConfigParser, limit: float, about
 
 
 def published_tiles(about: Searched) -> int:
-    """Tiles of the published search of a scan: over the whole field of view."""
+    """Return the number of tiles in the published search of a scan, which covers the whole field of view."""
     edges_mm = [n * mm for n, mm in zip(about.shape, about.spacing_mm, strict=True)]
     return math.prod(math.ceil(round(edge, 3) / TILE) for edge in edges_mm)

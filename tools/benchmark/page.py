@@ -1,4 +1,4 @@
-"""The tables: on the terminal, and on the page about performance."""
+"""The tables of the benchmark, as shown on the terminal and written to the page about performance."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .ceilings import TILE, TILE_MARGIN, Cost
 from .search import NETWORK, TILES, Searched
 
 PARTS = {kind: f"<!-- from here to the end mark: measured on {kind} -->" for kind in ("cpu", "cuda")}
-# What torch.cpu.get_capabilities calls the abilities that decide which precision is fast.
+# Capabilities, as named by torch.cpu.get_capabilities, that decide which precision is fast.
 ABILITIES = {"amx_tile": "AMX", "amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512_f": "AVX-512"}
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK")
 
 
 def filled_page(path: Path, device: str, text: str) -> str:
-    """The page with what was measured on a kind of device replaced.
+    """Return the page with the measurements for one kind of device replaced.
 
     Raises:
-        DataError: no such page, or a device without a part in it.
+        DataError: there is no such page, or no part of it for the device.
         DescriptionError: a page without the marks.
     """
     if not path.is_file() or device not in PARTS:
@@ -40,7 +40,7 @@ def filled_page(path: Path, device: str, text: str) -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, str]:
-    """On what it was measured, in the order to show it."""
+    """Return facts about the machine and software, in the order in which they are shown."""
     able = torch.cpu.get_capabilities()
     facts = {
         "processor": str(able.get("cpu_name") or platform.processor()),
@@ -57,7 +57,7 @@ def machine_facts(device: torch.device) -> dict[str, str]:
 
 
 def scan_tables(facts: Mapping[str, str], rates: Mapping[str, float], searches: Mapping[str, Searched]) -> list[str]:
-    """The machine with its rates of matrix products, the scan, and each stage of the search in each precision."""
+    """Return the machine with its rates of matrix products, the scan, and each stage of its search per precision."""
     rows = [[name, value] for name, value in facts.items()]
     rows += [[f"matrix products, {precision}", f"{rate / 1e9:.0f} GFLOP/s"] for precision, rate in rates.items()]
     scan = next(iter(searches.values()))
@@ -95,7 +95,7 @@ def _stage_table(found: Searched) -> str:
 
 
 def network_tables(costs: Sequence[Cost], searches: Mapping[str, Searched]) -> list[str]:
-    """The network against its ceilings, and the whole search against the published network, the first of ``costs``."""
+    """Compare the network with the machine's limits, and the search with the published network (first of ``costs``)."""
     head = ["Network", "tile", "kFLOP/voxel", "s/tile", "Mvoxel/s", "GFLOP/s", "of products", "peak, MB"]
     notes = (
         "The share is that of the machine's rate of matrix products in the same precision, measured in the same run. "
@@ -124,7 +124,7 @@ def network_tables(costs: Sequence[Cost], searches: Mapping[str, Searched]) -> l
 
 
 def scans_table(seconds: Mapping[int, float]) -> list[str]:
-    """The whole command for several numbers of scans."""
+    """Return the times of the whole command for several numbers of scans."""
     rows = [[str(count), f"{one:.1f}", f"{one / count:.2f}"] for count, one in seconds.items()]
     note = "Each command ran once, on the same scan listed so many times."
     return ["### Several scans", table(["scans", "s, whole command", "s per scan"], rows), note]

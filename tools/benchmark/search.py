@@ -1,6 +1,6 @@
-"""One scan through the inference graph, each of its components timed where it runs.
+"""One scan through the inference graph, with each of its components timed in place.
 
-The components are the graph's own, called by its own engine; only a stopwatch is put around each.
+The components are those of the graph, called by its own engine; only a stopwatch is added around each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .stopwatch import Stage, Stopwatch, Timed
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE, FILES, NETWORK, TILES = "engine", "find files", "network", "cut and stitch tiles"
 
-# Components by class → stage; one that is not listed is a stage of its own name.
+# Component class → stage; a component that is not listed is a stage with the name of its class.
 STAGES = {
     "LoadImaged": "read",
     "CopyItemsd": "keep the scan",
@@ -46,12 +46,12 @@ STAGES = {
     "SegmentNodulesd": "segment, measure",
     "WriteResultd": "write: the rest",
 }
-READING = (FILES, STAGES["LoadImaged"])  # stages up to the voxels in memory
+READING = (FILES, STAGES["LoadImaged"])  # stages until the voxels are in memory
 
 
 @dataclass
 class Searched:
-    """What the search of one scan took, and what it was about.
+    """How long the search of one scan took, and facts about the scan.
 
     Attributes:
         stages: by name.
@@ -59,7 +59,8 @@ class Searched:
         litres: see :func:`scripts.preprocess.lungs.lung_mm3`; a litre is a Mvoxel at 1 mm.
         lungs_found: see :class:`scripts.core.records.SearchRegion`.
         box: voxels of the network's input (lungs, margin, padding).
-        tiles: that the network was called on; ``tile_voxels``: all of their voxels.
+        tiles: number of tiles for which the network was called.
+        tile_voxels: voxels of all these tiles.
     """
 
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -81,10 +82,10 @@ class Searched:
 
 
 def graph(config_files: Sequence[str], **overrides: Any) -> ConfigParser:
-    """A component graph of the bundle, whatever the working directory is.
+    """Return a component graph of the bundle, independently of the working directory.
 
     Args:
-        config_files: laid over each other in this order, as the bundle's command line does.
+        config_files: laid over each other in this order, as on the bundle's command line.
         overrides: top-level keys.
     """
     parser = ConfigParser()
@@ -94,12 +95,12 @@ def graph(config_files: Sequence[str], **overrides: Any) -> ConfigParser:
 
 
 def search(config_files: Sequence[str], **overrides: Any) -> Searched:
-    """Search one scan with the inference graph; what it writes is thrown away.
+    """Search one scan with the inference graph; its output files are discarded.
 
-    Scans run one after the other, in one thread, so that each moment belongs to one stage.
+    Reading, searching and writing run in sequence, in one thread, so that each moment belongs to one stage.
 
     Raises:
-        DataError: the scan was refused (why has been printed), or it was not one.
+        DataError: the scan was refused (the reason has been printed), or there was not exactly one.
     """
     with tempfile.TemporaryDirectory() as folder:
         parser = graph(config_files, output_dir=folder, background=False, **overrides)
@@ -122,7 +123,7 @@ def search(config_files: Sequence[str], **overrides: Any) -> Searched:
 
 
 def _time_engine(evaluator: Any, writer: Any, watch: Stopwatch, about: Searched) -> None:
-    """Put the stopwatch around files, tiles, network and writers, and count the tiles."""
+    """Add the stopwatch to file search, tiles, network and writers, and count the tiles."""
 
     def begin_network(_: Any, inputs: tuple[Any, ...]) -> None:
         about.tiles += inputs[0].shape[0]
@@ -138,7 +139,7 @@ def _time_engine(evaluator: Any, writer: Any, watch: Stopwatch, about: Searched)
 
 
 def _timed(transform: Callable[..., Any], watch: Stopwatch) -> Callable[..., Any]:
-    """A transform within the stopwatch; of a chain each member, in place."""
+    """Wrap a transform in the stopwatch; of a chain, each member is wrapped in place."""
     if isinstance(transform, Compose):
         transform.transforms = tuple(_timed(one, watch) for one in transform.transforms)
         return transform
@@ -147,7 +148,7 @@ def _timed(transform: Callable[..., Any], watch: Stopwatch) -> Callable[..., Any
 
 
 def _note_scan(about: Searched, item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-    """Fill ``about`` as the scan passes."""
+    """Store facts about the scan in ``about`` as it passes; return the item unchanged."""
     scan = item["scan"]
     about.litres = lung_mm3(item["lung_distance_mm"]) / 1e6
     about.lungs_found, about.box = SearchRegion.of(item).lungs_found, tuple(item["image"].shape[1:])
@@ -157,9 +158,9 @@ def _note_scan(about: Searched, item: Mapping[Hashable, Any]) -> Mapping[Hashabl
 
 
 def median_search(config_files: Sequence[str], repeats: int, **overrides: Any) -> Searched:
-    """Search one scan several times, after one that does not count.
+    """Search one scan several times, after a warm-up that does not count.
 
-    Each stage's seconds are medians, its memory is the most of all repeats.
+    The seconds of each stage are medians; its memory is the maximum over all repeats.
     """
     search(config_files, **overrides)
     runs = [search(config_files, **overrides) for _ in range(repeats)]

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of nested stages, each moment counted once."""
+"""Time and peak memory of nested stages; each moment is counted once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PEAK = Path("/proc/self/clear_refs")  # of Linux: lets the peak of what is resident begin again
+_PEAK = Path("/proc/self/clear_refs")  # on Linux: resets the peak of resident memory
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Stage:
     Attributes:
         seconds: wall time, without the stages inside it.
         cpu_seconds: of all threads of this process, likewise.
-        peak_bytes: most memory while it ran: allocated on the GPU, or on a CPU resident in the process, also what
-            others had left there; 0 on a CPU where the system is not Linux.
+        peak_bytes: most memory while it ran, including what was there before: on a GPU what was allocated, on a CPU
+            what was resident in the process; 0 on a CPU if the system is not Linux.
     """
 
     seconds: float = 0.0
@@ -32,10 +32,10 @@ class Stage:
 
 
 class Stopwatch:
-    """Give each moment to the innermost stage that is open; so the stages' seconds sum up to the whole.
+    """Assign each moment to the innermost open stage, so that the stages' seconds add up to the total.
 
-    Work must go on in one place at a time (in whichever thread), as it does for one scan. A GPU finishes its work
-    before a stage ends.
+    Work must proceed in one place at a time (in whichever thread), as it does for one scan. A stage ends only after the
+    GPU has finished its work.
 
     Args:
         device: where the network runs.
@@ -51,12 +51,12 @@ class Stopwatch:
         self._since = self._cpu_since = 0.0
 
     def begin(self, name: str) -> None:
-        """Open a stage inside the one that is open."""
+        """Open a stage inside the current one."""
         self._settle()
         self._open.append(name)
 
     def end(self, name: str) -> None:
-        """Close a stage, and what is open inside it (as errors leave it)."""
+        """Close a stage and everything still open inside it (as left behind by errors)."""
         self._settle()
         while self._open.pop() != name:
             pass
@@ -70,7 +70,7 @@ class Stopwatch:
             self.end(name)
 
     def _settle(self) -> None:
-        """Book what has passed since the last call, and let time and peak begin again, at what is resident now."""
+        """Add the time since the last call to the open stage, and restart clock and peak at what is resident now."""
         peak_bytes = 0
         if self.is_gpu:
             torch.cuda.synchronize()
@@ -96,7 +96,7 @@ class Timed:
         self._call, self._name, self._watch = call, name, watch
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copying asks for such names before there is a call to ask
+        if name.startswith("_"):  # copying looks up such names before _call exists
             raise AttributeError(name)
         return getattr(self._call, name)
 

@@ -1,1 +1,1 @@
-"""The networks described: parts, parameters, operations, pictures, the reach of the attention."""
+"""Descriptions of the networks: parts, parameters, operations, drawings, and the span of the attention."""

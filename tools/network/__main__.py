@@ -1,4 +1,4 @@
-"""Command line: ``python -m scripts.network COMMAND --option value …``; ``COMMAND --help`` explains one."""
+"""Command line: ``python -m tools.network COMMAND --option value …``; ``COMMAND --help`` explains one command."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from scripts.core.commands import run_command
 
-# Command → "module:function" within this package; a module is imported only when its command is called.
+# Command → "module:function" in this package; a module is imported only when its command is called.
 COMMANDS = {"describe": "describe:describe", "reach": "reach:reach"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run one command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_command(str(__package__), COMMANDS, arguments)
 
 

@@ -1,7 +1,7 @@
-"""What a network consists of, read from the network itself: its parts, what flows between them, and what they cost.
+"""What a network consists of, read from the network itself: its parts, the maps that flow between them, and their cost.
 
-Parts are the network's direct children. What flows between them is read from the exported program, so a table or a
-drawing made from it shows the code as it is.
+Parts are the network's direct children. The maps between them are read from the exported program, so that a table or
+drawing made from them always shows the actual code.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from scripts.network.config import PAPER, TRAIN
 from scripts.network.deformable_attention import DeformableEncoder
 from scripts.network.paper import AddUp, LevelEncoder, LevelFusion
 
-IMAGE, MAPS = "image", "maps"  # names of what goes in and what comes out
+IMAGE, MAPS = "image", "maps"  # names of input and output
 NETWORKS: dict[str, tuple[str, ...]] = {"compact": (TRAIN,), "paper": (TRAIN, PAPER)}  # the bundle's, by their graphs
-EXPORT_SIZE = 32  # voxels along each axis; the smallest with more than one cell at the coarsest stride
+EXPORT_SIZE = 32  # voxels along each axis; the smallest size with more than one cell at the coarsest stride
 COUNT_SIZE = 96  # voxels along each axis; only the border's share depends on it
-CORNERS = 8  # voxels that a trilinear reading multiplies and adds
+CORNERS = 8  # voxels that a trilinear sample multiplies and adds
 
 GROUPS = {
     "stem and stages": ("stem", "stage"),
@@ -49,7 +49,7 @@ WORDS: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True)
 class Link:
-    """A map that flows from one part to another: voxels per cell, channels, and whether in training only."""
+    """A map that flows from one part to another: voxels per cell, channels, and whether it exists in training only."""
 
     source: str
     target: str
@@ -67,7 +67,7 @@ class Part:
         group: one of :data:`GROUPS`.
         text: what it does, in a few words.
         outputs: stride and channels of each map that leaves it, fine to coarse.
-        parameters: how many.
+        parameters: their number.
         flops: per input voxel; see :func:`flops_per_voxel`.
     """
 
@@ -81,14 +81,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Parts and links of a network, both in the order in which it computes them."""
+    """Parts and links of a network, both in the order in which they are computed."""
 
     parts: tuple[Part, ...]
     links: tuple[Link, ...]
 
 
 def anatomy(build: Callable[[], nn.Module]) -> Anatomy:
-    """Take apart what ``build`` makes: a network ``[B, 1, I, J, K] -> [B, C, I/s, J/s, K/s]``."""
+    """Describe the network that ``build`` makes: ``[B, 1, I, J, K] -> [B, C, I/s, J/s, K/s]``."""
     network = build().eval()
     links = links_of(network)
     training = [link for link in links_of(build().train()) if link not in links]
@@ -103,7 +103,11 @@ def anatomy(build: Callable[[], nn.Module]) -> Anatomy:
 
 
 def group_of(name: str) -> str:
-    """The group of a part by its name; raises ValueError for one without a group."""
+    """Return the group of a part by its name.
+
+    Raises:
+        ValueError: the part belongs to no group.
+    """
     for group, starts in GROUPS.items():
         if name.startswith(starts):
             return group
@@ -111,11 +115,11 @@ def group_of(name: str) -> str:
 
 
 def links_of(network: nn.Module) -> list[Link]:
-    """What flows between the direct children of a network, in its present mode (evaluation or training)."""
+    """Return the maps that flow between a network's direct children in its current mode (evaluation or training)."""
     program = torch.export.export(network, (torch.zeros(2, 1, EXPORT_SIZE, EXPORT_SIZE, EXPORT_SIZE),))
     owner: dict[Any, str] = {}
-    sources: dict[Any, set[Any]] = {}  # for each value the values of parts (or the image) it was made of, outside them
-    links: dict[Link, None] = {}  # ordered, each once
+    sources: dict[Any, set[Any]] = {}  # of each value, the outputs of parts (or the image) it is computed from
+    links: dict[Link, None] = {}  # an ordered set
     for node in program.graph.nodes:
         if node.name in program.graph_signature.user_inputs:
             owner[node], sources[node] = IMAGE, {node}
@@ -131,24 +135,24 @@ def links_of(network: nn.Module) -> list[Link]:
 
 
 def _child(node: Any) -> str:
-    """The direct child of the network that a value is computed in; empty for the network's own forward."""
+    """Return the direct child of the network in which a value is computed; empty for the network's own forward."""
     paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return paths[1].split(".")[0] if len(paths) > 1 else ""
 
 
 def flops_per_voxel(network: nn.Module) -> dict[str, float]:
-    """Floating-point operations per input voxel of each direct child.
+    """Return the floating-point operations per input voxel of each direct child.
 
-    A multiply-add counts as 2. Counted are convolutions, linear layers, trilinear upsampling and the trilinear readings
-    of attention (8 multiply-adds a value). Not counted are normalisation, activations, additions of maps, pooling,
-    softmax, and the weighing of what attention read.
+    A multiply-add counts as 2. Convolutions, linear layers, trilinear upsampling and the trilinear samples of attention
+    (8 multiply-adds per value) are counted. Normalisation, activations, additions of maps, pooling, softmax, and the
+    weighting of what attention sampled are not.
     """
 
     def trilinear(*_: Any, out_shape: torch.Size, **__: Any) -> int:
         return 2 * CORNERS * math.prod(out_shape)
 
     readings = dict.fromkeys((torch.ops.aten.grid_sampler_3d, torch.ops.aten.upsample_trilinear3d), trilinear)
-    twin = copy.deepcopy(network).to("meta")  # shapes without numbers: nothing is computed
+    twin = copy.deepcopy(network).to("meta")  # shapes without values: nothing is computed
     image = torch.zeros(1, 1, COUNT_SIZE, COUNT_SIZE, COUNT_SIZE, device="meta")
     with FlopCounterMode(display=False, custom_mapping=readings) as counter, torch.no_grad():
         twin(image)
@@ -160,7 +164,11 @@ def flops_per_voxel(network: nn.Module) -> dict[str, float]:
 
 
 def words_for(module: nn.Module) -> str:
-    """What a part does, in a few words."""
+    """Say what a part does, in a few words.
+
+    Raises:
+        ValueError: the type of the part is unknown.
+    """
     match module:
         case nn.Conv3d():
             return f"convolution {module.kernel_size[0]}³"
@@ -175,7 +183,7 @@ def words_for(module: nn.Module) -> str:
             return f"{len(module.layers)} deformable layers"
         case SubCellUp():
             return f"sub-cells, join, {words_for(module.refine)}"
-        case nn.Sequential():  # equal members counted; norms and activations go without saying
+        case nn.Sequential():  # equal members are counted; norms and activations are left out
             counted = Counter(words_for(one) for one in module if not isinstance(one, nn.BatchNorm3d | nn.ReLU))
             return ", ".join(words if n == 1 else f"{n} × {words}" for words, n in counted.items())
     if type(module) in WORDS:

@@ -1,4 +1,4 @@
-"""The page about the networks: tables and pictures made from the code, so that they are never out of date."""
+"""The page about the networks: its tables and drawings are made from the code, so that they are never out of date."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ END = "<!-- end -->"
 
 
 class DescriptionError(UserError, ValueError):
-    """A page that cannot be completed."""
+    """A page cannot be completed."""
 
 
 def describe(output_dir: str) -> None:
-    """Write the tables and pictures of the networks.
+    """Write the tables and drawings of the networks.
 
     Args:
-        output_dir: gets ``images/network_<name>.png``, and the tables in ``network.md`` between its two marks (a page
-            without text where there is none).
+        output_dir: receives ``images/network_<name>.png``, and the tables in ``network.md`` between its two marks (if
+            there is no such page, one without text is created).
 
     Raises:
         DescriptionError: for a page without the marks.
@@ -49,7 +49,7 @@ def describe(output_dir: str) -> None:
 
 
 def tables(networks: Mapping[str, Anatomy]) -> str:
-    """Parameters and operations of each group of parts, in Markdown."""
+    """Return the parameters and operations of each group of parts, in Markdown."""
     giga = [sum(part.flops for part in network.parts) * COUNT_SIZE**3 / 1e9 for network in networks.values()]
     lines = [
         ["Part", *(f"{name}, {what}" for what in ("parameters", "kFLOP per voxel") for name in networks)],
@@ -62,14 +62,18 @@ def tables(networks: Mapping[str, Anatomy]) -> str:
 
 
 def _sums(networks: Mapping[str, Anatomy], group: str) -> list[str]:
-    """Parameters, then kFLOP per voxel of each network's parts of a group (of all parts without one)."""
+    """Return parameters, then kFLOP per voxel, of each network's parts in a group (of all parts if it is empty)."""
     parts = [[part for part in network.parts if group in ("", part.group)] for network in networks.values()]
     sizes = [thousands(sum(part.parameters for part in own)) if own else "–" for own in parts]
     return [*sizes, *(f"{sum(part.flops for part in own) / 1000:.2f}" if own else "–" for own in parts)]
 
 
 def with_generated(text: str, generated: str, page: Path, mark: str = BEGIN) -> str:
-    """The page's text with what stands between the marks replaced; ``mark`` is the first of them."""
+    """Return the page's text with the part between the marks replaced; ``mark`` is the first of them.
+
+    Raises:
+        DescriptionError: a mark is missing, or they are in the wrong order.
+    """
     before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,4 +1,4 @@
-"""A picture of a network's anatomy: strides from top to bottom, computation from left to right, so that it is a U."""
+"""Draw a network's anatomy: strides from top to bottom and computation from left to right, which gives a U."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.path import Path as Line
 
 from .anatomy import GROUPS, IMAGE, MAPS, Anatomy, Link
 
-# Inches on a page as wide as a README shows it, so that letters of 8 points stay legible.
+# Inches on a page as wide as a README shows it, so that 8-point letters remain legible.
 BOX_WIDTH, BOX_HEIGHT, PITCH, GAP, LABELS = 1.34, 0.95, 1.82, 0.2, 0.8
 COLOURS = ("#cfe3f5", "#d6efd2", "#fbe0b8", "#e4d8f0", "#f9d1d1")
 INK, PALE = "#333333", "#f4f4f4"
@@ -23,7 +23,7 @@ LETTERS_A_LINE, LINE = 20, 0.145
 
 @dataclass(frozen=True)
 class Box:
-    """A part on the page: inches from the left and from the top (negative), its rows' strides, and what it says."""
+    """A part on the page: inches from the left and from the top (negative), strides of its rows, texts and colour."""
 
     x: float
     top: float
@@ -39,10 +39,10 @@ class Box:
 
 
 def draw(network: Anatomy, title: str, path: Path) -> None:
-    """Write a PNG; its text chunk ``Description`` holds the anatomy it shows (:func:`description`)."""
+    """Write a PNG; its text chunk ``Description`` contains the anatomy that it shows (:func:`description`)."""
     parts = {part.name: tuple(stride for stride, _ in part.outputs) for part in network.parts}
     reached = sorted({link.stride for link in network.links if link.target == MAPS})
-    strides = {IMAGE: (1,), **parts, MAPS: tuple(reached)}  # of what leaves each box, fine to coarse
+    strides = {IMAGE: (1,), **parts, MAPS: tuple(reached)}  # strides of what leaves each box, fine to coarse
     columns = _columns(network, strides)
     rows = _rows(strides, columns)
     boxes = _boxes(network, strides, columns, rows)
@@ -63,12 +63,12 @@ def draw(network: Anatomy, title: str, path: Path) -> None:
 
 
 def description(network: Anatomy) -> str:
-    """All that a picture shows, as text: with it a test finds a picture that is out of date."""
+    """Return everything that a drawing shows as text, so that a test can detect one that is out of date."""
     return "\n".join(map(str, (*network.parts, *network.links)))
 
 
 def _columns(network: Anatomy, strides: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """A box stands right of those it reads in a row of its own, and above or below the others."""
+    """Return the column of each box: right of boxes in the same row that it reads from, above or below the others."""
     columns = dict.fromkeys(strides, 0)
     for name in strides:
         for link in network.links:
@@ -80,7 +80,7 @@ def _columns(network: Anatomy, strides: dict[str, tuple[int, ...]]) -> dict[str,
 
 
 def _rows(strides: dict[str, tuple[int, ...]], columns: dict[str, int]) -> dict[int, tuple[float, float]]:
-    """Top and bottom of each stride's row, as high as its fullest cell."""
+    """Return top and bottom of each stride's row, which is as high as its fullest cell."""
     rows: dict[int, tuple[float, float]] = {}
     top = 0.0
     for stride in sorted({stride for group in strides.values() for stride in group}):
@@ -94,7 +94,7 @@ def _rows(strides: dict[str, tuple[int, ...]], columns: dict[str, int]) -> dict[
 def _boxes(
     network: Anatomy, strides: dict[str, tuple[int, ...]], columns: dict[str, int], rows: dict[int, tuple[float, float]]
 ) -> dict[str, Box]:
-    """Every part, the image and the maps in their cells; those in one cell below each other."""
+    """Place every part, the image and the maps in their cells; those in the same cell are stacked."""
     channels = sum(link.channels for link in network.links if link.target == MAPS)
     says = {IMAGE: ("CT", "1 channel", "white"), MAPS: ("maps", f"{channels} channels", "white")}
     for part in network.parts:
@@ -112,7 +112,7 @@ def _boxes(
 
 
 def thousands(number: float) -> str:
-    """A whole number in groups of three digits."""
+    """Format a whole number in groups of three digits."""
     return f"{number:,.0f}".replace(",", " ")
 
 
@@ -132,8 +132,8 @@ def _draw_box(axes: Axes, box: Box) -> None:
 
 
 def _draw_links(axes: Axes, network: Anatomy, boxes: dict[str, Box], rows: dict[int, tuple[float, float]]) -> None:
-    """An arrow from box to box for each link, with the number of channels where it starts."""
-    labels: dict[tuple[float, float], str] = {}  # once where arrows share their start
+    """Draw an arrow from box to box for each link, with the number of channels where it starts."""
+    labels: dict[tuple[float, float], str] = {}  # one label where several arrows share their start
     for link in network.links:
         points = _route(link, boxes[link.source], boxes[link.target], sum(rows[link.stride]) / 2.0)
         colour, style = ("#999999", "--") if link.training_only else (INK, "-")
@@ -150,11 +150,11 @@ def _draw_links(axes: Axes, network: Anatomy, boxes: dict[str, Box], rows: dict[
 
 
 def _route(link: Link, source: Box, target: Box, row: float) -> list[tuple[float, float]]:
-    """Corners of an arrow: along the row, straight up or down, or along the row and then up or down."""
+    """Return the corners of an arrow: along the row, straight up or down, or along the row and then up or down."""
     right, left = source.x + BOX_WIDTH / 2.0, target.x - BOX_WIDTH / 2.0
     start = row if len(source.strides) > 1 else source.y
     end = row if len(target.strides) > 1 else target.y
-    if link.training_only:  # over everything in the row, and into the target above the arrow of evaluation
+    if link.training_only:  # above everything in the row, entering the target above the arrow of evaluation
         lane, turn, end = source.top + 0.6 * GAP, left - 0.25, end + 0.2
         return [(source.x, source.top), (source.x, lane), (turn, lane), (turn, end), (left, end)]
     if link.stride in target.strides and link.stride in source.strides:

@@ -1,4 +1,4 @@
-"""The command ``reach``: how far the deformable attention of trained weights looks, and whether anything is there."""
+"""The command ``reach``: how far the attention of trained weights looks, and how much of that is inside the tile."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MOST_TILES = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """Where one attention looks, weighted by how much each point counts.
+    """Where one attention layer looks; means are weighted by the attention weight of each point.
 
     Attributes:
         weight: share of its weight on each level, fine to coarse.
         inside: share of its weight on points inside the tile; the others read zeros.
-        inside_mm: mean distance of those inside; NaN without any.
+        inside_mm: mean distance of the points inside; NaN without any.
         all_mm: mean distance of all points.
     """
 
@@ -48,13 +48,13 @@ def reach(
     """Print how far each layer of attention looks in tiles of a scan.
 
     Args:
-        image: the scan; its lungs are cut into tiles, of which up to eight are taken evenly.
+        image: the scan; its lungs are divided into tiles, of which up to eight, evenly spaced, are used.
         checkpoint: the weights.
-        tile_size: voxels of 1 mm, a multiple of 16.
+        tile_size: edge length in voxels of 1 mm, a multiple of 16.
         config_file: the training graph of the weights, and what was laid over it.
 
     Raises:
-        UserError: a file that cannot be read, weights of another network, a network without attention.
+        UserError: a file cannot be read, the weights are of another network, or the network has no attention.
     """
     network = network_in(config_file)
     load_weights(network, checkpoint)
@@ -73,7 +73,7 @@ def reach(
 
 
 def tiles_of(image: str, size: int) -> Iterator[Tensor]:
-    """Tiles ``[1, 1, size, size, size]`` of a scan, as the training graph would prepare them."""
+    """Yield tiles ``[1, 1, size, size, size]`` of a scan, preprocessed as in the training graph."""
     parser = ConfigParser()
     parser.read_config(TRAIN)
     parser["tile_size"] = [size] * 3
@@ -87,15 +87,15 @@ def tiles_of(image: str, size: int) -> Iterator[Tensor]:
 
 
 def reach_of(network: nn.Module, tiles: list[Tensor]) -> list[Reach]:
-    """The reach of each attention, first layer first, over tiles ``[B, 1, I, J, K]`` of 1 mm.
+    """Return the reach of each attention layer, first layer first, over tiles ``[B, 1, I, J, K]`` of 1 mm voxels.
 
     Raises:
-        UserError: there is no attention in the network.
+        UserError: the network has no attention.
     """
     layers = [module for module in network.modules() if isinstance(module, DeformableAttention)]
     if not layers:
         raise UserError("network: expected layers of deformable attention, found none; use a network with layers.")
-    # For each layer: weight and weight · distance by level, for points inside and for all.
+    # For each layer: weight and weight · distance by level, for the points inside and for all points.
     sums = [torch.zeros(4, layer.levels, dtype=torch.float64) for layer in layers]
 
     def look(total: Tensor, layer: DeformableAttention, inputs: tuple[Tensor, Tensor, list[Tensor]]) -> None:

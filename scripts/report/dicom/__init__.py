@@ -1,1 +1,1 @@
-"""DICOM in, DICOM out: a Segmentation and a Structured Report that belong to the study of the scan."""
+"""DICOM in, DICOM out: a Segmentation and a Structured Report in the study of the scan."""

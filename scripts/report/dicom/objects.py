@@ -1,13 +1,13 @@
 """A result as a DICOM Segmentation and as a Structured Report.
 
 The Segmentation (PS3.3, A.51) is BINARY, with one frame for each nodule on each slice it touches. The report (PS3.16,
-TID 1500) has one measurement group for each nodule. An outlined nodule refers to its segment (TID 1411); one without,
-to the slice at its centre (TID 1501). A scan without nodules gives one group that says that the search succeeded
-without findings. Measurements are those of nodules.json, rounded alike; the probability is given in percent.
+TID 1500) has one measurement group for each nodule. A nodule with a mask refers to its segment (TID 1411), one without
+to the slice at its centre (TID 1501). A scan without nodules gives one group, which states that the search succeeded
+without findings. Measurements are those of nodules.json, rounded in the same way; the probability is in percent.
 
-highdicom builds both (https://highdicom.readthedocs.io). It checks and converts what it copies, and refuses objects
-for names and dates that scanners do write; so it is given empty ones, and patient and study are copied afterwards as
-they stand in the slices.
+Both are built with highdicom (https://highdicom.readthedocs.io). It checks and converts what it copies, and rejects
+names and dates that scanners do write. It is therefore given empty ones, and patient and study are copied afterwards
+exactly as they are in the slices.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .source import SourceSeries
 
 MAKER = "The lung nodule bundle contributors"
 LONG_STRING = 64  # characters of a DICOM value of type LO
-SEGMENTATION_NUMBER, REPORT_NUMBER = 9001, 9002  # of the series: far from those of scanners
+SEGMENTATION_NUMBER, REPORT_NUMBER = 9001, 9002  # series numbers, far from those of scanners
 
-# Neighbours differ, and all of them from the greys of a CT; repeated from the start.
+# Distinct from their neighbours and from the greys of a CT; repeated if there are more nodules.
 COLOURS = ("gold", "deepskyblue", "orangered", "limegreen", "violet", "turquoise")
 
 _SEGMENTATION_TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SegmentSequence")
 
-# How published reports on LIDC-IDRI code the texture (doi:10.1002/mp.14445).
+# As published reports on LIDC-IDRI code the texture (doi:10.1002/mp.14445).
 _TEXTURE = sr.CodedConcept("C41144", "NCIt", "Texture")
 _TEXTURES = {
     "solid": sr.CodedConcept("RID50151", "RADLEX", "Solid pulmonary nodule"),
@@ -58,12 +58,12 @@ _new_uid = partial(generate_uid, prefix=None)  # 2.25 and a random UUID (PS3.5, 
 
 
 class Device(NamedTuple):
-    """The program that made the objects, from the facts about bundle and weights that a result holds.
+    """The program that made the objects, from a result's facts about bundle and weights.
 
     Attributes:
         name: of the bundle.
         version: of the bundle.
-        weights: file name and checksum; stands for a serial number.
+        weights: file name and checksum; used as the serial number.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Device(NamedTuple):
 
 
 def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
-    """Build the Segmentation as a file.
+    """Build the Segmentation and return it as the content of a file.
 
     Args:
         result: with at least one voxel in its mask, ``[I, J, K]`` on the source slices: columns, rows, slices.
@@ -84,7 +84,7 @@ def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
     """
     device = Device.of(result.model)
     outlined = [nodule for nodule in result.nodules if nodule.measurement is not None]
-    # In ASCII, as the standard wants them; paths are left out.
+    # In ASCII, as the standard requires; paths are left out.
     settings = {k: v for k, v in result.settings.items() if isinstance(v, str | int | float | list | tuple)}
     with lenient:
         algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -105,21 +105,21 @@ def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
             series_description="Lung nodule outlines (research only)",
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
-        organization = _new_uid()  # one kind of UID everywhere
+        organization = _new_uid()  # so that all UIDs are of the same kind
         for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
             item.DimensionOrganizationUID = organization
         return _finished(made, source)
 
 
 def frames(mask: npt.NDArray[np.uint16], labels: list[int]) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """The mask slice by slice, numbered as the segments are.
+    """Return the mask slice by slice, with the numbers of the segments.
 
     Args:
         mask: ``[I, J, K]``, instance labels.
         labels: the label of segment 1, 2, ….
 
     Returns:
-        ``[K, J, I]`` (slices, rows, columns): numbers of segments, 0 for what is in none.
+        ``[K, J, I]`` (slices, rows, columns): segment numbers, 0 outside all segments.
     """
     numbers = np.zeros(max(int(mask.max()), *labels) + 1, dtype=np.uint8 if len(labels) < 256 else np.uint16)
     numbers[labels] = np.arange(1, len(labels) + 1)
@@ -147,12 +147,12 @@ def _segment(number: int, nodule: Nodule, algorithm: highdicom.AlgorithmIdentifi
 
 
 def report_of(result: ScanResult, source: SourceSeries, segmentation: Path) -> bytes:
-    """Build the report as a file.
+    """Build the report and return it as the content of a file.
 
     Args:
         result: with any number of nodules.
         source: one slice for each k of the result's grid.
-        segmentation: the Segmentation of the same result, which need not exist.
+        segmentation: file of the Segmentation of the same result; it may be missing.
     """
     device, threshold = Device.of(result.model), result.settings.get("threshold")
     parameters = None if threshold is None else [f"threshold={threshold}"]
@@ -180,9 +180,9 @@ def report_of(result: ScanResult, source: SourceSeries, segmentation: Path) -> b
 
 
 def _content(groups: list[Any], device: Device) -> Dataset:
-    """The tree of the document; a comment at its end says what it is not meant for.
+    """Return the content tree of the document, with the caution as a comment at its end.
 
-    The program has the same UID for the same bundle and weights.
+    The program has the same UID whenever bundle and weights are the same.
     """
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -207,7 +207,7 @@ def _content(groups: list[Any], device: Device) -> Dataset:
 def _group(
     nodule: Nodule, algorithm: sr.AlgorithmIdentification, source: SourceSeries, segment: tuple[Dataset, Dataset] | None
 ) -> Any:
-    """The measurement group of one nodule; ``segment``: the Segmentation, and its item of this nodule."""
+    """Return the measurement group of one nodule; ``segment`` is the Segmentation and its item for this nodule."""
     place, measured = nodule.location, nodule.measurement
     side, level = (_SIDES[place.side], _LEVELS[place.level]) if place else (None, None)
     hints = [_TEXTURES[measured.type_hint]] if measured else []
@@ -236,7 +236,7 @@ def _group(
 
 
 def _measurements(nodule: Nodule) -> list[sr.Measurement]:
-    """What nodules.json says of it; without an outline, the network's diameter stands for the axes."""
+    """Return the measurements in nodules.json; without a mask, the network's diameter replaces the axes."""
     record, mm = nodule_record(nodule), codes.UCUM.Millimeter
     certainty = sr.Measurement(codes.DCM.CertaintyOfFinding, 100.0 * record["probability"], codes.UCUM.Percent)
     if nodule.measurement is None:
@@ -256,7 +256,7 @@ def _measurements(nodule: Nodule) -> list[sr.Measurement]:
 
 
 def _no_findings(algorithm: sr.AlgorithmIdentification) -> Any:
-    """The one group of a scan without nodules: it was searched, nothing reached the threshold."""
+    """Return the only group of a scan without nodules: it was searched, and nothing reached the threshold."""
     summary = sr.QualitativeEvaluation(
         codes.DCM.CADProcessingAndFindingsSummary, codes.DCM.AllAlgorithmsSucceededWithoutFindings
     )
@@ -269,12 +269,12 @@ def _no_findings(algorithm: sr.AlgorithmIdentification) -> Any:
 
 
 def _tracking_id(label: int) -> str:
-    """Ties a segment, a measurement group and the label in the mask to each other."""
+    """Return the identifier that links a segment, a measurement group and a label in the mask."""
     return f"Nodule {label}"
 
 
 def _identification(device: Device, series_number: int) -> dict[str, Any]:
-    """Arguments that highdicom takes for any object: a series and an instance of its own, and who made it."""
+    """Return the arguments that highdicom takes for any object: a new series and instance, and what made it."""
     return {
         "series_instance_uid": _new_uid(),
         "series_number": series_number,
@@ -289,7 +289,7 @@ def _identification(device: Device, series_number: int) -> dict[str, Any]:
 
 
 def _finished(made: highdicom.SOPClass, source: SourceSeries) -> bytes:
-    """Add patient, study and character set of the slices; the object as a file."""
+    """Copy patient, study and character set from the slices, and return the object as the content of a file."""
     if "SpecificCharacterSet" in source.header:
         made["SpecificCharacterSet"] = source.header["SpecificCharacterSet"]
     made.copy_patient_and_study_information(source.header)

@@ -1,6 +1,6 @@
-"""What the DICOM objects take over from the slices that were read: patient, study, frame of reference, geometry.
+"""What the DICOM objects copy from the slices that were read: patient, study, frame of reference, geometry.
 
-Fields of type 2 (PS3.5, 7.4.3) that the slices lack are present and empty in the objects, as the standard allows.
+Fields of type 2 (PS3.5, 7.4.3) that the slices lack are present but empty in the objects, as the standard allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...read.dicom_header import floats_of, lenient, read_dicom
 
 logger = logging.getLogger(__name__)
 
-# Type 2 of the modules Patient and General Study: present in every object, maybe empty.
+# Type 2 in the modules Patient and General Study: present in every object, possibly empty.
 TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
@@ -36,10 +36,11 @@ _OF_THE_SERIES = (
 
 @dataclass(frozen=True)
 class SourceSeries:
-    """The source slices as the DICOM objects refer to them; not to be changed.
+    """The source slices, as the DICOM objects refer to them; not to be changed.
 
     Attributes:
-        slices: for each k what places it (no patient, no pixels); PatientName and the like of the first are empty.
+        slices: for each k, what locates the slice (no patient, no pixels); PatientName and the other fields of type 2
+            are empty in the first.
         header: the first slice's header without pixels; what cannot be read is left out.
     """
 
@@ -48,10 +49,10 @@ class SourceSeries:
 
 
 def read_source(files: Sequence[str]) -> SourceSeries | None:
-    """Read the headers of the slices that a scan was read from, in the order of k; the log says what they lack.
+    """Read the headers of the slices of a scan, in the order of k, and log what they lack.
 
     Returns:
-        ``None``, with a warning in the log, when no object can refer to them.
+        ``None``, with a warning in the log, if no object can refer to them.
 
     Raises:
         ScanError: a file cannot be read again.
@@ -59,9 +60,9 @@ def read_source(files: Sequence[str]) -> SourceSeries | None:
     return _read(tuple(map(stamp, files)))
 
 
-@lru_cache(maxsize=1)  # both objects of a scan ask for it, and what is missing is said once
+@lru_cache(maxsize=1)  # both objects of a scan need it; what is missing is logged once
 def _read(stamps: tuple[tuple[str, int, int], ...]) -> SourceSeries | None:
-    """As :func:`read_source`; the stamps tell one content of a file from another."""
+    """Do the work of :func:`read_source`; the stamps distinguish different contents of a file."""
     files = [path for path, _, _ in stamps]
     with lenient:
         header = _header(files[0])
@@ -94,21 +95,21 @@ def _header(file: str, tags: Sequence[str] | None = None) -> Dataset:
 
 
 def _drop_unreadable(header: Dataset) -> list[str]:
-    """Leave out what cannot be read, however deep it lies; its names in one phrase, if any."""
+    """Remove what cannot be read, at any depth of nesting; return the names in one phrase, or nothing."""
     names = []
     for tag in list(header.keys()):
         try:
             element = header[tag]
             for item in element.value if element.VR == "SQ" else ():
                 item.walk(lambda *_: None)
-        except Exception:  # pydicom raises almost any type on damaged bytes
+        except Exception:  # pydicom raises almost any type for damaged bytes
             del header[tag]
             names.append(keyword_for_tag(tag) or str(tag))
     return [f"the slices hold values that cannot be read, left out: {', '.join(names)}"] if names else []
 
 
 def _unfit(slices: Sequence[Dataset]) -> str:
-    """Why no object can refer to these slices; "" when it can."""
+    """Return why no object can refer to these slices; "" if it can."""
     kinds = {str(one.get("SOPClassUID", "none")) for one in slices} - {CTImageStorage}
     if kinds:
         return f"expected slices of SOP class CT Image Storage, got {', '.join(sorted(kinds))}"
@@ -119,10 +120,10 @@ def _unfit(slices: Sequence[Dataset]) -> str:
 
 
 def _shared(header: Dataset, slices: Sequence[Dataset]) -> tuple[Dataset, list[str]]:
-    """What all slices have in common, completed, and what had to be filled in.
+    """Return what all slices have in common, completed, and notes on what was filled in.
 
-    Orientations that differ by rounding become the first slice's; the distance of the slices is measured along their
-    normal, whatever the header calls it.
+    Orientations that differ by rounding are replaced by the first slice's. The distance between slices is measured
+    along their normal, whatever the header states.
     """
     filled = []
     shared = Dataset({header[keyword].tag: header[keyword] for keyword in _OF_THE_SERIES if keyword in header})

@@ -1,4 +1,4 @@
-"""The writers of the two DICOM objects; highdicom is imported when the first one is made, not before."""
+"""The writers of the two DICOM objects; highdicom is imported only when the first object is made."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 class _DicomWriter(ABC):
-    """Writes one object for a scan that was read from DICOM."""
+    """Write one object for a scan that was read from DICOM."""
 
     filename: str
-    optional = True  # of a scan that was no DICOM
+    optional = True  # a scan that was not DICOM has none
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder``. Where it cannot be made, the log says why: an optional file never costs the result.
+        """Write into ``folder``. If it cannot be made, the log says why: an optional file must not cost the result.
+
+        Returns:
+            The file; ``None`` if there is none.
 
         Raises:
             OutputError: the file cannot be written.
@@ -29,21 +32,21 @@ class _DicomWriter(ABC):
         try:
             source = read_source(result.source_files) if result.source_files else None
             content = None if source is None else self.make(result, source, folder)
-        except Exception as error:  # pydicom and highdicom raise almost any type for what slices may hold
+        except Exception as error:  # pydicom and highdicom raise almost any type for what slices may contain
             logger.warning("%s: %s is left out: %s: %s", result.name, path.name, type(error).__name__, error)
             return None
         return None if content is None else write_bytes(path, content)
 
     @abstractmethod
     def make(self, result: ScanResult, source: SourceSeries, folder: Path) -> bytes | None:
-        """The object as a file; ``None`` where the result has none."""
+        """Return the object as the content of a file; ``None`` if the result has none."""
 
 
 class DicomSegmentation(_DicomWriter):
-    """Write ``segmentation.dcm``: a BINARY Segmentation on the source slices, one segment for each outlined nodule.
+    """Write ``segmentation.dcm``: a BINARY Segmentation on the source slices, one segment for each nodule with a mask.
 
-    No file for a scan that was not read from DICOM, nor for one without an outline: a Segmentation has at least one
-    segment with at least one frame; the Structured Report then tells that nothing was found.
+    There is no file for a scan that was not read from DICOM, nor for one without any mask, as a Segmentation has at
+    least one segment with at least one frame; the Structured Report is written nevertheless.
     """
 
     filename = "segmentation.dcm"
@@ -58,9 +61,9 @@ class DicomSegmentation(_DicomWriter):
 class DicomReport(_DicomWriter):
     """Write ``report.dcm``: a Comprehensive 3D SR (TID 1500) with the measurements of each nodule.
 
-    It refers to the segments of the ``segmentation.dcm`` in the same folder, if :class:`DicomSegmentation` wrote one
-    before, and to the source slices otherwise. No file for a scan that was not read from DICOM; one without nodules
-    gives a report that says so.
+    It refers to the segments of ``segmentation.dcm`` in the same folder if :class:`DicomSegmentation` has written one
+    before, and to the source slices otherwise. There is no file for a scan that was not read from DICOM; the report of
+    a scan without nodules says so.
     """
 
     filename = "report.dcm"

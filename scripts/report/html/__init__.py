@@ -1,1 +1,1 @@
-"""The pages in HTML: one a scan, with pictures drawn from its voxels, and the index of a run."""
+"""The HTML pages: one per scan, with pictures drawn from its voxels, and the index of a run."""

@@ -1,4 +1,4 @@
-"""The page of a run: every scan with a link to its report, what was refused and why, how large the findings are."""
+"""The page of a run: every scan with a link to its report, what was refused and why, and the sizes of the nodules."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ..tables import NodulesJson, scan_record, source_name
 from .page import HtmlReport
 from .render import render_page
 
-# By this a page of a former run is told from somebody's own.
+# Distinguishes the page of an earlier run from a page written by someone else.
 _GENERATOR = b'<meta name="generator" content="lung nodule run">'
-_REFUSED = re.compile(r"<li><strong>([^<]*)</strong><span>([^<]*)</span></li>")  # of the page's template
-# Of each nodules.json, and what stands for a field that an older one lacks.
+_REFUSED = re.compile(r"<li><strong>([^<]*)</strong><span>([^<]*)</span></li>")  # as written by the page's template
+# Fields used of each nodules.json, with the default for an older one that lacks the field.
 _KEPT: dict[str, Any] = {"name": "", "source": "", "notes": (), "nodules": ()}
 _BIN_MM = 2
 _LAST_BIN_MM = 30
 
 
 class RunIndex:
-    """Collects what became of each scan; writes ``index.html`` when there are several, or one was refused.
+    """Collect the outcome of each scan; write ``index.html`` if there are several scans, or one was refused.
 
-    The page lists the scans of this run in their order, then the other results that stand in the folder, and what
-    runs that shared the folder meanwhile have refused.
+    The page lists the scans of this run in their order, then the other results in the folder, and finally what was
+    refused by runs that shared the folder in the meantime.
 
     Args:
         output_dir: the folder of the run.
         date: shown as the day of the run; ``None`` for today (UTC).
 
     Raises:
-        OutputError: ``output_dir`` holds an ``index.html`` that is no page of a former run.
+        OutputError: ``output_dir`` contains an ``index.html`` that is not the page of an earlier run.
     """
 
     filename = "index.html"
@@ -60,11 +60,11 @@ class RunIndex:
             )
 
     def add(self, result: ScanResult, folder: Path) -> None:
-        """A scan was searched and its results lie in ``folder``."""
+        """Add a scan that was searched and whose results are in ``folder``."""
         self._scans.append(self._row(folder, scan_record(result), result.seconds))
 
     def add_former(self, folder: Path) -> None:
-        """The result of an earlier run in ``folder`` stands for a scan of this one."""
+        """Add a scan that was not searched because ``folder`` has its result from an earlier run."""
         self._scans.append(self._former(folder))
 
     def _former(self, folder: Path) -> dict[str, Any]:
@@ -73,9 +73,9 @@ class RunIndex:
         return self._row(folder, {**record, "name": folder.name, "notes": notes})
 
     def _row(self, folder: Path, record: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
-        """What the page keeps of a ``nodules.json``, and a link to the report, or to the folder where there is none.
+        """Return what the page needs of a ``nodules.json``, with a link to the report, or else to the folder.
 
-        ``seconds`` from reading to writing are ``None`` when they were not measured.
+        ``seconds`` from reading to writing are ``None`` if they were not measured.
         """
         report = folder / HtmlReport.filename
         link = Path(os.path.relpath(report if report.exists() else folder, self.path.parent)).as_posix()
@@ -83,17 +83,17 @@ class RunIndex:
         return {**kept, "link": link, "seconds": seconds}
 
     def add_failure(self, name: str, reason: str, source: str = "") -> None:
-        """A scan was refused; folders may tell who the patient is and are left out."""
+        """Add a scan that was refused; parent folders, which may identify the patient, are removed from the texts."""
         is_file = source.lower().endswith((*IMAGE_SUFFIXES, ".json"))
         short = source_name(source) if is_file else "the input"
         name, reason = (text.replace(printable(source), short) if source else text for text in (name, reason))
         self._failures.append((name, reason))
 
     def write(self, seconds: float | None = None) -> Path | None:
-        """Write the page; for a single result, not refused, there is none, and a former one is removed.
+        """Write the page; for a single result without failures there is no page, and an earlier one is removed.
 
         Args:
-            seconds: the run took.
+            seconds: duration of the run; ``None`` if unknown.
 
         Returns:
             The page, or ``None``.
@@ -110,7 +110,7 @@ class RunIndex:
             return write_bytes(self.path, self._page(scans, failures, seconds).encode())
 
     def render(self, seconds: float | None = None) -> str:
-        """The page of this run's own scans as text."""
+        """Return the page of this run's own scans as text."""
         return self._page(self._scans, self._failures, seconds)
 
     def _page(
@@ -131,11 +131,11 @@ class RunIndex:
         )
 
     def _place(self, name: str) -> tuple[int, str]:
-        """What rows are sorted by: scans of this run in their order, then others by name."""
+        """Return the sort key of a row: scans of this run in their order, then others by name."""
         return (self.order.index(name), "") if name in self.order else (len(self.order), name)
 
     def _others(self) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-        """Rows of results that other runs have written, and what those that ran beside this one have refused."""
+        """Return rows of other runs' results, and what was refused by runs that wrote the page in the meantime."""
         known = {scan["name"] for scan in self._scans} | {name for name, _ in self._failures}
         folders = [path.parent for path in self.path.parent.glob(f"*/{NodulesJson.filename}") if read_record(path)]
         scans = [self._former(f) for f in folders if is_name(f.name) and f.name not in known]

@@ -1,7 +1,8 @@
-"""Where everything lies: the lungs of a scan in one picture.
+"""The overview: a picture of the whole lungs that shows where each finding is.
 
-The scan is projected along its own axis that runs most nearly along the line of sight, so nothing is resampled before
-the brightest voxel is taken, and a mark falls on the voxel it belongs to. On an oblique scan the picture is as oblique.
+The scan is projected along whichever of its own axes is nearest to the line of sight, so nothing is resampled before
+the brightest voxel is taken, and a mark falls on the voxel it belongs to. The picture of an oblique scan is equally
+oblique.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm
 from ...core.records import ScanResult, SearchRegion
 from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path, planes_to_ras
 
-# The overview's longest side.
+# Longer side of the overview.
 _OVERVIEW_PIXELS = 480
-# The longer side of the picture with the lungs' outline.
+# Longer side of the picture with the lungs' outline.
 _LUNGS_PIXELS = 240
-# A slab of few slices still gets a picture that can be seen.
+# Least size of the overview, so that a slab of few slices remains recognisable.
 _OVERVIEW_MIN_MM = 80.0
-# Kept around the lungs on the overview.
+# Margin around the lungs on the overview.
 _OVERVIEW_MARGIN_MM = 12.0
-# Lung is smoothed by this much (sigma) and counts where its share is above the other: 3 mm within its border.
+# The lungs are smoothed (sigma) and then cut off at a share, which moves their border 3 mm inwards.
 _SHRINK_MM = 4.0
 _LUNG_SHARE = 0.8
-# How bright the body around the lungs is drawn, of 1.
+# Brightness of the body around the lungs, 0 … 1.
 _BACKGROUND = 0.3
-# Air counts nothing where attenuation is summed, and is black where the brightest voxel is sought.
+# Air adds nothing to summed attenuation, and is black where the brightest voxel is taken.
 _AIR_HU = -1000
-# All of the lungs' vessels and nodules without burning out.
+# Shows all vessels and nodules of the lungs without saturation.
 _OVERVIEW_WINDOW = Window(-400.0, 1200.0)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A picture of the whole lungs, and where world positions fall on it.
+    """A picture of the whole lungs, and the map from world positions to it.
 
     Attributes:
         picture: seen along the scan's own axis nearest to the line of sight.
@@ -58,10 +59,10 @@ class Overview:
 
 
 def overview(result: ScanResult) -> Overview:
-    """Where everything lies: the brightest voxels of the lungs seen from the front, the body around them dimmed.
+    """Draw the overview: the brightest voxels of the lungs, seen from the front, over the dimmed body.
 
-    Where no lungs are known it is the whole scan, summed along the line of sight as on a radiograph. A slab, less than
-    half as high as it is wide, is seen from the feet.
+    If no lungs were found, the whole scan is summed along the line of sight, as on a radiograph. A slab, less than half
+    as high as it is wide, is seen from the feet.
     """
     affine_ras, (image_hu, labels) = _upright(result.affine_ras, result.image_hu, result.mask)
     voxel_mm = spacing_mm(affine_ras)
@@ -84,7 +85,7 @@ def overview(result: ScanResult) -> Overview:
 
 
 def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
-    """The coronal plane through the middle of the lungs with their outline; ``None`` where none were outlined."""
+    """Draw the coronal plane through the middle of the lungs, with their outline; ``None`` if no lungs were found."""
     region = result.region
     if region is None or not region.lungs_found:
         return None
@@ -110,7 +111,7 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
 
 
 def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
-    """``[2 N, 3]`` voxels of an upright scan between which the N nodules lie."""
+    """Return ``[2 N, 3]`` voxels of an upright scan: the lower and upper ends of the N nodules."""
     found = [nodule.detection for nodule in result.nodules]
     centres = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
     radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / voxel_mm
@@ -118,10 +119,10 @@ def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatAr
 
 
 def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArray, list[npt.NDArray]]:
-    """Views of volumes of one grid with its axes in the order and direction of display.
+    """Return views of volumes on one grid, with the axes in the order and direction of display.
 
     Returns:
-        ``[4, 4]`` affine to RAS mm and the volumes ``[x, y, z]``: from right to left, front to back, head to feet.
+        ``[4, 4]`` affine to RAS mm, and the volumes ``[x, y, z]``: from right to left, front to back, head to feet.
     """
     affine_ras = np.asarray(affine_ras, dtype=np.float64)
     turn = ornt_transform(io_orientation(affine_ras), axcodes2ornt("LPI"))
@@ -130,7 +131,7 @@ def _upright(affine_ras: npt.ArrayLike, *volumes: npt.NDArray) -> tuple[FloatArr
 
 
 class _Lungs(NamedTuple):
-    """Lungs drawn in a little, on a grid parallel to the scan's: the chest wall is brighter than anything in them.
+    """Slightly shrunk lungs on a grid parallel to the scan's: the chest wall is brighter than anything inside them.
 
     Attributes:
         share: ``[x', y', z']`` smoothed lung.
@@ -145,12 +146,12 @@ class _Lungs(NamedTuple):
 def _shrunk_lungs(
     region: SearchRegion, affine_ras: FloatArray, shape: tuple[int, ...], voxels: FloatArray
 ) -> tuple[tuple[slice, ...], _Lungs]:
-    """A box of an upright scan's voxels, with a margin around the lungs, and the lungs in it.
+    """Return a box of an upright scan's voxels, with a margin around the lungs, and the lungs in it.
 
     Args:
         region: with lungs.
         affine_ras, shape: of the scan.
-        voxels: ``[N, 3]``, in the box too as far as the scan reaches.
+        voxels: ``[N, 3]``, included in the box as far as they lie in the scan.
     """
     lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
     to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
@@ -169,7 +170,10 @@ def _shrunk_lungs(
 def _lung_projection(
     image_hu: npt.NDArray[np.int16], labels: npt.NDArray[np.uint16], lungs: _Lungs, axes: tuple[int, int, int]
 ) -> FloatImage:
-    """Brightest voxel of lungs and nodules along the last axis, on the dimmed body: ``[rows, columns]``, 0 … 1."""
+    """Draw the brightest voxels of lungs and nodules along the last axis on the dimmed body: ``[rows, columns]``.
+
+    Values are 0 … 1.
+    """
     thickness = max(round(1 / abs(lungs.scale[axes[2]])), 1)
     starts = np.arange(0, image_hu.shape[2], thickness)
     slabs, nodules = (np.maximum.reduceat(volume, starts, axis=2) for volume in (image_hu, labels))
@@ -187,7 +191,7 @@ def _lung_projection(
 
 
 def _radiograph(image_hu: npt.NDArray[np.int16]) -> FloatImage:
-    """Attenuation summed along the last axis, 0 … 1."""
+    """Sum the attenuation along the last axis, scaled to 0 … 1."""
     attenuation = np.maximum(image_hu, _AIR_HU).mean(axis=2, dtype=np.float32) - _AIR_HU
     seen = attenuation[attenuation > 0]
     low, high = np.percentile(seen, [1, 99.5]) if seen.size else (0.0, 0.0)
@@ -195,7 +199,7 @@ def _radiograph(image_hu: npt.NDArray[np.int16]) -> FloatImage:
 
 
 def _framed(view: View, pixels: FloatImage, pixel_mm: FloatArray, ras_to_mm: FloatArray, *, of_lungs: bool) -> Overview:
-    """Bring ``pixels`` (0 … 1, of ``pixel_mm`` along rows and columns) to square ones, on black where it is small."""
+    """Resample ``pixels`` (0 … 1, ``pixel_mm`` along rows, columns) to square ones; pad a small picture with black."""
     size_mm = pixel_mm * pixels.shape
     square_mm = size_mm.max() / _OVERVIEW_PIXELS
     rows, columns = np.maximum(np.rint(size_mm / square_mm).astype(int), 1).tolist()
@@ -205,5 +209,5 @@ def _framed(view: View, pixels: FloatImage, pixel_mm: FloatArray, ras_to_mm: Flo
     ras_to_mm = ras_to_mm.copy()
     ras_to_mm[:, 3] += missing * square_mm
     height_mm, width_mm = (size_mm + 2 * missing * square_mm).tolist()
-    # rows come before columns above, x before y on the picture
+    # above, rows come before columns; on the picture, x before y
     return Overview(Picture(view, framed, width_mm, height_mm), of_lungs, ras_to_mm[::-1])

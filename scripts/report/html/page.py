@@ -1,4 +1,4 @@
-"""One self-contained page per scan: pictures and script inside, no request to anywhere."""
+"""One self-contained page per scan: it includes its pictures and script and requests nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .overview import lungs_picture, overview
 from .pictures import LUNG_WINDOW, Stack, close_ups
 from .render import render_page
 
-# Least field of view of a close-up; a large nodule gets three times its diameter.
+# Least field of view of a close-up; for a large nodule it is three times its diameter.
 CLOSE_UP_MM = 60.0
-# Pictures per view to scroll through. A report of many findings has fewer each, so that it stays a few megabytes.
+# Pictures per view to scroll through: fewer if there are many findings, so that a report stays within a few megabytes.
 _PICTURES = 21
 _FEWEST_PICTURES = 7
 _PICTURES_OF_ALL = 210
-# Lungs of an adult hold one to four litres each, the left a little less; children's hold less.
+# An adult's lungs hold one to four litres each, the left a little less than the right; children's hold less.
 LARGEST_LUNG_L, SMALLEST_LUNG_L, LEAST_RATIO = 6.0, 0.4, 0.4
-# More lung than this on the first or last plane is not just an apex or a recess.
+# More lung than this on the first or last plane is more than an apex or a recess.
 CUT_MM2 = 1000.0
 # Steps of the threshold on the page.
 _STEP = 0.01
@@ -35,14 +35,14 @@ _STEP = 0.01
 
 @dataclass(frozen=True)
 class Finding:
-    """What the page shows of one position: an outlined nodule, or a weaker candidate that has no outline.
+    """What the page shows at one position: a nodule with a mask, or a weaker candidate without one.
 
     Attributes:
-        number: the nodule's label; weaker candidates go on counting.
-        detection: where, how large, how sure.
+        number: the nodule's label; the numbers of weaker candidates continue from there.
+        detection: position, size and probability.
         nodule: ``None`` for a weaker candidate.
         slice_number: the axial slice nearest to its centre, as :class:`AxialSlices` counts.
-        mark_mm: its centre on the overview, mm from the picture's left and upper border.
+        mark_mm: its centre on the overview, in mm from the picture's left and upper border.
     """
 
     number: int
@@ -53,16 +53,16 @@ class Finding:
 
     @property
     def size_mm(self) -> float:
-        """Long axis where it is measured, else the network's estimate."""
+        """The long axis if it was measured, else the network's estimate of the diameter."""
         measured = self.nodule.measurement if self.nodule else None
         return measured.long_axis_mm if measured else self.detection.diameter_mm
 
 
 class HtmlReport:
-    """Write ``report.html``: what was found, a table, an overview and close-ups to scroll through.
+    """Write ``report.html``: a summary, a table, an overview, and close-ups to scroll through.
 
     Args:
-        weaker_findings: how many candidates below the operating threshold the page can show on demand.
+        weaker_findings: number of candidates below the operating threshold that the page can show on demand.
         smallest_tested_mm: diameter of the smallest nodules the model was tested with.
         date: shown as the day of the report; ``None`` for today (UTC).
     """
@@ -73,7 +73,7 @@ class HtmlReport:
         self.weaker_findings, self.smallest_tested_mm, self.date = weaker_findings, smallest_tested_mm, date
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
-        """Write into ``folder``; a scan without nodules says so and shows the overview.
+        """Write into ``folder``; the page of a scan without nodules says so and shows the overview.
 
         Raises:
             OutputError: the file cannot be written.
@@ -81,7 +81,7 @@ class HtmlReport:
         return write_bytes(folder / self.filename, self.render(result).encode())
 
     def render(self, result: ScanResult) -> str:
-        """The page as text."""
+        """Return the page as text."""
         axial, whole = AxialSlices.of(result), overview(result)
         threshold = result.settings.get("threshold")
         weaker = weaker_candidates(result, threshold or 0.0)
@@ -96,7 +96,7 @@ class HtmlReport:
         shown = [finding(number, one) for number, one in enumerate(weaker[: self.weaker_findings], start=first)]
 
         def stacks(one: Finding) -> tuple[Stack, Stack, Stack]:
-            """Asked for one by one, so that few pictures are in memory; a weaker finding has no slices to scroll."""
+            """Draw one finding when asked, so that few pictures are in memory; a weaker finding has one per view."""
             label, pictures = (one.number, pictures_per_view(len(found))) if one.nodule else (0, 1)
             sizes: dict[str, Any] = {"label": label, "pictures": pictures, "long_axis_mm": one.size_mm}
             return close_ups(result, one.detection, LUNG_WINDOW, CLOSE_UP_MM, **sizes)
@@ -125,12 +125,12 @@ class HtmlReport:
 
 @dataclass(frozen=True)
 class AxialSlices:
-    """How slices are counted: along the scan's own array axis that runs most nearly from feet to head, from 0.
+    """How slices are counted: from 0 along the scan's own array axis that runs most nearly from feet to head.
 
     Attributes:
         axis: 0, 1 or 2.
         count: number of slices.
-        first: "feet" or "head", where slice 0 lies.
+        first: "feet" or "head", the end at which slice 0 lies.
     """
 
     axis: int
@@ -143,18 +143,18 @@ class AxialSlices:
         return cls(axis, result.image_hu.shape[axis], "feet" if result.affine_ras[2][axis] > 0 else "head")
 
     def number(self, voxel: npt.ArrayLike) -> int:
-        """The slice nearest to a position in the scan's own grid, counted from 0."""
+        """Return the slice nearest to a voxel position on the scan's own grid, counted from 0."""
         return min(max(round(float(np.asarray(voxel)[self.axis])), 0), self.count - 1)
 
 
 def pictures_per_view(findings: int) -> int:
-    """How many pictures a stack has: an odd number, smaller where there are many findings."""
+    """Return the number of pictures in a stack: odd, and smaller if there are many findings."""
     each = min(_PICTURES, max(_FEWEST_PICTURES, _PICTURES_OF_ALL // max(findings, 1)))
     return each - 1 + each % 2
 
 
 def weaker_candidates(result: ScanResult, threshold: float) -> list[Detection]:
-    """Candidates below the operating threshold that lie in no nodule's outline, by falling probability."""
+    """Return candidates below the operating threshold that lie in no nodule's mask, by falling probability."""
     weaker = sorted((one for one in result.candidates if one.probability < threshold), key=lambda c: -c.probability)
     nearest = np.rint(_voxels(result, weaker)).astype(int)
     i, j, k = np.clip(nearest, 0, np.array(result.mask.shape) - 1).T
@@ -162,13 +162,13 @@ def weaker_candidates(result: ScanResult, threshold: float) -> list[Detection]:
 
 
 def _voxels(result: ScanResult, found: Sequence[Detection]) -> FloatArray:
-    """``[N, 3]``, centres on the scan's own grid."""
+    """Return ``[N, 3]`` centres in voxels of the scan's own grid."""
     to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
     return apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
 
 
 def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
-    """Where the page's threshold ends: a whole number of steps below the operating one, as low as findings reach."""
+    """Return the page's lowest threshold: whole steps below the operating one, just low enough for all findings."""
     least = min((finding.detection.probability for finding in findings), default=threshold or 0.0)
     start = least if threshold is None else threshold
     steps = int(np.ceil(max(start - least, 0.0) / _STEP))
@@ -176,7 +176,7 @@ def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
 
 
 def lung_warnings(region: SearchRegion) -> list[str]:
-    """What is odd about the lungs as they were found: their volumes, or that the scan cuts them."""
+    """Return warnings about the lungs that were found: unusual volumes, or lungs that are cut off by the scan."""
     if not region.lungs_found:
         return []
     left_l, right_l = map(region.lung_volume_l, LUNG_SIDES)

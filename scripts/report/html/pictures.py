@@ -1,8 +1,9 @@
 """Pictures of a scan in radiological display, whatever its orientation, spacing or shear.
 
-The patient's right (R) is on the left of axial and coronal pictures, the front (A) on top of axial and on the left of
-sagittal ones, the head (H) on top. Planes lie in RAS millimetres and are sampled through the affine (trilinear, as
-viewers do). Outlines stay vectors in millimetres from the picture's upper left corner: crisp at any size.
+The patient's right (R) is on the left of axial and coronal pictures, the front (A) is at the top of axial and on the
+left of sagittal ones, and the head (H) is at the top of coronal and sagittal ones. Planes are defined in RAS
+millimetres and sampled through the affine (trilinear, as in viewers). Outlines are vectors in millimetres from the
+picture's upper left corner, and thus sharp at any size.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from ...core.records import Detection, ScanResult
 FloatImage = npt.NDArray[np.float32]
 GreyImage = npt.NDArray[np.uint8]
 
-# Beyond the scan: below any window, so that it is black.
+# Value beyond the scan: below any HU window, and therefore black.
 _OUTSIDE_HU = -32768.0
-# Half a voxel lies around each voxel centre; the slack keeps rounding from deciding at the very border.
+# A voxel extends this far around its centre; the slack keeps rounding from deciding exactly at the border.
 _HALF_VOXEL = 0.5 + 1e-6
-# Close-ups: a pixel of about half a voxel of a usual scan; a large field of view gets larger pixels instead of more.
+# Close-ups: a pixel is about half a usual scan's voxel; a large field of view has larger pixels, not more of them.
 _PIXEL_MM = 60 / 144
 _MAX_PIXELS = 216
-# WebP: hardly a difference to be seen at this quality, at a fifth of the size of PNG.
+# WebP: hardly a visible difference at this quality, at a fifth of the size of PNG.
 _QUALITY = 88
 _WEBP_EFFORT = 2  # of 0 … 6: within 10 % of the smallest file in a quarter of the time
-# A step of a stack is a multiple of it.
+# The step of a stack is a multiple of this.
 _STEP_MM = 0.5
 
 
 @dataclass(frozen=True)
 class View:
-    """A direction to look from.
+    """A direction of view.
 
     Attributes:
-        name: as radiologists call it.
+        name: the radiological term.
         column_axis, row_axis: RAS axes (0 x, 1 y, 2 z) that fall from left to right and from top to bottom.
         left, right, top: the letters at the picture's sides.
-        first, last: the ends of the body where a stack of such pictures begins and ends.
+        first, last: the ends of the body at which a stack of such pictures begins and ends.
     """
 
     name: str
@@ -60,7 +61,7 @@ class View:
 
     @property
     def sight_axis(self) -> int:
-        """The RAS axis of the line of sight; it falls from the first to the last picture of a stack."""
+        """The RAS axis along the line of sight; it falls from the first to the last picture of a stack."""
         return 3 - self.column_axis - self.row_axis
 
 
@@ -74,10 +75,10 @@ class Picture:
     """A grey picture with outlines.
 
     Attributes:
-        view: the direction it is seen from.
+        view: the direction of view.
         grey: ``[rows, columns]`` uint8.
         width_mm, height_mm: its extent.
-        outline: SVG path of the nodule in mm from the upper left corner, empty when the plane misses it.
+        outline: SVG path of the nodule in mm from the upper left corner; empty if the plane misses it.
         other_outlines: the same for all other nodules in the field of view.
     """
 
@@ -95,7 +96,7 @@ class Stack:
 
     Attributes:
         pictures: from ``view.first`` to ``view.last``.
-        step_mm: between neighbours.
+        step_mm: distance between neighbours.
     """
 
     pictures: tuple[Picture, ...]
@@ -108,13 +109,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Window:
-    """The HU range shown from black to white."""
+    """The HU range that is shown from black to white."""
 
     centre_hu: float
     width_hu: float
 
     def grey(self, image_hu: npt.ArrayLike) -> GreyImage:
-        """Map HU to 0…255."""
+        """Map HU to 0 … 255."""
         scaled = (np.asarray(image_hu, dtype=np.float32) - self.centre_hu) * (255 / self.width_hu) + 127.5
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
@@ -132,23 +133,24 @@ def close_ups(
     long_axis_mm: float = 0.0,
     pictures: int = 1,
 ) -> tuple[Stack, Stack, Stack]:
-    """Axial, coronal and sagittal planes around a finding, with outlines.
+    """Draw axial, coronal and sagittal planes around a finding, with outlines.
 
     Args:
         result: the scan.
         place: the finding; its centre is the middle of the pictures.
         window: HU range shown.
-        field_of_view_mm: least width of the pictures; a large finding gets three times its diameter.
-        label: its value in the mask; 0 for a finding without an outline.
-        long_axis_mm: of its outline, as far as it is known.
-        pictures: planes per view, an odd number; they cover the finding and some millimetres around it.
+        field_of_view_mm: least width of the pictures; a large finding gets three times its diameter, or 1.5 times its
+            long axis if that is more.
+        label: its value in the mask; 0 for a finding without a mask.
+        long_axis_mm: long axis of its mask; 0 if unknown.
+        pictures: planes per view, an odd number; they cover the finding and a few millimetres around it.
 
     Returns:
-        Square pictures; what lies beyond the scan is black.
+        Stacks of square pictures; what lies beyond the scan is black.
     """
     width_mm = max(field_of_view_mm, 3 * place.diameter_mm, 1.5 * long_axis_mm)
     count = min(round(width_mm / _PIXEL_MM), _MAX_PIXELS)
-    # The pictures reach 10 mm, or the finding's border and some millimetres, to either side.
+    # The pictures extend 10 mm to either side, or a few millimetres beyond the finding's border.
     depth_mm = max(10.0, 0.6 * max(place.diameter_mm, long_axis_mm) + 3.0)
     step_mm = float(np.ceil(depth_mm / max((pictures - 1) / 2, 1) / _STEP_MM) * _STEP_MM)
     affine_ras = np.asarray(result.affine_ras, dtype=np.float64)
@@ -174,7 +176,7 @@ def close_ups(
 def planes_to_ras(
     view: View, centre_ras_mm: npt.ArrayLike, shape: Sequence[int], size_mm: Sequence[float]
 ) -> FloatArray:
-    """``[4, 4]``: (picture, row, column) of a stack around a position to RAS mm; all three fall in RAS.
+    """Return ``[4, 4]``: (picture, row, column) of a stack around a position to RAS mm; all three fall in RAS.
 
     Args:
         view: of the pictures.
@@ -191,13 +193,13 @@ def planes_to_ras(
 
 @dataclass(frozen=True)
 class _Block:
-    """The part of the scan around a finding, ready to be cut by planes.
+    """The part of the scan around a finding, from which planes are cut.
 
     Attributes:
         start: the block's first voxel in the whole scan.
         scan_shape: of the whole scan.
         image_hu: the block.
-        own, others: 1 inside this finding's outline, inside any other's.
+        own, others: 1 inside the mask of this finding, and of any other.
     """
 
     start: npt.NDArray[np.int64]
@@ -209,7 +211,7 @@ class _Block:
     def stack(
         self, view: View, window: Window, shape: Sequence[int], grid: FloatArray, size_mm: Sequence[float]
     ) -> Stack:
-        """Cut it by ``grid`` ``[4, 4]``, (picture, row, column) to voxel of the whole scan."""
+        """Cut the block by ``grid`` ``[4, 4]``, which maps (picture, row, column) to voxels of the whole scan."""
         inside = self._inside(grid, shape)
         image_hu = np.where(inside, self._values(self.image_hu, grid, shape), np.float32(_OUTSIDE_HU))
         step_mm, pixel_mm, _ = size_mm
@@ -219,7 +221,7 @@ class _Block:
         return Stack(tuple(Picture(view, grey, width_mm, width_mm, *paths) for grey, *paths in planes), step_mm)
 
     def _inside(self, grid: FloatArray, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which points lie in the scan; a voxel reaches half its width around its centre, so a single slice is seen."""
+        """Return which points lie in the scan; each voxel extends half its width, so that a single slice is visible."""
         inside = np.ones(shape, dtype=bool)
         for axis, size in enumerate(self.scan_shape):
             along = [grid[axis, n] * np.arange(count) for n, count in enumerate(shape)]
@@ -232,7 +234,7 @@ class _Block:
     def _values(
         self, volume: FloatImage, grid: FloatArray, shape: Sequence[int], first: Sequence[int] = (0, 0, 0)
     ) -> FloatImage:
-        """One of the volumes at so many points of the grid, from ``first`` on (trilinear)."""
+        """Sample one of the volumes at ``shape`` points of the grid, starting at ``first`` (trilinear)."""
         offset = apply_affine(grid, first) - self.start
         values = ndimage.affine_transform(
             volume, grid[:3, :3], offset, output_shape=tuple(shape), order=1, mode="nearest"
@@ -242,7 +244,7 @@ class _Block:
     def _paths(
         self, labelled: FloatImage, grid: FloatArray, inside: npt.NDArray[np.bool_], pixel_mm: float
     ) -> list[str]:
-        """Outlines of what is 1 in ``labelled``, one path per picture; only the grid around it is sampled."""
+        """Outline what is 1 in ``labelled``, with one path per picture; only the grid around it is sampled."""
         paths = [""] * len(inside)
         if labelled.any():
             part = self._part_of_grid(labelled, grid, inside.shape)
@@ -253,7 +255,7 @@ class _Block:
         return paths
 
     def _part_of_grid(self, labelled: FloatImage, grid: FloatArray, shape: Sequence[int]) -> tuple[slice, ...]:
-        """The part of the grid within a voxel of what is 1 in ``labelled``; at least one point."""
+        """Return the part of the grid within a voxel of what is 1 in ``labelled``; at least one point."""
         found = np.argwhere(labelled) + self.start
         first, last = found.min(axis=0) - 1, found.max(axis=0) + 1
         to_grid = np.linalg.inv(grid)
@@ -264,7 +266,7 @@ class _Block:
 
 
 def data_uri(pictures: Sequence[Picture]) -> str:
-    """Pictures of one width, one below the other, as WebP inside a ``data:`` URI."""
+    """Encode pictures of equal width, one below the other, as WebP in a ``data:`` URI."""
     buffer = io.BytesIO()
     grey = np.concatenate([picture.grey for picture in pictures])
     Image.fromarray(grey).save(buffer, format="WEBP", quality=_QUALITY, method=_WEBP_EFFORT)
@@ -272,7 +274,7 @@ def data_uri(pictures: Sequence[Picture]) -> str:
 
 
 def outline_path(inside: FloatImage, pixel_mm: float, corner: tuple[int, int] = (0, 0)) -> str:
-    """Where ``inside`` passes one half, as an SVG path in mm; the empty string where it never does.
+    """Return the contour at which ``inside`` crosses one half, as an SVG path in mm; the empty string if it never does.
 
     ``corner`` is the column and row of the picture at which ``inside`` begins.
     """
@@ -288,8 +290,10 @@ def outline_path(inside: FloatImage, pixel_mm: float, corner: tuple[int, int] = 
 
 
 def outline_lines(path: str) -> list[FloatArray]:
-    """The lines of a picture's outline, each ``[points, 2]`` in mm from the left and upper border; the first point of a
-    closed one comes again at its end."""
+    """Return the lines of a picture's outline, each ``[points, 2]`` in mm from the left and upper border.
+
+    A closed line ends with its first point.
+    """
     lines = []
     for part in path.split("M")[1:]:
         points = np.array(part.removesuffix("Z").split(), dtype=np.float64).reshape(-1, 2)

@@ -1,6 +1,6 @@
-"""Pages from the templates beside this module: one file each, with style and script inside, and nothing fetched.
+"""Render pages from the templates beside this module: one file each, including style and script; nothing is fetched.
 
-The page's own script is admitted by its hash; no other script can run, whatever a header holds.
+The page's own script is allowed by its hash; no other script can run, whatever text a header contains.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(name: str, **values: Any) -> str:
-    """``<name>.html.j2`` with the style and the script of that name, after those that all pages share.
+    """Render ``<name>.html.j2`` with the style and script of that name, preceded by those that all pages share.
 
     Args:
         name: of the page's template.
-        values: what it shows; every text is escaped.
+        values: what the page shows; every text is escaped.
     """
     style = "".join(_text(f"{part}.css") for part in ("base", name))
     script = "\n" + "".join(_text(f"{part}.js") for part in ("base", name))
@@ -36,12 +36,12 @@ def render_page(name: str, **values: Any) -> str:
 
 
 def shown_number(value: float, decimals: int = 1) -> str:
-    """For the reader: with a minus sign that can be seen, and never "−0.0"."""
+    """Format a number for readers, with a typographic minus sign, and never as "−0.0"."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
 
 
 def shown_probability(probability: float) -> str:
-    """Two decimals, but never the certainty of 1.00 or 0.00 that rounding would make."""
+    """Format a probability with two decimals, but never as 1.00 or 0.00, which would suggest certainty."""
     if probability > 0.994:
         return "> 0.99"
     return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"

@@ -1,4 +1,4 @@
-"""Preprocessed scans kept on disk: what an entry holds, how a cache is filled, and what it needs."""
+"""Preprocessed scans cached on disk: what an entry contains, how a cache is filled, and how much disk it needs."""
 
 from .filling import fill_cache, workers_of_rank
 from .scans import CachedScans, CachedToTensorsd, CacheError, ScanCache

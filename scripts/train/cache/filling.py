@@ -1,7 +1,8 @@
-"""Filling a cache before anything is learned: in parallel over scans, with an estimate of disk and time.
+"""Filling a cache before training starts: in parallel over scans, with an estimate of disk space and time.
 
-Every process goes through the missing scans in an order of its own and skips what has appeared meanwhile. So several
-that fill one cache at once, ranks of a training or separate commands, share the work without knowing of each other.
+Each process works through the missing scans in its own random order and skips those that exist by then. Several
+processes that fill one cache at once (ranks of a training, or separate commands) thus share the work without
+communicating.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from .scans import CacheError, ScanCache
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30.0
-ASKED_HEADERS = 50  # an estimate reads the headers of so many scans at most: a DICOM series has hundreds
-BYTES_PER_VOXEL = 3.0  # int16 image, uint8 lungs; a uint8 mask is one more
+ASKED_HEADERS = 50  # most scans whose headers are read for an estimate: a DICOM series has hundreds of files
+BYTES_PER_VOXEL = 3.0  # int16 image and uint8 lungs; a uint8 mask adds one
 COARSE_BYTES_PER_MM3 = 4.0 / 64.0  # float32 on a grid of 4 mm, over the whole scan
-LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # of a scan's volume; LIDC-IDRI-0001's is 0.43
+LUNG_BOX_SHARE = {"least": 0.2, "usual": 0.5, "most": 1.0}  # share of a scan's volume; 0.43 in LIDC-IDRI-0001
 
 Item = Mapping[str, Any]
 
 
 def workers_of_rank(most: int) -> int:
-    """Processes with which a rank fills a cache: one per processor, at most ``most``, shared by the machine's ranks."""
+    """Return how many worker processes a rank uses to fill a cache.
+
+    The lesser of ``most`` and the number of processors is divided among the machine's ranks; each gets at least one.
+    """
     return max(1, min(most, os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -53,22 +57,23 @@ def fill_cache(
     skip_broken: bool = False,
     remove_unused: bool = False,
 ) -> dict[str, list[Item]]:
-    """Compute what a cache lacks of several datalists.
+    """Compute the entries of several datalists that a cache does not have yet.
 
     Args:
-        cache: to fill.
-        lists: items by section; the same scan may stand in several.
-        workers: processes; 0 computes in this one.
-        spacing_mm: ``[3]`` of the entries, for the estimate of disk.
-        skip_broken: leave scans out that cannot be preprocessed.
+        cache: the cache to fill.
+        lists: items by section; several sections may contain the same scan.
+        workers: number of worker processes; 0 computes in this process.
+        spacing_mm: ``[3]``, spacing of the entries, for the estimate of disk space.
+        skip_broken: leave out scans that cannot be preprocessed.
         remove_unused: delete entries that belong to no item of these lists.
 
     Returns:
-        The lists, without the scans that were left out; the cache knows those (:attr:`ScanCache.left_out`).
+        The lists without the scans that were left out; the cache keeps track of those (:attr:`ScanCache.left_out`).
 
     Raises:
         CacheError: there is no scan; entries do not fit on the disk or cannot be written; scans cannot be preprocessed
-            (without ``skip_broken``, or where that would empty a list). All are tried first, and all are named.
+            (without ``skip_broken``, or if leaving them out would empty a list). All scans are tried first, and all
+            failures are named.
     """
     if not any(lists.values()):
         raise CacheError(
@@ -96,7 +101,7 @@ def fill_cache(
 
 
 def _judge(broken: Sequence[tuple[str, str]], skip: bool, emptied: Sequence[str]) -> None:
-    """Say which scans (name, reason) are left out, or refuse to go on without them."""
+    """Log which scans (name, reason) are left out, or raise a CacheError if the lists cannot be used without them."""
     width = max(len(name) for name, _ in broken)
     table = "\n".join(f"  {name:{width}}  {reason}" for name, reason in sorted(broken))
     if skip and not emptied:
@@ -109,34 +114,38 @@ def _judge(broken: Sequence[tuple[str, str]], skip: bool, emptied: Sequence[str]
 
 
 def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: Sequence[float]) -> dict[str, str]:
-    """Compute entries; returns why they could not be, by the name of their folder."""
+    """Compute entries; return the reasons of those that failed, by folder name.
+
+    Raises:
+        CacheError: the disk is too small, an entry cannot be written, or a worker died.
+    """
     _check_room(cache.cache_dir, items, spacing_mm)
     logger.info("preprocessing %d scans with %d workers", len(items), workers)
     reasons: dict[str, str] = {}
-    began = told = time.monotonic()
+    began = last_logged = time.monotonic()
     for done, (folder, reason, is_fatal) in enumerate(_outcomes(cache, items, workers), 1):
         if is_fatal:
             raise CacheError(reason)
         if reason:
             reasons[folder] = reason
         now = time.monotonic()
-        if now - told > LOG_EVERY_S or done == len(items):
-            told, scan_s = now, (now - began) / done
+        if now - last_logged > LOG_EVERY_S or done == len(items):
+            last_logged, scan_s = now, (now - began) / done
             left = shown_duration(scan_s * (len(items) - done))
             logger.info("cached %d of %d scans, %.1f s a scan, %s left", done, len(items), scan_s, left)
     return reasons
 
 
 def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator[tuple[str, str, bool]]:
-    """Add items to the cache, in any order; yields what :func:`_added` says of each."""
-    order = np.random.default_rng().permutation(len(items))  # of its own in each process; no result depends on it
+    """Add items to the cache in random order; yield what :func:`_added` returns for each."""
+    order = np.random.default_rng().permutation(len(items))  # differs between processes; no result depends on it
     loader: DataLoader[Any] = DataLoader(
         Dataset(items, partial(_added, cache)),
         batch_size=None,
         sampler=order.tolist(),
         num_workers=min(workers, len(items)),
         in_order=False,
-        generator=torch.Generator(),  # else the global one moves on, and a training depends on what was cached before
+        generator=torch.Generator(),  # advancing the global one would make training depend on what was cached before
     )
     try:
         yield from loader
@@ -148,7 +157,7 @@ def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator
 
 
 def _added(cache: ScanCache, item: Item) -> tuple[str, str, bool]:
-    """Name of an item's folder, why it cannot be added ("" where it is), and whether no other can be either."""
+    """Return an item's folder name, why it cannot be added ("" if it was), and whether that holds for all items."""
     try:
         return cache.add(item).name, "", False
     except Exception as error:
@@ -158,10 +167,10 @@ def _added(cache: ScanCache, item: Item) -> tuple[str, str, bool]:
 
 
 def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[float]) -> None:
-    """Say how much disk the entries need and how much is free.
+    """Log how much disk space the entries need and how much is free.
 
     Raises:
-        CacheError: even the least they need is not there.
+        CacheError: there is less than the entries need at least.
     """
     need_gb = _estimate_gb(items, spacing_mm)
     free_gb = shutil.disk_usage(cache_dir).free / 1e9
@@ -179,14 +188,14 @@ def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[flo
 
 
 def _estimate_gb(items: Sequence[Item], spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Least, usual and most disk that entries take, by the headers of some of the scans; 0 where none can be read."""
+    """Estimate the least, usual and most disk space of entries from some scans' headers; 0 if none can be read."""
     asked = [items[n] for n in np.unique(np.linspace(0, len(items) - 1, ASKED_HEADERS).round().astype(int))]
     sizes = []
     for item in asked:
         try:
             grid = read_grid(item["image"])
         except (ScanError, OSError):
-            continue  # is named with its reason when its turn comes
+            continue  # reported with its reason when it is preprocessed
         volume_mm3 = float(np.prod(grid.shape)) * voxel_volume_mm3(grid.affine_ras)
         fine = (BYTES_PER_VOXEL + bool(item.get("mask"))) * volume_mm3 / float(np.prod(spacing_mm))
         sizes.append((fine, COARSE_BYTES_PER_MM3 * volume_mm3))
@@ -195,21 +204,21 @@ def _estimate_gb(items: Sequence[Item], spacing_mm: Sequence[float]) -> dict[str
 
 
 def _report_unused(cache: ScanCache, wanted: set[Path], remove: bool) -> None:
-    """Say what belongs to none of the wanted entries, and delete it if asked to."""
+    """Log how many entries belong to no listed scan and their size, and delete them if ``remove`` is set."""
     unused = [folder for folder in cache.entries() if folder not in wanted]
     if not unused:
         return
-    told = f"{cache.cache_dir}: {len(unused)} entries ({_size_gb(unused):.2f} GB) belong to no scan of these datalists"
+    found = f"{cache.cache_dir}: {len(unused)} entries ({_size_gb(unused):.2f} GB) belong to no scan of these datalists"
     if not remove:
-        logger.info("%s; --remove_unused true deletes them", told)
+        logger.info("%s; --remove_unused true deletes them", found)
         return
     for folder in unused:
         shutil.rmtree(folder, ignore_errors=True)
-    logger.info("%s and are deleted", told)
+    logger.info("%s and are deleted", found)
 
 
 def _size_gb(folders: Iterable[Path]) -> float:
-    """Disk that entries take; those that another process deletes meanwhile take none."""
+    """Return the disk space of entries; those that another process deletes meanwhile count as 0."""
     total = 0
     for folder in folders:
         with suppress(FileNotFoundError):

@@ -1,6 +1,7 @@
-"""What a transform is, as text: its parameters, its weights, and the code that runs.
+"""A fingerprint of a transform: its parameters, its weights, and the code that it runs.
 
-Two transforms of the same text give the same arrays, so a cache whose entries are named by it can hold no old ones.
+Two transforms with the same fingerprint produce the same arrays, so a cache that names its entries by it never
+returns outdated ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PACKAGE = __name__.split(".")[0]
 
 
 def fingerprint(transform: Any) -> str:
-    """Hash of a transform: 64 hexadecimal digits."""
+    """Return a hash of a transform, as 64 hexadecimal digits."""
     modules: set[str] = set()
     described = _described(transform, modules, ())
     code = sorted((name, _digest(_source(name) or b"")) for module in modules for name in _imported(module))
@@ -31,7 +32,7 @@ def fingerprint(transform: Any) -> str:
 
 
 def _described(value: Any, modules: set[str], parents: tuple[int, ...]) -> Any:
-    """A value as nested tuples and strings; the modules of its classes and functions join ``modules``."""
+    """Describe a value by nested tuples and strings; add the modules of its classes and functions to ``modules``."""
     if value is None or isinstance(value, bool | int | float | str | bytes | np.dtype | torch.dtype | torch.device):
         return repr(value)
     if id(value) in parents:
@@ -58,7 +59,7 @@ def _described(value: Any, modules: set[str], parents: tuple[int, ...]) -> Any:
 
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
-    """A module of this package and all modules of it that it imports, also by way of others; none of other packages."""
+    """Return a module of this package and those of it that it imports, also indirectly; empty for other packages."""
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -70,7 +71,7 @@ def _imported(module: str) -> frozenset[str]:
 
 
 def _imports_of(module: str) -> list[str]:
-    """Names of modules, and of what is taken from them, in a module's import statements."""
+    """Return the names of modules, and of what is imported from them, in a module's import statements."""
     spec = importlib.util.find_spec(module)
     package, names = spec.parent if spec else None, []
     for node in ast.walk(ast.parse(_source(module) or b"")):
@@ -84,10 +85,10 @@ def _imports_of(module: str) -> list[str]:
 
 @functools.cache
 def _source(module: str) -> bytes | None:
-    """The code of a module; ``None`` for what is none, such as a class."""
+    """Return the source code of a module; ``None`` for a name that is not a module, such as a class."""
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # its parent is no package
+    except ModuleNotFoundError:  # the parent is not a package
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin).read_bytes()
 

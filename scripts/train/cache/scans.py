@@ -1,9 +1,9 @@
-"""Scans as the preprocessing leaves them, kept as plain arrays: each is computed once and then read as memory maps.
+"""Preprocessed scans, cached as plain arrays: each is computed once and then read as memory maps.
 
-An entry is a folder named by a hash of all that its content depends on: another file, box, setting, weight of the lung
-search or line of code makes another entry, and the old one is never read again. It is written beside its place and
-appears by a rename, so an interruption at any moment leaves no half entry; what it leaves
-(:meth:`ScanCache.prepare`) is removed when a cache is next filled.
+An entry is a folder named by a hash of everything its content depends on. If a file, box, setting, weight of the lung
+search or line of code changes, another entry is made, and the old one is never read again. An entry is written beside
+its final place and then renamed, so an interruption never leaves a partial entry there; leftovers of an interruption
+are removed when the cache is filled the next time (:meth:`ScanCache.prepare`).
 """
 
 from __future__ import annotations
@@ -35,31 +35,34 @@ _ENTRY = re.compile(r"[0-9a-f]{24}")
 
 
 class CacheError(UserError, RuntimeError):
-    """A cache that cannot be filled."""
+    """A cache cannot be filled."""
 
 
 class ScanCache:
     """A folder of preprocessed scans; several processes may use it at once.
 
     Args:
-        preprocessing: gives ``image`` ``[1, I, J, K]``, ``lung_distance_mm``, ``nodule``, ``label`` and, when the item
+        preprocessing: returns ``image`` ``[1, I, J, K]``, ``lung_distance_mm``, ``nodule``, ``label`` and, if the item
             has one, ``mask``.
-        cache_dir: where entries live.
+        cache_dir: folder of the entries.
     """
 
     def __init__(self, preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], cache_dir: str) -> None:
         self.preprocessing = preprocessing
         self.cache_dir = Path(cache_dir)
-        self.left_out: set[Path] = set()  # entries that could not be made (:func:`.filling.fill_cache`)
+        self.left_out: set[Path] = set()  # entries that cannot be computed (:func:`.filling.fill_cache`)
         self.made_by = fingerprint([preprocessing, _arrays])
 
     def folder(self, item: Mapping[str, Any]) -> Path:
-        """Where the entry of a datalist item is or will be."""
+        """Return the folder of a datalist item's entry, whether or not it exists yet."""
         stamps = {key: [stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
         return self.cache_dir / digest_of([self.made_by, stamps, item.get("box"), item.get("label")])[:24]
 
     def add(self, item: Mapping[str, Any]) -> Path:
-        """Compute the entry of an item unless it is there.
+        """Compute the entry of an item unless it exists.
+
+        Returns:
+            The folder of the entry.
 
         Raises:
             CacheError: the entry cannot be written.
@@ -84,7 +87,7 @@ class ScanCache:
                 with (partial / f"{name}.npy").open("wb") as file:
                     np.save(file, array)
                     file.flush()
-                    os.fsync(file.fileno())  # on the disk before the rename is: a power cut leaves no empty files
+                    os.fsync(file.fileno())  # written before the rename, so that a power cut leaves no empty files
             try:
                 partial.rename(folder)
             except OSError:
@@ -92,10 +95,10 @@ class ScanCache:
                     raise
 
     def prepare(self) -> None:
-        """Make the folder, and remove half entries that no process is writing any more.
+        """Create the folder, and remove partial entries that no process is writing any more.
 
         Raises:
-            CacheError: the folder cannot be made or written to.
+            CacheError: the folder cannot be created or written to.
         """
         try:
             remove_abandoned(writable_folder(self.cache_dir))
@@ -105,18 +108,18 @@ class ScanCache:
             ) from error
 
     def entries(self) -> Iterator[Path]:
-        """The folders of all entries, used or not."""
+        """Yield the folders of all entries, used or not."""
         yield from (folder for folder in sorted(self.cache_dir.iterdir()) if _ENTRY.fullmatch(folder.name))
 
 
 class CachedScans(Dataset):
-    """Scans of a datalist, read from a cache; what is not there yet is computed when it is first read.
+    """The scans of a datalist, read from a cache; missing entries are computed when they are first read.
 
     Args:
-        data: datalist items, of :func:`...read.datalist.load_datalist` or of another program
-            (:func:`...read.datalist.checked_items`); without those that the cache has left out.
-        cache: where they are kept.
-        transform: applied to each scan that is read; ``None`` for nothing.
+        data: datalist items, from :func:`...read.datalist.load_datalist` or from another program
+            (:func:`...read.datalist.checked_items`); those that the cache has left out are dropped.
+        cache: holds the preprocessed scans.
+        transform: applied to each scan that is read; ``None`` for none.
 
     Raises:
         DatalistError: an item cannot be used.
@@ -131,7 +134,7 @@ class CachedScans(Dataset):
         items = checked_items(data)
         self.data = [item for item in items if cache.folder(item) not in cache.left_out] if cache.left_out else items
         self.cache, self.transform = cache, transform
-        self._folders: dict[int, Path] = {}  # looked up once: a DICOM folder has hundreds of files to stat
+        self._folders: dict[int, Path] = {}  # each is computed once: a DICOM folder has hundreds of files to stat
 
     def __len__(self) -> int:
         return len(self.data)
@@ -140,9 +143,9 @@ class CachedScans(Dataset):
         """Read one scan.
 
         Returns:
-            What the transform makes of ``image`` (int16 HU), ``lung`` and, when there is one, ``mask`` (uint8),
-            ``[I, J, K]`` memory maps; ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']`` and its
-            ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``.
+            The scan after the transform, which gets ``image`` (int16 HU), ``lung`` and, if there is one, ``mask``
+            (uint8) as ``[I, J, K]`` memory maps; ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']``
+            and its ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``.
 
         Raises:
             CacheError, Exception: see :meth:`ScanCache.add`.
@@ -160,7 +163,7 @@ class CachedScans(Dataset):
 
 
 class CachedToTensorsd(Transform):
-    """Turn what :class:`CachedScans` gives into the tensors that a whole-scan search starts from.
+    """Convert what :class:`CachedScans` returns to the tensors from which a whole-scan search starts.
 
     Writes two MetaTensors: ``image`` ``[1, I, J, K]``, float32 HU, and ``lung_distance_mm`` ``[1, I', J', K']``.
     """
@@ -174,14 +177,14 @@ class CachedToTensorsd(Transform):
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files a scan consists of: all of a DICOM folder; of a MetaImage or NRRD header, also the data it names."""
+    """Return the files of a scan: all in a DICOM folder; a MetaImage or NRRD header and the data files it names."""
     if path.is_dir():
         return sorted(f for f in path.rglob("*") if f.is_file())
     return [path, *data_files(path)]
 
 
 def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """What is kept of a preprocessed item; see :meth:`CachedScans.__getitem__`."""
+    """Return the arrays that are cached for a preprocessed item; see :meth:`CachedScans.__getitem__`."""
     image, distance = ready["image"], ready["lung_distance_mm"]
     arrays: dict[str, npt.NDArray[Any]] = {
         "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
@@ -196,7 +199,7 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 
 def _lungs_on_grid(distance_mm: MetaTensor, image: MetaTensor) -> npt.NDArray[np.uint8]:
-    """The closed lungs, found on a coarse grid, on the grid of the image: 1 inside."""
+    """Resample the closed lungs, which were found on a coarse grid, to the grid of the image: 1 inside."""
     to_coarse = np.linalg.inv(np.asarray(distance_mm.affine)) @ np.asarray(image.affine)
     size = (image.shape[1], image.shape[2], image.shape[3])
     return (crop_by_affine(distance_mm[0].numpy(), to_coarse, size, order=1) < 1.0).astype(np.uint8)
