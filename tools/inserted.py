@@ -76,7 +76,7 @@ def _pairs(
         insert = InsertNodulesd([donor], prob=1.0, most=1, scale=(1.0, 1.0), bordering=0.3)
         insert.set_random_state(number)
         hu, soft = insert.turned(*insert.draw_donor(), (CROP,) * 3)
-        item = hosts[number]
+        item: Mapping[Any, Any] = hosts[number]
         known = len(item["label"])
         item = insert(item)
         if len(item["label"]) > known:
@@ -97,7 +97,7 @@ def _scores(real: Tensor, put: Tensor, fold: int) -> Tensor:
     held_out = torch.arange(len(real)) % FOLDS == fold
     x, y = torch.cat([real[~held_out], put[~held_out]]), torch.tensor([1.0, 0.0]).repeat_interleave(sum(~held_out))
     torch.manual_seed(fold)
-    network = Classifier((1, EDGE, EDGE, EDGE), 1, channels=(8, 16, 32), strides=(2, 2, 2), norm="BATCH")
+    network = Classifier(real.shape[1:], 1, channels=(8, 16, 32), strides=(2, 2, 2), norm="BATCH")
     steps = EPOCHS * -(-len(x) // BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
