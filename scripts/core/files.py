@@ -222,8 +222,9 @@ def read_csv(
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        lines = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+        first = next(filter(str.strip, text.split("\n")), "")
+        separator = max(",;\t", key=first.count)
+        lines = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
         rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
         raise error(f"{path}: expected a CSV (UTF-8), got none ({cause}); check the path") from cause

@@ -226,7 +226,7 @@ class TileInferer(Inferer):
             torch.cuda.empty_cache()
         if is_cpu(image.device) or not isinstance(network, nn.Module):
             raise MemoryError(f"{image.device}: too little memory for one tile of the network")
-        self._remark("the network ran on the CPU instead, which is slower and gives the same")
+        self._remark("the network ran on the CPU instead, which is slower")
         network.to("cpu")
         try:
             return self._stitch(image.cpu(), tiles, apply, 1)

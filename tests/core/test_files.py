@@ -83,6 +83,11 @@ def test_tables_of_other_programs_are_read(tmp_path: Path, text: str) -> None:
     assert read_csv(tmp_path / "table.csv") == [(3, {"name": "a", "note": "x"})]
 
 
+def test_a_blank_first_line_and_a_line_break_in_a_value_are_read(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text('\n \nname;note\na;"x\ny"\n', encoding="utf-8")
+    assert read_csv(tmp_path / "table.csv", ["note"]) == [(5, {"name": "a", "note": "x\ny"})]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
