@@ -77,6 +77,12 @@ def _base(hu: HU, inside: Mask) -> FloatArray | None:
     return towards / length if length > BASE_AGREEMENT else None
 
 
+def _is_free(site: FloatArray, occupied: FloatArray, radius: float) -> bool:
+    """Whether a nodule of this radius at ``site`` keeps its distance from the others (``[N, 4]``)."""
+    apart = np.linalg.norm(occupied[:, :3] - site, axis=1) - occupied[:, 3] / 2.0 - radius
+    return bool(apart.min(initial=np.inf) > GAP_VOXEL)
+
+
 def _to_wall(smooth_hu: HU, site: FloatArray) -> tuple[FloatArray, float] | None:
     """Return direction ``[3]`` and distance (voxels) to the nearest massive tissue; ``None`` if none is near."""
     low = np.maximum(site.astype(int) - WALL_VOXEL, 0)
@@ -183,26 +189,26 @@ class InsertNodulesd(RandomizableTransform):
         hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
         inside = soft > 0.5
         base = _base(hu, inside)
+        radius = sphere_diameter_mm(float(inside.sum())) / 2.0
         places = beside if base is not None or self.R.random() < self.bordering else amid
-        site = self._site(places, occupied, sphere_diameter_mm(float(inside.sum())) / 2.0)
+        site = self._site(places, occupied, radius)
         to_wall = None if base is None or site is None else _to_wall(smooth_hu, site)
-        if site is None or base is None or to_wall is None:
-            return None if site is None else (hu, soft, site)
-        wall, distance = to_wall
-        turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
-        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
-        depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
-        site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
-        return hu, soft, np.clip(site, 0, np.array(smooth_hu.shape) - 1)
+        if base is not None and site is not None and to_wall is not None:
+            wall, distance = to_wall
+            turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
+            hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
+            depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
+            site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
+            site = np.clip(site, 0, np.array(smooth_hu.shape) - 1)
+        return None if site is None or not _is_free(site, occupied, radius) else (hu, soft, site)
 
     def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
         """Draw a site from ``places`` that keeps its distance from the existing nodules; ``None`` if 50 draws fail."""
         free = np.flatnonzero(places)
         for _ in range(50 if len(free) else 0):
-            site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape))
-            apart = np.linalg.norm(occupied[:, :3] - site, axis=1) - occupied[:, 3] / 2.0 - radius
-            if apart.min(initial=np.inf) > GAP_VOXEL:
-                return site.astype(np.float64)
+            site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape), dtype=np.float64)
+            if _is_free(site, occupied, radius):
+                return site
         return None
 
     def _insert(self, item: dict[Hashable, Any], smooth_hu: HU, amid: Mask, beside: Mask) -> None:
