@@ -21,6 +21,7 @@ from scripts.core.claims import STALE_S, BusyError, Claims, OtherClaimError
 from scripts.core.files import OutputError
 from scripts.core.processes import MACHINE
 from scripts.infer import FinishedResults, RunLog, ScanStream, WriteResultd
+from scripts.read.scan import ScanError
 from scripts.report import NodulesCsv, NodulesJson, PredictionTable, ResultWriter, RunIndex
 from tests.report.test_report import make_result
 
@@ -184,6 +185,30 @@ def test_runs_of_the_same_scans_share_them(
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert [page.count(f'href="{name}">') for name in "abcdefgh"] == [1] * 8
     assert page.index('href="a"') < page.index('href="d"') < page.index('href="h"')
+
+
+def test_a_scan_that_is_given_up_is_left_to_others(scans: Path, tmp_path: Path) -> None:
+    def refuse(item: dict[str, Any]) -> None:
+        raise ScanError("broken")
+
+    writer, log = ResultWriter(tmp_path / "out", [NodulesJson()]), RunLog()
+    assert list(ScanStream(str(scans), "auto", refuse, log, finished=FinishedResults(writer, {}, {}))) == []
+    assert set(log.failures) == set("abcdefgh")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_another_run_has_just_searched_is_not_searched_again(tmp_path: Path) -> None:
+    """Even where results are to be replaced: that run was at work on the scan when this one came to it."""
+    made, writer = make_result(), ResultWriter(tmp_path, [NodulesJson()], overwrite=True)
+    finished, later = (FinishedResults(writer, made.model, made.settings) for _ in range(2))
+    claim = _claim(tmp_path, made.name, about=made.input_digest)
+    with pytest.raises(BusyError):
+        finished(made.name, made.input_digest)
+    claim.unlink()
+    (tmp_path / made.name).mkdir()
+    NodulesJson()(made, tmp_path / made.name)
+    assert finished(made.name, made.input_digest) == tmp_path / made.name
+    assert later(made.name, made.input_digest) is None
 
 
 # --- whose a claim is -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from tests.bundle import ROOT, command, python
 from tests.ecosystem.stand_ins import FOLDER, needs
+from tools import package
 from tools.package import NAME, PARTS, main, released_files
 
 ZOO_LIMIT_BYTES = 25_000_000
@@ -79,6 +80,17 @@ def test_the_zoos_pre_commit_takes_every_file_but_the_weights() -> None:
     texts = {name: content for name, content in contents.items() if b"\0" not in content}
     assert [name for name, text in texts.items() if re.search(rb"[ \t]$", text, re.MULTILINE)] == []
     assert [name for name, text in texts.items() if text and not re.search(rb"[^\n]\n\Z", text)] == []
+
+
+def test_hidden_files_compiled_ones_and_exported_networks_stay_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ["models/model.pt", "scripts/a.py"]
+    for name in [*kept, "docs/.cache/b.md", "models/model.ts", "scripts/__pycache__/a.pyc"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(package, "ROOT", tmp_path)
+    assert [file.as_posix() for file in released_files()] == kept
 
 
 def test_what_a_push_to_a_hub_would_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

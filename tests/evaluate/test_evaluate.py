@@ -181,7 +181,9 @@ def beyond_1(text: str) -> str:
         (edited("seriesuids", lambda _: "d\nb\nc\na\n"), ""),
         (edited("seriesuids", lambda _: "seriesuid\na\nb\nb\nc\nd\na\n"), "2 rows repeat a series"),
         (edited("results", beyond_1), "7 probabilities outside 0 to 1"),
+        (edited("seriesuids", lambda _: "SeriesUID\na\nb\nc\nd\n"), ""),
         (edited("annotations", lambda text: f"{text}f,0,0,0,8\n"), "1 findings belong to series that are not in"),
+        (edited("annotations_excluded", lambda text: f"{text}f,0,0,0,8\n"), "1 findings belong to series that are not"),
         (lambda files: None, "results: 1 scans without candidates: d"),
         (lambda files: None, "results: 1 candidates of 1 scans that are not in the list, not counted: e"),
     ],
@@ -212,7 +214,10 @@ def fold_csv(files: Path) -> list[str]:
 def fold_datalists(files: Path) -> list[str]:
     for n, (ours, theirs) in enumerate((("ad", "bc"), ("bc", "ad"))):
         items = [
-            [{"image": f"sub.set/{uid}{ending}", "box": []} for uid in part]
+            [
+                {"image": f"sub.set/{uid}{ending}", "box": []} | ({"name": uid, "image": "dicom"} if n else {})
+                for uid in part
+            ]
             for part, ending in ((ours, ".nii.gz"), (theirs, ".mhd"))
         ]
         (files / f"fold{n}.json").write_text(

@@ -149,15 +149,16 @@ def test_a_threshold_lets_through_what_its_rate_allows() -> None:
 # --- what an evaluation writes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("litres", [4.0, 0.0])
-def test_an_evaluation_leaves_its_operating_points(litres: float, tmp_path: Path) -> None:
-    """Without lungs there is no rate per litre."""
+@pytest.mark.parametrize(("litres", "litres_of_last"), [(4.0, 4.0), (0.0, 0.0), (4.0, 0.0)])
+def test_an_evaluation_leaves_its_operating_points(litres: float, litres_of_last: float, tmp_path: Path) -> None:
+    """Without the lungs of every scan there is no rate per litre."""
     metric = FrocMetric()
     rng = np.random.default_rng(0)
     for n in range(6):
         centres = rng.uniform(-100, 100, (2, 3))
         found = (at(centres[0], 0.9), at((500.0, 0.0, 0.0), 0.1 * n))
-        truth = ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", litres)
+        own_litres = litres if n < 5 else litres_of_last
+        truth = ScanTruth(centres, np.array([10.0, 8.0]), np.ones(2, bool), f"scan {n}", own_litres)
         metric.update([ScoredScan(found, truth)])
     metric.compute()
     SaveEvaluation(metric, str(tmp_path), resamples=20).write()
@@ -165,7 +166,7 @@ def test_an_evaluation_leaves_its_operating_points(litres: float, tmp_path: Path
     assert record["threshold_at"]["0.125"] == 0.9
     assert record["calibration"]["before"]["bins"][9]["true_share"] == 1.0
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    if litres:
+    if litres_of_last:
         read = record["per_litre"]
         assert read["litres"] == 24.0
         assert read["sensitivity_at"] == dict.fromkeys(("0.0625", "0.125", "0.25", "0.5", "1", "2"), 0.5)
@@ -199,11 +200,11 @@ def at(place: Any, probability: float) -> Detection:
 
 
 def test_misses_and_false_findings_are_told_apart(tmp_path: Path) -> None:
-    places = [*NODULES[:2], NODULES[2] + [0, 0, 4], (5, 5, 50), (5, 50, 50)]
-    found = [at(place, probability) for place, probability in zip(places, (0.9, 0.3, 0.8, 0.7, 0.2), strict=True)]
+    places = [*NODULES[:2], NODULES[2] + [0, 0, 4], (5, 5, 50), (5, 50, 50), (50, 5, 50)]
+    found = [at(place, probability) for place, probability in zip(places, (0.9, 0.3, 0.8, 0.7, 0.2, 0.5), strict=True)]
     cases = run_worst(tmp_path, found, copies=3)
     assert [case.title for case in cases["misses"]] == ["12.0 mm, p 0.30"]
-    assert [case.title for case in cases["false_findings"]] == ["p 0.70"]
+    assert [case.title for case in cases["false_findings"]] == ["p 0.70", "p 0.50"]  # the threshold counts
     for name in ("misses", "false_findings"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -263,6 +264,8 @@ def test_the_command_writes_calibrated_weights(tmp_path: Path) -> None:
         ("{", "JSONDecodeError"),
         ('{"calibration": null}', "TypeError"),
         ('{"calibration": {"slope": -1.0, "intercept": 0}}', "expected a slope above 0, got -1"),
+        ('{"calibration": {"slope": 0.0, "intercept": 0}}', "expected a slope above 0, got 0"),
+        ('{"calibration": {"slope": NaN, "intercept": 0}}', "expected a slope above 0, got nan"),
     ],
 )
 def test_an_unusable_calibration_is_refused(

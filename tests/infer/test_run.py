@@ -193,6 +193,9 @@ def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(tmp_path: P
     assert item["input_digest"] == asked["b"] == input_digest([tmp_path / "b.nii"])
     assert log.found == ["a"]
     assert list(log.failures) == ["c"]
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "a.nii", "lung_mask": "b.nii"}]))
+    (item,) = ScanStream(str(tmp_path / "list.json"), "auto", lambda item: item, RunLog())
+    assert item["input_digest"] == input_digest([tmp_path / "a.nii", tmp_path / "b.nii"])
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -361,6 +364,20 @@ def test_time_runs_from_the_begin_of_a_scan() -> None:
     log.begun("a")
     first = log.seconds_since_begun("a") or 0.0
     assert 0.0 < first <= (log.seconds_since_begun("a") or 0.0) < 60.0
+
+
+def test_a_run_lasts_from_the_begin_of_its_first_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lasted = [100.0], list[float | None]()
+    monkeypatch.setattr("scripts.infer.log.time", SimpleNamespace(monotonic=lambda: now[0]))
+    log = RunLog(SimpleNamespace(write=lasted.append))  # type: ignore[arg-type]
+    log.found.append("a")
+    log.close()
+    for name, at in (("b", 103.0), ("c", 108.0)):
+        now[0] = at
+        log.begun(name)
+    now[0] = 110.0
+    log.close()
+    assert lasted == [None, 7.0]
 
 
 def test_bundle_facts_name_version_and_weights(tmp_path: Path, bundle_root: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -92,6 +93,13 @@ def test_a_download_stopped_anywhere_ends_in_the_same_files(fails_at: int, tmp_p
     fetch_all(again, tmp_path / "cut", [], start=True)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     assert len(again.fetched) < 4 or fails_at <= 3  # what was whole is not transferred again
+
+
+def test_copies_of_a_series_may_differ_by_a_few_bytes_a_file(tmp_path: Path) -> None:
+    one = series(1, files=20)
+    LocalSource([one]).fetch([one], tmp_path)
+    for extra, is_whole in ((0, True), (6, True), (-6, True), (65, False)):
+        assert replace(one, size=one.size + 20 * extra).is_whole(tmp_path) is is_whole
 
 
 def test_some_patients_to_begin_with(tmp_path: Path) -> None:

@@ -110,11 +110,12 @@ def test_no_annotations_are_scans_without_nodules(data: Path) -> None:
 
 def test_excluded_findings_are_ignored_ones(data: Path) -> None:
     nodules, others = f"anna_2,{place()},6.5\n", f"anna_2,{place((8, 8, 2))},-1\nanna_2,{place((1, 1, 1))},4\n"
+    others += f"anna_2,{place((1, 1, 1))},5\n"  # another reader's mark: unlike a nodule, it may stand at the same place
     options = ["--annotations", table(data, LUNA16 + nodules), "--excluded", table(data, LUNA16 + others, "x.csv")]
     assert run(data, *options, "--strict") == 0
     item = items(data)["anna_2"]
-    assert item["label"] == [NODULE, IGNORED, IGNORED]
-    assert [box[3] for box in item["box"]] == [6.5, 10.0, 4.0]
+    assert item["label"] == [NODULE, IGNORED, IGNORED, IGNORED]
+    assert [box[3] for box in item["box"]] == [6.5, 10.0, 4.0, 5.0]
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------

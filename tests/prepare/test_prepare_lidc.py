@@ -370,6 +370,15 @@ def test_series_that_share_a_folder_become_files_of_their_own(tmp_path: Path) ->
         assert array_of(item["mask"]).sum() == 4 * 3 * 2
 
 
+def test_a_series_around_the_folder_of_another_becomes_a_file_of_its_own(tmp_path: Path) -> None:
+    for uid, patient, folder in ((SERIES_UID, "P-1", "in"), (OTHER_UID, "P-2", "in/more")):
+        write_ct(tmp_path / folder, series_uid=uid, patient=patient)
+        write_xml(tmp_path / folder, [Session([Outlines(outlined(*BOX))])], f"{uid}.xml", series_uid=uid)
+    items = prepared(tmp_path / "in", tmp_path / "out")
+    assert Path(items[SERIES_UID]["image"]).name == "image.nii.gz"
+    assert Path(items[OTHER_UID]["image"]) == tmp_path / "in/more"
+
+
 def test_xml_files_may_lie_elsewhere_even_in_an_archive(tmp_path: Path) -> None:
     write_ct(tmp_path / "in")
     write_xml(tmp_path / "xml/tcia/157", [Session([Outlines(outlined(*BOX))])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_a_page_without_masks_says_so(data: Path) -> None:
     assert page.get_suptitle() == "title"
     assert page.axes[0].get_title(loc="left") == f"…{'a' * 29}  #1  18.0 mm\nno mask"
     assert sight.pictures[0].width_mm == preview.FIELD_OF_VIEW_MM
+
+
+def test_a_box_is_drawn_as_long_as_it_is_along_each_axis(data: Path) -> None:
+    (sight,) = look_at({"name": "a", "image": str(data / "scan.nii.gz"), **rows(NODULE_VOXEL)}, [0])
+    axial, coronal = draw_page([replace(sight, size_lps_mm=(10.0, 20.0, 30.0))], "title").axes[:2]
+    for axes, along in ((axial, (10.0, 20.0)), (coronal, (10.0, 30.0))):  # x and y; x and z
+        (box,) = axes.patches
+        assert (box.get_width(), box.get_height()) == along
 
 
 # --- real nodules -----------------------------------------------------------------------------------------------------

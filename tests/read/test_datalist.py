@@ -141,6 +141,12 @@ def test_a_single_box_and_a_single_label_may_stand_without_brackets(scan: Path, 
     assert count_nodules([item]) == (label != IGNORED)
 
 
+def test_an_ignored_finding_may_lie_on_a_nodule(scan: Path) -> None:
+    boxes, labels = [box(*CENTRE_LPS_MM)] * 3, [NODULE, IGNORED, IGNORED]
+    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": boxes, "label": labels}])
+    assert [item["label"] for item in load_datalist(path, "training")] == [labels]
+
+
 def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
     """A scan near its origin: [x1, y1, z1, x2, y2, z2] has sizes that a nodule may have."""
     nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")

@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     UID,
@@ -254,6 +256,11 @@ def test_handled_nifti_forms_that_differ_or_are_not_there_are_said(tmp_path: Pat
     volume = read_one(tmp_path / "scan.nii.gz")
     assert "differ by up to 40 mm" in volume.notes[0]
     np.testing.assert_allclose(volume.affine_ras, np.eye(4))
+    in_metres = nib.Nifti1Image(chest(), np.diag([1e-3, 1e-3, 1e-3, 1.0]))
+    in_metres.set_qform(in_metres.affine + 0.04 * np.eye(4, k=3), 1)
+    in_metres.header.set_xyzt_units("meter")
+    nib.save(in_metres, tmp_path / "metres.nii")
+    assert "differ by up to 40 mm" in read_one(tmp_path / "metres.nii").notes[0]
     nib.save(nib.Nifti1Image(chest(), None), tmp_path / "scan.nii.gz")
     assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
 
@@ -397,6 +404,7 @@ def test_handled_study_with_several_series_takes_the_thinnest_axial_ct_and_says_
         "1.2.8 (MR, 12 slices, 1.5 mm): modality MR, not CT",
     ):
         assert words in entry["notes"]
+    assert entry["notes"] in read_scan(study).notes
     assert "secret" not in f"{entry}{volume.facts}".lower()
 
 
@@ -558,6 +566,15 @@ def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
     path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL)
     cut(path, share)
     refused(tmp_path, "enhanced.dcm", "truncated or damaged")
+
+
+def test_refused_enhanced_ct_without_its_last_frame(tmp_path: Path) -> None:
+    """The table, the other frames and the delimiter behind them are there."""
+    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, syntax=RLELossless)
+    dataset = dcmread(path)
+    dataset.PixelData = encapsulate(list(generate_frames(dataset.PixelData, number_of_frames=12))[:-1])
+    dataset.save_as(path)
+    refused_alike(path, "truncated or damaged")
 
 
 # ---- files that vanish -------------------------------------------------------------------------------------------
@@ -956,12 +973,13 @@ def test_handled_origin_that_some_slices_do_not_name(tmp_path: Path, tag: str) -
     assert read_one(tmp_path).image_hu.shape == SHAPE
 
 
-@pytest.mark.parametrize(("value", "seen"), [(30000, -1024), (40, 40)])
-def test_handled_padding_above_bone_becomes_air(tmp_path: Path, value: int, seen: int) -> None:
-    """Padding that looks like the body is left alone: it cannot be told from it."""
+@pytest.mark.parametrize(("value", "limit", "seen"), [(30000, 30000, -1024), (40, 40, 40), (40, 30000, 40)])
+def test_handled_padding_above_bone_becomes_air(tmp_path: Path, value: int, limit: int, seen: int) -> None:
+    """Padding that looks like the body, be it at one end, is left alone: it cannot be told from it."""
     image = chest()
     image[7:] = value
-    write_series(tmp_path, image, AXIAL, change=set_tags(PixelPaddingValue=value + 4096))
+    padding = set_tags(PixelPaddingValue=value + 4096, PixelPaddingRangeLimit=limit + 4096)
+    write_series(tmp_path, image, AXIAL, change=padding)
     image[7:] = seen
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
 

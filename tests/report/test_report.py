@@ -23,6 +23,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
@@ -49,6 +50,7 @@ from scripts.report.html.overview import lungs_picture, overview
 from scripts.report.html.page import AxialSlices, pictures_per_view, weaker_candidates
 from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups, data_uri
 from scripts.report.html.render import shown_probability
+from scripts.report.slices import LUNG_HU, Slice, draw_slices
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
@@ -330,6 +332,9 @@ class TestTables:
         add(again, make_result(name="d"))
         add(again, dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
         assert [row["seriesuid"] for row in csv_rows(again.path)] == ["a", *["c"] * 3, *["d"] * 3]
+        (tmp_path / "c").rename(tmp_path / ".c")  # as if another machine had written it, and it were not seen here yet
+        add(again, make_result(name="e"))
+        assert [row["seriesuid"] for row in csv_rows(again.path)] == ["a", *["c"] * 3, *["d"] * 3, *["e"] * 3]
 
     def test_a_run_that_goes_on_ends_with_the_table_of_one_that_never_stopped(self, tmp_path: Path) -> None:
         tables = [PredictionTable(tmp_path / folder / "predictions.csv") for folder in ("once", "stopped")]
@@ -595,6 +600,8 @@ class TestOverview:
         np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], whole.position_mm(self.BALL_MM), atol=0.7)
         if lungs:  # a sum is bright where the ball is thick
             assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
+        else:  # all of 80 × 80 voxels of 1 mm: the ball lies in column 45 from the right and row 39 from the head
+            assert whole.position_mm(self.BALL_MM) == pytest.approx((45.5, 39.5))
 
     def test_bone_around_the_lungs_does_not_cover_them(self) -> None:
         result = self.ball()
@@ -616,6 +623,21 @@ class TestOverview:
 
     def test_it_is_small(self) -> None:
         assert len(data_uri([overview(self.ball()).picture])) < 60_000
+
+
+class TestSlices:
+    @pytest.mark.parametrize("is_feet_first", [True, False])
+    @pytest.mark.parametrize("half_width_mm", [None, 6.0])
+    def test_the_head_is_up(self, tmp_path: Path, is_feet_first: bool, half_width_mm: float | None) -> None:
+        image_hu = np.full((20, 20, 20), LUNG_HU[0], np.int16)
+        image_hu[:, :, 10:] = LUNG_HU[1]  # the half with the head is white where k runs from the feet
+        affine_ras = np.diag([-1.0, -1.0, 1.0 if is_feet_first else -1.0, 1.0])
+        views = [Slice(0, half_width_mm), Slice(1, half_width_mm)]
+        draw_slices(tmp_path / "a.png", image_hu, affine_ras, (10, 10, 9.5), views, [], (2, 1))
+        grey = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+        for columns in (30, 150):  # in each of the two pictures
+            upper, lower = grey[20:40, columns].mean(), grey[-40:-20, columns].mean()
+            assert (upper > 200 and lower < 50) if is_feet_first else (upper < 50 and lower > 200)
 
 
 def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:
@@ -789,7 +811,8 @@ class TestPage:
     def test_a_candidate_inside_an_outline_is_not_shown_twice(self) -> None:
         result = make_result()
         twice = dataclasses.replace(result.nodules[0].detection, probability=0.4)
-        result = dataclasses.replace(result, candidates=(*result.candidates, twice))
+        at_threshold = dataclasses.replace(result.candidates[2], probability=0.5)  # enough for a nodule
+        result = dataclasses.replace(result, candidates=(*result.candidates, twice, at_threshold))
         assert [candidate.probability for candidate in weaker_candidates(result, 0.5)] == [0.0123456789]
 
     def test_sixty_nodules_make_a_page_of_a_few_megabytes(self) -> None:

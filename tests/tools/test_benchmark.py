@@ -10,6 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from scripts.core.commands import read_options
 from scripts.core.errors import DataError
 from tools.benchmark import __main__ as command
 from tools.benchmark import ceilings
+from tools.benchmark import search as searching
 from tools.benchmark.__main__ import benchmark, main, time_command
 from tools.benchmark.ceilings import product_rate, published_tiles, seconds_of
-from tools.benchmark.page import PARTS, filled_page
-from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, search
+from tools.benchmark.page import PARTS, filled_page, scan_tables
+from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, median_search, search
 from tools.benchmark.stopwatch import Stage, Stopwatch, Timed
 from tools.network.describe import END, DescriptionError
 from tools.tables import table
@@ -56,9 +58,10 @@ def scan(small_data: Path) -> str:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that only moves when told to."""
+    """A clock that only moves when told to, while four threads are busy."""
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: 4.0 * now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds
@@ -85,6 +88,7 @@ def test_each_moment_belongs_to_the_innermost_stage(clock: Callable[[float], Non
         clock(4.0)
     seconds = {name: one.seconds for name, one in watch.stages.items()}
     assert seconds == {"whole": 3.0, "part": 0.5, "never ended": 0.125, "next": 4.0}
+    assert {name: one.cpu_seconds for name, one in watch.stages.items()} == {n: 4.0 * s for n, s in seconds.items()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a peak begin again")
@@ -143,6 +147,17 @@ def test_published_tiles_cover_the_field_of_view(shape: tuple, mm: tuple, tiles:
 def test_seconds_after_reading() -> None:
     searched = Searched({FILES: Stage(1.0), "read": Stage(2.0), NETWORK: Stage(4.0), "decode": Stage(3.0)})
     assert (searched.seconds, searched.seconds_after_reading) == (10.0, 7.0)
+    searched.stages[TILES] = Stage(0.5)
+    (*_, text) = scan_tables({}, {}, {"float32": replace(searched, litres=1.0)})
+    assert "After reading 7.50 s, of which all but the network and its tiles take 3.00 s" in text
+
+
+def test_the_first_search_warms_up_and_the_others_give_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter(
+        Searched({"read": Stage(*took)}) for took in ((90.0, 90.0, 1), (3.0, 8.0, 5), (1.0, 9.0, 7), (2.0, 7.0, 6))
+    )
+    monkeypatch.setattr(searching, "search", lambda *_, **__: next(runs))
+    assert median_search([], 3).stages == {"read": Stage(2.0, 8.0, 7)}
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesRead
 from tests.lidc_files import ring
 from tools import development
 from tools.development import IGNORED_MARGIN_MM, chest_item
-from tools.real_nodules import _lungs_in_crops, cube_items, findings_on_crops
+from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops
 
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
 FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
@@ -66,6 +66,16 @@ def test_readings_where_nothing_is_known_are_left_out() -> None:
         )
 
 
+@pytest.mark.parametrize(("readers", "label"), [(1, IGNORED), (2, NODULE)])
+def test_what_one_reader_alone_marked_is_ignored(readers: int, label: int, tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(_crops(), AFFINE), tmp_path / "crops.nii.gz")
+    image = nibabel.Nifti1Image.from_filename(tmp_path / "crops.nii.gz")
+    series = _series(*(_reading(reader + 1, CENTRE) for reader in range(readers)))
+    known = swap_lps_ras(apply_affine(AFFINE, CENTRE))[None]
+    item = _context_item("LIDC-IDRI-0001", image, series, known, tmp_path)
+    assert (item["label"], item["readers"], item["texture"]) == ([label], [readers], [5.0])
+
+
 def test_a_nodule_belongs_to_the_lung_and_the_unknown_does_not() -> None:
     lung = _lungs_in_crops(_crops(), AFFINE)
     assert lung[tuple(CENTRE)]
@@ -100,7 +110,7 @@ def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("known", [NODULE, IGNORED])
 def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, known: int) -> None:
-    row = {"name": "one", "known_lesions_lps_mm_diameter_mm": "-20 -20 20 6"}
+    row = {"name": "one", "known_lesions_lps_mm_diameter_mm": "-20 -20 20 6 -90 -90 90 5"}
     item = json.loads(json.dumps(chest_item(row, chest, chest / "out", known=known)))
     read_mm = 5 + (IGNORED_MARGIN_MM if known == IGNORED else 0.0)
     assert item["label"] == [IGNORED, known, known, IGNORED]  # not listed, listed, read as nodule, doubt

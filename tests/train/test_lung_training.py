@@ -133,6 +133,7 @@ def test_the_projects_own_parts_are_complete() -> None:
         ("consolidation", Part.BODY, 10.1, False),
         ("bowel", Part.BODY, 9.0, False),
         ("outside", Part.OUTSIDE, NEVER_MM, True),
+        ("outside", Part.OUTSIDE, 9.0, False),
         ("soft_tissue", Part.BODY, 0.0, True),
         ("soft_tissue", Part.RIGHT_LUNG, 0.0, False),
         ("trachea", Part.AIRWAY, NEVER_MM, True),

@@ -1,0 +1,56 @@
+"""The inference graph inside other programs, with stand-ins for its components; the programs are in tests/ecosystem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from scripts.infer import ScanFromArrayd, ScanSearch
+from scripts.read.scan import ScanError
+from tests.infer.test_run import Remarking, _searched, looks_like
+
+
+def test_one_scan_gives_one_result_with_what_the_inferer_remarked(tmp_path: Path) -> None:
+    searched = _searched(tmp_path / "scan")
+    image = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4, dtype=torch.float64))
+    cells = {"image": image, "lung_distance_mm": image, "lung_parts": image.to(torch.uint8)}
+    search = ScanSearch(
+        preprocessing=lambda item: {**searched, **item, **cells},
+        network=nn.Identity(),
+        inferer=Remarking(),
+        postprocessing=lambda item: item,
+        device="cpu",
+        model={"name": "compact"},
+        settings={"threshold": 0.5},
+    )
+    for call in (1, 2):
+        result = search(tmp_path / "scan")
+        assert result.notes == (f"call {call}",)
+        assert (result.name, result.model, result.settings) == (searched["name"], search.model, search.settings)
+    (tmp_path / "several").mkdir()
+    with pytest.raises(ScanError, match=r"several: expected one scan, got 2 \(a, b …\); name one of them"):
+        search(looks_like(tmp_path / "several", "ab"))
+
+
+def test_a_volume_in_memory_is_rounded_and_keeps_its_place() -> None:
+    volume = MetaTensor(torch.tensor([-700.6, -700.4, 40.6, 3.0]).reshape(1, 2, 2), affine=2 * torch.eye(4))
+    given: list[Any] = []
+
+    def preprocess(item: dict[str, Any]) -> dict[str, Any]:
+        given.append(item["image"])
+        return {**item, "lung_distance_mm": "distance", "scan": item["image"]}
+
+    item = ScanFromArrayd("ct", preprocess)({"ct": volume})
+    (scan,) = given
+    assert (scan.dtype, scan.shape) == (torch.int16, (1, 1, 2, 2))
+    np.testing.assert_array_equal(scan.as_tensor().ravel(), [-701, -700, 41, 3])
+    np.testing.assert_array_equal(scan.affine, 2 * np.eye(4))
+    assert item["ct"] is scan
+    assert item["lung_distance_mm"] == "distance"
+    assert set(item["kept"]) == {"lung_distance_mm", "scan"}
