@@ -71,10 +71,7 @@ def draw_reliability(calibration: Calibration) -> Figure:
         sizes = [20.0 + 8.0 * math.sqrt(one.candidates) for one in there]
         label = f"{name} (expected error {part.expected_error:.3f})"
         axes.scatter(x, y, s=sizes, color=colour, label=label, alpha=0.7, clip_on=False)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("probability")
-    axes.set_ylabel("share of nodules among the candidates")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share of nodules among the candidates")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right")
     return figure

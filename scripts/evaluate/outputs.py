@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..core.files import writable_folder, write_csv, write_figure, write_json
 from ..metrics import BAND_RATES, RATES, SIZE_CLASSES, Confidence
@@ -163,13 +162,9 @@ def draw_froc(systems: Sequence[System]) -> Figure:
     for number, system in enumerate(systems):
         _draw(axes, system, _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)])
     axes.set_xscale("log", base=2)
-    axes.set_xlim(RATES[0], RATES[-1])
-    axes.set_ylim(0.0, 1.0)
-    axes.xaxis.set_major_locator(FixedLocator(RATES))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_name(rate)))
-    axes.set_xlabel("false positives per scan")
-    axes.set_ylabel("sensitivity")
+    axes.set_xticks(RATES, [*map(rate_name, RATES)])
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(RATES[0], RATES[-1]), ylim=(0.0, 1.0), xlabel="false positives per scan", ylabel="sensitivity")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right", title="CPM (95 % interval)")
     return figure

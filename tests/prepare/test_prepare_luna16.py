@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from scripts.core.labels import IGNORED, NODULE
-from scripts.evaluate.folds import read_folds
-from scripts.evaluate.tables import read_findings
+from scripts.evaluate.tables import read_findings, read_folds
 from scripts.prepare import luna16
 from scripts.prepare.__main__ import main
 from scripts.read.datalist import DatalistError, count_nodules, load_datalist
