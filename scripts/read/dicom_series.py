@@ -246,10 +246,9 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
     What a slice does not say is no contradiction; whose names they are is not told.
     """
     for what in dict.fromkeys(what for header in headers for what in header.origin):
-        named = ((header.origin.get(what, ""), header.name) for header in headers)
         first: dict[str, str] = {}
-        for value, name in named:
-            first.setdefault(value, name)
+        for header in headers:
+            first.setdefault(header.origin.get(what, ""), header.name)
         first.pop("", None)
         names = ", ".join(list(first.values())[:2])
         refuse(

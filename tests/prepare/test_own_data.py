@@ -312,9 +312,9 @@ def test_bad_options_are_refused(
 
 
 def test_rows_of_a_table_with_quotes_and_blanks(tmp_path: Path) -> None:
-    rows, bad = read_rows(Path(table(tmp_path, 'scan, x, y, z, diameter\n"a, b", 1, 2, 3, 4\n\n , , , ,\n')), "lps")
-    assert bad == []
-    assert rows == [("nodules.csv, row 2", "a, b", (1, 2, 3, 4), "")]
+    path, left_out = Path(table(tmp_path, 'scan, x, y, z, diameter\n"a, b", 1, 2, 3, 4\n\n , , , ,\n')), []
+    assert read_rows(path, "lps", left_out) == [("nodules.csv, row 2", "a, b", (1, 2, 3, 4), "")]
+    assert left_out == []
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
