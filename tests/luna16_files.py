@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from scripts.core import files
+from tests.image_files import write_image
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 SHAPE = (12, 14, 10)  # I, J, K
@@ -31,14 +31,9 @@ def centre_lps_mm(voxel: Sequence[float], *, flipped: bool = False) -> tuple[flo
 
 def write_mhd(path: Path, volume: np.ndarray, *, flipped: bool = False, compressed: bool = False) -> Path:
     """``[I, J, K]`` as MetaImage with its data beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
-    image.SetSpacing(SPACING_MM)
-    image.SetOrigin(ORIGIN_LPS_MM)
-    if flipped:
-        image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    sitk.WriteImage(image, str(path), useCompression=compressed)
-    return path
+    affine_lps = np.diag([*np.multiply(SPACING_MM, (-1, -1, 1) if flipped else 1), 1.0])
+    affine_lps[:3, 3] = ORIGIN_LPS_MM
+    return write_image(path, volume, affine_lps, compressed=compressed)
 
 
 def scan_hu(seed: int) -> np.ndarray:
