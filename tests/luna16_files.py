@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def write_mhd(path: Path, volume: np.ndarray, *, flipped: bool = False, compress
     affine_lps = np.diag([*np.multiply(SPACING_MM, (-1, -1, 1) if flipped else 1), 1.0])
     affine_lps[:3, 3] = ORIGIN_LPS_MM
     return write_image(path, volume, affine_lps, compressed=compressed)
+
+
+def reasons(output: Path) -> Counter[str]:
+    """Why a command that makes datalists left things out, and how many of each; nothing without its account."""
+    path = output / "left_out.csv"
+    return Counter(row["reason"] for _, row in files.read_csv(path)) if path.exists() else Counter()
 
 
 def scan_hu(seed: int) -> np.ndarray:

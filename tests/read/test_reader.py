@@ -458,20 +458,16 @@ def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "3", "{}", '{"training": 1}', "[3]", '[{"mask": "a"}]', '[{"image": []}]', "[]"]
+    ("content", "section", "words"),
+    [
+        *((content, None, "expected") for content in ("{", "3", "{}", '{"training": 1}', "[3]", "[]")),
+        *((content, None, "{'image': path") for content in ('[{"mask": "a"}]', '[{"image": []}]')),
+        ('{"training": [{"image": "a.nii"}]}', "testing", "section 'testing' with a list of items, found training"),
+    ],
 )
-def test_refused_datalist_of_another_shape(tmp_path: Path, content: str) -> None:
+def test_refused_datalist_of_another_shape(tmp_path: Path, content: str, section: str | None, words: str) -> None:
     (tmp_path / "list.json").write_text(content)
-    with pytest.raises(ScanError, match=r"list\.json.*expected"):
-        find_scans(tmp_path / "list.json")
-
-
-def test_refused_unknown_section(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text('{"training": [{"image": "a.nii"}]}')
-    with pytest.raises(ScanError, match=r"expected section 'testing'.*found training"):
-        find_scans(tmp_path / "list.json", section="testing")
-    with pytest.raises(ScanError, match="asks for a datalist"):
-        find_scans(tmp_path, section="training")
+    told(lambda: find_scans(tmp_path / "list.json", section=section), "list.json", words)
 
 
 # ---- handled: enhanced CT ----------------------------------------------------------------------------------------
@@ -1002,6 +998,8 @@ def test_refused_input_that_does_not_exist_or_is_empty(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_text("no scan")
     told(lambda: find_scans(tmp_path / "nowhere"), "nowhere", "found nothing there")
     told(lambda: find_scans(tmp_path), "expected DICOM slices or ", "found none")
+    with pytest.raises(ScanError, match="section 'training' asks for a datalist"):
+        find_scans(tmp_path, section="training")
 
 
 # ---- refused when read, so that the other scans run -----------------------------------------------------------------
