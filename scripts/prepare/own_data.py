@@ -273,8 +273,10 @@ def _number(text: str) -> float:
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
     """Give each scan the mask of its name."""
-    missing = f"--masks {folder}: expected a folder with masks, found none; check the path"
-    refuse(PrepareError, (not folder.is_dir(), missing))
+    refuse(
+        PrepareError,
+        (not folder.is_dir(), f"--masks {folder}: expected a folder with masks, found none; check the path"),
+    )
     names = _names(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))

@@ -74,8 +74,13 @@ def lidc(
     items = _selected(records, selection, download.notices)
     _report(download.notices)
     write_tables(output, items, download.notices)
-    why = f"expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
-    refuse(LidcError, (not items, f"{source}: {why}"))
+    refuse(
+        LidcError,
+        (
+            not items,
+            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why",
+        ),
+    )
     for path in output.glob("dataset_fold*.json"):  # an earlier run may have had more of them
         if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
             path.unlink()
