@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
 
 
-def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
+def _choose(study: list[Series], series: str) -> list[tuple[Series, Iterator[str]]]:
     """The series to read of one study, each with its notes; where none is fit, the best is left to be refused."""
     ranked = sorted(study, key=Series.rank)
     is_best = not ranked[0].shortcomings()
@@ -240,19 +240,17 @@ def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
     return [(s, _choice_notes(s, ranked, reason)) for s in chosen]
 
 
-def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]:
+def _choice_notes(chosen: Series, study: list[Series], reason: str) -> Iterator[str]:
     """Say what else the study holds, and why this series was taken."""
-    notes = []
     if len(study) == 1 and chosen.other_part:
-        notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
+        yield f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}"
     if len(study) > 1:
         others = [(s.describe(), s.shortcomings() or ["axial CT, not thinner"]) for s in study if s is not chosen]
         is_best = reason == "thinnest axial CT"
         told = "; ".join(f"{name}: {', '.join(faults)}" if is_best else name for name, faults in others)
-        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}")
+        yield f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}"
     if chosen.ignored_localizers:
-        notes.append(localizer_note(chosen.ignored_localizers))
-    return notes
+        yield localizer_note(chosen.ignored_localizers)
 
 
 def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
@@ -324,7 +322,7 @@ def _item_entries(folder: Path, item: Entry, series: str, seen: list[Series]) ->
     return [{**rest, **entry} for entry in found]
 
 
-def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:
+def _entry(image: str | list[str], name: str, source: str, notes: Iterable[str] = ()) -> Entry:
     return {"image": image, "name": name, "source": source, "notes": "\n".join(notes)}
 
 
