@@ -102,26 +102,24 @@ def text_table(systems: Iterable[System]) -> str:
         scores = {ALL_SCANS: system.pooled, **system.folds}
         rows += [(system.name, fold, *_cells(score)) for fold, score in scores.items()]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (c.ljust(w) if n < 2 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    sides = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
-def scan_lists(system: System, most: int = 5) -> list[str]:
+def scan_lists(system: System, most: int = 5) -> Iterator[str]:
     """Which scans have no candidates and which are unknown, in a line each; none gives no line."""
-    lines = []
     empty, unknown = system.scans_without_candidates, system.unknown_scans
     if empty:
-        lines.append(f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}")
+        yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}"
     if unknown:
         total = sum(unknown.values())
-        lines.append(
+        yield (
             f"{system.name}: {total} candidates of {len(unknown)} scans that are not in the list, not counted: "
             f"{_first(list(unknown), most)}"
         )
-    return lines
 
 
 def _first(uids: Sequence[str], most: int) -> str:
