@@ -32,21 +32,15 @@ from scripts.core.commands import run_function
 from scripts.core.errors import UserError
 from scripts.read.reader import find_scans, read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
+from tests.image_files import AXIAL, chest
 
 SECONDS = 5  # for one case, on a busy machine
-MEMORY_BYTES = 8 << 30  # of address space, most of it for PyTorch's libraries
-AFFINE_LPS = np.array([[0.7, 0, 0, -30], [0, 0.8, 0, -40], [0, 0, 1.5, -100], [0, 0, 0, 1.0]])
+MEMORY_BYTES = 8 << 30  # of address space, most of it PyTorch's libraries
 ABSURD = ("0", "-1", "1", "3", "1e12", "1000000000000", "99999999999999999999", "nan", "inf", "1,4", "", "x", "0.0001")
 
 
-def _chest() -> np.ndarray:
-    image = np.random.default_rng(0).normal(40, 20, (9, 8, 12)).round().astype(np.int16)
-    image[2:6, 2:6] -= 880
-    return image
-
-
 def _itk(path: Path, *, compressed: bool = False) -> None:
-    image = sitk.GetImageFromArray(_chest().T)
+    image = sitk.GetImageFromArray(chest().T)
     image.SetSpacing((0.7, 0.8, 1.5))
     sitk.WriteImage(image, str(path), useCompression=compressed)
 
@@ -57,22 +51,20 @@ def _nrrd_beside(folder: Path) -> None:
         *("space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)", "space origin: (0,0,0)", "data file: a.raw"),
     )
     (folder / "a.nhdr").write_text("\n".join(lines) + "\n")
-    (folder / "a.raw").write_bytes(_chest().tobytes(order="F"))
+    (folder / "a.raw").write_bytes(chest().tobytes(order="F"))
 
 
 def _nifti(path: Path, kind: type = nib.Nifti1Image) -> None:
-    nib.save(kind(_chest(), np.diag([0.7, 0.8, 1.5, 1.0])), path)
+    nib.save(kind(chest(), np.diag([0.7, 0.8, 1.5, 1.0])), path)
 
 
 # How each kind of scan is written into an empty folder.
 KINDS: dict[str, Callable[[Path], object]] = {
-    "dicom": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS),
-    "implicit": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS, syntax=ImplicitVRLittleEndian),
-    "deflated": lambda folder: write_series(
-        folder, _chest()[..., :4], AFFINE_LPS, syntax=DeflatedExplicitVRLittleEndian
-    ),
-    "rle": lambda folder: write_series(folder, _chest()[..., :4], AFFINE_LPS, syntax=RLELossless),
-    "enhanced": lambda folder: write_enhanced(folder / "a.dcm", _chest()[..., :4], AFFINE_LPS),
+    "dicom": lambda folder: write_series(folder, chest()[..., :4], AXIAL),
+    "implicit": lambda folder: write_series(folder, chest()[..., :4], AXIAL, syntax=ImplicitVRLittleEndian),
+    "deflated": lambda folder: write_series(folder, chest()[..., :4], AXIAL, syntax=DeflatedExplicitVRLittleEndian),
+    "rle": lambda folder: write_series(folder, chest()[..., :4], AXIAL, syntax=RLELossless),
+    "enhanced": lambda folder: write_enhanced(folder / "a.dcm", chest()[..., :4], AXIAL),
     "nii": lambda folder: _nifti(folder / "a.nii"),
     "nii.gz": lambda folder: _nifti(folder / "a.nii.gz"),
     "nii2": lambda folder: _nifti(folder / "a.nii", nib.Nifti2Image),

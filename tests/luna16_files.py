@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from scripts.core import files
+from tests.image_files import write_image
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 SHAPE = (12, 14, 10)  # I, J, K
@@ -31,14 +32,15 @@ def centre_lps_mm(voxel: Sequence[float], *, flipped: bool = False) -> tuple[flo
 
 def write_mhd(path: Path, volume: np.ndarray, *, flipped: bool = False, compressed: bool = False) -> Path:
     """Write ``[I, J, K]`` as a MetaImage header with its data in a separate file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
-    image.SetSpacing(SPACING_MM)
-    image.SetOrigin(ORIGIN_LPS_MM)
-    if flipped:
-        image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    sitk.WriteImage(image, str(path), useCompression=compressed)
-    return path
+    affine_lps = np.diag([*np.multiply(SPACING_MM, (-1, -1, 1) if flipped else 1), 1.0])
+    affine_lps[:3, 3] = ORIGIN_LPS_MM
+    return write_image(path, volume, affine_lps, compressed=compressed)
+
+
+def reasons(output: Path) -> Counter[str]:
+    """Return how often each reason stands in ``left_out.csv``; empty without this file."""
+    path = output / "left_out.csv"
+    return Counter(row["reason"] for _, row in files.read_csv(path)) if path.exists() else Counter()
 
 
 def scan_hu(seed: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -50,17 +51,14 @@ def _findings(uids: list[str], rng: np.random.Generator, mean: float) -> list[Ro
     ]
 
 
-def _results(uids: list[str], nodules: list[Row], rng: np.random.Generator, seen: float, apart: float) -> list[Row]:
+def _results(uids: list[str], nodules: list[Row], rng: np.random.Generator, seen: float, apart: float) -> Iterator[Row]:
     """Hits near the centres of some nodules, and false positives anywhere."""
-    rows = []
     for uid, x, y, z, diameter_mm in nodules:
         if rng.random() < seen:
-            rows.append(_row(uid, np.array([x, y, z]) + rng.normal(0.0, diameter_mm / 12.0, 3), _score(rng, apart)))
+            yield _row(uid, np.array([x, y, z]) + rng.normal(0.0, diameter_mm / 12.0, 3), _score(rng, apart))
     for uid in uids:
-        rows += [
-            _row(uid, rng.uniform(-150.0, 150.0, 3), _score(rng, -1.5)) for _ in range(rng.poisson(_FALSE_PER_SCAN))
-        ]
-    return rows
+        for _ in range(rng.poisson(_FALSE_PER_SCAN)):
+            yield _row(uid, rng.uniform(-150.0, 150.0, 3), _score(rng, -1.5))
 
 
 def _score(rng: np.random.Generator, mean_logit: float) -> float:

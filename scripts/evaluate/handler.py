@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class SaveEvaluation:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, idist.one_rank_only()(self.write))
 
-    def write(self) -> System:
+    def write(self) -> None:
         """Write the files of the metric's last run.
 
         Raises:
@@ -76,18 +77,15 @@ class SaveEvaluation:
             logger.info("%s\n%s", path, "\n".join(_mask_lines(record["summary"])))
             if missing:
                 logger.warning("%d nodules have no voxel in the reference masks: not scored", missing)
-        return system
 
 
-def _mask_lines(summary: dict[str, Any]) -> list[str]:
+def _mask_lines(summary: dict[str, Any]) -> Iterator[str]:
     """Mean Dice and the others, one line for each setting."""
-    lines = []
     for setting, sizes in summary.items():
         if sizes is not None:
             means = {name: sizes["all"][name]["mean"] for name in ("dice", "iou", "hd95_mm", "surface_dice_1mm")}
             shown = ", ".join(f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in means.items())
-            lines.append(f"masks, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}")
-    return lines
+            yield f"masks, {setting.replace('_', ' ')}: {sizes['all']['nodules']} nodules, mean {shown}"
 
 
 def _write_tables(folder: Path, scans: dict[str, ScoredScan]) -> None:

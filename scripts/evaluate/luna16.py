@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ..core.commands import OptionError
 from ..core.files import writable_folder
-from .folds import read_folds
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Reference, Resampling, evaluate
-from .tables import Table, no_rows, pooled, read_findings, read_results, read_series_uids
+from .tables import Table, no_rows, pooled, read_findings, read_folds, read_results, read_series_uids
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..core.errors import UserError
 from ..core.files import read_csv, writable_folder, write_csv
-from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras, voxel_volume_mm3
+from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..core.labels import Part
 from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs, is_lung
@@ -85,10 +85,7 @@ def is_right(kind: str, part: int, distance_mm: float) -> bool:
 
 def _verdict(lungs: Lungs, point: Mapping[str, str]) -> tuple[str, float, int]:
     """What was found at a point, how far from the lungs it is (mm), and whether that is right."""
-    centre_lps_mm = np.array([float(point[f"{axis}_lps_mm"]) for axis in "xyz"])
-    cell = np.rint(apply_affine(np.linalg.inv(lungs.affine_ras), swap_lps_ras(centre_lps_mm))).astype(int)
-    i, j, k = np.clip(cell, 0, np.array(lungs.parts.shape) - 1).tolist()
-    part, distance_mm = Part(int(lungs.parts[i, j, k])), float(lungs.distance_mm[i, j, k])
+    part, distance_mm = lungs.at([float(point[f"{axis}_lps_mm"]) for axis in "xyz"])
     return part.name.lower(), round(distance_mm, 1), int(is_right(point["kind"], part, distance_mm))
 
 

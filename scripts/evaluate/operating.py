@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -71,27 +71,23 @@ def draw_reliability(calibration: Calibration) -> Figure:
         sizes = [20.0 + 8.0 * math.sqrt(one.candidates) for one in there]
         label = f"{name} (expected error {part.expected_error:.3f})"
         axes.scatter(x, y, s=sizes, color=colour, label=label, alpha=0.7, clip_on=False)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("probability")
-    axes.set_ylabel("share of nodules among the candidates")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share of nodules among the candidates")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right")
     return figure
 
 
-def summary(record: Mapping[str, Any]) -> list[str]:
+def summary(record: Mapping[str, Any]) -> Iterator[str]:
     """The record in a few lines."""
     thresholds = ", ".join(f"{rate}: {value}" for rate, value in record["threshold_at"].items())
-    lines = [f"threshold by false positives per scan: {thresholds}"]
+    yield f"threshold by false positives per scan: {thresholds}"
     if record["calibration"] is not None:
         before, after = (record["calibration"][name]["expected_error"] for name in ("before", "after"))
         slope, intercept = record["calibration"]["slope"], record["calibration"]["intercept"]
-        lines.append(f"expected calibration error {before:.3f}; {after:.3f} with {slope:.3f} · logit {intercept:+.3f}")
+        yield f"expected calibration error {before:.3f}; {after:.3f} with {slope:.3f} · logit {intercept:+.3f}"
     if record["per_litre"] is not None:
         read = ", ".join(f"{rate}: {value}" for rate, value in record["per_litre"]["sensitivity_at"].items())
-        lines.append(f"sensitivity by false findings per litre ({record['per_litre']['litres']:.2f} litres): {read}")
-    return lines
+        yield f"sensitivity by false findings per litre ({record['per_litre']['litres']:.2f} litres): {read}"
 
 
 def _per_litre(matches: Matches, scans: Mapping[str, ScoredScan], how: Resampling) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..core.files import writable_folder, write_csv, write_figure, write_json
 from ..metrics import BAND_RATES, RATES, SIZE_CLASSES, Confidence
@@ -103,26 +102,24 @@ def text_table(systems: Iterable[System]) -> str:
         scores = {ALL_SCANS: system.pooled, **system.folds}
         rows += [(system.name, fold, *_cells(score)) for fold, score in scores.items()]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (c.ljust(w) if n < 2 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    sides = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
-def scan_lists(system: System, most: int = 5) -> list[str]:
+def scan_lists(system: System, most: int = 5) -> Iterator[str]:
     """Which scans have no candidates and which are unknown, in a line each; none gives no line."""
-    lines = []
     empty, unknown = system.scans_without_candidates, system.unknown_scans
     if empty:
-        lines.append(f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}")
+        yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}"
     if unknown:
         total = sum(unknown.values())
-        lines.append(
+        yield (
             f"{system.name}: {total} candidates of {len(unknown)} scans that are not in the list, not counted: "
             f"{_first(list(unknown), most)}"
         )
-    return lines
 
 
 def _first(uids: Sequence[str], most: int) -> str:
@@ -163,13 +160,9 @@ def draw_froc(systems: Sequence[System]) -> Figure:
     for number, system in enumerate(systems):
         _draw(axes, system, _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)])
     axes.set_xscale("log", base=2)
-    axes.set_xlim(RATES[0], RATES[-1])
-    axes.set_ylim(0.0, 1.0)
-    axes.xaxis.set_major_locator(FixedLocator(RATES))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_name(rate)))
-    axes.set_xlabel("false positives per scan")
-    axes.set_ylabel("sensitivity")
+    axes.set_xticks(RATES, [*map(rate_name, RATES)])
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(RATES[0], RATES[-1]), ylim=(0.0, 1.0), xlabel="false positives per scan", ylabel="sensitivity")
     axes.grid(True, color="#dddddd")
     axes.legend(loc="lower right", title="CPM (95 % interval)")
     return figure

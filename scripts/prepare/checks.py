@@ -17,7 +17,7 @@ from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm, sw
 from ..preprocess.lung_search import LungSearch
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.instances import Values
-from ..read.scan import Grid, ScanError, Volume
+from ..read.scan import ScanError, Volume
 
 AIR_HU, AIR_PERCENTILE = -700.0, 95.0  # the airiest of 895 nodules, ground glass among them, has -675 there
 OUTSIDE_MM = 15.0  # beyond the closed lungs and the box itself: room for nodules at the pleura
@@ -47,18 +47,12 @@ def doubts(
         value: the box's own in it.
     """
     centre, diameter_mm = np.asarray(box_lps_mm[:3]), float(np.mean(box_lps_mm[3:]))
-    if lungs is not None and _outside_lungs_mm(lungs, centre) > OUTSIDE_MM + diameter_mm / 2.0:
+    if lungs is not None and lungs.at(centre)[1] > OUTSIDE_MM + diameter_mm / 2.0:
         yield "outside the lungs"
     if _is_air(volume, centre, diameter_mm):
         yield "nothing but air in it"
     if mask is not None:
         yield from _mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
-
-
-def _outside_lungs_mm(lungs: Lungs, centre_lps_mm: FloatArray) -> float:
-    grid = Grid(lungs.distance_mm.shape, lungs.affine_ras)
-    voxel = np.rint(grid.voxels(centre_lps_mm)).astype(int)
-    return float(lungs.distance_mm[tuple(np.clip(voxel, 0, np.array(grid.shape) - 1))])
 
 
 def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:

@@ -110,8 +110,9 @@ def luna16(
 def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
     """Write the folds, the list of scans and the account."""
     reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
-    advice = "download the subsets again"
-    refuse(PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); {advice}"))
+    refuse(
+        PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); download the subsets again")
+    )
     refuse_if_strict(left_out, strict)
     writable_folder(target)
     subsets = sorted({subset for subset, _ in items})
@@ -135,8 +136,10 @@ def find_tree(folder: Path) -> Tree:
     Raises:
         PrepareError: no such folder, or no subset in it.
     """
-    what = "expected a folder with subset0 to subset9, found none; check --luna16_dir"
-    refuse(PrepareError, (not folder.is_dir(), f"{folder}: {what}"))
+    refuse(
+        PrepareError,
+        (not folder.is_dir(), f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir"),
+    )
     tree = Tree()
     for path in files_below(folder):
         parents = (folder.resolve().name, *path.relative_to(folder).parts[:-1])  # --luna16_dir may be a subset itself
@@ -154,8 +157,10 @@ def find_tree(folder: Path) -> Tree:
                 tree.left_out.append(LeftOut(reason, str(path), "remove one"))
     archives = ", ".join(f"subset{n}.zip" for n in sorted(tree.archives))
     advice = f"unpack {archives}" if archives else "check --luna16_dir"
-    what = "expected folders subset0 to subset9 with .mhd files, found none"
-    refuse(PrepareError, (not tree.scans, f"{folder}: {what}; {advice}"))
+    refuse(
+        PrepareError,
+        (not tree.scans, f"{folder}: expected folders subset0 to subset9 with .mhd files, found none; {advice}"),
+    )
     return tree
 
 

@@ -113,21 +113,17 @@ def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
         ``rows`` of ``matches.csv``, one for each nodule, and ``left_out``, why it gets no mask: the scan's record.
     """
     nodules = _nodules(item)
-    if not nodules:
-        return _judged(item, [], [])
-    reason = "" if lidc else "LIDC has no such series"
-    if lidc:
-        path, record = (folder / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
-        made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
-        former = read_record(record)
-        if former.get("stamp") == made_from and path.is_file() is not bool(former["left_out"]):
-            return former
-        try:
-            labels, grid = labels_of(lidc), read_grid(item["image"])
-        except ScanError as error:
-            reason = f"unreadable: {error}"
-    if reason:
-        return _judged(item, nodules, [Match(row, None, float("nan"), reason) for row, _ in nodules])
+    if lidc is None or not nodules:
+        return _judged(item, nodules, [Match(row, reason="LIDC has no such series") for row, _ in nodules])
+    path, record = (folder / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
+    made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
+    former = read_record(record)
+    if former.get("stamp") == made_from and path.is_file() is not bool(former["left_out"]):
+        return former
+    try:
+        labels, grid = labels_of(lidc), read_grid(item["image"])
+    except ScanError as error:
+        return _judged(item, nodules, [Match(row, reason=f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     outlined = _judged(item, nodules, matches)
     if outlined["left_out"]:

@@ -202,10 +202,8 @@ def _names(scans: Sequence[Scan]) -> dict[str, int]:
 
 def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_out: list[LeftOut]) -> None:
     """Give each scan its rows of a table."""
-    rows, bad = read_rows(path, frame)
-    left_out += [LeftOut(reason, where, "correct or remove the row") for where, reason in bad]
     names = _names(scans)
-    for row, name, finding, patient in rows:
+    for row, name, finding, patient in read_rows(path, frame, left_out):
         where = f"{row}: {name}"
         number = names.get(name, names.get(name.replace("\\", "/")))
         if number is None or number < 0:
@@ -219,14 +217,15 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
 TableRow = tuple[str, str, Row, str]  # file and row, for messages; what names the scan; finding; patient, if named
 
 
-def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, str]]]:
-    """The rows of a table, and those that cannot be used: (where, reason).
+def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]:
+    """The rows of a table; those that cannot be used are left out.
 
     Commas, semicolons and tabs may part the columns; a point is the decimal sign.
 
     Args:
         path: of the CSV.
         frame: "lps" or "ras", of its positions.
+        left_out: gets those that cannot be used.
 
     Raises:
         PrepareError: no such file, no text, columns that are not there, or no row at all.
@@ -248,18 +247,17 @@ def read_rows(path: Path, frame: str) -> tuple[list[TableRow], list[tuple[str, s
         ),
     )
     rows: list[TableRow] = []
-    bad = []
     for where, values in table:
         *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
         name = values.get(scan, "")
-        if not name:
-            bad.append((where, "the row names no scan"))
-        elif not all(map(math.isfinite, (*position, size))):
-            bad.append((where, "position and diameter are not all numbers"))
+        is_placed = all(map(math.isfinite, (*position, size)))
+        if not (name and is_placed):
+            reason = "position and diameter are not all numbers" if name else "the row names no scan"
+            left_out.append(LeftOut(reason, where, "correct or remove the row"))
         else:
             x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
             rows.append((where, name, (x, y, z, size), values.get(patient, "")))
-    return rows, bad
+    return rows
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str:
@@ -275,8 +273,10 @@ def _number(text: str) -> float:
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
     """Give each scan the mask of its name."""
-    missing = f"--masks {folder}: expected a folder with masks, found none; check the path"
-    refuse(PrepareError, (not folder.is_dir(), missing))
+    refuse(
+        PrepareError,
+        (not folder.is_dir(), f"--masks {folder}: expected a folder with masks, found none; check the path"),
+    )
     names = _names(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))

@@ -79,18 +79,19 @@ def preview(
         UserError: a datalist that cannot be used or has no nodule, no scan that can be read, no place to write to.
     """
     target = Path(output)
-    numbers = f"{nodules} and {seed}"
     refuse(
         OptionError,
         (target.suffix.lower() != ".png", f"--output {output}: expected a name that ends in .png; correct it"),
-        (min(nodules, seed) < 0, f"--nodules, --seed: expected whole numbers of at least 0, got {numbers}"),
+        (min(nodules, seed) < 0, f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}"),
     )
     # A file that cannot be read is refused by load_datalist.
     known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
-    nothing = f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section"
-    refuse(PrepareError, (not chosen, nothing))
+    refuse(
+        PrepareError,
+        (not chosen, f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section"),
+    )
     writable_folder(target.parent)
     sights = []
     for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
@@ -98,8 +99,9 @@ def preview(
             sights += list(look_at(item, rows))
         except ScanError as error:
             logger.warning("not shown: %s", error)
-    nothing = f"{datalist}: expected scans that can be read, got none; the lines above say why"
-    refuse(PrepareError, (not sights, nothing))
+    refuse(
+        PrepareError, (not sights, f"{datalist}: expected scans that can be read, got none; the lines above say why")
+    )
     for path in _write_pages(sights, target, Path(datalist).name):
         logger.info("%s", path)
     _report(sights)

@@ -31,7 +31,7 @@ from scipy.spatial import cKDTree
 from ..core.errors import DataError, UserError
 from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..core.labels import Part, Parts
-from ..read.scan import ScanError
+from ..read.scan import Grid, ScanError
 from .lung_search import CoarseScan, LungSearch, coarse_scan
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,12 @@ class Lungs:
     distance_mm: npt.NDArray[np.float32]
     box: npt.NDArray[np.int64]
     affine_ras: FloatArray
+
+    def at(self, point_lps_mm: npt.ArrayLike) -> tuple[Part, float]:
+        """Part and distance to the lungs, mm, of the cell that is nearest to a position."""
+        cell = np.rint(Grid(self.parts.shape, self.affine_ras).voxels(point_lps_mm)).astype(int)
+        i, j, k = np.clip(cell, 0, np.array(self.parts.shape) - 1).tolist()
+        return Part(int(self.parts[i, j, k])), float(self.distance_mm[i, j, k])
 
 
 def find_lungs(

@@ -145,8 +145,10 @@ def _finder(folder: Path) -> Callable[[str], str]:
     Raises:
         DatalistError: no such folder; later, several images have the name.
     """
-    missing = f"--image_dir {folder}: expected a folder with images, found none; check the path"
-    refuse(DatalistError, (not folder.is_dir(), missing))
+    refuse(
+        DatalistError,
+        (not folder.is_dir(), f"--image_dir {folder}: expected a folder with images, found none; check the path"),
+    )
     found: dict[str, list[Path]] = {}
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
@@ -156,9 +158,14 @@ def _finder(folder: Path) -> Callable[[str], str]:
     def place_of(image: str) -> str:
         name = scan_stem(Path(image))
         places = [folder / image] if (folder / image).exists() else found.get(name, [])
-        several = f"found {len(places)} ({', '.join(map(str, places[:3]))}); remove all but one"
-        what = f"--image_dir {folder}: expected one image named {name}"
-        refuse(DatalistError, (len(places) > 1, f"{what}, {several}"))
+        refuse(
+            DatalistError,
+            (
+                len(places) > 1,
+                f"--image_dir {folder}: expected one image named {name}, found {len(places)} "
+                f"({', '.join(map(str, places[:3]))}); remove all but one",
+            ),
+        )
         return str(places[0]) if places else ""
 
     return place_of

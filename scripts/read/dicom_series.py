@@ -212,8 +212,10 @@ def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
 def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse what is no stack of single-frame grey CT slices of one series."""
     series = sorted({header.series_uid for header in headers})
-    several = f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them."
-    refuse(ScanError, (len(series) > 1, several))
+    refuse(
+        ScanError,
+        (len(series) > 1, f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them."),
+    )
     for header in headers:
         where = f"{source}, file {header.name}: expected"
         refuse(
@@ -236,8 +238,13 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
             (header.fault, f"{where} {header.fault}; export the original series."),
             (not header.has_all_pixels, f"{where} all pixels, got a truncated or damaged file; copy the series again."),
         )
-    single = f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
-    refuse(ScanError, (len(headers) < 2, single))
+    refuse(
+        ScanError,
+        (
+            len(headers) < 2,
+            f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series.",
+        ),
+    )
 
 
 def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
@@ -246,10 +253,9 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
     What a slice does not say is no contradiction; whose names they are is not told.
     """
     for what in dict.fromkeys(what for header in headers for what in header.origin):
-        named = ((header.origin.get(what, ""), header.name) for header in headers)
         first: dict[str, str] = {}
-        for value, name in named:
-            first.setdefault(value, name)
+        for header in headers:
+            first.setdefault(header.origin.get(what, ""), header.name)
         first.pop("", None)
         names = ", ".join(list(first.values())[:2])
         refuse(
@@ -287,8 +293,14 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
             ("orientation", header.orientation, first.orientation, DIRECTION_TOLERANCE),
         ):
             differs = not np.allclose(mine or (), others or (), rtol=0, atol=tolerance)
-            advice = "keep only the slices that belong together."
-            refuse(ScanError, (differs, f"{where} the {name} {others} of {first.name}, got {mine}; {advice}"))
+            refuse(
+                ScanError,
+                (
+                    differs,
+                    f"{where} the {name} {others} of {first.name}, got {mine}; keep only the slices that belong "
+                    "together.",
+                ),
+            )
     axes = np.reshape(first.orientation or (), (2, 3))
     refuse(
         ScanError,

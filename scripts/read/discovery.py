@@ -10,11 +10,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError
+from ..core.errors import UserError, refuse
 from ..core.paths import is_below, kind_of, unreadable
 from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
@@ -53,24 +53,37 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     """
     path = Path(source)
     kind = kind_of(path)
-    if kind not in ("file", "folder"):
-        kind = kind.replace("no such file or folder", "nothing there")
-        raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {kind}; check the path.")
+    there = kind.replace("no such file or folder", "nothing there")
+    is_list = kind == "file" and path.suffix.lower() == ".json"
+    refuse(
+        ScanError,
+        (
+            kind not in ("file", "folder"),
+            f"{path}: expected a scan, a folder or a datalist, found {there}; check the path.",
+        ),
+        (
+            section is not None and not is_list,
+            f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.",
+        ),
+    )
     seen: list[Series] = []
-    if kind == "file" and path.suffix.lower() == ".json":
+    if is_list:
         items = _checked_items(path, section)
         entries = [entry for item in items for entry in _item_entries(path.parent, item, series, seen)]
-    elif section is not None:
-        raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
     else:
         entries = _entries_at(path, series, seen)
-    if not entries and _is_uid(series):
-        known = "; ".join(s.describe() for s in seen) or "no DICOM series"
-        raise ScanError(f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.")
-    if not entries:
-        raise ScanError(
-            f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path."
-        )
+    known = "; ".join(s.describe() for s in seen) or "no DICOM series"
+    refuse(
+        ScanError,
+        (
+            not entries and _is_uid(series),
+            f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.",
+        ),
+        (
+            not entries,
+            f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path.",
+        ),
+    )
     return with_unique_names(entries)
 
 
@@ -215,7 +228,7 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
 
 
-def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
+def _choose(study: list[Series], series: str) -> list[tuple[Series, Iterator[str]]]:
     """The series to read of one study, each with its notes; where none is fit, the best is left to be refused."""
     ranked = sorted(study, key=Series.rank)
     is_best = not ranked[0].shortcomings()
@@ -227,19 +240,17 @@ def _choose(study: list[Series], series: str) -> list[tuple[Series, list[str]]]:
     return [(s, _choice_notes(s, ranked, reason)) for s in chosen]
 
 
-def _choice_notes(chosen: Series, study: list[Series], reason: str) -> list[str]:
+def _choice_notes(chosen: Series, study: list[Series], reason: str) -> Iterator[str]:
     """Say what else the study holds, and why this series was taken."""
-    notes = []
     if len(study) == 1 and chosen.other_part:
-        notes.append(f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}")
+        yield f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}"
     if len(study) > 1:
         others = [(s.describe(), s.shortcomings() or ["axial CT, not thinner"]) for s in study if s is not chosen]
         is_best = reason == "thinnest axial CT"
         told = "; ".join(f"{name}: {', '.join(faults)}" if is_best else name for name, faults in others)
-        notes.append(f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}")
+        yield f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}"
     if chosen.ignored_localizers:
-        notes.append(localizer_note(chosen.ignored_localizers))
-    return notes
+        yield localizer_note(chosen.ignored_localizers)
 
 
 def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
@@ -311,7 +322,7 @@ def _item_entries(folder: Path, item: Entry, series: str, seen: list[Series]) ->
     return [{**rest, **entry} for entry in found]
 
 
-def _entry(image: str | list[str], name: str, source: str, notes: Sequence[str] = ()) -> Entry:
+def _entry(image: str | list[str], name: str, source: str, notes: Iterable[str] = ()) -> Entry:
     return {"image": image, "name": name, "source": source, "notes": "\n".join(notes)}
 
 

@@ -6,6 +6,7 @@ with their axes in another order or direction (MetaImage and DICOM of one series
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -74,8 +75,8 @@ class Match:
     """
 
     row: int
-    thing: Thing | None
-    distance_mm: float
+    thing: Thing | None = None
+    distance_mm: float = math.nan
     reason: str = ""
 
 
@@ -132,7 +133,7 @@ def match_rows(labels: Labels, rows: Sequence[tuple[int, Sequence[float]]]) -> l
             if inside == thing.value or apart <= place[3] / 2.0:
                 pairs.append((inside != thing.value, apart, number, thing))
     nothing = "the mask has no object at its centre or within its radius" if things else "the mask is empty"
-    matches = [Match(row, None, float("nan"), nothing) for row, _ in rows]
+    matches = [Match(row, reason=nothing) for row, _ in rows]
     used: set[int] = set()
     for _, apart, number, thing in sorted(pairs, key=lambda pair: pair[:3]):
         if matches[number].thing is None and thing.value not in used:

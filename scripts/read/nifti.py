@@ -93,14 +93,19 @@ def _affine_ras(path: Path, header: Any) -> tuple[FloatArray, FloatArray | None]
     """
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     has_sizes = bool(np.isfinite(pixdim).all()) and pixdim.min() > 0
-    if header["sform_code"] == 0 and not has_sizes:
-        raise ScanError(
-            f"{path}: expected voxel sizes above 0 in pixdim, or an sform, got {pixdim.tolist()}: the voxels' size is "
-            "unknown; correct the header or export the scan again."
-        )
     code = int(header["xyzt_units"]) & 7
-    if code >= len(MM_PER_UNIT):
-        raise ScanError(f"{path}: expected lengths in m, mm or µm, got unit code {code}; correct the header.")
+    refuse(
+        ScanError,
+        (
+            header["sform_code"] == 0 and not has_sizes,
+            f"{path}: expected voxel sizes above 0 in pixdim, or an sform, got {pixdim.tolist()}: the voxels' size is "
+            "unknown; correct the header or export the scan again.",
+        ),
+        (
+            code >= len(MM_PER_UNIT),
+            f"{path}: expected lengths in m, mm or µm, got unit code {code}; correct the header.",
+        ),
+    )
     mm = MM_PER_UNIT[code]
     return np.diag([mm, mm, mm, 1.0]) @ header.get_best_affine(), mm * pixdim if has_sizes else None
 

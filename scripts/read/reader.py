@@ -26,18 +26,6 @@ from .nifti import read_nifti_header
 from .scan import Grid, ScanError, Volume, make_volume
 from .text_headers import ImageHeader, read_text_header
 
-__all__ = [
-    "Grid",
-    "LabelReader",
-    "ScanError",
-    "ScanReader",
-    "Volume",
-    "find_scans",
-    "read_grid",
-    "read_labels",
-    "read_scan",
-]
-
 FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
 ScanFiles = tuple[str, ...]  # the paths of one scan, checked for nothing yet: ``read`` passes them to ``get_data``
 

@@ -277,8 +277,14 @@ def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[f
     """
     name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
     note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
-    advice = "the voxels' size is unknown; add it to the header or export the scan again."
-    refuse(ScanError, (not name, f"{path}: expected ElementSpacing, found none: {advice}"))
+    refuse(
+        ScanError,
+        (
+            not name,
+            f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
+            "the scan again.",
+        ),
+    )
     spacing = _numbers(fields, name, axes)
     is_flat = min(spacing) <= 0
     refuse(ScanError, (is_flat, f"{path}: expected {name} above 0, got {fields[name]}; correct the header."))
@@ -334,8 +340,14 @@ def _nrrd_space(
     notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
     is_open = not {"space directions", "spacings"} & set(fields)
-    advice = "the voxels' size is unknown; add them to the header or export the scan again."
-    refuse(ScanError, (is_open, f"{path}: expected space directions or spacings, found none: {advice}"))
+    refuse(
+        ScanError,
+        (
+            is_open,
+            f"{path}: expected space directions or spacings, found none: the voxels' size is unknown; add them to the "
+            "header or export the scan again.",
+        ),
+    )
     vectors: list[list[float] | None]
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
@@ -388,8 +400,10 @@ def _is_list(named: str) -> bool:
 
 
 def _check_storage(path: Path, is_other: bool, got: str) -> None:
-    expected = "expected one data file of binary numbers, raw or gzip"
-    refuse(ScanError, (is_other, f"{path}: {expected}, got {got}; convert the image."))
+    refuse(
+        ScanError,
+        (is_other, f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image."),
+    )
 
 
 def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:

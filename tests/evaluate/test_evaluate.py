@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
 import subprocess
 import time
@@ -16,15 +14,15 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from scripts.core.files import read_csv
 from scripts.core.records import Detection
-from scripts.evaluate.__main__ import COMMANDS, main
+from scripts.evaluate.__main__ import main
 from scripts.evaluate.handler import SaveEvaluation
 from scripts.evaluate.tables import FINDING_COLUMNS, LUNA16_COLUMNS
 from scripts.metrics import FrocMetric, ScanTruth, ScoredScan
+from tests.real_data import real
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data")
-LUNA16 = DATA / "luna16"
 DOCS = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -62,15 +60,13 @@ def evaluate(files: Path) -> Evaluate:
 
 # --- the challenge's own readings -------------------------------------------------------------------------------------
 
-needs_luna16 = pytest.mark.skipif(not LUNA16.exists(), reason=f"LUNA16's annotations are not at {LUNA16}")
 
-
-@needs_luna16
 def test_the_readings_are_those_of_the_challenge(tmp_path: Path) -> None:
-    expected = json.loads((LUNA16 / "froc_cases/expected.json").read_text(encoding="utf-8"))
-    cases = [str(LUNA16 / f"froc_cases/{name}.csv") for name in expected]
+    lists = real("luna16")
+    expected = json.loads((lists / "froc_cases/expected.json").read_text(encoding="utf-8"))
+    cases = [str(lists / f"froc_cases/{name}.csv") for name in expected]
     tables = {"annotations": "annotations", "excluded": "annotations_excluded", "series_uids": "seriesuids"}
-    options = [part for option, name in tables.items() for part in (f"--{option}", str(LUNA16 / f"{name}.csv"))]
+    options = [part for option, name in tables.items() for part in (f"--{option}", str(lists / f"{name}.csv"))]
     began = time.process_time()
     assert main(["luna16", "--results", *cases, *options, "--output_dir", str(tmp_path)]) == 0
     assert time.process_time() - began < 10.0 * len(cases)
@@ -92,6 +88,7 @@ def test_the_example_of_the_docs(files: Path, capsys: pytest.CaptureFixture[str]
     assert main(arguments(files, resamples=0)) == 0
     record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]
     assert record["cpm"] == pytest.approx(13 / 21)
+    assert record["interval"] is None  # without resamples
     assert list(record["sensitivity_at"].values()) == pytest.approx([1 / 3, *[2 / 3] * 6])
     counts = {"true_positives": 2, "false_negatives": 1, "false_positives": 3, "nodules": 3, "scans": 4}
     counts |= {"ignored_on_excluded": 1, "ignored_double": 1, "candidates_scored": 7}
@@ -125,8 +122,7 @@ def test_several_systems_in_any_spelling_of_a_list(files: Path, evaluate: Evalua
     both = f"['{files / 'results.csv'}', '{files / 'other.csv'}']"
     assert main(["luna16", "--results", both, *arguments(files)[3:]]) == 0
     assert json.loads((files / "out/froc.json").read_text(encoding="utf-8")) == record
-    with (files / "out/froc.csv").open(newline="", encoding="utf-8") as file:
-        curves = list(csv.DictReader(file))
+    curves = [row for _, row in read_csv(files / "out/froc.csv")]
     points = [
         (float(r["false_positives_per_scan"]), float(r["sensitivity"])) for r in curves if r["system"] == "results"
     ]
@@ -196,11 +192,6 @@ def test_what_does_not_count_is_at_most_said(
     edit(files)
     assert evaluate() == expected
     assert said in caplog.text
-
-
-def test_without_resamples_there_are_no_intervals(files: Path) -> None:
-    assert main(arguments(files, resamples=0)) == 0
-    assert json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]["interval"] is None
 
 
 # --- folds ------------------------------------------------------------------------------------------------------------
@@ -369,18 +360,6 @@ def test_an_output_that_cannot_be_written_is_refused(files: Path, caplog: pytest
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [["--fold", "x"], ["--exclude", "x"], ["extra"], ["--seed", "two"], ["--seed", "1", "--seed", "2"], ["-seed", "1"]],
-)
-def test_a_wrong_command_line_is_refused_before_anything_runs(
-    wrong: list[str], files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*arguments(files), *wrong] if wrong != ["extra"] else ["luna16", "extra", *arguments(files)[1:]]) == 2
-    assert not (files / "out").exists()
-    assert "error:" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--pool", "--results", "{files}/results.csv"], "--pool: expected every series in one results file, got"),
@@ -395,14 +374,6 @@ def test_options_that_cannot_be_followed_are_refused(
         del words[words.index("--resamples") : words.index("--resamples") + 2]
     assert main(words) == 1
     assert message in caplog.text
-
-
-def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["luna16", "--help"]) == 0
-    assert "--series_uids" in capsys.readouterr().out
-    assert main(["luna17"]) == 2
-    assert main([]) == 2
-    assert f"Expected a command, one of: {', '.join(COMMANDS)}; got: luna17" in caplog.text
 
 
 # --- cross-validation; its whole way is in tests/end_to_end/test_luna16.py -------------------------------------------

@@ -271,9 +271,6 @@ def test_written_voxel_keeps_its_value_and_world_position(tmp_path: Path, name: 
     found = np.argwhere(values == 2001)[0].tolist()
     np.testing.assert_allclose(swap_lps_ras(image.TransformIndexToPhysicalPoint(found)), expected, atol=1e-3)
     assert sorted(values.ravel()) == sorted(array.ravel())
-    if name.endswith(".nii.gz"):
-        np.testing.assert_allclose(nib.load(path).affine, affine, atol=1e-4)
-        np.testing.assert_array_equal(nib.load(path).dataobj, array)
     assert not list(path.parent.glob(".*"))
 
 

@@ -15,6 +15,7 @@ from scripts.core.commands import OptionError
 from scripts.prepare import download as module
 from scripts.prepare.__main__ import main
 from scripts.prepare.download import TEMPLATE, DownloadError, IdcSource, Series, fetch_all, plan_lines
+from tests.interruption import contents
 
 CONTENT = b"DICM" * 100
 
@@ -50,10 +51,6 @@ class LocalSource(IdcSource):
 OFFERED = [series(1), series(1, "SEG", 1), series(2), series(3)]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_nothing_is_transferred_before_it_is_agreed_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     source = LocalSource(OFFERED)
@@ -76,7 +73,7 @@ def test_what_a_download_takes() -> None:
 def test_everything_arrives_and_is_not_asked_for_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     fetch_all(LocalSource(OFFERED), tmp_path, [], start=True)
-    assert len(files(tmp_path)) == 10
+    assert len(contents(tmp_path)) == 10
     assert "4 series transferred, all of them whole" in caplog.text
     again = LocalSource(OFFERED)
     fetch_all(again, tmp_path, [], start=True)
@@ -91,7 +88,7 @@ def test_a_download_stopped_anywhere_ends_in_the_same_files(fails_at: int, tmp_p
     with pytest.raises(KeyboardInterrupt):
         fetch_all(LocalSource(OFFERED, fails_at=fails_at), tmp_path / "cut", [], start=True)
     fetch_all(again, tmp_path / "cut", [], start=True)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert len(again.fetched) < 4 or fails_at <= 3  # what was whole is not transferred again
 
 
@@ -129,7 +126,7 @@ def test_series_that_do_not_arrive_whole_are_counted(fault: dict[str, Any], mess
     with pytest.raises(DownloadError, match=f"expected 4 series to arrive whole, {message}"):
         fetch_all(LocalSource(OFFERED, **fault), tmp_path, [], start=True)
     fetch_all(LocalSource(OFFERED), tmp_path, [], start=True)
-    assert len(files(tmp_path)) == 10
+    assert len(contents(tmp_path)) == 10
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

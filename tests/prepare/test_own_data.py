@@ -13,15 +13,14 @@ import numpy as np
 import pydicom
 import pytest
 
-from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.phantom.files import write_dicom_series
 from scripts.prepare.__main__ import main
-from scripts.prepare.own_data import _validating, read_rows
+from scripts.prepare.own_data import _validating
 from scripts.read.datalist import load_datalist
 from tests.interruption import check_any_kill
-from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, write_mhd
+from tests.luna16_files import SHAPE, centre_lps_mm, reasons, scan_hu, write_mhd
 
 AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
 AFFINE[:3, 3] = (10.0, 20.0, -120.0)
@@ -59,11 +58,6 @@ def items(data: Path) -> dict[str, dict[str, Any]]:
     return {i["name"]: i for section in ("training", "validation") for i in load_datalist(path, section)}
 
 
-def reasons(data: Path) -> Counter[str]:
-    path = data / "out" / "left_out.csv"
-    return Counter(row["reason"] for _, row in read_csv(path)) if path.exists() else Counter()
-
-
 def place(voxel: tuple[float, ...] = VOXEL, separator: str = ",") -> str:
     return separator.join(f"{v}" for v in swap_lps_ras(apply_affine(AFFINE, voxel)))
 
@@ -85,7 +79,7 @@ def test_scans_of_every_format_with_luna16_s_columns(data: Path) -> None:
     assert found["anna_1"]["box"] == [[*centre_lps_mm(VOXEL), 7.0, 7.0, 7.0]]
     assert found["anna_2"]["label"] == [NODULE]
     assert Path(found[uid]["image"]).resolve() == (data / "images" / "pacs" / "series").resolve()
-    assert reasons(data) == {}
+    assert reasons(data / "out") == {}
     raw = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
     assert all(not os.path.isabs(item["image"]) for section in raw.values() for item in section)
 
@@ -152,7 +146,7 @@ def test_a_nodule_without_an_outline_keeps_the_mask_away(data: Path) -> None:
     assert run(data, "--annotations", table(data, LUNA16 + rows), "--masks", str(data / "masks")) == 0
     assert "mask" not in items(data)["anna_2"]
     assert len(items(data)["anna_2"]["box"]) == 2
-    assert reasons(data) == {"no outline: the mask has no object at its centre or within its radius": 1}
+    assert reasons(data / "out") == {"no outline: the mask has no object at its centre or within its radius": 1}
 
 
 def test_specks_and_masks_without_a_scan_are_said(data: Path) -> None:
@@ -163,7 +157,7 @@ def test_specks_and_masks_without_a_scan_are_said(data: Path) -> None:
         nib.save(nib.Nifti1Image(speck, small), data / "masks" / f"{name}.nii.gz")
     assert run(data, "--masks", str(data / "masks")) == 0
     told = ["a mask has no scan of its name", "a scan has two masks", "an object of a mask is smaller than 2 mm"]
-    assert reasons(data) == Counter(told)
+    assert reasons(data / "out") == Counter(told)
     assert items(data)["anna_2"]["box"] == []
 
 
@@ -238,9 +232,10 @@ def test_a_row_that_cannot_be_used_is_left_out(
     assert run(data, "--annotations", path, "--strict") == 1
     assert not (data / "out").exists()
     assert run(data, "--annotations", path) == 0
-    assert reasons(data) == {reason: 1}
+    assert reasons(data / "out") == {reason: 1}
     assert len(items(data)["anna_2"]["box"]) == 1
     assert reason in caplog.text
+    assert "nodules.csv, row " in caplog.text
 
 
 def test_the_other_frame_is_recognised(data: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,9 +253,9 @@ def test_a_name_that_means_two_scans_is_left_out(data: Path) -> None:
     centre = ",".join(map(str, centre_lps_mm(VOXEL)))
     rows = f"anna_1,{centre},7\nclinic/anna_1.mhd,{centre},8\n"
     assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
-    assert reasons(data) == {"two scans have the name of a row": 1}
+    assert reasons(data / "out") == {"two scans have the name of a row": 1}
     assert run(data, "--masks", str(data / "masks")) == 0
-    assert reasons(data) == {"two scans have the name of a mask": 1}
+    assert reasons(data / "out") == {"two scans have the name of a mask": 1}
     assert run(data, "--annotations", str(data / "nodules.csv")) == 0
     content = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
     (item,) = [item for section in content.values() for item in section if item["box"]]
@@ -271,7 +266,7 @@ def test_a_name_that_means_two_scans_is_left_out(data: Path) -> None:
 def test_series_that_share_a_folder_are_left_out(data: Path) -> None:
     nib.save(nib.Nifti1Image(scan_hu(5), AFFINE), data / "images" / "pacs" / "series" / "derived.nii.gz")
     assert run(data) == 0
-    assert reasons(data) == {"a DICOM series shares its folder": 1}
+    assert reasons(data / "out") == {"a DICOM series shares its folder": 1}
     assert set(items(data)) == {"anna_1", "anna_2", "derived"}
 
 
@@ -279,7 +274,7 @@ def test_a_scan_that_cannot_be_read_is_left_out(data: Path) -> None:
     (data / "images" / "broken.nii.gz").write_bytes(b"nothing")
     (data / "masks" / "anna_1.mhd").write_text("nothing")
     assert run(data, "--masks", str(data / "masks")) == 0
-    assert reasons(data) == {"a file cannot be read": 2}
+    assert reasons(data / "out") == {"a file cannot be read": 2}
     assert set(items(data)) == {"anna_2", series_uid(data)}
 
 
@@ -310,12 +305,6 @@ def test_bad_options_are_refused(
     assert main(["datalist", *(word for pair in options.items() for word in pair)]) == 1
     assert message in caplog.text
     assert not Path("out").exists()
-
-
-def test_rows_of_a_table_with_quotes_and_blanks(tmp_path: Path) -> None:
-    rows, bad = read_rows(Path(table(tmp_path, 'scan, x, y, z, diameter\n"a, b", 1, 2, 3, 4\n\n , , , ,\n')), "lps")
-    assert bad == []
-    assert rows == [("nodules.csv, row 2", "a, b", (1, 2, 3, 4), "")]
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,15 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.core.commands import OptionError
+from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
 from scripts.prepare.__main__ import main
 from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
-from scripts.prepare.lidc.command import lidc, lidc_xml
+from scripts.prepare.lidc.command import lidc, lidc_picture, lidc_xml
 from scripts.prepare.lidc.nodules import MARK_MM, ReaderMasks, group_readings
 from scripts.prepare.lidc.outputs import fold_of
-from scripts.prepare.lidc.picture import lidc_picture
 from scripts.prepare.lidc.readings import (
     NON_NODULE,
     RATINGS,
@@ -58,16 +56,10 @@ from tests.lidc_files import (
     write_xml,
     xml_text,
 )
+from tests.real_data import real
 
-DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
 OTHER_UID = SERIES_UID + "99"
 BOX = ((6, 5, 2), (9, 7, 3))  # voxels of a nodule, first and last: 4 × 3 × 2
-
-
-def real(path: str) -> Path:
-    if not (DATA / path).exists():
-        pytest.skip(f"real data not found at {DATA / path}; set LUNG_NODULE_DATA")
-    return DATA / path
 
 
 def parsed(sessions: list[Session], **options: Any) -> SeriesReadings:
@@ -95,24 +87,27 @@ def box_mask(first: tuple[int, int, int], last: tuple[int, int, int]) -> np.ndar
 # --- outlines ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_pixels_of_an_outline_are_not_inside() -> None:
-    assert inside((ring((2, 3), (6, 8)), True)) == rectangle((3, 4), (5, 7))
-    assert inside(([(5, 4), (6, 5), (5, 6), (4, 5)], True)) == {(5, 5)}
-
-
-def test_an_exclusion_takes_its_own_pixels_along() -> None:
-    outer, hole = ring((0, 0), (8, 8)), ring((2, 2), (5, 6))
-    assert inside((hole, False), (outer, True)) == rectangle((1, 1), (7, 7)) - rectangle((2, 2), (5, 6))
-
-
-def test_outlines_of_one_slice_are_joined() -> None:
-    both = inside((ring((0, 0), (4, 4)), True), (ring((3, 3), (8, 8)), True))
-    assert both == rectangle((1, 1), (3, 3)) | rectangle((4, 4), (7, 7))
-
-
-@pytest.mark.parametrize("points", [[(3, 3), (4, 3)], [(3, 3), (4, 4), (5, 5), (4, 4)], [(3, 3), (4, 3), (4, 4)]])
-def test_a_thin_outline_encloses_nothing(points: Ring) -> None:
-    assert inside((points, True)) == set()
+@pytest.mark.parametrize(
+    ("outlines", "enclosed"),
+    [
+        ([(ring((2, 3), (6, 8)), True)], rectangle((3, 4), (5, 7))),  # their own pixels are not inside
+        ([([(5, 4), (6, 5), (5, 6), (4, 5)], True)], {(5, 5)}),
+        (  # an exclusion takes its own pixels along
+            [(ring((2, 2), (5, 6)), False), (ring((0, 0), (8, 8)), True)],
+            rectangle((1, 1), (7, 7)) - rectangle((2, 2), (5, 6)),
+        ),
+        (  # outlines of one slice are joined
+            [(ring((0, 0), (4, 4)), True), (ring((3, 3), (8, 8)), True)],
+            rectangle((1, 1), (3, 3)) | rectangle((4, 4), (7, 7)),
+        ),
+        *(  # a thin one encloses nothing
+            ([(points, True)], set())
+            for points in ([(3, 3), (4, 3)], [(3, 3), (4, 4), (5, 5), (4, 4)], [(3, 3), (4, 3), (4, 4)])
+        ),
+    ],
+)
+def test_what_outlines_enclose(outlines: list[tuple[Ring, bool]], enclosed: set[tuple[int, int]]) -> None:
+    assert inside(*outlines) == enclosed
 
 
 def test_the_hollow_of_a_bent_nodule_stays_outside() -> None:
@@ -211,27 +206,24 @@ def test_a_damaged_xml_is_refused_by_name(text: str, message: str) -> None:
 # --- nodules ----------------------------------------------------------------------------------------------------------
 
 
-def points_at(*x_mm: float) -> np.ndarray:
-    return np.array([[x, 0.0, 0.0] for x in x_mm])
+# Four readings at 0 … 0.3 and two at 2.1 and 2.2: 1.8 apart, within 2.0 and 0.9 × 2.0, but not within 0.81 × 2.0.
+SIX = [[0.0], [0.1], [0.2], [0.3], [2.1], [2.2]]
 
 
-def test_readings_within_the_slice_spacing_are_one_nodule() -> None:
-    assert group_readings([points_at(0, 1), points_at(3), points_at(5.1), points_at(9)], 2.0) == [[0, 1], [2], [3]]
-    assert group_readings([points_at(0), points_at(2)], 2.0) == [[0, 1]]
-    assert group_readings([], 2.0) == []
-
-
-def test_a_group_of_more_than_four_is_taken_apart() -> None:
-    # Four readings at 0 … 0.3 and two at 2.1 and 2.2: 1.8 apart, within 2.0 and 0.9 × 2.0, but not within 0.81 × 2.0.
-    six = [points_at(x) for x in (0.0, 0.1, 0.2, 0.3, 2.1, 2.2)]
-    assert group_readings(six, 2.0) == [[0, 1, 2, 3], [4, 5]]
-    assert group_readings(six[2:], 2.0) == [[0, 1, 2, 3]]  # four readings: no reason to look closer
-    far = [points_at(50), points_at(51.9)]
-    assert group_readings(six + far, 2.0) == [[0, 1, 2, 3], [4, 5], [6, 7]]  # other groups keep their distance
-
-
-def test_outlines_that_touch_stay_together() -> None:
-    assert group_readings([points_at(0)] * 5, 2.0) == [[0, 1, 2, 3, 4]]
+@pytest.mark.parametrize(
+    ("places_mm", "groups"),
+    [
+        ([[0, 1], [3], [5.1], [9]], [[0, 1], [2], [3]]),  # within the slice spacing they are one nodule
+        ([[0], [2]], [[0, 1]]),
+        ([], []),
+        (SIX, [[0, 1, 2, 3], [4, 5]]),  # more than four are taken apart
+        (SIX[2:], [[0, 1, 2, 3]]),  # four readings: no reason to look closer
+        ([*SIX, [50], [51.9]], [[0, 1, 2, 3], [4, 5], [6, 7]]),  # other groups keep their distance
+        ([[0]] * 5, [[0, 1, 2, 3, 4]]),  # what touches stays together
+    ],
+)
+def test_which_readings_are_one_nodule(places_mm: list[list[float]], groups: list[list[int]]) -> None:
+    assert group_readings([np.array([[x, 0.0, 0.0] for x in places]) for places in places_mm], 2.0) == groups
 
 
 @pytest.mark.parametrize(
@@ -282,8 +274,7 @@ def array_of(path: str | Path) -> np.ndarray:
 
 
 def skipped(output: Path) -> list[tuple[str, str]]:
-    with (output / "skipped.csv").open(newline="", encoding="utf-8") as file:
-        return sorted((row["outcome"], row["reason"]) for row in csv.DictReader(file))
+    return sorted((row["outcome"], row["reason"]) for _, row in read_csv(output / "skipped.csv"))
 
 
 def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
@@ -302,8 +293,7 @@ def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
     bits = nib.Nifti1Image.from_filename(tmp_path / "out" / details["reader_masks"])
     assert np.asarray(bits.dataobj)[:, 0, 0].tolist() == [15, 15, 15, 15, 12, 12]  # readers 3 and 4 alone at the end
     assert np.allclose(bits.affine[:3, 3], [10 - 3, -5 - 2.5, -40 + 4])
-    with (tmp_path / "out/nodules.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in read_csv(tmp_path / "out/nodules.csv")]
     assert Counter(row["series_uid"] for row in rows) == {n: len(i["box"]) for n, i in items.items() if i["box"]}
     assert (rows[0]["malignancy"], rows[-1]["malignancy"]) == ("3.5", "")
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,15 @@ import numpy as np
 import pytest
 
 from scripts.core.labels import IGNORED, NODULE
-from scripts.evaluate.folds import read_folds
-from scripts.evaluate.tables import read_findings
+from scripts.evaluate.tables import read_findings, read_folds
 from scripts.prepare import luna16
 from scripts.prepare.__main__ import main
 from scripts.read.datalist import DatalistError, count_nodules, load_datalist
 from tests.interruption import check_any_kill, contents
-from tests.luna16_files import SHAPE, centre_lps_mm, scan_hu, uid, write_mhd, write_tree
+from tests.luna16_files import SHAPE, centre_lps_mm, reasons, scan_hu, uid, write_mhd, write_tree
+from tests.real_data import real
 
-SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
+EXCLUDED = "annotations_excluded.csv"
 
 
 def run(source: Path, target: Path, *more: str) -> int:
@@ -102,10 +100,14 @@ def test_any_nesting_is_understood(few: Path, tmp_path: Path) -> None:
     assert [[(item["name"], item["box"], item["label"]) for item in items] for items in found] == wanted
 
 
-def test_one_subset_may_be_named_itself(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert run(few / "subset3", tmp_path / "out", "--annotations", str(few / "annotations.csv")) == 0
-    assert [len(s) for s in read(tmp_path / "out" / "dataset_fold3.json").values()] == [0, 2]
+def test_one_subset_may_be_named_itself_and_a_fold_of_a_former_run_is_pointed_out(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dataset_fold9.json").write_text("{}")
+    assert run(few / "subset3", tmp_path, "--annotations", str(few / "annotations.csv")) == 0
+    assert [len(s) for s in read(tmp_path / "dataset_fold3.json").values()] == [0, 2]
     assert "one subset alone" in caplog.text
+    assert "dataset_fold9.json is left from a former run: subset 9 is not there now" in caplog.text
 
 
 # --- MONAI's own folds ------------------------------------------------------------------------------------------------
@@ -135,11 +137,6 @@ def test_two_images_of_one_name_are_refused(few: Path, tmp_path: Path) -> None:
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
-
-
-def reasons(target: Path) -> Counter[str]:
-    with (target / "left_out.csv").open(newline="", encoding="utf-8") as file:
-        return Counter(row["reason"] for row in csv.DictReader(file))
 
 
 def test_a_partial_download_works_and_says_what_is_missing(
@@ -247,13 +244,6 @@ def test_what_cannot_be_used_at_all_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fold_of_a_former_run_is_pointed_out(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "dataset_fold9.json").write_text("{}")
-    assert run(few, tmp_path / "out") == 0
-    assert "dataset_fold9.json is left from a former run: subset 9 is not there now" in caplog.text
-
-
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
@@ -266,25 +256,22 @@ def test_a_run_that_dies_at_any_write_and_starts_again_ends_in_the_same_files(
 # --- the challenge's own lists ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (SHARED / "luna16").is_dir(), reason=f"LUNA16's annotations are not at {SHARED / 'luna16'}")
 def test_the_facts_of_luna16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1186 nodules in 601 of 888 scans, 3.25 to 32.27 mm, through the command with scans that only have names."""
+    lists = real("luna16")
     for number in range(10):
         (tmp_path / "LUNA16" / f"subset{number}").mkdir(parents=True)
-    for number, series in enumerate((SHARED / "luna16" / "seriesuids.csv").read_text(encoding="utf-8").split()):
+    for number, series in enumerate((lists / "seriesuids.csv").read_text(encoding="utf-8").split()):
         (tmp_path / "LUNA16" / f"subset{number % 10}" / f"{series}.mhd").touch()
     affine = np.array([[1, 0, 0, -1000], [0, 1, 0, -1000], [0, 0, 2, -1000], [0, 0, 0, 1.0]])
     everywhere = luna16.Grid((2000, 2000, 2000), affine)
     monkeypatch.setattr(luna16, "read_grid", lambda path: everywhere)
-    tables = [f"--{k}={SHARED / 'luna16' / v}" for k, v in (("annotations", "annotations.csv"), ("excluded", EXCLUDED))]
+    tables = [f"--{k}={lists / v}" for k, v in (("annotations", "annotations.csv"), ("excluded", EXCLUDED))]
     assert run(tmp_path / "LUNA16", tmp_path / "out", "--strict", *tables) == 0
     items = [item for section in read(tmp_path / "out" / "dataset_fold0.json").values() for item in section]
     with_nodules = sum(NODULE in item["label"] for item in items)
     assert (len(items), count_nodules(items), with_nodules) == (888, 1186, 601)
     sizes = [b[3] for i in items for b, label in zip(i["box"], i["label"], strict=True) if label == NODULE]
     assert [round(min(sizes), 2), round(max(sizes), 2)] == [3.25, 32.27]
-    others = read_findings(SHARED / "luna16" / EXCLUDED)
+    others = read_findings(lists / EXCLUDED)
     assert sum(len(item["label"]) for item in items) - 1186 == len(others.values)
-
-
-EXCLUDED = "annotations_excluded.csv"

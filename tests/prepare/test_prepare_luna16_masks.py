@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from functools import partial
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.prepare import luna16_masks
 from scripts.prepare.__main__ import main
@@ -68,8 +68,7 @@ def run(data: Path, target: Path, *more: str) -> int:
 
 
 def table(target: Path) -> list[dict[str, str]]:
-    with (target / "matches.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return [row for _, row in read_csv(target / "matches.csv")]
 
 
 def test_one_list_for_both_tasks(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

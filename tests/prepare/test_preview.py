@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.prepare import preview
 from scripts.prepare.__main__ import main
@@ -21,8 +20,8 @@ from scripts.prepare.checks import doubts, lungs_of
 from scripts.prepare.preview import BOX, COLUMNS, ROWS, choose, draw_page, look_at
 from scripts.read.reader import Volume, read_scan
 from scripts.report.html.pictures import outline_lines, outline_path
+from tests.real_data import real
 
-SHARED = Path(os.environ.get("LUNG_NODULE_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 SHAPE = (100, 90, 60)
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
 AFFINE[:3, 3] = (-150.0, -120.0, 20.0)
@@ -199,17 +198,12 @@ def test_a_box_is_drawn_as_long_as_it_is_along_each_axis(data: Path) -> None:
 
 # --- real nodules -----------------------------------------------------------------------------------------------------
 
-NODULES = SHARED / "lidc_nodules"
 
-
-@pytest.mark.skipif(not NODULES.is_dir(), reason=f"LIDC's nodules are not at {NODULES}")
 def test_no_real_nodule_is_doubtful() -> None:
-    with (NODULES / "nodules.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    found = []
-    for row in table[::4]:
-        volume = read_scan(NODULES / "image" / f"{row['name']}.nii.gz")
+    nodules, found = real("lidc_nodules"), []
+    for _, row in read_csv(nodules / "nodules.csv")[::4]:
+        volume = read_scan(nodules / "image" / f"{row['name']}.nii.gz")
         box = [*(float(row[f"coord{axis}"]) for axis in "XYZ"), *[float(row["diameter_mm"])] * 3]
-        mask = np.asarray(nib.load(NODULES / "mask" / f"{row['name']}.nii.gz").dataobj)
+        mask = np.asarray(nib.load(nodules / "mask" / f"{row['name']}.nii.gz").dataobj)
         found += [(row["name"], doubt) for doubt in doubts(volume, None, box, mask, 1)]
     assert found == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -40,27 +41,37 @@ def test_things_are_measured_in_world_millimetres() -> None:
     assert (thing.value, thing.volume_mm3) == (4, pytest.approx(27 * 10.0))
 
 
-def test_a_row_gets_the_object_that_its_centre_lies_in_before_a_nearer_one() -> None:
-    found = match_rows(labels((1, 0, 0, 0), (2, 4, 0, 0)), [(7, place((1, 1, 1))), (3, place((5, 1, 1), 30.0))])
-    assert [(m.row, m.thing.value if m.thing else 0) for m in found] == [(7, 1), (3, 2)]
-    assert found[0].distance_mm == pytest.approx(0.0)
+FAR, TAKEN = (
+    "the mask has no object at its centre or within its radius",
+    "its object in the mask belongs to another nodule",
+)
 
 
-def test_a_row_beside_its_object_gets_it_within_its_radius_only() -> None:
-    near, far = (match_rows(labels((1, 0, 0, 0)), [(0, place((1 + away, 1, 1), 8.0))])[0] for away in (2.0, 2.1))
-    assert (near.thing is not None, near.distance_mm) == (True, pytest.approx(4.0))
-    assert (far.thing, far.reason) == (None, "the mask has no object at its centre or within its radius")
-
-
-def test_an_object_belongs_to_one_row() -> None:
-    first, second = match_rows(labels((1, 0, 0, 0)), [(0, place((2, 1, 1))), (1, place((1, 1, 1)))])
-    assert (first.thing, first.reason) == (None, "its object in the mask belongs to another nodule")
-    assert second.thing is not None
-
-
-def test_an_empty_mask_is_said_to_be_empty() -> None:
-    assert match_rows(labels(), [(0, place((1, 1, 1)))])[0].reason == "the mask is empty"
-    assert match_rows(labels((1, 0, 0, 0)), []) == []
+@pytest.mark.parametrize(
+    ("objects", "rows", "found"),
+    [
+        pytest.param(
+            [(1, 0, 0, 0), (2, 4, 0, 0)],
+            [(7, place((1, 1, 1))), (3, place((5, 1, 1), 30.0))],
+            [(7, 1, 0.0, ""), (3, 2, 0.0, "")],
+            id="the object that its centre lies in comes before a nearer one",
+        ),
+        pytest.param([(1, 0, 0, 0)], [(0, place((3.0, 1, 1), 8.0))], [(0, 1, 4.0, "")], id="within its radius"),
+        pytest.param([(1, 0, 0, 0)], [(0, place((3.1, 1, 1), 8.0))], [(0, None, np.nan, FAR)], id="beyond its radius"),
+        pytest.param(
+            [(1, 0, 0, 0)],
+            [(0, place((2, 1, 1))), (1, place((1, 1, 1)))],
+            [(0, None, np.nan, TAKEN), (1, 1, 0.0, "")],
+            id="an object belongs to one row",
+        ),
+        pytest.param([], [(0, place((1, 1, 1)))], [(0, None, np.nan, "the mask is empty")], id="an empty mask"),
+        pytest.param([(1, 0, 0, 0)], [], [], id="no rows"),
+    ],
+)
+def test_which_object_belongs_to_a_row(objects: list[Any], rows: list[Any], found: list[Any]) -> None:
+    matches = match_rows(labels(*objects), rows)
+    assert [(m.row, m.thing and m.thing.value, m.reason) for m in matches] == [(n, v, why) for n, v, _, why in found]
+    assert [m.distance_mm for m in matches] == pytest.approx([one[2] for one in found], nan_ok=True)
 
 
 @pytest.mark.parametrize("flips", [(False, False, False), (True, True, False), (True, False, True)])

@@ -52,33 +52,9 @@ from scripts.read.reader import (
 )
 from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers
-from tests.dicom_files import SERIES_UID, STUDY_UID, make_dataset, save, set_raw, write_enhanced, write_series
-
-DATA = Path(os.environ.get("LUNG_NODULE_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
-SHAPE = (9, 8, 12)
-AXIAL = np.array([[0.7, 0, 0, -30], [0, 0.8, 0, -40], [0, 0, 1.5, -100], [0, 0, 0, 1.0]])
-
-
-def chest(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> npt.NDArray[np.int16]:
-    """Soft tissue around lung, with noise: HU that pass for a chest."""
-    image = np.random.default_rng(seed).normal(40, 20, shape).round().astype(np.int16)
-    image[2:6, 2:6] -= 880
-    return image
-
-
-def write_image(path: Path, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXIAL) -> Path:
-    """Write ``[I, J, K]`` in the format of the suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if ".nii" in path.suffixes:
-        nib.save(nib.Nifti1Image(image_hu, swap_lps_ras_affine(affine_lps)), path)
-        return path
-    image = sitk.GetImageFromArray(image_hu.T)
-    spacing = spacing_mm(affine_lps)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((affine_lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(affine_lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(path))
-    return path
+from tests.dicom_files import SERIES_UID, STUDY_UID, set_raw, write_enhanced, write_series
+from tests.image_files import AXIAL, SHAPE, chest, write_image
+from tests.real_data import real
 
 
 def same_grid(image: Any) -> Any:
@@ -196,15 +172,19 @@ def test_handled_formats_hand_worked_case(tmp_path: Path, form: str) -> None:
     assert volume.notes == ()
 
 
-def test_handled_dicom_files_in_any_order(tmp_path: Path) -> None:
-    image = chest()
-    paths = [str(path) for path in write_series(tmp_path, image, AXIAL)]
-    (entry,) = find_scans(tmp_path)
+def test_handled_slices_in_any_order_and_a_folder_of_one_scan(tmp_path: Path) -> None:
+    image, folder = chest(), tmp_path / "series"
+    paths = [str(path) for path in write_series(folder, image, AXIAL)]
+    (folder / "report.txt").write_text("no slice")
+    write_image(tmp_path / "one/scan.nrrd", image)
+    (entry,) = find_scans(folder)
     assert entry["image"] == paths  # by position, not by name
     assert paths != sorted(paths)
-    volume = read_scan(paths[::-1])
-    np.testing.assert_array_equal(volume.image_hu, image)
-    assert volume.source_files == tuple(paths)  # one for each k
+    for source, slices in ((paths[::-1], paths), (folder, paths), (str(folder), paths), (tmp_path / "one", [])):
+        volume = same_grid(source)
+        np.testing.assert_array_equal(volume.image_hu, image)
+        np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-6)
+        assert volume.source_files == tuple(slices)  # one for each k
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -486,20 +466,16 @@ def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "3", "{}", '{"training": 1}', "[3]", '[{"mask": "a"}]', '[{"image": []}]', "[]"]
+    ("content", "section", "words"),
+    [
+        *((content, None, "expected") for content in ("{", "3", "{}", '{"training": 1}', "[3]", "[]")),
+        *((content, None, "{'image': path") for content in ('[{"mask": "a"}]', '[{"image": []}]')),
+        ('{"training": [{"image": "a.nii"}]}', "testing", "section 'testing' with a list of items, found training"),
+    ],
 )
-def test_refused_datalist_of_another_shape(tmp_path: Path, content: str) -> None:
+def test_refused_datalist_of_another_shape(tmp_path: Path, content: str, section: str | None, words: str) -> None:
     (tmp_path / "list.json").write_text(content)
-    with pytest.raises(ScanError, match=r"list\.json.*expected"):
-        find_scans(tmp_path / "list.json")
-
-
-def test_refused_unknown_section(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text('{"training": [{"image": "a.nii"}]}')
-    with pytest.raises(ScanError, match=r"expected section 'testing'.*found training"):
-        find_scans(tmp_path / "list.json", section="testing")
-    with pytest.raises(ScanError, match="asks for a datalist"):
-        find_scans(tmp_path, section="training")
+    told(lambda: find_scans(tmp_path / "list.json", section=section), "list.json", words)
 
 
 # ---- handled: enhanced CT ----------------------------------------------------------------------------------------
@@ -606,16 +582,6 @@ def test_refused_series_whose_last_slices_cannot_be_read(tmp_path: Path, how: st
         if k >= 10:
             _vanish(path, how)
     refused(tmp_path, "IM0010")
-
-
-def test_refused_folder_of_nothing_but_pointers_beside_a_scan(tmp_path: Path) -> None:
-    write_image(tmp_path / "scan.nii", chest())
-    (tmp_path / "study").mkdir()
-    for k in range(3):
-        (tmp_path / "study" / f"IM{k}").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    first, second = find_scans(tmp_path)
-    assert first["name"] == "scan"
-    told(lambda: read_scan(second["image"]), "pointer of git-lfs")
 
 
 def test_handled_slices_without_preamble(tmp_path: Path) -> None:
@@ -748,14 +714,10 @@ def _as_itk(path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", [".mha", ".mhd", ".nrrd", ".nhdr"])
 def test_handled_every_number_type_of_metaimage_and_nrrd(tmp_path: Path, form: str, packed: bool) -> None:
+    turned = np.array([[0, -0.8, 0, 1], [0.42, 0, 1.2, 2], [-0.56, 0, 0.9, 3], [0, 0, 0, 1]])
     for dtype in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"):
-        values = np.random.default_rng(0).integers(0, 100, (4, 5, 6)).astype(dtype)
-        image = sitk.GetImageFromArray(values)
-        image.SetSpacing((0.7, 0.8, 1.5))
-        image.SetOrigin((1, 2, 3))
-        image.SetDirection((0, -1, 0, 0.6, 0, 0.8, -0.8, 0, 0.6))
-        sitk.WriteImage(image, str(tmp_path / f"{dtype}{form}"), useCompression=packed)
-        _as_itk(tmp_path / f"{dtype}{form}")
+        values = np.random.default_rng(0).integers(0, 100, (6, 5, 4)).astype(dtype)
+        _as_itk(write_image(tmp_path / f"{dtype}{form}", values, turned, compressed=packed))
 
 
 META = "NDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\nElementSpacing = .7 .8 1.5\n"
@@ -1054,21 +1016,24 @@ def test_refused_input_that_does_not_exist_or_is_empty(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_text("no scan")
     told(lambda: find_scans(tmp_path / "nowhere"), "nowhere", "found nothing there")
     told(lambda: find_scans(tmp_path), "expected DICOM slices or ", "found none")
+    with pytest.raises(ScanError, match="section 'training' asks for a datalist"):
+        find_scans(tmp_path, section="training")
 
 
 # ---- refused when read, so that the other scans run -----------------------------------------------------------------
 
 
 def test_refused_scans_do_not_stop_the_others(tmp_path: Path) -> None:
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "broken.nii.gz").write_bytes(b"")
-    (tmp_path / "bad/slice.dcm").write_bytes(b"x" * 300)
+    pointers = {f"study/IM{k}": b"version https://git-lfs.github.com/spec/v1\n" for k in range(3)}
+    for name, content in {"broken.nii.gz": b"", "bad/slice.dcm": b"x" * 300, **pointers}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     write_series(tmp_path / "good", chest(), AXIAL)
     entries = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
-    assert list(entries) == ["broken", SERIES_UID, "slice"]
+    assert list(entries) == ["broken", SERIES_UID, "slice", "IM0"]
     assert read_scan(entries[SERIES_UID]).image_hu.shape == SHAPE
-    for name, file in (("broken", "broken.nii.gz"), ("slice", "slice.dcm")):
-        told(lambda image=entries[name]: read_scan(image), file)
+    for name, words in (("broken", "broken.nii.gz"), ("slice", "slice.dcm"), ("IM0", "pointer of git-lfs")):
+        told(lambda image=entries[name]: read_scan(image), words)
 
 
 def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) -> None:
@@ -1081,13 +1046,6 @@ def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) 
     words = ("missing.nii: expected", "gone: expected", "found none", "expected one scan, got 2 (1, 2)")
     for entry, match in zip(entries, words, strict=True):
         told(lambda image=entry["image"]: read_scan(image), match)
-
-
-def test_refused_duplicated_slice_positions(tmp_path: Path) -> None:
-    """A copy of a slice, or two phases in one series."""
-    path = write_series(tmp_path, chest(), AXIAL)[3]
-    shutil.copy(path, tmp_path / "copy.dcm")
-    refused(tmp_path, "two at -95.50 mm", path.name, "copy.dcm")
 
 
 def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
@@ -1104,6 +1062,7 @@ def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
     [
         (lambda _, k: k < 1, "single 2-D slice"),
         (lambda _, k: k != 5, "expected a slice every 1.50 mm, got a gap of 3.00 mm"),
+        (shifted(2, lambda k: -1.5 * (k == 4)), "two at -95.50 mm (021_2.dcm, 058_2.dcm)"),
         (shifted(0, lambda k: 0.3 * (k == 4)), "0.30 mm beside its place"),
         (shifted(2, lambda k: 0.3 * (k == 4)), "0.30 mm beside its place"),
         (shifted(2, lambda k: max(0, k - 6) * 0.4), "evenly spaced slices"),
@@ -1122,7 +1081,11 @@ def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
         (set_tags(4, Rows=4), "expected the size (9, 8)"),
         (set_tags(4, Modality="MR"), "expected modality CT, got MR"),
         (set_tags(4, Modality=None), "expected modality CT, got none"),
-        (set_tags(4, NumberOfFrames=2), "multi-frame"),
+        (
+            set_tags(4, NumberOfFrames=2),
+            "058_2.dcm frame 1: expected one slice per file, or an enhanced CT that places each of its 2 frames "
+            "(multi-frame), got frames without places; export the original series",
+        ),
         (set_tags(4, PhotometricInterpretation="RGB"), "expected grey CT values"),
     ],
 )
@@ -1135,14 +1098,6 @@ def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
 def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
     paths = [path for uid in ("1.2.3", "1.2.4") for path in write_series(tmp_path, chest(), AXIAL, series_uid=uid)]
     told(lambda: read_scan(paths), "expected one series, got 2: 1.2.3, 1.2.4")
-
-
-def test_refused_frames_without_places(tmp_path: Path) -> None:
-    dataset = make_dataset(chest()[:, :, 0], (0, 0, 0), AXIAL[:3, :2])
-    dataset.NumberOfFrames, dataset.SOPClassUID = 3, "1.2.840.10008.5.1.4.1.1.2.1"
-    dataset.PixelData = dataset.PixelData * 3
-    path = save(dataset, tmp_path / "enhanced.dcm")
-    assert "export the original series" in refused(path.parent, "3 frames", "enhanced.dcm", "multi-frame")
 
 
 def cut(path: Path, share: float) -> None:
@@ -1177,14 +1132,6 @@ def test_refused_truncated_file(tmp_path: Path, form: str, share: float, capfd: 
     if share < 0.01:
         refused_alike(path)
     assert capfd.readouterr() == ("", "")
-
-
-def test_refused_mhd_whose_data_file_is_short_or_missing(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.mhd", chest())
-    cut(tmp_path / "scan.raw", 0.7)
-    refused(path, "truncated")
-    (tmp_path / "scan.raw").unlink()
-    refused(path, "data file is missing")
 
 
 def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
@@ -1265,14 +1212,6 @@ def test_refused_modality_named_by_a_metaimage(tmp_path: Path) -> None:
 
 
 # ---- the grid alone, from headers ------------------------------------------------------------------------------------
-
-
-def test_grid_of_a_folder_and_of_a_list_of_slices(tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "series", chest(), AXIAL)
-    (tmp_path / "series/report.txt").write_text("no slice")
-    write_image(tmp_path / "one/scan.nrrd", chest())
-    for image in (tmp_path / "series", str(tmp_path / "series"), [str(p) for p in paths[::-1]], tmp_path / "one"):
-        np.testing.assert_allclose(same_grid(image).affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-6)
 
 
 def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
@@ -1428,13 +1367,6 @@ def test_a_mask_is_loaded_and_turned_with_its_scan(tmp_path: Path) -> None:
 
 
 # ---- real scans --------------------------------------------------------------------------------------------------
-
-
-def real(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"real data not found at {path}; set LUNG_NODULE_DATA")
-    return path
 
 
 def test_real_lidc_scan_has_its_nodule_where_the_annotation_says() -> None:

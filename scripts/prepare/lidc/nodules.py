@@ -86,9 +86,14 @@ class SliceTable:
         axes = self.affine_lps[:3, :2] / spacing_mm(self.affine_lps)[:2]
         turned = float(np.abs(np.reshape(frame.orientation, (2, 3)).T - axes).max())
         is_other = frame.size != self.shape[:2] or apart_mm > SAME_PLACE_MM or turned > SAME_DIRECTION
-        what = "segmentation: expected frames on the pixels of the scan's slices"
-        got = f"got one of {frame.size} pixels, {apart_mm:.2f} mm away; resample it to the scan"
-        refuse(LidcError, (is_other, f"{what}, {got}"))
+        refuse(
+            LidcError,
+            (
+                is_other,
+                f"segmentation: expected frames on the pixels of the scan's slices, got one of {frame.size} pixels, "
+                f"{apart_mm:.2f} mm away; resample it to the scan",
+            ),
+        )
 
     def place(self, pixels: npt.NDArray[np.int64], what: Region | Mark) -> FloatArray:
         """Columns and rows ``[N, 2]`` of a region's or mark's slice as LPS mm, ``[N, 3]``.
@@ -103,14 +108,6 @@ class SliceTable:
                 f"{outside[0, 0]}, row {outside[0, 1]}; readings and scan do not belong together"
             )
         return apply_affine(self.affine_lps, np.insert(pixels, 2, self.k_of(what), axis=1))
-
-    def place_border(self, reading: Reading) -> FloatArray:
-        """The pixels just outside of a reading, LPS mm, ``[N, 3]``.
-
-        Raises:
-            LidcError: see :meth:`place`.
-        """
-        return np.concatenate([self.place(region.border, region) for region in reading.regions])
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def reader_masks(readings: Sequence[Reading], slices: SliceTable) -> ReaderMasks
     """The masks of one nodule on one cut-out; a reader with several readings gets all of them together.
 
     Args:
-        readings: at least one; within the image (:meth:`SliceTable.place_border`).
+        readings: at least one; within the image (:meth:`SliceTable.place`).
         slices: of the scan.
     """
     placed = [(one.reader, region, slices.k_of(region)) for one in readings for region in one.regions]
@@ -189,7 +186,10 @@ def find_findings(series: SeriesReadings, slices: SliceTable) -> list[Finding]:
     Raises:
         LidcError: readings and scan do not fit.
     """
-    borders_mm = [slices.place_border(reading) for reading in series.readings]
+    borders_mm = [
+        np.concatenate([slices.place(region.border, region) for region in reading.regions])
+        for reading in series.readings
+    ]
     found = [
         _nodule([series.readings[n] for n in group], np.concatenate([borders_mm[n] for n in group]), slices)
         for group in group_readings(borders_mm, slices.step_mm)

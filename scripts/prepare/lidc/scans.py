@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -265,15 +266,12 @@ def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> No
 def _leave_unread(download: Download) -> None:
     """Drop series without readings, each with a notice, and say which patients have several series."""
     told = {notice.series_uid for notice in download.notices}
-    patients: dict[str, list[CtSeries]] = {}
-    for uid, series in sorted(download.series.items()):
-        if series.source is not None:
-            patients.setdefault(series.patient, []).append(series)
-            continue
-        del download.series[uid]
-        if uid not in told:
-            download.notices.append(series.notice(SKIPPED, "series without readings"))
-    for _, own in sorted(patients.items()):
-        detail = f"{len(own)} series, in the same fold"
-        several = own if len(own) > 1 else []
-        download.notices += [series.notice(KEPT, "several series of one patient", detail) for series in several]
+    unread = [series for _, series in sorted(download.series.items()) if series.source is None]
+    download.notices += [one.notice(SKIPPED, "series without readings") for one in unread if one.uid not in told]
+    for series in unread:
+        del download.series[series.uid]
+    counts = Counter(series.patient for series in download.series.values())
+    for series in sorted(download.series.values(), key=lambda series: (series.patient, series.uid)):
+        if counts[series.patient] > 1:
+            detail = f"{counts[series.patient]} series, in the same fold"
+            download.notices.append(series.notice(KEPT, "several series of one patient", detail))
