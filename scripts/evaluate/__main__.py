@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from collections.abc import Sequence
 
 from ..core.commands import run_command
 
@@ -17,8 +17,10 @@ COMMANDS = {
 }
 
 
-# Runs one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong.
-main = partial(run_command, str(__package__), COMMANDS)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_command(str(__package__), COMMANDS, arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from collections.abc import Sequence
 
 from ..core.commands import run_command
 
@@ -11,7 +11,7 @@ from ..core.commands import run_command
 COMMANDS = {
     "lidc": "lidc.command:lidc",
     "lidc_xml": "lidc.command:lidc_xml",
-    "lidc_picture": "lidc.command:lidc_picture",
+    "lidc_picture": "lidc.picture:lidc_picture",
     "datalist": "own_data:datalist",
     "download": "download:download",
     "luna16": "luna16:luna16",
@@ -22,8 +22,10 @@ COMMANDS = {
 }
 
 
-# Runs one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong.
-main = partial(run_command, str(__package__), COMMANDS)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    return run_command(str(__package__), COMMANDS, arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main())

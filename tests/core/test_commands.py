@@ -16,13 +16,15 @@ import pytest
 from scripts.core.commands import OptionError, read_options, run_command
 from scripts.core.errors import UserError
 from scripts.evaluate.__main__ import COMMANDS as EVALUATE
+from scripts.evaluate.__main__ import main as evaluate
 from scripts.prepare.__main__ import COMMANDS as PREPARE
+from scripts.prepare.__main__ import main as prepare
 from tools.development import make_development_datalist
 from tools.network.__main__ import COMMANDS as NETWORK
+from tools.network.__main__ import main as network
 from tools.real_nodules import real_nodules
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"scripts.evaluate": EVALUATE, "scripts.prepare": PREPARE, "tools.network": NETWORK}
 CALLS: list[dict[str, Any]] = []
 
 
@@ -124,12 +126,12 @@ def test_errors_of_the_user_are_one_line_and_faults_of_the_code_are_not_hidden(
     assert issubclass(OptionError, ValueError)
 
 
-@pytest.mark.parametrize(("package", "commands"), PACKAGES.items())
+@pytest.mark.parametrize(("main", "commands"), [(evaluate, EVALUATE), (network, NETWORK), (prepare, PREPARE)])
 def test_every_package_has_the_same_command_line(
-    package: str, commands: dict[str, str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    main: Any, commands: dict[str, str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The help is the docstring."""
-    main = importlib.import_module(f"{package}.__main__").main
+    package = main.__module__.removesuffix(".__main__")
     for name in commands:
         assert main([name, "--help"]) == 0
         shown = capsys.readouterr().out
@@ -143,6 +145,7 @@ def test_every_package_has_the_same_command_line(
 
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PACKAGES = {"scripts.evaluate": EVALUATE, "scripts.prepare": PREPARE, "tools.network": NETWORK}
 ALONE: dict[str, Any] = {"tools.development": make_development_datalist, "tools.real_nodules": real_nodules}
 SHOWN = [
     (page.name, module, words)

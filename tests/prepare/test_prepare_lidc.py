@@ -25,9 +25,10 @@ from scripts.core.labels import IGNORED, NODULE
 from scripts.prepare.__main__ import main
 from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
-from scripts.prepare.lidc.command import lidc, lidc_picture, lidc_xml
+from scripts.prepare.lidc.command import lidc, lidc_xml
 from scripts.prepare.lidc.nodules import MARK_MM, ReaderMasks, group_readings
 from scripts.prepare.lidc.outputs import fold_of
+from scripts.prepare.lidc.picture import lidc_picture
 from scripts.prepare.lidc.readings import (
     NON_NODULE,
     RATINGS,

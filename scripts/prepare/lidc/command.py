@@ -1,6 +1,4 @@
-"""The commands ``lidc`` (a download becomes masks and datalists), ``lidc_xml`` (what the XML files hold) and
-``lidc_picture`` (a prepared nodule over its scan, to see that masks and image agree).
-"""
+"""The commands ``lidc`` (a download becomes masks and datalists) and ``lidc_xml`` (what the XML files hold)."""
 
 from __future__ import annotations
 
@@ -15,18 +13,15 @@ from tqdm import tqdm
 
 from ...core.commands import OptionError
 from ...core.errors import refuse
-from ...core.files import read_record, remove_abandoned, writable_folder
+from ...core.files import remove_abandoned, writable_folder
 from ...core.geometry import swap_lps_ras_affine
 from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
-from ...read.instances import labels_of, on_grid
-from ...read.reader import read_scan
 from ...read.scan import Grid, ScanError, Volume
-from ...report.slices import Slice, draw_slices
 from ..datalists import LeftOut, refuse_if_strict, write_folds
 from .nodules import SliceTable, find_findings, group_readings
-from .outputs import RECORD, fingerprint, fold_of, read_scan_record, write_scan, write_tables
+from .outputs import fingerprint, fold_of, read_scan_record, write_scan, write_tables
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
 from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
 
@@ -35,8 +30,6 @@ logger = logging.getLogger(__name__)
 SELECTIONS = ("all", "luna16")
 LUNA16_READERS, LUNA16_SLICE_MM = 3, 2.5  # the challenge's selection (Setio et al., 2017, and its web site)
 PIXEL_MM = 0.7  # of LIDC's scans, about: 0.46 to 0.98; XML files do not tell
-HALF_WIDTH_MM = 32.0  # of the close views of a picture
-OURS, REFERENCE = "#ffb000", "#40c0ff"
 
 
 def lidc(
@@ -214,34 +207,3 @@ def _groups_without_scan(series: SeriesReadings) -> list[set[int]]:
         for reading in series.readings
     ]
     return [{series.readings[n].reader for n in group} for group in group_readings(borders_mm, step_mm)]
-
-
-def lidc_picture(prepared_dir: str, output: str, name: str = "", nodule: int = 1, reference: str = "") -> None:
-    """Draw one nodule of a prepared scan: whole axial slice, and close axial, coronal and sagittal views.
-
-    Args:
-        prepared_dir: what the command lidc wrote.
-        output: PNG file to write.
-        name: series UID; the first scan by default.
-        nodule: its value in the scan's mask.
-        reference: a further mask (NIfTI, any grid), drawn as a dashed line.
-
-    Raises:
-        UserError: no such scan or nodule, a file that cannot be read, no place to write to.
-    """
-    root = Path(prepared_dir).resolve()
-    records = sorted((root / "scans").glob(f"{name or '[0-9]*'}/{RECORD}"))
-    if not records:
-        raise LidcError(f"{root}: expected a prepared scan {name}, found none; run the command lidc first")
-    item = read_record(records[0])["item"]
-    scan = read_scan(str(root / item["image"]))
-    mask = on_grid(labels_of(root / item["mask"]), scan.grid) == nodule
-    if not mask.any():
-        raise LidcError(f"{item['name']}: expected a nodule with the mask value {nodule}, got none; name another")
-    outlines = [(mask, OURS, "solid")]
-    if reference:
-        outlines.append((on_grid(labels_of(reference), scan.grid) > 0, REFERENCE, "dashed"))
-    centre = scan.grid.voxels(item["nodules"][nodule - 1]["centre_lps_mm"]).tolist()
-    views = [Slice(2), *(Slice(axis, HALF_WIDTH_MM) for axis in (2, 1, 0))]
-    draw_slices(Path(output), scan.image_hu, scan.affine_ras, centre, views, outlines, (12, 3))
-    logger.info("%s written", output)
