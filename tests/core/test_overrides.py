@@ -313,6 +313,7 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
         (("--model_facts#checkpoint", "x"), "got a part of the record of what ran; set --checkpoint"),
         (("--inferer#inferer#stride", "4"), "one value in all 3 places of stride"),
+        (("--inferer#inferer#tile_size", "[64, 64, 64]"), "one value in all 2 places of tile_size"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def _check_record(name: str, base: ConfigParser) -> None:
     if levels[0] in RECORDS or content in [f"@{part}" for part in RECORDS]:
         instead = f"set --{levels[-1]}" if levels[-1] in base else "leave it out"
         raise OverrideError(f"--{shown(name)}: expected a setting, got a part of the record of what ran; {instead}.")
-    if not isinstance(content, str) or content[:1] != "@" or content[1:] not in record:
+    if not isinstance(content, str) or content[:1] != "@" or not {content, content[1:]} & {*record, *record.values()}:
         return
     places = [n for n in names_in(base.get()) if base.get(n) == content and n.split(SEPARATOR)[0] not in RECORDS]
     if len(places) > 1:
