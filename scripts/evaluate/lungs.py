@@ -73,9 +73,9 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
 def is_right(kind: str, part: int, distance_mm: float) -> bool:
     """Whether the result at a point agrees with its kind.
 
-    Lung, lesions in the lung and consolidation must be searched, that is, lie within :data:`KEPT_MM` of the lungs. Bowel
-    and points outside the body must not be searched. At any other point (soft tissue, airways), every result but lung
-    is right, whether it is searched or not.
+    Lung, lesions in the lung and consolidation must be searched, that is, lie within :data:`KEPT_MM` of the lungs.
+    Bowel and points outside the body must not be searched. At any other point (soft tissue, airways), every result but
+    lung is right, whether it is searched or not.
 
     Args:
         kind: kind of the point as read.

@@ -52,11 +52,11 @@ def luna16_masks(
     if twice:
         raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
     lists = {path: _sections(path) for path in paths}
-    outlines = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
+    lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     folder = writable_folder(target / "masks")
     done = {
-        name: _outline(item, outlines.get(name), folder)
+        name: _mask_record(item, lidc_masks.get(name), folder)
         for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
     }
     left_out = [LeftOut(*one) for record in done.values() for one in record["left_out"]]
@@ -114,7 +114,7 @@ def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, flo
     return [(row, (*item["box"][row][:3], sum(item["box"][row][3:]) / 3.0)) for row in nodule_rows(item)]
 
 
-def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
+def _mask_record(item: Item, lidc: Path | None, folder: Path) -> Item:
     """Make one scan's mask, unless an earlier run has made it from the same files.
 
     Returns:
@@ -134,13 +134,13 @@ def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
     except ScanError as error:
         return _judged(item, nodules, [Match(row, reason=f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
-    outlined = _judged(item, nodules, matches)
-    if outlined["left_out"]:
+    made = _judged(item, nodules, matches)
+    if made["left_out"]:
         path.unlink(missing_ok=True)
     else:
         write_nifti(path, mask, grid.affine_ras)
-    write_json(record, {"stamp": made_from, "has_mask": not outlined["left_out"], **outlined})
-    return outlined
+    write_json(record, {"stamp": made_from, "has_mask": not made["left_out"], **made})
+    return made
 
 
 def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Item:

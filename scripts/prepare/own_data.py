@@ -327,7 +327,7 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.findings = [*_outlined(scan, labels, left_out), *scan.findings]
+            scan.findings = [*_nodules_of_mask(scan, labels, left_out), *scan.findings]
         lost = [row[:3] for row, _, _ in scan.findings if not grid.holds(row[:3])]
         outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
         made.append(_item(scan, grid, labels, target, left_out))
@@ -343,7 +343,7 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     return made
 
 
-def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
+def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
     """Yield the objects of a mask as nodules; those smaller than :data:`SPECK_MM` go to ``left_out``."""
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
