@@ -1,1 +1,1 @@
-"""The command line that scores the results of any nodule detector."""
+"""Evaluation: scores results of the bundle and of any other nodule detector (``python -m scripts.evaluate``)."""

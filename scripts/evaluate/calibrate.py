@@ -1,4 +1,4 @@
-"""The command ``calibrate``: weights whose probabilities can be taken at their word."""
+"""The command ``calibrate``: makes weights whose probabilities agree with the share of true candidates."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate(*, checkpoint: str, operating: str, output: str, config_file: Sequence[str] = (TRAIN,)) -> None:
-    """Write weights whose nodule logit is the given ones' after the fitted line; the order of scores stays.
+    """Write weights with calibrated nodule logits: slope times logit plus intercept. The order of scores is unchanged.
 
     Args:
-        checkpoint: the weights.
+        checkpoint: the weights to calibrate.
         operating: operating.json of an evaluation of these weights on scans that were not trained on.
-        output: the weights to write.
-        config_file: the training graph of the weights, and what was laid over it.
+        output: the file of weights to write.
+        config_file: the training configuration of the weights, and any that override it.
 
     Raises:
-        UserError: files that cannot be read or do not belong together, a place that cannot be written to.
+        UserError: files cannot be read or do not belong together, or the output cannot be written.
     """
     slope, intercept = read_calibration(operating)
     network = network_in(config_file)
@@ -39,10 +39,10 @@ def calibrate(*, checkpoint: str, operating: str, output: str, config_file: Sequ
 
 
 def read_calibration(operating: str) -> tuple[float, float]:
-    """Slope and intercept in an evaluation's ``operating.json``.
+    """Return the slope and intercept of the calibration in an evaluation's ``operating.json``.
 
     Raises:
-        DataError: no such file, or without usable ones.
+        DataError: the file does not exist, has no calibration, or its slope is not above 0.
     """
     try:
         record: Any = json.loads(Path(operating).read_text(encoding="utf-8"))["calibration"]
@@ -58,7 +58,11 @@ def read_calibration(operating: str) -> tuple[float, float]:
 
 
 def apply_calibration(network: Any, slope: float, intercept: float) -> None:
-    """Fold a line into the network's heads, in place: the nodule logit is the first channel of each."""
+    """Scale and shift the nodule logit by changing the weights of the network's heads in place.
+
+    The nodule logit is the first channel of ``detect``; the part of it that ``coarse`` adds in a :class:`CompactNet`
+    is scaled too.
+    """
     rows = [parameter[:1] for parameter in network.detect.parameters()]
     if isinstance(network, CompactNet):
         rows += [parameter[: network.stride**3] for parameter in network.coarse.parameters()]

@@ -1,4 +1,4 @@
-"""The command ``cross_validate``: train on all folds but one, score that one, for each; then all of them together."""
+"""The command ``cross_validate``: trains and scores each fold of a cross-validation, then scores all folds together."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, EVALUATE = (str(CONFIGS / f"{name}.json") for name in ("train", "evaluate"))
-# Of a fold, in LUNA16's form.
+# Files of each scored fold, in LUNA16's format.
 SCORED = ("predictions.csv", "annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
-OWN_SETTINGS = ("datalists", "output_dir", "checkpoint", "val_interval")  # what the command itself sets
+OWN_SETTINGS = ("datalists", "output_dir", "checkpoint", "val_interval")  # set by the command itself
 
 
 def cross_validate(
@@ -34,21 +34,23 @@ def cross_validate(
     devices: Sequence[str] = (),
     resamples: int = 1000,
 ) -> None:
-    """Train and score each fold, then score all scans together as LUNA16 counts.
+    """Train and score each fold, then score all scans together by the rules of LUNA16.
 
-    A fold is validated once, after its last epoch: it is a test, and nothing is chosen by it. What is finished is not
-    done again: a training that was stopped goes on when the same command is given again, a scored fold is skipped.
+    A fold is validated once, after its last epoch, so that it serves as a test: nothing is selected on it. Run the same
+    command again to continue after a stop: an interrupted training is resumed, and scored folds are skipped.
 
     Args:
-        datalists: one datalist (JSON) for each fold, with training and validation.
-        output_dir: gets a folder for each fold, named after its datalist, and the scores of all in all_folds.
-        settings: of both graphs, as NAME=VALUE: max_epochs=75 device=cuda:0 …
-        devices: one fold at a time on each of them, as cuda:0 cuda:1 …; none: fold after fold.
-        resamples: of the bootstrap over scans; 0 for none.
+        datalists: one datalist (JSON) for each fold, with the sections training and validation.
+        output_dir: folder for the results: a folder for each fold, named after its datalist, and all_folds with the
+            scores of all.
+        settings: settings of training and evaluation as NAME=VALUE: max_epochs=75 device=cuda:0 …
+        devices: devices such as cuda:0 cuda:1 …, each of which runs one fold at a time; by default folds run one after
+            the other.
+        resamples: number of resamples of the bootstrap over scans; 0 for no intervals.
 
     Raises:
-        UserError: a datalist that is not there, two of one name, a setting that is none, other settings than those of
-            the folds that are there, a fold that fails.
+        UserError: a datalist is missing, two have the same name, a setting is invalid, the settings differ from those
+            of the folds already there, or a fold fails.
     """
     folds = {Path(path).stem: Path(path).resolve() for path in datalists}
     missing = [str(path) for path in folds.values() if not path.is_file()]
@@ -81,7 +83,7 @@ def cross_validate(
             for future in as_completed(done):
                 future.result()
         except UserError:
-            pool.shutdown(wait=False, cancel_futures=True)  # folds that have begun are finished
+            pool.shutdown(wait=False, cancel_futures=True)  # folds that have started run to their end
             raise
     together = writable_folder(folder / "all_folds")
     for table in SCORED[1:]:
@@ -99,7 +101,11 @@ def cross_validate(
 
 
 def _run_fold(folder: Path, datalist: Path, settings: Mapping[str, str]) -> None:
-    """Train and score one fold, unless it is scored."""
+    """Train and score one fold, unless it has been scored already.
+
+    Raises:
+        UserError: training or evaluation failed.
+    """
     scores = folder / "scores"
     if (scores / "froc.json").is_file():
         return
@@ -112,7 +118,11 @@ def _run_fold(folder: Path, datalist: Path, settings: Mapping[str, str]) -> None
 
 
 def _parsed(settings: Sequence[str]) -> dict[str, str]:
-    """Settings by name."""
+    """Return the settings by name.
+
+    Raises:
+        OptionError: one is not NAME=VALUE, or is set by the command itself.
+    """
     pairs = [setting.partition("=") for setting in settings]
     for name, sign, value in pairs:
         if not (name and sign and value) or name in OWN_SETTINGS:
@@ -124,7 +134,11 @@ def _parsed(settings: Sequence[str]) -> dict[str, str]:
 
 
 def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
-    """Note the settings of a cross-validation; folds of other ones are no parts of it."""
+    """Record the settings of a cross-validation, and refuse to mix folds of different settings.
+
+    Raises:
+        OptionError: the settings recorded there are different.
+    """
     if path.is_file() and read_record(path) != settings:
         raise OptionError(
             f"--settings: expected those that the folds there were begun with ({path}), got {dict(settings)}; give the "
@@ -136,10 +150,17 @@ def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
 def _run(
     task: str, configs: Sequence[str], own: Mapping[str, object], datalist: Path, settings: Mapping[str, str]
 ) -> None:
-    """Run a graph of the bundle in a process of its own.
+    """Run a configuration of the bundle in a separate process.
+
+    Args:
+        task: "training" or "evaluating".
+        configs: the configuration files.
+        own: settings of this command.
+        datalist: the fold's datalist.
+        settings: the user's settings.
 
     Raises:
-        UserError: it failed; it has said why.
+        UserError: the process failed; its output says why.
     """
     options = {"config_file": str(list(configs)), "datalists": str([str(datalist)]), **own, **settings}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -154,7 +175,7 @@ def _run(
 
 
 def _joined(tables: Sequence[Path]) -> bytes:
-    """Several CSV files as one; a header they share stands once."""
+    """Join several CSV files; their header, if they have one, is written once."""
     lines = [line for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
     headers = [line for line in lines if line.startswith(f"{SERIES_COLUMN},")]
     return "\n".join([*headers[:1], *(line for line in lines if line not in headers), ""]).encode()

@@ -1,4 +1,4 @@
-"""The command ``example``: made-up results of two systems, to try the evaluation on."""
+"""The command ``example``: makes up results of two systems to try the evaluation on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, float, float, float, float]
 
-_SYSTEMS = {"system_a": (0.95, 2.2), "system_b": (0.85, 1.4)}  # share of nodules seen, how far hits outscore the rest
+_SYSTEMS = {"system_a": (0.95, 2.2), "system_b": (0.85, 1.4)}  # share of nodules found, mean logit of these candidates
 _FALSE_PER_SCAN = 12.0
 
 
 def example(*, output_dir: str, scans: int = 200, seed: int = 0) -> None:
-    """Make up a reference and the results of two systems, in the files that the command luna16 takes.
+    """Make up a reference and the results of two systems, as files for the command luna16.
 
     Args:
-        output_dir: gets annotations.csv, annotations_excluded.csv, seriesuids.csv, system_a.csv and system_b.csv.
-        scans: how many, each with one nodule on average.
-        seed: the same gives the same files.
+        output_dir: folder for annotations.csv, annotations_excluded.csv, seriesuids.csv, system_a.csv and system_b.csv.
+        scans: number of scans, each with one nodule on average.
+        seed: the same seed gives the same files.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -52,7 +52,7 @@ def _findings(uids: list[str], rng: np.random.Generator, mean: float) -> list[Ro
 
 
 def _results(uids: list[str], nodules: list[Row], rng: np.random.Generator, seen: float, apart: float) -> Iterator[Row]:
-    """Hits near the centres of some nodules, and false positives anywhere."""
+    """Yield candidates near the centres of some nodules, and false positives anywhere."""
     for uid, x, y, z, diameter_mm in nodules:
         if rng.random() < seen:
             yield _row(uid, np.array([x, y, z]) + rng.normal(0.0, diameter_mm / 12.0, 3), _score(rng, apart))

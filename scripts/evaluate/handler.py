@@ -1,4 +1,4 @@
-"""What the evaluation inside a graph leaves behind: the same files as the command, and the tables it would take."""
+"""Writes the results of an evaluation run from a configuration: the tables scored, and the files of ``luna16``."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 class SaveEvaluation:
-    """Once an evaluation is complete, write what was scored and the scores, on the first rank only.
+    """Ignite handler that writes what was scored and the scores when an evaluation is complete, on the first rank only.
 
-    ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` hold what was scored
-    (LPS mm, all digits), so that ``python -m scripts.evaluate luna16`` gives the same numbers from them; ``froc.json``,
-    ``froc.csv`` and ``froc.png`` are those of that command. ``masks.json`` holds the masks' scores,
-    ``operating.json`` thresholds, calibration and the curve per litre of lung (:mod:`.operating`).
+    ``predictions.csv``, ``annotations.csv``, ``annotations_excluded.csv`` and ``seriesuids.csv`` contain what was
+    scored (LPS mm, with all digits), so that ``python -m scripts.evaluate luna16`` computes the same numbers from them;
+    ``froc.json``, ``froc.csv`` and ``froc.png`` are those that this command writes. ``masks.json`` contains the scores
+    of the masks, ``operating.json`` and ``reliability.png`` thresholds, calibration and sensitivity per litre of lung
+    (:mod:`.operating`).
 
     Args:
         metric: the evaluation's metric.
-        output_dir: gets the files; made where it is missing.
-        masks: the metric of the masks; ``None`` leaves their file out.
-        resamples: of the bootstrap over scans; 0 for none.
-        seed: of the bootstrap.
+        output_dir: folder for the files; it is made if it does not exist.
+        masks: the metric of the masks; ``None`` for no ``masks.json``.
+        resamples: number of resamples of the bootstrap over scans; 0 for no intervals.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SaveEvaluation:
 
 
 def _mask_lines(summary: dict[str, Any]) -> Iterator[str]:
-    """Mean Dice and the others, one line for each setting."""
+    """Yield one line for each setting of the mask metric: Dice and the other scores, each the mean over nodules."""
     for setting, sizes in summary.items():
         if sizes is not None:
             means = {name: sizes["all"][name]["mean"] for name in ("dice", "iou", "hd95_mm", "surface_dice_1mm")}

@@ -1,4 +1,4 @@
-"""The command ``luna16``: score the results of any nodule detector as the LUNA16 challenge does."""
+"""The command ``luna16``: scores the results of any nodule detector as the LUNA16 challenge does."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def luna16(
     resamples: int = 1000,
     seed: int = 0,
 ) -> None:
-    """Score nodule detections as the LUNA16 challenge does; writes froc.json, froc.csv and froc.png.
+    """Score nodule detections as the LUNA16 challenge does; write froc.json, froc.csv and froc.png.
 
     Args:
-        results: one or several CSV files: seriesuid, coordX, coordY, coordZ (LPS mm), probability; each is a system
-            of its own unless pool is given.
+        results: one or several CSV files: seriesuid, coordX, coordY, coordZ (LPS mm), probability; each is a separate
+            system unless pool is given.
         annotations: CSV of the nodules: seriesuid, coordX, coordY, coordZ, diameter_mm.
         series_uids: the scans to evaluate, one series UID per row, no header.
-        output_dir: gets the files; former ones of the same names are replaced.
-        excluded: CSV of findings that are neither nodule nor false positive, columns as in annotations;
-            a negative diameter means 10 mm.
+        output_dir: folder for the files; existing ones of the same names are replaced.
+        excluded: CSV of findings that are neither nodule nor false positive, with the columns of annotations; a
+            negative diameter means 10 mm.
         folds: CSV with seriesuid and fold, one datalist (JSON) for each fold, or a folder of folds.
-        pool: the results are parts of one system, such as its folds, each with scans of its own.
-        resamples: of the bootstrap over scans; 0 for none.
-        seed: of the bootstrap.
+        pool: the results are parts of one system, such as its folds, each on different scans.
+        resamples: number of resamples of the bootstrap over scans; 0 for no intervals.
+        seed: seed of the bootstrap.
 
     Raises:
-        UserError: a file that cannot be evaluated, an option out of range, a folder that cannot be written to.
+        UserError: a file cannot be evaluated, an option is out of range, or the folder cannot be written to.
     """
     if resamples < 0 or seed < 0:
         raise OptionError(
@@ -55,7 +55,7 @@ def luna16(
     tables: dict[str, Table] = {}
     for path in results:
         stem = Path(path).stem
-        names = chain([stem], (f"{stem}-{n}" for n in count(2)))  # equal file names stay apart
+        names = chain([stem], (f"{stem}-{n}" for n in count(2)))  # files of the same name get numbers
         tables[next(name for name in names if name not in tables)] = read_results(path)
     if pool:
         tables = {"pooled": pooled(list(tables.values()))}
@@ -73,7 +73,11 @@ def luna16(
 
 
 def _reference(annotations: str, series_uids: str, excluded: str, folds: Sequence[str]) -> Reference:
-    """Read the reference; what is not as it should be but can be counted is warned of."""
+    """Read the reference; warn of irregularities that do not prevent scoring.
+
+    Raises:
+        TableError: a file cannot be used.
+    """
     uids, repeats = read_series_uids(series_uids)
     if repeats:
         logger.warning("%s: %d rows repeat a series; each scan counts once", series_uids, repeats)
@@ -96,7 +100,7 @@ def _reference(annotations: str, series_uids: str, excluded: str, folds: Sequenc
 
 
 def _warn_of(table: Table) -> None:
-    """Warn of results that are scored but were perhaps not meant so."""
+    """Warn of results that can be scored but may be mistakes: no candidates, or probabilities outside 0 to 1."""
     if not len(table.values):
         logger.warning("%s: no candidates, so every sensitivity and the CPM are 0", table.path)
     outside = int(((table.values < 0.0) | (table.values > 1.0)).sum())

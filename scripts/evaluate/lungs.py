@@ -1,4 +1,4 @@
-"""The command ``lungs``: the lung search at points that were read by eye, and a contact sheet of its outlines."""
+"""The command ``lungs``: scores the lung search at points read by eye, and draws a contact sheet of its results."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from ..read.reader import read_scan
 logger = logging.getLogger(__name__)
 
 POINT_COLUMNS = ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "kind", "remark")
-KEPT_MM = 10.0  # candidates farther from the lungs are dropped
+KEPT_MM = 10.0  # candidates farther than this from the lungs are dropped
 SHOWN_HU = (-1100.0, 300.0)
 POINTS = str(BUNDLE_ROOT / "docs" / "readings" / "lung_points.csv")
-SHARES = (0.12, 0.5, 0.88)  # of the lungs' extent, at which planes are shown
+SHARES = (0.12, 0.5, 0.88)  # positions of the planes shown, as a share of the lungs' extent
 SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
-LUNG, BODY, AIRWAY = "#ff5a5a", "#e5c100", "#35c9e0"  # outlines
+LUNG, BODY, AIRWAY = "#ff5a5a", "#e5c100", "#35c9e0"  # colours of the outlines
 
 
 def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = "", only: str = "") -> None:
-    """Score the lung search at read points, and draw what it finds.
+    """Score the lung search at points read by eye, and draw what it finds.
 
     Args:
-        scan_dir: searched for the scans that the points name: ``NAME.nii.gz`` or a DICOM folder ``NAME``.
-        output_dir: gets points.csv (each point, and what was said of it), score.csv and lungs.png.
+        scan_dir: folder searched for the scans named in points: ``NAME.nii.gz`` or a DICOM folder ``NAME``.
+        output_dir: folder for points.csv (each point, and what was found there), score.csv and lungs.png.
         points: CSV with name, x_lps_mm, y_lps_mm, z_lps_mm, kind, remark.
-        checkpoint: weights of the lung network; default the released ones.
-        only: beginnings of names, separated by commas; default all.
+        checkpoint: weights of the lung network; by default the released ones.
+        only: only scans whose names begin with one of these words, separated by commas; default: all.
 
     Raises:
-        UserError: a scan is missing, or a file cannot be written.
+        UserError: a scan is missing or cannot be read, or a file cannot be written.
     """
     folder = writable_folder(output_dir)
     search = LungSearch(checkpoint) if checkpoint else LungSearch()
@@ -71,10 +71,16 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
 
 
 def is_right(kind: str, part: int, distance_mm: float) -> bool:
-    """Whether what is said of a point fits its kind.
+    """Whether the result at a point agrees with its kind.
 
-    Lung, lesions and consolidation must be searched; soft tissue may be searched near a lung, but is no lung; bowel and
-    what is outside the body must not be searched; of airways any answer but a lung's is right.
+    Lung, lesions in the lung and consolidation must be searched, that is, lie within :data:`KEPT_MM` of the lungs.
+    Bowel and points outside the body must not be searched. At any other point (soft tissue, airways), every result but
+    lung is right, whether it is searched or not.
+
+    Args:
+        kind: kind of the point as read.
+        part: the :class:`Part` found there.
+        distance_mm: distance from the lungs found.
     """
     if kind in ("lung", "lesion_in_lung", "consolidation"):
         return distance_mm <= KEPT_MM
@@ -84,13 +90,17 @@ def is_right(kind: str, part: int, distance_mm: float) -> bool:
 
 
 def _verdict(lungs: Lungs, point: Mapping[str, str]) -> tuple[str, float, int]:
-    """What was found at a point, how far from the lungs it is (mm), and whether that is right."""
+    """Return the part found at a point, its distance from the lungs (mm), and 1 if that is right, otherwise 0."""
     part, distance_mm = lungs.at([float(point[f"{axis}_lps_mm"]) for axis in "xyz"])
     return part.name.lower(), round(distance_mm, 1), int(is_right(point["kind"], part, distance_mm))
 
 
 def _in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    """Voxels and affine of the scan of this name."""
+    """Return the HU and the affine of the scan of this name, with its axes in the order and direction of RAS.
+
+    Raises:
+        UserError: there is no such scan, or it cannot be read.
+    """
     folders = [path for path in sorted(Path(scan_dir).rglob(name)) if path.is_dir()]
     files = [path for path in sorted(Path(scan_dir).rglob(f"{name}.nii.gz")) if "mask" not in path.parent.name]
     if not folders + files:
@@ -101,7 +111,7 @@ def _in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], Floa
 
 
 def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]) -> None:
-    """A contact sheet: of each scan coronal and axial planes with the outlines of lungs, airway and body."""
+    """Draw a contact sheet: coronal and axial planes of each scan with the outlines of lungs, airway and body."""
     rows = -(-len(found) // SCANS_IN_ROW)
     figure = Figure(figsize=(INCHES * 2 * len(SHARES) * SCANS_IN_ROW, INCHES * rows), facecolor="#12161c")
     figure.subplots_adjust(0, 0, 1, 0.985, wspace=0.02, hspace=0.12)
@@ -131,7 +141,7 @@ def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tu
 
 
 def _planes(lungs: Lungs) -> Iterator[tuple[int, int]]:
-    """Axis and number of the planes shown: coronal ones from back to front, axial ones from feet to head."""
+    """Yield axis and index of the planes shown: coronal ones from back to front, axial ones from feet to head."""
     found = is_lung(lungs.parts)
     where = np.argwhere(found if found.any() else np.ones_like(found))
     for axis in (1, 2):

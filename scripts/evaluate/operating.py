@@ -1,4 +1,4 @@
-"""What the evaluation says beyond LUNA16's curve, to run the network by: thresholds, reliability, litres of lung."""
+"""Operating points and calibration: thresholds, reliability of probabilities, and sensitivity per litre of lung."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _DIGITS = 6
 def write_operating(
     folder: Path, froc: Froc, matches: Matches, scans: Mapping[str, ScoredScan], how: Resampling
 ) -> Any:
-    """Write ``operating.json`` and, where there are true and false candidates, ``reliability.png``.
+    """Write ``operating.json`` and, if there are true and false candidates, ``reliability.png``.
 
     Args:
-        folder: exists.
-        froc, matches: of the scans.
-        scans: by name, in the order of the matches' indices.
+        folder: an existing folder.
+        froc, matches: curve and matches of the scans.
+        scans: the scans by name, in the order of the matches' indices.
         how: the bootstrap.
 
     Returns:
-        The record.
+        The content of ``operating.json``.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -50,9 +50,9 @@ def write_operating(
 
 
 def threshold_at(froc: Froc, rate: float) -> float | None:
-    """The lowest threshold with at most ``rate`` false positives per scan; ``None`` when every candidate is too many.
+    """Return the lowest threshold with at most ``rate`` false positives per scan; ``None`` if there is none.
 
-    A candidate counts from its threshold on, so that the threshold itself belongs to it.
+    A candidate counts if its probability is at least the threshold.
     """
     last = int(np.flatnonzero(froc.false_positives_per_scan <= rate)[-1])
     threshold = float(froc.thresholds[last])
@@ -60,7 +60,10 @@ def threshold_at(froc: Froc, rate: float) -> float | None:
 
 
 def draw_reliability(calibration: Calibration) -> Figure:
-    """Share of true candidates against probability, without and with the fitted line; marks grow with candidates."""
+    """Draw the share of true candidates against probability, before and after calibration.
+
+    The markers are larger for more candidates.
+    """
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
@@ -78,7 +81,7 @@ def draw_reliability(calibration: Calibration) -> Figure:
 
 
 def summary(record: Mapping[str, Any]) -> Iterator[str]:
-    """The record in a few lines."""
+    """Yield the record of :func:`write_operating` as a few lines of text."""
     thresholds = ", ".join(f"{rate}: {value}" for rate, value in record["threshold_at"].items())
     yield f"threshold by false positives per scan: {thresholds}"
     if record["calibration"] is not None:
@@ -91,7 +94,10 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _per_litre(matches: Matches, scans: Mapping[str, ScoredScan], how: Resampling) -> dict[str, Any] | None:
-    """The curve per litre of all scans, and what each scan holds; ``None`` when a scan's lungs are not known."""
+    """Return sensitivity by false positives per litre of lung over all scans, and litres and nodules of each scan.
+
+    ``None`` if there are no scans, or if the lung volume of any scan is unknown.
+    """
     litres = [scan.truth.lung_litres for scan in scans.values()]
     if not litres or min(litres) <= 0:
         return None

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: ``froc.json``, ``froc.csv``, ``froc.png``, and a short table to read.
+"""Writes the results of an evaluation: ``froc.json``, ``froc.csv``, ``froc.png``, and a short table as text.
 
 The picture shows false positives per scan on a log-2 axis and a confidence band around each curve.
 """
@@ -21,17 +21,20 @@ from .system import Score, System
 
 UNDEFINED = "undefined: there is no nodule to find"
 CURVE_COLUMNS = ("system", "fold", "false_positives_per_scan", "sensitivity", "threshold")
-ALL_SCANS = "all"  # in the column "fold"
+ALL_SCANS = "all"  # value of the column "fold" for all scans together
 
-# Apart in lightness and hue, also for colour-blind eyes (Okabe and Ito).
+# Distinct in lightness and hue, also for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 
-_DIGITS = 9  # of what is written; more than a sensitivity needs
+_DIGITS = 9  # decimals written; more than a sensitivity needs
 
 
 def write_evaluation(folder: str | Path, systems: Sequence[System]) -> list[Path]:
-    """Write ``froc.json``, ``froc.csv`` and ``froc.png``; each appears whole or not at all.
+    """Write ``froc.json``, ``froc.csv`` and ``froc.png``; each file appears complete or not at all.
+
+    Returns:
+        The paths of the three files.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -46,7 +49,7 @@ def write_evaluation(folder: str | Path, systems: Sequence[System]) -> list[Path
 
 
 def system_record(system: System) -> dict[str, Any]:
-    """All of a system for JSON: the pooled score, what the lists of scans do not share, and each fold."""
+    """Return a system's results for JSON: the pooled score, scans without candidates or not in the list, each fold."""
     record = score_record(system.pooled)
     record["listed"] = {
         "scans_without_candidates": system.scans_without_candidates,
@@ -58,7 +61,10 @@ def system_record(system: System) -> dict[str, Any]:
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """Readings, CPM, counts, intervals and size classes; what is undefined is NaN or ``None``, and a note says why."""
+    """Return sensitivities, CPM, counts, intervals and size classes of a score.
+
+    Undefined values are NaN or ``None``, and a note gives the reason.
+    """
     curve = score.froc
     record: dict[str, Any] = {
         "sensitivity_at": _by_rate(curve.readings),
@@ -96,7 +102,7 @@ def _by_rate(readings: Sequence[Any]) -> dict[str, Any]:
 
 
 def text_table(systems: Iterable[System]) -> str:
-    """Readings, CPM and its interval: one row for each system and fold."""
+    """Return a table of sensitivities, CPM and its interval, with one row for each system and fold."""
     rows = [("system", "fold", "scans", "nodules", *map(rate_name, RATES), "CPM", "95 % interval")]
     for system in systems:
         scores = {ALL_SCANS: system.pooled, **system.folds}
@@ -110,7 +116,12 @@ def text_table(systems: Iterable[System]) -> str:
 
 
 def scan_lists(system: System, most: int = 5) -> Iterator[str]:
-    """Which scans have no candidates and which are unknown, in a line each; none gives no line."""
+    """Yield a line on the scans without candidates and one on those not in the list; none if there are no such scans.
+
+    Args:
+        system: the system's results.
+        most: number of scans named in a line.
+    """
     empty, unknown = system.scans_without_candidates, system.unknown_scans
     if empty:
         yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}"
@@ -140,7 +151,7 @@ def _short(value: float) -> str:
 
 
 def _curve_rows(systems: Iterable[System]) -> Iterator[list[object]]:
-    """Every point of every curve; the threshold of the first point, (0, 0), is empty."""
+    """Yield a row for every point of every curve; the threshold of the first point, (0, 0), is empty."""
     for system in systems:
         for fold, score in {ALL_SCANS: system.pooled, **system.folds}.items():
             curve = score.froc
@@ -149,12 +160,12 @@ def _curve_rows(systems: Iterable[System]) -> Iterator[list[object]]:
 
 
 def rate_name(rate: float) -> str:
-    """1/8, 1/4, 1/2, 1, …"""
+    """Return a rate as text: 1/8, 1/4, 1/2, 1, …"""
     return f"1/{1.0 / rate:g}" if rate < 1.0 else f"{rate:g}"
 
 
 def draw_froc(systems: Sequence[System]) -> Figure:
-    """Draw the pooled curve of each system; one without nodules has no curve, and the legend says so."""
+    """Draw the pooled curve of each system; without nodules there is no curve, which the legend states."""
     figure = Figure(figsize=(7.5, 5.0), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for number, system in enumerate(systems):

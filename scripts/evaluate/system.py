@@ -1,4 +1,4 @@
-"""One system's results, evaluated: all scans together and, where there are folds, each of them."""
+"""Evaluates the results of one system: all scans together and, if there are folds, each fold."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .tables import Table
 
 
 class Resampling(NamedTuple):
-    """The bootstrap: how many resamples (0 for none) and the seed of the draw."""
+    """Settings of the bootstrap: the number of resamples (0 for none) and the seed."""
 
     resamples: int = 1000
     seed: int = 0
 
 
 class Score(NamedTuple):
-    """Curve and intervals of a set of scans; without resampling or nodules there are no intervals."""
+    """Curve and intervals of a set of scans; there are no intervals without resampling or nodules."""
 
     froc: Froc
     confidence: Confidence | None
@@ -33,14 +33,14 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class System:
-    """A system's results.
+    """The evaluated results of a system.
 
     Attributes:
-        name: shown in table and plot; the key in ``froc.json``.
-        pooled: all scans together.
-        folds: by name; empty without folds.
-        scans_without_candidates: series UIDs, sorted.
-        unknown_scans: how many candidates each series has that is not in the list.
+        name: name in table and plot, and key in ``froc.json``.
+        pooled: score of all scans together.
+        folds: score of each fold, by name; empty without folds.
+        scans_without_candidates: their series UIDs, sorted.
+        unknown_scans: number of candidates for each series that is not in the list, by series UID.
     """
 
     name: str
@@ -51,13 +51,13 @@ class System:
 
 
 class Reference(NamedTuple):
-    """The listed scans and what there is to find in them.
+    """The listed scans and their annotations.
 
     Attributes:
-        series_uids: each once, sorted; a scan's place is its index.
-        nodules: findings that count.
-        excluded: findings that are neither hit nor false; empty where there are none.
-        folds: series UIDs by the fold's name; empty without folds.
+        series_uids: series UIDs, unique and sorted; the position of a scan is its index.
+        nodules: the nodules to find.
+        excluded: excluded findings, which count neither as nodule nor as false positive; may be empty.
+        folds: series UIDs by name of the fold; empty without folds.
     """
 
     series_uids: Sequence[str]
@@ -66,7 +66,7 @@ class Reference(NamedTuple):
     folds: dict[str, list[str]]
 
     def match(self, results: Table, series_uids: Sequence[str]) -> Matches:
-        """What becomes of results in some of the scans; rows of other series are of unknown scans."""
+        """Match results to the annotations of some of the scans; rows of other series belong to unknown scans."""
         index = {uid: n for n, uid in enumerate(series_uids)}
         parts = (self.nodules, self.excluded)
         findings = Findings(
@@ -80,7 +80,7 @@ class Reference(NamedTuple):
 
 
 def evaluate(name: str, results: Table, reference: Reference, how: Resampling) -> System:
-    """Score a system's results, all scans together and each fold."""
+    """Score a system's results: all scans together and each fold."""
     listed, with_candidates = set(reference.series_uids), set(results.series_uids)
     folds = {
         fold: Score.of(reference.match(results.of(chosen), chosen), how) for fold, chosen in reference.folds.items()

@@ -1,8 +1,8 @@
-"""The tables of LUNA16: results, annotations, the list of scans, and which scans belong to which fold.
+"""Reads the tables of LUNA16: results, annotations, the list of scans, and the scans of each fold.
 
-Positions are LPS mm. Folds are read in three forms: a CSV with the columns ``seriesuid`` and ``fold``; one datalist
-(JSON) for each fold, whose ``validation`` list holds the fold's scans, as MONAI publishes them for LUNA16; or a folder
-with one sub-folder for each fold that holds its scans (``subset0`` … ``subset9`` of LUNA16).
+Positions are LPS mm. Folds are accepted in three forms: a CSV with the columns ``seriesuid`` and ``fold``; one datalist
+(JSON) for each fold, whose ``validation`` list contains the fold's scans, as MONAI publishes them for LUNA16; or a
+folder of such datalists, or with a sub-folder of scans for each fold (``subset0`` … ``subset9`` of LUNA16).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FINDING_COLUMNS = (SERIES_COLUMN, *POSITION_COLUMNS, DIAMETER_COLUMN)
 
 
 class TableError(UserError, ValueError):
-    """A table that cannot be evaluated; the message names file and row."""
+    """A table cannot be used; the message names the file and, where possible, the row."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Table:
     """Rows of a LUNA16 table.
 
     Attributes:
-        path: of the file.
-        series_uids: ``[R]``.
+        path: the file.
+        series_uids: ``[R]``, one per row.
         positions_lps_mm: ``[R, 3]``.
-        values: ``[R]`` the last column: probability, or diameter in mm.
+        values: ``[R]``, the last column: probability, or diameter in mm.
     """
 
     path: Path
@@ -48,22 +48,22 @@ class Table:
     values: FloatArray
 
     def scans(self, index: dict[str, int], unknown: int) -> npt.NDArray[np.int64]:
-        """``[R]`` index of each row's series, ``unknown`` where it is not in the list."""
+        """Return the index ``[R]`` of each row's series; ``unknown`` for a series that is not in ``index``."""
         return np.array([index.get(uid, unknown) for uid in self.series_uids], dtype=np.int64)
 
     def of(self, series_uids: Iterable[str]) -> Table:
-        """The rows of some series alone."""
-        wanted = frozenset(series_uids)  # of hundreds, asked for hundreds of thousands of rows
+        """Return the table with only the rows of some series."""
+        wanted = frozenset(series_uids)  # there may be hundreds of series and hundreds of thousands of rows
         kept = [n for n, uid in enumerate(self.series_uids) if uid in wanted]
         uids = tuple(self.series_uids[n] for n in kept)
         return Table(self.path, uids, self.positions_lps_mm[kept], self.values[kept])
 
 
 def read_results(path: str | Path) -> Table:
-    """Candidates with their probabilities; an empty file has none.
+    """Read candidates with their probabilities; an empty file has none.
 
     Raises:
-        TableError: no such file, a missing column, a value that is no finite number.
+        TableError: the file does not exist, a column is missing, or a value is not a finite number.
     """
     file = Path(path)
     if file.is_file() and not file.read_bytes().strip():
@@ -72,15 +72,15 @@ def read_results(path: str | Path) -> Table:
 
 
 def no_rows(path: Path) -> Table:
-    """A table without rows."""
+    """Return a table without rows."""
     return Table(path, (), np.zeros((0, 3)), np.zeros(0))
 
 
 def pooled(tables: Sequence[Table]) -> Table:
-    """One table of the parts of one system, each of which has scans of its own.
+    """Join the tables of the parts of one system, at least one, each of which has different scans.
 
     Raises:
-        TableError: a series in two parts.
+        TableError: a series is in two parts.
     """
     first: dict[str, Path] = {}
     for table in tables:
@@ -97,21 +97,21 @@ def pooled(tables: Sequence[Table]) -> Table:
 
 
 def read_findings(path: str | Path) -> Table:
-    """Nodules or excluded findings with their diameters, mm, negative where unknown.
+    """Read nodules or excluded findings with their diameters, mm, negative if unknown.
 
     Raises:
-        TableError: no such file, a missing column, a value that is no finite number, an empty file.
+        TableError: the file does not exist or is empty, a column is missing, or a value is not a finite number.
     """
     return _read_table(Path(path), DIAMETER_COLUMN)
 
 
 def read_series_uids(path: str | Path) -> tuple[list[str], int]:
-    """The listed scans, each once, sorted, and how many rows repeat one.
+    """Read the list of scans; return the series UIDs, unique and sorted, and the number of rows that repeat one.
 
-    The file has no header; a first row ``seriesuid`` is taken for one.
+    The file has no header; rows ``seriesuid`` are ignored.
 
     Raises:
-        TableError: no such file, no series in it.
+        TableError: the file cannot be read or lists no series.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -147,10 +147,13 @@ def _number(text: str, place: str) -> float:
 
 
 def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
-    """Series UIDs of each fold, by the fold's name: its value in the CSV, or the name of its datalist or folder.
+    """Return the series UIDs of each fold, by its name: the value in the CSV, or the name of its datalist or folder.
+
+    Args:
+        paths: CSV files, datalists or folders of scans, or a single folder of datalists or folders; empty for none.
 
     Raises:
-        TableError: a form that is not known, an empty fold, a series in two folds.
+        TableError: the form is unknown, a fold is empty or given twice, or a series is in two folds.
     """
     files = [Path(path) for path in paths]
     if len(files) == 1 and files[0].is_dir():
@@ -195,7 +198,7 @@ def _from_csv(path: Path) -> dict[str, list[str]]:
 
 
 def _from_datalist(path: Path) -> dict[str, list[str]]:
-    """The series UID of an item is its name where it has one, otherwise that of its image."""
+    """Read the fold of a datalist; the series UID of an item is its name if it has one, otherwise its image's name."""
     try:
         items = json.loads(path.read_text(encoding="utf-8"))["validation"]
         return {path.stem: [str(item.get("name") or scan_stem(Path(str(item["image"])))) for item in items]}

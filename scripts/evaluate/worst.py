@@ -1,4 +1,4 @@
-"""The worst cases of an evaluation as pictures: nodules below the threshold, false findings above it."""
+"""Draws the worst cases of an evaluation: nodules below the operating threshold, and false findings above it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..metrics import ScoredScan
 
 HALF_WIDTH_MM = 20  # of a picture
 COLUMNS = 4
-SAME_PLACE_MM, SAME_PICTURE = 4.0, 0.05  # copies of one scan show a finding more than once; one picture is enough
-BACKGROUND = -1.0  # beyond the scan: the darkest value of the network's input
+SAME_PLACE_MM, SAME_PICTURE = 4.0, 0.05  # limits within which two cases are the same finding in copies of a scan
+BACKGROUND = -1.0  # outside the scan: the lowest value of the network's input
 
 
 @dataclass(frozen=True)
 class Case:
-    """One miss or false finding.
+    """One missed nodule or false finding.
 
     Attributes:
-        title: what it is.
-        badness: the worst come first.
-        centre_ras_mm: of the finding.
-        picture: ``[2, 2 h + 1, 2 h + 1]``: the axial and the coronal slice, first axis down.
+        title: diameter (for a miss) and probability, as text.
+        badness: sort key; the highest come first.
+        centre_ras_mm: ``[3]`` centre of the finding.
+        picture: ``[2, 2 h + 1, 2 h + 1]`` axial and coronal slice, rows from top to bottom, h = :data:`HALF_WIDTH_MM`.
     """
 
     title: str
@@ -41,21 +41,22 @@ class Case:
     picture: npt.NDArray[np.float32]
 
     def shows(self, other: Case) -> bool:
-        """Whether the other is the same finding in a copy of the scan."""
+        """Whether another case is the same finding, in a copy of the scan."""
         apart_mm = np.linalg.norm(self.centre_ras_mm - other.centre_ras_mm)
         return bool(apart_mm < SAME_PLACE_MM and np.abs(self.picture - other.picture).mean() < SAME_PICTURE)
 
 
 class WorstCases:
-    """Write ``misses.png`` and ``false_findings.png`` of an evaluation.
+    """Ignite handler that writes ``misses.png`` and ``false_findings.png`` when an evaluation is complete.
 
-    Misses are nodules without a candidate from the threshold on, the largest first; false findings are the strongest
-    candidates from the threshold on that lie in no finding. A kind without cases has no file.
+    Misses are nodules that no candidate at or above the threshold hits, the largest first; false findings are
+    candidates at or above the threshold that hit no annotation, the most probable first. No file is written for a kind
+    without cases.
 
     Args:
-        output_dir: gets the pictures.
+        output_dir: folder for the pictures.
         threshold: the operating threshold, a probability.
-        most: pictures of each kind.
+        most: largest number of cases of each kind.
     """
 
     def __init__(self, output_dir: str, *, threshold: float, most: int = 12) -> None:
@@ -83,7 +84,7 @@ class WorstCases:
 
 
 def worst_of(cases: Sequence[Case], most: int) -> list[Case]:
-    """The worst cases, in an order of their own whatever the order they come in; what one shows another does not."""
+    """Return the worst cases, without repeating a finding; the result does not depend on the order of ``cases``."""
     kept: list[Case] = []
     for case in sorted(cases, key=lambda case: (-case.badness, *case.centre_ras_mm.tolist())):
         if len(kept) < most and not any(case.shows(other) for other in kept):
@@ -92,7 +93,7 @@ def worst_of(cases: Sequence[Case], most: int) -> list[Case]:
 
 
 def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]]:
-    """The misses and false findings of one scan, as the graph's post-processing left it."""
+    """Return the misses and false findings of one scan, from its item after post-processing."""
     scored: ScoredScan = item["pred"]
     candidates, truth = scored
     image, affine = np.asarray(item["image"][0], dtype=np.float32), np.asarray(item["image"].affine, dtype=np.float64)
@@ -115,7 +116,7 @@ def _cases_of(item: Mapping[str, Any], threshold: float) -> dict[str, list[Case]
 
 
 def _picture(image: npt.NDArray[np.float32], affine: FloatArray, centre_ras_mm: FloatArray) -> npt.NDArray[np.float32]:
-    """The axial and the coronal slice through a position of a RAS volume of 1 mm, as radiologists look at them."""
+    """Return the axial and coronal slices through a position of a 1 mm RAS volume, in radiological orientation."""
     middle, h = np.rint(apply_affine(np.linalg.inv(affine), centre_ras_mm)), HALF_WIDTH_MM
     size = (2 * h + 1,) * 3
     part = ndimage.affine_transform(image, np.ones(3), middle - h, size, order=0, mode="constant", cval=BACKGROUND)
@@ -123,7 +124,7 @@ def _picture(image: npt.NDArray[np.float32], affine: FloatArray, centre_ras_mm: 
 
 
 def draw_cases(cases: Sequence[Case]) -> Figure:
-    """A grid of cases, axial beside coronal."""
+    """Draw a grid of cases, each with its axial beside its coronal slice."""
     rows = -(-len(cases) // COLUMNS)
     figure = Figure(figsize=(3.4 * COLUMNS, 2.0 * rows), dpi=90, layout="constrained", facecolor="white")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()

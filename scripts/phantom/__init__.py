@@ -1,1 +1,1 @@
-"""Synthetic chests whose nodules are known: anatomy, surroundings, scans of them in files."""
+"""Synthetic chests with known nodules: their anatomy and surroundings, and scans of them as files."""

@@ -1,6 +1,6 @@
-"""What lies below the diaphragm of the synthetic chest: liver, spleen, stomach and large bowel with gas and contents.
+"""The abdomen below the diaphragm of the synthetic chest: liver, spleen, stomach and large bowel with their contents.
 
-Model millimetres as in :mod:`.shapes`. Everything is drawn on the coarse grid.
+Lengths are model millimetres as in :mod:`.shapes`. Everything is drawn on the coarse grid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .shapes import COLON, COLON_RADIUS, FAT_HU, FLUID_HU, GAS_HU, GUT_WALL_HU, 
 
 
 def _colon(frame: Frame, extra: np.random.Generator) -> Field:
-    """Distance to the large bowel's outside, pouch after pouch, model mm."""
+    """Return the distance to the outer surface of the large bowel, with its pouches, on the coarse grid, model mm."""
     knots = np.array(COLON, dtype=float)
     shift = (0.0, 0.0, extra.uniform(-12, 8))
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
@@ -25,7 +25,7 @@ def _colon(frame: Frame, extra: np.random.Generator) -> Field:
 
 
 def _add_colon(frame: Frame, tissue: Field, colon: Field, extra: np.random.Generator) -> None:
-    """Wall, gas, and stool full of small bubbles, which lies in lumps in the gas."""
+    """Draw the large bowel into ``tissue`` in place: wall, gas, and lumps of stool with small bubbles in the gas."""
     blend(tissue, inside(colon - 2, 2.0), FAT_HU)
     blend(tissue, inside(colon, 2.0), GUT_WALL_HU)
     lumps, crumbs = (smooth_noise(extra, frame.coarse_shape, mm / frame.step) for mm in (9.0, 2.4))
@@ -35,7 +35,15 @@ def _add_colon(frame: Frame, tissue: Field, colon: Field, extra: np.random.Gener
 
 
 def _add_stomach(frame: Frame, tissue: Field, stomach: Field, above: Field, extra: np.random.Generator) -> None:
-    """Wall with folds, fluid and a meal up to a level, gas over it. ``above``: height over the level, model mm."""
+    """Draw the stomach into ``tissue`` in place: a wall with folds, fluid and a meal up to a level, and gas above it.
+
+    Args:
+        frame: the frame whose coarse grid is drawn on.
+        tissue: HU on the coarse grid.
+        stomach: distance to the stomach's outer surface, model mm.
+        above: height above the fluid level, model mm.
+        extra: source of the random contents.
+    """
     folds, lumps, crumbs = (smooth_noise(extra, frame.coarse_shape, mm / frame.step) for mm in (5.0, 6.0, 2.4))
     blend(tissue, inside(stomach, 2.0), GUT_WALL_HU)
     fill = (extra.uniform(-0.6, 0.8) - lumps - 0.3 * crumbs).astype(np.float32)
@@ -50,12 +58,12 @@ def fill_abdomen(
     """Draw the upper abdomen into ``tissue`` in place.
 
     Args:
-        frame: whose coarse grid is drawn on.
-        xyz: ``[3, …coarse grid]``, model mm.
+        frame: the frame whose coarse grid is drawn on.
+        xyz: ``[3, …coarse grid]`` model coordinates, mm.
         tissue: HU on the coarse grid.
         below: distance to the space below the diaphragm and inside the ribs, model mm.
-        rng: the chest's stream; what is drawn from it here must keep its number and order.
-        extra: a stream of its own for everything else.
+        rng: the chest's random stream; number and order of the draws from it must not change.
+        extra: a separate random stream for everything else.
     """
     x, y, z = xyz
     blend(tissue, inside(below, 2.0), FAT_HU + 15 * smooth_noise(rng, frame.coarse_shape, 8.0))

@@ -1,4 +1,4 @@
-"""The body of the synthetic chest without lung vessels and nodules: outline, bones, mediastinum, diaphragm, lungs.
+"""The body of the synthetic chest without lung vessels and nodules: surface, bones, mediastinum, diaphragm, lungs.
 
 Everything is described once, for a nominal adult, in model millimetres (:mod:`.shapes`).
 """
@@ -56,15 +56,15 @@ from .shapes import (
 
 @dataclass(frozen=True)
 class Patient:
-    """What differs from patient to patient, drawn from the seed.
+    """The properties that differ between patients, drawn at random.
 
     Attributes:
-        stretch: mm per model mm along x, y, z.
-        fat_mm: subcutaneous fat, model mm.
-        breast: size factor, 0 = none.
-        blood_hu: of arteries, veins and chambers; above 100 after contrast.
-        dome_mm: lift of the right and left diaphragm, model mm.
-        spread: factor on the heart's size.
+        stretch: ``[3]`` mm per model mm along x, y, z.
+        fat_mm: thickness of the subcutaneous fat, model mm.
+        breast: size factor of the breasts; 0 for none.
+        blood_hu: HU of arteries, veins and heart chambers; above 100 with contrast.
+        dome_mm: elevation of the right and left dome of the diaphragm, model mm.
+        spread: size factor of the heart.
     """
 
     stretch: Array
@@ -77,14 +77,14 @@ class Patient:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The rendered body.
+    """The rendered body; all arrays are ``[I, J, K]``.
 
     Attributes:
-        image_hu: ``[I, J, K]``; the lungs still hold soft tissue only (they are filled later).
+        image_hu: HU; the lungs contain only soft tissue at first and are filled later.
         lung_mm: distance to the lungs' surface, mm, negative inside.
-        room_mm: the same to the surface of the part of the lungs in which vessels and nodules are placed: without the
-            angles beside the tip of the heart, which are narrow.
-        lobe: 1 right upper, 2 middle, 3 right lower, 4 left upper, 5 left lower (uint8, meaningful in the lungs).
+        room_mm: the same for the part of the lungs in which vessels and nodules are placed, that is, without the narrow
+            angles beside the tip of the heart.
+        lobe: 1 right upper, 2 middle, 3 right lower, 4 left upper, 5 left lower (uint8, valid only inside the lungs).
         fissure_mm: unsigned distance to the nearest fissure, mm.
     """
 
@@ -96,7 +96,7 @@ class Anatomy:
 
 
 def draw_patient(rng: np.random.Generator, scale: float) -> Patient:
-    """Draw a patient; ``scale`` shrinks all of the body alike."""
+    """Draw a patient at random; ``scale`` scales the whole body."""
     stretch = scale * rng.uniform((0.94, 0.92, 0.86), (1.06, 1.06, 1.02))
     contrast = rng.random() < 0.4
     return Patient(
@@ -110,7 +110,7 @@ def draw_patient(rng: np.random.Generator, scale: float) -> Patient:
 
 
 def make_frame(patient: Patient, rng: np.random.Generator) -> Frame:
-    """The 1 mm grid around the patient (table included) and its smooth random warp (up to about ±6 model mm)."""
+    """Return the 1 mm grid around the patient's trunk and its smooth random warp (up to about ±6 model mm)."""
     step = 2 if patient.stretch.min() > 0.7 else 1
     side = 147 + patient.fat_mm + 5  # room beside the skin
     low = np.array([-side, -150 - 0.6 * patient.fat_mm, LOW_Z])
@@ -126,27 +126,27 @@ def _profile(name: str, z: Field) -> Field:
 
 
 def _distance(frame: Frame, implicit: Field) -> Field:
-    """First-order distance to the zero level of an implicit function: value over length of gradient, model mm."""
+    """Return the first-order distance to the zero level of an implicit function (value / gradient), model mm."""
     slopes = np.gradient(implicit, *(frame.step / frame.stretch).tolist())
     slope = np.sqrt(sum(one**2 for one in slopes))
     return np.clip(implicit / np.maximum(slope, 1e-3), -FAR_MM, FAR_MM).astype(np.float32)
 
 
 def _superellipse(x: Field, y: Field, half_width: Field, front: Field, back: Field, power: float) -> Field:
-    """0 on the contour, -1 at its centre, scaled to millimetres."""
+    """Return an implicit superellipse: 0 on the contour, negative inside, roughly scaled to millimetres."""
     half_depth = (front - back) / 2
     u, v = np.abs(x) / half_width, np.abs(y - (front + back) / 2) / half_depth
     return (np.power(u**power + v**power, 1 / power) - 1) * np.minimum(half_width, half_depth)
 
 
 def _heart(xyz: Field, patient: Patient, name: str) -> Field:
-    """Distance to the heart, or to its chambers, model mm."""
+    """Return the distance to the heart, or to its chambers, model mm; ``name`` is a key of :data:`ELLIPSOIDS`."""
     parts = (ellipsoid(xyz, centre, axes, patient.spread) for centre, axes in ELLIPSOIDS[name])
     return reduce(partial(smooth_min, width=12.0), parts)
 
 
 def _spine(xyz: Field) -> dict[str, Field]:
-    """Vertebral column without processes: distance to its outline, to the bone in it, and to the canal, model mm."""
+    """Return distances to the spine's surface, its bone without processes, and the spinal canal, model mm."""
     x, y, z = xyz
     centre_y = _profile("spine", z)
     size = (1.12 - 0.0011 * z).astype(np.float32)
@@ -164,7 +164,7 @@ def _spine(xyz: Field) -> dict[str, Field]:
 
 
 def _diaphragm(xyz: Field, patient: Patient) -> Field:
-    """Height of the diaphragm above each point, model mm: positive below it."""
+    """Return the height of the diaphragm above each point, model mm; positive below the diaphragm."""
     x, y, z = xyz
     domes = []
     for sign, top, lift in zip((1.0, -1.0), (80.0, 68.0), patient.dome_mm, strict=True):
@@ -176,13 +176,13 @@ def _diaphragm(xyz: Field, patient: Patient) -> Field:
 
 
 def _middle(xyz: Field) -> Field:
-    """Position x of the wall between the lungs, model mm: left of the midline in front of the lower heart."""
+    """Return the x of the boundary between the lungs, model mm; in front, it shifts to the left at the heart."""
     _x, y, z = xyz
     return (np.interp(z, (0, 60, 120, 180, 300), (-14, -12, -6, 0, 0)) * (y > -40)).astype(np.float32)
 
 
 def _mediastinum(xyz: Field, shapes: dict[str, Field]) -> Field:
-    """Distance to everything between the lungs, model mm."""
+    """Return the distance to the mediastinum, which is everything between the lungs, model mm."""
     x, y, z = xyz
     width = (
         np.interp(z, (0, 120, 180, 200, 225, 300), (7, 5, 8, 18, 27, 32))
@@ -202,7 +202,7 @@ def _mediastinum(xyz: Field, shapes: dict[str, Field]) -> Field:
 
 
 def _muscle_mm(xyz: Field) -> Field:
-    """Thickness of the muscle outside the inner chest wall, model mm."""
+    """Return the thickness of the muscle outside the inner chest wall, model mm."""
     x, y, z = xyz
     side = np.abs(x)
     pectoral = 15 * np.exp(-(((side - 75) / 40) ** 2) - ((z - 200) / 42) ** 2) * (y > 10)
@@ -215,7 +215,7 @@ def _muscle_mm(xyz: Field) -> Field:
 
 
 def trunk(frame: Frame, xyz: Field, patient: Patient) -> Field:
-    """Distance to the skin of the body without shoulders and arms, on the coarse grid, model mm."""
+    """Return the distance to the skin of the body without shoulders and arms, on the coarse grid, model mm."""
     x, y, z = xyz
     fat = np.float32(patient.fat_mm)
     front = _profile("cage front", z) + 17 + 0.8 * fat + 16 * np.clip((z - 175) / 60, 0, 1).astype(np.float32)
@@ -228,7 +228,7 @@ def trunk(frame: Frame, xyz: Field, patient: Patient) -> Field:
 
 
 def fat_and_flesh(frame: Frame, rng: np.random.Generator) -> tuple[Field, Field, Field]:
-    """Noise, and the HU of fat and of muscle streaked with fat that it makes uneven, on the coarse grid."""
+    """Return noise, and the uneven HU of fat and of muscle with streaks of fat made with it, on the coarse grid."""
     noise = smooth_noise(rng, frame.coarse_shape, 6.0)
     streaks = np.clip(smooth_noise(rng, frame.coarse_shape, 4.0) - 1.1, 0, 1)
     return noise, (FAT_HU + 8 * noise).astype(np.float32), MUSCLE_HU + 6 * noise - 120 * streaks
@@ -242,7 +242,7 @@ def _soft_tissue(
     rng: np.random.Generator,
     extra: np.random.Generator,
 ) -> Field:
-    """HU of everything but bone, lung, airway and skin, on the coarse grid."""
+    """Return the HU of everything except bone, lung, airway and skin, on the coarse grid."""
     noise, tissue, flesh = fat_and_flesh(frame, rng)
     muscle_mm = _muscle_mm(xyz)
     muscle = np.maximum(shapes["cage"] - muscle_mm, shapes["body"] + 4)
@@ -273,7 +273,14 @@ def _soft_tissue(
 
 
 def _contour(side: float, angle_deg: Array, z: Array, offset: float) -> Array:
-    """Points ``[..., 3]`` outside the inner chest wall: -90° behind, 0° lateral, 90° in front."""
+    """Return points ``[..., 3]`` outside the inner chest wall, model mm.
+
+    Args:
+        side: 1 for right, -1 for left.
+        angle_deg: -90° behind, 0° lateral, 90° in front.
+        z: height, model mm.
+        offset: distance outside the wall, model mm.
+    """
     half_width, front, back = (
         np.interp(z, PROFILES["z"], PROFILES[f"cage {n}"]) for n in ("half width", "front", "back")
     )
@@ -284,7 +291,7 @@ def _contour(side: float, angle_deg: Array, z: Array, offset: float) -> Array:
 
 
 def _rib(number: int, side: float, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Centre line of a rib's bone and of its cartilage (``[P, 3]`` model mm each; the cartilage may be one point)."""
+    """Return the centre lines of a rib's bone and cartilage, ``[P, 3]`` model mm each; the latter may be one point."""
     head_z = TOP_VERTEBRA_Z - (number - 1) * VERTEBRA_PITCH + 6
     drop = np.interp(number, (1, 2, 5, 8, 10, 12), (30, 48, 88, 108, 95, 60)) * rng.uniform(0.95, 1.05)
     last = np.interp(number, (1, 7, 8, 10, 11, 12), (78, 80, 62, 45, 0, -25))
@@ -298,7 +305,7 @@ def _rib(number: int, side: float, rng: np.random.Generator) -> tuple[Array, Arr
 
 
 def _bone_tubes() -> Iterator[tuple[Array, float]]:
-    """Processes of the vertebrae, sternum, clavicles and shoulder blades: points ``[P, 3]`` and radius, model mm."""
+    """Yield points ``[P, 3]`` and radius of the vertebral processes, sternum, clavicles, shoulder blades, model mm."""
     for z in TOP_VERTEBRA_Z - VERTEBRA_PITCH * np.arange(14):
         y = np.interp(z, PROFILES["z"], PROFILES["spine"]) - 13.5
         yield np.array([[0, y - 17, z], [0, y - 26, z - 9], [0, y - 38, z - 24]]), 3.2
@@ -318,13 +325,18 @@ def _bone_tubes() -> Iterator[tuple[Array, float]]:
 
 
 def _add_bones(frame: Frame, image: Field, column: Field, endplate: Field, rng: np.random.Generator) -> None:
-    """Ribs with their cartilage, and all other bones, into ``image`` in place.
+    """Draw the ribs with their cartilage and all other bones into ``image`` in place.
 
-    ``column`` is the distance to the vertebrae's bone (coarse grid), ``endplate`` that to the whole spine (full grid).
+    Args:
+        frame: the frame of the image.
+        image: HU on the full grid.
+        column: distance to the bone of the vertebrae, on the coarse grid, model mm.
+        endplate: distance to the surface of the spine, on the full grid, model mm.
+        rng: source of ribs and texture.
     """
-    bone = frame.upsample(column) * np.float32(frame.size)  # distances, mm, only near bones
+    bone = frame.upsample(column) * np.float32(frame.size)  # distances, mm, correct only near bones
     cartilage = np.full(frame.shape, 4.0, dtype=np.float32)
-    for number, side in product(range(1, 13), (1.0, -1.0)):  # a rib is flat: thinner than high
+    for number, side in product(range(1, 13), (1.0, -1.0)):  # a rib is flat: higher than it is thick
         rib, tip = (frame.to_voxel(p) for p in _rib(number, side, rng))
         stamp_capsules(bone, segments(rib, 3.7 * frame.size), flatten=0.56)
         stamp_capsules(cartilage, segments(tip, 4.3 * frame.size), flatten=0.7)
@@ -342,19 +354,19 @@ def _add_bones(frame: Frame, image: Field, column: Field, endplate: Field, rng: 
 
 
 def _lobes(xyz: Field) -> tuple[npt.NDArray[np.uint8], Field]:
-    """Lobe numbers (see ``Anatomy``) and unsigned distance to the nearest fissure, model mm, on the coarse grid."""
+    """Return lobe numbers (see ``Anatomy``) and unsigned distance to the nearest fissure, model mm, coarse grid."""
     x, y, z = xyz
     right = x > _middle(xyz)
     oblique = np.where(right, 108 - 0.88 * y, 112 - 0.95 * y) + 7 * np.sin(y / 32) - 0.05 * (np.abs(x) - 60)
     above = (z - oblique) / 1.33
-    upper = z - (128 - 0.004 * (x - 60) ** 2 + 0.12 * (y - 30))  # over the minor fissure
+    upper = z - (128 - 0.004 * (x - 60) ** 2 + 0.12 * (y - 30))  # height above the minor fissure
     lobe = np.where(right, np.where(above < 0, 3, np.where(upper > 0, 1, 2)), np.where(above < 0, 5, 4))
     distance = np.where(right & (above > 0), np.minimum(np.abs(above), np.abs(upper)), np.abs(above))
     return lobe.astype(np.uint8), distance.astype(np.float32)
 
 
 def _whole_lungs(lung: Field, lobe: npt.NDArray[np.uint8]) -> Field:
-    """The distance field without the specks that the warp can cut off: one piece of lung on either side."""
+    """Remove the specks that the warp can cut off from a distance field, leaving one piece of lung on each side."""
     specks = lung < 0
     for side in (lobe <= 3, lobe > 3):
         pieces, _count = ndimage.label((lung < 0) & side)
@@ -363,7 +375,7 @@ def _whole_lungs(lung: Field, lobe: npt.NDArray[np.uint8]) -> Field:
 
 
 def _shapes(frame: Frame, xyz: Field, patient: Patient) -> dict[str, Field]:
-    """Distances of the smooth structures on the coarse grid, model mm."""
+    """Return the distances to the smooth structures by name, on the coarse grid, model mm."""
     x, y, z = xyz
     width, front, back = (_profile(f"cage {name}", z) for name in ("half width", "front", "back"))
     apices = z - APEX_Z + 0.014 * (np.abs(x) - 40) ** 2 + 0.011 * (y + 22) ** 2  # height above the lungs' domed tops
@@ -377,14 +389,21 @@ def _shapes(frame: Frame, xyz: Field, patient: Patient) -> dict[str, Field]:
     shapes["thorax"] = smooth_max(thorax, _distance(frame, apices.astype(np.float32)), 8.0)
     angle = smooth_min(shapes["heart"], -shapes["diaphragm"], FAT_FILLET)
     shapes["room"] = shapes["between"] = _mediastinum(xyz, shapes)
-    for pad in (ellipsoid(xyz, *fat) for fat in ELLIPSOIDS["heart fat"]):  # beside the tip of the heart
+    for pad in (ellipsoid(xyz, *fat) for fat in ELLIPSOIDS["heart fat"]):  # fat beside the tip of the heart
         shapes["room"] = smooth_min(shapes["room"], pad, 10.0)
         shapes["between"] = smooth_min(shapes["between"], smooth_max(pad, angle, 8.0), 10.0)  # fills the angle
     return shapes
 
 
 def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extra: np.random.Generator) -> Anatomy:
-    """Render a patient's trunk on the frame's grid, without its skin; ``extra`` decides about stomach and bowel."""
+    """Render a patient's trunk, without its skin, on the frame's grid.
+
+    Args:
+        patient: the patient.
+        frame: the grid.
+        rng: the chest's random stream.
+        extra: a separate random stream for stomach and bowel.
+    """
     xyz = frame.model_coordinates()
     shapes = _shapes(frame, xyz, patient)
     size = np.float32(frame.size)
@@ -400,7 +419,7 @@ def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extr
 
 
 def add_airway_tubes(frame: Frame, image: Field, *, wall_mm: float = 1.3) -> None:
-    """Trachea and bronchi up to the lobes: walls of soft tissue, then the air in them, into ``image`` in place."""
+    """Draw the trachea and the bronchi up to the lobes, walls of soft tissue and then air, into ``image`` in place."""
     for extra, value in ((wall_mm * frame.size, 35.0), (0.0, -985.0)):
         for tube in map(np.array, TUBES["airway"]):
             voxels, radii = frame.to_voxel(tube[:, :3]), tube[:, 3] * frame.size + extra

@@ -1,7 +1,7 @@
-"""A synthetic chest CT with nodules whose place, size and outline are known exactly.
+"""A synthetic chest CT with nodules whose position, size and shape are known exactly.
 
-``make_chest`` renders an anatomy at 1 mm; ``scan_chest`` looks at it as a scanner would (spacing, slice thickness,
-kernel, noise, orientation). Both depend on their seed alone.
+``make_chest`` renders an anatomy at 1 mm; ``scan_chest`` images it as a scanner would (spacing, slice thickness,
+kernel, noise, orientation). All randomness comes from their seeds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .trees import fill_lungs
 
 Style = Literal["axial", "any"]
 MAX_NODULES = 8
-SCALES = (0.35, 1.2)  # smaller bodies no longer have room for a nodule
-_MAX_VOXELS = 3.2e7  # of a scan, around the trunk; keeps it within 100 MB and some seconds
+SCALES = (0.35, 1.2)  # smaller bodies have no room for a nodule
+_MAX_VOXELS = 3.2e7  # of a scan around the trunk; limits it to 100 MB and a few seconds
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Chest:
     """A synthetic chest before it is scanned: no noise, 1 mm voxels, RAS axes.
 
     Attributes:
-        image_hu: ``[I, J, K]`` float32, clothes and couch included.
+        image_hu: ``[I, J, K]`` float32, including clothes and couch.
         mask: ``[I, J, K]`` uint8, instance labels 1 … N of the nodules, 0 elsewhere.
-        lungs: ``[I, J, K]`` uint8, 1 right lung, 2 left lung, vessels and nodules included.
+        lungs: ``[I, J, K]`` uint8, 1 right lung, 2 left lung, 0 elsewhere; vessels and nodules belong to the lungs.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
-        nodules: in the order of their labels; may be empty.
-        trunk_box: the voxels of the grid that the trunk alone takes; what surrounds it lies outside and inside.
+        nodules: the nodules in the order of their labels; may be empty.
+        trunk_box: the part of the grid on which the trunk was rendered; the surroundings lie outside and also inside.
     """
 
     image_hu: npt.NDArray[np.float32] = field(repr=False)
@@ -51,13 +51,13 @@ class Chest:
 
 @dataclass(frozen=True)
 class Scan:
-    """A synthetic chest as scanned.
+    """A scan of a synthetic chest.
 
     Attributes:
         image_hu: ``[I, J, K]`` int16.
-        mask: ``[I, J, K]`` uint8 instance labels on the same grid.
+        mask: ``[I, J, K]`` uint8 instance labels on the same grid; 0 outside the nodules.
         affine_ras: ``[4, 4]``, voxel to RAS mm.
-        kernel: name of the reconstruction kernel, softest "B20" to sharpest "B80".
+        kernel: name of the reconstruction kernel, from the softest, "B20", to the sharpest, "B80".
         thickness_mm: slice thickness.
     """
 
@@ -76,8 +76,9 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
 
     Args:
         seed: the same seed gives the same chest, bit for bit on one machine.
-        nodules: how many, 0 … 8; ``None`` draws the number. Fewer are placed only where the lungs have no room.
-        scale: size of the body, in :data:`SCALES`; nodules keep their sizes but for what the lungs can hold.
+        nodules: number of nodules, 0 … 8; ``None`` draws it at random. Fewer are placed if the lungs have no room.
+        scale: size factor of the body, in the range :data:`SCALES`; nodules keep their sizes, up to what fits the
+            lungs.
 
     Raises:
         ValueError: ``nodules`` or ``scale`` out of range.
@@ -104,7 +105,7 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     placed = place_nodules(rng, anatomy, vessels, count, affine_ras)
     paint_nodules(rng, image, placed, anatomy, affine_ras)
     lungs = np.where(anatomy.lung_mm < 0, np.where(anatomy.lobe <= 3, 1, 2), 0).astype(np.uint8)
-    del anatomy, vessels  # memory for what follows
+    del anatomy, vessels  # free memory for the next steps
     wide, box = surround(image, frame, patient, np.random.default_rng([seed, 3]))
     wide_affine_ras = affine_ras.copy()
     wide_affine_ras[:3, 3] -= [s.start for s in box]  # 1 mm voxels along RAS
@@ -113,7 +114,7 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
 
 
 def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) -> None:
-    """Lung tissue into the image, in place: denser behind (the patient lies on the back), lobular, with fissures."""
+    """Draw lung tissue into the image in place: denser at the back (the patient is supine), lobular, with fissures."""
     where = np.nonzero(anatomy.lung_mm < 1)
     coarse = 9 * smooth_noise(rng, frame.coarse_shape, 14.0 / frame.step)
     coarse += 8 * smooth_noise(rng, frame.coarse_shape, 4.5 / frame.step)
@@ -130,18 +131,18 @@ def _add_parenchyma(frame: Frame, anatomy: Anatomy, rng: np.random.Generator) ->
 def draw_scan_affine(
     rng: np.random.Generator, chest: Chest, style: Style
 ) -> tuple[Array, tuple[int, ...], list[list[int]]]:
-    """Draw the grid of a scan that covers the chest and nearly all that surrounds it.
+    """Draw the grid of a scan at random, so that it covers the chest and nearly all of its surroundings.
 
-    The grid is drawn around the trunk and then grows on all sides by whole voxels.
+    The grid is drawn around the trunk and then extended on all sides by whole voxels.
 
     Args:
         rng: source of spacing and direction.
-        chest: what to cover.
+        chest: the chest to cover.
         style: "axial" (head-first or feet-first axial slices, sometimes slightly oblique: DICOM) or "any" (axes
             permuted and flipped, sometimes oblique: research formats).
 
     Returns:
-        ``[4, 4]`` voxel-to-RAS affine, the grid's shape, and by how many voxels it grew before and after each axis.
+        ``[4, 4]`` voxel-to-RAS affine, the grid's shape, and the number of voxels added at both ends of each axis.
     """
     in_plane, slices = rng.uniform(0.6, 0.95), float(rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5]))
     start, stop = (np.array([float(getattr(s, end)) for s in chest.trunk_box]) for end in ("start", "stop"))
@@ -172,14 +173,21 @@ def _rotation(angles: Array) -> Array:
 
 
 def _sampling(positions: Array, n: int, blur: float, sharpen: float) -> Field:
-    """Rows that sample an axis of ``n`` voxels at ``positions`` through a Gaussian point spread (optionally edged)."""
+    """Return weights ``[positions, n]`` that sample an axis of ``n`` voxels with a Gaussian point spread function.
+
+    Args:
+        positions: where to sample, voxels.
+        n: number of voxels on the axis.
+        blur: standard deviation, voxels; up to 0.3, samples are interpolated linearly.
+        sharpen: strength of edge enhancement; 0 for none.
+    """
     distance = positions[:, None] - np.arange(-4, n + 4)[None]
     rows = np.maximum(1 - np.abs(distance), 0) if blur <= 0.3 else np.exp(-0.5 * (distance / blur) ** 2)
     rows = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-9)
     if sharpen > 0:
         wide = np.exp(-0.5 * (distance / (2.2 * max(blur, 0.5))) ** 2)
         rows = (1 + sharpen) * rows - sharpen * wide / np.maximum(wide.sum(axis=1, keepdims=True), 1e-9)
-    rows[:, 4] += rows[:, :4].sum(axis=1)  # the border's voxels stand for what lies beyond it
+    rows[:, 4] += rows[:, :4].sum(axis=1)  # beyond the border, its voxels are repeated
     rows[:, -5] += rows[:, -4:].sum(axis=1)
     rows[np.abs(rows) < 1e-4] = 0
     return rows[:, 4:-4].astype(np.float32)
@@ -188,7 +196,7 @@ def _sampling(positions: Array, n: int, blur: float, sharpen: float) -> Field:
 def _resample(
     chest: Chest, affine_ras: Array, shape: tuple[int, ...], blur_mm: Sequence[float], sharpen: float
 ) -> Field:
-    """The chest's image on another grid through the scanner's point spread (``blur_mm`` along RAS x, y, z)."""
+    """Resample the chest's image to another grid with the scanner's point spread (``blur_mm`` along RAS x, y, z)."""
     to_chest = np.linalg.inv(chest.affine_ras) @ affine_ras
     direction = np.abs(to_chest[:3, :3] / spacing_mm(affine_ras))
     positions = [np.arange(float(n)) for n in chest.image_hu.shape]
@@ -207,22 +215,24 @@ def _resample(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, across: int) -> Field:
-    """CT noise of unit variance: in the slice plane a ramp rolled off by the kernel, correlated across slices a little.
+    """Return CT noise of unit variance, slightly correlated between slices.
+
+    The noise amplitude in the slice plane rises as the square root of the frequency and is rolled off by the kernel.
 
     Args:
-        rng: source.
-        shape: the scan's grid.
-        sharpness: 0 soft … 1 sharp.
-        across: axis across the slices.
+        rng: source of the noise.
+        shape: the scan's shape.
+        sharpness: of the kernel, 0 (soft) … 1 (sharp).
+        across: the axis across the slices.
     """
     plane = tuple(n for a, n in enumerate(shape) if a != across)
     fx, fy = np.fft.fftfreq(plane[0])[:, None], np.fft.rfftfreq(plane[1])[None]
     f = np.sqrt(fx**2 + fy**2)
     gain = (np.sqrt(f) * np.exp(-((f / (0.10 + 0.22 * sharpness)) ** 2)) + 0.02).astype(np.float32)
-    full = np.sqrt(np.where(fy == 0, 1.0, 2.0))  # half of the spectrum stands for the whole
+    full = np.sqrt(np.where(fy == 0, 1.0, 2.0))  # only half of the spectrum is stored
     gain /= np.sqrt(((gain * full) ** 2).sum() / (plane[0] * plane[1]))
     out = np.zeros((shape[across], *plane), dtype=np.float32)
-    for index in range(len(out)):  # before the first slice lies the last one, which is still 0
+    for index in range(len(out)):  # index - 1 of the first slice is the last one, which is still 0
         white = rng.standard_normal(plane, dtype=np.float32)
         filtered = fft.irfft2(fft.rfft2(white) * gain, s=plane)
         out[index] = 0.35 * out[index - 1] + np.sqrt(1 - 0.35**2) * filtered
@@ -230,11 +240,11 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], sharpness: float, a
 
 
 def scan_chest(chest: Chest, seed: int, *, style: Style = "axial") -> Scan:
-    """Scan a synthetic chest: draw a grid, slice thickness, kernel and dose, and render image and mask on it.
+    """Scan a synthetic chest: draw grid, slice thickness, kernel and noise level, and render image and mask.
 
     Args:
-        chest: from ``make_chest``.
-        seed: of this scan.
+        chest: the chest, see ``make_chest``.
+        seed: seed of this scan.
         style: "axial" or "any", see ``draw_scan_affine``.
     """
     rng = np.random.default_rng([seed, 1])
@@ -246,7 +256,7 @@ def scan_chest(chest: Chest, seed: int, *, style: Style = "axial") -> Scan:
     image = _resample(chest, affine_ras, shape, blur_mm, 0.35 * max(sharpness - 0.5, 0))
     strength = rng.uniform(8, 16) * (1 + 1.6 * sharpness) / np.sqrt(max(thickness, 0.8))
     trunk_shape = tuple(n - a - b for n, (a, b) in zip(shape, grown, strict=True))
-    noise = np.pad(_noise(rng, trunk_shape, sharpness, across), grown, mode="wrap")  # it is periodic in the plane
+    noise = np.pad(_noise(rng, trunk_shape, sharpness, across), grown, mode="wrap")  # periodic in the plane
     image += np.float32(strength) * np.clip(1 + image / 2500, 0.55, 1.2) * noise
     hu = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
     kernel = f"B{20 + 10 * round(6 * sharpness)}"

@@ -1,4 +1,4 @@
-"""The commands ``phantom`` (scans with their truth and a datalist) and ``phantom_picture`` (the docs' picture)."""
+"""The commands ``phantom`` (makes scans, masks and a datalist) and ``phantom_picture`` (draws the docs' picture)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .nodules import PhantomNodule
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {"dicom": "", "mhd": ".mhd", "nifti": ".nii.gz"}  # of a scan, by format
+SUFFIXES = {"dicom": "", "mhd": ".mhd", "nifti": ".nii.gz"}  # file name suffix of a scan, by format
 FORMATS = ("mixed", *SUFFIXES)
 
 
 def _nodule_details(nodule: PhantomNodule) -> dict[str, Any]:
-    """What the datalist says of a nodule."""
+    """Return the entry for a nodule in the datalist."""
     return {
         "mask_label": nodule.label,
         "centre_lps_mm": [round(float(v), 4) for v in swap_lps_ras(nodule.centre_ras_mm)],
@@ -38,8 +38,8 @@ def _nodule_details(nodule: PhantomNodule) -> dict[str, Any]:
 
 
 def _make_scan(output_dir: Path, index: int, seed: int, file_format: str, scale: float) -> dict[str, Any]:
-    """Make and write one scan; returns its datalist item."""
-    own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])  # for every scan of every set
+    """Make and write one scan; return its datalist item."""
+    own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])  # different for every scan of every set
     chest = make_chest(own_seed, scale=scale)
     scan = scan_chest(chest, own_seed, style="axial" if file_format == "dicom" else "any")
     image, mask = f"images/phantom_{index:04d}{SUFFIXES[file_format]}", f"masks/phantom_{index:04d}.nii.gz"
@@ -79,16 +79,16 @@ def phantom(
     """Make synthetic chest CT scans, their nodule masks and a datalist. The same arguments give the same pixels.
 
     Args:
-        output_dir: gets images/, masks/ and datalist.json; existing files of the same names are replaced.
-        scans: how many.
-        seed: of the whole set.
+        output_dir: folder for images/, masks/ and datalist.json; existing files of the same names are replaced.
+        scans: number of scans.
+        seed: seed of the whole set.
         format: dicom, mhd, nifti, or mixed (each in turn).
-        validation_fraction: share of the scans, the last ones, that the datalist puts under "validation"; with two
-            scans or more each section gets at least one.
-        scale: size of the bodies, 0.35 to 1.2; 0.4 makes miniatures for a quick try.
+        validation_fraction: share of the scans, taken from the end, that goes to the section "validation"; if it is
+            above 0 and there are two scans or more, each section gets at least one.
+        scale: size factor of the bodies, 0.35 to 1.2; 0.4 makes miniatures for a quick try.
 
     Raises:
-        OptionError: an argument out of range.
+        OptionError: an argument is out of range.
         OutputError: the output folder cannot be written to.
     """
     for option, value, is_right, expected in (
@@ -118,11 +118,11 @@ def phantom(
 
 
 def phantom_picture(output: str, seed: int = 0) -> None:
-    """Draw a coronal and an axial slice of a synthetic scan, lung window, nodules outlined; the docs' picture.
+    """Draw a coronal and an axial slice of a synthetic scan in the lung window, with its nodules outlined.
 
     Args:
         output: PNG file to write.
-        seed: of the chest and of its scan.
+        seed: seed of the chest and of its scan.
 
     Raises:
         OutputError: the file cannot be written.

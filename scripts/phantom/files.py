@@ -1,4 +1,4 @@
-"""Writes images and masks: DICOM series, MetaImage, NRRD and NIfTI, whose world positions agree.
+"""Writes images and masks as DICOM series, MetaImage, NRRD and NIfTI with the same world positions.
 
 Every file appears under its final name only when it is complete. ``affine_ras`` is always voxel to RAS mm.
 """
@@ -20,17 +20,17 @@ from ..core.files import beside, replacing
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_affine
 from ..core.nifti import write_nifti
 
-RESCALE_INTERCEPT_HU = -1024  # stored value 0; HU - intercept fits unsigned 16 bit
+RESCALE_INTERCEPT_HU = -1024  # HU of the stored value 0; HU - intercept fits unsigned 16 bit
 _STUDY_DATE = "20200101"  # fixed: the same seed gives the same files
 
 
 def write_image(path: Path, array: npt.NDArray[np.generic], affine_ras: npt.ArrayLike) -> Path:
-    """Write an image or mask; the suffix chooses the format.
+    """Write an image or mask in the format given by the suffix.
 
     Args:
-        path: ends in .nii.gz, .nii, .mhd (which writes a .raw beside it), .mha or .nrrd; its folder is made.
-        array: ``[I, J, K]``.
-        affine_ras: ``[4, 4]``, perpendicular axes.
+        path: ends in .nii.gz, .nii, .mhd (with a .raw beside it), .mha or .nrrd; its folder is made if necessary.
+        array: ``[I, J, K]`` values.
+        affine_ras: ``[4, 4]``, with perpendicular axes.
 
     Returns:
         The path.
@@ -51,14 +51,14 @@ def write_image(path: Path, array: npt.NDArray[np.generic], affine_ras: npt.Arra
         folder.mkdir()
         sitk.WriteImage(volume, str(folder / path.name), useCompression=path.suffix == ".nrrd")
         if path.suffix == ".mhd":
-            path.unlink(missing_ok=True)  # a header never stands beside other data
+            path.unlink(missing_ok=True)  # so that an old header never lies beside new data
             (folder / f"{path.stem}.raw").replace(path.with_suffix(".raw"))
         (folder / path.name).replace(path)
     return path
 
 
 def seeded_uid(*parts: object) -> UID:
-    """A DICOM UID under 2.25 (made from a UUID), the same for the same parts."""
+    """Return a DICOM UID under 2.25 (derived from a UUID); the same parts give the same UID."""
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, parts))).int}")
 
 
@@ -67,7 +67,7 @@ def _decimals(values: npt.ArrayLike) -> list[DSfloat]:
 
 
 def _series_attributes(uid_seed: object, shape: tuple[int, ...], affine_lps: FloatArray) -> dict[str, Any]:
-    """What all slices of a series have in common."""
+    """Return the attributes that all slices of a series share."""
     steps_mm = spacing_mm(affine_lps)
     dates = dict.fromkeys(("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"), _STUDY_DATE)
     times = dict.fromkeys(("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"), "120000")
@@ -100,22 +100,22 @@ def write_dicom_series(
     thickness_mm: float | None = None,
     feet_first: bool = False,
 ) -> Path:
-    """Write a CT Image Storage series: columns run along i, rows along j, slices along k, one file a slice.
+    """Write a CT Image Storage series, one file per slice: i is the column, j the row, k the slice.
 
     Args:
-        folder: made, or replaced when it exists.
+        folder: the folder to write; replaced if it exists.
         image_hu: ``[I, J, K]``, at least -1024.
-        affine_ras: ``[4, 4]``, perpendicular axes of any direction.
+        affine_ras: ``[4, 4]``, with perpendicular axes of any direction.
         uid_seed: the same value gives the same UIDs.
-        kernel: Convolution Kernel.
-        thickness_mm: Slice Thickness; ``None``: the distance of the slices.
-        feet_first: Patient Position FFS instead of HFS (positions do not change).
+        kernel: ConvolutionKernel.
+        thickness_mm: SliceThickness; ``None`` for the distance between slices.
+        feet_first: whether PatientPosition is FFS instead of HFS (positions do not change).
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: values below -1024.
+        ValueError: there are values below -1024.
         OutputError: the folder cannot be written.
     """
     if int(image_hu.min()) < RESCALE_INTERCEPT_HU:

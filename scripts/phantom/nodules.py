@@ -1,8 +1,8 @@
-"""Nodules of the synthetic chest: how many, how large, of what kind, where, and their exact outlines.
+"""Nodules of the synthetic chest: their number, size, kind, position and exact shape.
 
-An outline is a distance field sampled on its own fine patch, shifted so that its volume is exactly that of the drawn
-diameter: masks on any grid, volume and centroid all come from it. Positions are voxels of the 1 mm grid unless a name
-says otherwise.
+A shape is a distance field sampled on its own fine patch, shifted so that its volume is exactly that of a sphere of the
+drawn diameter. Masks on any grid, volume and centroid are all derived from it. Positions are voxels of the 1 mm grid
+unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ..core.geometry import Point, apply_affine, box_around, sphere_diameter_mm
 from .anatomy import Anatomy
 from .grid import Array, Box, Field, blend, inside, smooth_min, stamp_capsules
 
-# Diameters follow a shifted log-normal, 3.2 mm + exp(N(1.25, 0.96)), cut to the range seen: fitted to the 1186 nodules
-# of LUNA16's annotations.csv (Setio et al., Medical Image Analysis 2017; 5/50/95 % there 4.1/6.4/19.0 mm, here
-# 3.9/6.6/18.2 mm).
+# Diameters follow a shifted log-normal distribution, 3.2 mm + exp(N(1.25, 0.96)), truncated to the observed range and
+# fitted to the 1186 nodules of LUNA16's annotations.csv (Setio et al., Medical Image Analysis 2017; the 5/50/95 %
+# quantiles are 4.1/6.4/19.0 mm there and 3.9/6.6/18.2 mm here).
 DIAMETER_RANGE_MM = (3.25, 32.27)
 _DIAMETER_SHIFT_MM, _DIAMETER_LOG_MEAN, _DIAMETER_LOG_SD = 3.2, 1.25, 0.96
-COUNT_PROBABILITY = (0.22, 0.20, 0.17, 0.13, 0.10, 0.07, 0.05, 0.04, 0.02)  # 0 … 8 nodules in a scan
+COUNT_PROBABILITY = (0.22, 0.20, 0.17, 0.13, 0.10, 0.07, 0.05, 0.04, 0.02)  # of 0 … 8 nodules in a scan
 KINDS = {"solid": 0.70, "part-solid": 0.13, "ground-glass": 0.17}
 MARGINS = {"smooth": 0.5, "lobulated": 0.3, "spiculated": 0.2}
-MARGINS_LARGE = {"smooth": 0.2, "lobulated": 0.4, "spiculated": 0.4}  # from 12 mm: seldom smooth
+MARGINS_LARGE = {"smooth": 0.2, "lobulated": 0.4, "spiculated": 0.4}  # from 12 mm on: seldom smooth
 ATTACHMENTS = {"free": 0.5, "pleura": 0.28, "vessel": 0.22}
-MIN_SPICULATED_MM = 6.0  # below, spicules are thinner than anything CT shows
-GAP_MM = 5.0  # least distance between the surfaces of two nodules, seen as spheres
-_TRIES, _SHAPES = 12000, 6  # random places, and shapes at places with room, to try before a nodule is left out
-_LARGEST_SHARE_OF_LUNG = 0.6  # a nodule's diameter against twice the depth of the deepest lung voxel
+MIN_SPICULATED_MM = 6.0  # below this, spicules would be thinner than anything visible in CT
+GAP_MM = 5.0  # smallest distance between two nodules, taken as spheres 1.2 times as large
+_TRIES, _SHAPES = 12000, 6  # random positions, and shapes at positions with room, tried before a nodule is left out
+_LARGEST_SHARE_OF_LUNG = 0.6  # largest diameter relative to twice the depth of the deepest lung voxel
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class PhantomNodule:
     Attributes:
         label: its value in the instance mask.
         centre_ras_mm: centroid of its shape.
-        diameter_mm: of the sphere of the same volume.
+        diameter_mm: diameter of the sphere of the same volume.
         kind: "solid", "part-solid" or "ground-glass".
-        margin: "smooth", "lobulated" or "spiculated" (spicules are no part of the mask).
+        margin: "smooth", "lobulated" or "spiculated" (the mask does not include spicules).
         attachment: "free", "pleura" or "vessel".
-        distance_mm: ``[A, A, A]``, its exact shape: distances on a fine patch, negative inside.
+        distance_mm: ``[A, A, A]``, its exact shape as distances on a fine patch, negative inside.
         affine_ras: ``[4, 4]``, patch index to RAS mm.
     """
 
@@ -61,11 +61,21 @@ class PhantomNodule:
 
     @property
     def half_width_mm(self) -> float:
-        """Half the edge of the patch."""
+        """Half the edge length of the patch, mm."""
         return float(self.affine_ras[0, 0]) * len(self.distance_mm) / 2
 
     def around(self, affine_ras: Array, shape: tuple[int, ...], half_width_mm: float) -> tuple[Box, Array, Field]:
-        """The voxels of a grid around the centre, their positions (RAS mm) and distances; off the patch is outside."""
+        """Return the part of a grid around the nodule.
+
+        Args:
+            affine_ras: ``[4, 4]``, voxel to RAS mm of the grid.
+            shape: the grid's shape.
+            half_width_mm: half the edge length of the part.
+
+        Returns:
+            Its box on the grid, the positions of its voxels (``[…, 3]`` RAS mm) and their distances to the nodule's
+            surface; voxels beyond the patch count as outside.
+        """
         box = box_around(affine_ras, shape, self.centre_ras_mm, half_width_mm)
         grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
         positions = apply_affine(affine_ras, grid)
@@ -75,7 +85,7 @@ class PhantomNodule:
 
 
 def draw_diameter_mm(rng: np.random.Generator, largest_mm: float = DIAMETER_RANGE_MM[1]) -> float:
-    """One diameter of the LUNA16-like distribution, redrawn until it is at most ``largest_mm`` (≥ 3.5)."""
+    """Draw a diameter from the distribution fitted to LUNA16, at most ``largest_mm`` or 3.5 mm, whichever is larger."""
     low, high = DIAMETER_RANGE_MM[0], max(min(largest_mm, DIAMETER_RANGE_MM[1]), 3.5)
     while True:
         diameter = _DIAMETER_SHIFT_MM + float(np.exp(rng.normal(_DIAMETER_LOG_MEAN, _DIAMETER_LOG_SD)))
@@ -86,7 +96,15 @@ def draw_diameter_mm(rng: np.random.Generator, largest_mm: float = DIAMETER_RANG
 def _centres(
     rng: np.random.Generator, anatomy: Anatomy, vessels: Array, radius: float, attachment: str
 ) -> Iterator[Array]:
-    """Random centres, voxels, at which a nodule has room. ``vessels``: ``[V, 4]`` centre line points and radius."""
+    """Yield random centres, in voxels, at which a nodule has room.
+
+    Args:
+        rng: source of the centres.
+        anatomy: the anatomy around it.
+        vessels: ``[V, 4]`` points on vessel centre lines and the radius there.
+        radius: radius of the nodule, voxels.
+        attachment: "free", "pleura" or "vessel".
+    """
     shape = np.array(anatomy.room_mm.shape)
     fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
     thick = vessels[vessels[:, 3] > 1.2]
@@ -114,7 +132,7 @@ def _directions(rng: np.random.Generator, count: int) -> Array:
 
 
 def _blob(rng: np.random.Generator, offset: Field, radius: float, margin: str) -> Field:
-    """Distance-like field of the shape around 0; ``offset``: ``[3, A, B, C]`` mm from its centre."""
+    """Return a distance-like field of a random shape; ``offset`` are positions ``[3, A, B, C]`` from its centre, mm."""
     axes = rng.uniform(0.8, 1.2, 3)
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     rotated = np.tensordot(turn, offset, axes=1)
@@ -130,19 +148,20 @@ def _blob(rng: np.random.Generator, offset: Field, radius: float, margin: str) -
         for way in _directions(rng, int(rng.integers(9, 18))):
             cosine = sum(offset[a] * way[a] for a in range(3)) / length
             shape = shape - (0.25 * radius * np.exp((cosine - 1) / 0.035)).astype(np.float32)
-    for way in _directions(rng, 6):  # nothing in the body is a perfect ellipsoid
+    for way in _directions(rng, 6):  # make it uneven: nothing in the body is a perfect ellipsoid
         wave = np.sin(2.2 / radius * sum(offset[a] * way[a] for a in range(3)) + rng.uniform(0, 6.3))
         shape = shape + (0.05 * radius * wave).astype(np.float32)
     return shape
 
 
-def _make_outline(
+def _make_shape(
     rng: np.random.Generator, anatomy: Anatomy, centre: Array, diameter_mm: float, margin: str
 ) -> tuple[Field, Array, float]:
-    """The shape around ``centre``, cut at the pleura, with the volume of the wanted sphere.
+    """Make a shape around ``centre``, cut at the pleura, with the volume of a sphere of ``diameter_mm``.
 
     Returns:
-        Distances on a patch, the patch's first voxel position, and its spacing in voxels.
+        Distances on a patch, the voxel position ``[3]`` of the patch's first sample, and its spacing in voxels. Where
+        the lung has less room than the wanted volume, the shape is smaller.
     """
     radius = diameter_mm / 2
     step = 0.25 if radius < 3.5 else 0.5
@@ -161,7 +180,7 @@ def _make_outline(
 
 
 def _is_compact(distance: Field, wanted_mm: float, measured_mm: float) -> bool:
-    """Whether a shape is whole (one piece, not cut by its patch), holds its centroid well inside, and is full-sized."""
+    """Whether a shape has the wanted size, is one piece within its patch, and contains its centroid well inside."""
     solid = np.argwhere(distance <= 0)
     if abs(measured_mm - wanted_mm) > 0.02 * wanted_mm or solid.min() == 0 or solid.max() == len(distance) - 1:
         return False
@@ -172,13 +191,13 @@ def _is_compact(distance: Field, wanted_mm: float, measured_mm: float) -> bool:
 def place_nodules(
     rng: np.random.Generator, anatomy: Anatomy, vessels: Array, count: int, affine_ras: Array
 ) -> tuple[PhantomNodule, ...]:
-    """Draw ``count`` nodules (fewer where the lungs have no room left), none nearer to another than ``GAP_MM``.
+    """Draw ``count`` nodules, or fewer if the lungs have no room left, at least ``GAP_MM`` apart.
 
     Args:
         rng: source of every choice.
-        anatomy: whose lungs hold them.
+        anatomy: the anatomy with the lungs.
         vessels: ``[V, 4]`` points on vessel centre lines and the radius there.
-        count: how many, ≥ 0.
+        count: number of nodules, ≥ 0.
         affine_ras: ``[4, 4]``, voxel to RAS mm of the 1 mm grid.
     """
     placed: list[PhantomNodule] = []
@@ -192,7 +211,7 @@ def place_nodules(
 def _place_one(
     rng: np.random.Generator, anatomy: Anatomy, vessels: Array, placed: list[PhantomNodule], affine_ras: Array
 ) -> PhantomNodule | None:
-    """The next nodule, unless its shape does not fit in some tries."""
+    """Draw the next nodule; return ``None`` if no position and shape that fit are found in a number of tries."""
     diameter = draw_diameter_mm(rng, _LARGEST_SHARE_OF_LUNG * 2 * float(-anatomy.room_mm.min()))
     margins = MARGINS if diameter < 12 else MARGINS_LARGE
     kind, margin, attachment = (str(rng.choice(list(t), p=list(t.values()))) for t in (KINDS, margins, ATTACHMENTS))
@@ -206,7 +225,7 @@ def _place_one(
 
     centres = filter(is_apart, _centres(rng, anatomy, vessels, diameter / 2, attachment))
     for centre in islice(centres, _SHAPES):
-        patch, first, step = _make_outline(rng, anatomy, centre, diameter, margin)
+        patch, first, step = _make_shape(rng, anatomy, centre, diameter, margin)
         measured = sphere_diameter_mm(np.count_nonzero(patch <= 0) * step**3)
         if _is_compact(patch, diameter, measured):
             patch_affine = affine_ras @ np.diag([step, step, step, 1.0])
@@ -220,12 +239,12 @@ def _place_one(
 def instance_mask(
     nodules: tuple[PhantomNodule, ...], affine_ras: Array, shape: tuple[int, ...]
 ) -> npt.NDArray[np.uint8]:
-    """Label the voxels of a grid whose centres lie inside each nodule's shape.
+    """Return an instance mask of the voxels whose centres lie inside each nodule's shape, ``[I, J, K]``.
 
-    A nodule so small that no voxel centre of a coarse grid lies inside keeps the voxel nearest to its own centre.
+    If no voxel centre of a coarse grid lies inside a small nodule, the voxel nearest to its centre is labelled.
 
     Args:
-        nodules: labels 1 … 255; empty gives an empty mask.
+        nodules: nodules with labels 1 … 255; without any, the mask is empty.
         affine_ras: ``[4, 4]``, voxel to RAS mm; any direction and spacing.
         shape: the grid's ``(I, J, K)``.
     """
@@ -242,7 +261,7 @@ def instance_mask(
 def paint_nodules(
     rng: np.random.Generator, image: Field, nodules: tuple[PhantomNodule, ...], anatomy: Anatomy, affine_ras: Array
 ) -> None:
-    """Draw the nodules into the 1 mm image in place: soft edges, an uneven inside, spicules, tails and solid cores."""
+    """Draw the nodules into the 1 mm image in place: soft edges, an uneven inside, spicules and solid cores."""
     for nodule in nodules:
         box, positions, distance = nodule.around(affine_ras, image.shape, nodule.half_width_mm + 1)
         lumps = ndimage.gaussian_filter(rng.standard_normal(distance.shape).astype(np.float32), 1.2) * 5
@@ -266,7 +285,7 @@ def paint_nodules(
 def _paint_spicules(
     rng: np.random.Generator, part: Field, nodule: PhantomNodule, box: Box, anatomy: Anatomy, affine_ras: Array
 ) -> None:
-    """Thin strands from the surface outwards, within the lung; no part of the mask."""
+    """Draw thin strands from the surface outwards, within the lung, into ``part`` in place; not part of the mask."""
     radius = nodule.diameter_mm / 2
     centre = apply_affine(np.linalg.inv(affine_ras), nodule.centre_ras_mm) - [s.start for s in box]
     ways = _directions(rng, int(rng.integers(10, 22)))

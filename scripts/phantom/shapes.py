@@ -1,8 +1,8 @@
-"""The nominal adult of the synthetic chest as tables: profiles along the body, tubes, ellipsoids, densities.
+"""Tables that describe the nominal adult of the synthetic chest: profiles along the body, tubes, ellipsoids, densities.
 
-Model millimetres: x to the patient's right, y to the front, z to the head; z = 0 at the lowest recess of the lungs,
-265 at their apices, the carina at 170. Proportions follow textbook anatomy and the look of CT; they are no measurement
-of anyone.
+Lengths are model millimetres: x to the patient's right, y to the front, z to the head; z is 0 at the lowest recess of
+the lungs, 265 at their apices and 170 at the carina. Proportions follow textbook anatomy and the appearance of CT; they
+were not measured in anyone.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 Tube = list[tuple[float, float, float, float]]  # points (x, y, z) and radius
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]  # centre, semi-axes
 
-LOW_Z, HIGH_Z, APEX_Z = -28.0, 284.0, 265.0  # covered: from the upper abdomen to just above the apices
+LOW_Z, HIGH_Z, APEX_Z = -28.0, 284.0, 265.0  # range covered: from the upper abdomen to just above the apices
 VERTEBRA_PITCH, TOP_VERTEBRA_Z = 23.0, 263.0  # T1 at the top; its rib is the first
 CAGE_POWER, BODY_POWER = 2.2, 2.5  # superellipse exponents of the axial contours
 FAT_FILLET = 44.0  # the fat rounds the angle between heart and diaphragm over this length
-COLON_RADIUS, HAUSTRUM = 17.0, 26.0  # and the length of one of its pouches
+COLON_RADIUS, HAUSTRUM = 17.0, 26.0  # HAUSTRUM is the length of one pouch of the large bowel
 
 AIR_HU, FAT_HU, MUSCLE_HU, CARTILAGE_HU, DISC_HU = -1000.0, -105.0, 55.0, 125.0, 85.0
 CORTEX_HU, MARROW_HU, ENDPLATE_HU = 780.0, 190.0, 480.0
@@ -92,8 +92,8 @@ TUBES: dict[str, list[Tube]] = {
     ],
 }  # fmt: skip
 
-# Centre line of the large bowel: up on the left behind, the flexure below the left dome, across in front, the flexure
-# below the liver.
+# Centre line of the large bowel: upwards at the back on the left, the flexure below the left dome of the diaphragm,
+# across in front, and the flexure below the liver.
 COLON = (
     (-102, -44, -60), (-106, -22, -16), (-101, 6, 16), (-90, 36, 14), (-70, 62, -2), (-38, 74, -14), (-6, 78, -22),
     (30, 76, -22), (62, 64, -20), (88, 34, -20), (96, 2, -48),
@@ -107,7 +107,7 @@ ELLIPSOIDS: dict[str, list[Ellipsoid]] = {
     "heart fat": [((34, 52, 60), (26, 26, 16)), ((-66, 50, 56), (24, 24, 14))],
 }  # fmt: skip
 
-# The couch, from the top: thickness in mm and HU of cover, mattress, shell, foam core, shell.
+# The couch from top to bottom: thickness in mm and HU of cover, mattress, shell, foam core and shell.
 COUCH = ((1.0, -780.0), (17.0, -955.0), (2.2, 250.0), (24.0, -890.0), (2.5, 250.0))
-# Electrodes: degrees from the front to the patient's right, height z.
+# Electrodes: angle in degrees from the front towards the patient's right, and height z.
 ELECTRODES = ((36.0, 214.0), (-36.0, 212.0), (-58.0, 62.0), (56.0, 58.0), (-16.0, 128.0))

@@ -1,8 +1,8 @@
-"""What a scanner sees around the chest: shoulders and arms, skin, clothes, ECG electrodes with cables, the couch.
+"""Surroundings of the chest in a scan: shoulders and arms, skin, clothes, ECG electrodes with cables, the couch.
 
-The chest is rendered on a grid of its own; ``surround`` lays it into a larger one and paints what is outside the trunk.
-Nothing deeper than the skin of the trunk changes. Model millimetres as in :mod:`.shapes`; the outside of a body is
-described by its distance to the skin ("lift"), the couch by its depth below the back.
+The chest is rendered on a grid of its own; ``surround`` places it in a larger one and draws what lies outside the
+trunk. Nothing deeper than the trunk's skin changes. Lengths are model millimetres as in :mod:`.shapes`; positions
+outside the body are described by their distance from the skin ("lift"), those in the couch by their depth.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from .shapes import (
     Tube,
 )
 
-ARMS_DOWN_SHARE = 0.2  # of the patients; the others hold their arms over the head
+ARMS_DOWN_SHARE = 0.2  # of the patients; the others raise their arms over the head
 _MARGINS_MM = {"up": ((22.0, 24.0, 0.0), (22.0, 22.0, 0.0)), "down": ((46.0, 24.0, 0.0), (46.0, 22.0, 0.0))}  # added
-_FREE_BELOW_HU = -965.0  # emptier than the mattress
+_FREE_BELOW_HU = -965.0  # less dense than the mattress: free air
 
 
 def _widened(frame: Frame, posture: str) -> tuple[Frame, Box]:
-    """The frame with room around it, and where in its grid the given one lies. Nothing is added above or below."""
+    """Return the frame enlarged at the sides, in front and behind, and the box of the original grid in it."""
     low, high = np.rint(np.array(_MARGINS_MM[posture]) * frame.stretch / frame.step).astype(int).tolist()  # coarse
     warp = np.pad(frame.warp, [(0, 0), *zip(low, high, strict=True)], mode="edge")
     before = frame.step * np.array(low)
@@ -61,7 +61,7 @@ def _widened(frame: Frame, posture: str) -> tuple[Frame, Box]:
 
 
 def _both_sides(name: str, aside: float) -> list[Tube]:
-    """Tubes of the right and the left; below the shoulders they keep ``aside`` mm from the trunk."""
+    """Return the tubes of both sides; below the shoulders, they are moved ``aside`` model mm away from the trunk."""
     right = [
         [(x + aside * float(np.clip((230 - z) / 40, 0, 1)), y, z, r) for x, y, z, r in tube] for tube in TUBES[name]
     ]
@@ -69,7 +69,7 @@ def _both_sides(name: str, aside: float) -> list[Tube]:
 
 
 def _couch(frame: Frame, patient: Patient, rng: np.random.Generator) -> Field:
-    """HU of the couch and the air over it in any axial plane, ``[I, J, 1]``."""
+    """Return the HU of the couch and the air above it, ``[I, J, 1]``, the same in every axial plane."""
     size = frame.stretch[1]
     x, y = (frame.origin[a] + np.arange(frame.shape[a]) / frame.stretch[a] for a in (0, 1))
     bend = rng.choice([0.0, rng.uniform(0.0006, 0.0013)], p=[0.2, 0.8])
@@ -89,14 +89,17 @@ def _stamp(image: Field, voxels: Array, radii: Array, value: float) -> None:
 
 
 def _add_bone(frame: Frame, image: Field, tubes: list[Tube]) -> None:
-    """Marrow in a shell of compact bone, one tube after the other, into ``image`` in place."""
+    """Draw tubes of bone, marrow in a shell of compact bone, into ``image`` in place."""
     for extra_mm, value in ((0.0, CORTEX_HU), (-2.2, 0.6 * MARROW_HU)):
         for tube in map(np.array, tubes):
             _stamp(image, frame.to_voxel(tube[:, :3]), (tube[:, 3] + extra_mm) * frame.size, value)
 
 
 def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generator) -> None:
-    """One or two thin sheets, which hang in folds along the body with air under them, into free air in ``image``."""
+    """Draw one or two thin layers of cloth, in folds along the body with air under them, into ``image`` in place.
+
+    Cloth is drawn only in free air.
+    """
     size = np.float32(frame.size)
     unit = float(size) / frame.step  # coarse samples per model mm
     for layer in range(int(rng.integers(1, 3))):
@@ -111,7 +114,7 @@ def _add_clothes(frame: Frame, image: Field, skin: Field, rng: np.random.Generat
 
 
 def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: float) -> Array:
-    """Voxel position where a ray from the body's middle has its last point at most ``lift_mm`` over the skin."""
+    """Return the last point, in voxels, of a ray from the body's axis that is at most ``lift_mm`` above the skin."""
     angle = np.deg2rad(angle_deg)
     along = np.arange(20.0, 260.0, 0.5)
     voxels = frame.to_voxel(np.stack([along * np.sin(angle), along * np.cos(angle), np.full(len(along), z)], axis=1))
@@ -120,7 +123,7 @@ def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: flo
 
 
 def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None:
-    """A foam pad, the gel under it and the metal stud on it, on the skin around ``foot``, into ``image`` in place."""
+    """Draw an electrode on the skin around ``foot`` into ``image`` in place: foam pad, gel below, metal stud on top."""
     box = local_box(image.shape, foot - 20 * size, foot + 20 * size)
     x, y, z = np.ix_(*(np.arange(s.start, s.stop) - o for s, o in zip(box, foot, strict=True)))
     radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
@@ -130,9 +133,14 @@ def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None
 
 
 def _add_leads(frame: Frame, image: Field, skin: Field, depth: Field, rng: np.random.Generator) -> None:
-    """Two to four electrodes, whose insulated wires leave the scan together, into ``image`` in place.
+    """Draw two to four electrodes, whose insulated wires leave the scan together, into ``image`` in place.
 
-    ``skin`` is the distance to it on the coarse grid in model mm, ``depth`` the same on the full grid in mm.
+    Args:
+        frame: the frame of the image.
+        image: HU on the full grid.
+        skin: distance to the skin on the coarse grid, model mm.
+        depth: the same on the full grid, mm.
+        rng: source of every choice.
     """
     out_deg, out_z = rng.uniform(-40, 40), rng.choice([LOW_Z - 10, HIGH_Z + 10])
     for index in rng.permutation(len(ELECTRODES))[: rng.integers(2, 5)]:
@@ -149,13 +157,13 @@ def _add_leads(frame: Frame, image: Field, skin: Field, depth: Field, rng: np.ra
 
 
 def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Generator) -> tuple[Field, Box]:
-    """Lay a chest into a larger image with all that a hospital scan shows around it.
+    """Place a chest in a larger image with everything that a hospital scan shows around it.
 
     Args:
-        image: ``[I, J, K]`` HU of the chest on the frame's grid; left as it is.
-        frame: of the chest.
-        patient: whose trunk it is.
-        rng: a stream of its own, apart from the chest's.
+        image: ``[I, J, K]`` HU of the chest on the frame's grid; not changed.
+        frame: the frame of the chest.
+        patient: the patient.
+        rng: a random stream separate from the chest's.
 
     Returns:
         The larger image and the box of the chest's grid in it.
@@ -174,7 +182,7 @@ def surround(image: Field, frame: Frame, patient: Patient, rng: np.random.Genera
     blend(out, inside(depth), wide.upsample(tissue))
     _add_bone(wide, out, _both_sides(f"humerus {posture}", aside))
     outside = 1 - inside(wide.upsample(body)[box] * size + 2.5)
-    out[box] = image + outside * (out[box] - image)  # where nothing is outside, the very same values
+    out[box] = image + outside * (out[box] - image)  # exactly unchanged deep inside
     thickness = np.float32(rng.uniform(1.5, 3.0))
     blend(out, inside(depth) * np.clip(thickness + 0.5 + depth, 0, 1), SKIN_HU)
     _add_leads(wide, out, skin, depth, rng)

@@ -1,10 +1,10 @@
 """Branching trees of the synthetic lung: arteries, veins and the airways that accompany the arteries.
 
-Each lobe's tree fills its lobe: the targets are split by a plane through their centre of mass, a branch grows part of
-the way towards each half, and so on until every branch holds one target (after Tawhai, Pullan and Hunter, Annals of
-Biomedical Engineering 28:793, 2000). Radii follow a power law of the number of targets behind a branch.
-Deviations: all branches of a generation grow at once, branches are bent, and no branch is trimmed at the lobe's
-border (targets stay clear of it). Positions are voxels of the 1 mm grid, that is millimetres.
+Each tree fills its lobe: the targets are split by a plane through their centre of mass, a branch grows part of the way
+towards each half, and this is repeated until every branch has one target (after Tawhai, Pullan and Hunter, Annals of
+Biomedical Engineering 28:793, 2000). The radius of a branch is a power of the number of targets that it supplies.
+Deviations: all branches of a generation grow at once, branches are bent, and no branch is trimmed at the border of the
+lobe (targets keep a distance from it). Positions are voxels of the 1 mm grid, that is, millimetres.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .anatomy import Anatomy
 from .grid import Array, Field, Frame, blend, inside, stamp_capsules
 from .shapes import ROOTS
 
-MURRAY_EXPONENT = 3.3  # r**x is conserved at a branching; Murray gives 3, this matches the look of real lungs
+MURRAY_EXPONENT = 3.3  # r**x is conserved where a branch divides; Murray gives 3, but this looks more like real lungs
 GROWTH = 0.42  # share of the way to the centre of mass that a branch grows
 MAX_TURN = np.deg2rad(55.0)  # largest angle between a branch and its parent
-MIN_CAPSULE_RADIUS = 0.9  # voxels; thinner vessels are deposited as points, with the right volume
+MIN_CAPSULE_RADIUS = 0.9  # voxels; thinner vessels are drawn as points of the same total volume
 LEAF_SPACING_MM = 9.8  # between the ends of neighbouring arteries (or veins)
-TERMINAL_RADIUS_MM = 0.45  # of an artery or vein to one such end
-LEAF_DEPTH_MM = 2.2  # vessels end this far from the pleura and the fissures
-CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this fewer vessels end: the thick ones take the room
+TERMINAL_RADIUS_MM = 0.45  # radius of an artery or vein that leads to one such end
+LEAF_DEPTH_MM = 2.2  # vessels end at least this far from the pleura and the fissures
+CENTRAL_MM, CENTRAL_SHARE = 12.0, 0.6  # deeper than this, only this share of vessels end: thick ones need the room
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Tree:
     """A branching tree.
 
     Attributes:
-        nodes: ``[N, 3]``; node 0 is the root.
-        parents: ``[N]``, index of the node before; -1 at the root.
-        radii: ``[N]``, of the branch that ends at the node.
+        nodes: ``[N, 3]`` positions; node 0 is the root.
+        parents: ``[N]`` index of the preceding node; -1 for the root.
+        radii: ``[N]`` radius of the branch that ends at each node.
     """
 
     nodes: Array
@@ -48,7 +48,7 @@ def _unit(vectors: Array) -> Array:
 
 
 def _limit_turn(direction: Array, before: Array) -> Array:
-    """Turn unit vectors back towards ``before`` where they leave it by more than ``MAX_TURN``."""
+    """Turn unit vectors towards ``before`` so that none deviates from it by more than ``MAX_TURN``."""
     cosine = np.clip((direction * before).sum(axis=1), -1, 1)
     across = _unit(direction - cosine[:, None] * before)
     limited = np.cos(MAX_TURN) * before + np.sin(MAX_TURN) * across
@@ -59,10 +59,10 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
     """Grow a tree from ``root`` to every target.
 
     Args:
-        root: ``[3]``.
-        direction: ``[3]``, in which the root points.
-        targets: ``[T, 3]``, all different; with T = 0 the tree is the root alone.
-        rng: source of the small irregularities.
+        root: ``[3]`` position of the root.
+        direction: ``[3]`` direction in which the tree leaves the root.
+        targets: ``[T, 3]`` positions, all different; with T = 0 the tree consists of the root alone.
+        rng: source of small irregularities.
     """
     grown = [(root[None], np.array([-1]), np.array([len(targets)]))]
     points, label = targets, np.zeros(len(targets), dtype=np.int64)
@@ -90,10 +90,10 @@ def grow_tree(root: Array, direction: Array, targets: Array, rng: np.random.Gene
 
 
 def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Array:
-    """Cut every branch into ``pieces`` straight segments along a curve that leaves its parent smoothly.
+    """Divide every branch into ``pieces`` straight segments along a curve that leaves its parent smoothly.
 
     Returns:
-        ``[pieces * (N - 1), 8]``: starts, ends, radii at both.
+        ``[pieces * (N - 1), 8]``: start, end, radius at start and end.
     """
     parent = tree.parents[1:]
     a, b = tree.nodes[parent], tree.nodes[1:]
@@ -109,7 +109,10 @@ def bent_segments(tree: Tree, rng: np.random.Generator, pieces: int = 4) -> Arra
 
 
 def _deposit(share: Field, points: Array, volumes: Array) -> None:
-    """Spread each point's volume (voxels) over its eight neighbours, trilinearly; adds to ``share`` in place."""
+    """Add each point's volume (voxels) to ``share`` in place, distributed trilinearly over its eight neighbours.
+
+    Points outside the grid are ignored.
+    """
     keep = np.all((points >= 0) & (points < np.array(share.shape) - 1), axis=1)
     points, volumes = points[keep], volumes[keep]
     low = np.floor(points).astype(np.int64)
@@ -123,10 +126,10 @@ def _deposit(share: Field, points: Array, volumes: Array) -> None:
 
 
 def draw_segments(shape: tuple[int, ...], segments: Array) -> Field:
-    """Partial-volume share of tapered segments ``[S, 8]`` on a grid, 0 … 1.
+    """Return the share of each voxel of a grid, 0 … 1, that lies inside tapered segments ``[S, 8]``.
 
-    Thick segments are capsules with a one-voxel edge; thin ones are deposited with their own volume, so that a vessel
-    thinner than a voxel is fainter, not missing.
+    Thick segments are drawn as capsules with a one-voxel edge, thin ones as points with the same total volume, so that
+    a vessel thinner than a voxel is fainter, not missing.
     """
     thin = segments[:, 6:].mean(axis=1) < MIN_CAPSULE_RADIUS
     distance = np.full(shape, 1.0, dtype=np.float32)
@@ -144,12 +147,12 @@ def draw_segments(shape: tuple[int, ...], segments: Array) -> Field:
 
 
 def _accompany(tree: Tree, root: Array, beside: Array) -> Tree:
-    """The airway tree that runs beside an arterial tree: same branching, each node moved sideways, its own root.
+    """Return the airway tree beside an arterial tree: the same branching, but a root of its own and shifted nodes.
 
     Args:
-        tree: the arteries; the airway lies 1.9 of their radii (touching walls) to their side.
-        root: ``[3]``, where the airway begins.
-        beside: ``[3]``, towards which side it lies.
+        tree: the arteries; the airway is shifted sideways by 1.9 times their radii, so that walls touch.
+        root: ``[3]`` position of the airway's root.
+        beside: ``[3]`` unit vector towards the side on which the airway lies.
     """
     heading = _unit(tree.nodes[1:] - tree.nodes[tree.parents[1:]])
     across = _unit(beside[None] - (heading @ beside)[:, None] * heading)
@@ -158,7 +161,7 @@ def _accompany(tree: Tree, root: Array, beside: Array) -> Tree:
 
 
 def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator) -> Array:
-    """Ends of one lobe's vessels: a jittered lattice inside the lobe, ``[T, 3]`` voxels."""
+    """Return the ends of one lobe's vessels, ``[T, 3]`` voxels: a jittered lattice inside the lobe; may be empty."""
     spacing = LEAF_SPACING_MM * rng.uniform(0.95, 1.05)
     shape = np.array(anatomy.lung_mm.shape)
     axes = [np.arange(spacing / 2, n - 1, spacing) for n in shape]
@@ -172,7 +175,7 @@ def _targets(anatomy: Anatomy, lobe: int, rng: np.random.Generator) -> Array:
 
 
 def _lobe_trees(frame: Frame, anatomy: Anatomy, lobe: int, rng: np.random.Generator) -> tuple[Tree, Tree, Tree]:
-    """Artery and vein of a lobe, and the airway that runs beside the artery."""
+    """Return the trees of a lobe's arteries and veins, and of the airways beside the arteries."""
     roots = {name: frame.to_voxel(point) for name, point in ROOTS[lobe].items()}
     grown = []
     for root in (roots["artery"], roots["vein"]):
@@ -184,7 +187,11 @@ def _lobe_trees(frame: Frame, anatomy: Anatomy, lobe: int, rng: np.random.Genera
 
 
 def fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.Generator) -> Array:
-    """Draw vessels and airways into the image in place; returns centre line points and radii ``[V, 4]``, voxels."""
+    """Draw vessels and airways into the image in place.
+
+    Returns:
+        ``[V, 4]`` points on the vessels' centre lines and the radius there, voxels.
+    """
     vessel_parts, airway_parts = [], []
     for lobe in ROOTS:
         artery, vein, airway = _lobe_trees(frame, anatomy, lobe, rng)
@@ -197,6 +204,6 @@ def fill_lungs(frame: Frame, anatomy: Anatomy, blood_hu: float, rng: np.random.G
     airways = airways[airways[:, 6:].mean(axis=1) > 0.95]
     in_lung = inside(anatomy.lung_mm - 2.0, 2.0)
     blend(image, 0.85 * draw_segments(image.shape, airways) * in_lung, 20.0)
-    airways[:, 6:] = 0.7 * airways[:, 6:] - 0.1  # what is in the walls
+    airways[:, 6:] = 0.7 * airways[:, 6:] - 0.1  # the air inside the walls
     blend(image, draw_segments(image.shape, airways) * in_lung, -965.0)
     return vessels[:, [0, 1, 2, 6]]

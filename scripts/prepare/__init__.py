@@ -1,1 +1,1 @@
-"""Data preparation: commands that make datalists (``python -m scripts.prepare``)."""
+"""Data preparation: commands that download data and make and check datalists (``python -m scripts.prepare``)."""

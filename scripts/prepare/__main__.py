@@ -1,4 +1,4 @@
-"""Command line: ``python -m scripts.prepare COMMAND --option value …``; ``COMMAND --help`` explains one."""
+"""Command line: ``python -m scripts.prepare COMMAND --option value …``; ``COMMAND --help`` describes a command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run one command; return the exit status: 0 on success, 1 on failure, 2 if the command line is wrong."""
     return run_command(str(__package__), COMMANDS, arguments)
 
 

@@ -1,9 +1,9 @@
-"""Whether a box can be what it says: a nodule lies in or at the lungs and is denser than they are.
+"""Checks whether the boxes of a datalist can be nodules: a nodule lies in or at the lungs and is denser than they are.
 
-Only what no real nodule shows counts as doubtful; a box that raises no doubt may be wrong all the same. Measured on 895
-nodules of LIDC-IDRI: none raises a doubt about its density. Of random places inside the lungs of five scans 20 to 66 %
-do, and of random places in a scan more than half lie outside the lungs: a list in another frame is noticed by its share
-of doubtful boxes.
+Only properties that no real nodule has raise a doubt, so a box without doubts may still be wrong. Of 895 nodules of
+LIDC-IDRI, none raises a doubt about its density; of random places inside the lungs of five scans, 20 to 66 % do. More
+than half of the random places in a scan lie outside the lungs. A list in the wrong frame is therefore recognised by its
+share of doubtful boxes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..preprocess.lungs import Lungs, find_lungs
 from ..read.instances import Values
 from ..read.scan import ScanError, Volume
 
-AIR_HU, AIR_PERCENTILE = -700.0, 95.0  # the airiest of 895 nodules, ground glass among them, has -675 there
-OUTSIDE_MM = 15.0  # beyond the closed lungs and the box itself: room for nodules at the pleura
-ALARMING_SHARE = 0.2  # of the boxes: more than single mistakes in annotations
+AIR_HU, AIR_PERCENTILE = -700.0, 95.0  # the lowest value of this percentile in 895 nodules (ground glass too) is -675
+OUTSIDE_MM = 15.0  # beyond the closed lungs and the box's own radius: a margin for nodules at the pleura
+ALARMING_SHARE = 0.2  # of the boxes: more than isolated annotation errors
 
 
 def lungs_of(volume: Volume) -> Lungs | None:
-    """The lungs of a scan; ``None`` where none were outlined: then nobody can say what lies outside."""
+    """Return the lungs of a scan; ``None`` if they were not segmented, so that "outside" cannot be judged."""
     turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
     try:
         lungs = find_lungs(np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64), LungSearch())
@@ -37,14 +37,14 @@ def lungs_of(volume: Volume) -> Lungs | None:
 def doubts(
     volume: Volume, lungs: Lungs | None, box_lps_mm: Sequence[float], mask: Values | None, value: int
 ) -> Iterator[str]:
-    """What speaks against a box ``[x, y, z, w, h, d]``, in a few words each.
+    """Yield the reasons to doubt a box ``[x, y, z, w, h, d]``, in a few words each; none if there is no doubt.
 
     Args:
         volume: the scan.
-        lungs: of the scan; ``None``: not looked at.
+        lungs: the scan's lungs; ``None`` skips the check against them.
         box_lps_mm: the box.
-        mask: of the scan, on its grid; ``None`` where it has none.
-        value: the box's own in it.
+        mask: instance mask on the scan's grid; ``None`` if there is none.
+        value: the box's value in the mask.
     """
     centre, diameter_mm = np.asarray(box_lps_mm[:3]), float(np.mean(box_lps_mm[3:]))
     if lungs is not None and lungs.at(centre)[1] > OUTSIDE_MM + diameter_mm / 2.0:
@@ -56,7 +56,7 @@ def doubts(
 
 
 def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
-    """Whether the sphere in the box holds nothing that is denser than lung."""
+    """Whether the sphere in the box contains nothing denser than lung."""
     affine_ras, centre = volume.affine_ras, swap_lps_ras(centre_lps_mm)
     radius_mm = max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max()))
     box = box_around(affine_ras, volume.image_hu.shape, centre, radius_mm)

@@ -1,4 +1,4 @@
-"""What every command that makes datalists shares: paths, findings that can be used, the account of what is left out."""
+"""What the commands that make datalists share: paths, checks of findings, folds, and the list of what is left out."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..read.scan import Grid
 logger = logging.getLogger(__name__)
 
 LEFT_OUT_FILE = "left_out.csv"
-SHOWN = 5  # subjects named for each reason; the file holds all of them
+SHOWN = 5  # subjects shown for each reason; the file lists all of them
 
-Row = tuple[float, float, float, float]  # of a finding: centre, LPS mm, and diameter, mm; negative where unknown
-Finding = tuple[Row, int, str]  # with its label, and what names it
+Row = tuple[float, float, float, float]  # a finding: centre, LPS mm, and diameter, mm, negative if unknown
+Finding = tuple[Row, int, str]  # row, label, and a name for messages
 
 
 class PrepareError(UserError, ValueError):
-    """Data that no datalist can be made of."""
+    """No datalist can be made from the data."""
 
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
-    """Something that is not in the datalist although it might be expected there.
+    """Something that is missing from the datalist although it might be expected there.
 
     Attributes:
-        reason: what was expected and what was found; the same words for the same cause.
+        reason: why it is missing; the same cause always has the same wording.
         subject: the file, scan or row.
         advice: what to do about it.
     """
@@ -46,10 +46,10 @@ class LeftOut:
 
 
 def path_in_datalist(path: Path, folder: Path) -> str:
-    """A path as a datalist in ``folder`` names it: relative where one disk holds both, with ``/`` on every system.
+    """Return a path for a datalist in ``folder``: relative with ``/`` if possible, absolute on another drive.
 
-    Links are followed in folders, where ``..`` would mislead, but not at the end: a MetaImage header that is a link
-    still has its data beside it.
+    Links to folders are resolved, since ``..`` would be wrong across them; a link to the file itself is not, because
+    the data of a linked MetaImage header lie beside the link.
     """
     target = path.parent.resolve() / path.name
     try:
@@ -59,10 +59,10 @@ def path_in_datalist(path: Path, folder: Path) -> str:
 
 
 def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:
-    """Take what was left out for an error; called before anything is written.
+    """Treat anything left out as an error if ``strict``; called before the datalists are written.
 
     Raises:
-        PrepareError: ``strict``, and something was left out.
+        PrepareError: ``strict`` is set, and something was left out.
     """
     if left_out and strict:
         raise PrepareError(
@@ -72,7 +72,7 @@ def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:
 
 
 def account_for(left_out: Sequence[LeftOut], folder: Path) -> None:
-    """Show what was left out, by reason, and keep all of it in ``left_out.csv``; no file where it is nothing."""
+    """Log what was left out, by reason, and write all of it to ``left_out.csv``; if nothing was, remove that file."""
     path = folder / LEFT_OUT_FILE
     if not left_out:
         path.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def account_for(left_out: Sequence[LeftOut], folder: Path) -> None:
 
 
 def _lines(left_out: Sequence[LeftOut]) -> list[str]:
-    """A line for each reason: how many, the first of them, what to do."""
+    """Return a line for each reason: the number of subjects, the first of them, and the advice."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in sorted(left_out):
         groups.setdefault((one.reason, one.advice), []).append(one.subject)
@@ -98,15 +98,15 @@ def _lines(left_out: Sequence[LeftOut]) -> list[str]:
 
 
 def usable(findings: Iterable[Finding], grid: Grid, advice: str, left_out: list[LeftOut]) -> dict[str, list[Any]]:
-    """Boxes and labels of the findings of a scan, in their order; those that cannot be used are left out.
+    """Return the boxes and labels of a scan's usable findings as ``box`` and ``label``, in their order.
 
-    An excluded finding of unknown size gets the diameter that LUNA16 takes for it.
+    An excluded finding of unknown size gets the diameter that LUNA16 assumes for it.
 
     Args:
-        findings: of the scan.
-        grid: of the scan.
-        advice: what to do about one that cannot be used.
-        left_out: gets them.
+        findings: the findings of the scan.
+        grid: the scan's grid.
+        advice: what to do about findings that cannot be used.
+        left_out: findings that cannot be used are appended to it.
     """
     kept: list[tuple[Row, int]] = []
     for row, label, subject in findings:
@@ -130,17 +130,20 @@ def usable(findings: Iterable[Finding], grid: Grid, advice: str, left_out: list[
 
 
 def shown_place(row: Sequence[float]) -> str:
-    """A position for messages."""
+    """Return a position as text for messages."""
     return f"({', '.join(f'{value:.1f}' for value in row[:3])}) LPS mm"
 
 
 def write_folds(folder: Path, folds: Iterable[int], items: Sequence[tuple[int, dict[str, Any]]]) -> None:
-    """Write ``dataset_fold0.json`` …, each with all items: those of its own fold under ``validation``.
+    """Write ``dataset_fold0.json`` …, each with all items: those of its fold under ``validation``, others to train on.
 
     Args:
-        folder: gets them; former ones are replaced.
-        folds: their numbers.
-        items: of the datalists, each with its fold.
+        folder: where to write the datalists; existing ones are replaced.
+        folds: numbers of the folds.
+        items: the number of its fold, and the item.
+
+    Raises:
+        OutputError: the folder cannot be written to.
     """
     for fold in folds:
         training, validation = ([one for own, one in items if (own == fold) is chosen] for chosen in (False, True))

@@ -1,7 +1,8 @@
-"""The command ``download``: LIDC-IDRI from the Imaging Data Commons, and where LUNA16 is to be had.
+"""The command ``download``: fetches LIDC-IDRI from the Imaging Data Commons, or says where to download LUNA16.
 
-The transfer is that of idc-index, the Commons' own client. Its package holds the index, so that what a download takes
-is said before anything is transferred; number and size of a series' files say afterwards whether it is whole.
+The transfer is done by idc-index, the Commons' own client. Its package contains the index, so that size and duration of
+a download are known before anything is transferred; afterwards, number and size of its files show whether a series is
+complete.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from ..core.text import shown_duration
 logger = logging.getLogger(__name__)
 
 COLLECTION, READINGS = "lidc_idri", "dicom_lidc_idri_nodules"
-TEMPLATE = "%PatientID/%Modality_%SeriesInstanceUID"  # of folders, as idc-index wants it; Series.folder must agree
+TEMPLATE = "%PatientID/%Modality_%SeriesInstanceUID"  # folder template for idc-index; Series.folder must agree
 INDEX_COLUMNS = (
     *("collection_id", "analysis_result_id", "PatientID", "SeriesInstanceUID", "Modality", "instanceCount"),
     *("series_size_MB", "license_short_name", "source_DOI"),
 )
-SLACK_BYTES = 64  # per file, of its size: copies of one series in two archives differ by 6; a cut one lacks thousands
-SPARE = 1.02  # disk that must be free, per byte to transfer: folders and the rounding of files to blocks
-LINES_MBIT = (50, 200, 1000)  # line speeds that times are given for
+SLACK_BYTES = 64  # tolerance per file: copies in two archives differ by 6 bytes, truncated ones lack thousands
+SPARE = 1.02  # free disk space needed per byte to transfer: includes folders and the rounding of files to blocks
+LINES_MBIT = (50, 200, 1000)  # connection speeds for which durations are shown
 
-LUNA16_ARCHIVES = (  # file, content, DOI of the record it is in; the challenge's data page names both records
+LUNA16_ARCHIVES = (  # file, content, DOI of its record; the challenge's data page links both records
     *((f"subset{n}.zip", f"{89 if n < 8 else 88} scans", "10.5281/zenodo.3723295") for n in range(7)),
     *((f"subset{n}.zip", f"{89 if n < 8 else 88} scans", "10.5281/zenodo.4121926") for n in range(7, 10)),
     ("annotations.csv", "1186 nodules", "10.5281/zenodo.3723295"),
@@ -50,20 +51,20 @@ LUNA16_NOTES = (
 
 
 class DownloadError(UserError, OSError):
-    """A download that cannot start or did not come to its end."""
+    """A download cannot start or was not completed."""
 
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """One series that a source offers.
+    """One series that can be downloaded.
 
     Attributes:
-        patient: its PatientID.
-        modality: CT, SEG, SR.
-        uid: its SeriesInstanceUID.
-        files: how many.
-        size: of all of them, bytes.
-        licence, doi: its own.
+        patient: PatientID.
+        modality: CT, SEG or SR.
+        uid: SeriesInstanceUID.
+        files: number of files.
+        size: total size of the files, bytes.
+        licence, doi: licence and DOI of the series.
     """
 
     patient: str
@@ -75,21 +76,25 @@ class Series:
     doi: str
 
     def folder(self, target: Path) -> Path:
-        """Where its files go."""
+        """Return the folder below ``target`` for its files."""
         return target / self.patient / f"{self.modality}_{self.uid}"
 
     def is_whole(self, target: Path) -> bool:
-        """Whether all of its files are there, by their number and their size together."""
+        """Whether all of its files are there, judged by their number and total size."""
         folder = self.folder(target)
         sizes = [path.stat().st_size for path in folder.glob("*.dcm")] if folder.is_dir() else []
         return len(sizes) == self.files and abs(sum(sizes) - self.size) <= SLACK_BYTES * self.files
 
 
 class IdcSource:
-    """LIDC-IDRI at the Imaging Data Commons: every CT series, and every reading as SEG and SR."""
+    """LIDC-IDRI at the Imaging Data Commons: all CT series, and all readings as SEG and SR."""
 
     def series(self) -> list[Series]:
-        """Everything that belongs to the data set."""
+        """Return all series of the data set, sorted.
+
+        Raises:
+            DownloadError: idc-index is not installed.
+        """
         index = _module("idc_index_data")
         pandas = _module("pandas")
         table = pandas.read_parquet(
@@ -111,7 +116,7 @@ class IdcSource:
         )
 
     def fetch(self, series: Sequence[Series], target: Path) -> None:
-        """Transfer some of them, each into its :meth:`Series.folder`; may fail in any way."""
+        """Download series, each into its :meth:`Series.folder`; may raise any error."""
         _module("idc_index").IDCClient().download_from_selection(
             downloadDir=str(target), seriesInstanceUID=[one.uid for one in series], dirTemplate=TEMPLATE
         )
@@ -128,17 +133,17 @@ def _module(name: str) -> Any:
 
 
 def download(*, dataset: str, output_dir: str = "", patients: str | Sequence[str] = (), yes: bool = False) -> None:
-    """Download LIDC-IDRI, or say where LUNA16 is. Stop it and start it again as you like: what is whole stays.
+    """Download LIDC-IDRI, or show where to get LUNA16. It can be stopped and restarted: complete series are kept.
 
     Args:
-        dataset: lidc (CT and readings from the Imaging Data Commons) or luna16 (prints what to download where).
-        output_dir: gets a folder for each patient; of lidc only.
-        patients: only these (LIDC-IDRI-0001 …), to begin with; default: all.
-        yes: start. Without it the number of series, their size, licences, the time and the free disk are said, and
-            nothing is transferred.
+        dataset: lidc (CT and readings from the Imaging Data Commons) or luna16 (prints what to download and where).
+        output_dir: for lidc, the folder to download to; it gets a folder for each patient.
+        patients: only these patients (LIDC-IDRI-0001 …), for example to begin with; default: all.
+        yes: start the download. Without it, the number of series, their size, licences, the time needed and the free
+            disk space are shown, and nothing is transferred.
 
     Raises:
-        UserError: an option that makes no sense, idc-index is not installed, too little disk, a transfer that failed.
+        UserError: an option is invalid, idc-index is not installed, the disk is too small, or a transfer failed.
     """
     if dataset == "luna16":
         rows = [f"{name:22s} {content:42s} {doi}" for name, content, doi in LUNA16_ARCHIVES]
@@ -152,11 +157,17 @@ def download(*, dataset: str, output_dir: str = "", patients: str | Sequence[str
 
 
 def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start: bool) -> None:
-    """Say what a download takes and, if asked to, transfer what is not whole yet.
+    """Log what a download involves and, with ``start``, transfer the series that are not complete yet.
+
+    Args:
+        source: where the series come from.
+        target: folder to download to.
+        patients: only these; empty for all.
+        start: whether to transfer anything.
 
     Raises:
-        DownloadError: too little disk, or a transfer that failed.
-        OptionError: a patient that the data set has not.
+        DownloadError: the disk is too small, or a transfer failed.
+        OptionError: a patient is not in the data set.
     """
     offered = source.series()
     unknown = sorted(set(patients) - {one.patient for one in offered})
@@ -187,13 +198,19 @@ def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start
 
 
 def _free_bytes(target: Path) -> int:
-    """Free disk at a folder, or where it will be made."""
+    """Return the free disk space at a folder, which need not exist yet, bytes."""
     there = next(folder for folder in (target.resolve(), *target.resolve().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
 def plan_lines(wanted: Sequence[Series], missing: Sequence[Series], free: int) -> Iterator[str]:
-    """What a download takes, in words."""
+    """Yield lines of text on what a download involves: series, size, licences, free disk space and time.
+
+    Args:
+        wanted: the series asked for.
+        missing: those of them that are not complete yet.
+        free: free disk space, bytes.
+    """
     for modality, licence, doi in sorted({(one.modality, one.licence, one.doi) for one in wanted}):
         own = [one for one in wanted if (one.modality, one.licence, one.doi) == (modality, licence, doi)]
         patients, size = len({one.patient for one in own}), sum(one.size for one in own)
@@ -209,11 +226,15 @@ def plan_lines(wanted: Sequence[Series], missing: Sequence[Series], free: int) -
 
 
 def _transfer(source: IdcSource, missing: Sequence[Series], target: Path) -> None:
-    """Transfer series; those that did not arrive whole are an error, the others stay."""
+    """Transfer series; complete ones are kept even if others fail.
+
+    Raises:
+        DownloadError: some series are not complete afterwards.
+    """
     reason = ""
     try:
         source.fetch(missing, target)
-    except Exception as error:  # whatever the client, the line or the disk raise
+    except Exception as error:  # any error of the client, the network or the disk
         reason = f" ({error})"
     lost = [one for one in missing if not one.is_whole(target)]
     if lost:

@@ -1,9 +1,9 @@
-"""The command ``luna16``: the ten official folds of LUNA16 as datalists, from the files as they are downloaded.
+"""The command ``luna16``: makes datalists of the ten official folds of LUNA16 from the files as downloaded.
 
 Source: the LUNA16 challenge (Setio et al., Medical Image Analysis 2017). Its ten subsets are the folds: fold k
-validates on subset k and trains on the other nine. ``annotations.csv`` holds the nodules, ``annotations_excluded.csv``
-(in its evaluation script's archive) the findings that are neither nodule nor false positive; they become
-:data:`IGNORED`, with a diameter of 10 mm where it is given as -1.
+validates on subset k and trains on the other nine. ``annotations.csv`` lists the nodules, ``annotations_excluded.csv``
+(in the archive of its evaluation script) the findings that are neither nodule nor false positive. These get the label
+:data:`IGNORED`, and a diameter of 10 mm where the file gives -1.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _SUBSET = re.compile(r"subset_?(\d)(\.zip)?", re.IGNORECASE)
 
 @dataclass
 class Tree:
-    """What a folder holds of LUNA16.
+    """The files of LUNA16 found below a folder.
 
     Attributes:
         scans: series UID to subset and image file.
         lung_masks: series UID to file.
-        tables: name in :data:`TABLES` to the file of that name that is nearest to the top.
-        archives: subsets whose archive lies there.
-        left_out: files that are there twice or not whole.
+        tables: name in :data:`TABLES` to the first file of that name; a folder's own files come before its subfolders.
+        archives: subsets whose zip archive was found.
+        left_out: scans that were found twice.
     """
 
     scans: dict[str, tuple[int, Path]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Tree:
 
     @property
     def subsets(self) -> set[int]:
-        """Those that have scans."""
+        """The subsets that have scans."""
         return {subset for subset, _ in self.scans.values()}
 
 
@@ -75,16 +75,16 @@ def luna16(
     """Write the ten folds of LUNA16 as datalists: dataset_fold0.json to dataset_fold9.json, and seriesuids.csv.
 
     Args:
-        luna16_dir: folder with subset0 to subset9 (at any depth, some of them suffice), annotations.csv, and, if
-            there, annotations_excluded.csv, seriesuids.csv and the lung masks seg-lungs-LUNA16.
-        output_dir: gets the datalists; former ones are replaced.
-        annotations: the nodules, if not annotations.csv below luna16_dir.
-        excluded: the excluded findings, if not annotations_excluded.csv below luna16_dir.
-        strict: take it for an error when something is missing.
+        luna16_dir: folder with subset0 to subset9 (at any depth; not all are needed), annotations.csv, and optionally
+            annotations_excluded.csv, seriesuids.csv and the lung masks seg-lungs-LUNA16.
+        output_dir: folder for the datalists; existing ones are replaced.
+        annotations: CSV of the nodules, if it is not annotations.csv below luna16_dir.
+        excluded: CSV of the excluded findings, if it is not annotations_excluded.csv below luna16_dir.
+        strict: stop with an error if anything is missing.
 
     Raises:
-        UserError: no scans, no annotations, a table that cannot be read, a folder that cannot be written to, or with
-            strict anything that is missing.
+        UserError: there are no scans or no annotations, a table cannot be read, the folder cannot be written to, or,
+            with strict, anything is missing.
     """
     source, target = Path(luna16_dir), Path(output_dir)
     tree = find_tree(source)
@@ -108,7 +108,12 @@ def luna16(
 
 
 def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut], target: Path, *, strict: bool) -> None:
-    """Write the folds, the list of scans and the account."""
+    """Write the folds, the list of scans and the list of what was left out.
+
+    Raises:
+        PrepareError: no scan can be read, or, if ``strict``, something was left out.
+        OutputError: the folder cannot be written to.
+    """
     reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
     refuse(
         PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); download the subsets again")
@@ -131,10 +136,10 @@ def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut],
 
 
 def find_tree(folder: Path) -> Tree:
-    """Look for everything of LUNA16 below a folder; nothing is opened.
+    """Find the files of LUNA16 below a folder, without opening any.
 
     Raises:
-        PrepareError: no such folder, or no subset in it.
+        PrepareError: there is no such folder, or it contains no subset with scans.
     """
     refuse(
         PrepareError,
@@ -165,7 +170,7 @@ def find_tree(folder: Path) -> Tree:
 
 
 def _missing_parts(tree: Tree, source: Path, others: Path | None, series_uids: Path | None) -> Iterator[LeftOut]:
-    """Subsets, scans and tables that LUNA16 has and the folder has not."""
+    """Yield the subsets, scans and tables of LUNA16 that are missing; scans only if no subset is."""
     missing = sorted(set(range(FOLDS)) - tree.subsets)
     for subset in missing:
         advice = f"unpack subset{subset}.zip" if subset in tree.archives else SOURCE
@@ -180,7 +185,7 @@ def _missing_parts(tree: Tree, source: Path, others: Path | None, series_uids: P
 
 
 def _by_series(nodules: Path, others: Path | None) -> dict[str, list[Finding]]:
-    """Findings of each series; nodules come first, so that their values in a mask stay small."""
+    """Return the findings of each series, nodules first, so that their values in a mask stay small."""
     findings: dict[str, list[Finding]] = defaultdict(list)
     for path, label in ((nodules, NODULE), (others, IGNORED)):
         if path is not None:
@@ -192,7 +197,7 @@ def _by_series(nodules: Path, others: Path | None) -> dict[str, list[Finding]]:
 
 
 def _orphans(tree: Tree, findings: dict[str, list[Finding]]) -> Iterator[LeftOut]:
-    """Nodules whose scan is not there; told only for scans that no missing subset can hold."""
+    """Yield the scans that are missing although they have nodules, if all subsets are there; otherwise log a count."""
     lost = sorted(set(findings) - set(tree.scans))
     counts = {uid: sum(label == NODULE for _, label, _ in findings[uid]) for uid in lost}
     if len(tree.subsets) == FOLDS:
@@ -204,7 +209,7 @@ def _orphans(tree: Tree, findings: dict[str, list[Finding]]) -> Iterator[LeftOut
 
 
 def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
-    """Size and position of a scan by its header; a reason in ``left_out`` where it cannot be used."""
+    """Return a scan's grid from its header; ``None``, with an entry in ``left_out``, if the scan cannot be used."""
     try:
         grid = read_grid(str(path))
     except ScanError as error:
@@ -217,7 +222,10 @@ def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
 
 
 def _lungs(uid: str, tree: Tree, target: Path, left_out: list[LeftOut]) -> dict[str, str]:
-    """The lung mask of a scan; nothing where LUNA16's masks were not downloaded."""
+    """Return a scan's lung mask as ``lung_mask``; empty if it is missing or damaged.
+
+    That is added to ``left_out``, unless LUNA16's lung masks were not downloaded at all.
+    """
     path = tree.lung_masks.get(uid)
     fault = "the lung mask is not there" if path is None else data_fault(path)
     if path is not None and not fault:

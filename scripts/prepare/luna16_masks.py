@@ -1,7 +1,7 @@
-"""The command ``luna16_masks``: outlines of LIDC-IDRI for the nodules of LUNA16, so that one list trains both tasks.
+"""The command ``luna16_masks``: adds masks from LIDC-IDRI to LUNA16's datalists, so that one list trains both tasks.
 
-LUNA16 took its scans and nodules from LIDC-IDRI; the series UID names the same scan in both. A scan gets a mask only
-when all of its nodules are found: one without an outline would teach that there is nothing to outline.
+LUNA16 took its scans and nodules from LIDC-IDRI; a series UID names the same scan in both. A scan gets a mask only if
+all of its nodules are found in LIDC-IDRI: a nodule missing from the mask would be learned as background.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, ref
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raised whenever the same input gives other masks
+FORMAT = 2  # increased whenever the same input gives different masks
 MATCH_COLUMNS = (
     *("seriesuid", "row", "coordX", "coordY", "coordZ", "diameter_mm", "result"),
     *("lidc_value", "distance_mm", "mask_mm3", "mask_diameter_mm"),
@@ -34,17 +34,16 @@ Item = dict[str, Any]
 def luna16_masks(
     *, datalists: str | Sequence[str], lidc: str | Sequence[str], output_dir: str, strict: bool = False
 ) -> None:
-    """Attach LIDC-IDRI's outlines to LUNA16's nodules. Stop it and start it again as you like.
+    """Add LIDC-IDRI's masks to LUNA16's nodules. It can be stopped and restarted.
 
     Args:
-        datalists: of the command luna16.
-        lidc: the output folder of the command lidc, or datalists from it.
-        output_dir: gets the datalists under their names, masks/, and matches.csv, a row for each nodule.
-        strict: take a nodule without an outline for an error.
+        datalists: datalists made by the command luna16.
+        lidc: output folder of the command lidc, or datalists in it.
+        output_dir: folder for the datalists (under the same names), masks/, and matches.csv with a row per nodule.
+        strict: stop with an error if a nodule has no mask.
 
     Raises:
-        UserError: a datalist that cannot be used, a folder that cannot be written to, or with strict a nodule without
-            an outline.
+        UserError: a datalist cannot be used, a folder cannot be written to, or, with strict, a nodule has no mask.
     """
     target = writable_folder(output_dir)
     paths = [Path(path) for path in ([datalists] if isinstance(datalists, str) else datalists)]
@@ -53,11 +52,11 @@ def luna16_masks(
     if twice:
         raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
     lists = {path: _sections(path) for path in paths}
-    outlines = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
+    lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     folder = writable_folder(target / "masks")
     done = {
-        name: _outline(item, outlines.get(name), folder)
+        name: _mask_record(item, lidc_masks.get(name), folder)
         for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
     }
     left_out = [LeftOut(*one) for record in done.values() for one in record["left_out"]]
@@ -80,7 +79,12 @@ def luna16_masks(
 
 
 def _sections(path: Path) -> dict[str, list[Item]]:
-    """Every section of a datalist, checked, with paths that hold from here."""
+    """Return all sections of a datalist, checked, with paths relative to the working directory or absolute.
+
+    Raises:
+        PrepareError: the file is not a datalist.
+        DatalistError: entries cannot be used.
+    """
     content = read_record(path)
     if not content:
         raise PrepareError(f"{path}: expected a datalist (JSON with sections), got none; check --datalists")
@@ -88,7 +92,11 @@ def _sections(path: Path) -> dict[str, list[Item]]:
 
 
 def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
-    """LIDC's masks by series UID, from its datalists; each of its folds holds all of them."""
+    """Return LIDC's masks by series UID, from its datalists; each fold lists all of them.
+
+    Raises:
+        PrepareError: a place has no datalist.
+    """
     masks: dict[str, Path] = {}
     for place in map(Path, places):
         lists = sorted(place.glob("*.json")) if place.is_dir() else [place] if place.is_file() else []
@@ -102,15 +110,16 @@ def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
 
 
 def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """Row number, centre and diameter (LPS mm) of the nodules of an item; ignored findings get no outline."""
+    """Return row number, centre and diameter (LPS mm) of an item's nodules; excluded findings get no mask."""
     return [(row, (*item["box"][row][:3], sum(item["box"][row][3:]) / 3.0)) for row in nodule_rows(item)]
 
 
-def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
-    """Make one scan's mask, or take the one of a former run from the same files.
+def _mask_record(item: Item, lidc: Path | None, folder: Path) -> Item:
+    """Make one scan's mask, unless an earlier run has made it from the same files.
 
     Returns:
-        ``rows`` of ``matches.csv``, one for each nodule, and ``left_out``, why it gets no mask: the scan's record.
+        The scan's record: ``rows`` of ``matches.csv``, one for each nodule, and ``left_out``, the nodules without a
+        match and why. If there are any, the scan gets no mask.
     """
     nodules = _nodules(item)
     if lidc is None or not nodules:
@@ -125,17 +134,17 @@ def _outline(item: Item, lidc: Path | None, folder: Path) -> Item:
     except ScanError as error:
         return _judged(item, nodules, [Match(row, reason=f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
-    outlined = _judged(item, nodules, matches)
-    if outlined["left_out"]:
+    made = _judged(item, nodules, matches)
+    if made["left_out"]:
         path.unlink(missing_ok=True)
     else:
         write_nifti(path, mask, grid.affine_ras)
-    write_json(record, {"stamp": made_from, "has_mask": not outlined["left_out"], **outlined})
-    return outlined
+    write_json(record, {"stamp": made_from, "has_mask": not made["left_out"], **made})
+    return made
 
 
 def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Item:
-    """The rows of the table, and what was left out, the scan's other nodules included."""
+    """Return a row of the table for every nodule, and an entry in ``left_out`` for each without a match."""
     rows, left_out = [], []
     for (row, place), match in zip(nodules, matches, strict=True):
         result: list[Any] = [match.reason, "", "", "", ""]
@@ -150,7 +159,7 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
 
 
 def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:
-    """An item with its files named from the new datalist's folder."""
+    """Return an item with the new mask, or none, and its paths relative to the new datalist's folder."""
     files = {key: item[key] for key in FILES if item.get(key) and key != "mask"} | ({"mask": mask} if mask else {})
     new = {key: value for key, value in item.items() if key != "mask"}
     return new | {key: path_in_datalist(Path(path), target) for key, path in files.items()}

@@ -1,4 +1,4 @@
-"""The command ``datalist``: scans, annotations and masks of one's own become a datalist to train on."""
+"""The command ``datalist``: makes a datalist to train on from your own scans, annotations and masks."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ from .datalists import (
 logger = logging.getLogger(__name__)
 
 FRAMES = ("lps", "ras")
-# What a column may be called, without regard to case; the first that is there counts.
+# Accepted column names, ignoring case; the first one present is used.
 SCAN_COLUMNS = ("seriesuid", "series_uid", "seriesinstanceuid", "scan", "image", "file", "filename", "name")
 PLACE_COLUMNS = (("coordx", "coordy", "coordz"), ("x", "y", "z"), ("x_mm", "y_mm", "z_mm"))
 DIAMETER_COLUMNS = ("diameter_mm", "diameter")
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid")
-SPECK_MM = 2.0  # diameter of a mask's smallest object that is taken for a nodule; LUNA16's smallest has 3.25 mm
+SPECK_MM = 2.0  # smallest diameter at which an object of a mask counts as a nodule; LUNA16's smallest is 3.25 mm
 
 
 @dataclass
 class Scan:
-    """One scan on its way into the datalist.
+    """One scan that may enter the datalist.
 
     Attributes:
-        name: series UID or file name without ending.
+        name: series UID, or file name without extension.
         image: file or DICOM folder.
-        key: its path below the folder that was named: the same wherever that lies.
-        patient: whose it is; scans of one patient stay in one section.
-        findings: nodules before others.
-        mask: the file that outlines its nodules.
+        key: its path relative to the given folder, which does not change when that folder is moved.
+        patient: key of its patient; all scans of a patient go to the same section.
+        findings: nodules before excluded findings.
+        mask: the mask of its nodules; ``None`` if it has none.
     """
 
     name: str
@@ -83,26 +83,27 @@ def datalist(
     seed: int = 0,
     strict: bool = False,
 ) -> None:
-    """Make a datalist of your own scans: datalist.json, with masks/ where masks are given.
+    """Make a datalist of your own scans: datalist.json, and masks/ if masks are given.
 
     Args:
         images: folders (or files) with DICOM series, MetaImage, NRRD or NIfTI scans, at any depth.
-        output_dir: gets the datalist; former ones are replaced.
+        output_dir: folder for the datalist; an existing one is replaced.
         annotations: CSV of the nodules: seriesuid, coordX, coordY, coordZ, diameter_mm (as LUNA16) or scan, x, y, z,
-            diameter_mm; the first names a scan by its series UID or its file name. Without it the nodules are those of
-            the masks, and scans without a mask have none.
-        excluded: CSV of findings that are neither nodule nor background, columns as in annotations; a negative
+            diameter_mm; the first column names a scan by its series UID or file name. Without it, the nodules are the
+            objects of the masks, and scans without a mask have no nodules.
+        excluded: CSV of findings that are neither nodule nor background, with the columns of annotations; a negative
             diameter means 10 mm.
-        masks: folder of masks, each named as its scan (its series UID for DICOM), of nodules alone or numbered ones.
-        frame: of the positions in the tables: lps (DICOM, ITK, LUNA16) or ras (NIfTI, 3D Slicer's default), mm.
-        validation_fraction: share of the patients that validate.
-        patient_pattern: regular expression whose first group is the patient in a file's name, such as "^([^_]+)_".
-        seed: of the split.
-        strict: take it for an error when a scan or a row is left out.
+        masks: folder of masks, each with the name of its scan (the series UID for DICOM), either binary or with a
+            number for each nodule.
+        frame: frame of the positions in the tables: lps (DICOM, ITK, LUNA16) or ras (NIfTI, 3D Slicer's default), mm.
+        validation_fraction: share of the patients used for validation.
+        patient_pattern: regular expression whose first group is the patient in a file name, such as "^([^_]+)_".
+        seed: seed of the split.
+        strict: stop with an error if a scan or a row is left out.
 
     Raises:
-        UserError: an option out of range, no scan, a table that cannot be read, no place to write to, or with strict
-            anything that is left out.
+        UserError: an option is out of range, there is no scan, a table cannot be read, the folder cannot be written to,
+            or, with strict, anything is left out.
     """
     _check(frame, validation_fraction, patient_pattern)
     left_out: list[LeftOut] = []
@@ -154,10 +155,16 @@ def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None
 def find_own_scans(
     folders: Sequence[Path], masks: Path | None, patient_pattern: str, left_out: list[LeftOut]
 ) -> list[Scan]:
-    """The scans below some folders; masks that lie there too are none.
+    """Return the scans below some folders.
+
+    Args:
+        folders: folders or files.
+        masks: folder of the masks; files below it are not scans.
+        patient_pattern: see :func:`datalist`.
+        left_out: DICOM series that share a folder with another scan are appended to it.
 
     Raises:
-        PrepareError: there is none.
+        PrepareError: there are no scans that can be used.
     """
     scans = []
     for folder in folders:
@@ -180,9 +187,9 @@ def find_own_scans(
 
 
 def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
-    """Whose scan it is: by DICOM, else by the pattern, else a patient of its own.
+    """Return a key of a scan's patient: from DICOM, otherwise by the pattern, otherwise one of its own.
 
-    A PatientID is only compared; it goes nowhere.
+    A PatientID is only compared; it is not written anywhere.
     """
     if not isinstance(image, str):
         return f"dicom/{read_dicom(image[0], ['PatientID']).get('PatientID') or name}"
@@ -191,7 +198,7 @@ def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
 
 
 def _names(scans: Sequence[Scan]) -> dict[str, int]:
-    """What a table may call a scan to its number; -1 for what could mean two."""
+    """Return the names by which a table may refer to scans, with each scan's index; -1 if a name is ambiguous."""
     keys: dict[str, int] = {}
     for number, scan in enumerate(scans):
         paths = {scan.image.name, scan_stem(scan.image), scan.key, str(scan.image), scan.image.as_posix()}
@@ -201,7 +208,7 @@ def _names(scans: Sequence[Scan]) -> dict[str, int]:
 
 
 def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_out: list[LeftOut]) -> None:
-    """Give each scan its rows of a table."""
+    """Read a table and add its rows to the findings of their scans; rows without a scan go to ``left_out``."""
     names = _names(scans)
     for row, name, finding, patient in read_rows(path, frame, left_out):
         where = f"{row}: {name}"
@@ -214,21 +221,21 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
             scans[number].findings.append((finding, label, where))
 
 
-TableRow = tuple[str, str, Row, str]  # file and row, for messages; what names the scan; finding; patient, if named
+TableRow = tuple[str, str, Row, str]  # file and row, for messages; name of the scan; finding; patient, "" if not given
 
 
 def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]:
-    """The rows of a table; those that cannot be used are left out.
+    """Read the rows of a table, with positions in LPS mm.
 
-    Commas, semicolons and tabs may part the columns; a point is the decimal sign.
+    Columns may be separated by commas, semicolons or tabs; the decimal separator is a point.
 
     Args:
-        path: of the CSV.
-        frame: "lps" or "ras", of its positions.
-        left_out: gets those that cannot be used.
+        path: the CSV file.
+        frame: frame of its positions, "lps" or "ras".
+        left_out: rows that cannot be used are appended to it.
 
     Raises:
-        PrepareError: no such file, no text, columns that are not there, or no row at all.
+        PrepareError: the file does not exist or is not text, lacks columns, or has no rows.
     """
     table = [
         (f"{path.name}, row {number}", {name.lower(): value for name, value in values.items()})
@@ -272,7 +279,11 @@ def _number(text: str) -> float:
 
 
 def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
-    """Give each scan the mask of its name."""
+    """Give each scan the mask of the same name; masks without a scan of their own go to ``left_out``.
+
+    Raises:
+        PrepareError: there is no such folder.
+    """
     refuse(
         PrepareError,
         (not folder.is_dir(), f"--masks {folder}: expected a folder with masks, found none; check the path"),
@@ -295,7 +306,17 @@ Made = tuple[Scan, dict[str, Any], MaskFile | None]
 
 
 def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Made]:
-    """The datalist's items, with the masks to write."""
+    """Return the datalist's items, each with its scan and the mask to write.
+
+    Args:
+        scans: the scans; those that cannot be read are left out.
+        target: folder of the datalist.
+        left_out: everything left out is appended to it.
+        from_masks: whether the objects of the masks are the nodules.
+
+    Raises:
+        PrepareError: no scan can be read.
+    """
     made: list[Made] = []
     outside = swapped = 0
     for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
@@ -306,7 +327,7 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.findings = [*_outlined(scan, labels, left_out), *scan.findings]
+            scan.findings = [*_nodules_of_mask(scan, labels, left_out), *scan.findings]
         lost = [row[:3] for row, _, _ in scan.findings if not grid.holds(row[:3])]
         outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
         made.append(_item(scan, grid, labels, target, left_out))
@@ -322,8 +343,8 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     return made
 
 
-def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
-    """The objects of a mask as nodules; specks are left out."""
+def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
+    """Yield the objects of a mask as nodules; those smaller than :data:`SPECK_MM` go to ``left_out``."""
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
         if thing.diameter_mm >= SPECK_MM:
@@ -334,7 +355,7 @@ def _outlined(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[F
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
-    """One item; the mask only where it outlines every nodule."""
+    """Return one item, with its mask only if that contains every nodule."""
     boxes = usable(scan.findings, grid, "correct or remove the row, check --frame", left_out)
     item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
     nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
@@ -353,9 +374,10 @@ def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out:
 
 
 def _validating(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """The patients that validate: with two patients or more and a fraction above 0 at least one, and not all.
+    """Return the patients used for validation.
 
-    The order is that of a hash, so that one more patient changes nothing for most of the others.
+    With two or more patients and a fraction above 0, this is at least one patient, and not all. Patients are ordered by
+    a hash, so that adding a patient leaves most of the others where they were.
     """
     everyone = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
     count = round(len(everyone) * fraction)

@@ -1,4 +1,4 @@
-"""The command ``preview``: contact sheets of a datalist's nodules, so that a wrong frame is seen before a training."""
+"""The command ``preview``: draws contact sheets of a datalist's nodules, to notice a wrong frame before training."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .datalists import PrepareError
 
 logger = logging.getLogger(__name__)
 
-WINDOW = Window(-500.0, 1500.0)  # lung, with the mediastinum still to be seen: -1250 to 250 HU
+WINDOW = Window(-500.0, 1500.0)  # lung, with the mediastinum still visible: -1250 to 250 HU
 FIELD_OF_VIEW_MM, SCALE_MM = 60.0, 10.0
 COLUMNS, ROWS = 3, 5  # nodules on a page; each is a pair of pictures
-INCHES, TITLE_INCHES, HEAD_INCHES = 1.8, 0.4, 0.8  # of a picture, the lines above it, the page's head
+INCHES, TITLE_INCHES, HEAD_INCHES = 1.8, 0.4, 0.8  # edge of a picture; height of the title above it, of the page's head
 BACKGROUND, TEXT, FAINT = "#12161c", "#e8ecf1", "#8b97a6"
 OUTLINE, OTHERS, BOX, DOUBT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
 LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "doubtful": DOUBT}
@@ -43,15 +43,15 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sight:
-    """One nodule as it is shown.
+    """One nodule as drawn.
 
     Attributes:
-        name: of its scan.
-        row: its number in the datalist's item.
-        size_lps_mm: its box along x, y, z.
-        pictures: axial and coronal plane through the box's centre.
+        name: name of its scan.
+        row: index of its box in the datalist's item.
+        size_lps_mm: size of its box along x, y, z.
+        pictures: axial and coronal plane through the centre of the box.
         has_mask: whether the scan has a mask.
-        doubts: what speaks against the box.
+        doubts: reasons to doubt the box; empty for none.
     """
 
     name: str
@@ -65,18 +65,18 @@ class Sight:
 def preview(
     *, datalist: str, output: str, section: str = "", nodules: int = 60, seed: int = 0, image_dir: str = ""
 ) -> None:
-    """Draw nodules of a datalist, axial and coronal, with box and outline, and say which boxes cannot be right.
+    """Draw nodules of a datalist, axial and coronal, with box and outline, and report boxes that are doubtful.
 
     Args:
         datalist: the JSON file.
-        output: the PNG file to write; further pages get -2, -3 … before the ending.
-        section: of the datalist; by default all that hold scans.
-        nodules: how many, drawn at random; 0 for all.
-        seed: of the draw.
-        image_dir: where else the images may be, as in training.
+        output: the PNG file to write; further pages get -2, -3 … before the extension.
+        section: section of the datalist; by default all that contain scans.
+        nodules: number of nodules, chosen at random; 0 for all.
+        seed: seed of the choice.
+        image_dir: folder to search for images that are not at their paths, as in training.
 
     Raises:
-        UserError: a datalist that cannot be used or has no nodule, no scan that can be read, no place to write to.
+        UserError: the datalist cannot be used or has no nodule, no scan can be read, or the file cannot be written.
     """
     target = Path(output)
     refuse(
@@ -84,7 +84,7 @@ def preview(
         (target.suffix.lower() != ".png", f"--output {output}: expected a name that ends in .png; correct it"),
         (min(nodules, seed) < 0, f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}"),
     )
-    # A file that cannot be read is refused by load_datalist.
+    # load_datalist refuses a file that cannot be read.
     known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
@@ -108,10 +108,15 @@ def preview(
 
 
 def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, list[int]]]:
-    """Draw nodules; those of one scan stay together, so that each scan is read once.
+    """Choose nodules at random, grouped by scan, so that each scan is read once.
+
+    Args:
+        items: items of a datalist.
+        count: number of nodules; 0 for all.
+        seed: seed of the choice.
 
     Returns:
-        Items in their order, each with the numbers of its chosen rows.
+        Items in their order, each with the indices of its chosen boxes; items without any are left out.
     """
     places = [(n, row) for n, item in enumerate(items) for row in nodule_rows(item)]
     if 0 < count < len(places):
@@ -124,10 +129,14 @@ def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, lis
 
 
 def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
-    """Pictures of some nodules of one scan, and the doubts about them.
+    """Yield the pictures of some nodules of one scan, with the doubts about their boxes.
+
+    Args:
+        item: the scan's item in the datalist.
+        rows: indices of the boxes to show.
 
     Raises:
-        ScanError: scan or mask cannot be read.
+        ScanError: the scan or its mask cannot be read.
     """
     volume = read_scan(item["image"])
     mask = on_grid(labels_of(item["mask"]), volume.grid) if item.get("mask") else None
@@ -162,7 +171,7 @@ def _write_pages(sights: Sequence[Sight], target: Path, title: str) -> Iterator[
 
 
 def draw_page(sights: Sequence[Sight], title: str) -> Figure:
-    """A page of nodules in rows."""
+    """Draw one page of nodules in rows, at least one nodule."""
     columns, rows = min(COLUMNS, len(sights)), -(-len(sights) // COLUMNS)
     width = 2 * INCHES * max(columns, 2)  # the head needs room for its legend
     height = HEAD_INCHES + rows * (INCHES + TITLE_INCHES)
@@ -182,14 +191,14 @@ def draw_page(sights: Sequence[Sight], title: str) -> Figure:
 
 
 def _name(sight: Sight) -> str:
-    """Two lines above the pictures: scan, row and size; doubts."""
+    """Return the two lines above the pictures: scan, number and size; doubts, or that there is no mask."""
     name = sight.name if len(sight.name) <= 30 else f"…{sight.name[-29:]}"
     extra = "" if sight.has_mask else "no mask"
     return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.doubts) or extra}"
 
 
 def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
-    """One picture with its outlines, its box and the letters at its sides."""
+    """Draw one picture with its outlines, its box, the letters for its sides and the scale."""
     width, height = picture.width_mm, picture.height_mm
     axes.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="bilinear")
     for path, colour in ((picture.other_outlines, OTHERS), (picture.outline, OUTLINE)):
@@ -205,7 +214,7 @@ def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
 
 
 def _letters(axes: Axes, picture: Picture) -> None:
-    """Sides and scale, dark-edged so that they are seen on bone as well as on air."""
+    """Draw the letters for the sides and the scale, with dark edges so that they are visible on bone as well as air."""
     width, height = picture.width_mm, picture.height_mm
     edge = [withStroke(linewidth=1.6, foreground=BACKGROUND)]
     style: dict[str, Any] = {"fontsize": 6.5, "color": TEXT, "path_effects": edge}
@@ -217,7 +226,7 @@ def _letters(axes: Axes, picture: Picture) -> None:
 
 
 def _report(sights: Sequence[Sight]) -> None:
-    """How many boxes cannot be right, by doubt, and which."""
+    """Log the doubtful boxes and their number, and a warning if there are too many."""
     doubtful = [sight for sight in sights if sight.doubts]
     for sight in doubtful:
         logger.warning("doubtful: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.doubts))

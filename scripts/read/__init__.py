@@ -1,4 +1,4 @@
-"""From files of any format to a volume in HU and its affine, or a refusal; and the lists of scans."""
+"""Reads scans of any supported format as a volume in HU with its affine, or refuses them; and reads datalists."""
 
 from .datalist import check_evaluation_list, check_training_lists, image_mask_pairs, load_datalist
 from .reader import LabelReader, ScanError, ScanReader, find_scans, read_grid, read_labels, read_scan

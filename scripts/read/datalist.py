@@ -1,7 +1,7 @@
-"""Datalists: which scans there are to learn from, and what is known to be in them.
+"""Datalists: the scans to train and evaluate on, and their annotations.
 
-Everything that a header can tell is checked when a list is loaded: a wrong path or a nodule in another frame is named
-before a training starts, not when its turn comes.
+Everything that can be checked from headers alone is checked when a list is loaded, so that a wrong path or a nodule in
+another frame is reported before training starts, not when that scan is first read.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from .text_headers import data_files
 logger = logging.getLogger(__name__)
 
 FILES = ("image", "mask", "lung_mask")  # keys of an item that name a file; the masks are optional
-LUNG_MASKS = "seg-lungs"  # LUNA16's folder of lung masks, each named as its scan is
-SHOWN_FAULTS = 10  # one message names this many entries; a wrong folder makes all of them wrong
-LARGEST_NODULE_MM = 100.0  # a lesion beyond 30 mm is a mass; what is larger is in other units, or no size
-SAME_PLACE_MM = 0.5  # nodules closer than this are one, listed twice; LUNA16's closest are 2 mm apart
-SAMPLE_BYTES = 65536  # of the beginning, middle and end of a file, which tell copies from other scans
+LUNG_MASKS = "seg-lungs"  # prefix of LUNA16's folder of lung masks, whose files have the same names as the scans
+SHOWN_FAULTS = 10  # entries named in one message; a wrong folder makes all of them wrong
+LARGEST_NODULE_MM = 100.0  # lesions above 30 mm are masses; anything above this is in other units, or not a size
+SAME_PLACE_MM = 0.5  # nodules closer than this are one nodule listed twice; LUNA16's closest are 2 mm apart
+SAMPLE_BYTES = 65536  # hashed at the start, middle and end of a file, to tell copies of a scan from other scans
 
 
 class DatalistError(UserError, ValueError):
-    """A datalist that cannot be used."""
+    """The datalist cannot be used."""
 
 
 def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "") -> list[dict[str, Any]]:
-    """Join one section (``training``, ``validation``, ``donors`` …) of several datalists.
+    """Load one section (``training``, ``validation``, ``donors`` …) of several datalists as one list.
 
-    Relative ``image``, ``mask`` and ``lung_mask`` paths start at their datalist's folder. Each item gets a ``name`` of
-    its own: the one it has, or its image's file name without ending (LUNA16: the series UID). A datalist without the
-    section adds nothing.
+    Relative ``image``, ``mask`` and ``lung_mask`` paths are resolved against the folder of their datalist. Each item
+    gets a unique ``name``: the one it has, or the file name of its image without extension (LUNA16: the series UID). A
+    datalist without the section adds nothing.
 
     Args:
-        paths: of the datalists.
-        section: of each of them.
-        image_dir: where else images may be, for datalists that do not lie beside them (such as MONAI's LUNA16 folds):
-            an image that is not at its path is looked for below this folder by its path, then by its file name without
-            ending. LUNA16's lung masks, which bear the scans' names, are passed over.
+        paths: one datalist, or several.
+        section: the section to take from each of them.
+        image_dir: a folder to search for images, for datalists that are not stored beside them (such as MONAI's LUNA16
+            folds): an image that is not found at its path is looked up below this folder by its path, then by its file
+            name without extension. LUNA16's lung masks, which have the same names as the scans, are skipped.
 
     Raises:
-        DatalistError: a datalist is missing or no such thing, or entries cannot be used: a file is missing, boxes or
-            labels are malformed, a box lies outside its scan. The message names them.
+        DatalistError: a datalist is missing or not a datalist, or entries cannot be used: a file is missing, boxes or
+            labels are malformed, a box lies outside its scan. The message names the entries.
 
     Example:
         >>> import json, tempfile
@@ -73,11 +73,11 @@ def load_datalist(paths: str | Sequence[str], section: str, image_dir: str = "")
 
 
 def checked_items(items: Sequence[Any]) -> list[dict[str, Any]]:
-    """Items as another program hands them over (``train#dataset#data``), checked as those of a datalist file are.
+    """Check items that another program passes in (``train#dataset#data``) in the same way as those of a datalist file.
 
     Args:
-        items: with paths from the working directory on; those of :func:`load_datalist` have a name and stay as they
-            are.
+        items: items whose paths are relative to the working directory. If all of them have a name, as those of
+            :func:`load_datalist` do, they are returned unchanged.
 
     Raises:
         DatalistError: see :func:`load_datalist`.
@@ -90,7 +90,11 @@ def checked_items(items: Sequence[Any]) -> list[dict[str, Any]]:
 def _checked(
     lists: Iterable[tuple[str, Path, Sequence[Any]]], elsewhere: Callable[[str], str] | None = None
 ) -> list[dict[str, Any]]:
-    """Items of lists, each with words that name it and the folder at which its paths start."""
+    """Check the items of several lists: for each, its name in messages, the folder of its paths, and its entries.
+
+    Raises:
+        DatalistError: see :func:`load_datalist`.
+    """
     items: list[dict[str, Any]] = []
     faults: list[str] = []
     for source, folder, entries in lists:
@@ -109,10 +113,10 @@ def _checked(
 
 
 def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | None) -> dict[str, Any]:
-    """An entry with complete paths and, where it has any, lists of boxes and labels; what is null is left out.
+    """Return an entry with complete paths and boxes and labels as lists (if it has them), without null values.
 
     Raises:
-        DatalistError: what is wrong with it.
+        DatalistError: the entry cannot be used; the message says why.
         ScanError: it has boxes, and the header of its image cannot be read.
     """
     item = {key: value for key, value in dict(entry).items() if value is not None} if isinstance(entry, Mapping) else {}
@@ -140,10 +144,10 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
 
 
 def _finder(folder: Path) -> Callable[[str], str]:
-    """Where the image of a path, or of its name, is below a folder; empty where it is not there.
+    """Return a function that finds an image below a folder by its path, otherwise by its name; "" if there is none.
 
     Raises:
-        DatalistError: no such folder; later, several images have the name.
+        DatalistError: there is no such folder; from the returned function: several images have the name.
     """
     refuse(
         DatalistError,
@@ -172,7 +176,11 @@ def _finder(folder: Path) -> Callable[[str], str]:
 
 
 def _entries(path: Path, section: str) -> list[Any]:
-    """The section of one datalist as it stands in the file; empty where it is absent."""
+    """Return one section of a datalist as stored in the file; empty if it is absent.
+
+    Raises:
+        DatalistError: no such file, not JSON, or not an object whose section is a list.
+    """
     if kind_of(path) != "file":
         raise DatalistError(
             f"datalist {path}: expected a JSON file, found none; make one with python -m scripts.prepare"
@@ -187,7 +195,7 @@ def _entries(path: Path, section: str) -> list[Any]:
 
 
 def _corners(items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Whether all boxes of a list read as first and last corner: centres have larger coordinates than sizes."""
+    """Yield a fault if every box of a list can be read as two opposite corners instead of centre and size."""
     boxes = np.array([box for item in items for box in item.get("box", [])]).reshape(-1, 6)
     sides_mm = boxes[:, 3:] - boxes[:, :3]
     is_cube = np.isclose(boxes[:, 3:], boxes[:, 3:4], rtol=1e-3).all(axis=1)
@@ -199,10 +207,10 @@ def _corners(items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Boxes ``[N, 6]`` and labels ``[N]``; a single one may stand without brackets.
+    """Return the boxes ``[N, 6]`` and labels ``[N]`` of an item; a single box may be given without outer brackets.
 
     Raises:
-        DatalistError: they are malformed, or a nodule is there twice.
+        DatalistError: they are malformed, or a nodule is listed twice.
     """
     shown = str(item.get("box"))[:60]
     try:
@@ -228,7 +236,7 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
         ),
     )
     nodules = boxes[labels == NODULE]
-    for number, nodule in enumerate(nodules):  # a nodule within another has a size of its own
+    for number, nodule in enumerate(nodules):  # sizes are compared too: a nodule may lie inside a larger one
         is_twice = (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any()
         place = nodule[:3].tolist()
         refuse(DatalistError, (is_twice, f"box: expected each nodule once, got two at {place} LPS mm; remove one"))
@@ -236,7 +244,12 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:
-    """Refuse boxes whose centre lies in no voxel of the scan, by its header."""
+    """Refuse boxes whose centre lies outside all voxels of the scan; only its header is read.
+
+    Raises:
+        DatalistError: a centre lies outside.
+        ScanError: the header cannot be read.
+    """
     grid = read_grid(image)
     for number in np.flatnonzero(~grid.holds(boxes[:, :3])):
         centre = boxes[number, :3]
@@ -247,28 +260,29 @@ def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:
 
 
 def nodule_rows(item: Mapping[str, Any]) -> list[int]:
-    """Numbers of an item's boxes that are nodules to find, which ignored findings are not."""
+    """Return the indices of an item's boxes that are nodules; excluded findings are left out."""
     labels = item.get("label", [NODULE] * len(item.get("box", [])))
     return [number for number, label in enumerate(labels) if label == NODULE]
 
 
 def count_nodules(items: Sequence[Mapping[str, Any]]) -> int:
-    """Number of nodules to find; ignored findings do not count."""
+    """Return the number of nodules in all items; excluded findings do not count."""
     return sum(len(nodule_rows(item)) for item in items)
 
 
 def check_training_lists(
     training: Sequence[Mapping[str, Any]], donors: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Refuse lists that nothing can be learned from; warn where nothing can be validated.
+    """Refuse lists that cannot be trained on; warn if there is nothing to validate, or if a donor is validated on.
 
     Args:
-        training: scans to crop from.
-        donors: nodules to insert into them.
-        validation: scans to search at intervals.
+        training: scans to take crops from.
+        donors: items whose nodules are inserted into them.
+        validation: scans to validate on at intervals.
 
     Raises:
-        DatalistError: no scan, or neither a nodule nor a donor in the training list, or a scan in both lists.
+        DatalistError: the training list has no scan, there is neither a nodule nor a donor, or a scan is in both the
+            training and the validation list.
     """
     nodules, found = count_nodules(training), count_nodules(validation)
     twice = _in_both(training, validation)
@@ -303,14 +317,18 @@ def check_training_lists(
 
 
 def _in_both(some: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Images of two lists that are one scan: the same file, a copy of it, or one series UID."""
+    """Return pairs of images of two lists that are the same scan: same file, a copy of it, or the same series UID."""
     seen = {mark: str(item["image"]) for item in some for mark in _marks(item)}
     pairs = {str(item["image"]): seen[mark] for item in others for mark in _marks(item) if mark in seen}
     return [(one, other) for other, one in pairs.items()]
 
 
 def _marks(item: Mapping[str, Any]) -> Iterator[str]:
-    """What tells the scan of an item from others: where it is, its series UID, some pieces of its largest file."""
+    """Yield marks that identify an item's scan: its real path, its series UID, a hash of parts of its largest file.
+
+    Nothing is yielded for an item without an image; an item whose name is not a UID has no second mark, and one without
+    data has no hash.
+    """
     if not item.get("image"):
         return
     image = Path(item["image"])
@@ -330,15 +348,18 @@ def _marks(item: Mapping[str, Any]) -> Iterator[str]:
 
 
 def image_mask_pairs(items: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Absolute paths of the scans that have a mask, as ``image`` and ``label``: what MONAI's statistics read."""
+    """Return the absolute paths of scans and masks as ``image`` and ``label``, the form MONAI's statistics expect.
+
+    Items without a mask are left out.
+    """
     return [{"image": os.path.abspath(i["image"]), "label": os.path.abspath(i["mask"])} for i in items if "mask" in i]
 
 
 def check_evaluation_list(items: Sequence[Mapping[str, Any]], section: str) -> None:
-    """Refuse to evaluate nothing.
+    """Refuse an empty evaluation list.
 
     Raises:
-        DatalistError: no scan in the list.
+        DatalistError: the list contains no scan.
     """
     if not items:
         raise DatalistError(

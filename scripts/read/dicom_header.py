@@ -1,7 +1,7 @@
-"""DICOM: what is needed of the header of each slice, be it a file of its own or a frame of an enhanced CT.
+"""DICOM: reads what is needed from the header of each slice, whether a file of its own or a frame of an enhanced CT.
 
-Of an enhanced CT (PS3.3 A.38), the functional groups of a frame and those shared by all frames are laid over the
-attributes of the whole object; what comes out has the attributes of a single slice and passes the same checks.
+For an enhanced CT (PS3.3 A.38), the functional groups shared by all frames and those of the frame override the
+attributes of the whole object. The result has the attributes of a single slice and passes the same checks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..core.paths import unreadable
 from .scan import ScanError
 
 LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"})  # values seen in ImageType
-LARGEST_SIDE = 16384  # pixels of a row or column; what claims more is damaged
+LARGEST_SIDE = 16384  # pixels of a row or column; a header that claims more is damaged
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _FACTS = {
@@ -67,33 +67,35 @@ _TAGS: list[Any] = [
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What is needed of one DICOM slice; ``None`` where the header lacks it.
+    """The header of one DICOM slice, as far as it is needed; ``None`` for values that the header lacks.
 
     Attributes:
         path: the file.
-        frame: number in the file, from 0.
-        frames: of the file.
+        frame: index of the frame in the file, from 0.
+        frames: number of frames in the file.
         study_uid: StudyInstanceUID.
         series_uid: SeriesInstanceUID.
-        origin: what slices of one volume have in common, by its name; "" where absent. It is only compared.
-        modality: "CT", "MR", …; "" where absent.
-        image_type: the values of ImageType (of a frame, FrameType), upper case.
-        words: what description, body part and protocol say, the most telling first, upper case; only searched.
+        origin: values that all slices of a volume must share, by the name of the attribute; "" if absent. They are only
+            compared, never shown.
+        modality: "CT", "MR", …; "" if absent.
+        image_type: the values of ImageType (for a frame, of FrameType), upper case.
+        words: series description, body part, region and protocol, the most informative first, upper case. They are only
+            searched.
         position_lps_mm: centre of the first pixel.
         orientation: direction cosines (LPS) along a row, then along a column.
-        pixel_spacing_mm: between rows, then between columns.
+        pixel_spacing_mm: distance between rows, then between columns.
         thickness_mm: SliceThickness.
-        size: columns, rows (i, j).
-        colour: PhotometricInterpretation.
-        rescale_type: RescaleType, upper case; "" where absent.
+        size: columns, rows (i, j); 0 if absent.
+        colour: PhotometricInterpretation; "MONOCHROME2" if absent.
+        rescale_type: RescaleType, upper case; "" if absent.
         syntax: transfer syntax.
-        bits: allocated, stored, high bit; ``None`` where the header lacks one of them.
+        bits: BitsAllocated, BitsStored and HighBit; ``None`` if the header lacks one of them.
         signed: whether the pixels are in two's complement.
-        rescale: slope and intercept; ``None`` where the header has neither.
-        padding: least and largest stored value that stands for no image; ``None`` for none.
-        has_all_pixels: whether the file is long enough for the pixels it announces.
-        fault: what makes the pixels' values uncertain; "" for nothing.
-        facts: header facts free of identity.
+        rescale: slope and intercept; ``None`` unless the header has both.
+        padding: smallest and largest stored value that mark pixels outside the image; ``None`` if there are none.
+        has_all_pixels: whether the file contains all the pixels that its header announces.
+        fault: what makes the pixel values uncertain; "" for nothing.
+        facts: header values to show, without any that identify the patient.
     """
 
     path: str
@@ -123,18 +125,18 @@ class SliceHeader:
 
     @property
     def name(self) -> str:
-        """File name, and frame of several, for messages."""
+        """The file name for messages, with the frame's number if the file has several."""
         name = Path(self.path).name
         return name if self.frames == 1 else f"{name} frame {self.frame + 1}"
 
     @property
     def is_localizer(self) -> bool:
-        """Whether ImageType calls it a localizer."""
+        """Whether ImageType marks the slice as a localizer."""
         return bool(self.image_type & LOCALIZER_TYPES)
 
     @property
     def normal(self) -> FloatArray:
-        """Unit normal of the slice, LPS; zeros where the orientation is missing or meaningless."""
+        """Unit normal of the slice, LPS; zeros if the orientation is missing or meaningless."""
         if self.orientation is None:
             return np.zeros(3)
         normal = np.cross(self.orientation[:3], self.orientation[3:])
@@ -143,7 +145,7 @@ class SliceHeader:
 
 
 class _Lenient:
-    """See :data:`lenient`: entered by the first of several threads, left by the last."""
+    """The context manager :data:`lenient`: the first of several threads enters it, the last one leaves it."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._settings = Lock(), 0, ExitStack()
@@ -164,20 +166,21 @@ class _Lenient:
 
 
 lenient = _Lenient()
-"""Where it is entered, pydicom neither judges values nor warns of formalities (padded UIDs, odd value lengths).
+"""Context manager in which pydicom neither validates values nor warns of formalities (padded UIDs, odd value lengths).
 
-Both are settings of the process; other threads may enter it meanwhile, and they are put back when the last has left.
+Both are settings of the whole process. Several threads may be inside at once; the settings are restored when the last
+one leaves.
 """
 
 
 def read_headers(path: str | Path) -> list[SliceHeader]:
-    """Read the headers of the slices of one DICOM file, pixels left out.
+    """Read the headers of the slices in one DICOM file, without the pixels.
 
     Returns:
-        One, or one for each frame; none for a DICOMDIR, which holds no image.
+        One header, or one for each frame; empty for a DICOMDIR, which contains no image.
 
     Raises:
-        ScanError: the file is missing, truncated in its header, or not DICOM.
+        ScanError: the file is missing, not DICOM, or its header is truncated or damaged.
     """
     reason = unreadable(path)
     if reason:
@@ -196,10 +199,10 @@ def read_headers(path: str | Path) -> list[SliceHeader]:
 
 
 def read_dataset(file: BinaryIO, **options: Any) -> pydicom.FileDataset:
-    """Read a file with or without the DICOM mark after its preamble; its transfer syntax is known afterwards.
+    """Read a DICOM file with or without preamble and DICOM mark, and set the transfer syntax if the file lacks it.
 
     Raises:
-        InvalidDicomError: neither mark nor the beginning of a data set.
+        InvalidDicomError: the file has no DICOM mark and does not begin with a data set either.
     """
     start = file.read(132)
     file.seek(0)
@@ -214,17 +217,17 @@ def read_dataset(file: BinaryIO, **options: Any) -> pydicom.FileDataset:
 
 
 def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> pydicom.FileDataset:
-    """Read a DICOM file, with or without the mark after its preamble, without judging formalities.
+    """Read a DICOM file with or without preamble and DICOM mark, without validating values.
 
-    Values are decoded when they are first asked for; where that must not warn either, do it inside :data:`lenient`.
+    Values are decoded on first access; access them inside :data:`lenient` if that must not warn either.
 
     Args:
         path: the file.
-        tags: keywords of what is needed; ``None``: all.
+        tags: keywords of the elements to read; ``None`` for all.
         pixels: whether to read the pixel data.
 
     Raises:
-        ScanError: the file is missing, damaged, or no DICOM.
+        ScanError: the file is missing, damaged, or not DICOM.
     """
     try:
         with lenient, open(path, "rb") as file:
@@ -234,12 +237,12 @@ def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: b
 
 
 def begins_as_dataset(start: bytes) -> bool:
-    """Whether a file begins with an element of group 0002 or 0008, as DICOM without its preamble does."""
+    """Whether a file begins with an element of group 0002 or 0008, as DICOM without a preamble does."""
     return start[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
 def read_identity(path: str | Path) -> dict[str, str]:
-    """Who was examined and when, as text to show; what the slice does not say is left out.
+    """Return who was examined and when, as text to display; values missing from the slice are left out.
 
     Raises:
         ScanError: the file cannot be read.
@@ -251,7 +254,7 @@ def read_identity(path: str | Path) -> dict[str, str]:
 
 
 def _shown_identity(name: str, text: str) -> str:
-    """A date as 2020-01-31; a name without the marks between its parts, its other scripts after a slash."""
+    """Return a date as 2020-01-31, or a name without ``^``, its spellings in other scripts after a slash."""
     if name.endswith("date") and re.fullmatch(r"\d{8}", text):
         return f"{text[:4]}-{text[4:6]}-{text[6:]}"
     if name == "Patient name":
@@ -260,7 +263,11 @@ def _shown_identity(name: str, text: str) -> str:
 
 
 def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> Iterator[SliceHeader]:
-    """One header for each slice; of a file with frames but without functional groups, a single one."""
+    """Yield one header for each slice; a single one for a file with several frames but no functional groups.
+
+    Raises:
+        ValueError: there are not as many functional groups as frames, or a size is impossible.
+    """
     frames = _int(dataset, "NumberOfFrames") or 1
     has_all_pixels = _has_all_pixels(file, dataset, frames)
     groups = dataset.get(_GROUPS[1])
@@ -284,7 +291,18 @@ def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> I
 def _slice_header(
     path: str, dataset: pydicom.FileDataset, one: pydicom.Dataset, frame: tuple[int, int], has_all_pixels: bool
 ) -> SliceHeader:
-    """The header of one slice, by the attributes ``one`` that hold for it; ``frame``: its number, of how many."""
+    """Return the header of one slice.
+
+    Args:
+        path: the file.
+        dataset: the whole object.
+        one: the attributes that apply to this slice; the same as ``dataset`` for an object without functional groups.
+        frame: index of the frame, and the number of frames.
+        has_all_pixels: whether the file contains all its pixels.
+
+    Raises:
+        ValueError: StudyInstanceUID or SeriesInstanceUID is missing.
+    """
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
     refuse(ValueError, (not series_uid or not study_uid, "no StudyInstanceUID or SeriesInstanceUID"))
     position = floats_of(one, "ImagePositionPatient", 3)
@@ -349,7 +367,7 @@ def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
 
 
 def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, intercept: Any) -> str:
-    """What about the storage of the pixels is uncertain; "" for nothing."""
+    """Return what makes the pixel values uncertain, worded as what was expected and found; "" for nothing."""
     if "ModalityLUTSequence" in one:
         return "RescaleSlope and RescaleIntercept, got a Modality LUT"
     is_rescaled = any(keyword in one and one[keyword].value not in (None, "") for keyword in _RESCALE)
@@ -363,26 +381,29 @@ def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, i
 
 
 def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bool) -> tuple[int, int] | None:
-    """The range of values that stand for no image, as stored values with their sign."""
+    """Return the range of stored values, with their sign, that mark padding; ``None`` if there is none."""
     ends = [_int(one, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None or bits is None:
         return None
     low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
-    if signed and low >= 1 << (bits[1] - 1):  # written as if it had no sign
+    if signed and low >= 1 << (bits[1] - 1):  # written as unsigned
         low, high = low - (1 << bits[1]), high - (1 << bits[1])
     return low, high
 
 
 def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -> bool:
-    """Whether the pixel data that starts at the file's position is all there.
+    """Whether the pixel data that starts at the file's current position is complete.
 
-    Decoders fill what is missing with whatever they find, so the lengths are counted here (PS3.5, 7.1 and A.4).
+    Decoders fill missing pixels with arbitrary values, so the lengths are checked here (PS3.5, 7.1 and A.4).
+
+    Raises:
+        ValueError: the header gives an impossible size or number of frames.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     sides = [_int(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
     is_odd = not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1
     refuse(ValueError, (is_odd, f"{sides[0]} × {sides[1]} pixels, {frames} frames"))
-    if syntax.is_deflated:  # one compressed stream, already unpacked to its end
+    if syntax.is_deflated:  # one compressed stream, which has already been unpacked to its end
         return True
     order = "<" if syntax.is_little_endian else ">"
     head = file.read(8 if syntax.is_implicit_VR else 12)
@@ -396,7 +417,7 @@ def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -
 
 
 def _has_all_items(file: BinaryIO, frames: int) -> bool:
-    """Whether the items of encapsulated pixel data, a table and at least one a frame, run up to their delimiter."""
+    """Whether encapsulated pixel data has an offset table, at least one item per frame, and the final delimiter."""
     size = os.fstat(file.fileno()).st_size
     items = 0
     while len(head := file.read(8)) == 8:
@@ -411,27 +432,28 @@ def _has_all_items(file: BinaryIO, frames: int) -> bool:
 
 
 def _int(dataset: pydicom.Dataset, keyword: str) -> int | None:
-    """A whole number; ``None`` where it is absent or malformed."""
+    """Return a whole number; ``None`` if it is absent or malformed."""
     numbers = floats_of(dataset, keyword, 1, is_word=True)
     return int(numbers[0]) if numbers else None
 
 
 def floats_of(dataset: pydicom.Dataset, keyword: str, count: int, *, is_word: bool = False) -> tuple[float, ...] | None:
-    """Read ``count`` numbers; ``None`` where they are absent, malformed, not finite or another number of them.
+    """Return ``count`` numbers; ``None`` if they are absent, malformed or not finite, or if their number differs.
 
-    ``is_word``: bytes are a word of 16 bits; its kind depends on an element that pydicom did not look at.
+    With ``is_word``, a value of type bytes is read as a 16-bit word: pydicom leaves it undecoded because its type
+    depends on an element that was not read.
     """
     try:
         value = dataset.get(keyword)
         value = int.from_bytes(value[:2], "little") if is_word and isinstance(value, bytes) else value
         values = tuple(float(v) for v in (value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]))
-    except Exception:  # pydicom converts when asked, and raises almost any type
+    except Exception:  # pydicom converts on access, and raises almost any type
         return None
     return values if len(values) == count and bool(np.isfinite(values).all()) else None
 
 
 def _text(dataset: pydicom.Dataset, keyword: str) -> str:
-    """A header value on one line, several joined by "/"; "" where absent or malformed."""
+    """Return a header value as one line of text, several values joined by "/"; "" if absent or malformed."""
     try:
         value = dataset.get(keyword)
         if isinstance(value, (list, pydicom.multival.MultiValue)):
@@ -439,6 +461,6 @@ def _text(dataset: pydicom.Dataset, keyword: str) -> str:
         if isinstance(value, float):  # a decimal string keeps its trailing zeros
             value = f"{value:g}"
         text = str(value if value is not None else "")
-    except Exception:  # pydicom converts when asked, and raises almost any type
+    except Exception:  # pydicom converts on access, and raises almost any type
         return ""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

@@ -1,9 +1,9 @@
-"""DICOM: the pixels of slices in HU.
+"""DICOM: decodes the pixels of slices to HU.
 
-JPEG is left to GDCM, each slice as an object of its own that holds no more than what a decoder needs; everything else
-to pydicom. The bits of a value are taken out of its word here (PS3.5, 8.1.1: the high bit may be any), and all are
-rescaled here: ITK's series reader takes the pixel type of the first slice and cuts off the fraction where a later slope
-is fractional.
+GDCM decodes JPEG, given each slice as an object of its own with only the attributes that a decoder needs; pydicom
+decodes everything else. The bits of each value are extracted from its word here (PS3.5, 8.1.1: the high bit may be
+anywhere), and all values are rescaled here: ITK's series reader uses the pixel type of the first slice and truncates
+the values of later slices with a fractional slope.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from .dicom_header import SliceHeader, lenient, read_dicom
 from .gdcm import decode_apart
 from .scan import DENSE_HU, ScanError, to_hu
 
-SLICES_TURNED = 16  # that go into [I, J, K] together: several times as fast as one, and as all
-SLICES_DECODED = 128  # that go to GDCM together: as files, for a while
-OUTSIDE_HU = -1024  # for padding that would otherwise lie above bone
-PIXEL_TAGS = (  # what pydicom needs to know of pixels
+SLICES_TURNED = 16  # slices written into [I, J, K] at once: several times as fast as one at a time, or all together
+SLICES_DECODED = 128  # slices passed to GDCM at once, as temporary files
+OUTSIDE_HU = -1024  # replaces padding whose value would otherwise lie above bone
+PIXEL_TAGS = (  # what pydicom needs in order to decode pixels
     *("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
 )
-UNTOUCHED: dict[str, Any] = {"raw": True, "correct_unused_bits": False}  # the words of pixels as they are stored
-BLANK_SHARE = 0.25  # of a slice's rows: so many zeros more than its neighbour's are no picture of the body
+UNTOUCHED: dict[str, Any] = {"raw": True, "correct_unused_bits": False}  # pixel words as stored
+BLANK_SHARE = 0.25  # of a slice's rows: a slice with that many more zero rows at its end than its neighbours is cut
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.int16], tuple[str, ...]]:
-    """Pixels of all slices in HU, ``[I, J, K]`` int16, contiguous; notes.
+    """Return the pixels of all slices in HU, ``[I, J, K]`` int16, C-contiguous, and notes.
 
     Args:
-        source: of the slices, for messages.
-        ordered: alike in size, along k.
+        source: name of the series in messages.
+        ordered: slices of the same size, in the order of k.
 
     Raises:
-        ScanError: pixels are missing, damaged or blank, or their values uncertain.
+        ScanError: pixels are missing, damaged or blank, or their bits cannot be decoded with certainty.
     """
     columns, rows = ordered[0].size
     image_hu = np.empty((columns, rows, len(ordered)), dtype=np.int16)
@@ -61,8 +61,12 @@ def decode(source: str, ordered: Sequence[SliceHeader]) -> tuple[npt.NDArray[np.
 
 
 def _stored(ordered: Sequence[SliceHeader]) -> Iterator[Words]:
-    """The pixels of each slice as they are stored, ``[J, I]``, one word each."""
-    # Every frame of a file asks for it.
+    """Yield the pixels of each slice as stored, ``[J, I]``, one unsigned word per pixel.
+
+    Raises:
+        ScanError: pixels cannot be decoded, or are not those of one grey slice of the size in the header.
+    """
+    # Each frame of a file asks for the file's data set.
     dataset_of = lru_cache(maxsize=1)(partial(read_dicom, tags=PIXEL_TAGS, pixels=True))
     for first in range(0, len(ordered), SLICES_DECODED):
         some = ordered[first : first + SLICES_DECODED]
@@ -92,7 +96,7 @@ def _is_jpeg(header: SliceHeader) -> bool:
 
 @contextmanager
 def _naming(header: SliceHeader) -> Iterator[None]:
-    """Name the file in which pixels are damaged."""
+    """Turn any decoding error into a :class:`ScanError` that names the file; ScanErrors pass unchanged."""
     try:
         with lenient:
             yield
@@ -107,16 +111,16 @@ def _naming(header: SliceHeader) -> Iterator[None]:
 
 
 def _zero_rows(words: Words) -> int:
-    """How many of the last rows are zeros as stored."""
+    """Return how many rows at the end of a slice contain only zeros as stored."""
     filled = np.flatnonzero(words.any(axis=1))
     return len(words) - (int(filled[-1]) + 1 if len(filled) else 0)
 
 
 def _lone_slice(header: SliceHeader, whole: FileDataset) -> Dataset:
-    """A slice or frame coded as JPEG with no more than what says how it is coded.
+    """Return a JPEG slice or frame as a DICOM object with only the attributes that describe its coding.
 
     Raises:
-        ScanError: its bits are packed in a way that decoders do not know.
+        ScanError: its bits are arranged in a way that decoders do not support.
     """
     allocated, stored, high = header.bits or (16, 16, 15)
     if high != stored - 1:
@@ -139,10 +143,10 @@ def _lone_slice(header: SliceHeader, whole: FileDataset) -> Dataset:
 
 
 def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
-    """What a decoder gave, ``[J, I]`` or ``[1, J, I]``, in the byte order of this machine and without a sign.
+    """Return a decoder's output, ``[J, I]`` or ``[1, J, I]``, as unsigned ``[J, I]`` in this machine's byte order.
 
     Raises:
-        ValueError: it gave nothing.
+        ValueError: the decoder returned nothing.
     """
     if pixels is None:
         raise ValueError("the decoder broke off")
@@ -151,7 +155,7 @@ def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
 
 
 def _rescaled(header: SliceHeader, words: Words) -> npt.NDArray[np.int16]:
-    """HU of stored words: unused bits taken away, sign, padding, slope and intercept."""
+    """Return the HU of stored words: remove unused bits, apply sign, slope and intercept, replace padding."""
     _, stored, high = header.bits or (16, 16, 15)
     size, kind = words.dtype.itemsize, "i" if header.signed else "u"
     values = (words << (8 * size - 1 - high)).view(f"{kind}{size}") >> (8 * size - stored)
@@ -163,22 +167,27 @@ def _rescaled(header: SliceHeader, words: Words) -> npt.NDArray[np.int16]:
     image = values * int(slope) + int(intercept) if whole else values * slope + intercept
     if header.padding is not None:
         low, high_value = header.padding
-        # Where padding looks like the body, it cannot be told from it, and it is left as it is.
+        # Padding up to this value cannot be told from the body, and is left unchanged.
         if min(low * slope, high_value * slope) + intercept > DENSE_HU:
             image[(values >= low) & (values <= high_value)] = OUTSIDE_HU
     return to_hu(header.path, image)
 
 
 def _check_tails(source: str, ordered: Sequence[SliceHeader], tails: Sequence[int]) -> tuple[str, ...]:
-    """Refuse slices that break off into zeros, as files do that were copied in part; a note for blank ones at an end.
+    """Refuse slices that end in zeros, as partly copied files do; return a note if slices at an end are blank.
 
     Args:
-        tails: rows of zeros at the end of each slice.
+        source: name of the series in messages.
+        ordered: the slices, in the order of k.
+        tails: number of zero rows at the end of each slice.
+
+    Raises:
+        ScanError: a slice between others ends in zeros.
     """
     rows = ordered[0].size[1]
     full = [k for k, tail in enumerate(tails) if tail < rows]
     if not full:
-        return ()  # the same value everywhere: refused for that
+        return ()  # every voxel has the same value, and the scan is refused for that later
     for k in range(full[0], full[-1] + 1):
         others = [tails[n] for n in (k - 1, k + 1) if full[0] <= n <= full[-1] and tails[n] < rows]
         if tails[k] == rows or (others and tails[k] > max(others) + BLANK_SHARE * rows):

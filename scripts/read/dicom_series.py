@@ -1,6 +1,6 @@
-"""DICOM: series, which of a study is read, and the volume of one series.
+"""DICOM: groups slices into series, ranks the series of a study, and reads the volume of one series.
 
-Order and geometry come from ImagePositionPatient and ImageOrientationPatient of every slice alone (PS3.3 C.7.6.2);
+Order and geometry come only from ImagePositionPatient and ImageOrientationPatient of every slice (PS3.3 C.7.6.2);
 SliceLocation and InstanceNumber are not trusted.
 """
 
@@ -22,9 +22,9 @@ from .scan import THICK_SLICE_MM, Grid, ScanError, Volume, make_grid, make_volum
 
 PROJECTION_TYPES = frozenset({"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE"})  # not HU of a thin slice
 PROJECTION_WORDS = re.compile(r"\b(MIP|MINIP|AVEIP|AIP|MAX ?IP|MIN ?IP|MAXIMUM INT|MINIMUM INT)")
-# RescaleType: the standard's name of HU, and "unspecified", which scanners also write for HU.
+# RescaleType: absent, the standard's name for HU, and "unspecified", which scanners also write for HU.
 HU_TYPES = frozenset({"", "HU", "US"})
-# In ImageType or the series' description: what is computed from spectra or several series, screenshots and reports.
+# In ImageType or the series description: images computed from spectra or several series, screenshots and reports.
 COMPUTED_WORDS = re.compile(
     r"IODINE(?! ?CONTRAST)|\bJOD(KARTE|BILD)|\bVNC|VIRTUAL.?(NON|UNENH)|\bVUE\b|Z.?EFF|EFF.?Z|EFF\w*.(Z|ATOMIC)|"
     r"ELECTRON.?DENS|MATERIAL|\bMAT (SPEC|REM|FRAC|VAL|MOD)|WATER.?(MAP|DENS|\()|CALCIUM.?(MAP|SUPP|\()|URIC|OVERLAY|"
@@ -39,26 +39,26 @@ OTHER_WORDS = re.compile(
     r"\bJAW|MANDIB|MAXILLA|ABDOM|PELVI|BECKEN|LIVER|KIDNEY|RENAL|PANCREA|COLON|LUMB|[CL].?SPINE|SACR|\bHIP\b|FEMUR|KNEE|"
     r"\bLEG|ANKLE|FOOT|EXTREMITY|\bARM\b|ELBOW|WRIST|HAND\b|SHOULDER|PHANTOM"
 )
-FEW_SLICES = 10  # a series with fewer is a sample or a bolus tracker when a longer one exists
-AXIAL_COSINE = 0.8  # of the normal with the body's axis: 37°, beyond any gantry tilt (30°)
-DUPLICATE_MM = 0.01  # two slices closer than this lie on each other: no scanner reconstructs so finely
-GAP_STEPS = 1.5  # a step longer than this many usual ones is a missing slice
+FEW_SLICES = 10  # a series with fewer is a sample or a bolus tracker if the study has a longer one
+AXIAL_COSINE = 0.8  # between the normal and the body's axis: 37°, beyond any gantry tilt (30°)
+DUPLICATE_MM = 0.01  # two slices closer than this have the same position: no scanner reconstructs so finely
+GAP_STEPS = 1.5  # a step longer than this many usual steps means a missing slice
 # A slice may lie this far from its place on the regular grid: headers round positions to 0.1 mm, and 5 % of a step
 # is less than what resampling to 1 mm can resolve.
 JITTER_MM = 0.1
 JITTER_STEPS = 0.05
-DIRECTION_TOLERANCE = 1e-3  # of a direction cosine: 0.06°, i.e. 0.3 mm across a chest
-SPACING_TOLERANCE_MM = 1e-4  # of a pixel: 0.05 mm across 512 pixels
+DIRECTION_TOLERANCE = 1e-3  # per direction cosine: 0.06°, or 0.3 mm across a chest
+SPACING_TOLERANCE_MM = 1e-4  # per pixel: 0.05 mm across 512 pixels
 
 
 @dataclass(frozen=True)
 class Series:
-    """The slices of one series, sorted along their normal where positions allow; localizers apart.
+    """The slices of one series, sorted along their normal if they have positions.
 
     Attributes:
         uid: SeriesInstanceUID.
-        slices: at least one.
-        ignored_localizers: how many localizer images of the same series were left out.
+        slices: at least one; localizers only if there is nothing else.
+        ignored_localizers: number of localizer images of the same series that were left out.
     """
 
     uid: str
@@ -71,7 +71,7 @@ class Series:
 
     @property
     def step_mm(self) -> float:
-        """Usual distance between neighbouring slices, mm; infinite where it cannot be told."""
+        """Median distance between neighbouring slices, mm; infinite if it is unknown."""
         places = _places_mm(self.slices)
         if places is None or len(places) < 2:
             return float("inf")
@@ -79,12 +79,12 @@ class Series:
 
     @property
     def thickness_mm(self) -> float:
-        """Slice thickness or distance, whichever is larger: what a small nodule is averaged over or lost between."""
+        """The larger of slice thickness and slice distance, mm: small nodules are averaged over it or lost in it."""
         return max(self.step_mm, self.slices[0].thickness_mm or 0.0)
 
     @property
     def other_part(self) -> str:
-        """The word that says that this is no chest; "" where nothing says so, or something says that it is one."""
+        """The word that names another part of the body, lower case; "" if there is none or the chest comes first."""
         for words in self.slices[0].words:
             if CHEST_WORDS.search(words):
                 return ""
@@ -95,11 +95,14 @@ class Series:
 
     @property
     def is_fit(self) -> bool:
-        """Whether it is CT in HU at all, be it thick, short or of another part of the body."""
+        """Whether the series is CT in HU with positions, even if thick, short or of another part of the body."""
         return not any(list(self._faults().values())[:5])
 
     def _faults(self) -> dict[str, bool]:
-        """What speaks against a series, gravest first, and whether it does; :attr:`is_fit` counts the first five."""
+        """Return the possible faults of a series, gravest first, and whether each applies.
+
+        :attr:`is_fit` considers the first five.
+        """
         first = self.slices[0]
         is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
         texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
@@ -117,23 +120,26 @@ class Series:
         }
 
     def shortcomings(self) -> list[str]:
-        """Why the automatic choice would rather take another series; empty for an axial CT stack."""
+        """Return why the automatic choice would prefer another series; empty for an axial CT stack of the chest."""
         return [fault for fault, holds in self._faults().items() if holds]
 
     def rank(self) -> tuple[Any, ...]:
-        """Sort key of the automatic choice, best first: without faults, thin, closely spaced, long."""
+        """Return the sort key of the automatic choice: fewer grave faults first, then thin, closely spaced, long."""
         thickness_mm, step_mm = round(self.thickness_mm, 2), round(self.step_mm, 2)
         return *self._faults().values(), thickness_mm, step_mm, -len(self.slices), self.uid
 
     def describe(self) -> str:
-        """One phrase for notes and errors."""
+        """Return one phrase that describes the series in notes and errors."""
         count = f"{len(self.slices)} slice{'s' if len(self.slices) != 1 else ''}"
         thickness = f", {self.thickness_mm:.3g} mm" if np.isfinite(self.thickness_mm) else ""
         return f"{self.uid} ({self.modality}, {count}{thickness})"
 
 
 def group_series(headers: Sequence[SliceHeader]) -> list[Series]:
-    """Group slices by SeriesInstanceUID, in the order of the UIDs; localizers leave a series that has other images."""
+    """Group slices by SeriesInstanceUID, in the order of the UIDs.
+
+    Localizers are dropped from a series that has other images.
+    """
     groups: dict[str, list[SliceHeader]] = {}
     for header in headers:
         groups.setdefault(header.series_uid, []).append(header)
@@ -145,10 +151,10 @@ def group_series(headers: Sequence[SliceHeader]) -> list[Series]:
 
 
 def read_series(paths: Sequence[str]) -> Volume:
-    """Read one series from its slice files, in any order.
+    """Read one series from its slice files, which may be in any order.
 
     Args:
-        paths: one file per slice, or one with all of them as frames, all of the same series.
+        paths: one file per slice, or files with several slices as frames, all of the same series.
 
     Raises:
         ScanError: anything that would make the volume or its geometry wrong (see the checks below).
@@ -164,12 +170,22 @@ def read_series(paths: Sequence[str]) -> Volume:
 
 
 def series_grid(paths: Sequence[str]) -> Grid:
-    """Size and position of a series from its headers alone; arguments and errors as :func:`read_series`."""
+    """Return the size and position of a series from its headers alone.
+
+    Takes the arguments of :func:`read_series` and raises its errors, except those about pixels.
+    """
     return _arranged(paths)[2]
 
 
 def _arranged(paths: Sequence[str]) -> tuple[str, list[SliceHeader], Grid, tuple[str, ...]]:
-    """The name of a series for messages, its slices along their normal, the grid that they make, and notes."""
+    """Read and check the headers of a series.
+
+    Returns:
+        The name of the series for messages, its slices sorted along their normal, the grid they form, and notes.
+
+    Raises:
+        ScanError: the headers do not describe one regular CT volume.
+    """
     headers = []
     for path in paths:
         found = read_headers(path)
@@ -193,7 +209,7 @@ def localizer_note(count: int) -> str:
 
 
 def _places_mm(headers: Sequence[SliceHeader]) -> FloatArray | None:
-    """Distance of each slice along the first one's normal, mm; ``None`` where a header does not tell."""
+    """Return the position of each slice along the first one's normal, mm; ``None`` if a header lacks its position."""
     positions = [header.position_lps_mm for header in headers if header.position_lps_mm is not None]
     normal = headers[0].normal
     if len(positions) < len(headers) or not normal.any():
@@ -202,7 +218,7 @@ def _places_mm(headers: Sequence[SliceHeader]) -> FloatArray | None:
 
 
 def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
-    """Sort along the normal; where positions are missing, by path (such a series is refused when it is read)."""
+    """Sort along the normal; if positions are missing, by path and frame (reading such a series is refused)."""
     places = _places_mm(headers)
     if places is None:
         return sorted(headers, key=lambda header: (header.path, header.frame))
@@ -210,7 +226,7 @@ def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
 
 
 def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
-    """Refuse what is no stack of single-frame grey CT slices of one series."""
+    """Refuse anything but at least two complete grey CT slices in HU of one series, each a file or a placed frame."""
     series = sorted({header.series_uid for header in headers})
     refuse(
         ScanError,
@@ -248,9 +264,10 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
 
 
 def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
-    """Refuse slices of several patients, studies, frames of reference, stacks or time points.
+    """Refuse slices of several patients, studies, frames of reference, stacks, time points or kinds of image.
 
-    What a slice does not say is no contradiction; whose names they are is not told.
+    A value that a slice lacks is not a contradiction. Messages never contain the values themselves, which may identify
+    a patient. Slices of which only some give a rescale slope and intercept are refused too.
     """
     for what in dict.fromkeys(what for header in headers for what in header.origin):
         first: dict[str, str] = {}
@@ -277,7 +294,7 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
 
 
 def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
-    """Refuse slices without geometry, or whose size, spacing or orientation differ."""
+    """Refuse slices without geometry, slices that differ in size, spacing or orientation, and skewed orientations."""
     first = headers[0]
     for header in headers:
         where = f"{source}, file {header.name}: expected"
@@ -313,9 +330,9 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
 
 
 def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
-    """Refuse duplicated positions, missing slices and uneven spacing.
+    """Refuse duplicate positions, missing slices and uneven spacing.
 
-    Missing first or last slices cannot be seen in the headers.
+    Missing slices at either end cannot be detected from the headers.
     """
     places = _places_mm(ordered)
     if places is None:
@@ -348,7 +365,10 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
-    """Voxel (i = column, j = row, k = slice) to LPS mm; the third axis joins first and last slice, tilt included."""
+    """Return the affine from voxel (i = column, j = row, k = slice) to LPS mm.
+
+    The third axis runs from the first slice's position to the last one's, so that it includes the gantry tilt.
+    """
     first, (origin, end) = ordered[0], np.array([ordered[0].position_lps_mm, ordered[-1].position_lps_mm])
     between_rows, between_columns = first.pixel_spacing_mm or (np.nan, np.nan)
     along_row, along_column = np.reshape(first.orientation or (), (2, 3))

@@ -1,7 +1,7 @@
-"""Which scans a path holds: one file, a DICOM folder, a folder of scans, or a MONAI datalist.
+"""Finds the scans at a path: one file, a DICOM folder, a folder of scans, or a MONAI datalist.
 
-Finding never judges: a scan that cannot be read is still listed, and :class:`.reader.ScanReader` refuses it by
-name when its turn comes, so that the others run. Only a request that makes no sense at all raises here.
+A scan that cannot be read is still listed; :class:`.reader.ScanReader` refuses it by name when it is read, so that the
+others run. Only a request that cannot be fulfilled at all raises an error here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
 from .scan import IMAGE_SUFFIXES, ScanError
 
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even a broken one
-SECTIONS = ("training", "validation", "test", "testing")  # of a datalist that hold scans; others must be asked for
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant to be DICOM, even if it is damaged
+SECTIONS = ("training", "validation", "test", "testing")  # sections read by default; others must be asked for
 
 RESULT_RECORD = "nodules.json"  # in the folder of each result
-RESULT_MARK_BYTES = 512  # the record names its schema and disclaimer first
+RESULT_MARK_BYTES = 512  # schema and disclaimer stand at the beginning of the record
 
-_PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|tmp)$")  # of copies under way
+_PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|tmp)$")  # suffixes of unfinished copies
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Entry = dict[str, Any]
@@ -40,16 +40,17 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
             depth, or a datalist (.json: a list of items, or a dict of such lists).
         series: which DICOM series of a study: "auto" (the thinnest axial CT), "all" (each CT series), or a
             SeriesInstanceUID, in which case nothing else is listed.
-        section: the part of a datalist to take; default all of them, one after the other.
+        section: the section of a datalist to take; by default those in :data:`SECTIONS`, one after the other.
 
     Returns:
         At least one MONAI datalist item: ``image`` (a path, or the paths of the slices sorted along their normal),
-        ``name`` (safe for files, unique without regard to case), ``source`` (the file or folder), ``notes`` (one
-        line per note, "" for none: MONAI turns an empty list into ``None``), and for a datalist the other keys
-        of its item, untouched but for ``lung_mask``, a path that starts at the datalist's folder.
+        ``name`` (safe for file names, unique even ignoring case), ``source`` (the file or folder), ``notes`` (one line
+        per note, "" for none: MONAI turns an empty list into ``None``), and for a datalist the other keys of its item,
+        unchanged except for ``lung_mask``, which is resolved against the datalist's folder.
 
     Raises:
-        ScanError: no such input, nothing in it, a datalist of another shape, an unknown section or series.
+        ScanError: the input does not exist or contains no scan, the datalist is malformed, or the section or series is
+            unknown.
     """
     path = Path(source)
     kind = kind_of(path)
@@ -88,17 +89,17 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether the suffix is one of the image formats read here (DICOM apart)."""
+    """Whether the suffix is that of a supported image format other than DICOM."""
     return str(path).lower().endswith(IMAGE_SUFFIXES)
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether the file has the DICOM mark after its 128-byte preamble, or a suffix that promises it."""
+    """Whether the file has the DICOM mark after its 128-byte preamble, or a DICOM suffix."""
     return path.suffix.lower() in DICOM_SUFFIXES or (kind_of(path) == "file" and _start(path)[128:132] == b"DICM")
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a regular file; empty where it cannot be opened."""
+    """Return the first 512 bytes of a regular file; empty if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return file.read(512)
@@ -107,7 +108,11 @@ def _start(path: Path) -> bytes:
 
 
 def _entries_at(path: Path, series: str, seen: list[Series]) -> list[Entry]:
-    """Entries of a file or folder; a DICOMDIR stands for the folder it lies in."""
+    """Return the entries of a file or folder; a DICOMDIR stands for its folder.
+
+    Raises:
+        ScanError: the folder itself cannot be read.
+    """
     if kind_of(path) == "file" and path.name.upper() == "DICOMDIR":
         path = path.parent
     closed: list[Path] = []
@@ -120,39 +125,50 @@ def _entries_at(path: Path, series: str, seen: list[Series]) -> list[Entry]:
 def _file_entries(
     files: Sequence[Path], source: str, series: str, seen: list[Series], closed: Sequence[Path]
 ) -> list[Entry]:
-    """Entries of the image files and DICOM studies among ``files``; every series goes into ``seen``.
+    """Return the entries of the image files and DICOM studies among ``files``.
 
-    ``closed`` are folders that cannot be read: what they hold may belong to any series around them.
+    Args:
+        files: the files to look at.
+        source: source of a series whose slices lie in several folders.
+        series: as in :func:`find_scans`; for a SeriesInstanceUID, only that series is returned.
+        seen: every series found is appended to it.
+        closed: folders that cannot be read; they may contain slices of any series around them.
     """
     entries = [_entry(str(path), scan_stem(path), str(path)) for path in files if is_image_file(path)]
     studies, broken = _read_studies(slice_files([path for path in files if not is_image_file(path)]))
     of_series: list[Entry] = []
-    told: set[Path] = set()  # damaged files and closed folders that an entry already holds
+    reported: set[Path] = set()  # damaged files and closed folders that an entry already contains
     for study in studies:
         seen += study
         for chosen, notes in _choose(study, series):
             folders = {Path(header.path).parent for header in chosen.slices}
-            # A damaged file may be a slice of any series beside it: each of them is then refused, never silently short.
+            # A damaged file may be a slice of any series in its folder: each of them is then refused, so that none is
+            # read with a slice missing.
             damaged = [path for path in broken if path.parent in folders]
-            # So may a folder that cannot be read, where it lies in one of the series or beside several of them.
+            # The same holds for a folder that cannot be read, inside a series' folder or beside its several folders.
             around = folders | ({folder.parent for folder in folders} if len(folders) > 1 else set())
             damaged += [path for path in closed if any(is_below(path, folder) for folder in around)]
-            told.update(damaged)
+            reported.update(damaged)
             paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
             where = str(min(folders)) if len(folders) == 1 else source
             of_series.append(_entry(paths, chosen.uid, where, notes))
     if _is_uid(series):
         return of_series
-    alone = {path.parent: path for path in reversed(broken) if path not in told}  # one entry tells of all in a folder
+    # One entry stands for all damaged files of a folder.
+    alone = {path.parent: path for path in reversed(broken) if path not in reported}
     entries += of_series + [_entry([str(path)], scan_stem(path), str(path.parent)) for path in sorted(alone.values())]
-    return entries + [_entry([str(path)], "closed", str(path)) for path in closed if path not in told]
+    return entries + [_entry([str(path)], "closed", str(path)) for path in closed if path not in reported]
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
-    """Every file below a folder in a stable order; links are followed, but never in a circle.
+    """Yield every file below a folder in a stable order, following links but visiting no folder twice.
 
-    Links to nothing, pipes and the like are listed too. Folders that cannot be read go into ``closed``. Left out: what
-    is hidden, and the results of a run, whose masks look like scans.
+    Broken links, pipes and the like are included. Hidden files and folders are left out, and so are the results of a
+    run, whose masks look like scans.
+
+    Args:
+        folder: where to look.
+        closed: folders that cannot be read are appended to it.
     """
     visited = set()
 
@@ -171,7 +187,7 @@ def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder holds the result of a scan, told by the first lines of its record."""
+    """Whether a folder contains the result of a scan, recognised by the first bytes of its record."""
     try:
         with (folder / RESULT_RECORD).open("rb") as file:
             first = file.read(RESULT_MARK_BYTES)
@@ -181,11 +197,11 @@ def is_result(folder: Path) -> bool:
 
 
 def slice_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that are DICOM, and those that should be: empty, cut, unfetched or unreadable ones among slices.
+    """Return the DICOM files, and files that should be: slices that are empty, truncated, unfetched or unreadable.
 
-    A file with an ending of its own (``.txt``) is somebody else's, unless it is named like the slices beside it. One
-    without is a slice that is missing when it is named with a digit and cannot be read, or begins as DICOM does
-    without its preamble; beside slices also when it holds binary data of another kind.
+    A file with another extension (such as ``.txt``) is ignored unless it is named like the slices beside it. A file
+    without extension counts as a slice if its name contains a digit and it cannot be read, or begins as DICOM does
+    without a preamble; beside slices, also if it contains other binary data.
     """
     dicom = {path for path in paths if looks_like_dicom(path)}
     shapes = {(path.parent, _shape(path.name)) for path in dicom}
@@ -208,12 +224,12 @@ def _may_be_slice(path: Path, is_beside_slices: bool) -> bool:
 
 
 def _shape(name: str) -> str:
-    """A file's name with every number, decimal or hexadecimal, replaced by one sign, without the ending of a copy."""
+    """Return a file's name with every number, decimal or hexadecimal, replaced by "#", and without a copy's suffix."""
     return re.sub(r"[0-9a-f]*\d[0-9a-f]*", "#", _PARTIAL.sub("", name.lower()))
 
 
 def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]]:
-    """The series of each study, in the order of the UIDs, and the files whose header cannot be read."""
+    """Return the series of each study, in the order of the UIDs, and the files whose headers cannot be read."""
     studies: dict[str, list[SliceHeader]] = {}
     folders, broken = set(), []
     for path in paths:
@@ -223,13 +239,16 @@ def _read_studies(paths: Sequence[Path]) -> tuple[list[list[Series]], list[Path]
                 folders.add(path.parent)
         except ScanError:
             broken.append(path)
-    # Alone, what only began like DICOM is something else.
+    # A file that merely begins like DICOM and has no slices beside it is something else.
     broken = [path for path in broken if path.parent in folders or looks_like_dicom(path) or unreadable(path)]
     return [group_series(headers) for _, headers in sorted(studies.items())], broken
 
 
 def _choose(study: list[Series], series: str) -> list[tuple[Series, Iterator[str]]]:
-    """The series to read of one study, each with its notes; where none is fit, the best is left to be refused."""
+    """Return the series of a study to read, each with its notes.
+
+    If none is fit, "auto" and "all" return the best one, which is refused when it is read.
+    """
     ranked = sorted(study, key=Series.rank)
     is_best = not ranked[0].shortcomings()
     choices = {
@@ -241,23 +260,27 @@ def _choose(study: list[Series], series: str) -> list[tuple[Series, Iterator[str
 
 
 def _choice_notes(chosen: Series, study: list[Series], reason: str) -> Iterator[str]:
-    """Say what else the study holds, and why this series was taken."""
+    """Yield notes: why this series was chosen, what else the study contains, and how many localizers were ignored."""
     if len(study) == 1 and chosen.other_part:
         yield f"series {chosen.describe()}: {', '.join(chosen.shortcomings())}"
     if len(study) > 1:
         others = [(s.describe(), s.shortcomings() or ["axial CT, not thinner"]) for s in study if s is not chosen]
         is_best = reason == "thinnest axial CT"
-        told = "; ".join(f"{name}: {', '.join(faults)}" if is_best else name for name, faults in others)
-        yield f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {told}"
+        listed = "; ".join(f"{name}: {', '.join(faults)}" if is_best else name for name, faults in others)
+        yield f"series {chosen.describe()} of {len(study)} in the study: {reason}. Others: {listed}"
     if chosen.ignored_localizers:
         yield localizer_note(chosen.ignored_localizers)
 
 
 def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
-    """What a datalist file holds, whatever its shape.
+    """Return the content of a datalist file, of whatever structure.
+
+    Args:
+        path: the file.
+        error: the type of error to raise.
 
     Raises:
-        UserError: of the kind ``error``; it is no JSON.
+        UserError: of type ``error``; the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -268,7 +291,11 @@ def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
 
 
 def _checked_items(path: Path, section: str | None) -> list[Entry]:
-    """The items of a datalist's sections, or of the one that is asked for, each a dict with a path or list of paths."""
+    """Return the items of a datalist's sections, or of the requested one, as dicts with a path or a list of paths.
+
+    Raises:
+        ScanError: the datalist or an item is malformed, or has no such section.
+    """
     content = read_datalist(path)
     wanted = SECTIONS if section is None else (section,)
     sections = content if isinstance(content, dict) else {}
@@ -299,7 +326,10 @@ def _checked_items(path: Path, section: str | None) -> list[Entry]:
 
 
 def _item_entries(folder: Path, item: Entry, series: str, seen: list[Series]) -> list[Entry]:
-    """Entries of one datalist item: one, unless every series is asked for or the named one lies elsewhere."""
+    """Return the entries of one datalist item.
+
+    There is one entry, unless all series are requested, or one by its UID, which the item may not contain.
+    """
     image, mask = item["image"], item.get("lung_mask")
     rest = {key: value for key, value in item.items() if key != "lung_mask"}
     if mask:
@@ -316,9 +346,9 @@ def _item_entries(folder: Path, item: Entry, series: str, seen: list[Series]) ->
         closed: list[Path] = []
         files = list(files_below(first, closed)) if kind == "folder" else paths
         found = _file_entries(files, source, series, seen, closed)
-        if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading the item tells why
+        if not _is_uid(series) and (not found or (len(found) > 1 and series == "auto")):  # reading it raises the reason
             whole = source if is_one else [str(path) for path in paths]
-            found = [_entry(whole, "item", str(first))]  # a folder's name may be a patient's
+            found = [_entry(whole, "item", str(first))]  # not the folder's name, which may be a patient's
     return [{**rest, **entry} for entry in found]
 
 
@@ -327,7 +357,7 @@ def _entry(image: str | list[str], name: str, source: str, notes: Iterable[str] 
 
 
 def with_unique_names(entries: list[Entry]) -> list[Entry]:
-    """Make names safe for any file system, and distinct even where it ignores case."""
+    """Return the entries with names that are safe on any file system and distinct even ignoring case."""
     taken: set[str] = set()
     result = []
     for entry in entries:
@@ -340,7 +370,7 @@ def with_unique_names(entries: list[Entry]) -> list[Entry]:
 
 
 def scan_stem(path: Path) -> str:
-    """File name without its image or DICOM suffix."""
+    """Return the file name without its image or ``.dcm`` suffix."""
     endings = (suffix for suffix in (*IMAGE_SUFFIXES, ".dcm") if path.name.lower().endswith(suffix))
     return path.name[: len(path.name) - len(next(endings, ""))]
 

@@ -1,8 +1,8 @@
-"""GDCM, the decoder of JPEG in DICOM, in processes of its own.
+"""Runs GDCM, which decodes JPEG in DICOM, in separate processes.
 
-A damaged JPEG can end it with a segmentation fault, and its codecs write to stderr, which belongs to all threads. So it
-runs apart, without a terminal, and what becomes of it is the fault of one slice. Run as a program, this file is the
-other side: it decodes the files it is given, one after the other, each to a ``.npy`` beside it.
+A damaged JPEG can crash GDCM with a segmentation fault, and its codecs write to stderr, which all threads share. It
+therefore runs in processes of its own without a terminal, where a crash does not end this process. Run as a program,
+this file is such a process: it decodes the given files one after the other, each to a ``.npy`` file beside it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-PROCESSES = 4  # at most; more do not help, the disk is the limit
-START_S = 60.0  # patience with the start of a process
-SLICE_S = 1.0  # and with each slice, which takes milliseconds
+PROCESSES = 4  # at most; more do not help, as the disk is the limit
+START_S = 60.0  # time allowed for starting a process
+SLICE_S = 1.0  # time allowed for each slice, which takes milliseconds
 
 
 def decode_apart(slices: Sequence[Dataset]) -> list[npt.NDArray[Any] | None]:
-    """Pixels of single-slice DICOM objects as GDCM gives them; ``None`` for those that it cannot decode."""
+    """Return the pixels of single-slice DICOM objects as decoded by GDCM; ``None`` for each that it cannot decode.
+
+    If a slice crashes its process, the later slices of that process are ``None`` too.
+    """
     with tempfile.TemporaryDirectory(prefix="slices-") as folder:
         files = [Path(folder) / f"{number}.dcm" for number in range(len(slices))]
         for one, file in zip(slices, files, strict=True):

@@ -1,7 +1,8 @@
-"""Nodules in a mask and rows of a datalist: which belongs to which, and the instance mask that says so.
+"""Matches the objects of a mask to the rows of a datalist, and makes the instance mask of the matched rows.
 
-A row's number + 1 is its value in an instance mask. Everything goes by world positions: mask and scan may hold one grid
-with their axes in another order or direction (MetaImage and DICOM of one series do), or two different grids.
+In an instance mask, the value of a row's object is the row's number + 1. Objects are matched by world position, because
+mask and scan may store the same grid with its axes in a different order or direction (as MetaImage and DICOM of one
+series do), or may have different grids.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..core.geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_l
 from .reader import read_labels
 from .scan import Grid, ScanError
 
-LEAST_KEPT = 0.9  # of an object's volume must lie inside the scan; rounding to another grid loses far less
+LEAST_KEPT = 0.9  # share of an object's volume that must lie inside the scan; resampling to its grid loses far less
 
 Values = npt.NDArray[np.integer[Any]]
 
@@ -44,11 +45,11 @@ class Thing:
     """One object of a mask.
 
     Attributes:
-        value: in the mask.
-        centre_lps_mm: of gravity.
-        size_lps_mm: extent along x, y, z, a voxel's own included.
-        volume_mm3: of its voxels.
-        box: the voxels that hold it.
+        value: its value in the mask.
+        centre_lps_mm: ``[3]`` centre of gravity.
+        size_lps_mm: ``[3]`` extent along x, y, z, including that of the outermost voxels.
+        volume_mm3: volume of its voxels.
+        box: its bounding box in the mask's array.
     """
 
     value: int
@@ -59,19 +60,19 @@ class Thing:
 
     @property
     def diameter_mm(self) -> float:
-        """Of the sphere of its volume."""
+        """Diameter of the sphere of the same volume."""
         return sphere_diameter_mm(self.volume_mm3)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What was found for one row.
+    """The object found for one row.
 
     Attributes:
-        row: its number.
-        thing: the object that belongs to it, ``None`` where there is none.
-        distance_mm: from the row's centre to the object's; NaN without one.
-        reason: why there is none; empty where there is one.
+        row: the row's number.
+        thing: the object matched to it; ``None`` if there is none.
+        distance_mm: from the row's centre to the object's; NaN if none was found.
+        reason: why there is no object; empty if there is one.
     """
 
     row: int
@@ -81,10 +82,10 @@ class Match:
 
 
 def labels_of(path: str | Path) -> Labels:
-    """The mask in an image file.
+    """Read the mask in an image file.
 
     Raises:
-        ScanError: see :func:`.reader.read_labels`; or a value below 0.
+        ScanError: see :func:`.reader.read_labels`; or there is a value below 0.
     """
     values, affine_ras = read_labels(path)
     if values.min(initial=0) < 0:
@@ -93,7 +94,7 @@ def labels_of(path: str | Path) -> Labels:
 
 
 def separated(labels: Labels) -> Labels:
-    """Objects of a mask that knows only inside and outside, each with a value of its own; others stay as they are."""
+    """Number the connected objects of a binary mask (26 neighbours); return any other mask unchanged."""
     if int(labels.values.max(initial=0)) > 1:
         return labels
     numbered, _ = ndimage.label(labels.values, structure=np.ones((3, 3, 3)))
@@ -101,9 +102,9 @@ def separated(labels: Labels) -> Labels:
 
 
 def things_of(labels: Labels) -> list[Thing]:
-    """The objects of a mask, by rising value."""
+    """Return the objects of a mask, one for each value above 0, in the order of their values."""
     voxel_mm3 = voxel_volume_mm3(labels.affine_ras)
-    reach = np.abs(labels.affine_ras[:3, :3]).sum(axis=1)  # of one voxel along x, y, z
+    reach = np.abs(labels.affine_ras[:3, :3]).sum(axis=1)  # extent of one voxel along x, y, z
     things = []
     for value, box in enumerate(ndimage.find_objects(labels.values), start=1):
         if box is None:
@@ -116,13 +117,16 @@ def things_of(labels: Labels) -> list[Thing]:
 
 
 def match_rows(labels: Labels, rows: Sequence[tuple[int, Sequence[float]]]) -> list[Match]:
-    """Find the object of each row: the one that its centre lies in, else the nearest one within its radius.
+    """Find the object of each row: the one that contains the row's centre, otherwise the nearest within its radius.
 
-    An object belongs to one row: to one that lies in it before any other, then to the nearest.
+    An object is matched to at most one row; rows whose centre it contains come first, then the nearest.
 
     Args:
         labels: the mask.
         rows: row number and (x, y, z, diameter), LPS mm.
+
+    Returns:
+        One match per row, in the order of the rows.
     """
     things = things_of(labels)
     pairs = []
@@ -146,17 +150,18 @@ def match_rows(labels: Labels, rows: Sequence[tuple[int, Sequence[float]]]) -> l
 
 
 def _value_at(labels: Labels, place_lps_mm: Sequence[float]) -> int:
-    """The mask's value at a world position; 0 outside of it."""
+    """Return the mask's value at a world position; 0 outside the mask's grid."""
     voxel = np.rint(Grid(labels.values.shape, labels.affine_ras).voxels(place_lps_mm)).astype(int)
     is_inside = bool(((voxel >= 0) & (voxel < labels.values.shape)).all())
     return int(labels.values[tuple(voxel)]) if is_inside else 0
 
 
 def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple[Values, list[Match]]:
-    """The matched objects on a scan's grid, by nearest neighbour, each with its row's number + 1.
+    """Resample the matched objects to a scan's grid by nearest neighbour, each with its row's number + 1 as value.
 
     Returns:
-        ``[I, J, K]``, and the matches, those whose object does not lie in the scan with a reason.
+        ``[I, J, K]`` uint8, or uint16 for more than 255 rows, and the matches. An object that lies less than
+        :data:`LEAST_KEPT` inside the scan is left out, and its match has a reason instead.
     """
     most = max((match.row for match in matches), default=0) + 1
     rows = np.zeros(int(labels.values.max(initial=0)) + 1, dtype=np.uint8 if most < 256 else np.uint16)
@@ -173,7 +178,7 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
 
 
 def on_grid(labels: Labels, grid: Grid) -> Values:
-    """A mask on another grid, by nearest neighbour, values and their type as they are: ``[I, J, K]``."""
+    """Resample a mask to another grid by nearest neighbour; return ``[I, J, K]`` with values and type unchanged."""
     mask = np.zeros(grid.shape, dtype=labels.values.dtype)
     box = _box_on(grid, labels)
     start = np.eye(4)
@@ -185,7 +190,7 @@ def on_grid(labels: Labels, grid: Grid) -> Values:
 
 
 def _box_on(grid: Grid, labels: Labels) -> tuple[slice, ...]:
-    """The voxels of a grid that the objects of a mask may reach, cut at its border; empty where they reach none."""
+    """Return the box of a grid that contains all objects of a mask, clipped to the grid; empty if none reaches it."""
     box, *_ = ndimage.find_objects((labels.values > 0).astype(np.uint8)) or [(slice(0, 0),) * 3]
     corners = np.array(list(product(*((part.start - 1, part.stop) for part in box))))
     voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ labels.affine_ras, corners)

@@ -1,4 +1,4 @@
-"""NIfTI, read by nibabel: ITK fills a truncated file with zeros, and refuses a sheared sform."""
+"""Reads NIfTI with nibabel: ITK fills a truncated file with zeros, and refuses a sheared sform."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..core.paths import unreadable
 from .scan import ScanError, make_grid
 from .text_headers import ImageHeader
 
-FORM_DISAGREEMENT_MM = 1.0  # between sform and qform before it is worth a note
-STEP_TOLERANCE = 0.01  # between the steps of the sform and pixdim: rounded headers differ by less
-GZIP_MARK = b"\x1f\x8b"  # a file is unpacked where it begins so, whatever its name says
+FORM_DISAGREEMENT_MM = 1.0  # a larger difference between sform and qform is noted
+STEP_TOLERANCE = 0.01  # relative, between the steps of the sform and pixdim: rounded headers differ by less
+GZIP_MARK = b"\x1f\x8b"  # a file that begins with these bytes is unpacked, whatever its name
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 MM_PER_UNIT = (1.0, 1000.0, 1.0, 1e-3)  # by the code in xyzt_units: unknown, m, mm, µm
 
 
 def read_nifti_header(path: Path) -> ImageHeader:
-    """Read a header; whether the voxels are there is not looked at.
+    """Read the header of a NIfTI file, without checking that the voxels are there.
 
     Raises:
-        ScanError: no NIfTI header, no volume, or voxels whose size is open.
+        ScanError: the file has no valid NIfTI header, is not a volume, or its voxel size is unknown or contradictory.
     """
     try:
         reason = unreadable(path)
@@ -63,14 +63,14 @@ def read_nifti_header(path: Path) -> ImageHeader:
 
 
 def _raw_header(data: bytes) -> Any:
-    """The header as it stands in the file: nibabel would replace a pixdim of 0 by 1.
+    """Return the header as stored in the file; with its checks, nibabel would replace a pixdim of 0 by 1.
 
     Raises:
-        ValueError: it cannot be that of one file with its voxels in it.
+        ValueError: it is not a valid header of a single file that contains its voxels.
     """
-    said = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
+    stored = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
     kinds = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
-    size = next((size for size in kinds if size in said and size <= len(data)), 0)
+    size = next((size for size in kinds if size in stored and size <= len(data)), 0)
     refuse(ValueError, (not size, "no NIfTI header"))
     header = kinds[size].from_fileobj(io.BytesIO(data[:size]), check=False)
     dim, bits, magic, start = (header[name].tolist() for name in ("dim", "bitpix", "magic", "vox_offset"))
@@ -86,10 +86,12 @@ def _raw_header(data: bytes) -> Any:
 
 
 def _affine_ras(path: Path, header: Any) -> tuple[FloatArray, FloatArray | None]:
-    """Voxel to RAS mm, by the sform, else by quaternion and pixdim, else by pixdim alone; and the sizes in pixdim, mm.
+    """Return the voxel-to-RAS affine, mm, and the voxel sizes ``[3]`` in pixdim, mm, or ``None`` if they are invalid.
+
+    The affine is that of the sform, otherwise of quaternion and pixdim, otherwise of pixdim alone.
 
     Raises:
-        ScanError: pixdim is needed and gives no sizes.
+        ScanError: pixdim is needed and gives no valid sizes, or the unit of length is unknown.
     """
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     has_sizes = bool(np.isfinite(pixdim).all()) and pixdim.min() > 0
@@ -111,12 +113,12 @@ def _affine_ras(path: Path, header: Any) -> tuple[FloatArray, FloatArray | None]
 
 
 def _check_steps(path: Path, header: Any, affine_ras: FloatArray, pixdim_mm: FloatArray | None) -> tuple[str, ...]:
-    """Compare the sform's steps with pixdim; a note where pixdim gives none.
+    """Compare the sform's steps with pixdim; return a note if pixdim gives no sizes.
 
-    Of a tilted grid, pixdim may be the distance of the slices instead of the step from one to the next.
+    For a tilted grid, pixdim may be the distance between slices instead of the step from one slice to the next.
 
     Raises:
-        ScanError: they contradict each other.
+        ScanError: sform and pixdim contradict each other.
     """
     if header["sform_code"] == 0:
         return ()
@@ -135,7 +137,7 @@ def _check_steps(path: Path, header: Any, affine_ras: FloatArray, pixdim_mm: Flo
 
 
 def _form_notes(header: Any) -> tuple[str, ...]:
-    """Say where a header leaves its orientation open or contradicts itself; the sform counts first."""
+    """Return a note if a header gives no orientation, or if sform and qform disagree; the sform is used then."""
     codes = int(header["sform_code"]), int(header["qform_code"])
     if not any(codes):
         return ("the NIfTI header gives no orientation (sform and qform code 0): left and right are assumed",)
@@ -146,7 +148,7 @@ def _form_notes(header: Any) -> tuple[str, ...]:
         with np.errstate(all="ignore"):
             apart = apply_affine(header.get_sform(), corners) - apply_affine(header.get_qform(), corners)
             apart_mm = np.linalg.norm(apart, axis=1).max() * MM_PER_UNIT[int(header["xyzt_units"]) & 7]
-    except Exception:  # a quaternion that is none
+    except Exception:  # an invalid quaternion
         return ("the quaternion of the NIfTI header cannot be read: the sform is used",)
     far = f"sform and qform of the NIfTI header differ by up to {apart_mm:.0f} mm: the sform is used"
     return () if apart_mm <= FORM_DISAGREEMENT_MM else (far,)

@@ -1,8 +1,8 @@
-"""Reading a scan: DICOM series, MetaImage, NRRD and NIfTI become int16 HU with a voxel-to-RAS affine.
+"""Reads scans: DICOM series, MetaImage, NRRD and NIfTI become int16 HU with a voxel-to-RAS affine.
 
 :class:`ScanReader` plugs into MONAI: ``LoadImaged(keys="image", reader=ScanReader())`` on the items of
 :func:`find_scans`; :class:`LabelReader` reads masks in the same way, without the checks for HU. Geometry always comes
-from the file; what cannot be trusted is refused with a :class:`ScanError`.
+from the file; files that cannot be trusted are refused with a :class:`ScanError`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .nifti import read_nifti_header
 from .scan import Grid, ScanError, Volume, make_volume
 from .text_headers import ImageHeader, read_text_header
 
-FILE_SEPARATOR = "\0"  # no path holds it; MONAI turns a list in an image's metadata into lists of other shapes
-ScanFiles = tuple[str, ...]  # the paths of one scan, checked for nothing yet: ``read`` passes them to ``get_data``
+FILE_SEPARATOR = "\0"  # occurs in no path; used because MONAI restructures lists in an image's metadata
+ScanFiles = tuple[str, ...]  # the unchecked paths of one scan, which ``read`` passes to ``get_data``
 
 
 class ScanReader(ImageReader):
-    """MONAI image reader for one CT scan per call, whatever its format.
+    """MONAI image reader for one CT scan per call, in any supported format.
 
-    MONAI's ``LoadImage`` answers an exception in ``read`` by trying its own readers, which would read a refused scan
-    without a word. Hence ``read`` only keeps the paths, and everything that can fail happens in ``get_data``.
+    If ``read`` raises, MONAI's ``LoadImage`` tries its own readers, which would silently read a scan that was refused
+    here. Therefore ``read`` only keeps the paths, and everything that can fail happens in ``get_data``.
     """
 
     def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
-        """Whether these are paths this reader is for: image files, DICOM files, folders."""
+        """Whether this reader handles all of these paths: image files, DICOM files, folders."""
         paths = [Path(path) for path in _as_paths(filename)]
         return all(is_image_file(path) or path.is_dir() or looks_like_dicom(path) for path in paths)
 
@@ -46,7 +46,7 @@ class ScanReader(ImageReader):
         """Keep the path or paths of one scan.
 
         Raises:
-            TypeError: an option is given; there is none.
+            TypeError: an option is given; there are none.
         """
         if kwargs:
             raise TypeError(f"ScanReader.read takes no options, got {', '.join(kwargs)}.")
@@ -57,21 +57,22 @@ class ScanReader(ImageReader):
 
         Returns:
             ``[I, J, K]`` int16 HU, and the metadata: ``affine`` and ``original_affine`` (``[4, 4]``, voxel to RAS mm),
-            ``space``, ``spatial_shape``, ``original_channel_dim``, ``filename_or_obj``, ``facts`` (header facts free
-            of identity, as strings; which ones depends on the file, so collate single scans, or drop them with
-            ``prune_meta_pattern="facts"``), ``notes`` (one line per note, "" for none), ``source_files`` (the DICOM
-            slices, one for each k, joined by :data:`FILE_SEPARATOR`; "" for other formats).
+            ``space``, ``spatial_shape``, ``original_channel_dim``, ``filename_or_obj``, ``facts`` (header values that
+            do not identify the patient, as strings; their keys depend on the file, so collate scans one at a time, or
+            drop them with ``prune_meta_pattern="facts"``), ``notes`` (one line per note, "" for none),
+            ``source_files`` (the DICOM slices, one for each k, joined by :data:`FILE_SEPARATOR`; "" for other
+            formats).
 
         Raises:
-            ScanError: the scan must be refused.
+            ScanError: the scan is refused.
         """
         volume = read_scan(img)
-        told = {
+        reported = {
             "facts": dict(volume.facts),
             "notes": "\n".join(volume.notes),
             "source_files": FILE_SEPARATOR.join(volume.source_files),
         }
-        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | told
+        return volume.image_hu, _meta(img, volume.image_hu.shape, volume.affine_ras) | reported
 
 
 class LabelReader(ScanReader):
@@ -81,18 +82,18 @@ class LabelReader(ScanReader):
         """Read the mask.
 
         Returns:
-            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` but for ``facts``, ``notes`` and
+            ``[I, J, K]`` int16 labels, and the metadata of :class:`ScanReader` without ``facts``, ``notes`` and
             ``source_files``.
 
         Raises:
-            ScanError: the mask must be refused.
+            ScanError: the mask is refused.
         """
         labels, affine_ras = read_labels(img)
         return labels, _meta(img, labels.shape, affine_ras)
 
 
 def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dict[str, Any]:
-    """What MONAI wants to know of an image."""
+    """Return the metadata that MONAI expects for an image."""
     return {
         "affine": affine_ras.copy(),
         "original_affine": affine_ras.copy(),
@@ -104,10 +105,10 @@ def _meta(img: ScanFiles, shape: tuple[int, ...], affine_ras: FloatArray) -> dic
 
 
 def read_scan(image: Sequence[Any] | Any) -> Volume:
-    """Read one scan from an image file, its DICOM slices (in any order), or a folder that holds nothing else.
+    """Read one scan from an image file, its DICOM slices (in any order), or a folder that contains no other scan.
 
     Raises:
-        ScanError: the scan must be refused.
+        ScanError: the scan is refused.
     """
     paths, notes = _files_of_scan(image)
     with _hiding(paths):
@@ -116,11 +117,12 @@ def read_scan(image: Sequence[Any] | Any) -> Volume:
 
 
 def read_grid(image: Sequence[Any] | Any) -> Grid:
-    """Size and position of what :func:`read_scan` would read, from its headers alone.
+    """Return the size and position of the scan that :func:`read_scan` would read, from its headers alone.
+
+    The voxels' values are not checked.
 
     Raises:
-        ScanError: no scan, or headers that cannot be read or give no usable grid; what the voxels hold, and whether
-            they are all there, goes unnoticed here.
+        ScanError: there is no scan, or its headers cannot be read or give no usable grid.
     """
     paths, _ = _files_of_scan(image)
     return series_grid(paths) if _is_series(paths) else _header_of(Path(paths[0])).grid
@@ -130,10 +132,11 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
     """Read a mask from an image file.
 
     Returns:
-        ``[I, J, K]`` whole numbers as they stand in the file, and the voxel-to-RAS affine, mm.
+        ``[I, J, K]`` int16 values as stored in the file, and the voxel-to-RAS affine, mm.
 
     Raises:
-        ScanError: no image file, damaged, no usable grid, or values that are no whole numbers of 16 bits.
+        ScanError: this is not one image file, it is damaged, it has no usable grid, or its values are not whole numbers
+            that fit 16 bits.
     """
     paths = _as_paths(mask)
     path = Path(_existing(paths))
@@ -143,7 +146,7 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
         header = _header_of(path)
         values = header.read_values()
         if values.dtype.kind in "biuf":
-            with np.errstate(invalid="ignore"):  # of NaN and of what 16 bits cannot hold: noticed by the comparison
+            with np.errstate(invalid="ignore"):  # NaN and values beyond 16 bits fail the comparison below
                 labels = values.astype(np.int16)
             if np.array_equal(labels, values):
                 return labels, header.grid.affine_ras
@@ -155,7 +158,7 @@ def read_labels(mask: Sequence[Any] | Any) -> tuple[npt.NDArray[np.int16], Float
 
 @contextmanager
 def _hiding(paths: Sequence[str]) -> Iterator[None]:
-    """Folders and slices may be named after patients: no page shows them."""
+    """Hide the paths in any :class:`ScanError` from pages: folders and slices may be named after patients."""
     try:
         yield
     except ScanError as error:
@@ -165,7 +168,11 @@ def _hiding(paths: Sequence[str]) -> Iterator[None]:
 
 
 def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files of one scan, looked for where it is a folder, and notes on their choice."""
+    """Return the files of one scan, found by searching if it is a folder, and notes on their choice.
+
+    Raises:
+        ScanError: the scan does not exist, or the folder contains none or several.
+    """
     paths = _as_paths(image)
     first = _existing(paths)
     if len(paths) > 1 or kind_of(first) != "folder":
@@ -179,7 +186,11 @@ def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[s
 
 
 def _existing(paths: Sequence[str]) -> str:
-    """The first path of a scan or mask; refused when there is none."""
+    """Return the first path of a scan or mask.
+
+    Raises:
+        ScanError: there is no path, or a single one that does not exist.
+    """
     kind = kind_of(paths[0]) if paths else ""
     is_one = len(paths) == 1 and kind not in ("file", "folder")
     refuse(
@@ -203,7 +214,11 @@ def _header_of(path: Path) -> ImageHeader:
 
 
 def _read_image(path: Path) -> Volume:
-    """Read MetaImage, NRRD or NIfTI."""
+    """Read a scan in MetaImage, NRRD or NIfTI.
+
+    Raises:
+        ScanError: the scan is refused.
+    """
     header = _header_of(path)
     is_other = header.modality not in ("", "CT", "OTHER", "UNKNOWN")
     refuse(ScanError, (is_other, f"{path}: expected modality CT, got {header.modality}; choose a CT scan."))

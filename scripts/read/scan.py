@@ -1,6 +1,6 @@
-"""What every file reader shares: the error that refuses a scan, the scan as read, and the checks all formats pass.
+"""What all file readers share: the error that refuses a scan, the scan as read, and the checks for all formats.
 
-A refused scan raises :class:`ScanError`; its message names the file, what was expected, what arrived and what to do.
+A refused scan raises :class:`ScanError`; its message names the file, what was expected, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..core.errors import UserError, reason_of, refuse, user_error_in
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
 from ..core.paths import printable
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # of scans in one file; DICOM has others
-AIR_HU = (-1200, -400)  # lung and air; emphysema ends near -1000, the rest is room for noise
-AIR_SHARE = 0.005  # of all voxels; the poorest of 592 real 100 mm cubes and 3 mm slabs has 0.024, nodule crops 0.15
-BELOW_AIR_SHARE = 0.05  # of all voxels, padding apart: noise and undershoot stay far below 1 %
-DENSE_HU = 2000  # above cortical bone; only metal and teeth lie higher
-DENSE_SHARE = 0.1  # of all voxels; the densest of 895 real nodule crops has 0.02
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # formats with one scan per file; not DICOM
+AIR_HU = (-1200, -400)  # lung and air; emphysema reaches about -1000, the rest is a margin for noise
+AIR_SHARE = 0.005  # of all voxels; the lowest of 592 real 100 mm cubes and 3 mm slabs is 0.024, of nodule crops 0.15
+BELOW_AIR_SHARE = 0.05  # of all voxels, without padding: noise and undershoot stay far below 1 %
+DENSE_HU = 2000  # above cortical bone; only metal and teeth are denser
+DENSE_SHARE = 0.1  # of all voxels; the highest of 895 real nodule crops is 0.02
 PADDING_VALUES = 2  # a scan has one value outside the field of view (-2000, -3024, …), a resampled one may have two
-SPACING_RANGE_MM = (0.05, 30.0)  # micro-CT and metres lie outside: the unit of the file is then not what it says
-FARTHEST_MM = 1e6  # of the origin from the scanner's; a number beyond is none
-THICK_SLICE_MM = 3.0  # nodules of 3 to 6 mm fade into thicker slices
-TILT_NOTE_DEGREES = 0.5  # less moves the top of a 300 mm scan by under 3 mm, and the affine holds it anyway
+SPACING_RANGE_MM = (0.05, 30.0)  # beyond it (micro-CT, metres), the file's unit is not what it claims
+FARTHEST_MM = 1e6  # largest element of an affine; a larger one is not a real position
+THICK_SLICE_MM = 3.0  # nodules of 3 to 6 mm fade in thicker slices
+TILT_NOTE_DEGREES = 0.5  # less shifts the top of a 300 mm scan by under 3 mm; the affine includes it anyway
 
 LARGEST_SCAN = 2**32  # voxels: more than 2048 slices of 1024 × 1024; a header that claims more is damaged
 
@@ -36,10 +36,10 @@ _HU_LIMITS = (-32768, 32767)  # int16
 
 
 class ScanError(UserError, ValueError):
-    """A scan that must be refused; the message is one line of valid text, whatever the paths in it are.
+    """The scan is refused; the message is one line of valid text, whatever characters its paths contain.
 
     Attributes:
-        hidden: what of the message may name a patient, longest first, each with what a page shows instead.
+        hidden: the parts of the message that may name a patient, longest first, each with its replacement on pages.
     """
 
     def __init__(self, message: str) -> None:
@@ -47,20 +47,20 @@ class ScanError(UserError, ValueError):
         self.hidden: tuple[tuple[str, str], ...] = ()
 
     def hide(self, paths: Sequence[str]) -> None:
-        """Keep folders, and names of slices, off pages; the name of a scan in one file stays."""
+        """Hide folders and the names of slices from pages; the name of a single image file stays visible."""
         shown = {}
         for number, path in enumerate(paths, 1):
             name = os.path.basename(path)
             is_image = name.lower().endswith(IMAGE_SUFFIXES)
             shown[path] = name if is_image else f"#{number}"
             shown[os.path.dirname(path)] = "…"
-            if not is_image and re.search(r"[^\W\d]", name):  # digits alone are no name
+            if not is_image and re.search(r"[^\W\d]", name):  # digits alone name nobody
                 shown[name] = f"#{number}"
         self.hidden = tuple(sorted(((printable(k), v) for k, v in shown.items() if k), key=lambda pair: -len(pair[0])))
 
 
 def published_reason(error: BaseException) -> str:
-    """Why something failed, as :func:`..core.reason_of` has it, but without what :meth:`ScanError.hide` hides."""
+    """Return why something failed (:func:`..core.errors.reason_of`), without what :meth:`ScanError.hide` hides."""
     known, reason = user_error_in(error), reason_of(error)
     for hidden, shown in known.hidden if isinstance(known, ScanError) else ():
         reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", shown.replace("\\", r"\\"), reason)
@@ -69,7 +69,7 @@ def published_reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a scan lie.
+    """The voxel grid of a scan.
 
     Attributes:
         shape: ``(I, J, K)``.
@@ -80,11 +80,11 @@ class Grid:
     affine_ras: FloatArray
 
     def voxels(self, points_lps_mm: npt.ArrayLike) -> FloatArray:
-        """Voxel coordinates, fractions included, of points ``[..., 3]``."""
+        """Return the fractional voxel coordinates ``[..., 3]`` of points ``[..., 3]``."""
         return apply_affine(np.linalg.inv(self.affine_ras), swap_lps_ras(points_lps_mm))
 
     def holds(self, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """``[...]`` bool: which points ``[..., 3]`` lie in a voxel."""
+        """Return ``[...]`` bool: which points ``[..., 3]`` lie inside a voxel of the grid."""
         voxels = self.voxels(points_lps_mm)
         return np.asarray(((voxels >= -0.5) & (voxels <= np.array(self.shape) - 0.5)).all(axis=-1))
 
@@ -96,8 +96,8 @@ class Volume:
     Attributes:
         image_hu: ``[I, J, K]`` int16.
         affine_ras: ``[4, 4]`` voxel to RAS mm; sheared for a tilted gantry.
-        facts: header facts free of identity, in the order to show them; never empty.
-        notes: what the reader of a report should know.
+        facts: header values that do not identify the patient, in the order to show them; never empty.
+        notes: remarks for the reader of a report.
         source_files: the DICOM slices, one for each k; empty for other formats.
     """
 
@@ -109,20 +109,20 @@ class Volume:
 
     @property
     def grid(self) -> Grid:
-        """Where its voxels lie."""
+        """The grid of its voxels."""
         return Grid(self.image_hu.shape, self.affine_ras)
 
 
 def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Grid:
-    """Check what a file's header gave and make it a :class:`Grid`.
+    """Check the shape and affine from a file's header and return them as a :class:`Grid`.
 
     Args:
         source: file or folder, for messages.
-        shape: of the image; trailing axes of length 1 are dropped.
+        shape: shape of the image; trailing axes of length 1 beyond the third are dropped.
         affine_ras: ``[4, 4]`` voxel to RAS mm.
 
     Raises:
-        ScanError: not a volume, or no usable geometry.
+        ScanError: this is not one volume, it is too large, or its geometry is not usable.
     """
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -151,7 +151,7 @@ def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Gr
 
 
 def _is_usable(affine: FloatArray) -> bool:
-    """Whether a grid is finite, not flat, and has steps that a chest CT may have."""
+    """Whether an affine is finite, has three independent axes, and steps in :data:`SPACING_RANGE_MM`."""
     if not (np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM):
         return False
     steps_mm, (low, high) = spacing_mm(affine), SPACING_RANGE_MM
@@ -162,17 +162,17 @@ def _is_usable(affine: FloatArray) -> bool:
 def make_volume(
     source: str, image: npt.NDArray, grid: Grid, facts: dict[str, str], *, notes: tuple[str, ...] = ()
 ) -> Volume:
-    """Check the intensities that a file gave and make them a :class:`Volume`.
+    """Check the intensities from a file and return them as a :class:`Volume`.
 
     Args:
         source: file or folder, for messages.
         image: ``[I, J, K]`` intensities in HU, any numeric type.
-        grid: of the image.
-        facts: header facts; "Size" and "Spacing" are added after the first one.
-        notes: what is known so far; thick slices and tilt are added.
+        grid: grid of the image.
+        facts: header values; "Size", "Spacing" and any "Gantry tilt" are inserted after the first one.
+        notes: notes so far; those on thick slices and tilt are added.
 
     Raises:
-        ScanError: not numbers, or not HU.
+        ScanError: the intensities are not finite real numbers, or not HU.
     """
     image_hu = to_hu(source, image)
     check_hu(source, image_hu)
@@ -190,22 +190,22 @@ def make_volume(
 
 
 def thick_slice_note(thickness_mm: float) -> str:
-    """The warning that goes with slices of more than 3 mm."""
+    """Return the warning for slices thicker than 3 mm."""
     return f"slices of {thickness_mm:.1f} mm (more than {THICK_SLICE_MM:g} mm): small nodules will be missed"
 
 
 def tilt_degrees(affine: FloatArray) -> float:
-    """Largest angle between an axis of the grid and the normal of the other two: 0 for a rectangular grid."""
+    """Return the largest angle between an axis of the grid and the normal of the other two; 0 if all are orthogonal."""
     axes = np.asarray(affine, dtype=np.float64)[:3, :3] / spacing_mm(affine)
-    normals = np.linalg.inv(axes).T  # of which each has the product 1 with its own axis
+    normals = np.linalg.inv(axes).T  # each scaled so that its product with its own axis is 1
     return float(np.degrees(np.arcsin(np.linalg.norm(axes - normals / np.square(normals).sum(0), axis=0).max())))
 
 
 def to_hu(source: str, image: npt.NDArray) -> npt.NDArray[np.int16]:
-    """Round to whole HU and clip to int16.
+    """Round to whole HU and clip to int16; an int16 image is returned as it is.
 
     Raises:
-        ScanError: colour or complex values, NaN or infinity.
+        ScanError: the values are colours or complex numbers, or some are NaN or infinite.
     """
     if image.dtype.kind not in "iuf":
         raise ScanError(
@@ -226,20 +226,21 @@ def to_hu(source: str, image: npt.NDArray) -> npt.NDArray[np.int16]:
 def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
     """Refuse intensities that cannot be HU of a chest.
 
-    Four things are certain of HU, whatever was cut out, and each catches its own mistake: values differ (an empty
-    image); some lie between air and lung (8-bit windows, 0..1, z-scores, masks, stored values without the rescale
-    intercept: all have nothing near -800); few but padding lie below air (the intercept was subtracted twice); few
-    lie above bone (values stretched to 16 bits). Padding (-2000, -3024) and air filled with 0 pass.
+    HU have four properties, whatever part of a chest the image shows, and each test catches a different mistake: values
+    differ (an empty image does not); some are those of air or lung (8-bit windows, 0..1, z-scores, masks and stored
+    values without the rescale intercept have nothing near -800); few except padding lie below air (many do if the
+    intercept was subtracted twice); few lie above bone (many do if values were stretched to 16 bits). Padding (-2000,
+    -3024) and air filled with 0 pass.
 
     Raises:
-        ScanError: one of the four fails.
+        ScanError: one of the four tests fails.
     """
-    image_hu = image_hu.ravel(order="K")  # a view in the order of memory, whatever that is
+    image_hu = image_hu.ravel(order="K")  # a view in memory order
     low, high, size = int(image_hu.min()), int(image_hu.max()), image_hu.size
     below = image_hu[image_hu < AIR_HU[0]]
     air = (np.count_nonzero(image_hu <= AIR_HU[1]) - below.size) / size
     not_padding = below.size
-    if below.size > BELOW_AIR_SHARE * size:  # its most frequent values are taken as padding
+    if below.size > BELOW_AIR_SHARE * size:  # the most frequent of these values are taken for padding
         not_padding -= int(np.sort(np.unique(below, return_counts=True)[1])[-PADDING_VALUES:].sum())
     dense = np.count_nonzero(image_hu > DENSE_HU) / size
     span = f"values from {low} to {high}"

@@ -1,9 +1,9 @@
-"""MetaImage and NRRD: a header in text, then plain numbers; both are read here without ITK.
+"""Reads MetaImage and NRRD, a text header followed by plain numbers, without ITK.
 
-ITK takes 1 mm where a header gives no voxel size, reads ``1,4`` as 1, knows endings in small letters alone, ends the
-process at a name that is no UTF-8, writes its complaints to the terminal, and waits for ever at a pipe. Here a header
-that does not say exactly what it holds is refused. Sources: MetaIO's documentation, and the definition of NRRD
-(teem.sourceforge.net/nrrd/format.html). Not read: several data files, numbers in text, bzip2.
+ITK assumes 1 mm if a header gives no voxel size, reads ``1,4`` as 1, recognises only lower-case extensions, ends the
+process on a file name that is not UTF-8, writes its error messages to the terminal, and waits forever on a pipe. Here,
+a header that does not describe its data exactly is refused. Sources: MetaIO's documentation, and the definition of NRRD
+(teem.sourceforge.net/nrrd/format.html). Not supported: several data files, numbers as text, bzip2.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
 
-HEADER_BYTES = 1 << 20  # far more than any header's text, lists of data files included
-MAX_RATIO = 1100  # bytes that a byte of zlib can become: 1032
-PADDING_BYTES = 4096  # so many zeros may follow the voxels: a block of a disk or tape
+HEADER_BYTES = 1 << 20  # far more than the text of any header, including lists of data files
+MAX_RATIO = 1100  # one byte of zlib data can unpack to at most 1032
+PADDING_BYTES = 4096  # this many zeros may follow the voxels: a block of a disk or tape
 MM_PER_UNIT = {
     **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
@@ -54,7 +54,7 @@ _NRRD_TYPES = {
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
     **{"float": "f4", "double": "f8"},
 }
-_SPACES = {  # of NRRD: the signs that turn its x and y into LPS; the third axis runs to the head in all of them
+_SPACES = {  # NRRD's spaces, with the signs that convert x and y to LPS; the third axis points to the head in all
     **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1)),
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1)),
@@ -63,21 +63,21 @@ _SPACES = {  # of NRRD: the signs that turn its x and y into LPS; the third axis
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the header of a file in one of the image formats says.
+    """The header of a file in one of the image formats.
 
     Attributes:
-        path: of the header.
+        path: the header's file.
         form: "MetaImage", "NRRD" or "NIfTI".
-        grid: where the voxels lie.
+        grid: the voxel grid.
         components: numbers per voxel.
-        dtype: of one number, with its byte order.
-        file: that holds the voxels; the header itself where they follow it.
-        skip: bytes before the data in that file; -1: the data are its end.
+        dtype: type of one number, with its byte order.
+        file: the file that contains the voxels; the same as ``path`` if they follow the header.
+        skip: bytes before the data in that file; -1 if the data are at its end.
         packed: whether the data are compressed, by zlib or gzip.
-        modality: in capitals; "" where the header does not tell.
-        notes: what the reader of a report should know.
-        lead: bytes of the data, once unpacked, before the first voxel.
-        scaling: slope and intercept that turn what is stored into the voxels' values.
+        modality: upper case; "" if the header does not give it.
+        notes: remarks for the reader of a report.
+        lead: bytes before the first voxel in the (unpacked) data.
+        scaling: slope and intercept that convert stored numbers to the voxels' values.
     """
 
     path: Path
@@ -95,7 +95,7 @@ class ImageHeader:
 
     @property
     def fault(self) -> str:
-        """Why the voxels cannot be whole, by the size of their file; "" where nothing speaks against it."""
+        """Why the voxels cannot be complete, judged by the size of their file; "" if they may be."""
         if reason := unreadable(self.file):
             known = {"no such file or folder": "not there", "an empty file": "empty"}
             return f"the data file is {known.get(reason, reason)}"
@@ -105,14 +105,14 @@ class ImageHeader:
 
     @property
     def _needed_bytes(self) -> int:
-        """Length of the data, unpacked."""
+        """Length of the unpacked data, bytes."""
         return self.lead + math.prod(map(int, self.grid.shape)) * self.components * self.dtype.itemsize
 
     def read_values(self) -> npt.NDArray[Any]:
-        """The voxels on their grid, scaled as the header says: ``[I, J, K]``.
+        """Return the voxels ``[I, J, K]``, scaled as the header specifies.
 
         Raises:
-            ScanError: they are not all there, damaged, more than the header says, or several numbers each.
+            ScanError: voxels are missing, damaged, more than the header specifies, or several numbers each.
         """
         if self.components > 1:
             raise ScanError(
@@ -122,7 +122,7 @@ class ImageHeader:
         fault = self.fault
         if not fault:
             try:
-                data = bytearray(self._read_bytes())  # may be written to
+                data = bytearray(self._read_bytes())  # writable
                 values = np.frombuffer(data, self.dtype, math.prod(self.grid.shape), self.lead)
                 return apply_read_scaling(values.reshape(self.grid.shape, order="F"), *map(np.float64, self.scaling))
             except (ValueError, OSError, zlib.error, MemoryError) as error:
@@ -133,11 +133,11 @@ class ImageHeader:
         )
 
     def _read_bytes(self) -> bytes:
-        """The data, unpacked, and perhaps some zeros: never much more of the file, whatever it holds.
+        """Return the unpacked data, perhaps with some zeros at the end; unpack at most :data:`PADDING_BYTES` + 1 more.
 
         Raises:
-            ValueError: the file holds fewer bytes, or more.
-            zlib.error: the packed bytes are damaged; their stream is read up to its end, where its checksum is.
+            ValueError: the file contains fewer bytes than needed, or more.
+            zlib.error: the packed data are damaged; they are read to the end, where the checksum is.
         """
         needed = self._needed_bytes
         limit = needed + PADDING_BYTES + 1
@@ -156,10 +156,10 @@ class ImageHeader:
 
 
 def read_text_header(path: Path) -> ImageHeader:
-    """Read a header; whether the voxels are there is not looked at.
+    """Read the header of a MetaImage or NRRD file, without checking that the voxels are there.
 
     Raises:
-        ScanError: no such header, or one that leaves open what the voxels are, how large or where.
+        ScanError: there is no valid header, or it does not give the type, size or position of the voxels.
     """
     reason = unreadable(path)
     if reason:
@@ -178,17 +178,17 @@ def read_text_header(path: Path) -> ImageHeader:
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
-    """The file beside a ``.mhd`` or ``.nhdr`` header that holds its voxels; none for others, or where it is damaged."""
+    """Return the data file of a ``.mhd`` or ``.nhdr`` header; empty for other files or a header that cannot be read."""
     header = _header_or_none(path, (".mhd", ".nhdr"))
     return (header.file,) if header else ()
 
 
 def data_fault(path: Path) -> str:
-    """Why the voxels of a MetaImage or NRRD file cannot be whole, by its header and the size of its files alone.
+    """Return why the voxels of a MetaImage or NRRD file cannot be complete, from its header and file sizes alone.
 
     Returns:
-        "" where nothing speaks against it, for other files, and for headers that cannot be read; the same words for
-        the same cause.
+        "" if they may be complete, for other files, and for headers that cannot be read. The same cause always has the
+        same wording.
     """
     header = _header_or_none(path, (".mhd", ".mha", *NRRD_SUFFIXES))
     return header.fault if header else ""
@@ -202,10 +202,15 @@ def _header_or_none(path: Path, suffixes: tuple[str, ...]) -> ImageHeader | None
 
 
 def _fields(data: bytes, separator: str, last: str) -> tuple[dict[str, str], int]:
-    """The fields of a header, and where it ends: with the field ``last``, or where that is "", with a blank line.
+    """Return the fields of a header and its length in bytes.
+
+    Args:
+        data: the beginning of the file.
+        separator: between key and value.
+        last: the field that ends the header; "" if a blank line does, or the end of a file with detached data.
 
     Raises:
-        ValueError: there is no such end, or a field is there twice.
+        ValueError: there is no such end, or a field occurs twice with different values.
     """
     fields: dict[str, str] = {}
     end = 0
@@ -270,10 +275,10 @@ def _metaimage(path: Path, data: bytes) -> ImageHeader:
 
 
 def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[float], tuple[str, ...]]:
-    """Distances of the voxels, file's unit, and notes.
+    """Return the distances between voxels, in the file's unit, and notes.
 
     Raises:
-        ScanError: the header gives none.
+        ScanError: the header gives none, or one that is not above 0.
     """
     name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
     note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
@@ -312,7 +317,7 @@ def _nrrd(path: Path, data: bytes) -> ImageHeader:
     _check_storage(path, is_other, storage)
     sizes = _lengths(fields, "sizes", *_lengths(fields, "dimension", 1))
     steps, origin, spatial, notes = _nrrd_space(path, fields, len(sizes))
-    if not all(spatial) and any(spatial[: spatial.index(False)]):  # a list of volumes: axes after the spatial ones
+    if not all(spatial) and any(spatial[: spatial.index(False)]):  # other axes follow the spatial ones: several volumes
         spatial = [True] * len(sizes)
     return ImageHeader(
         path=path,
@@ -331,10 +336,11 @@ def _nrrd(path: Path, data: bytes) -> ImageHeader:
 def _nrrd_space(
     path: Path, fields: dict[str, str], axes: int
 ) -> tuple[FloatArray, FloatArray, list[bool], tuple[str, ...]]:
-    """Steps ``[N, D]`` of the spatial axes and the origin, LPS mm; which axes are spatial; notes.
+    """Return steps ``[N, D]`` of the spatial axes and the origin ``[D]``, LPS mm; which axes are spatial; notes.
 
     Raises:
-        ScanError: the header gives no voxel size.
+        ScanError: the header gives no voxel size, or directions, origin or units that cannot be used.
+        ValueError: there are not as many directions or spacings as axes.
     """
     named = fields.get("space", "").lower().removesuffix("-time").removesuffix("t")
     notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
@@ -381,10 +387,12 @@ def _vector(text: str) -> list[float]:
 
 
 def _grid(path: Path, shape: tuple[int, ...], steps: FloatArray, origin: FloatArray) -> Grid:
-    """The grid with steps ``[N, D]``, one row an axis, and an origin, LPS mm; of more than three axes, the first three.
+    """Return the grid with steps ``[N, D]``, one row per axis, and an origin ``[D]``, LPS mm.
+
+    Only the first three axes and coordinates enter the affine.
 
     Raises:
-        ScanError: no volume, or no usable geometry.
+        ScanError: this is not one volume, or its geometry is not usable.
     """
     n, d = min(len(steps), 3), min(steps.shape[1], 3)
     affine_lps = np.eye(4)
@@ -394,7 +402,7 @@ def _grid(path: Path, shape: tuple[int, ...], steps: FloatArray, origin: FloatAr
 
 
 def _is_list(named: str) -> bool:
-    """Whether what stands for the data file means several: a list, or a pattern and its numbers."""
+    """Whether the entry for the data file names several files: a list, or a pattern with its range of numbers."""
     first, *rest = named.split() or [""]
     return first.upper() == "LIST" or ("%" in first and 2 <= len(rest) <= 4)
 
@@ -425,10 +433,10 @@ def _flag(fields: dict[str, str], name: str, or_else: str = "false") -> bool:
 
 
 def _mm_per_unit(path: Path, units: Iterable[str]) -> float:
-    """The file's unit of length.
+    """Return the file's unit of length in mm; 1 if none is given.
 
     Raises:
-        ScanError: a unit that is no length known here, or several.
+        ScanError: the unit is not a known length, or there are several.
     """
     names = {unit.strip(' "').lower() for unit in units} - {"?", ""} or {"mm"}
     factors = {MM_PER_UNIT.get(name, 0.0) for name in names}

@@ -1,4 +1,4 @@
-"""The commands ``lidc`` (a download becomes masks and datalists) and ``lidc_xml`` (what the XML files hold)."""
+"""The commands ``lidc`` (makes masks and datalists from a download) and ``lidc_xml`` (counts what is in XML files)."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ logger = logging.getLogger(__name__)
 
 SELECTIONS = ("all", "luna16")
 LUNA16_READERS, LUNA16_SLICE_MM = 3, 2.5  # the challenge's selection (Setio et al., 2017, and its web site)
-PIXEL_MM = 0.7  # of LIDC's scans, about: 0.46 to 0.98; XML files do not tell
+PIXEL_MM = 0.7  # typical of LIDC's scans (0.46 to 0.98); XML files do not give it
 
 
 def lidc(
     dicom_dir: str, output_dir: str, xml: str = "", folds: int = 10, selection: str = "all", *, strict: bool = False
 ) -> None:
-    """Turn a download of LIDC-IDRI into masks, tables and datalists. Stop it and start it again as you like.
+    """Turn a download of LIDC-IDRI into masks, tables and datalists. It can be stopped and restarted.
 
     Args:
         dicom_dir: the download, from TCIA (with XML) or the Imaging Data Commons (with SEG and SR); any folder layout.
-        output_dir: gets scans/, nodules.csv, skipped.csv and dataset_fold0.json …
-        xml: a further folder or zip archive of LIDC's XML files; none by default.
-        folds: how many datalists; patients never cross them.
+        output_dir: folder for scans/, nodules.csv, skipped.csv and dataset_fold0.json …
+        xml: an additional folder or zip archive of LIDC's XML files; none by default.
+        folds: number of datalists; all scans of a patient are in the same fold.
         selection: all, or luna16 (at least 3 readers, slices of at most 2.5 mm).
-        strict: end with an error at the first thing that would be skipped.
+        strict: stop with an error at the first thing that would be skipped.
 
     Raises:
-        OptionError: an option out of range.
-        PrepareError: nothing to prepare, or (strict) something to skip.
+        OptionError: an option is out of range.
+        PrepareError: there is nothing to prepare, or, with strict, something would be skipped.
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
@@ -74,7 +74,7 @@ def lidc(
             f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why",
         ),
     )
-    for path in output.glob("dataset_fold*.json"):  # an earlier run may have had more of them
+    for path in output.glob("dataset_fold*.json"):  # an earlier run may have made more folds
         if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
             path.unlink()
     write_folds(output, range(folds), [(fold_of(item["patient"], folds), item) for item in items])
@@ -83,12 +83,19 @@ def lidc(
 
 
 def _refuse(notices: Sequence[Notice], strict: bool) -> None:
-    """End, if asked to, where something is to be skipped."""
+    """Raise :class:`PrepareError` if ``strict`` and anything is to be skipped."""
     refuse_if_strict([LeftOut(one.reason, one.subject) for one in notices if one.outcome == SKIPPED], strict)
 
 
 def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict[str, Any]]:
-    """Prepare each series that is not finished yet; a series that cannot be used becomes a notice."""
+    """Prepare each series that is not finished yet; return the records of all.
+
+    A series that cannot be used becomes a notice.
+
+    Raises:
+        PrepareError: ``strict`` is set, and a series cannot be used.
+        OutputError: the output folder cannot be written to.
+    """
     records = []
     for uid, series in tqdm(sorted(download.series.items()), desc="scans", unit="scan", mininterval=1.0):
         mark, folder = fingerprint(series), output / "scans" / uid
@@ -102,11 +109,23 @@ def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict
 
 
 def prepare_series(series: CtSeries, download: Download, folder: Path, mark: str) -> dict[str, Any]:
-    """Find one scan's nodules and write its folder; returns the record.
+    """Find the nodules of one scan and write its folder.
+
+    The image is written too, unless the series has a folder of its own, which is then named instead.
+
+    Args:
+        series: the series, with a source of readings.
+        download: everything that was found.
+        folder: the folder to write.
+        mark: the series' fingerprint.
+
+    Returns:
+        The record, see :func:`.outputs.write_scan`.
 
     Raises:
-        LidcError: the readings cannot be read or do not fit the scan.
-        ScanError: the scan must be refused.
+        LidcError: the readings cannot be read or do not match the scan.
+        ScanError: the scan is refused.
+        OutputError: the folder cannot be written.
     """
     assert series.source is not None  # series without readings have been dropped
     paths = [str(one.path) for one in series.slices]
@@ -117,23 +136,24 @@ def prepare_series(series: CtSeries, download: Download, folder: Path, mark: str
 
 
 def slice_table(series: CtSeries, grid: Grid) -> SliceTable:
-    """Where each slice of a series lies on its grid."""
+    """Return the position of each slice of a series on its grid."""
     positions = {one.sop_uid: one.position_lps_mm for one in series.slices if one.position_lps_mm}
     places = {uid: (round(float(grid.voxels(place)[2])), place) for uid, place in positions.items()}
     return SliceTable(places, grid.shape, swap_lps_ras_affine(grid.affine_ras))
 
 
 def _is_alone(series: CtSeries, download: Download) -> bool:
-    """Whether the folder of a series holds no other DICOM series, so that its path names this scan."""
+    """Whether all slices of a series are in one folder that contains no other series, so that its path is the scan."""
     folder = series.folder
     below = [uids for place, uids in download.folders.items() if place == folder or folder in place.parents]
     return {one.path.parent for one in series.slices} == {folder} and set().union(*below) == {series.uid}
 
 
 def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[Notice]) -> list[dict[str, Any]]:
-    """The datalist's items; "luna16" takes scans with slices of at most 2.5 mm.
+    """Return the datalist's items.
 
-    Nodules of fewer than three readers become ignored findings then, as in the challenge's list of excluded ones.
+    With the selection "luna16", scans with slices thicker than 2.5 mm are left out with a notice, and nodules of fewer
+    than three readers become excluded findings, as in the challenge's own list.
     """
     items = []
     for record in records:
@@ -151,7 +171,7 @@ def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[N
 
 
 def _report(notices: Sequence[Notice]) -> None:
-    """The summary table: how often which thing was skipped, kept with a note, or left out."""
+    """Log the summary table: how many things were skipped, kept with a note, or left out, for each reason."""
     groups: dict[tuple[str, str], list[Notice]] = {}
     for notice in notices:
         groups.setdefault((notice.outcome, notice.reason), []).append(notice)
@@ -160,13 +180,13 @@ def _report(notices: Sequence[Notice]) -> None:
 
 
 def lidc_xml(path: str) -> None:
-    """Read every LIDC XML file of a folder or zip archive and count what is in them; needs no DICOM.
+    """Read every LIDC XML file of a folder or zip archive and count what they contain; needs no DICOM.
 
     Args:
-        path: folder (any depth), zip archive, or one file.
+        path: folder (searched at any depth), zip archive, or one file.
 
     Raises:
-        LidcError: no XML, or files that cannot be read (all are named).
+        LidcError: there are no XML files, or some cannot be read (all of these are named).
     """
     found: list[SeriesReadings | None] = []
     damaged = []
@@ -183,7 +203,13 @@ def lidc_xml(path: str) -> None:
 
 
 def count_lines(files: int, radiographs: int, series: Sequence[SeriesReadings]) -> list[str]:
-    """What the XML files hold, in words."""
+    """Return lines of text with the counts of what the XML files contain.
+
+    Args:
+        files: number of files with readings of CT.
+        radiographs: number of files with readings of radiographs.
+        series: the readings of each CT series.
+    """
     groups = [group for one in series for group in _groups_without_scan(one)]
     marks = Counter(mark.kind for one in series for mark in one.marks)
     by_readers = Counter(min(len(group), 4) for group in groups)
@@ -199,7 +225,10 @@ def count_lines(files: int, radiographs: int, series: Sequence[SeriesReadings]) 
 
 
 def _groups_without_scan(series: SeriesReadings) -> list[set[int]]:
-    """Readers of each nodule, from outlines alone: pixels of a usual size, slices as far apart as outlines come."""
+    """Return the readers of each nodule, estimated from outlines alone.
+
+    Pixels are assumed to have :data:`PIXEL_MM`, and the slice spacing is the smallest distance between outlines.
+    """
     heights = np.unique([region.z_mm for reading in series.readings for region in reading.regions])
     step_mm = float(np.diff(heights).min()) if len(heights) > 1 else 2.5
     borders_mm = [

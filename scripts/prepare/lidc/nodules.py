@@ -1,11 +1,12 @@
-"""Readings become nodules: where they lie on the scan's grid, which belong together, what is known of each nodule.
+"""Turns readings into nodules: places them on the scan's grid, groups them by nodule, and describes each nodule.
 
-The rule of pylidc (Hancock and Magnan, Journal of Medical Imaging 3:044504, 2016), which most work on LIDC-IDRI uses:
-readings belong to one nodule when the smallest distance of their outlines is at most the slice spacing; a group of more
-than four readings, one for each reader, is taken apart with a distance 0.9 times as large, again and again.
-Deviations: pylidc shortens the distance for the whole scan, here only the group does (on LIDC-IDRI the groups are the
-same); pylidc takes the slice thickness of the header, here it is the spacing of the positions. Groups that share border
-pixels cannot be taken apart and stay (14 in LIDC-IDRI). Readings of one reader in one group count as one reader.
+The rule is that of pylidc (Hancock and Magnan, Journal of Medical Imaging 3:044504, 2016), which most work on LIDC-IDRI
+uses: readings belong to the same nodule if the smallest distance between their outlines is at most the slice spacing. A
+group of more than four readings (LIDC had four readers) is split using a distance 0.9 times as large, repeatedly.
+Deviations: pylidc reduces the distance for the whole scan, this module only for the group (on LIDC-IDRI the groups are
+the same); pylidc uses the slice thickness from the header, this module the spacing of the positions. Groups whose
+readings share border pixels cannot be split and are kept (14 in LIDC-IDRI). Several readings by one reader in a group
+count as one reader.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm, sphere
 from .readings import RATINGS, Frame, LidcError, Mark, Mask, Reading, Region, SeriesReadings
 
 MOST_READINGS = 4  # of one nodule: LIDC had four readers
-TIGHTEN, SMALLEST_MM = 0.9, 0.1  # factor of the distance, and where it ends
+TIGHTEN, SMALLEST_MM = 0.9, 0.1  # factor on the distance in each repetition, and where the repetition ends
 MARK_MM = 10.0  # LUNA16 gives findings without a size a sphere of 10 mm
-SAME_SLICE_STEPS = 0.5  # z of an outline may differ from its slice's by less than this part of a slice step
-SAME_PLACE_MM = 0.2  # a frame may lie this far from its slice: slices jitter by 0.1 mm, pixels are 0.4 mm or more
-SAME_DIRECTION = 1e-3  # of direction cosines: rounding of headers
+SAME_SLICE_STEPS = 0.5  # z of an outline must differ from that of its slice by less than this part of a slice step
+SAME_PLACE_MM = 0.2  # a frame may be this far from its slice: slices jitter by 0.1 mm, pixels are 0.4 mm or more
+SAME_DIRECTION = 1e-3  # tolerance of direction cosines: rounding in headers
 
 OUTLINED = "nodule >= 3 mm"
 NO_CONSENSUS = "nodule >= 3 mm without consensus"
@@ -36,7 +37,7 @@ NO_CONSENSUS = "nodule >= 3 mm without consensus"
 
 @dataclass(frozen=True)
 class SliceTable:
-    """The slices of a scan, as readings name them.
+    """The slices of a scan, by the UIDs that readings refer to.
 
     Attributes:
         places: SOPInstanceUID to k and the first pixel's position, LPS mm.
@@ -50,14 +51,14 @@ class SliceTable:
 
     @property
     def step_mm(self) -> float:
-        """Distance between slices."""
+        """Distance between slices, mm."""
         return float(spacing_mm(self.affine_lps)[2])
 
     def k_of(self, what: Region | Mark) -> int:
-        """The slice of a region or mark.
+        """Return the slice index k of a region or mark; without a UID, that of the nearest slice.
 
         Raises:
-            LidcError: no such slice, one at another height, or a region on other pixels than the scan's.
+            LidcError: there is no such slice, its z differs, or the region's pixels are not those of the scan.
         """
         if what.sop_uid:
             k, place = self.places.get(what.sop_uid, (-1, (np.nan,) * 3))
@@ -81,7 +82,11 @@ class SliceTable:
         return k
 
     def _check_frame(self, frame: Frame, place_lps_mm: Sequence[float]) -> None:
-        """Refuse a frame whose pixels are not those of its slice: regions carry columns and rows only."""
+        """Refuse a frame whose pixels are not those of its slice, as regions are given only in columns and rows.
+
+        Raises:
+            LidcError: size, position or orientation differ.
+        """
         apart_mm = float(np.linalg.norm(np.subtract(place_lps_mm, frame.position_lps_mm)))
         axes = self.affine_lps[:3, :2] / spacing_mm(self.affine_lps)[:2]
         turned = float(np.abs(np.reshape(frame.orientation, (2, 3)).T - axes).max())
@@ -96,10 +101,10 @@ class SliceTable:
         )
 
     def place(self, pixels: npt.NDArray[np.int64], what: Region | Mark) -> FloatArray:
-        """Columns and rows ``[N, 2]`` of a region's or mark's slice as LPS mm, ``[N, 3]``.
+        """Convert columns and rows ``[N, 2]`` in the slice of a region or mark to LPS mm ``[N, 3]``.
 
         Raises:
-            LidcError: see :meth:`k_of`; or some lie beyond the image.
+            LidcError: see :meth:`k_of`; or some lie outside the image.
         """
         outside = pixels[((pixels < 0) | (pixels >= self.shape[:2])).any(axis=1)]
         if len(outside):
@@ -112,12 +117,12 @@ class SliceTable:
 
 @dataclass(frozen=True)
 class ReaderMasks:
-    """What each reader of one nodule outlined.
+    """The masks of one nodule by each of its readers, in a box of the scan's grid.
 
     Attributes:
-        corner: ``[3]`` i, j, k of the first voxel on the scan's grid.
-        readers: their numbers, ascending.
-        inside: ``[R, I, J, K]`` bool, in the order of ``readers``; may hold no voxel.
+        corner: ``[3]`` i, j, k of the box's first voxel on the scan's grid.
+        readers: numbers of the readers, ascending.
+        inside: ``[R, I, J, K]`` bool, in the order of ``readers``; all may be false, and the box may have no voxel.
     """
 
     corner: npt.NDArray[np.int64]
@@ -126,20 +131,20 @@ class ReaderMasks:
 
     @property
     def box(self) -> tuple[slice, ...]:
-        """Its voxels on the scan's grid."""
+        """The box on the scan's grid."""
         return tuple(slice(a, a + n) for a, n in zip(self.corner, self.inside.shape[1:], strict=True))
 
     def consensus(self) -> Mask:
-        """Voxels inside at least half of the readers who marked the nodule: ``[I, J, K]``; may hold none."""
+        """Return the voxels that at least half of the nodule's readers included, ``[I, J, K]`` bool; may be empty."""
         return np.asarray(2 * np.count_nonzero(self.inside, axis=0) >= len(self.readers))
 
 
 def reader_masks(readings: Sequence[Reading], slices: SliceTable) -> ReaderMasks:
-    """The masks of one nodule on one cut-out; a reader with several readings gets all of them together.
+    """Return the masks of one nodule's readers in a common box; several readings by one reader are united.
 
     Args:
-        readings: at least one; within the image (:meth:`SliceTable.place`).
-        slices: of the scan.
+        readings: at least one reading, within the image (see :meth:`SliceTable.place`).
+        slices: the scan's slices.
     """
     placed = [(one.reader, region, slices.k_of(region)) for one in readings for region in one.regions]
     corners = np.array([[*region.corner, k] for _, region, k in placed])
@@ -158,13 +163,13 @@ class Finding:
     """A nodule, or a place that is neither nodule nor background.
 
     Attributes:
-        kind: :data:`OUTLINED`, :data:`NO_CONSENSUS`, or what marks are called.
-        centre_lps_mm: centre of the consensus; of a finding without one, of what was drawn.
-        diameter_mm: of the sphere with the consensus' volume; :data:`MARK_MM` where there is none.
-        volume_mm3: of the consensus; 0 where there is none.
-        readers: how many marked it.
-        ratings: median of the readers who gave one, by name.
-        masks: each reader's; ``None`` for marks.
+        kind: :data:`OUTLINED`, :data:`NO_CONSENSUS`, or the kind of a mark.
+        centre_lps_mm: centre of the consensus; without one, the mean of the outlines' pixels, or the mark.
+        diameter_mm: diameter of the sphere with the volume of the consensus; :data:`MARK_MM` without one.
+        volume_mm3: volume of the consensus; 0 without one.
+        readers: number of readers who marked it.
+        ratings: for each rating by name, the median over the readings that have it; empty for marks.
+        masks: the masks of its readers; ``None`` for marks.
     """
 
     kind: str
@@ -177,14 +182,14 @@ class Finding:
 
 
 def find_findings(series: SeriesReadings, slices: SliceTable) -> list[Finding]:
-    """Nodules first, by place, then those without consensus and marks; may be empty.
+    """Return the findings of a scan: nodules ordered by position, then those without consensus, then marks.
 
     Args:
-        series: what was read.
-        slices: of the scan.
+        series: the readings of the scan; without any, there are no findings.
+        slices: the scan's slices.
 
     Raises:
-        LidcError: readings and scan do not fit.
+        LidcError: readings and scan do not belong together.
     """
     borders_mm = [
         np.concatenate([slices.place(region.border, region) for region in reading.regions])
@@ -199,14 +204,14 @@ def find_findings(series: SeriesReadings, slices: SliceTable) -> list[Finding]:
 
 
 def group_readings(borders_mm: Sequence[FloatArray], distance_mm: float) -> list[list[int]]:
-    """Which readings belong to one nodule.
+    """Group the readings that belong to the same nodule.
 
     Args:
-        borders_mm: of each reading, ``[N, 3]``.
-        distance_mm: slice spacing.
+        borders_mm: border points ``[N, 3]`` of each reading.
+        distance_mm: the slice spacing.
 
     Returns:
-        Their numbers, ascending within a group, groups by their first; no reading gives no group.
+        Indices of the readings in each group, ascending, groups ordered by their first; empty without readings.
     """
     count = len(borders_mm)
     apart = np.zeros((count, count))
@@ -242,13 +247,16 @@ def _nodule(readings: Sequence[Reading], border_mm: FloatArray, slices: SliceTab
 
 
 def median_ratings(readings: Sequence[Reading]) -> dict[str, float]:
-    """Median of each rating over the readings that have it; between two it lies halfway."""
+    """Return the median of each rating over the readings that have it; it may lie halfway between two values."""
     given = {name: [reading.ratings[name] for reading in readings if name in reading.ratings] for name in RATINGS}
     return {name: float(np.median(values)) for name, values in given.items() if values}
 
 
 def _other_findings(marks: Sequence[Mark], nodules: Sequence[Finding], slices: SliceTable) -> list[Finding]:
-    """Marks outside all nodules; marks of one kind within half of :data:`MARK_MM` of an earlier one join it."""
+    """Return the marks outside all nodules as findings.
+
+    A mark within half of :data:`MARK_MM` of an earlier one of the same kind joins it.
+    """
     places: list[tuple[FloatArray, str, set[int]]] = []
     for mark in marks:
         (place,) = slices.place(np.array([mark.pixel]), mark)
@@ -269,7 +277,10 @@ def _point(position_mm: FloatArray) -> Point:
 
 
 def instance_mask(findings: Sequence[Finding], shape: tuple[int, ...]) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Each consensus with its finding's number from 1; where two overlap (one may lie in the other), the smaller's."""
+    """Return ``[I, J, K]`` in which the voxels of each consensus have the number of its finding, from 1; 0 elsewhere.
+
+    Where two overlap (one may lie inside the other), the smaller one wins.
+    """
     instances: npt.NDArray[Any] = np.zeros(shape, dtype=np.uint8 if len(findings) < 256 else np.uint16)
     numbered = [(number, finding.masks) for number, finding in enumerate(findings, start=1) if finding.masks]
     for number, masks in sorted(numbered, key=lambda one: -np.count_nonzero(one[1].consensus())):

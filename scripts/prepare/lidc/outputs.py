@@ -1,7 +1,7 @@
-"""What is written of one scan, and the tables and datalists of all.
+"""Writes the folder of each scan, and the tables of all scans.
 
-A scan's folder appears by one rename, complete; tables and datalists are replaced by a rename, too. Whoever kills a run
-and starts it again ends with the same files.
+The complete folder of a scan appears by a single rename; tables are replaced by a rename, too. A run that is killed and
+restarted ends with the same files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .nodules import OUTLINED, Finding, ReaderMasks, instance_mask
 from .readings import RATINGS
 from .scans import CtSeries, Notice
 
-FORMAT = 2  # raised whenever the same input gives other files
+FORMAT = 2  # increased whenever the same input gives different files
 RECORD, MASK, IMAGE = "scan.json", "mask.nii.gz", "image.nii.gz"
 
 NODULE_COLUMNS = (
@@ -35,13 +35,13 @@ NODULE_COLUMNS = (
 
 
 def fingerprint(series: CtSeries) -> str:
-    """Changes whenever the scan's files or its readings do."""
+    """Return a digest that changes whenever the scan's files or its readings do."""
     digest = series.source.digest if series.source else ""
     return digest_of([FORMAT, digest, sorted(stamp(one.path) for one in series.slices)])
 
 
 def read_scan_record(folder: Path, wanted: str) -> dict[str, Any] | None:
-    """What an earlier run wrote of a scan; ``None`` where it did not, or from other input."""
+    """Return the record of a scan from an earlier run; ``None`` if there is none with the fingerprint ``wanted``."""
     record = read_record(folder / RECORD)
     return record if record.get("fingerprint") == wanted else None
 
@@ -49,18 +49,21 @@ def read_scan_record(folder: Path, wanted: str) -> dict[str, Any] | None:
 def write_scan(
     folder: Path, series: CtSeries, grid: Grid, findings: Sequence[Finding], mark: str, *, image: str | Volume
 ) -> dict[str, Any]:
-    """Write a scan's folder: masks, the image where it is a volume, and the record.
+    """Write a scan's folder: its masks, the image if given as a volume, and the record.
 
     Args:
-        folder: replaced when it exists.
-        series: whose it is.
-        grid: of the scan.
-        findings: nodules first.
-        mark: the fingerprint.
-        image: a path to name, or the volume to write.
+        folder: the folder; replaced if it exists.
+        series: the scan's series.
+        grid: the scan's grid.
+        findings: the scan's findings, nodules first.
+        mark: the series' fingerprint.
+        image: the path to use in the datalist, or a volume to write.
 
     Returns:
         The record: ``fingerprint``, ``slice_mm`` (the larger of thickness and spacing) and ``item``.
+
+    Raises:
+        OutputError: the folder cannot be written.
     """
     place = f"{folder.parent.name}/{folder.name}"
     with replacing(folder) as new:
@@ -104,7 +107,7 @@ def _details(finding: Finding, label: int) -> dict[str, Any]:
 
 
 def _write_reader_masks(path: Path, masks: ReaderMasks, affine_ras: FloatArray) -> None:
-    """All readers of one nodule in one small image: bit n (from 0) is set where the n-th has the voxel inside."""
+    """Write the masks of a nodule's readers to one small image: bit n (from 0) is set where the n-th reader's is."""
     kind = next(k for k in (np.uint8, np.uint16, np.uint32, np.uint64) if len(masks.readers) <= np.iinfo(k).bits)
     bits = np.zeros(masks.inside.shape[1:], dtype=kind)
     for number, inside in enumerate(masks.inside):
@@ -115,12 +118,16 @@ def _write_reader_masks(path: Path, masks: ReaderMasks, affine_ras: FloatArray) 
 
 
 def fold_of(patient: str, folds: int) -> int:
-    """The fold that validates a patient: by a hash of the PatientID, so it never depends on what else is there."""
+    """Return the fold that validates on a patient: a hash of the PatientID, independent of which others there are."""
     return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % folds
 
 
 def write_tables(output: Path, items: Sequence[Mapping[str, Any]], notices: Sequence[Notice]) -> None:
-    """Write ``nodules.csv``, a row for each row of the datalists, and ``skipped.csv``, a row for each notice."""
+    """Write ``nodules.csv``, with a row for each box of the datalists, and ``skipped.csv``, with one for each notice.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
     rows = []
     for item in items:
         for label, details in zip(item["label"], item["nodules"], strict=True):

@@ -1,4 +1,4 @@
-"""The command ``lidc_picture``: a prepared nodule over its scan, to see that masks and image agree."""
+"""The command ``lidc_picture``: draws a prepared nodule over its scan, to check that mask and image agree."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def lidc_picture(prepared_dir: str, output: str, name: str = "", nodule: int = 1
     """Draw one nodule of a prepared scan: whole axial slice, and close axial, coronal and sagittal views.
 
     Args:
-        prepared_dir: what the command lidc wrote.
+        prepared_dir: output folder of the command lidc.
         output: PNG file to write.
         name: series UID; the first scan by default.
-        nodule: its value in the scan's mask.
-        reference: a further mask (NIfTI, any grid), drawn as a dashed line.
+        nodule: the nodule's value in the scan's mask.
+        reference: another mask (any image format, any grid), drawn as a dashed line.
 
     Raises:
-        UserError: no such scan or nodule, a file that cannot be read, no place to write to.
+        UserError: there is no such scan or nodule, a file cannot be read, or the picture cannot be written.
     """
     root = Path(prepared_dir).resolve()
     records = sorted((root / "scans").glob(f"{name or '[0-9]*'}/{RECORD}"))

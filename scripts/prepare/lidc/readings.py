@@ -1,18 +1,18 @@
-"""LIDC's XML files become readings: what one reader saw in one series.
+"""Reads LIDC's XML files as readings: what each reader saw in one series.
 
 Sources: Armato SG III et al., Medical Physics 38:915-931, 2011, doi:10.1118/1.3528204, and the annotated XML example
-that The Cancer Imaging Archive gives with LIDC-IDRI ("annotated XML file", March 2010):
+that The Cancer Imaging Archive provides with LIDC-IDRI ("annotated XML file", March 2010):
 
-- Each CT was read twice by four readers; the file holds the second, unblinded session alone. Readers are anonymous: the
-  first of one file need not be the first of another.
+- Each CT was read twice by four readers; the file contains only the second, unblinded session. Readers are anonymous:
+  the first reader of one file need not be the first of another.
 - A nodule of 3 to 30 mm has an outline in each of its slices and nine ratings. A nodule below 3 mm, and a lesion of at
-  least 3 mm that is no nodule, have one point and no ratings (or nine zeros).
-- An outline is the "outer border": its own pixels lie just outside the nodule, of inclusions and of exclusions (a
-  cavity) alike.
-- ``xCoord`` is the column, ``yCoord`` the row, both from 0; ``imageSOP_UID`` names the slice.
+  least 3 mm that is not a nodule, have one point and no ratings (or nine zeros).
+- An outline is the "outer border": its pixels lie just outside what it encloses, both for inclusions and for exclusions
+  (such as a cavity).
+- ``xCoord`` is the column and ``yCoord`` the row, both from 0; ``imageSOP_UID`` names the slice.
 
-Rules of our own: an outline is a nodule >= 3 mm when it has more than one point, rated or not (two outlines of the
-1018 series lack ratings); a rating of 0 is none.
+Our own rules: an outline with more than one point is a nodule >= 3 mm, whether rated or not (two outlines of the 1018
+series lack ratings); a rating of 0 means that there is none.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ Mask = npt.NDArray[np.bool_]
 
 
 class LidcError(PrepareError):
-    """Readings, or a scan with its readings, that cannot be used."""
+    """Readings, or a scan together with its readings, cannot be used."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the pixels of a region lie, as one frame of a DICOM Segmentation says.
+    """The position of a region's pixels according to a frame of a DICOM Segmentation.
 
     Attributes:
-        position_lps_mm: of the first pixel.
+        position_lps_mm: centre of the first pixel.
         orientation: direction cosines (LPS) along a row, then along a column.
         size: columns, rows.
     """
@@ -60,15 +60,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Region:
-    """What one reader's nodule covers of one slice.
+    """The part of one reader's nodule in one slice.
 
     Attributes:
-        sop_uid: SOPInstanceUID of the slice; "" where the source does not say: then ``z_mm`` tells.
+        sop_uid: SOPInstanceUID of the slice; "" if the source does not give it, and ``z_mm`` identifies the slice.
         z_mm: z of the slice's position, LPS.
-        corner: ``[2]`` column and row of ``inside[0, 0]``; of the border's first ones where nothing is inside.
-        inside: ``[I, J]`` bool, no larger than needed; ``[0, 0]``: a border of few points encloses no pixel.
+        corner: ``[2]`` column and row of ``inside[0, 0]``; if nothing is inside, smallest column and row of the border.
+        inside: ``[I, J]`` bool, cropped to the pixels inside; ``[0, 0]`` if the border encloses no pixel.
         border: ``[N, 2]`` columns and rows of the pixels just outside, N >= 1.
-        frame: where the pixels lie; ``None`` where the source gives columns and rows alone.
+        frame: position of the pixels; ``None`` if the source gives only columns and rows.
     """
 
     sop_uid: str
@@ -85,9 +85,9 @@ class Reading:
 
     Attributes:
         reader: 1, 2, … within the series.
-        name: what the source calls it; not unique.
-        regions: at least one, one per slice.
-        ratings: some or all of :data:`RATINGS`, 1 to 5 (calcification to 6).
+        name: its name in the source; not unique.
+        regions: at least one; one per slice.
+        ratings: some or all of :data:`RATINGS`, 1 to 5 (calcification 1 to 6); may be empty.
     """
 
     reader: int
@@ -98,7 +98,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Mark:
-    """One reader's point: a nodule below 3 mm, or a lesion that is no nodule.
+    """One reader's point: a nodule below 3 mm, or a lesion that is not a nodule.
 
     Attributes:
         reader: 1, 2, … within the series.
@@ -117,7 +117,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class SeriesReadings:
-    """All that was read in one CT series: nodules of at least 3 mm and the other findings; both may be empty."""
+    """All readings of one CT series: nodules of at least 3 mm, and marks of other findings; both may be empty."""
 
     series_uid: str
     readings: tuple[Reading, ...]
@@ -125,7 +125,7 @@ class SeriesReadings:
 
 
 def _refuse_document_type(*_: object) -> None:
-    """XML has to declare nothing: no document type, hence no entities to expand and no files to fetch."""
+    """Refuse XML with a document type: it could declare entities to expand or files to fetch."""
     raise ValueError("it has a document type, as LIDC's files never have")
 
 
@@ -140,7 +140,7 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
         The readings; ``None`` for the reading of a radiograph (CR, DX), whose root element is ``IdriReadMessage``.
 
     Raises:
-        LidcError: no XML, an XML of another kind, or one that lacks what it must hold.
+        LidcError: the file is not plain XML, not a LIDC reading, or lacks required content.
     """
     scout = expat.ParserCreate()
     scout.StartDoctypeDeclHandler = _refuse_document_type
@@ -149,7 +149,7 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
         root = ElementTree.fromstring(content)
     except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise LidcError(f"{source}: expected plain XML, got a damaged file ({error}); copy it again") from error
-    for element in root.iter():  # without namespaces: http://www.nih.gov, http://www.nih.gov/idri
+    for element in root.iter():  # remove the namespaces http://www.nih.gov and http://www.nih.gov/idri
         element.tag = element.tag.rpartition("}")[2]
     if root.tag == "IdriReadMessage":
         return None
@@ -171,7 +171,11 @@ def _text(element: ElementTree.Element, name: str) -> str:
 
 
 def _all(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    """The children of a name; there must be one."""
+    """Return the children with a name, at least one.
+
+    Raises:
+        KeyError: there is none.
+    """
     found = element.findall(name)
     if not found:
         raise KeyError(f"{element.tag} without {name}")
@@ -211,7 +215,7 @@ def _nodule(element: ElementTree.Element, reader: int) -> Reading | Mark:
 
 
 def _slice(element: ElementTree.Element) -> tuple[str, float]:
-    """The slice's SOPInstanceUID and z, LPS mm."""
+    """Return the SOPInstanceUID and z (LPS mm) of an element's slice."""
     return _text(element, "imageSOP_UID"), float(_text(element, "imageZposition"))
 
 
@@ -228,12 +232,14 @@ def _is_inclusion(roi: ElementTree.Element) -> bool:
 
 
 def region_of_outlines(sop_uid: str, z_mm: float, outlines: list[tuple[Pixels, bool]]) -> Region:
-    """What the outlines of one slice enclose: every inclusion's interior, less exclusions with their own pixels.
+    """Return the region that the outlines of one slice enclose.
+
+    It consists of the interiors of all inclusions, minus the interiors and the outlines' own pixels of all exclusions.
 
     Args:
-        sop_uid: the slice.
-        z_mm: its z, LPS.
-        outlines: at least one: points ``[N, 2]`` (column, row) in the order of the walk, whether an inclusion.
+        sop_uid: SOPInstanceUID of the slice.
+        z_mm: z of the slice, LPS.
+        outlines: at least one: its points ``[N, 2]`` (column, row) in order, and whether it is an inclusion.
     """
     border = np.concatenate([points for points, _ in outlines])
     corner, last = border.min(axis=0), border.max(axis=0)
@@ -248,17 +254,17 @@ def region_of_outlines(sop_uid: str, z_mm: float, outlines: list[tuple[Pixels, b
 
 
 def cut(inside: Mask, corner: Pixels) -> tuple[Pixels, Mask]:
-    """A mask no larger than what it holds, and its new corner; with nothing inside it has no pixel."""
+    """Crop a mask to its true pixels; return its new corner and the mask, ``[0, 0]`` if no pixel is true."""
     box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), (slice(0, 0), slice(0, 0)))
     return corner + [part.start for part in box], inside[box].copy()
 
 
 def _interior(points: Pixels, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
-    """Pixels strictly inside a closed polygon (odd number of crossings), and those on its line: two ``[I, J]`` bool."""
+    """Return the pixels strictly inside a closed polygon, and those on its line: two ``[I, J]`` bool."""
     line, interior = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     line[tuple(points.T)] = True
     step = np.roll(points, -1, axis=0) - points
-    pieces = np.gcd(*np.abs(step.T))  # an edge runs through this many pixels' centres
+    pieces = np.gcd(*np.abs(step.T))  # pixel centres on each edge, one of its ends included
     for edge in np.flatnonzero(pieces > 1):
         nth = np.arange(pieces[edge])[:, None]
         line[tuple((points[edge] + nth * step[edge] // pieces[edge]).T)] = True

@@ -1,4 +1,4 @@
-"""Which CT series a download holds, and which readings belong to each: any folder layout, headers alone."""
+"""Finds the CT series of a download and the readings of each, in any folder layout, from headers alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...read.scan import ScanError
 from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import Ratings, SegmentKey, nodule_keys, read_objects, read_ratings
 
-SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: by the user's own selection
+SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: excluded by the user's selection
 
 _UID = re.compile(r"[0-9][0-9.]*")
 _TAGS = (
@@ -35,12 +35,12 @@ class Notice:
     """A line of the summary table.
 
     Attributes:
-        outcome: :data:`SKIPPED`, :data:`KEPT` (worth knowing) or :data:`LEFT_OUT`.
-        reason: what, in a few words; equal for equal things, so that it can be counted.
-        series_uid: SeriesInstanceUID; "" where unknown.
-        patient: PatientID; "" where unknown.
+        outcome: :data:`SKIPPED`, :data:`KEPT` (used, but worth knowing) or :data:`LEFT_OUT`.
+        reason: why, in a few words; the same cause has the same wording, so that it can be counted.
+        series_uid: SeriesInstanceUID; "" if unknown.
+        patient: PatientID; "" if unknown.
         source: file or folder.
-        detail: the rest.
+        detail: anything else.
     """
 
     outcome: str
@@ -52,7 +52,7 @@ class Notice:
 
     @property
     def subject(self) -> str:
-        """What it is about, for messages."""
+        """What the notice is about, for messages."""
         return " ".join(filter(None, (self.series_uid, self.source, self.detail)))
 
 
@@ -61,9 +61,9 @@ class Source:
     """Where the readings of a series come from.
 
     Attributes:
-        files: one XML, or all segmentations of the series.
-        digest: of what was read; another one means that the scan must be done again.
-        read: gives the readings, or raises :class:`LidcError`.
+        files: one XML file, or all segmentations of the series.
+        digest: digest of the readings; if it changes, the scan must be prepared again.
+        read: returns the readings, or raises :class:`LidcError`.
     """
 
     files: tuple[str, ...]
@@ -73,7 +73,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """One DICOM file of a CT series; a damaged one has neither UID nor position, another one may lack the position."""
+    """One DICOM file of a CT series; a damaged file has neither UID nor position, others may lack the position."""
 
     path: Path
     sop_uid: str = ""
@@ -82,14 +82,14 @@ class Slice:
 
 @dataclass
 class CtSeries:
-    """One CT series and what was read in it.
+    """One CT series and the source of its readings.
 
     Attributes:
         uid: SeriesInstanceUID.
         patient: PatientID.
-        thickness_mm: SliceThickness; 0 where unknown.
-        slices: in the order of the files; damaged files of the same folders are among them.
-        source: of its readings; ``None`` until paired.
+        thickness_mm: SliceThickness; 0 if unknown.
+        slices: in the order of the files, followed by damaged files in the same folders.
+        source: source of its readings; ``None`` until one is found.
     """
 
     uid: str
@@ -104,22 +104,22 @@ class CtSeries:
         return self.slices[0].path.parent
 
     def notice(self, outcome: str, reason: str, detail: str = "", source: str = "") -> Notice:
-        """A line about it."""
+        """Return a notice about the series; its source is the series' folder by default."""
         return Notice(outcome, reason, self.uid, self.patient, source or str(self.folder), detail)
 
 
 @dataclass
 class Download:
-    """What was found.
+    """What was found in a download.
 
     Attributes:
-        series: to prepare, by UID.
+        series: CT series to prepare, by UID.
         notices: lines of the summary table.
-        folders: which DICOM series each of them holds.
+        folders: UIDs of the DICOM series in each folder.
         damaged: DICOM files that cannot be read.
-        others: of series that are no CT, by UID.
-        segmentations: nodules in each file, by the CT series that they are in.
-        ratings: of segments.
+        others: notices of series of other modalities, by UID.
+        segmentations: for each CT series, its segmentation files and the nodules in each.
+        ratings: ratings of segments.
     """
 
     series: dict[str, CtSeries] = field(default_factory=dict)
@@ -135,11 +135,14 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
     """Walk a download and pair each CT series with its readings.
 
     Args:
-        dicom_dir: DICOM files and, where they are there, XML files, at any depth.
-        xml: a further folder or zip archive of XML files.
+        dicom_dir: folder with DICOM files and possibly XML files, at any depth.
+        xml: an additional folder or zip archive of XML files; ``None`` for none.
 
     Returns:
-        Series with readings; every other thing is a notice.
+        The series that have readings; everything else is in a notice.
+
+    Raises:
+        LidcError: there is nothing at ``xml``, or its archive is damaged.
     """
     download = Download()
     with lenient:
@@ -158,10 +161,10 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
 
 
 def xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each XML file of a folder (any depth), a zip archive, or of the file itself.
+    """Yield name and content of each XML file in a folder (at any depth) or zip archive, or of a single file.
 
     Raises:
-        LidcError: no such thing, or a damaged archive.
+        LidcError: there is nothing at the path, or the archive is damaged.
     """
     if not source.exists():
         raise LidcError(f"{source}: expected a folder or zip archive of XML files, found nothing there; check the path")
@@ -182,7 +185,7 @@ def _sort_file(path: Path, download: Download) -> None:
     try:
         header = read_dicom(path, _TAGS)
         uid, modality, patient = (str(header.get(tag, "")) for tag in ("SeriesInstanceUID", "Modality", "PatientID"))
-        if not _UID.fullmatch(uid):  # it names a folder of the output
+        if not _UID.fullmatch(uid):  # used as the name of a folder in the output
             raise ScanError(f"{path}: expected a SeriesInstanceUID, got none; copy it again.")
     except ScanError:
         download.damaged.append(path)
@@ -211,7 +214,10 @@ def _sort_file(path: Path, download: Download) -> None:
 
 
 def _spread_damaged(download: Download) -> None:
-    """A damaged file may be a slice of any series beside it: each of them is then refused, never silently short."""
+    """Add each damaged file to every series in its folder, as it may be a slice of any: these are refused later.
+
+    Otherwise a series could be read with a slice missing. A damaged file without a series beside it becomes a notice.
+    """
     for path in download.damaged:
         beside = [download.series[uid] for uid in download.folders.get(path.parent, ()) if uid in download.series]
         for series in beside:
@@ -221,7 +227,7 @@ def _spread_damaged(download: Download) -> None:
 
 
 def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict[str, list[Source]]:
-    """Readings by series; files that cannot be used become notices."""
+    """Return the readings in XML files by series; files that cannot be used become notices."""
     sources: dict[str, list[Source]] = {}
     for name, content in files:
         try:
@@ -239,7 +245,7 @@ def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict
 
 
 def _objects(uid: str, own: dict[Path, list[SegmentKey]], ratings: Ratings) -> Source:
-    """The segmentations of a series and the ratings of their segments."""
+    """Return the segmentations of a series, with the ratings of their segments, as a source of readings."""
     paths = sorted(own)
     rated = {key: ratings[key] for keys in own.values() for key in keys if key in ratings}
     digest = digest_of([[stamp(path) for path in paths], sorted(map(list, rated.items()))])
@@ -247,7 +253,10 @@ def _objects(uid: str, own: dict[Path, list[SegmentKey]], ratings: Ratings) -> S
 
 
 def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> None:
-    """Give series their readings; several sources are fine where they agree (TCIA has copies of some XML)."""
+    """Assign readings to series; several sources are accepted if they are identical (TCIA has copies of some XML).
+
+    Sources without a series, and series with different sources, become notices.
+    """
     for uid, candidates in sorted(sources.items()):
         first, series = candidates[0], download.series.get(uid)
         if series is None:
@@ -264,10 +273,10 @@ def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> No
 
 
 def _leave_unread(download: Download) -> None:
-    """Drop series without readings, each with a notice, and say which patients have several series."""
-    told = {notice.series_uid for notice in download.notices}
+    """Drop series without readings, each with a notice, and add notices for patients with several series."""
+    reported = {notice.series_uid for notice in download.notices}
     unread = [series for _, series in sorted(download.series.items()) if series.source is None]
-    download.notices += [one.notice(SKIPPED, "series without readings") for one in unread if one.uid not in told]
+    download.notices += [one.notice(SKIPPED, "series without readings") for one in unread if one.uid not in reported]
     for series in unread:
         del download.series[series.uid]
     counts = Counter(series.patient for series in download.series.values())

@@ -1,11 +1,13 @@
-"""DICOM Segmentations and Structured Reports of the Imaging Data Commons become the same readings as LIDC's XML.
+"""Reads DICOM Segmentations and Structured Reports of the Imaging Data Commons as the same readings as LIDC's XML.
 
 Source: Fedorov A et al., DICOM re-encoding of volumetrically annotated LIDC nodules, Medical Physics 47:5953-5965,
-2020, doi:10.1002/mp.14445 (analysis result DICOM-LIDC-IDRI-Nodules). One segment holds one reader's nodule, without the
-outline's own pixels; a measurement group of a report refers to the segment and holds the ratings as codes.
+2020, doi:10.1002/mp.14445 (analysis result DICOM-LIDC-IDRI-Nodules). Each segment contains one reader's nodule, without
+the pixels of the outline itself; a measurement group of a report refers to the segment and contains the ratings as
+codes.
 
-What these objects do not hold: which readings are of one reader (each counts as a reader of its own), nodules below
-3 mm and non-nodules. Plain pydicom reads them: no check of a library on top may refuse a published file.
+These objects do not contain: which readings are by the same reader (each counts as a reader of its own), nodules below
+3 mm, and non-nodules. They are read with plain pydicom, so that the checks of a higher-level library cannot refuse a
+published file.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .readings import Frame, LidcError, Mask, Reading, Region, SeriesReadings, c
 
 NODULE_CODES = frozenset({"27925004", "M-03010"})  # SNOMED CT and its older form SRT
 
-# Code values of the ratings' names and, where they do not end in the rating itself (99LIDCQIICR "103": 3), of values.
+# Code values of the ratings' names, and of their values, unless these end in the rating itself (99LIDCQIICR "103": 3).
 _NAMES = {
     **{"C45992": "subtlety", "200": "internalStructure", "C3672": "calcification", "400": "sphericity"},
     **{"C25563": "margin", "C62175": "lobulation", "C28749": "spiculation", "C41144": "texture"},
@@ -39,30 +41,34 @@ _VALUES = {
     **{"RID50153": 1, "RID50152": 3, "RID50151": 5},  # texture: non-solid, part-solid, solid
 }
 
-SegmentKey = tuple[str, int]  # SOPInstanceUID of the segmentation, number of the segment
+SegmentKey = tuple[str, int]  # SOPInstanceUID of the segmentation, and number of the segment
 Ratings = dict[SegmentKey, dict[str, int]]
 
 
 def nodule_keys(segmentation: pydicom.Dataset, path: Path) -> tuple[str, list[SegmentKey]]:
-    """The CT series of a DICOM Segmentation, and its segments that are nodules; needs no pixels.
+    """Return the UID of the CT series of a DICOM Segmentation, and its segments that are nodules; needs no pixels.
+
+    Args:
+        segmentation: the object; may be without pixels.
+        path: its file, for messages.
 
     Raises:
-        LidcError: it does not say.
+        LidcError: the series or the type of a segment is missing.
     """
-    with _damage_told(path):
+    with _refusing_damaged(path):
         uid = str(segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID)
         nodules = [item for item in segmentation.SegmentSequence if _is_nodule(item)]
         return uid, [(str(segmentation.SOPInstanceUID), int(item.SegmentNumber)) for item in nodules]
 
 
 def read_ratings(path: Path) -> Ratings:
-    """Ratings of segments in one Structured Report; empty where it rates none.
+    """Return the ratings of segments in one Structured Report; empty if it contains none.
 
     Raises:
-        LidcError: it cannot be read.
+        LidcError: the file cannot be read, or is not a report.
     """
     found: Ratings = {}
-    with _damage_told(path):
+    with _refusing_damaged(path):
         for group in _containers(read_dicom(path)):
             codes, images = (
                 [item for item in group.ContentSequence if item.get("ValueType") == kind] for kind in ("CODE", "IMAGE")
@@ -74,10 +80,17 @@ def read_ratings(path: Path) -> Ratings:
 
 
 def read_objects(series_uid: str, paths: Sequence[Path], ratings: Ratings) -> SeriesReadings:
-    """What DICOM Segmentations hold of one series, numbered in the order of its names; a number stands for a reader.
+    """Return the readings of one series from its DICOM Segmentations.
+
+    Readings are numbered in the order of their names, and each number counts as a reader.
+
+    Args:
+        series_uid: SeriesInstanceUID of the CT.
+        paths: the segmentations.
+        ratings: ratings of their segments; segments without any are possible.
 
     Raises:
-        LidcError: one of them cannot be read, or is fractional.
+        LidcError: a segmentation cannot be read or is not binary, or one of its segments is empty.
     """
     segments = sorted(
         (segment for path in paths for segment in _segments(path)), key=lambda segment: (segment[1], segment[0])
@@ -89,8 +102,12 @@ def read_objects(series_uid: str, paths: Sequence[Path], ratings: Ratings) -> Se
 
 
 def _segments(path: Path) -> Iterator[tuple[SegmentKey, str, tuple[Region, ...]]]:
-    """Key, name and slices of the nodules of one DICOM Segmentation."""
-    with _damage_told(path):
+    """Yield key, name and regions of each nodule of one DICOM Segmentation.
+
+    Raises:
+        LidcError: see :func:`read_objects`.
+    """
+    with _refusing_damaged(path):
         dataset = read_dicom(path, pixels=True)
         if dataset.SegmentationType != "BINARY":
             raise ValueError(f"its type is {dataset.SegmentationType}")
@@ -104,7 +121,8 @@ def _segments(path: Path) -> Iterator[tuple[SegmentKey, str, tuple[Region, ...]]
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _refusing_damaged(path: Path) -> Iterator[None]:
+    """Turn the errors that a damaged or different object causes into a :class:`LidcError` that names the file."""
     try:
         with lenient:
             yield
@@ -120,7 +138,7 @@ def _is_nodule(segment: pydicom.Dataset) -> bool:
 
 
 def _regions(dataset: pydicom.Dataset, pixels: Mask, number: int) -> Iterator[Region]:
-    """The slices of one segment; frames without a pixel are left out."""
+    """Yield the regions of one segment, one per frame; frames without a pixel inside are left out."""
     for groups, mask in zip(dataset.PerFrameFunctionalGroupsSequence, pixels, strict=True):
         if (
             _macro(dataset, groups, "SegmentIdentificationSequence")[0].ReferencedSegmentNumber != number
@@ -139,18 +157,18 @@ def _regions(dataset: pydicom.Dataset, pixels: Mask, number: int) -> Iterator[Re
 
 
 def _macro(dataset: pydicom.Dataset, groups: pydicom.Dataset, name: str) -> Any:
-    """A functional group of one frame: its own, or the one that all frames share, or ``None`` (PS3.3, C.7.6.16)."""
+    """Return a functional group of one frame: its own, otherwise the shared one, or ``None`` (PS3.3, C.7.6.16)."""
     return groups.get(name) or dataset.SharedFunctionalGroupsSequence[0].get(name)
 
 
 def region_of_pixels(sop_uid: str, z_mm: float, mask: Mask, frame: Frame | None = None) -> Region:
-    """A region from the pixels inside: its border are their neighbours along rows and columns.
+    """Return a region from its pixels; its border consists of their outer neighbours along rows and columns.
 
     Args:
-        sop_uid: the slice.
-        z_mm: its z, LPS.
-        mask: ``[I, J]`` of the whole slice, at least one pixel inside.
-        frame: where the slice lies.
+        sop_uid: SOPInstanceUID of the slice; "" if unknown.
+        z_mm: z of the slice, LPS.
+        mask: ``[I, J]`` bool, of the whole slice; at least one pixel is true.
+        frame: position of the slice; ``None`` if unknown.
     """
     corner, inside = cut(mask, np.zeros(2, dtype=np.int64))
     wide = np.pad(inside, 1)
@@ -160,7 +178,7 @@ def region_of_pixels(sop_uid: str, z_mm: float, mask: Mask, frame: Frame | None 
 
 
 def _containers(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
-    """A content item and all below it that contain others."""
+    """Yield a content item and all items below it, as far as they contain other items."""
     if "ContentSequence" in item:
         yield item
         for child in item.ContentSequence:
@@ -168,14 +186,14 @@ def _containers(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
 
 
 def _segment_keys(item: pydicom.Dataset) -> Iterator[SegmentKey]:
-    """The segments that an image item refers to; none where it refers to something else."""
+    """Yield the segments that an image item refers to; none if it refers to something else."""
     for reference in item.get("ReferencedSOPSequence", []):
         for number in np.atleast_1d(reference.get("ReferencedSegmentNumber", [])):
             yield str(reference.ReferencedSOPInstanceUID), int(number)
 
 
 def _rating(item: pydicom.Dataset) -> Iterator[tuple[str, int]]:
-    """A rating, if the code item is one of the nine and its value is known."""
+    """Yield a rating if the code item is one of the nine and its value is known."""
     name = _NAMES.get(str(item.ConceptNameCodeSequence[0].get("CodeValue")))
     code = item.ConceptCodeSequence[0]
     text = str(code.get("CodeValue"))
