@@ -75,8 +75,8 @@ class ScanSearch:
         """
         scans = find_scans(os.fspath(source), series=self.series)
         if len(scans) > 1:
-            names = ", ".join(str(scan["name"]) for scan in scans[:3])
-            raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names} …); name one of them.")
+            names = ", ".join([str(scan["name"]) for scan in scans[:3]] + ["…"] * (len(scans) > 3))
+            raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names}); name one of them.")
         item = self.preprocessing(scans[0])
         with torch.no_grad():
             image = item[CommonKeys.IMAGE][None].to(self.device)

@@ -34,7 +34,7 @@ def test_one_scan_gives_one_result_with_what_the_inferer_remarked(tmp_path: Path
         assert result.notes == (f"call {call}",)
         assert (result.name, result.model, result.settings) == (searched["name"], search.model, search.settings)
     (tmp_path / "several").mkdir()
-    with pytest.raises(ScanError, match=r"several: expected one scan, got 2 \(a, b …\); name one of them"):
+    with pytest.raises(ScanError, match=r"several: expected one scan, got 2 \(a, b\); name one of them"):
         search(looks_like(tmp_path / "several", "ab"))
 
 
