@@ -1,8 +1,8 @@
 """Whether inserted nodules look real: can a small network tell a donor in a host from the same donor in its own scan?
 
-Each donor is turned at random and taken twice: as it is, and inserted by replacement into a crop of a training lung.
-The network sees both within 2 mm of the mask; all else is replaced by the HU of lung. Folds are by donor. An area under
-the ROC curve of 0.5 says that it cannot tell; what it can tell by, pictures of the surest pairs show.
+Each donor is rotated at random and used twice: as it is, and inserted by replacement into a crop of a training lung.
+The network sees both within 2 mm of the mask; everything else is set to the HU of lung. Folds are by donor. An area
+under the ROC curve of 0.5 means that the network cannot tell them apart. A picture shows the pairs that differ most.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from scripts.train.insertion import InsertNodulesd
 logger = logging.getLogger(__name__)
 
 EDGE, CROP = 25, 64  # voxels of 1 mm: what the network sees, and the crop of the host
-SEEN_MM = 2  # around the mask; donors are cut out with little more
+SEEN_MM = 2  # around the mask; donors are cut out with hardly more
 LUNG_HU, RANGE_HU = -850.0, 500.0
-LARGEST_MM = 12.0  # of the donors: the others would fill what is seen
+LARGEST_MM = 12.0  # largest donors; others would not fit into EDGE
 FOLDS, EPOCHS, BATCH = 3, 15, 32
 SHOWN = 12  # pairs in the picture
 
@@ -43,13 +43,13 @@ SHOWN = 12  # pairs in the picture
 def inserted(
     *, datalists: Sequence[str], cache_dir: str, output: str, pairs: int = 600, config_file: str = "configs/train.json"
 ) -> None:
-    """Print how well inserted nodules can be told from real ones, and draw the surest pairs.
+    """Print how well inserted nodules can be distinguished from real ones, and draw the pairs that differ most.
 
     Args:
-        datalists: with lungs to insert into (``training``; those with a weight) and ``donors``.
-        cache_dir: for the preprocessed lungs.
-        output: PNG file to write: real above, inserted below.
-        pairs: donors taken at most.
+        datalists: with the lungs to insert into (``training``; only scans of weight above 0) and ``donors``.
+        cache_dir: folder for the preprocessed lungs.
+        output: PNG file to write, with the real nodules above the inserted ones.
+        pairs: largest number of donors.
         config_file: the training graph.
     """
     parser = ConfigParser(ConfigParser.load_config_files(config_file))
@@ -71,7 +71,7 @@ def inserted(
 def _pairs(
     donors: Sequence[Mapping[str, Any]], hosts: CropDataset
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """Each donor as it is and in a host, ``[EDGE, EDGE, EDGE]``, scaled; none where the host has no place for it."""
+    """Yield each donor as it is and in a host, ``[EDGE, EDGE, EDGE]`` each, scaled; skip it if there is no place."""
     for number, donor in enumerate(donors):
         insert = InsertNodulesd([donor], prob=1.0, most=1, scale=(1.0, 1.0), bordering=0.3)
         insert.set_random_state(number)
@@ -85,7 +85,7 @@ def _pairs(
 
 
 def _seen(hu: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """What lies at the mask, centred and scaled: 0 is lung."""
+    """Return the mask and its surroundings, centred and scaled so that lung is 0."""
     near = ndimage.binary_dilation(inside, iterations=SEEN_MM)
     scaled = np.pad(np.where(near, (np.clip(hu, -1000.0, 300.0) - LUNG_HU) / RANGE_HU, 0.0), EDGE)
     start = np.argwhere(inside).mean(0).round().astype(int) + EDGE - EDGE // 2
@@ -93,7 +93,7 @@ def _seen(hu: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> npt.NDA
 
 
 def _scores(real: Tensor, put: Tensor, fold: int) -> Tensor:
-    """Logits ``[2, N]`` for being real, of the donors of a fold by a network trained on the others; 0 for these."""
+    """Train on the other folds; return the logits ``[2, N]`` of being real for this fold's donors, 0 for the others."""
     held_out = torch.arange(len(real)) % FOLDS == fold
     x, y = torch.cat([real[~held_out], put[~held_out]]), torch.tensor([1.0, 0.0]).repeat_interleave(sum(~held_out))
     torch.manual_seed(fold)
@@ -115,7 +115,7 @@ def _scores(real: Tensor, put: Tensor, fold: int) -> Tensor:
 
 
 def _draw(path: Path, real: Tensor, put: Tensor, scores: Tensor) -> None:
-    """The pairs that are told apart best, each in its middle slice."""
+    """Draw the middle slices of the pairs that differ most."""
     surest = (scores[0] - scores[1]).argsort(descending=True)[:SHOWN]
     figure = Figure(figsize=(SHOWN, 2.2), layout="constrained")
     for axes, image in zip(figure.subplots(2, SHOWN).flat, torch.cat([real[surest], put[surest]]), strict=False):
@@ -125,7 +125,7 @@ def _draw(path: Path, real: Tensor, put: Tensor, scores: Tensor) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 when it failed, 2 when the command line is wrong."""
+    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
     return run_function("python -m tools.inserted", inserted, arguments)
 
 

@@ -65,26 +65,7 @@ def cross_validate(
     chosen = _parsed(settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
-    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    places = [{"device": name} for name in devices] or [{}]
-    for place in places:
-        free.put(place)
-
-    def run_fold(fold: tuple[str, Path]) -> None:
-        place = free.get()
-        try:
-            _run_fold(folder / fold[0], fold[1], {**chosen, **place})
-        finally:
-            free.put(place)
-
-    with ThreadPoolExecutor(len(places)) as pool:
-        done = [pool.submit(run_fold, fold) for fold in folds.items()]
-        try:
-            for future in as_completed(done):
-                future.result()
-        except UserError:
-            pool.shutdown(wait=False, cancel_futures=True)  # folds that have started run to their end
-            raise
+    _run_folds(folder, folds, chosen, devices)
     together = writable_folder(folder / "all_folds")
     for table in SCORED[1:]:
         write_bytes(together / table, _joined([folder / name / "scores" / table for name in folds]))
@@ -98,6 +79,34 @@ def cross_validate(
         pool=True,
         resamples=resamples,
     )
+
+
+def _run_folds(folder: Path, folds: Mapping[str, Path], settings: Mapping[str, str], devices: Sequence[str]) -> None:
+    """Train and score the folds: one at a time on each device, or one after the other without any.
+
+    Raises:
+        UserError: a fold fails; folds that have started run to their end, the others do not start.
+    """
+    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    places = [{"device": name} for name in devices] or [{}]
+    for place in places:
+        free.put(place)
+
+    def run_fold(fold: tuple[str, Path]) -> None:
+        place = free.get()
+        try:
+            _run_fold(folder / fold[0], fold[1], {**settings, **place})
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        done = [pool.submit(run_fold, fold) for fold in folds.items()]
+        try:
+            for future in as_completed(done):
+                future.result()
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _run_fold(folder: Path, datalist: Path, settings: Mapping[str, str]) -> None:
