@@ -195,15 +195,16 @@ def _mirrored(patch: Item, output: Path) -> Item:
     }
 
 
-def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: int) -> Item:
+def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, margin_mm: float = 0.0) -> Item:
     """Return the item of a whole chest: its known lesions, with their masks, and what was read as nodule or doubtful.
+
+    Known lesions and what was read as a nodule are nodules; doubtful readings and other lesions are ignored.
 
     Args:
         row: of ``chests.csv``.
         data_dir: the development data.
         output: folder for the mask.
-        known: label of known lesions and of what was read as a nodule; the rest (doubtful readings, lesions outside the
-            lungs) is ignored. With IGNORED, findings that were read get a margin.
+        margin_mm: added to the diameter of a doubtful reading.
     """
     name = row["name"]
     item: Item = {"name": name, "image": _existing(data_dir / "chests" / f"{name}.nii.gz"), "weight": HOST_WEIGHT}
@@ -212,19 +213,19 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, *, known: i
     lesions = data_dir / "chests" / "lesion_masks" / f"{name}.nii.gz"
     if lesions.is_file():
         item["mask"] = str((output / f"{name}.nii.gz").resolve())
-        boxes, labels = _known_lesions(row, lesions, Path(item["mask"]), known)
-    margin_mm = IGNORED_MARGIN_MM if known == IGNORED else 0.0
+        boxes, labels = _known_lesions(row, lesions, Path(item["mask"]))
     for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in table_rows(file)]:
         place = [float(reading[f"{axis}_lps_mm"]) for axis in "xyz"]
         near = any(np.linalg.norm(np.subtract(place, box[:3])) < box[3] / 2 for box in boxes)
         if reading["name"] == name and reading["verdict"] in ("nodule", "doubt") and not near:
-            boxes.append([*place, *[float(reading["diameter_mm"]) + margin_mm] * 3])
-            labels.append(known if reading["verdict"] == "nodule" else IGNORED)
+            sure = reading["verdict"] == "nodule"
+            boxes.append([*place, *[float(reading["diameter_mm"]) + (0.0 if sure else margin_mm)] * 3])
+            labels.append(NODULE if sure else IGNORED)
     return {**item, "box": boxes, "label": labels}
 
 
-def _known_lesions(row: Mapping[str, str], path: Path, output: Path, known: int) -> tuple[list[list[float]], list[int]]:
-    """Write the instance mask of a chest's lesions; return boxes (LPS mm) and labels, ``known`` for listed lesions."""
+def _known_lesions(row: Mapping[str, str], path: Path, output: Path) -> tuple[list[list[float]], list[int]]:
+    """Write the instance mask of a chest's lesions; return boxes (LPS mm) and labels, NODULE for listed lesions."""
     mask = labels_of(path)
     listed = np.array(row["known_lesions_lps_mm_diameter_mm"].split(), dtype=np.float64).reshape(-1, 4)
     boxes, labels = [], []
@@ -233,7 +234,7 @@ def _known_lesions(row: Mapping[str, str], path: Path, output: Path, known: int)
         instances[mask.values == thing.value] = number
         boxes.append([*thing.centre_lps_mm.round(3).tolist(), *[round(thing.diameter_mm, 3)] * 3])
         apart_mm = np.linalg.norm(listed[:, :3] - thing.centre_lps_mm, axis=1)
-        labels.append(known if (apart_mm < listed[:, 3] / 2).any() else IGNORED)
+        labels.append(NODULE if (apart_mm < listed[:, 3] / 2).any() else IGNORED)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_nifti(output, instances, mask.affine_ras)
     return boxes, labels
@@ -319,7 +320,8 @@ def make_development_datalist(
         held_out: the scan of ``scans_1mm`` that is never trained on and receives the held-out donors; its own nodules
             count as neither true nor false, since each copy contains them. If empty, all scans are trained on, and the
             section validation is empty.
-        leave_out: no scan or chest whose name begins with this is trained on, such as QIN for a fold by collection.
+        leave_out: no scan or chest whose name begins with one of these, separated by commas, is trained on, such as
+            QIN for a fold by collection.
 
     Returns:
         The datalist's path.
@@ -328,6 +330,7 @@ def make_development_datalist(
         FileNotFoundError: a part of the data is missing, such as the scan to hold out.
     """
     source, output = Path(data_dir), Path(output_dir)
+    left_out = tuple(filter(None, leave_out.split(",")))
     lists: dict[str, list[Item]] = {"training": [], "validation": [], **_donors(source, held_out)}
     for item in _hosts(source, output):
         if item["name"] == held_out:
@@ -336,7 +339,7 @@ def make_development_datalist(
             copies = -(-len(donors) // VALIDATION_NODULES)  # each gets its share of the donors
             bare, target = {**item, "label": [IGNORED] * len(item["label"])}, output / "validation"
             lists["validation"] = [_with_insertions(bare, donors[n::copies], target, n) for n in range(copies)]
-        elif not (leave_out and item["name"].startswith(leave_out)):
+        elif not item["name"].startswith(left_out):
             lists["training"].append(item)
     if held_out and not lists["validation"]:
         _existing(source / "scans_1mm" / f"{held_out}.nii.gz")
@@ -358,7 +361,14 @@ def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
         yield {**item, "mask": mask} if mask else item
     chests = source / "chests" / "chests.csv"
     for row in table_rows(chests) if chests.is_file() else []:
-        yield chest_item(row, source, output / "masks", known=IGNORED)
+        item = chest_item(row, source, output / "masks", IGNORED_MARGIN_MM)
+        if "mask" not in item:  # nodules without a voxel teach no mask, but insertions do
+            image = nibabel.Nifti1Image.from_filename(item["image"])
+            path = write_nifti(
+                output / "masks" / f"{item['name']}.nii.gz", np.zeros(image.shape, np.uint8), image.affine
+            )
+            item["mask"] = str(path.resolve())
+        yield item
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -66,9 +66,7 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
         LidcError: readings are missing or do not fit the crops.
     """
     source, output = Path(data_dir), Path(output_dir).resolve()
-    chests = [
-        chest_item(row, source, output / "chests", known=NODULE) for row in table_rows(source / "chests" / "chests.csv")
-    ]
+    chests = [chest_item(row, source, output / "chests") for row in table_rows(source / "chests" / "chests.csv")]
     lists = {
         "context": list(_context_items(source, output)),
         "patches": patch_items(source, training=False),

@@ -83,7 +83,8 @@ class RegressionLoss(nn.Module):
 class MaskLoss(nn.Module):
     """Mean of :meth:`nodule_loss` in a box around each nodule and of BCE in randomly placed boxes.
 
-    Items without reference masks are skipped; without any item or box the loss is zero.
+    Items without reference masks are skipped, and nodules without a voxel in them; without any item or box the loss is
+    zero.
 
     Args:
         weight: weight relative to classification.
@@ -107,8 +108,9 @@ class MaskLoss(nn.Module):
             if not bool(target["has_mask"][b]):
                 continue
             for row in torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist():
-                box = self._box(target["nodule"][b, row].tolist(), logits.shape[1:])
-                losses.append(self.nodule_loss(logits[b][box], truth[b][box]))
+                box = self._box(target["nodule"][b, row].tolist())
+                if bool((target["mask"][b, 0][box] == row + 1).any()):
+                    losses.append(self.nodule_loss(logits[b][box], truth[b][box]))
             for _ in range(self.background_boxes):
                 losses.append(self._background(logits[b], truth[b]))
         return {"mask": torch.stack(losses).mean() if losses else logits.sum() * 0.0}
@@ -119,15 +121,10 @@ class MaskLoss(nn.Module):
         dice = 1.0 - (2.0 * (probability * truth).sum() + 1.0) / (probability.sum() + truth.sum() + 1.0)
         return 0.5 * F.binary_cross_entropy_with_logits(logits, truth) + 0.5 * dice
 
-    def _box(self, nodule: list[float], shape: torch.Size) -> tuple[slice, ...]:
-        """Return the voxels within radius plus margin of a nodule, as one slice per axis.
-
-        There is at least one voxel, because a mean over none is NaN.
-        """
+    def _box(self, nodule: list[float]) -> tuple[slice, ...]:
+        """Return the voxels within radius plus margin of a nodule, as one slice per axis, empty beyond the volume."""
         half = nodule[3] / 2.0 + self.margin
-        starts = [min(max(int(c - half), 0), n - 1) for c, n in zip(nodule[:3], shape, strict=True)]
-        stops = [min(max(int(c + half) + 2, a + 1), n) for c, a, n in zip(nodule[:3], starts, shape, strict=True)]
-        return tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+        return tuple(slice(max(int(c - half), 0), max(int(c + half) + 2, 0)) for c in nodule[:3])
 
     def _background(self, logits: Tensor, truth: Tensor) -> Tensor:
         """Return the BCE in a randomly placed box."""

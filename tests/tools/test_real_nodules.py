@@ -16,7 +16,7 @@ from scripts.core.nifti import write_nifti
 from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesReadings, region_of_outlines
 from tests.lidc_files import ring
 from tools import development
-from tools.development import IGNORED_MARGIN_MM, chest_item
+from tools.development import chest_item
 from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops
 
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
@@ -108,16 +108,15 @@ def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("known", [NODULE, IGNORED])
-def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, known: int) -> None:
+@pytest.mark.parametrize("margin_mm", [0.0, 3.0])
+def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, margin_mm: float) -> None:
     row = {"name": "one", "known_lesions_lps_mm_diameter_mm": "-20 -20 20 6 -90 -90 90 5"}
-    item = json.loads(json.dumps(chest_item(row, chest, chest / "out", known=known)))
-    read_mm = 5 + (IGNORED_MARGIN_MM if known == IGNORED else 0.0)
-    assert item["label"] == [IGNORED, known, known, IGNORED]  # not listed, listed, read as nodule, doubt
+    item = json.loads(json.dumps(chest_item(row, chest, chest / "out", margin_mm)))
+    assert item["label"] == [IGNORED, NODULE, NODULE, IGNORED]  # not listed, listed, read as nodule, doubt
     np.testing.assert_allclose(
         np.array(item["box"])[:, :3], [[-3, -3, 5], [-20, -20, 20], [-30, -30, 20], [-30, -10, 20]]
     )
-    np.testing.assert_allclose(np.array(item["box"])[2:, 3:], read_mm)
+    np.testing.assert_allclose(np.array(item["box"])[2:, 3:], [[5.0] * 3, [5.0 + margin_mm] * 3])
     mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
     assert {value: int((mask == value).sum()) for value in (1, 2)} == {1: 18, 2: 75}
 

@@ -248,6 +248,14 @@ def test_item_without_mask_teaches_no_mask() -> None:
     assert (slope[1, :5] != 0).any(), "the nodule itself is still learnt"
 
 
+def test_nodule_without_a_voxel_teaches_no_mask() -> None:
+    wanted = target(FOUND)
+    wanted["mask"][wanted["mask"] == 1] = 2  # a neighbour's
+    slope = gradient(wanted, loss_of(mask={"background_boxes": 0}))
+    assert (slope[:, 5:] == 0).all()
+    assert (slope[:, :5] != 0).any(), "the nodule itself is still learnt"
+
+
 def test_mask_is_compared_within_the_margin_only() -> None:
     """Radius 3 and margin 2 around voxel (8.5, 6.5, 6.5): voxels 3 … 14, 1 … 12, 1 … 12."""
     slope = gradient(target(FOUND), loss_of(mask={"margin": 2, "background_boxes": 0}))
@@ -257,11 +265,15 @@ def test_mask_is_compared_within_the_margin_only() -> None:
     assert torch.equal(slope[:, 5:] != 0, used > 0)
 
 
-@pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (15.0, 13.0, 17.0), (-40.0, 5.0, 5.0), (5.0, 90.0, 5.0)])
-def test_nodule_at_or_beyond_the_border_stays_finite(centre: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("centre", "taught"),
+    [((0.0, 0.0, 0.0), True), ((15.0, 13.0, 17.0), True), ((-40.0, 5.0, 5.0), False), ((5.0, 90.0, 5.0), False)],
+)
+def test_nodule_at_or_beyond_the_border_stays_finite(centre: tuple[float, float, float], taught: bool) -> None:
     loss = loss_of(mask={"background_boxes": 0})
     assert gradient(target((*centre, 4.0)), loss).isfinite().all()
-    assert 0 < loss.parts["mask"] < math.inf
+    assert (loss.parts["mask"] > 0) == taught
+    assert loss.parts["mask"] < math.inf
 
 
 def test_background_boxes_teach_empty_masks() -> None:
