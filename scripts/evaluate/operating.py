@@ -36,7 +36,7 @@ def write_operating(
     Raises:
         OutputError: the folder cannot be written to.
     """
-    calibration = calibration_of(matches)
+    calibration = calibration_of(matches.nodule_scores, matches.false_scores)
     record = {
         "threshold_at": {f"{rate:g}": threshold_at(froc, rate) for rate in RATES},
         "calibration": calibration and asdict(calibration),

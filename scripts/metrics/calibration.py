@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, special
 
 from ..core.geometry import FloatArray
-from .luna16 import BoolArray, Matches
+from .luna16 import BoolArray
 
 BINS = 10  # of equal width
 LARGEST_LOGIT = 30.0  # of probabilities of 0 and 1, whose logits are infinite
@@ -82,15 +82,19 @@ class Calibration:
     after: Reliability
 
 
-def calibration_of(matches: Matches) -> Calibration | None:
+def calibration_of(nodule_scores: FloatArray, false_scores: FloatArray) -> Calibration | None:
     """Compute the reliability and fit the correction; ``None`` unless there are both true and false candidates.
+
+    Args:
+        nodule_scores: ``[N]`` probability of the best candidate inside each nodule; -inf, a missed one, is left out.
+        false_scores: ``[P]`` probability of each false candidate.
 
     Raises:
         ValueError: the scores are not probabilities.
     """
-    hit = np.isfinite(matches.nodule_scores)
-    probabilities = np.concatenate([matches.nodule_scores[hit], matches.false_scores])
-    true = np.arange(len(probabilities)) < int(hit.sum())
+    found = nodule_scores[np.isfinite(nodule_scores)]
+    probabilities = np.concatenate([found, false_scores])
+    true = np.arange(len(probabilities)) < len(found)
     if true.all() or not true.any():
         return None
     if probabilities.min() < 0.0 or probabilities.max() > 1.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import special
 
+from scripts.core.geometry import FloatArray
 from scripts.core.records import Detection
 from scripts.evaluate.__main__ import main
 from scripts.evaluate.calibrate import apply_calibration
@@ -58,23 +59,18 @@ def matches(hits: list[float], false: list[float], missed: int = 0, scans: int =
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def drawn(slope: float, intercept: float, count: int = 20000) -> Matches:
-    """Candidates of known calibration: the share of true ones at a logit z is sigmoid(slope · z + intercept)."""
+def drawn(slope: float, intercept: float, count: int = 20000) -> tuple[FloatArray, FloatArray]:
+    """Scores of known calibration: the share of true ones at a logit z is sigmoid(slope · z + intercept)."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0.0, 2.0, count)
     true = rng.random(count) < special.expit(slope * logits + intercept)
     scores = special.expit(logits)
-    hits, false = int(true.sum()), int((~true).sum())
-    return replace(
-        matches([0.9], [0.1]),
-        **{"nodule_scores": scores[true], "nodule_scans": np.zeros(hits, int), "nodule_diameters_mm": np.ones(hits)},
-        **{"false_scores": scores[~true], "false_scans": np.zeros(false, int)},
-    )
+    return scores[true], scores[~true]
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (2.5, 0.0), (0.4, 1.0), (1.2, -3.0)])
 def test_the_fit_finds_what_was_drawn(slope: float, intercept: float) -> None:
-    calibration = calibration_of(drawn(slope, intercept))
+    calibration = calibration_of(*drawn(slope, intercept))
     assert calibration is not None
     assert calibration.slope == pytest.approx(slope, rel=0.06)
     assert calibration.intercept == pytest.approx(intercept, abs=0.1)
@@ -99,14 +95,14 @@ def test_reliability_by_hand() -> None:
 def test_both_kinds_of_candidates_are_needed_and_may_be_certain(
     hits: list[float], false: list[float], possible: bool
 ) -> None:
-    calibration = calibration_of(matches(hits, false))
+    calibration = calibration_of(np.array([-np.inf, *hits]), np.array(false))
     assert (calibration is not None) == possible
     assert calibration is None or math.isfinite(calibration.slope + calibration.intercept)
 
 
 def test_scores_that_are_no_probabilities_are_refused() -> None:
     with pytest.raises(ValueError, match="expected probabilities, got scores from -1 to 3"):
-        calibration_of(matches([3.0], [-1.0]))
+        calibration_of(np.array([3.0]), np.array([-1.0]))
 
 
 # --- per litre and thresholds -----------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Findings keep the verdict of what was read at their place; what nobody read is drawn; the rest is counted."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.core.nifti import write_nifti
+from tools import readings as module
+from tools.readings import COLUMNS, by_probability, by_threshold, poisson_interval, readings
+
+READ = [
+    ("one", 20, 20, 20, 4, "nodule"),
+    ("one", 30, 20, 20, 12, "false, in the lungs"),
+    ("two", 20, 20, 20, 9, "doubt"),
+]
+
+
+def _row(probability: float, verdict: str) -> dict[str, str]:
+    return dict(zip(COLUMNS, ["one", "0", "0", "0", "5", f"{probability}", verdict], strict=True))
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of a scan of 40 mm with findings (x LPS mm, probability) near what was read, and elsewhere."""
+    with (tmp_path / "findings_1.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("name", *COLUMNS[1:5], "verdict"), *READ])
+    monkeypatch.setattr(module, "READINGS", tmp_path)
+    folder = tmp_path / "results" / "one"
+    folder.mkdir(parents=True)
+    found = [(23.9, 0.95), (35.9, 0.5), (24.0, 0.3), (7.0, 0.2)]
+    nodules = [{"centre_lps_mm": [x, 20.0, 20.0], "diameter_mm": 6.0, "probability": p} for x, p in found]
+    (folder / "nodules.json").write_text(json.dumps({"nodules": nodules}))
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    hu = np.random.default_rng(0).integers(-900, 0, (40, 40, 40), dtype=np.int16)
+    mask = np.zeros(hu.shape, np.uint8)
+    mask[5:9, 18:22, 18:22] = 4
+    write_nifti(tmp_path / "one.nii.gz", hu, to_ras)
+    write_nifti(folder / "mask.nii.gz", mask, to_ras)
+    return tmp_path
+
+
+def test_a_finding_has_the_verdict_of_what_was_read_within_its_radius(results: Path) -> None:
+    rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(results / "out"))
+    assert [row["verdict"] for row in rows] == ["nodule", "false, in the lungs", "unread", "unread"]
+    with (results / "out" / "findings.csv").open(encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert sorted(path.name for path in (results / "out").iterdir()) == [
+        *("counts.md", "findings.csv", "reliability.png", "unread-1.png")
+    ]
+    assert "| 0.5 " in (results / "out" / "counts.md").read_text()
+
+
+def test_results_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected results of an inference"):
+        readings(results=[str(tmp_path)], images="", output_dir=str(tmp_path / "out"))
+
+
+def test_counts_by_threshold_and_probability() -> None:
+    rows = [_row(0.1, "nodule"), _row(0.3, "nodule"), _row(0.299, "doubt"), _row(1.0, "nodule")]
+    rows += [_row(0.9, "false, in the lungs"), _row(0.95, "unread")]
+    first, *_, last = by_threshold(rows, scans=2).splitlines()[2:]
+    assert [cell.strip() for cell in first.strip("|").split("|")] == ["0.1", "3", "1", "1", "0.50 (0.01–2.79)"]
+    assert [cell.strip() for cell in last.strip("|").split("|")][:4] == ["0.9", "1", "0", "1"]
+    counts = [[cell.strip() for cell in line.strip("|").split("|")] for line in by_probability(rows).splitlines()[2:]]
+    assert counts[0] == ["0.1–0.3", "1", "1", "0"]
+    assert counts[1] == ["0.3–0.5", "1", "0", "0"]
+    assert counts[-1] == ["0.9–1", "1", "0", "1"]
+
+
+def test_intervals_are_those_of_the_poisson_tables() -> None:
+    assert poisson_interval(0) == pytest.approx((0.0, 3.689), abs=1e-3)
+    assert poisson_interval(6) == pytest.approx((2.202, 13.059), abs=1e-3)
