@@ -1,7 +1,7 @@
 """The command ``luna16_masks``: adds masks from LIDC-IDRI to LUNA16's datalists, so that one list trains both tasks.
 
-LUNA16 took its scans and nodules from LIDC-IDRI; a series UID names the same scan in both. A scan gets a mask only if
-all of its nodules are found in LIDC-IDRI: a nodule missing from the mask would be learned as background.
+LUNA16 took its scans and nodules from LIDC-IDRI; a series UID names the same scan in both. A nodule that is not found
+in LIDC-IDRI has no voxel in the mask: training then teaches where it is, but not its mask.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, ref
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # increased whenever the same input gives different masks
+FORMAT = 3  # increased whenever the same input gives different masks
 MATCH_COLUMNS = (
     *("seriesuid", "row", "coordX", "coordY", "coordZ", "diameter_mm", "result"),
     *("lidc_value", "distance_mm", "mask_mm3", "mask_diameter_mm"),
 )
+
+RESULT, MATCHED = MATCH_COLUMNS.index("result"), "matched"
 
 Item = dict[str, Any]
 
@@ -62,7 +64,7 @@ def luna16_masks(
     left_out = [LeftOut(*one) for record in done.values() for one in record["left_out"]]
     refuse_if_strict(left_out, strict)
     has_nodules = [name for name, record in done.items() if record["rows"]]
-    masks = {name: folder / f"{name}.nii.gz" for name in has_nodules if not done[name]["left_out"]}
+    masks = {name: folder / f"{name}.nii.gz" for name in has_nodules if _is_matched(done[name])}
     for path, sections in lists.items():
         new = {
             section: [_with_mask(item, masks.get(item["name"]), target) for item in items]
@@ -74,7 +76,7 @@ def luna16_masks(
     account_for(left_out, target)
     logger.info(
         "%d of %d nodules outlined; %d of %d scans with nodules have a mask",
-        *(sum(row[6] == "matched" for row in rows), len(rows), len(masks), len(has_nodules)),
+        *(sum(row[RESULT] == MATCHED for row in rows), len(rows), len(masks), len(has_nodules)),
     )
 
 
@@ -119,7 +121,7 @@ def _mask_record(item: Item, lidc: Path | None, folder: Path) -> Item:
 
     Returns:
         The scan's record: ``rows`` of ``matches.csv``, one for each nodule, and ``left_out``, the nodules without a
-        match and why. If there are any, the scan gets no mask.
+        match and why. If none is matched, the scan gets no mask.
     """
     nodules = _nodules(item)
     if lidc is None or not nodules:
@@ -127,7 +129,7 @@ def _mask_record(item: Item, lidc: Path | None, folder: Path) -> Item:
     path, record = (folder / f"{item['name']}{ending}" for ending in (".nii.gz", ".json"))
     made_from = digest_of([FORMAT, nodules, stamp(item["image"]), stamp(lidc)])
     former = read_record(record)
-    if former.get("stamp") == made_from and path.is_file() is not bool(former["left_out"]):
+    if former.get("stamp") == made_from and path.is_file() is _is_matched(former):
         return former
     try:
         labels, grid = labels_of(lidc), read_grid(item["image"])
@@ -135,12 +137,17 @@ def _mask_record(item: Item, lidc: Path | None, folder: Path) -> Item:
         return _judged(item, nodules, [Match(row, reason=f"unreadable: {error}") for row, _ in nodules])
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     made = _judged(item, nodules, matches)
-    if made["left_out"]:
-        path.unlink(missing_ok=True)
-    else:
+    if _is_matched(made):
         write_nifti(path, mask, grid.affine_ras)
-    write_json(record, {"stamp": made_from, "has_mask": not made["left_out"], **made})
+    else:
+        path.unlink(missing_ok=True)
+    write_json(record, {"stamp": made_from, **made})
     return made
+
+
+def _is_matched(record: Mapping[str, Any]) -> bool:
+    """Whether any nodule of a scan has a mask."""
+    return any(row[RESULT] == MATCHED for row in record["rows"])
 
 
 def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches: Sequence[Match]) -> Item:
@@ -150,10 +157,10 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
         result: list[Any] = [match.reason, "", "", "", ""]
         if match.thing is None:
             subject = f"{item['name']} nodule {row}"
-            left_out.append([match.reason, subject, "the scan trains detection alone"])
+            left_out.append([match.reason, subject, "it trains detection alone"])
         else:
             sizes = [round(match.thing.volume_mm3, 2), round(match.thing.diameter_mm, 3)]
-            result = ["matched", match.thing.value, round(match.distance_mm, 3), *sizes]
+            result = [MATCHED, match.thing.value, round(match.distance_mm, 3), *sizes]
         rows.append([item["name"], row, *(round(v, 4) for v in place), *result])
     return {"rows": rows, "left_out": left_out}
 

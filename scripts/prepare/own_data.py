@@ -355,7 +355,7 @@ def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Ite
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
-    """Return one item, with its mask only if that contains every nodule."""
+    """Return one item, with its mask if that contains any of the nodules."""
     boxes = usable(scan.findings, grid, "correct or remove the row, check --frame", left_out)
     item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
     nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
@@ -365,8 +365,8 @@ def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out:
     missed = [match for match in matches if match.thing is None]
     for match in missed:
         where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row])}"
-        left_out.append(LeftOut(f"no outline: {match.reason}", where, "the scan trains detection alone"))
-    if missed:
+        left_out.append(LeftOut(f"no outline: {match.reason}", where, "it trains detection alone"))
+    if len(missed) == len(matches):
         return scan, item, None
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
     token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name

@@ -21,7 +21,7 @@ from ..decode.masks import MaskSettings, segment_given
 from ..metrics import ScanTruth, ScoredScan, score_masks
 from ..preprocess.lungs import SAME_GRID, lung_mm3
 
-TARGET_KEYS = ("nodule", "label", "mask", "has_mask")
+TARGET_KEYS = ("nodule", "label", "mask")
 
 
 def prepare_training_batch(

@@ -25,8 +25,8 @@ class CropDataset(Dataset):
     Args:
         data: datalist items, see :class:`.cache.CachedScans`.
         cache: holds the preprocessed scans.
-        transform: applied to the item of each crop (``image``, ``lung``, ``nodule``, ``label``, ``centre``,
-            ``has_mask`` and, if the scan has one, ``mask``).
+        transform: applied to the item of each crop (``image``, ``lung``, ``nodule``, ``label``, ``centre``
+            and, if the scan has one, ``mask``).
         seed: of the stream.
         nodule_share: share of crops that are centred near an annotated nodule; without any nodule it is 0.
 
@@ -69,7 +69,6 @@ class CropDataset(Dataset):
         else:
             item = self.scans[int(rng.choice(len(self.scans), p=self._scan_chances))]
             item["centre"] = _parenchyma_voxel(item, rng)
-        item["has_mask"] = "mask" in item or not (np.asarray(item["label"]) == NODULE).any()
         self.transform.set_random_state(int(rng.integers(2**31)))
         return dict(self.transform(item))
 

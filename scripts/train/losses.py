@@ -83,8 +83,8 @@ class RegressionLoss(nn.Module):
 class MaskLoss(nn.Module):
     """Mean of :meth:`nodule_loss` in a box around each nodule and of BCE in randomly placed boxes.
 
-    Items without reference masks are skipped, and nodules without a voxel in them; without any item or box the loss is
-    zero.
+    A nodule without a voxel in the reference mask is skipped, and so are the random boxes of its item, which might lie
+    on it. Without any box the loss is zero.
 
     Args:
         weight: weight relative to classification.
@@ -105,14 +105,12 @@ class MaskLoss(nn.Module):
         truth = (target["mask"][:, 0] > 0).float()
         losses: list[Tensor] = []
         for b in range(len(logits)):
-            if not bool(target["has_mask"][b]):
-                continue
-            for row in torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist():
-                box = self._box(target["nodule"][b, row].tolist())
-                if bool((target["mask"][b, 0][box] == row + 1).any()):
-                    losses.append(self.nodule_loss(logits[b][box], truth[b][box]))
-            for _ in range(self.background_boxes):
-                losses.append(self._background(logits[b], truth[b]))
+            rows = torch.nonzero(target["label"][b] == NODULE)[:, 0].tolist()
+            boxes = {row: self._box(target["nodule"][b, row].tolist()) for row in rows}
+            masked = [box for row, box in boxes.items() if bool((target["mask"][b, 0][box] == row + 1).any())]
+            losses += [self.nodule_loss(logits[b][box], truth[b][box]) for box in masked]
+            if len(masked) == len(boxes):
+                losses += [self._background(logits[b], truth[b]) for _ in range(self.background_boxes)]
         return {"mask": torch.stack(losses).mean() if losses else logits.sum() * 0.0}
 
     def nodule_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
@@ -169,7 +167,7 @@ class NoduleLoss(nn.Module):
         Args:
             pred: ``[B, n · (5 + M), I, J, K]``, one or more sets of maps as declared in metadata.json.
             target: ``nodule`` ``[B, N, 4]`` (i, j, k in input voxels, diameter mm), ``label`` ``[B, N]``, ``mask``
-                ``[B, 1, I·s, J·s, K·s]`` instance values (row + 1), ``has_mask`` ``[B]``.
+                ``[B, 1, I·s, J·s, K·s]`` instance values (row + 1).
 
         Returns:
             A scalar; finite also for a batch without nodules.

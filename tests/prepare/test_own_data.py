@@ -141,11 +141,12 @@ def test_a_mask_gets_the_rows_values_and_masks_below_the_images_are_no_scans(dat
     assert (mask[9, 10, 2], mask[VOXEL]) == (1, 2)
 
 
-def test_a_nodule_without_an_outline_keeps_the_mask_away(data: Path) -> None:
+def test_a_nodule_without_a_match_has_no_voxel_in_the_mask(data: Path) -> None:
     rows = f"anna_2,{place()},6.5\nanna_2,{place((10, 12, 1))},3\n"
     assert run(data, "--annotations", table(data, LUNA16 + rows), "--masks", str(data / "masks")) == 0
-    assert "mask" not in items(data)["anna_2"]
-    assert len(items(data)["anna_2"]["box"]) == 2
+    item = items(data)["anna_2"]
+    assert len(item["box"]) == 2
+    assert set(np.unique(nib.load(data / "out" / item["mask"]).get_fdata())) == {0, 1}
     assert reasons(data / "out") == {"no outline: the mask has no object at its centre or within its radius": 1}
 
 

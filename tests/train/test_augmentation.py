@@ -199,7 +199,6 @@ def test_intensity_changes_the_image_and_nothing_else(name: str) -> None:
         "mask": np.random.default_rng(1).integers(0, 3, (1, SIZE, SIZE, SIZE)).astype(np.uint8),
         "nodule": np.array([[3.0, 4.0, 5.0, 6.0], [9.0, 8.0, 7.0, 4.0]], dtype=np.float32),
         "label": np.array([NODULE, IGNORED]),
-        "has_mask": np.array(True),
     }
     before = {key: value.copy() for key, value in item.items()}
     out = change(name, item)

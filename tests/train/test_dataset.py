@@ -105,20 +105,6 @@ def test_without_nodules_every_crop_is_around_parenchyma_in_the_lung(rows: dict[
 
 
 @pytest.mark.parametrize(
-    ("item", "has_mask"),
-    [
-        ({}, True),
-        ({"nodule": [[5, 5, 5, 6]], "label": [IGNORED]}, True),
-        ({"nodule": [[5, 5, 5, 6]]}, False),
-        ({"nodule": [[5, 5, 5, 6]], "mask": True}, True),
-    ],
-    ids=["empty", "only ignored", "no mask", "mask"],
-)
-def test_an_empty_mask_counts_only_where_there_is_no_nodule(item: dict[str, Any], has_mask: bool) -> None:
-    assert _crops([item])[0]["has_mask"] == has_mask
-
-
-@pytest.mark.parametrize(
     ("items", "said"),
     [
         ([], "expected at least one scan, got none; --dataset_dir must hold"),

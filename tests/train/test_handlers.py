@@ -469,7 +469,7 @@ def test_pairing_gives_world_positions_without_padding() -> None:
 
 
 def test_a_batch_is_split_into_input_and_target() -> None:
-    batch = {name: torch.ones(2) * n for n, name in enumerate(("image", "nodule", "label", "mask", "has_mask"))}
+    batch = {name: torch.ones(2) * n for n, name in enumerate(("image", "nodule", "label", "mask"))}
     image, target = prepare_training_batch(batch, torch.device("meta"), False)
-    assert set(target) == {"nodule", "label", "mask", "has_mask"}
+    assert set(target) == {"nodule", "label", "mask"}
     assert {value.device.type for value in (image, *target.values())} == {"meta"}

@@ -43,7 +43,6 @@ def target(*nodules: tuple[float, float, float, float], padding: int = 0, label:
         "nodule": nodule,
         "label": torch.tensor([[label] * len(nodules) + [PADDING] * padding], dtype=torch.int64),
         "mask": sphere(*nodules)[None],
-        "has_mask": torch.tensor([True]),
     }
 
 
@@ -146,23 +145,22 @@ def test_all_parts_of_one_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4])
-@pytest.mark.parametrize("has_mask", [True, False])
+@pytest.mark.parametrize("boxes", [1, 0])
 @pytest.mark.parametrize("items", [1, 2])
-def test_batch_without_nodules_is_finite_and_teaches_background(rows: int, has_mask: bool, items: int) -> None:
-    """Without masks either: every parameter still gets a gradient of zero, which distributed training needs."""
+def test_batch_without_nodules_is_finite_and_teaches_background(rows: int, boxes: int, items: int) -> None:
+    """Without a box either: every parameter still gets a gradient of zero, which distributed training needs."""
     wanted = batch(*[target(padding=rows)] * items)
-    wanted["has_mask"] = torch.tensor([has_mask] * items)
-    pred = zeros(items)
-    slope, found = gradient(wanted, pred=pred), parts(pred, wanted)
+    pred, loss = zeros(items), loss_of(mask={"background_boxes": boxes})
+    slope, found = gradient(wanted, loss, pred), loss.parts
     kept = min(items * math.prod(SHAPE), 1000)
     assert found["class"] == pytest.approx(kept * math.log(2) / 4 / 7)
     assert found["offset"] == found["size"] == 0.0
-    assert found["mask"] == pytest.approx(math.log(2) if has_mask else 0.0)
+    assert found["mask"] == pytest.approx(math.log(2) if boxes else 0.0)
     assert slope.isfinite().all()
     assert (slope[:, 0] >= 0).all()
     assert (slope[:, 0] > 0).any()
     assert (slope[:, 1:5] == 0).all()
-    assert (slope[:, 5:] != 0).any() == has_mask
+    assert (slope[:, 5:] != 0).any() == bool(boxes)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +211,7 @@ def test_gradient_pulls_each_map_towards_what_is_wanted() -> None:
     assert (slope[0, 5:][mask] < 0).all()
     assert (slope[0, 5:][~mask] >= 0).all()
     ignored = target(FOUND, label=IGNORED)
-    ignored["has_mask"] = torch.tensor([False])
-    slope = gradient(ignored)  # neither hit nor false finding
+    slope = gradient(ignored, loss_of(mask={"background_boxes": 0}))  # neither hit nor false finding
     assert (slope[0, 0][cells_of(ignored).state[0] == IGNORE] == 0).all()
     assert (slope[0, 1:] == 0).all()
 
@@ -240,18 +237,19 @@ def test_positive_weight_weighs_found_cells_only() -> None:
 
 
 def test_item_without_mask_teaches_no_mask() -> None:
+    """Nor do random boxes: they might lie on the nodule."""
     wanted = batch(target(FOUND), target(FOUND))
-    wanted["has_mask"] = torch.tensor([True, False])
+    wanted["mask"][1] = 0
     slope = gradient(wanted)
     assert (slope[0, 5:] != 0).any()
     assert (slope[1, 5:] == 0).all()
     assert (slope[1, :5] != 0).any(), "the nodule itself is still learnt"
 
 
-def test_nodule_without_a_voxel_teaches_no_mask() -> None:
+def test_neighbours_mask_is_not_a_nodules_own() -> None:
     wanted = target(FOUND)
-    wanted["mask"][wanted["mask"] == 1] = 2  # a neighbour's
-    slope = gradient(wanted, loss_of(mask={"background_boxes": 0}))
+    wanted["mask"][wanted["mask"] == 1] = 2
+    slope = gradient(wanted)
     assert (slope[:, 5:] == 0).all()
     assert (slope[:, :5] != 0).any(), "the nodule itself is still learnt"
 
