@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import refuse
 from ..core.files import writable_folder, write_csv
 from ..core.labels import IGNORED, NODULE
 from ..evaluate.tables import read_findings, read_series_uids
@@ -115,9 +114,8 @@ def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut],
         OutputError: the folder cannot be written to.
     """
     reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
-    refuse(
-        PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); download the subsets again")
-    )
+    if not items:
+        raise PrepareError(f"expected scans that can be read, got none ({reasons}); download the subsets again")
     refuse_if_strict(left_out, strict)
     writable_folder(target)
     subsets = sorted({subset for subset, _ in items})
@@ -141,10 +139,8 @@ def find_tree(folder: Path) -> Tree:
     Raises:
         PrepareError: there is no such folder, or it contains no subset with scans.
     """
-    refuse(
-        PrepareError,
-        (not folder.is_dir(), f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir"),
-    )
+    if not folder.is_dir():
+        raise PrepareError(f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir")
     tree = Tree()
     for path in files_below(folder):
         parents = (folder.resolve().name, *path.relative_to(folder).parts[:-1])  # --luna16_dir may be a subset itself
@@ -162,10 +158,8 @@ def find_tree(folder: Path) -> Tree:
                 tree.left_out.append(LeftOut(reason, str(path), "remove one"))
     archives = ", ".join(f"subset{n}.zip" for n in sorted(tree.archives))
     advice = f"unpack {archives}" if archives else "check --luna16_dir"
-    refuse(
-        PrepareError,
-        (not tree.scans, f"{folder}: expected folders subset0 to subset9 with .mhd files, found none; {advice}"),
-    )
+    if not tree.scans:
+        raise PrepareError(f"{folder}: expected folders subset0 to subset9 with .mhd files, found none; {advice}")
     return tree
 
 
