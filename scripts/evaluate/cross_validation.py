@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ..core.commands import OptionError
-from ..core.errors import UserError, refuse
+from ..core.errors import UserError
 from ..core.files import read_record, writable_folder, write_bytes, write_json
 from .luna16 import luna16
 from .tables import SERIES_COLUMN
@@ -54,14 +54,10 @@ def cross_validate(
     """
     folds = {Path(path).stem: Path(path).resolve() for path in datalists}
     missing = [str(path) for path in folds.values() if not path.is_file()]
-    refuse(
-        OptionError,
-        (
-            len(folds) < len(datalists),
-            f"--datalists: expected a name of its own for each fold, got {datalists}; rename the files",
-        ),
-        (missing, f"--datalists: expected files, found none at {', '.join(missing)}; check the paths"),
-    )
+    if len(folds) < len(datalists):
+        raise OptionError(f"--datalists: expected a name of its own for each fold, got {datalists}; rename the files")
+    if missing:
+        raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
     chosen = _parsed(settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
