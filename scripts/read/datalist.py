@@ -287,10 +287,10 @@ def check_training_lists(
         one, other = twice[0]
         raise DatalistError(
             f"training and validation list: expected different scans, got {len(twice)} in both, such as {one} and "
-            f"{other}; take them out of one of the lists"
+            f"{other}; remove them from one of the lists"
         )
     for one, other in _in_both(donors, validation):
-        logger.warning("validation list: the donor %s is the scan %s; it is no unseen scan then", one, other)
+        logger.warning("validation list: the donor %s is the scan %s, which is therefore not unseen", one, other)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))
     if found:
         logger.info("validation list: %d scans, %d nodules", len(validation), found)

@@ -232,7 +232,9 @@ def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: b
         with lenient, open(path, "rb") as file:
             return read_dataset(file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None)
     except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(f"{path}: expected a DICOM file, cannot read it ({error}); copy it again.") from error
+        raise ScanError(
+            f"{path}: expected a DICOM file, got one that cannot be read ({error}); copy it again."
+        ) from error
 
 
 def begins_as_dataset(start: bytes) -> bool:
@@ -375,7 +377,7 @@ def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, i
     if is_rescaled and not (slope and intercept and slope[0]):
         return "RescaleSlope and RescaleIntercept as one number each, found something else"
     if bits is None or is_signed not in (0, 1):
-        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
+        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
     if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
         return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
     return ""

@@ -268,8 +268,7 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
         names = ", ".join(list(first.values())[:2])
         if len(first) > 1:
             raise ScanError(
-                f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
-                "of its own."
+                f"{source}: expected slices of one {what}, got {len(first)} ({names}); split them into separate series."
             )
     if len({header.rescale is None for header in headers}) > 1:
         raise ScanError(
@@ -334,7 +333,7 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
         )
     if errors_mm[odd] > max(JITTER_MM, JITTER_STEPS * usual):
         raise ScanError(
-            f"{source}: expected evenly spaced slices, got {names[odd]} {errors_mm[odd]:.2f} mm beside its place "
+            f"{source}: expected evenly spaced slices, got {names[odd]} {errors_mm[odd]:.2f} mm out of place "
             f"(steps of {steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export "
             "the series with one spacing."
         )

@@ -59,7 +59,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
         there = kind.replace("no such file or folder", "nothing there")
         raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {there}; check the path.")
     if section is not None and not is_list:
-        raise ScanError(f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.")
+        raise ScanError(f"{path}: expected a datalist (.json) for section '{section}', got none; omit the section.")
     seen: list[Series] = []
     if is_list:
         items = _checked_items(path, section)
@@ -106,7 +106,7 @@ def _entries_at(path: Path, series: str, seen: list[Series]) -> list[Entry]:
     closed: list[Path] = []
     files = [path] if kind_of(path) == "file" else list(files_below(path, closed))
     if closed == [path]:
-        raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
+        raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; correct its permissions.")
     return _file_entries(files, str(path), series, seen, closed)
 
 

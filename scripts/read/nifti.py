@@ -79,7 +79,7 @@ def _raw_header(data: bytes) -> Any:
     if not 1 <= dim[0] <= 7 or min(header.get_data_shape(), default=0) < 1:
         raise ValueError(f"lengths {dim}")
     if bits != 8 * dtype.itemsize:
-        raise ValueError(f"{bits} bits a voxel of {dtype}")
+        raise ValueError(f"{bits} bits per voxel of {dtype}")
     if magic[:3] not in (b"n+1", b"n+2"):
         raise ValueError(f"magic {magic!r}, expected that of one file with its voxels in it")
     if not size + 4 <= start < 2**31:
@@ -127,7 +127,7 @@ def _check_steps(path: Path, header: Any, affine_ras: FloatArray, pixdim_mm: Flo
     if not np.logical_or(*fits).all():
         shown, other = (" × ".join(f"{length:.4g}" for length in lengths) for lengths in (steps_mm, pixdim_mm))
         raise ScanError(
-            f"{path}: expected one voxel size, got {shown} mm by the sform and {other} mm by pixdim; correct the "
+            f"{path}: expected one voxel size, got {shown} mm from the sform and {other} mm from pixdim; correct the "
             "header or export the scan again."
         )
     return ()

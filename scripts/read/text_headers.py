@@ -146,7 +146,7 @@ class ImageHeader:
                 unpacker = zlib.decompressobj(47)
                 data = unpacker.decompress(stream.read(), limit)
                 if not unpacker.eof and len(data) < limit:
-                    raise ValueError("the packed data end too early")
+                    raise ValueError("the compressed data end too early")
             else:
                 data = stream.read(limit)
         if not needed <= len(data) < limit or any(data[needed:]):
@@ -223,7 +223,7 @@ def _fields(data: bytes, separator: str, last: str) -> tuple[dict[str, str], int
             continue
         key = key if last else re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower())
         if fields.setdefault(key, value) != value:
-            raise ValueError(f"{key} is there twice")
+            raise ValueError(f"{key} occurs twice")
         if key == last and value:
             return fields, end
     if last or "data file" not in fields:
@@ -242,7 +242,7 @@ def _metaimage(path: Path, data: bytes) -> ImageHeader:
         raise ValueError(f"ElementType {fields.get('ElementType', 'missing')}")
     for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
         if name in fields and _numbers(fields, name, 1)[0] != neutral:
-            raise ScanError(f"{path}: expected HU as they are, got {name} {fields[name]}; export the CT in HU.")
+            raise ScanError(f"{path}: expected unscaled HU, got {name} {fields[name]}; export the CT in HU.")
     spacing, notes = _meta_spacing(path, fields, axes)
     matrix, origin, order = (
         next((name for name in names if name in fields), "")
@@ -279,7 +279,7 @@ def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[f
         ScanError: the header gives none, or one that is not above 0.
     """
     name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
-    note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
+    note = "the header gives the size of the voxels, not their distance: they are assumed to have no gaps between them"
     if not name:
         raise ScanError(
             f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
