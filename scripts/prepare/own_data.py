@@ -208,7 +208,7 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
         where = f"{row}: {name}"
         number = names.get(name, names.get(name.replace("\\", "/")))
         if number is None or number < 0:
-            reason = "the scan of a row is not there" if number is None else "two scans have the name of a row"
+            reason = "the scan of a row is not there" if number is None else "two scans match the name in a row"
             left_out.append(LeftOut(reason, where, "name it by its path below --images"))
         else:
             scans[number].patient = f"table/{patient}" if patient else scans[number].patient
@@ -239,11 +239,11 @@ def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]
     scan, diameter, patient = (_first(columns, names) for columns in (SCAN_COLUMNS, DIAMETER_COLUMNS, PATIENT_COLUMNS))
     place: Sequence[str] = next((columns for columns in PLACE_COLUMNS if set(columns) <= set(names)), ())
     if not table:
-        raise PrepareError(f"{path}: expected a row for each finding, got none; add them or leave the table out")
+        raise PrepareError(f"{path}: expected a row for each finding, got none; add rows or omit the table")
     if not (scan and place and diameter):
         raise PrepareError(
             f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
-            f"diameter_mm), got {', '.join(names)[:200]}; name them so in the first row"
+            f"diameter_mm), got {', '.join(names)[:200]}; use these names in the first row"
         )
     rows: list[TableRow] = []
     for where, values in table:
@@ -282,9 +282,9 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))
         if number is None:
-            left_out.append(LeftOut("a mask has no scan of its name", str(path), "name it as its scan"))
+            left_out.append(LeftOut("a mask has no scan with its name", str(path), "name it like its scan"))
         elif number < 0:
-            left_out.append(LeftOut("two scans have the name of a mask", str(path), "rename scans and masks"))
+            left_out.append(LeftOut("two scans match the name of a mask", str(path), "rename scans and masks"))
         elif scans[number].mask is not None:
             left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
         else:
@@ -341,7 +341,7 @@ def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Ite
             yield (x, y, z, thing.diameter_mm), NODULE, str(scan.mask)
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
-            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "a slip of the pen?"))
+            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "check it for a stray mark"))
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:

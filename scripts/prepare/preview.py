@@ -87,7 +87,9 @@ def preview(
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
     if not chosen:
-        raise PrepareError(f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section")
+        raise PrepareError(
+            f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose another section"
+        )
     writable_folder(target.parent)
     sights = []
     for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
@@ -228,5 +230,5 @@ def _report(sights: Sequence[Sight]) -> None:
     logger.info("%d of %d boxes shown are doubtful", len(doubtful), len(sights))
     if len(doubtful) > ALARMING_SHARE * len(sights):
         logger.warning(
-            "so many doubtful boxes speak for a wrong frame: positions must be LPS mm (x to the left, y back)"
+            "so many doubtful boxes suggest a wrong frame: positions must be in LPS mm (x to the left, y to the back)"
         )

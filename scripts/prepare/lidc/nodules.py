@@ -65,7 +65,7 @@ class SliceTable:
             k, place = min(self.places.values(), key=lambda place: abs(place[1][2] - what.z_mm))
         if k < 0:
             raise LidcError(
-                f"slice {what.sop_uid}: expected it in the series, found an outline of it alone: slices are missing; "
+                f"slice {what.sop_uid}: expected it in the series, found only its outline: slices are missing; "
                 "download the series again"
             )
         if abs(what.z_mm - place[2]) >= SAME_SLICE_STEPS * self.step_mm:
