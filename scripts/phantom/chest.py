@@ -83,9 +83,9 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
         ValueError: ``nodules`` or ``scale`` out of range.
     """
     if nodules is not None and not 0 <= nodules <= MAX_NODULES:
-        raise ValueError(f"nodules must lie in 0 … {MAX_NODULES} (or be None), got {nodules}")
+        raise ValueError(f"nodules: expected 0 to {MAX_NODULES}, or None, got {nodules}")
     if not SCALES[0] <= scale <= SCALES[1]:
-        raise ValueError(f"scale must lie in {SCALES[0]} … {SCALES[1]}, got {scale}")
+        raise ValueError(f"scale: expected {SCALES[0]} to {SCALES[1]}, got {scale}")
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, scale)
     frame = make_frame(patient, rng)
