@@ -78,7 +78,7 @@ def hub(*, output_dir: str = "dist") -> None:
     """
     folder = writable_folder(output_dir) / NAME
     if folder.exists():
-        raise OutputError(f"{folder}: expected nothing there, got a former folder; remove it, or name another one.")
+        raise OutputError(f"{folder}: expected nothing there, got an earlier folder; remove it, or choose another one.")
     for file in released_files():
         if file != CARD:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)

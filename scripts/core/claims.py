@@ -75,8 +75,8 @@ class Claims:
         if owner["about"] == about:
             raise BusyError(f"{target}: expected a scan that no other run searches, got one of {who}; wait.")
         raise OtherClaimError(
-            f"{target}: expected one scan of this name, got another one, which {who} searches at the moment. "
-            "Rename one of them, or choose another output_dir."
+            f"{target}: expected one scan of this name, got another, which {who} is searching; rename "
+            "one of them, or choose another output_dir."
         )
 
     def holds(self, name: str) -> bool:

@@ -109,7 +109,7 @@ def read_options(program: str, command: Callable[..., Any], arguments: Sequence[
         if isinstance(values[0], list):
             options[name] = [text for group in values for given in group for text in _listed(given)]
         elif len(values) > 1:
-            parser.error(f"expected --{name} once, got it again; name one value")
+            parser.error(f"expected --{name} once, got it again; give one value")
         else:
             options[name] = values[0]
     return options

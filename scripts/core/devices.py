@@ -31,7 +31,7 @@ def checked_device(device: torch.device | str | int) -> torch.device:
     except Exception as error:  # torch and its back ends raise almost any exception
         count = torch.cuda.device_count()
         raise DeviceError(
-            f"device {device}: expected a device that torch can use, found {count} GPUs and none like this; use "
+            f"device {device}: expected a device that torch can use, found {count} GPUs, not this one; use "
             "--device cpu."
         ) from error
     return chosen

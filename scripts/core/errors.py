@@ -21,18 +21,6 @@ class DataError(UserError, ValueError):
     """Files can be read, but do not belong together or contain nothing to work with."""
 
 
-def refuse(error: type[Exception], *faults: tuple[object, str]) -> None:
-    """Raise an error for the first fault whose condition holds; do nothing if none does.
-
-    Args:
-        error: the class of the error.
-        faults: pairs of a condition and a message, which says what was expected, what was found and what to do.
-    """
-    for holds, message in faults:
-        if holds:
-            raise error(message)
-
-
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Return the :class:`UserError` that an exception is or was raised from, or ``None`` (MONAI wraps exceptions).
 

@@ -227,7 +227,7 @@ def read_csv(
         lines = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
         rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise error(f"{path}: expected a CSV (UTF-8), got none ({cause}); check the path") from cause
+        raise error(f"{path}: expected a readable CSV file (UTF-8), got: {cause}; check the path") from cause
     names = rows[0][1] if rows else []
     missing = [name for name in columns if name not in names]
     if missing:
@@ -285,7 +285,7 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
     )
     if others:
         raise OutputError(
-            f"{target}: expected nothing or a former result to replace, got a folder that also holds "
+            f"{target}: expected nothing or an earlier result to replace, got a folder that also holds "
             f"{', '.join(others[:3])}. Move these files or choose another output_dir."
         )
 

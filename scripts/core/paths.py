@@ -21,9 +21,9 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "a device")
     except (FileNotFoundError, NotADirectoryError):
-        return "a link to nothing" if os.path.islink(path) else "no such file or folder"
+        return "a broken link" if os.path.islink(path) else "no such file or folder"
     except OSError as error:
-        return f"something that cannot be reached ({error.strerror})"
+        return f"something that cannot be accessed ({error.strerror})"
     except ValueError:  # a path with a NUL
         return "no such file or folder"
 
@@ -41,7 +41,7 @@ def unreadable(path: str | os.PathLike[str]) -> str:
     if not start:
         return "an empty file"
     if start.startswith(POINTER_MARKS):
-        return "a pointer of git-lfs or git-annex, not the file itself"
+        return "a git-lfs or git-annex pointer, not the file itself"
     return ""
 
 

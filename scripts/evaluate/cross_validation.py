@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ..core.commands import OptionError
-from ..core.errors import UserError, refuse
+from ..core.errors import UserError
 from ..core.files import read_record, writable_folder, write_bytes, write_json
 from .luna16 import luna16
 from .tables import SERIES_COLUMN
@@ -54,14 +54,12 @@ def cross_validate(
     """
     folds = {Path(path).stem: Path(path).resolve() for path in datalists}
     missing = [str(path) for path in folds.values() if not path.is_file()]
-    refuse(
-        OptionError,
-        (
-            len(folds) < len(datalists),
-            f"--datalists: expected a name of its own for each fold, got {datalists}; rename the files",
-        ),
-        (missing, f"--datalists: expected files, found none at {', '.join(missing)}; check the paths"),
-    )
+    if len(folds) < len(datalists):
+        raise OptionError(
+            f"--datalists: expected a different file name for each fold, got {datalists}; rename the files"
+        )
+    if missing:
+        raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
     chosen = _parsed(settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
@@ -150,7 +148,7 @@ def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
     """
     if path.is_file() and read_record(path) != settings:
         raise OptionError(
-            f"--settings: expected those that the folds there were begun with ({path}), got {dict(settings)}; give the "
+            f"--settings: expected those of the folds already there ({path}), got {dict(settings)}; give the "
             "same, or another --output_dir"
         )
     write_json(path, dict(settings))
@@ -178,8 +176,8 @@ def _run(
     )
     if result.returncode:
         raise UserError(
-            f"{datalist}: expected the {task} of this fold to succeed, got exit status {result.returncode}; what it "
-            "said stands above. Correct it and give the same command again: what is finished is kept."
+            f"{datalist}: expected the {task} of this fold to succeed, got exit status {result.returncode}; see its "
+            "output above. Correct the cause and run the same command again: what is finished is kept."
         )
 
 

@@ -88,7 +88,7 @@ def pooled(tables: Sequence[Table]) -> Table:
             if uid in first:
                 raise TableError(
                     f"--pool: expected every series in one results file, got {uid} in {first[uid]} and {table.path}; "
-                    "name the results of each fold once, or leave --pool away to compare systems"
+                    "name the results of each fold once, or omit --pool to compare systems"
                 )
             first[uid] = table.path
     uids = tuple(uid for table in tables for uid in table.series_uids)
@@ -116,7 +116,7 @@ def read_series_uids(path: str | Path) -> tuple[list[str], int]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"{path}: expected a list of series UIDs, got none ({error}); check the path") from error
+        raise TableError(f"{path}: expected a readable list of series UIDs, got: {error}; check the path") from error
     uids = [uid for line in lines if (uid := line.partition(",")[0].strip(' "')) and uid.lower() != SERIES_COLUMN]
     if not uids:
         raise TableError(f"{path}: expected one series UID per row, got an empty file; list the scans to evaluate")
@@ -164,12 +164,12 @@ def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
     for file in files:
         for name, uids in _read_one(file).items():
             if name in folds:
-                raise TableError(f"{file}: expected a fold of its own, got {name} again; name every fold once")
+                raise TableError(f"{file}: expected each fold once, got {name} again; remove one of them")
             folds[name] = sorted(set(uids))
             for uid in folds[name]:
                 if uid in first:
                     raise TableError(
-                        f"series {uid}: expected in one fold, got it in {first[uid]} and {name}; check --folds"
+                        f"series {uid}: expected it in one fold, got it in {first[uid]} and {name}; check --folds"
                     )
                 first[uid] = name
     return folds

@@ -67,8 +67,8 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
     """
     if predicted.shape != reference.shape or predicted.ndim != 3:
         raise ValueError(
-            f"expected two masks of one shape [I, J, K], got {predicted.shape} and {reference.shape}; "
-            "bring the prediction to the reference's grid"
+            f"expected two masks of the same shape [I, J, K], got {predicted.shape} and {reference.shape}; "
+            "resample the prediction to the reference's grid"
         )
     filled = ndimage.find_objects((predicted | reference).astype(np.uint8))  # the box around both, if any
     first, second = (np.asarray(mask, dtype=bool)[filled[0] if filled else ...] for mask in (predicted, reference))

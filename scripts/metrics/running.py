@@ -97,8 +97,8 @@ def _unique_scans(scans: Iterable[ScoredScan]) -> tuple[ScoredScan, ...]:
             nameless.append(scan)
         elif not _same_truth(unique.setdefault(scan.truth.name, scan).truth, scan.truth):
             raise DataError(
-                f"expected one scan of the name {scan.truth.name!r}, got two with different findings; "
-                "give every scan of the run a name of its own"
+                f"expected one scan named {scan.truth.name!r}, got two with different findings; "
+                "give every scan of the run a different name"
             )
     return (*(unique[name] for name in sorted(unique)), *nameless)
 

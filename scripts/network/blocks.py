@@ -20,7 +20,7 @@ def require_multiples(image: Tensor, multiple: int = COARSEST_STRIDE) -> None:
     if i % multiple != 0 or j % multiple != 0 or k % multiple != 0:
         raise ValueError(
             f"image: expected sizes that are multiples of {multiple} voxels, got ({i}, {j}, {k}); pad it, or choose "
-            "such a tile_size"
+            "a matching tile_size"
         )
 
 

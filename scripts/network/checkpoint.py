@@ -136,7 +136,7 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
 def _read_state(checkpoint: str) -> dict[Any, Any]:
     """Read a state dict without executing any code contained in the file."""
     if not Path(checkpoint).is_file():
-        raise CheckpointError(f"checkpoint {checkpoint}: expected a file of weights, found none; check --checkpoint.")
+        raise CheckpointError(f"checkpoint {checkpoint}: expected a weights file, found none; check --checkpoint.")
     try:
         with warnings.catch_warnings(action="ignore"):  # about odd bytes in a broken file: the error says enough
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -89,7 +89,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, dim: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}")
+            raise ValueError(f"dim: expected a multiple of heads, got dim={dim}, heads={heads}")
         self.levels, self.heads, self.points = levels, heads, points
         self.offsets = nn.Linear(dim, heads * levels * points * 3)
         self.weights = nn.Linear(dim, heads * levels * points)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from ..core.errors import refuse
 from ..core.geometry import apply_affine, slice_axis, spacing_mm
 from .anatomy import Anatomy, add_airway_tubes, build_anatomy, draw_patient, make_frame
 from .grid import Array, Box, Field, Frame, along_axes, inside, smooth_noise
@@ -83,14 +82,10 @@ def make_chest(seed: int, *, nodules: int | None = None, scale: float = 1.0) -> 
     Raises:
         ValueError: ``nodules`` or ``scale`` out of range.
     """
-    refuse(
-        ValueError,
-        (
-            nodules is not None and not 0 <= nodules <= MAX_NODULES,
-            f"nodules must lie in 0 … {MAX_NODULES} (or be None), got {nodules}",
-        ),
-        (not SCALES[0] <= scale <= SCALES[1], f"scale must lie in {SCALES[0]} … {SCALES[1]}, got {scale}"),
-    )
+    if nodules is not None and not 0 <= nodules <= MAX_NODULES:
+        raise ValueError(f"nodules: expected 0 to {MAX_NODULES}, or None, got {nodules}")
+    if not SCALES[0] <= scale <= SCALES[1]:
+        raise ValueError(f"scale: expected {SCALES[0]} to {SCALES[1]}, got {scale}")
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, scale)
     frame = make_frame(patient, rng)

@@ -66,7 +66,7 @@ def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:
     """
     if left_out and strict:
         raise PrepareError(
-            f"--strict: expected nothing to be left out, got {len(left_out)}; mend it or leave --strict away:\n"
+            f"--strict: expected nothing to be left out, got {len(left_out)}; correct it or omit --strict:\n"
             + "\n".join(_lines(left_out))
         )
 

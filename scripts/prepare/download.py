@@ -42,10 +42,10 @@ LUNA16_ARCHIVES = (  # file, content, DOI of its record; the challenge's data pa
     ("seg-lungs-LUNA16.zip", "lung masks of all scans (optional)", "10.5281/zenodo.3723295"),
 )
 LUNA16_NOTES = (
-    "about 66 GB in archives, about 120 GB unpacked; the archives may go once they are unpacked",
+    "about 66 GB in archives, about 120 GB unpacked; the archives can be deleted once unpacked",
     "licence: CC BY 4.0; of LIDC-IDRI, whose scans these are: CC BY 3.0",
     "each record's page (https://doi.org/ and its DOI) gives the files with their sizes and MD5 sums",
-    "download them with a browser, or with a program that goes on after an interruption (wget -c, curl -C -),",
+    "download them with a browser, or with a program that resumes after an interruption (wget -c, curl -C -),",
     "compare the MD5 sums and unpack everything into one folder, for python -m scripts.prepare luna16 --luna16_dir",
 )
 
@@ -185,7 +185,7 @@ def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start
     if needed > free and start:
         raise DownloadError(
             f"{target}: expected {needed / 1e9:.1f} GB of free disk, got {free / 1e9:.1f} GB; free some, choose "
-            "another --output_dir, or begin with some --patients"
+            "another --output_dir, or start with a few --patients"
         )
     if not missing:
         logger.info("%s: everything is there", target)
@@ -222,7 +222,7 @@ def plan_lines(wanted: Sequence[Series], missing: Sequence[Series], free: int) -
     yield f"already there: {len(wanted) - len(missing)} of {len(wanted)} series"
     yield f"to transfer: {len(missing)} series, {size / 1e9:.3f} GB; free disk: {free / 1e9:.1f} GB"
     times = ", ".join(f"{shown_duration(size * 8 / (speed * 1e6))} at {speed} Mbit/s" for speed in LINES_MBIT)
-    yield f"time, by the speed of your line: {times}"
+    yield f"time, by connection speed: {times}"
 
 
 def _transfer(source: IdcSource, missing: Sequence[Series], target: Path) -> None:
@@ -239,7 +239,7 @@ def _transfer(source: IdcSource, missing: Sequence[Series], target: Path) -> Non
     lost = [one for one in missing if not one.is_whole(target)]
     if lost:
         raise DownloadError(
-            f"{target}: expected {len(missing)} series to arrive whole, {len(lost)} did not{reason}; check the "
-            "network, then run the same command again: what is whole stays"
+            f"{target}: expected {len(missing)} complete series, got {len(lost)} incomplete{reason}; check the "
+            "network and run the same command again: complete series are kept"
         )
-    logger.info("%s: %d series transferred, all of them whole", target, len(missing))
+    logger.info("%s: %d series transferred, all of them complete", target, len(missing))

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import refuse
 from ..core.files import writable_folder, write_csv
 from ..core.labels import IGNORED, NODULE
 from ..evaluate.tables import read_findings, read_series_uids
@@ -102,7 +101,7 @@ def luna16(
         grid = _usable_grid(path, left_out)
         if grid is not None:
             item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
-            boxes = usable(findings.get(uid, []), grid, "take annotations and scans of one release", left_out)
+            boxes = usable(findings.get(uid, []), grid, "use annotations and scans of the same release", left_out)
             items.append((subset, item | boxes | _lungs(uid, tree, target, left_out)))
     _write(items, left_out, target, strict=strict)
 
@@ -115,9 +114,8 @@ def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut],
         OutputError: the folder cannot be written to.
     """
     reasons = "; ".join(f"{one.subject}: {one.reason}" for one in left_out[:3])
-    refuse(
-        PrepareError, (not items, f"expected scans that can be read, got none ({reasons}); download the subsets again")
-    )
+    if not items:
+        raise PrepareError(f"expected scans that can be read, got none ({reasons}); download the subsets again")
     refuse_if_strict(left_out, strict)
     writable_folder(target)
     subsets = sorted({subset for subset, _ in items})
@@ -129,10 +127,10 @@ def _write(items: Sequence[tuple[int, dict[str, Any]]], left_out: list[LeftOut],
     with_nodules = sum(NODULE in own for own in labels)
     logger.info("%d nodules in %d of %d scans, %d ignored findings", nodules, with_nodules, len(labels), ignored)
     if len(subsets) == 1:
-        logger.warning("one subset alone: its fold has nothing to train on; a second subset is the least")
+        logger.warning("only one subset: its fold has nothing to train on; add at least a second subset")
     written = {target / f"dataset_fold{subset}.json" for subset in subsets}
     for path in sorted(set(target.glob("dataset_fold?.json")) - written):
-        logger.warning("%s is left from a former run: subset %s is not there now", path, path.stem[-1])
+        logger.warning("%s is left over from an earlier run: subset %s is no longer there", path, path.stem[-1])
 
 
 def find_tree(folder: Path) -> Tree:
@@ -141,10 +139,8 @@ def find_tree(folder: Path) -> Tree:
     Raises:
         PrepareError: there is no such folder, or it contains no subset with scans.
     """
-    refuse(
-        PrepareError,
-        (not folder.is_dir(), f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir"),
-    )
+    if not folder.is_dir():
+        raise PrepareError(f"{folder}: expected a folder with subset0 to subset9, found none; check --luna16_dir")
     tree = Tree()
     for path in files_below(folder):
         parents = (folder.resolve().name, *path.relative_to(folder).parts[:-1])  # --luna16_dir may be a subset itself
@@ -158,14 +154,12 @@ def find_tree(folder: Path) -> Tree:
         elif is_image_file(path) and subset is not None:
             _, former = tree.scans.setdefault(scan_stem(path), (int(subset[1]), path))
             if former != path:
-                reason = f"the scan is there twice, {former.parent} counts"
+                reason = f"the scan is there twice, the one in {former.parent} is used"
                 tree.left_out.append(LeftOut(reason, str(path), "remove one"))
     archives = ", ".join(f"subset{n}.zip" for n in sorted(tree.archives))
     advice = f"unpack {archives}" if archives else "check --luna16_dir"
-    refuse(
-        PrepareError,
-        (not tree.scans, f"{folder}: expected folders subset0 to subset9 with .mhd files, found none; {advice}"),
-    )
+    if not tree.scans:
+        raise PrepareError(f"{folder}: expected folders subset0 to subset9 with .mhd files, found none; {advice}")
     return tree
 
 
@@ -177,7 +171,7 @@ def _missing_parts(tree: Tree, source: Path, others: Path | None, series_uids: P
         yield LeftOut("the subset is not there", f"subset{subset}", advice)
     if others is None:
         advice = f"{SOURCE} (evaluationScript.zip), or name it with --excluded"
-        yield LeftOut("no excluded findings: all but nodules is background", "annotations_excluded.csv", advice)
+        yield LeftOut("no excluded findings: everything but nodules is background", "annotations_excluded.csv", advice)
     if series_uids and not missing:
         for uid in read_series_uids(series_uids)[0]:
             if uid not in tree.scans:
@@ -205,7 +199,7 @@ def _orphans(tree: Tree, findings: dict[str, list[Finding]]) -> Iterator[LeftOut
             if count:
                 yield LeftOut("nodules of a scan that is in no subset", f"{uid} ({count})", "unpack the subsets again")
     elif any(counts.values()):
-        logger.info("%d nodules belong to scans of the subsets that are not there", sum(counts.values()))
+        logger.info("%d nodules belong to scans of missing subsets", sum(counts.values()))
 
 
 def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:

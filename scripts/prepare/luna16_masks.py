@@ -52,7 +52,9 @@ def luna16_masks(
     names = [path.name for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise PrepareError(f"--datalists: expected names of their own, got {', '.join(twice)} again; run them apart")
+        raise PrepareError(
+            f"--datalists: expected different file names, got {', '.join(twice)} again; run them separately"
+        )
     lists = {path: _sections(path) for path in paths}
     lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}

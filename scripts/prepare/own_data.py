@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.errors import refuse
 from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
@@ -138,18 +137,12 @@ def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None
         raise OptionError(
             f"--patient_pattern: expected a regular expression, got {patient_pattern} ({error})"
         ) from error
-    refuse(
-        OptionError,
-        (frame not in FRAMES, f"--frame: expected lps or ras, got {frame}; choose that of the tables"),
-        (
-            not 0 <= validation_fraction < 1,
-            f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}",
-        ),
-        (
-            patient_pattern and not has_group,
-            f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one',
-        ),
-    )
+    if frame not in FRAMES:
+        raise OptionError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
+    if not 0 <= validation_fraction < 1:
+        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
+    if patient_pattern and not has_group:
+        raise OptionError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
 
 
 def find_own_scans(
@@ -182,7 +175,8 @@ def find_own_scans(
             key = Path(os.path.relpath(place, folder if folder.is_dir() else folder.parent)).as_posix()
             scans.append(Scan(name, place, key, _patient(entry["image"], name, key, patient_pattern)))
     named = ", ".join(map(str, folders))
-    refuse(PrepareError, (not scans, f"--images {named}: expected scans, found none that can be used"))
+    if not scans:
+        raise PrepareError(f"--images {named}: expected scans, found none that can be used")
     return scans
 
 
@@ -214,7 +208,7 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
         where = f"{row}: {name}"
         number = names.get(name, names.get(name.replace("\\", "/")))
         if number is None or number < 0:
-            reason = "the scan of a row is not there" if number is None else "two scans have the name of a row"
+            reason = "the scan of a row is not there" if number is None else "two scans match the name in a row"
             left_out.append(LeftOut(reason, where, "name it by its path below --images"))
         else:
             scans[number].patient = f"table/{patient}" if patient else scans[number].patient
@@ -244,15 +238,13 @@ def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]
     names = max((list(values) for _, values in table), key=len, default=[])
     scan, diameter, patient = (_first(columns, names) for columns in (SCAN_COLUMNS, DIAMETER_COLUMNS, PATIENT_COLUMNS))
     place: Sequence[str] = next((columns for columns in PLACE_COLUMNS if set(columns) <= set(names)), ())
-    refuse(
-        PrepareError,
-        (not table, f"{path}: expected a row for each finding, got none; add them or leave the table out"),
-        (
-            not (scan and place and diameter),
+    if not table:
+        raise PrepareError(f"{path}: expected a row for each finding, got none; add rows or omit the table")
+    if not (scan and place and diameter):
+        raise PrepareError(
             f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
-            f"diameter_mm), got {', '.join(names)[:200]}; name them so in the first row",
-        ),
-    )
+            f"diameter_mm), got {', '.join(names)[:200]}; use these names in the first row"
+        )
     rows: list[TableRow] = []
     for where, values in table:
         *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
@@ -284,17 +276,15 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
     Raises:
         PrepareError: there is no such folder.
     """
-    refuse(
-        PrepareError,
-        (not folder.is_dir(), f"--masks {folder}: expected a folder with masks, found none; check the path"),
-    )
+    if not folder.is_dir():
+        raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
     names = _names(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         number = names.get(scan_stem(path))
         if number is None:
-            left_out.append(LeftOut("a mask has no scan of its name", str(path), "name it as its scan"))
+            left_out.append(LeftOut("a mask has no scan with its name", str(path), "name it like its scan"))
         elif number < 0:
-            left_out.append(LeftOut("two scans have the name of a mask", str(path), "rename scans and masks"))
+            left_out.append(LeftOut("two scans match the name of a mask", str(path), "rename scans and masks"))
         elif scans[number].mask is not None:
             left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
         else:
@@ -351,7 +341,7 @@ def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Ite
             yield (x, y, z, thing.diameter_mm), NODULE, str(scan.mask)
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
-            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "a slip of the pen?"))
+            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "check it for a stray mark"))
 
 
 def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:

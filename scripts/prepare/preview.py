@@ -16,7 +16,6 @@ from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
 from ..core.commands import OptionError
-from ..core.errors import refuse
 from ..core.files import read_record, writable_folder, write_figure
 from ..core.geometry import swap_lps_ras
 from ..core.records import Detection, ScanResult
@@ -79,19 +78,18 @@ def preview(
         UserError: the datalist cannot be used or has no nodule, no scan can be read, or the file cannot be written.
     """
     target = Path(output)
-    refuse(
-        OptionError,
-        (target.suffix.lower() != ".png", f"--output {output}: expected a name that ends in .png; correct it"),
-        (min(nodules, seed) < 0, f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}"),
-    )
+    if target.suffix.lower() != ".png":
+        raise OptionError(f"--output {output}: expected a name that ends in .png; correct it")
+    if min(nodules, seed) < 0:
+        raise OptionError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
     # load_datalist refuses a file that cannot be read.
     known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]
     chosen = choose(items, nodules, seed)
-    refuse(
-        PrepareError,
-        (not chosen, f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose a section"),
-    )
+    if not chosen:
+        raise PrepareError(
+            f"{datalist}: expected nodules to show, got none in {len(items)} scans; choose another section"
+        )
     writable_folder(target.parent)
     sights = []
     for item, rows in tqdm(chosen, desc="scans", unit="scan", mininterval=1.0):
@@ -99,9 +97,8 @@ def preview(
             sights += list(look_at(item, rows))
         except ScanError as error:
             logger.warning("not shown: %s", error)
-    refuse(
-        PrepareError, (not sights, f"{datalist}: expected scans that can be read, got none; the lines above say why")
-    )
+    if not sights:
+        raise PrepareError(f"{datalist}: expected scans that can be read, got none; the lines above say why")
     for path in _write_pages(sights, target, Path(datalist).name):
         logger.info("%s", path)
     _report(sights)
@@ -233,5 +230,5 @@ def _report(sights: Sequence[Sight]) -> None:
     logger.info("%d of %d boxes shown are doubtful", len(doubtful), len(sights))
     if len(doubtful) > ALARMING_SHARE * len(sights):
         logger.warning(
-            "so many doubtful boxes speak for a wrong frame: positions must be LPS mm (x to the left, y back)"
+            "so many doubtful boxes suggest a wrong frame: positions must be in LPS mm (x to the left, y to the back)"
         )

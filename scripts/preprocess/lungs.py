@@ -268,7 +268,7 @@ def _check_mask(name: str, source: str, inside: float, air: float) -> None:
             f"{air:.0%} of that on air; give this scan's own mask in its frame, or leave lung_mask out."
         )
     if air < MASK_AIR_DOUBT:
-        logger.warning("%s: only %.0f %% of the lung mask lie on air; is it flipped?", name, 100 * air)
+        logger.warning("%s: only %.0f %% of the lung mask lies on air; is it flipped?", name, 100 * air)
 
 
 def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:

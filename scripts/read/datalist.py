@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import UserError, refuse
+from ..core.errors import UserError
 from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
 from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
@@ -122,20 +122,19 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
     item = {key: value for key, value in dict(entry).items() if value is not None} if isinstance(entry, Mapping) else {}
     image, weight = item.get("image"), item.get("weight", 1.0)
     is_weight = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
-    refuse(
-        DatalistError,
-        (not image or not isinstance(image, str), f"expected {{'image': path, …}}, got {str(entry)[:80]}"),
-        *(
-            (not isinstance(item.get(key, ""), str), f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
-            for key, kind in (*((key, "a path") for key in FILES), ("name", "text"))
-        ),
-        (not is_weight, f"weight: expected a number from 0, got {str(weight)[:60]}"),
-    )
+    if not image or not isinstance(image, str):
+        raise DatalistError(f"expected {{'image': path, …}}, got {str(entry)[:80]}")
+    for key, kind in (*((key, "a path") for key in FILES), ("name", "text")):
+        if not isinstance(item.get(key, ""), str):
+            raise DatalistError(f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
+    if not is_weight:
+        raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
         files["image"] = elsewhere(str(image)) or files["image"]
     for key, path in files.items():
-        refuse(DatalistError, (not Path(path).exists(), f"{key} {path}: expected a file, found none"))
+        if not Path(path).exists():
+            raise DatalistError(f"{key} {path}: expected a file, found none")
     boxes, labels = _checked_boxes(item)
     if len(boxes):
         _check_inside(files["image"], boxes)
@@ -149,10 +148,8 @@ def _finder(folder: Path) -> Callable[[str], str]:
     Raises:
         DatalistError: there is no such folder; from the returned function: several images have the name.
     """
-    refuse(
-        DatalistError,
-        (not folder.is_dir(), f"--image_dir {folder}: expected a folder with images, found none; check the path"),
-    )
+    if not folder.is_dir():
+        raise DatalistError(f"--image_dir {folder}: expected a folder with images, found none; check the path")
     found: dict[str, list[Path]] = {}
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
@@ -162,14 +159,11 @@ def _finder(folder: Path) -> Callable[[str], str]:
     def place_of(image: str) -> str:
         name = scan_stem(Path(image))
         places = [folder / image] if (folder / image).exists() else found.get(name, [])
-        refuse(
-            DatalistError,
-            (
-                len(places) > 1,
+        if len(places) > 1:
+            raise DatalistError(
                 f"--image_dir {folder}: expected one image named {name}, found {len(places)} "
-                f"({', '.join(map(str, places[:3]))}); remove all but one",
-            ),
-        )
+                f"({', '.join(map(str, places[:3]))}); remove all but one"
+            )
         return str(places[0]) if places else ""
 
     return place_of
@@ -218,28 +212,24 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
         labels = np.asarray(item.get("label", [NODULE] * len(boxes))).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise DatalistError(f"box: expected [[x, y, z, w, h, d], …] in LPS mm, one label each, got {shown}") from error
-    refuse(
-        DatalistError,
-        (
-            len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}),
-            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}",
-        ),
-        (len(labels) != len(boxes), f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels"),
-        (
-            not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any(),
-            f"box: expected finite centres and sizes above 0 mm, got {shown}",
-        ),
-        (
-            (boxes[:, 3:] > LARGEST_NODULE_MM).any(),
-            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max(initial=0):g} mm; are these "
-            "corners (x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size",
-        ),
-    )
+    if len(labels) and (labels.dtype.kind not in "iuf" or not set(labels.tolist()) <= {NODULE, IGNORED}):
+        raise DatalistError(
+            f"label: expected {NODULE} (nodule) or {IGNORED} (neither nodule nor background), got {labels.tolist()}"
+        )
+    if len(labels) != len(boxes):
+        raise DatalistError(f"expected one label per box, got {len(boxes)} boxes and {len(labels)} labels")
+    if not np.isfinite(boxes).all() or (boxes[:, 3:] <= 0).any():
+        raise DatalistError(f"box: expected finite centres and sizes above 0 mm, got {shown}")
+    if (boxes[:, 3:] > LARGEST_NODULE_MM).any():
+        raise DatalistError(
+            f"box: expected sizes up to {LARGEST_NODULE_MM:g} mm, got {boxes[:, 3:].max():g} mm; are these "
+            "corners (x1, y1, z1, x2, y2, z2)? Write [x, y, z, w, h, d], centre and size"
+        )
     nodules = boxes[labels == NODULE]
     for number, nodule in enumerate(nodules):  # sizes are compared too: a nodule may lie inside a larger one
-        is_twice = (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any()
-        place = nodule[:3].tolist()
-        refuse(DatalistError, (is_twice, f"box: expected each nodule once, got two at {place} LPS mm; remove one"))
+        if (np.abs(nodules[:number] - nodule).max(axis=1) < SAME_PLACE_MM).any():
+            place = nodule[:3].tolist()
+            raise DatalistError(f"box: expected each nodule once, got two at {place} LPS mm; remove one")
     return boxes, labels.astype(np.int64)
 
 
@@ -287,24 +277,20 @@ def check_training_lists(
     nodules, found = count_nodules(training), count_nodules(validation)
     twice = _in_both(training, validation)
     advice = "--dataset_dir must hold a datalist.json with a training section (python -m scripts.prepare makes them)"
-    refuse(
-        DatalistError,
-        (not training, f"training list: expected at least one scan, got none; {advice}"),
-        (
-            not nodules and not donors,
-            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}",
-        ),
-        *(
-            (
-                True,
-                f"training and validation list: expected different scans, got {len(twice)} in both, such as {one} and "
-                f"{other}; take them out of one of the lists",
-            )
-            for one, other in twice
-        ),
-    )
+    if not training:
+        raise DatalistError(f"training list: expected at least one scan, got none; {advice}")
+    if not nodules and not donors:
+        raise DatalistError(
+            f"training list: expected nodules or donors, got {len(training)} scans without any; {advice}"
+        )
+    if twice:
+        one, other = twice[0]
+        raise DatalistError(
+            f"training and validation list: expected different scans, got {len(twice)} in both, such as {one} and "
+            f"{other}; remove them from one of the lists"
+        )
     for one, other in _in_both(donors, validation):
-        logger.warning("validation list: the donor %s is the scan %s; it is no unseen scan then", one, other)
+        logger.warning("validation list: the donor %s is the scan %s, which is therefore not unseen", one, other)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))
     if found:
         logger.info("validation list: %d scans, %d nodules", len(validation), found)

@@ -24,7 +24,6 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.uid import MediaStorageDirectoryStorage as DICOMDIR
 
-from ..core.errors import refuse
 from ..core.geometry import FloatArray, Point
 from ..core.paths import unreadable
 from .scan import ScanError
@@ -233,7 +232,9 @@ def read_dicom(path: str | Path, tags: Sequence[str] | None = None, *, pixels: b
         with lenient, open(path, "rb") as file:
             return read_dataset(file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None)
     except Exception as error:  # pydicom raises almost any type on damaged bytes
-        raise ScanError(f"{path}: expected a DICOM file, cannot read it ({error}); copy it again.") from error
+        raise ScanError(
+            f"{path}: expected a DICOM file, got one that cannot be read ({error}); copy it again."
+        ) from error
 
 
 def begins_as_dataset(start: bytes) -> bool:
@@ -274,7 +275,8 @@ def _slice_headers(path: str, file: BinaryIO, dataset: pydicom.FileDataset) -> I
     if groups is None:
         yield _slice_header(path, dataset, dataset, (0, frames), has_all_pixels)
         return
-    refuse(ValueError, (len(groups) != frames, f"{frames} frames, {len(groups)} functional groups"))
+    if len(groups) != frames:
+        raise ValueError(f"{frames} frames, {len(groups)} functional groups")
     shared = dataset.get(_GROUPS[0]) or [pydicom.Dataset()]
     for number, group in enumerate(groups):
         one = pydicom.Dataset()
@@ -304,7 +306,8 @@ def _slice_header(
         ValueError: StudyInstanceUID or SeriesInstanceUID is missing.
     """
     series_uid, study_uid = _text(one, "SeriesInstanceUID"), _text(one, "StudyInstanceUID")
-    refuse(ValueError, (not series_uid or not study_uid, "no StudyInstanceUID or SeriesInstanceUID"))
+    if not series_uid or not study_uid:
+        raise ValueError("no StudyInstanceUID or SeriesInstanceUID")
     position = floats_of(one, "ImagePositionPatient", 3)
     spacing, thickness = floats_of(one, "PixelSpacing", 2), floats_of(one, "SliceThickness", 1)
     facts = {name: _text(one, keyword) for name, keyword in _FACTS.items()}
@@ -374,7 +377,7 @@ def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, i
     if is_rescaled and not (slope and intercept and slope[0]):
         return "RescaleSlope and RescaleIntercept as one number each, found something else"
     if bits is None or is_signed not in (0, 1):
-        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found not all of them"
+        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
     if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
         return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
     return ""
@@ -401,8 +404,8 @@ def _has_all_pixels(file: BinaryIO, dataset: pydicom.FileDataset, frames: int) -
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     sides = [_int(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    is_odd = not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1
-    refuse(ValueError, (is_odd, f"{sides[0]} × {sides[1]} pixels, {frames} frames"))
+    if not all(0 <= side <= LARGEST_SIDE for side in sides) or frames < 1:
+        raise ValueError(f"{sides[0]} × {sides[1]} pixels, {frames} frames")
     if syntax.is_deflated:  # one compressed stream, which has already been unpacked to its end
         return True
     order = "<" if syntax.is_little_endian else ">"

@@ -149,7 +149,7 @@ def _words_of(pixels: npt.NDArray[Any] | None) -> Words:
         ValueError: the decoder returned nothing.
     """
     if pixels is None:
-        raise ValueError("the decoder broke off")
+        raise ValueError("the decoder returned no pixels")
     pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False).view(f"u{pixels.dtype.itemsize}")
 
@@ -192,8 +192,8 @@ def _check_tails(source: str, ordered: Sequence[SliceHeader], tails: Sequence[in
         others = [tails[n] for n in (k - 1, k + 1) if full[0] <= n <= full[-1] and tails[n] < rows]
         if tails[k] == rows or (others and tails[k] > max(others) + BLANK_SHARE * rows):
             raise ScanError(
-                f"{source}, file {ordered[k].name}: expected a picture up to its last row, got zeros in the last "
-                f"{tails[k]} of {rows} rows: copied in part? Copy the series again."
+                f"{source}, file {ordered[k].name}: expected an image down to its last row, got zeros in the last "
+                f"{tails[k]} of {rows} rows: partly copied? Copy the series again."
             )
     blank = len(ordered) - (full[-1] + 1 - full[0])
-    return (f"{blank} slice(s) at the ends of the series are blank: they hold zeros alone",) if blank else ()
+    return (f"{blank} slice(s) at the ends of the series are blank: they hold only zeros",) if blank else ()

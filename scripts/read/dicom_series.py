@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import refuse
 from ..core.geometry import FloatArray, swap_lps_ras_affine
 from .dicom_header import SliceHeader, read_headers
 from .dicom_pixels import decode
@@ -228,39 +227,31 @@ def _sorted_along_normal(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
 def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse anything but at least two complete grey CT slices in HU of one series, each a file or a placed frame."""
     series = sorted({header.series_uid for header in headers})
-    refuse(
-        ScanError,
-        (len(series) > 1, f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them."),
-    )
+    if len(series) > 1:
+        raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
     for header in headers:
         where = f"{source}, file {header.name}: expected"
-        refuse(
-            ScanError,
-            (header.modality != "CT", f"{where} modality CT, got {header.modality or 'none'}; choose a CT series."),
-            (header.is_localizer, f"{where} CT slices, got a localizer; choose the scan's own series."),
-            (
-                header.frames > 1 and "stack" not in header.origin,
+        if header.modality != "CT":
+            raise ScanError(f"{where} modality CT, got {header.modality or 'none'}; choose a CT series.")
+        if header.is_localizer:
+            raise ScanError(f"{where} CT slices, got a localizer; choose the scan's own series.")
+        if header.frames > 1 and "stack" not in header.origin:
+            raise ScanError(
                 f"{where} one slice per file, or an enhanced CT that places each of its {header.frames} frames "
-                "(multi-frame), got frames without places; export the original series.",
-            ),
-            (
-                not header.colour.startswith("MONOCHROME2"),
-                f"{where} grey CT values (MONOCHROME2), got {header.colour}; export the CT itself.",
-            ),
-            (
-                header.rescale_type not in HU_TYPES,
-                f"{where} HU, got RescaleType {header.rescale_type}; choose the CT itself.",
-            ),
-            (header.fault, f"{where} {header.fault}; export the original series."),
-            (not header.has_all_pixels, f"{where} all pixels, got a truncated or damaged file; copy the series again."),
+                "(multi-frame), got frames without places; export the original series."
+            )
+        if not header.colour.startswith("MONOCHROME2"):
+            raise ScanError(f"{where} grey CT values (MONOCHROME2), got {header.colour}; export the CT itself.")
+        if header.rescale_type not in HU_TYPES:
+            raise ScanError(f"{where} HU, got RescaleType {header.rescale_type}; choose the CT itself.")
+        if header.fault:
+            raise ScanError(f"{where} {header.fault}; export the original series.")
+        if not header.has_all_pixels:
+            raise ScanError(f"{where} all pixels, got a truncated or damaged file; copy the series again.")
+    if len(headers) < 2:
+        raise ScanError(
+            f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
         )
-    refuse(
-        ScanError,
-        (
-            len(headers) < 2,
-            f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series.",
-        ),
-    )
 
 
 def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
@@ -275,22 +266,15 @@ def _check_origin(source: str, headers: Sequence[SliceHeader]) -> None:
             first.setdefault(header.origin.get(what, ""), header.name)
         first.pop("", None)
         names = ", ".join(list(first.values())[:2])
-        refuse(
-            ScanError,
-            (
-                len(first) > 1,
-                f"{source}: expected slices of one {what}, got {len(first)} ({names}); separate them, each in a series "
-                "of its own.",
-            ),
-        )
-    refuse(
-        ScanError,
-        (
-            len({header.rescale is None for header in headers}) > 1,
+        if len(first) > 1:
+            raise ScanError(
+                f"{source}: expected slices of one {what}, got {len(first)} ({names}); split them into separate series."
+            )
+    if len({header.rescale is None for header in headers}) > 1:
+        raise ScanError(
             f"{source}: expected RescaleSlope and RescaleIntercept in each slice, found none in some; export the "
-            "original series.",
-        ),
-    )
+            "original series."
+        )
 
 
 def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
@@ -303,30 +287,24 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
             ("ImageOrientationPatient", header.orientation),
             ("PixelSpacing", header.pixel_spacing_mm),
         ):
-            refuse(ScanError, (value is None, f"{where} {name}, found none that is valid; export the original series."))
+            if value is None:
+                raise ScanError(f"{where} {name}, found none that is valid; export the original series.")
         for name, mine, others, tolerance in (
             ("size", header.size, first.size, 0.0),
             ("pixel spacing", header.pixel_spacing_mm, first.pixel_spacing_mm, SPACING_TOLERANCE_MM),
             ("orientation", header.orientation, first.orientation, DIRECTION_TOLERANCE),
         ):
-            differs = not np.allclose(mine or (), others or (), rtol=0, atol=tolerance)
-            refuse(
-                ScanError,
-                (
-                    differs,
+            if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
+                raise ScanError(
                     f"{where} the {name} {others} of {first.name}, got {mine}; keep only the slices that belong "
-                    "together.",
-                ),
-            )
+                    "together."
+                )
     axes = np.reshape(first.orientation or (), (2, 3))
-    refuse(
-        ScanError,
-        (
-            not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE),
+    if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
+        raise ScanError(
             f"{source}: expected two perpendicular unit vectors in ImageOrientationPatient, got {first.orientation}; "
-            "export the original series.",
-        ),
-    )
+            "export the original series."
+        )
 
 
 def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
@@ -343,25 +321,22 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     regular = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
     errors_mm = np.linalg.norm(positions - regular, axis=1)
     odd = int(np.argmax(errors_mm))
-    refuse(
-        ScanError,
-        (
-            steps[least] < DUPLICATE_MM,
+    if steps[least] < DUPLICATE_MM:
+        raise ScanError(
             f"{source}: expected one slice per position, got two at {places[least]:.2f} mm ({names[least]}, "
-            f"{names[least + 1]}): copies, or several phases in one series; keep one of each.",
-        ),
-        (
-            steps[most] > GAP_STEPS * usual,
+            f"{names[least + 1]}): copies, or several phases in one series; keep one of each."
+        )
+    if steps[most] > GAP_STEPS * usual:
+        raise ScanError(
             f"{source}: expected a slice every {usual:.2f} mm, got a gap of {steps[most]:.2f} mm between {names[most]} "
-            f"and {names[most + 1]}: slices are missing; copy the whole series again.",
-        ),
-        (
-            errors_mm[odd] > max(JITTER_MM, JITTER_STEPS * usual),
-            f"{source}: expected evenly spaced slices, got {names[odd]} {errors_mm[odd]:.2f} mm beside its place "
+            f"and {names[most + 1]}: slices are missing; copy the whole series again."
+        )
+    if errors_mm[odd] > max(JITTER_MM, JITTER_STEPS * usual):
+        raise ScanError(
+            f"{source}: expected evenly spaced slices, got {names[odd]} {errors_mm[odd]:.2f} mm out of place "
             f"(steps of {steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export "
-            "the series with one spacing.",
-        ),
-    )
+            "the series with one spacing."
+        )
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:

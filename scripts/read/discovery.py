@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, refuse
+from ..core.errors import UserError
 from ..core.paths import is_below, kind_of, unreadable
 from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
@@ -54,37 +54,25 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     """
     path = Path(source)
     kind = kind_of(path)
-    there = kind.replace("no such file or folder", "nothing there")
     is_list = kind == "file" and path.suffix.lower() == ".json"
-    refuse(
-        ScanError,
-        (
-            kind not in ("file", "folder"),
-            f"{path}: expected a scan, a folder or a datalist, found {there}; check the path.",
-        ),
-        (
-            section is not None and not is_list,
-            f"{path}: section '{section}' asks for a datalist (.json), got none; leave it out.",
-        ),
-    )
+    if kind not in ("file", "folder"):
+        there = kind.replace("no such file or folder", "nothing there")
+        raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {there}; check the path.")
+    if section is not None and not is_list:
+        raise ScanError(f"{path}: expected a datalist (.json) for section '{section}', got none; omit the section.")
     seen: list[Series] = []
     if is_list:
         items = _checked_items(path, section)
         entries = [entry for item in items for entry in _item_entries(path.parent, item, series, seen)]
     else:
         entries = _entries_at(path, series, seen)
-    known = "; ".join(s.describe() for s in seen) or "no DICOM series"
-    refuse(
-        ScanError,
-        (
-            not entries and _is_uid(series),
-            f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.",
-        ),
-        (
-            not entries,
-            f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path.",
-        ),
-    )
+    if not entries and _is_uid(series):
+        known = "; ".join(s.describe() for s in seen) or "no DICOM series"
+        raise ScanError(f"{path}: expected series '{series}', found {known}; name one of these, or 'auto' or 'all'.")
+    if not entries:
+        raise ScanError(
+            f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path."
+        )
     return with_unique_names(entries)
 
 
@@ -118,7 +106,7 @@ def _entries_at(path: Path, series: str, seen: list[Series]) -> list[Entry]:
     closed: list[Path] = []
     files = [path] if kind_of(path) == "file" else list(files_below(path, closed))
     if closed == [path]:
-        raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; mend its rights.")
+        raise ScanError(f"{path}: expected a folder that can be read, got one that cannot; correct its permissions.")
     return _file_entries(files, str(path), series, seen, closed)
 
 

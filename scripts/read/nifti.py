@@ -11,7 +11,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..core.errors import refuse
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
 from ..core.paths import unreadable
 from .scan import ScanError, make_grid
@@ -32,7 +31,8 @@ def read_nifti_header(path: Path) -> ImageHeader:
     """
     try:
         reason = unreadable(path)
-        refuse(ValueError, (reason, reason))
+        if reason:
+            raise ValueError(reason)
         with path.open("rb") as file:
             packed = file.read(2) == GZIP_MARK
         with gzip.open(path) if packed else path.open("rb") as stream:
@@ -71,17 +71,19 @@ def _raw_header(data: bytes) -> Any:
     stored = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}  # in either byte order
     kinds = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
     size = next((size for size in kinds if size in stored and size <= len(data)), 0)
-    refuse(ValueError, (not size, "no NIfTI header"))
+    if not size:
+        raise ValueError("no NIfTI header")
     header = kinds[size].from_fileobj(io.BytesIO(data[:size]), check=False)
     dim, bits, magic, start = (header[name].tolist() for name in ("dim", "bitpix", "magic", "vox_offset"))
     dtype = header.get_data_dtype()
-    refuse(
-        ValueError,
-        (not 1 <= dim[0] <= 7 or min(header.get_data_shape(), default=0) < 1, f"lengths {dim}"),
-        (bits != 8 * dtype.itemsize, f"{bits} bits a voxel of {dtype}"),
-        (magic[:3] not in (b"n+1", b"n+2"), f"magic {magic!r}, expected that of one file with its voxels in it"),
-        (not size + 4 <= start < 2**31, f"voxels begin at byte {start}"),
-    )
+    if not 1 <= dim[0] <= 7 or min(header.get_data_shape(), default=0) < 1:
+        raise ValueError(f"lengths {dim}")
+    if bits != 8 * dtype.itemsize:
+        raise ValueError(f"{bits} bits per voxel of {dtype}")
+    if magic[:3] not in (b"n+1", b"n+2"):
+        raise ValueError(f"magic {magic!r}, expected that of one file with its voxels in it")
+    if not size + 4 <= start < 2**31:
+        raise ValueError(f"voxels begin at byte {start}")
     return header
 
 
@@ -96,18 +98,13 @@ def _affine_ras(path: Path, header: Any) -> tuple[FloatArray, FloatArray | None]
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     has_sizes = bool(np.isfinite(pixdim).all()) and pixdim.min() > 0
     code = int(header["xyzt_units"]) & 7
-    refuse(
-        ScanError,
-        (
-            header["sform_code"] == 0 and not has_sizes,
+    if header["sform_code"] == 0 and not has_sizes:
+        raise ScanError(
             f"{path}: expected voxel sizes above 0 in pixdim, or an sform, got {pixdim.tolist()}: the voxels' size is "
-            "unknown; correct the header or export the scan again.",
-        ),
-        (
-            code >= len(MM_PER_UNIT),
-            f"{path}: expected lengths in m, mm or µm, got unit code {code}; correct the header.",
-        ),
-    )
+            "unknown; correct the header or export the scan again."
+        )
+    if code >= len(MM_PER_UNIT):
+        raise ScanError(f"{path}: expected lengths in m, mm or µm, got unit code {code}; correct the header.")
     mm = MM_PER_UNIT[code]
     return np.diag([mm, mm, mm, 1.0]) @ header.get_best_affine(), mm * pixdim if has_sizes else None
 
@@ -130,7 +127,7 @@ def _check_steps(path: Path, header: Any, affine_ras: FloatArray, pixdim_mm: Flo
     if not np.logical_or(*fits).all():
         shown, other = (" × ".join(f"{length:.4g}" for length in lengths) for lengths in (steps_mm, pixdim_mm))
         raise ScanError(
-            f"{path}: expected one voxel size, got {shown} mm by the sform and {other} mm by pixdim; correct the "
+            f"{path}: expected one voxel size, got {shown} mm from the sform and {other} mm from pixdim; correct the "
             "header or export the scan again."
         )
     return ()

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from monai.data import ImageReader
 
-from ..core.errors import refuse
 from ..core.geometry import FloatArray
 from ..core.paths import kind_of
 from .dicom_series import read_series, series_grid
@@ -179,8 +178,9 @@ def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[s
         return paths, ()
     with _hiding(paths):
         scans = find_scans(first)
-        got = f"{len(scans)} ({', '.join(scan['name'] for scan in scans)})"
-        refuse(ScanError, (len(scans) > 1, f"{first}: expected one scan, got {got}; name one of them."))
+        if len(scans) > 1:
+            got = f"{len(scans)} ({', '.join(scan['name'] for scan in scans)})"
+            raise ScanError(f"{first}: expected one scan, got {got}; name one of them.")
     files, notes = _files_of_scan(scans[0]["image"])
     return files, (*scans[0]["notes"].splitlines(), *notes)
 
@@ -191,13 +191,11 @@ def _existing(paths: Sequence[str]) -> str:
     Raises:
         ScanError: there is no path, or a single one that does not exist.
     """
-    kind = kind_of(paths[0]) if paths else ""
-    is_one = len(paths) == 1 and kind not in ("file", "folder")
-    refuse(
-        ScanError,
-        (not paths, "expected the path of a scan, got an empty list; check the datalist."),
-        (is_one, f"{''.join(paths[:1])}: expected a scan, found {kind}; check the path."),
-    )
+    if not paths:
+        raise ScanError("expected the path of a scan, got an empty list; check the datalist.")
+    kind = kind_of(paths[0])
+    if len(paths) == 1 and kind not in ("file", "folder"):
+        raise ScanError(f"{paths[0]}: expected a scan, found {kind}; check the path.")
     return paths[0]
 
 
@@ -220,6 +218,6 @@ def _read_image(path: Path) -> Volume:
         ScanError: the scan is refused.
     """
     header = _header_of(path)
-    is_other = header.modality not in ("", "CT", "OTHER", "UNKNOWN")
-    refuse(ScanError, (is_other, f"{path}: expected modality CT, got {header.modality}; choose a CT scan."))
+    if header.modality not in ("", "CT", "OTHER", "UNKNOWN"):
+        raise ScanError(f"{path}: expected modality CT, got {header.modality}; choose a CT scan.")
     return make_volume(str(path), header.read_values(), header.grid, {"Format": header.form}, notes=header.notes)

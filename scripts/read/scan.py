@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import UserError, reason_of, refuse, user_error_in
+from ..core.errors import UserError, reason_of, user_error_in
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
 from ..core.paths import printable
 
@@ -127,26 +127,19 @@ def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Gr
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     size, (low, high) = " × ".join(str(n) for n in shape), SPACING_RANGE_MM
-    refuse(
-        ScanError,
-        (
-            len(shape) > 3,
-            f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.",
-        ),
-        (
-            len(shape) < 3 or min(shape) < 2,
-            f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.",
-        ),
-        (
-            math.prod(int(n) for n in shape) > LARGEST_SCAN,
-            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again.",
-        ),
-        (
-            not _is_usable(affine_ras),
+    if len(shape) > 3:
+        raise ScanError(f"{source}: expected one 3-D scan, got {len(shape)} axes ({size}); export a single time point.")
+    if len(shape) < 3 or min(shape) < 2:
+        raise ScanError(f"{source}: expected a 3-D scan, got a 2-D image ({size}); give the whole series.")
+    if math.prod(int(n) for n in shape) > LARGEST_SCAN:
+        raise ScanError(
+            f"{source}: expected at most {LARGEST_SCAN} voxels, got {size}; correct or copy the file again."
+        )
+    if not _is_usable(affine_ras):
+        raise ScanError(
             f"{source}: expected three independent axes with voxels of {low} to {high} mm, got the voxel-to-world "
-            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit.",
-        ),
-    )
+            f"matrix {np.asarray(affine_ras).round(5).tolist()}; correct the file's spacing, direction or unit."
+        )
     return Grid(shape, affine_ras)
 
 
@@ -245,21 +238,17 @@ def check_hu(source: str, image_hu: npt.NDArray[np.int16]) -> None:
     dense = np.count_nonzero(image_hu > DENSE_HU) / size
     span = f"values from {low} to {high}"
     advice = "export the original CT, in HU, without windowing or normalising."
-    refuse(
-        ScanError,
-        (low == high, f"{source}: expected a CT in HU, got the same value {low} in every voxel; {advice}"),
-        (
-            air < AIR_SHARE,
+    if low == high:
+        raise ScanError(f"{source}: expected a CT in HU, got the same value {low} in every voxel; {advice}")
+    if air < AIR_SHARE:
+        raise ScanError(
             f"{source}: expected HU with lung or air ({AIR_HU[0]} to {AIR_HU[1]}) in at least {AIR_SHARE:.1%} of the "
-            f"voxels, got {air:.2%} ({span}); {advice}",
-        ),
-        (
-            not_padding > BELOW_AIR_SHARE * size,
+            f"voxels, got {air:.2%} ({span}); {advice}"
+        )
+    if not_padding > BELOW_AIR_SHARE * size:
+        raise ScanError(
             f"{source}: expected HU, got {below.size / size:.0%} of the voxels below air ({span}): the rescale "
-            f"intercept may have been applied twice; {advice}",
-        ),
-        (
-            dense > DENSE_SHARE,
-            f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}",
-        ),
-    )
+            f"intercept may have been applied twice; {advice}"
+        )
+    if dense > DENSE_SHARE:
+        raise ScanError(f"{source}: expected HU, got {dense:.0%} of the voxels above {DENSE_HU} ({span}); {advice}")

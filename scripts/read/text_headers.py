@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.volumeutils import apply_read_scaling
 
-from ..core.errors import refuse
 from ..core.geometry import FloatArray, swap_lps_ras_affine
 from ..core.paths import unreadable
 from .scan import Grid, ScanError, make_grid
@@ -147,7 +146,7 @@ class ImageHeader:
                 unpacker = zlib.decompressobj(47)
                 data = unpacker.decompress(stream.read(), limit)
                 if not unpacker.eof and len(data) < limit:
-                    raise ValueError("the packed data end too early")
+                    raise ValueError("the compressed data end too early")
             else:
                 data = stream.read(limit)
         if not needed <= len(data) < limit or any(data[needed:]):
@@ -224,7 +223,7 @@ def _fields(data: bytes, separator: str, last: str) -> tuple[dict[str, str], int
             continue
         key = key if last else re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower())
         if fields.setdefault(key, value) != value:
-            raise ValueError(f"{key} is there twice")
+            raise ValueError(f"{key} occurs twice")
         if key == last and value:
             return fields, end
     if last or "data file" not in fields:
@@ -242,9 +241,8 @@ def _metaimage(path: Path, data: bytes) -> ImageHeader:
     if not kind:
         raise ValueError(f"ElementType {fields.get('ElementType', 'missing')}")
     for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
-        is_other = name in fields and _numbers(fields, name, 1)[0] != neutral
-        got = f"{name} {fields.get(name)}"
-        refuse(ScanError, (is_other, f"{path}: expected HU as they are, got {got}; export the CT in HU."))
+        if name in fields and _numbers(fields, name, 1)[0] != neutral:
+            raise ScanError(f"{path}: expected unscaled HU, got {name} {fields[name]}; export the CT in HU.")
     spacing, notes = _meta_spacing(path, fields, axes)
     matrix, origin, order = (
         next((name for name in names if name in fields), "")
@@ -281,18 +279,15 @@ def _meta_spacing(path: Path, fields: dict[str, str], axes: int) -> tuple[list[f
         ScanError: the header gives none, or one that is not above 0.
     """
     name = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), "")
-    note = "the header gives the size of the voxels, not their distance: no gaps between them are assumed"
-    refuse(
-        ScanError,
-        (
-            not name,
+    note = "the header gives the size of the voxels, not their distance: they are assumed to have no gaps between them"
+    if not name:
+        raise ScanError(
             f"{path}: expected ElementSpacing, found none: the voxels' size is unknown; add it to the header or export "
-            "the scan again.",
-        ),
-    )
+            "the scan again."
+        )
     spacing = _numbers(fields, name, axes)
-    is_flat = min(spacing) <= 0
-    refuse(ScanError, (is_flat, f"{path}: expected {name} above 0, got {fields[name]}; correct the header."))
+    if min(spacing) <= 0:
+        raise ScanError(f"{path}: expected {name} above 0, got {fields[name]}; correct the header.")
     return spacing, () if name == "ElementSpacing" else (note,)
 
 
@@ -305,13 +300,14 @@ def _nrrd(path: Path, data: bytes) -> ImageHeader:
     file, lines = fields.get("data file", ""), fields.get("line skip", "0")
     dtype = np.dtype(_NRRD_TYPES.get(kind, "V1"))
     skip = int(_numbers(fields, "byte skip", 1)[0]) if "byte skip" in fields else 0
-    refuse(
-        ValueError,
-        (not re.match(rb"NRRD000[1-5]\s", data), "it does not begin with NRRD000"),
-        (kind not in _NRRD_TYPES, f"type {kind or 'missing'}"),
-        (dtype.itemsize > 1 and endian not in ("little", "big"), f"endian {endian or 'missing'}"),
-        (skip < -1 or (skip and encoding != "raw"), f"byte skip {skip}"),
-    )
+    if not re.match(rb"NRRD000[1-5]\s", data):
+        raise ValueError("it does not begin with NRRD000")
+    if kind not in _NRRD_TYPES:
+        raise ValueError(f"type {kind or 'missing'}")
+    if dtype.itemsize > 1 and endian not in ("little", "big"):
+        raise ValueError(f"endian {endian or 'missing'}")
+    if skip < -1 or (skip and encoding != "raw"):
+        raise ValueError(f"byte skip {skip}")
     is_other = encoding not in ("raw", "gz", "gzip") or lines != "0" or _is_list(file)
     storage = f"encoding {encoding or 'missing'}, data file {file or 'none'}, line skip {lines}"
     _check_storage(path, is_other, storage)
@@ -345,15 +341,11 @@ def _nrrd_space(
     named = fields.get("space", "").lower().removesuffix("-time").removesuffix("t")
     notes = () if named in _SPACES else ("the NRRD header gives no patient frame: left-posterior-superior is assumed",)
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
-    is_open = not {"space directions", "spacings"} & set(fields)
-    refuse(
-        ScanError,
-        (
-            is_open,
+    if not {"space directions", "spacings"} & set(fields):
+        raise ScanError(
             f"{path}: expected space directions or spacings, found none: the voxels' size is unknown; add them to the "
-            "header or export the scan again.",
-        ),
-    )
+            "header or export the scan again."
+        )
     vectors: list[list[float] | None]
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
@@ -408,10 +400,8 @@ def _is_list(named: str) -> bool:
 
 
 def _check_storage(path: Path, is_other: bool, got: str) -> None:
-    refuse(
-        ScanError,
-        (is_other, f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image."),
-    )
+    if is_other:
+        raise ScanError(f"{path}: expected one data file of binary numbers, raw or gzip, got {got}; convert the image.")
 
 
 def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:

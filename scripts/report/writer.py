@@ -224,7 +224,7 @@ class ResultWriter:
                     if not self.claims.holds(name):
                         raise OutputError(
                             f"{target}: expected a scan that this run alone searches, got one that another run took "
-                            "over, since this one stood still too long. Search it again."
+                            "over because this one stalled for too long. Search it again."
                         )
                     self.finished(name, made_from)  # something else may have been written there meanwhile
                     put_in_place(folder, target)

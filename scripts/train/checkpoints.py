@@ -155,8 +155,8 @@ class TrainingState:
             claims_on(writable_folder(self.path.parent)).take(self.path.name, "training")
         except BusyError as error:
             raise StateError(
-                f"{self.path}: expected a folder of this training alone, got one that another training writes to now; "
-                "wait for its end, or name another --output_dir."
+                f"{self.path}: expected a folder of this training alone, got one that another training is writing to; "
+                "wait until it ends, or choose another --output_dir."
             ) from error
 
     def _restore(self, engine: Engine) -> None:
@@ -170,31 +170,32 @@ class TrainingState:
         except Exception as error:  # damaged files and foreign states raise almost any type
             reason = str(error).strip().splitlines()[0][:160]
             raise StateError(
-                f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); name "
-                "another --output_dir, or the network and settings it was begun with."
+                f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); choose "
+                "another --output_dir, or use the network and settings it was started with."
             ) from error
         self._epochs_done = engine.state.epoch
         self._check_progress(engine)
-        logger.info("going on from %s after epoch %d", self.path, engine.state.epoch)
+        logger.info("resuming from %s after epoch %d", self.path, engine.state.epoch)
 
     def _check_progress(self, engine: Engine) -> None:
         state: Any = engine.state
         if state.epoch_length and state.iteration != state.epoch * state.epoch_length:
             raise StateError(
                 f"{self.path}: expected epochs of {state.epoch_length} steps, got a training with epochs of "
-                f"{state.iteration / state.epoch:g}; go on with that epoch_length, or name another --output_dir."
+                f"{state.iteration / state.epoch:g}; use that epoch_length, or choose another --output_dir."
             )
         if state.max_epochs and state.epoch > state.max_epochs:
             raise StateError(
                 f"{self.path}: expected a training of at most {state.max_epochs} epochs, got one after epoch "
-                f"{state.epoch}; raise max_epochs, or name another --output_dir."
+                f"{state.epoch}; raise max_epochs, or choose another --output_dir."
             )
 
     def _begin(self, engine: Engine) -> None:
         """Restore the random generators; end the run if ignite reset a completed training to epoch 0."""
         if engine.state.epoch < self._epochs_done:
             logger.warning(
-                "%s: this training is complete after epoch %d; raise max_epochs to go on, or name another output_dir",
+                "%s: this training is complete after epoch %d; raise max_epochs to continue, or choose another "
+                "--output_dir",
                 self.path,
                 self._epochs_done,
             )

@@ -107,7 +107,7 @@ def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
         parts[name].requires_grad_(False)
     moved = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not moved:
-        raise SettingError("frozen: expected a part that is left to learn, got all of the network; leave one out")
+        raise SettingError("frozen: expected at least one part left to train, got the whole network; leave one out")
     return moved
 
 
@@ -170,7 +170,7 @@ class StopOnBadLoss:
                 raise BrokenLossError(
                     f"iteration {state.iteration} (epoch {state.epoch}): expected a finite {what}, got {value}; the "
                     f"weights before this step are in {self.path}. Lower learning_rate or use --precision float32; "
-                    "the same command then goes on from the last whole epoch."
+                    "the same command then resumes from the last complete epoch."
                 )
 
 

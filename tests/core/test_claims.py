@@ -227,7 +227,7 @@ def test_a_living_claim_is_kept(owner: dict[str, Any], tmp_path: Path) -> None:
     claims, path = Claims(tmp_path), _claim(tmp_path, "scan", **owner)
     with pytest.raises(BusyError, match=r"scan: expected a scan that no other run searches"):
         claims.take("scan", "x")
-    with pytest.raises(OtherClaimError, match=r"scan: expected one scan of this name.*Rename one"):
+    with pytest.raises(OtherClaimError, match=r"scan: expected one scan of this name.*rename one"):
         claims.take("scan", "y")
     assert not claims.holds("scan")
     assert json.loads(path.read_text())["token"] == "t"

@@ -93,8 +93,8 @@ def test_a_blank_first_line_and_a_line_break_in_a_value_are_read(tmp_path: Path)
     [
         (b"name\na\n", "expected the columns name, note; missing: note; got name; name the columns in the first row"),
         (b"", "missing: name, note; got an empty file"),
-        (b"name\n\xff\n", "expected a CSV .UTF-8., got none"),
-        (None, "expected a CSV .UTF-8., got none .*No such file"),
+        (b"name\n\xff\n", "expected a readable CSV file .UTF-8., got: "),
+        (None, "expected a readable CSV file .UTF-8., got: .*No such file"),
     ],
 )
 def test_what_is_no_such_table_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -312,8 +312,8 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--preprocessing#transforms#2#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
         (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
         (("--model_facts#checkpoint", "x"), "got a part of the record of what ran; set --checkpoint"),
-        (("--inferer#inferer#stride", "4"), "one value in all 3 places of stride"),
-        (("--inferer#inferer#tile_size", "[64, 64, 64]"), "one value in all 2 places of tile_size"),
+        (("--inferer#inferer#stride", "4"), "one value for all 3 places of stride"),
+        (("--inferer#inferer#tile_size", "[64, 64, 64]"), "one value for all 2 places of tile_size"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: str, tmp_path: Path) -> None:

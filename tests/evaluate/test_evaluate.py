@@ -258,7 +258,7 @@ def test_scans_that_folds_and_list_do_not_share_are_counted(
     [
         ("f.csv", "seriesuid\na\n", "missing: fold"),
         ("f.csv", "seriesuid,fold\na,\n", "row 2: expected series and fold"),
-        ("f.csv", "seriesuid,fold\na,0\na,1\n", "series a: expected in one fold, got it in 0 and 1"),
+        ("f.csv", "seriesuid,fold\na,0\na,1\n", "series a: expected it in one fold, got it in 0 and 1"),
         ("f.csv", "seriesuid,fold\n", "expected scans in every fold"),
         ("f.json", "{}", "a datalist with a list 'validation'"),
         ("f.json", "[", "a datalist with a list 'validation'"),
@@ -300,7 +300,10 @@ REFUSED: list[tuple[Edit, str]] = [
         for name in ("results.csv", "annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
     ),
     *((edited(name, lambda _: ""), "an empty file") for name in ("annotations", "annotations_excluded", "seriesuids")),
-    (lambda files: (files / "results.csv").write_bytes(b"\x89PNG\xff"), r"results\.csv: expected a CSV \(UTF-8\)"),
+    (
+        lambda files: (files / "results.csv").write_bytes(b"\x89PNG\xff"),
+        r"results\.csv: expected a readable CSV file \(UTF-8\)",
+    ),
 ]
 
 
@@ -383,7 +386,7 @@ def test_options_that_cannot_be_followed_are_refused(
     ("options", "message"),
     [
         (["--datalists", "none.json"], "expected files, found none at"),
-        (["--datalists", "a/fold.json", "b/fold.json"], "expected a name of its own for each fold"),
+        (["--datalists", "a/fold.json", "b/fold.json"], "expected a different file name for each fold"),
         (["--datalists", "{list}", "--settings", "max_epochs"], "expected NAME=VALUE"),
         (["--datalists", "{list}", "--settings", "output_dir=x"], "other than datalists, output_dir"),
     ],

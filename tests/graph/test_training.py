@@ -108,7 +108,7 @@ def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
     assert state(tmp_path)["progress"]["epoch"] == 1
     rest = train(small_data, tmp_path, max_epochs=2)
     assert rest.returncode == 0, rest.stdout + rest.stderr
-    assert "going on from" in rest.stdout
+    assert "resuming from" in rest.stdout
     assert losses(seen)[:2] + losses(rest.stdout) == losses(whole[1])
     assert losses(seen)[2] == losses(rest.stdout)[0]
     assert same(state(tmp_path), state(whole[0]))
@@ -174,7 +174,7 @@ def test_scans_that_cannot_be_preprocessed_are_named_or_left_out(whole: Any, sma
     result = train(data, tmp_path / "out", max_epochs=1)
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
-    assert "error: 1 scans cannot be preprocessed; mend them, remove them from the datalists" in result.stderr
+    assert "error: 1 scans cannot be preprocessed; correct them, remove them from the datalists" in result.stderr
     assert re.search(rf"^  {training[2]['name']}  .*cut\.nii\.gz: expected ", result.stderr, re.MULTILINE)
     assert losses(result.stdout) == []
     result = train(data, tmp_path / "out", max_epochs=1, skip_broken="true")

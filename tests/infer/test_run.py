@@ -116,7 +116,7 @@ def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
         "Study date": "2020-01-31",
     }
     first.unlink()
-    with pytest.raises(ScanError, match="cannot read it"):
+    with pytest.raises(ScanError, match="got one that cannot be read"):
         read_identity(first)
 
 

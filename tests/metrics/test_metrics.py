@@ -104,5 +104,5 @@ def test_a_scan_seen_twice_counts_once_and_two_of_one_name_are_refused() -> None
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
     metric.update([scored([], named("a", (1.0, 10.0, True)))])
-    with pytest.raises(ValueError, match="one scan of the name 'a', got two"):
+    with pytest.raises(ValueError, match="one scan named 'a', got two"):
         metric.compute()

@@ -96,7 +96,7 @@ def test_empty_masks() -> None:
 
 @pytest.mark.parametrize("shape", [(14, 13), (14, 13, 11)])
 def test_masks_of_two_grids_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"one shape \[I, J, K\], got"):
+    with pytest.raises(ValueError, match=r"the same shape \[I, J, K\], got"):
         compare_masks(np.zeros(shape, dtype=bool), np.zeros(SHAPE, dtype=bool), [1, 1, 1])
 
 

@@ -66,7 +66,7 @@ def test_what_a_download_takes() -> None:
         "SR        1 series of 1 patients,    0.000 GB, CC BY 3.0, https://doi.org/10.7937/x",
         "already there: 1 of 2 series",
         "to transfer: 1 series, 9.000 GB; free disk: 5.0 GB",
-        "time, by the speed of your line: 24 min 0 s at 50 Mbit/s, 6 min 0 s at 200 Mbit/s, 1 min 12 s at 1000 Mbit/s",
+        "time, by connection speed: 24 min 0 s at 50 Mbit/s, 6 min 0 s at 200 Mbit/s, 1 min 12 s at 1000 Mbit/s",
     ]
 
 
@@ -74,7 +74,7 @@ def test_everything_arrives_and_is_not_asked_for_again(tmp_path: Path, caplog: p
     caplog.set_level("INFO")
     fetch_all(LocalSource(OFFERED), tmp_path, [], start=True)
     assert len(contents(tmp_path)) == 10
-    assert "4 series transferred, all of them whole" in caplog.text
+    assert "4 series transferred, all of them complete" in caplog.text
     again = LocalSource(OFFERED)
     fetch_all(again, tmp_path, [], start=True)
     assert again.fetched == []
@@ -118,12 +118,12 @@ def test_too_little_disk_is_noticed_before_the_start(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"loses": "LIDC-IDRI-0002"}, "1 did not; check the network, then run the same command"),
-        ({"error": "no route"}, r"4 did not \(no route\); check the network"),
+        ({"loses": "LIDC-IDRI-0002"}, "got 1 incomplete; check the network and run the same command"),
+        ({"error": "no route"}, r"got 4 incomplete \(no route\); check the network"),
     ],
 )
 def test_series_that_do_not_arrive_whole_are_counted(fault: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=f"expected 4 series to arrive whole, {message}"):
+    with pytest.raises(DownloadError, match=f"expected 4 complete series, {message}"):
         fetch_all(LocalSource(OFFERED, **fault), tmp_path, [], start=True)
     fetch_all(LocalSource(OFFERED), tmp_path, [], start=True)
     assert len(contents(tmp_path)) == 10

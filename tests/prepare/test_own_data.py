@@ -157,7 +157,7 @@ def test_specks_and_masks_without_a_scan_are_said(data: Path) -> None:
     for name in ("anna_1", "nobody", "anna_2"):  # a second mask of anna_1
         nib.save(nib.Nifti1Image(speck, small), data / "masks" / f"{name}.nii.gz")
     assert run(data, "--masks", str(data / "masks")) == 0
-    told = ["a mask has no scan of its name", "a scan has two masks", "an object of a mask is smaller than 2 mm"]
+    told = ["a mask has no scan with its name", "a scan has two masks", "an object of a mask is smaller than 2 mm"]
     assert reasons(data / "out") == Counter(told)
     assert items(data)["anna_2"]["box"] == []
 
@@ -254,9 +254,9 @@ def test_a_name_that_means_two_scans_is_left_out(data: Path) -> None:
     centre = ",".join(map(str, centre_lps_mm(VOXEL)))
     rows = f"anna_1,{centre},7\nclinic/anna_1.mhd,{centre},8\n"
     assert run(data, "--annotations", table(data, LUNA16 + rows)) == 0
-    assert reasons(data / "out") == {"two scans have the name of a row": 1}
+    assert reasons(data / "out") == {"two scans match the name in a row": 1}
     assert run(data, "--masks", str(data / "masks")) == 0
-    assert reasons(data / "out") == {"two scans have the name of a mask": 1}
+    assert reasons(data / "out") == {"two scans match the name of a mask": 1}
     assert run(data, "--annotations", str(data / "nodules.csv")) == 0
     content = json.loads((data / "out" / "datalist.json").read_text(encoding="utf-8"))
     (item,) = [item for section in content.values() for item in section if item["box"]]
@@ -286,7 +286,7 @@ def test_a_scan_that_cannot_be_read_is_left_out(data: Path) -> None:
         (["--validation_fraction", "1"], "expected at least 0 and below 1, got 1"),
         (["--patient_pattern", "("], "expected a regular expression"),
         (["--patient_pattern", "anna"], "expected a group"),
-        (["--annotations", "none.csv"], "none.csv: expected a CSV"),
+        (["--annotations", "none.csv"], "none.csv: expected a readable CSV file"),
         (["--annotations", "odd.csv"], "expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm"),
         (["--masks", "none"], "--masks none: expected a folder with masks"),
         (["--images", "none"], "expected a scan, a folder or a datalist, found nothing there"),

@@ -106,8 +106,8 @@ def test_one_subset_may_be_named_itself_and_a_fold_of_a_former_run_is_pointed_ou
     (tmp_path / "dataset_fold9.json").write_text("{}")
     assert run(few / "subset3", tmp_path, "--annotations", str(few / "annotations.csv")) == 0
     assert [len(s) for s in read(tmp_path / "dataset_fold3.json").values()] == [0, 2]
-    assert "one subset alone" in caplog.text
-    assert "dataset_fold9.json is left from a former run: subset 9 is not there now" in caplog.text
+    assert "only one subset" in caplog.text
+    assert "dataset_fold9.json is left over from an earlier run: subset 9 is no longer there" in caplog.text
 
 
 # --- MONAI's own folds ------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_what_cannot_be_matched_is_said(
         (["--lidc", "."], "expected datalists of the command lidc, found none"),
         (["--datalists", "none.json"], "none.json: expected a datalist"),
         (["--datalists", "list.json"], "list.json: expected a datalist (JSON with sections), got none"),
-        (["--datalists", "folds/dataset_fold0.json", "a/dataset_fold0.json"], "expected names of their own"),
+        (["--datalists", "folds/dataset_fold0.json", "a/dataset_fold0.json"], "expected different file names"),
     ],
 )
 def test_bad_options_are_refused(

@@ -153,7 +153,7 @@ def test_a_list_in_another_frame_is_noticed(data: Path, tmp_path: Path, caplog: 
     item["box"][0][:2] = [-item["box"][0][0], -item["box"][0][1]]
     assert run(write(data, "wrong.json", training=[{"image": "scan.nii.gz", **item}]), tmp_path / "page.png") == 0
     assert "doubtful: scan, nodule 1: " in caplog.text
-    assert "speak for a wrong frame" in caplog.text
+    assert "suggest a wrong frame" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -400,7 +400,7 @@ def test_a_mask_that_lies_beside_the_lungs_is_worth_a_warning(small_chest: Chest
     affine = np.eye(4)
     affine[0, 3] = 12.0
     _given(small_chest, small_chest.lungs, affine, np.eye(4))
-    assert "of the lung mask lie on air; is it flipped?" in caplog.text
+    assert "of the lung mask lies on air; is it flipped?" in caplog.text
     caplog.clear()
     _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
     assert caplog.text == ""

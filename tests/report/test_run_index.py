@@ -210,6 +210,6 @@ def test_the_histogram_counts_in_classes_of_two_millimetres(result: ScanResult, 
 
 def test_somebodys_page_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>Mine</h1>")
-    with pytest.raises(OutputError, match=r"index\.html.*page of a former run.*another output_dir"):
+    with pytest.raises(OutputError, match=r"index\.html.*page of an earlier run.*another output_dir"):
         RunIndex(tmp_path)
     assert (tmp_path / "index.html").read_text() == "<h1>Mine</h1>"

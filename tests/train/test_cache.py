@@ -296,7 +296,9 @@ def test_all_broken_scans_are_named_after_the_others_are_done(tmp_path: Path, wo
     with pytest.raises(CacheError) as caught:
         _fill(tmp_path / "cache", lists, workers)
     first, *table = str(caught.value).splitlines()
-    assert first.startswith("2 scans cannot be preprocessed; mend them, remove them from the datalists, or leave them")
+    assert first.startswith(
+        "2 scans cannot be preprocessed; correct them, remove them from the datalists, or leave them"
+    )
     assert table == [
         f"  bad_2  {tmp_path / 'bad_2.nii'}: expected a chest, got a foot",
         "  odd_3  ZeroDivisionError: division by zero",
@@ -312,7 +314,7 @@ def test_broken_scans_may_be_left_out_but_not_all_of_a_list(tmp_path: Path, capl
     assert _fill(tmp_path / "cache", {"training": good, "validation": []})["validation"] == []
     (tmp_path / "file").touch()
     for cache_dir, lists, said in (
-        ("cache", {"training": good, "validation": mixed[:1]}, "no scan of validation is left; mend them"),
+        ("cache", {"training": good, "validation": mixed[:1]}, "no scan of validation is left; correct them"),
         ("cache", {"training": [], "validation": []}, "expected at least one scan, got none; --dataset_dir must hold"),
         ("file", {"training": good}, "file: expected a folder to write to, got .*; choose another one"),
     ):

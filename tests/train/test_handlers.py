@@ -141,7 +141,7 @@ def test_a_complete_training_ends_at_once_and_goes_on_when_it_gets_more_epochs(
     again = Run(path, 2)
     with caplog.at_level(logging.INFO):
         again.trainer.run()
-    assert f"{path}: this training is complete after epoch 2; raise max_epochs to go on" in caplog.text
+    assert f"{path}: this training is complete after epoch 2; raise max_epochs to continue" in caplog.text
     assert again.stream.seen == []
     np.testing.assert_array_equal(again.weights(), first.weights())
     longer = Run(path, 4)
@@ -246,7 +246,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("epochs", "length", "said"),
     [
-        (4, 5, "expected epochs of 5 steps, got a training with epochs of 3; go on with"),
+        (4, 5, "expected epochs of 5 steps, got a training with epochs of 3; use that"),
         (1, ITERATIONS, "expected a training of at most 1 epochs, got one after epoch 2; raise"),
         (4, ITERATIONS, "expected the state of this training, got a file .* --output_dir"),
     ],

@@ -34,7 +34,7 @@ def filled_page(path: Path, device: str, text: str) -> str:
     if not path.is_file() or device not in PARTS:
         raise DataError(
             f"--markdown {path}: expected a page with marks for {', '.join(PARTS)}, got "
-            f"{'none' if device in PARTS else f'measurements on {device}'}; begin with docs/performance.md"
+            f"{'none' if device in PARTS else f'measurements on {device}'}; start from docs/performance.md"
         )
     return with_generated(path.read_text(encoding="utf-8"), text, path, PARTS[device])
 

@@ -101,13 +101,13 @@ def read_words(words: Sequence[str]) -> dict[str, str | None]:
         stray = stray[1:]  # the first argument of MONAI's function
     if stray:
         raise OverrideError(
-            f"expected --name value, got {', '.join(map(repr, stray[:5]))} beside it; put a value with spaces or * in "
-            "quotes, and for several scans name their folder or a datalist."
+            f"expected --name value, got {', '.join(map(repr, stray[:5]))} without a name; quote a value with spaces "
+            "or *, and for several scans give their folder or a datalist."
         )
     for name, count in Counter(name for name, _ in options).items():
         if count > 1:
             values = ", ".join(repr(value) for other, value in options if other == name)
-            raise OverrideError(f"--{shown(name)}: expected it once, got it {count} times ({values}); name one value.")
+            raise OverrideError(f"--{shown(name)}: expected it once, got it {count} times ({values}); give one value.")
     return given
 
 

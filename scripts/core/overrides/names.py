@@ -55,7 +55,7 @@ def check_ids(workflow: ConfigWorkflow) -> None:
         OverrideError: one of them is wrong.
     """
     parser = workflow.parser
-    advice = "name the right configuration, and put a value with spaces or * in quotes."
+    advice = "check --config_file, and quote a value with spaces or *."
     runs = [name for name, content in parser.get().items() if isinstance(content, list) and _is_run(content)]
     others = ("imports", *BESIDE_RUN.values())
     if workflow.run_id in others or not _is_run(parser.get(workflow.run_id)):
@@ -64,7 +64,7 @@ def check_ids(workflow: ConfigWorkflow) -> None:
     for option, usual in BESIDE_RUN.items():
         value = getattr(workflow, option)
         if value != usual and value not in parser:
-            raise OverrideError(f"--{option}: expected a name of the configuration, got {value!r}; {advice}")
+            raise OverrideError(f"--{option}: expected a name in the configuration, got {value!r}; {advice}")
 
 
 def _is_run(content: Any) -> bool:
@@ -86,7 +86,7 @@ def check_names(overrides: Iterable[str], call: Call) -> None:
     if unknown:
         known = list(dict.fromkeys(name for base in call.bases for name in names_in(base.get())))
         hints = [f"--{shown(name)} (did you mean {_nearest(name, known, merged)}?)" for name in unknown]
-        raise OverrideError(f"expected names that the configuration has, got {'; '.join(hints)}.")
+        raise OverrideError(f"expected names in the configuration, got {'; '.join(hints)}.")
     for base in call.bases:
         for name in overrides:
             _check_record(name, base)
@@ -185,6 +185,6 @@ def _check_record(name: str, base: ConfigParser) -> None:
     if len(places) > 1:
         knob = content[1:]
         raise OverrideError(
-            f"--{shown(name)}: expected one value in all {len(places)} places of {knob}, got one for this place "
-            f"alone; set --{knob}."
+            f"--{shown(name)}: expected one value for all {len(places)} places of {knob}, got one for this "
+            f"place alone; set --{knob}."
         )

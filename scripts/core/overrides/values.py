@@ -109,7 +109,7 @@ def _checked(call: Call, name: str, value: Any, base: ConfigParser) -> Any:
         is_text or isinstance(usual, bool | int | float | list) or name in (*WHOLE_NUMBERS, *PATH_LISTS, "device")
     )
     if is_known and name in call.words and word is None and not isinstance(usual, bool):
-        raise OverrideError(f"--{place}: expected a value after it, got none; name one.")
+        raise OverrideError(f"--{place}: expected a value after it, got none; give one.")
     if name == "device":
         return typed if is_syntax(typed) else _device(typed)
     if name in PATH_LISTS:
@@ -146,7 +146,7 @@ def _text(place: str, value: Any, known: ConfigParser, *, is_untyped_path: bool)
         raise OverrideError(f"{place}: expected text, got {value!r}; put it in quotes.")
     if is_untyped_path and SEPARATOR in value and not ConfigExpression.is_expression(value):
         raise OverrideError(
-            f"{place}: expected a path without # and ::, which MONAI takes for one another, got {value!r}; rename it, "
+            f"{place}: expected a path without # and ::, which MONAI treats alike, got {value!r}; rename it, "
             "or use monai.bundle.run."
         )
     return value if _is_evaluated(value, known) else _literal(value)

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from ...core.commands import OptionError
-from ...core.errors import refuse
 from ...core.files import remove_abandoned, writable_folder
 from ...core.geometry import swap_lps_ras_affine
 from ...core.labels import IGNORED
@@ -51,15 +50,12 @@ def lidc(
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
-    refuse(
-        OptionError,
-        (not source.is_dir(), f"--dicom_dir {source}: expected a folder, found none; check the path"),
-        (folds < 2, f"--folds: expected a whole number of at least 2, got {folds}; choose another"),
-        (
-            selection not in SELECTIONS,
-            f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one",
-        ),
-    )
+    if not source.is_dir():
+        raise OptionError(f"--dicom_dir {source}: expected a folder, found none; check the path")
+    if folds < 2:
+        raise OptionError(f"--folds: expected a whole number of at least 2, got {folds}; choose another")
+    if selection not in SELECTIONS:
+        raise OptionError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
     _refuse(download.notices, strict)
@@ -67,13 +63,10 @@ def lidc(
     items = _selected(records, selection, download.notices)
     _report(download.notices)
     write_tables(output, items, download.notices)
-    refuse(
-        LidcError,
-        (
-            not items,
-            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why",
-        ),
-    )
+    if not items:
+        raise LidcError(
+            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
+        )
     for path in output.glob("dataset_fold*.json"):  # an earlier run may have made more folds
         if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
             path.unlink()
@@ -198,8 +191,10 @@ def lidc_xml(path: str) -> None:
     series = {one.series_uid: one for one in found if one}
     for line in count_lines(len(found) - found.count(None), found.count(None), list(series.values())):
         logger.info("%s", line)
-    fault = "\n".join(damaged) or f"{path}: expected XML files, found none; check the path"
-    refuse(LidcError, (damaged or not found, fault))
+    if damaged:
+        raise LidcError("\n".join(damaged))
+    if not found:
+        raise LidcError(f"{path}: expected XML files, found none; check the path")
 
 
 def count_lines(files: int, radiographs: int, series: Sequence[SeriesReadings]) -> list[str]:

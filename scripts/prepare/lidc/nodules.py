@@ -20,7 +20,6 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ...core.errors import refuse
 from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm, sphere_diameter_mm, voxel_volume_mm3
 from .readings import RATINGS, Frame, LidcError, Mark, Mask, Reading, Region, SeriesReadings
 
@@ -64,19 +63,16 @@ class SliceTable:
             k, place = self.places.get(what.sop_uid, (-1, (np.nan,) * 3))
         else:
             k, place = min(self.places.values(), key=lambda place: abs(place[1][2] - what.z_mm))
-        refuse(
-            LidcError,
-            (
-                k < 0,
-                f"slice {what.sop_uid}: expected it in the series, found an outline of it alone: slices are missing; "
-                "download the series again",
-            ),
-            (
-                abs(what.z_mm - place[2]) >= SAME_SLICE_STEPS * self.step_mm,
+        if k < 0:
+            raise LidcError(
+                f"slice {what.sop_uid}: expected it in the series, found only its outline: slices are missing; "
+                "download the series again"
+            )
+        if abs(what.z_mm - place[2]) >= SAME_SLICE_STEPS * self.step_mm:
+            raise LidcError(
                 f"slice {what.sop_uid}: expected it at z = {place[2]:g} mm, where the scan has it, got an outline at "
-                f"z = {what.z_mm:g} mm; readings and scan do not belong together",
-            ),
-        )
+                f"z = {what.z_mm:g} mm; readings and scan do not belong together"
+            )
         if isinstance(what, Region) and what.frame:
             self._check_frame(what.frame, place)
         return k
@@ -90,15 +86,11 @@ class SliceTable:
         apart_mm = float(np.linalg.norm(np.subtract(place_lps_mm, frame.position_lps_mm)))
         axes = self.affine_lps[:3, :2] / spacing_mm(self.affine_lps)[:2]
         turned = float(np.abs(np.reshape(frame.orientation, (2, 3)).T - axes).max())
-        is_other = frame.size != self.shape[:2] or apart_mm > SAME_PLACE_MM or turned > SAME_DIRECTION
-        refuse(
-            LidcError,
-            (
-                is_other,
+        if frame.size != self.shape[:2] or apart_mm > SAME_PLACE_MM or turned > SAME_DIRECTION:
+            raise LidcError(
                 f"segmentation: expected frames on the pixels of the scan's slices, got one of {frame.size} pixels, "
-                f"{apart_mm:.2f} mm away; resample it to the scan",
-            ),
-        )
+                f"{apart_mm:.2f} mm away; resample it to the scan"
+            )
 
     def place(self, pixels: npt.NDArray[np.int64], what: Region | Mark) -> FloatArray:
         """Convert columns and rows ``[N, 2]`` in the slice of a region or mark to LPS mm ``[N, 3]``.

@@ -39,7 +39,7 @@ def lidc_picture(prepared_dir: str, output: str, name: str = "", nodule: int = 1
     scan = read_scan(str(root / item["image"]))
     mask = on_grid(labels_of(root / item["mask"]), scan.grid) == nodule
     if not mask.any():
-        raise LidcError(f"{item['name']}: expected a nodule with the mask value {nodule}, got none; name another")
+        raise LidcError(f"{item['name']}: expected a nodule with the mask value {nodule}, got none; choose another")
     outlines = [(mask, OURS, "solid")]
     if reference:
         outlines.append((on_grid(labels_of(reference), scan.grid) > 0, REFERENCE, "dashed"))

@@ -159,7 +159,7 @@ def parse_xml(content: bytes, source: str) -> SeriesReadings | None:
         return _series(root)
     except (ValueError, KeyError) as error:
         raise LidcError(
-            f"{source}: expected a whole LIDC reading, got one with {error}; copy the file again"
+            f"{source}: expected a complete LIDC reading, got one with {error}; copy the file again"
         ) from error
 
 

@@ -55,7 +55,7 @@ class RunIndex:
         self._failures: list[tuple[str, str]] = []
         if self.path.exists() and not self._is_former():
             raise OutputError(
-                f"{self.path}: expected nothing or the page of a former run, got another file. "
+                f"{self.path}: expected nothing or the page of an earlier run, got another file. "
                 "Move it or choose another output_dir."
             )
 

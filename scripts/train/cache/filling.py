@@ -107,9 +107,9 @@ def _judge(broken: Sequence[tuple[str, str]], skip: bool, emptied: Sequence[str]
     if skip and not emptied:
         logger.warning("%d scans cannot be preprocessed and are left out:\n%s", len(broken), table)
         return
-    advice = "mend them, remove them from the datalists, or leave them out with --skip_broken true"
+    advice = "correct them, remove them from the datalists, or leave them out with --skip_broken true"
     if skip:
-        advice = f"no scan of {', '.join(emptied)} is left; mend them, or choose other datalists"
+        advice = f"no scan of {', '.join(emptied)} is left; correct them, or choose other datalists"
     raise CacheError(f"{len(broken)} scans cannot be preprocessed; {advice}:\n{table}")
 
 
@@ -151,8 +151,8 @@ def _outcomes(cache: ScanCache, items: Sequence[Item], workers: int) -> Iterator
         yield from loader
     except RuntimeError as error:
         raise CacheError(
-            f"expected {workers} workers to go on, got '{error}', perhaps for want of memory; what is cached stays: "
-            "run the same again with fewer --cache_workers"
+            f"expected {workers} workers to keep running, got '{error}', perhaps out of memory; cached scans are kept: "
+            "run the same command again with fewer --cache_workers"
         ) from error
 
 
@@ -175,7 +175,7 @@ def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[flo
     need_gb = _estimate_gb(items, spacing_mm)
     free_gb = shutil.disk_usage(cache_dir).free / 1e9
     logger.info(
-        "%s: about %.1f GB for %d scans to preprocess (at most %.1f GB), %.1f GB are free",
+        "%s: about %.1f GB for %d scans to preprocess (at most %.1f GB), %.1f GB free",
         *(cache_dir, need_gb["usual"], len(items), need_gb["most"], free_gb),
     )
     if need_gb["least"] > free_gb:

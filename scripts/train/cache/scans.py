@@ -75,8 +75,8 @@ class ScanCache:
                 self._write(folder, _arrays(ready))
             except OSError as error:
                 raise CacheError(
-                    f"cache_dir {self.cache_dir}: expected a folder to write to, got '{error}'; free space or mend its "
-                    "rights, or choose another one with --cache_dir"
+                    f"cache_dir {self.cache_dir}: expected a folder to write to, got '{error}'; free space, correct "
+                    "its permissions, or choose another one with --cache_dir"
                 ) from error
         return folder
 
