@@ -824,7 +824,7 @@ def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: A
     ("fields", "words"),
     [
         ({"codes": (0, 1), "pixdim": (1.4, 1.4, 2.5), "steps": (1, 1, 1)}, "1 × 1 × 1 mm from the sform and 1.4 × 1.4"),
-        ({"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": (1.4, 1.4, 2.6)}, "by pixdim"),
+        ({"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": (1.4, 1.4, 2.6)}, "from pixdim"),
         ({"codes": (0, 0), "pixdim": (0, 0, 0), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
         ({"codes": (1, 0), "pixdim": (1, 0, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
         ({"codes": (0, 0), "pixdim": (1, np.nan, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
