@@ -95,15 +95,11 @@ class Series:
     @property
     def is_fit(self) -> bool:
         """Whether the series is CT in HU with positions, even if thick, short or of another part of the body."""
-        return not any(list(self._faults().values())[:5])
+        return not any(self._defects().values())
 
-    def _faults(self) -> dict[str, bool]:
-        """Return the possible faults of a series, gravest first, and whether each applies.
-
-        :attr:`is_fit` considers the first five.
-        """
+    def _defects(self) -> dict[str, bool]:
+        """Return what would make a series unfit, gravest first, and whether it applies."""
         first = self.slices[0]
-        is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
         texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
         is_computed = any(COMPUTED_WORDS.search(text) for text in texts)
         return {
@@ -112,6 +108,13 @@ class Series:
             "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
             "not HU": is_computed or any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices),
             "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
+        }
+
+    def _drawbacks(self) -> dict[str, bool]:
+        """Return why another fit series would be preferred, gravest first, and whether it applies."""
+        first = self.slices[0]
+        is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
+        return {
             f"of the {self.other_part}, not the chest": bool(self.other_part),
             f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
             "intensity projection": bool(is_projection),
@@ -120,12 +123,12 @@ class Series:
 
     def shortcomings(self) -> list[str]:
         """Return why the automatic choice would prefer another series; empty for an axial CT stack of the chest."""
-        return [fault for fault, holds in self._faults().items() if holds]
+        return [phrase for phrase, applies in (self._defects() | self._drawbacks()).items() if applies]
 
     def rank(self) -> tuple[Any, ...]:
         """Return the sort key of the automatic choice: fewer grave faults first, then thin, closely spaced, long."""
-        thickness_mm, step_mm = round(self.thickness_mm, 2), round(self.step_mm, 2)
-        return *self._faults().values(), thickness_mm, step_mm, -len(self.slices), self.uid
+        faults = *self._defects().values(), *self._drawbacks().values()
+        return *faults, round(self.thickness_mm, 2), round(self.step_mm, 2), -len(self.slices), self.uid
 
     def describe(self) -> str:
         """Return one phrase that describes the series in notes and errors."""
