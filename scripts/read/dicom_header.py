@@ -93,7 +93,7 @@ class SliceHeader:
         rescale: slope and intercept; ``None`` unless the header has both.
         padding: smallest and largest stored value that mark pixels outside the image; ``None`` if there are none.
         has_all_pixels: whether the file contains all the pixels that its header announces.
-        fault: what makes the pixel values uncertain; "" for nothing.
+        fault: what makes the pixel values uncertain, as "expected …, got …"; "" for nothing.
         facts: header values to show, without any that identify the patient.
     """
 
@@ -370,16 +370,16 @@ def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
 
 
 def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, intercept: Any) -> str:
-    """Return what makes the pixel values uncertain, worded as what was expected and found; "" for nothing."""
+    """Return what makes the pixel values uncertain, as "expected …, got …"; "" for nothing."""
     if "ModalityLUTSequence" in one:
-        return "RescaleSlope and RescaleIntercept, got a Modality LUT"
+        return "expected RescaleSlope and RescaleIntercept, got a Modality LUT"
     is_rescaled = any(keyword in one and one[keyword].value not in (None, "") for keyword in _RESCALE)
     if is_rescaled and not (slope and intercept and slope[0]):
-        return "RescaleSlope and RescaleIntercept as one number each, found something else"
+        return "expected RescaleSlope and RescaleIntercept as one number each, found something else"
     if bits is None or is_signed not in (0, 1):
-        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
+        return "expected BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
     if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
-        return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
+        return f"expected pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
     return ""
 
 

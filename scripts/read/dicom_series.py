@@ -233,24 +233,26 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     if len(series) > 1:
         raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
     for header in headers:
-        where = f"{source}, file {header.name}: expected"
+        where = f"{source}, file {header.name}"
         if header.modality != "CT":
-            raise ScanError(f"{where} modality CT, got {header.modality or 'none'}; choose a CT series.")
+            raise ScanError(f"{where}: expected modality CT, got {header.modality or 'none'}; choose a CT series.")
         if header.is_localizer:
-            raise ScanError(f"{where} CT slices, got a localizer; choose the scan's own series.")
+            raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
         if header.frames > 1 and "stack" not in header.origin:
             raise ScanError(
-                f"{where} one slice per file, or an enhanced CT that places each of its {header.frames} frames "
-                "(multi-frame), got frames without places; export the original series."
+                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
+                "frames (multi-frame), got frames without places; export the original series."
             )
         if not header.colour.startswith("MONOCHROME2"):
-            raise ScanError(f"{where} grey CT values (MONOCHROME2), got {header.colour}; export the CT itself.")
+            raise ScanError(
+                f"{where}: expected grey CT values (MONOCHROME2), got {header.colour}; export the CT itself."
+            )
         if header.rescale_type not in HU_TYPES:
-            raise ScanError(f"{where} HU, got RescaleType {header.rescale_type}; choose the CT itself.")
+            raise ScanError(f"{where}: expected HU, got RescaleType {header.rescale_type}; choose the CT itself.")
         if header.fault:
-            raise ScanError(f"{where} {header.fault}; export the original series.")
+            raise ScanError(f"{where}: {header.fault}; export the original series.")
         if not header.has_all_pixels:
-            raise ScanError(f"{where} all pixels, got a truncated or damaged file; copy the series again.")
+            raise ScanError(f"{where}: expected all pixels, got a truncated or damaged file; copy the series again.")
     if len(headers) < 2:
         raise ScanError(
             f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
@@ -284,14 +286,14 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse slices without geometry, slices that differ in size, spacing or orientation, and skewed orientations."""
     first = headers[0]
     for header in headers:
-        where = f"{source}, file {header.name}: expected"
+        where = f"{source}, file {header.name}"
         for name, value in (
             ("ImagePositionPatient", header.position_lps_mm),
             ("ImageOrientationPatient", header.orientation),
             ("PixelSpacing", header.pixel_spacing_mm),
         ):
             if value is None:
-                raise ScanError(f"{where} {name}, found none that is valid; export the original series.")
+                raise ScanError(f"{where}: expected {name}, found none that is valid; export the original series.")
         for name, mine, others, tolerance in (
             ("size", header.size, first.size, 0.0),
             ("pixel spacing", header.pixel_spacing_mm, first.pixel_spacing_mm, SPACING_TOLERANCE_MM),
@@ -299,8 +301,8 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
         ):
             if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
                 raise ScanError(
-                    f"{where} the {name} {others} of {first.name}, got {mine}; keep only the slices that belong "
-                    "together."
+                    f"{where}: expected the {name} {others} of {first.name}, got {mine}; keep only the slices that "
+                    "belong together."
                 )
     axes = np.reshape(first.orientation or (), (2, 3))
     if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
