@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -328,8 +329,8 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     odd = int(np.argmax(errors_mm))
     if steps[least] < DUPLICATE_MM:
         raise ScanError(
-            f"{source}: expected one slice per position, got two at {places[least]:.2f} mm ({names[least]}, "
-            f"{names[least + 1]}): copies, or several phases in one series; keep one of each."
+            f"{source}: expected one slice per position, got two at {places[least]:.2f} mm "
+            f"({_told_apart(ordered[least : least + 2])}): copies, or several phases in one series; keep one of each."
         )
     if steps[most] > GAP_STEPS * usual:
         raise ScanError(
@@ -342,6 +343,14 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
             f"(steps of {steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export "
             "the series with one spacing."
         )
+
+
+def _told_apart(headers: Sequence[SliceHeader]) -> str:
+    """Return the slices' names for messages, each with its folders below the one that contains all of them."""
+    folders = [Path(header.path).parent.parts for header in headers]
+    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+    names = (Path(*folder[shared:], header.name) for folder, header in zip(folders, headers, strict=True))
+    return ", ".join(name.as_posix() for name in names)
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:
