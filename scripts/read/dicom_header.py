@@ -49,19 +49,16 @@ _IDENTITY = {
     "Study date": "StudyDate",
     "Accession number": "AccessionNumber",
 }
-_RESCALE = ("RescaleSlope", "RescaleIntercept")
 _UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
+_ORIGIN = ("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "SpecificCharacterSet")
+_KIND = ("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName", "RescaleType", "ModalityLUTSequence")
+_GRID = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames")
+_BITS = ("BitsAllocated", "BitsStored", "HighBit")
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_TAGS: list[Any] = [
-    *_FACTS.values(),
-    *("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "SpecificCharacterSet"),
-    *("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *(*_RESCALE, "RescaleType", "ModalityLUTSequence"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *_GROUPS,
-]
+PIXEL_FORMAT = ("SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", *_BITS)
+_TAGS = [*_FACTS.values(), *_ORIGIN, *_KIND, *_GRID, *PIXEL_FORMAT, *_RESCALE, *_PADDING, *_GROUPS]
 
 
 @dataclass(frozen=True)
@@ -365,7 +362,7 @@ def _words(one: pydicom.Dataset) -> tuple[str, ...]:
 
 
 def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
-    allocated, stored, high = (_int(one, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
+    allocated, stored, high = (_int(one, keyword) for keyword in _BITS)
     return (allocated, stored, high) if allocated and stored and high is not None else None
 
 
@@ -385,7 +382,7 @@ def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, i
 
 def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bool) -> tuple[int, int] | None:
     """Return the range of stored values, with their sign, that mark padding; ``None`` if there is none."""
-    ends = [_int(one, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    ends = [_int(one, keyword) for keyword in _PADDING]
     if ends[0] is None or bits is None:
         return None
     low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
