@@ -6,12 +6,13 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
 from ..core.files import write_csv, write_json
+from ..core.geometry import Point
 from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..read.datalist import LARGEST_NODULE_MM, SAME_PLACE_MM
@@ -21,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 LEFT_OUT_FILE = "left_out.csv"
 SHOWN = 5  # subjects shown for each reason; the file lists all of them
-
-Row = tuple[float, float, float, float]  # a finding: centre, LPS mm, and diameter, mm, negative if unknown
-Finding = tuple[Row, int, str]  # row, label, and a name for messages
 
 
 class PrepareError(UserError, ValueError):
@@ -43,6 +41,23 @@ class LeftOut:
     reason: str
     subject: str
     advice: str = ""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The reference for one nodule or excluded finding.
+
+    Attributes:
+        centre_lps_mm: its centre.
+        diameter_mm: its diameter; negative if unknown.
+        label: :data:`NODULE` or :data:`IGNORED`.
+        subject: what it is called in messages: the row of a table, or the file of a mask.
+    """
+
+    centre_lps_mm: Point
+    diameter_mm: float
+    label: int
+    subject: str
 
 
 def path_in_datalist(path: Path, folder: Path) -> str:
@@ -97,41 +112,39 @@ def _lines(left_out: Sequence[LeftOut]) -> list[str]:
     ]
 
 
-def usable(findings: Iterable[Finding], grid: Grid, advice: str, left_out: list[LeftOut]) -> dict[str, list[Any]]:
-    """Return the boxes and labels of a scan's usable findings as ``box`` and ``label``, in their order.
+def usable(annotations: Iterable[Annotation], grid: Grid, advice: str, left_out: list[LeftOut]) -> dict[str, list[Any]]:
+    """Return the boxes and labels of a scan's usable annotations as ``box`` and ``label``, in their order.
 
     An excluded finding of unknown size gets the diameter that LUNA16 assumes for it.
 
     Args:
-        findings: the findings of the scan.
+        annotations: the annotations of the scan.
         grid: the scan's grid.
-        advice: what to do about findings that cannot be used.
-        left_out: findings that cannot be used are appended to it.
+        advice: what to do about annotations that cannot be used.
+        left_out: annotations that cannot be used are appended to it.
     """
-    kept: list[tuple[Row, int]] = []
-    for row, label, subject in findings:
-        size_mm = UNKNOWN_DIAMETER_MM if label == IGNORED and row[3] < 0 else row[3]
-        nodules = [other for other, kind in kept if kind == NODULE == label]
+    kept: list[Annotation] = []
+    for one in annotations:
+        if one.label == IGNORED and one.diameter_mm < 0:
+            one = replace(one, diameter_mm=UNKNOWN_DIAMETER_MM)
+        nodules = [other.centre_lps_mm for other in kept if other.label == NODULE == one.label]
         faults = {
-            "a finding's centre lies outside its scan": not grid.holds(row[:3]),
-            "a finding has no size": size_mm <= 0,
-            f"a finding is larger than {LARGEST_NODULE_MM:g} mm": size_mm > LARGEST_NODULE_MM,
-            "a nodule is listed twice": any(math.dist(row[:3], other[:3]) < SAME_PLACE_MM for other in nodules),
+            "a finding's centre lies outside its scan": not grid.holds(one.centre_lps_mm),
+            "a finding has no size": one.diameter_mm <= 0,
+            f"a finding is larger than {LARGEST_NODULE_MM:g} mm": one.diameter_mm > LARGEST_NODULE_MM,
+            "a nodule is listed twice": any(math.dist(one.centre_lps_mm, other) < SAME_PLACE_MM for other in nodules),
         }
         fault = next((words for words, holds in faults.items() if holds), "")
         if fault:
-            left_out.append(LeftOut(fault, f"{subject} at {shown_place(row)}", advice))
+            left_out.append(LeftOut(fault, f"{one.subject} at {shown_place(one.centre_lps_mm)}", advice))
         else:
-            kept.append(((*row[:3], size_mm), label))
-    return {
-        "box": [[*map(float, row[:3]), *[float(row[3])] * 3] for row, _ in kept],
-        "label": [label for _, label in kept],
-    }
+            kept.append(one)
+    return {"box": [[*one.centre_lps_mm, *[one.diameter_mm] * 3] for one in kept], "label": [one.label for one in kept]}
 
 
-def shown_place(row: Sequence[float]) -> str:
+def shown_place(point_lps_mm: Sequence[float]) -> str:
     """Return a position as text for messages."""
-    return f"({', '.join(f'{value:.1f}' for value in row[:3])}) LPS mm"
+    return f"({', '.join(f'{value:.1f}' for value in point_lps_mm)}) LPS mm"
 
 
 def write_folds(folder: Path, folds: Iterable[int], items: Sequence[tuple[int, dict[str, Any]]]) -> None:

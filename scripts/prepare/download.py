@@ -27,8 +27,15 @@ logger = logging.getLogger(__name__)
 COLLECTION, READINGS = "lidc_idri", "dicom_lidc_idri_nodules"
 TEMPLATE = "%PatientID/%Modality_%SeriesInstanceUID"  # folder template for idc-index; Series.folder must agree
 INDEX_COLUMNS = (
-    *("collection_id", "analysis_result_id", "PatientID", "SeriesInstanceUID", "Modality", "instanceCount"),
-    *("series_size_MB", "license_short_name", "source_DOI"),
+    "collection_id",
+    "analysis_result_id",
+    "PatientID",
+    "SeriesInstanceUID",
+    "Modality",
+    "instanceCount",
+    "series_size_MB",
+    "license_short_name",
+    "source_DOI",
 )
 SLACK_BYTES = 64  # tolerance per file: copies in two archives differ by 6 bytes, truncated ones lack thousands
 SPARE = 1.02  # free disk space needed per byte to transfer: includes folders and the rounding of files to blocks

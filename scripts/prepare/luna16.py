@@ -25,7 +25,7 @@ from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from ..read.text_headers import data_fault
 from .datalists import (
-    Finding,
+    Annotation,
     LeftOut,
     PrepareError,
     account_for,
@@ -94,14 +94,14 @@ def luna16(
             f"{source}: expected annotations.csv in it, found none; {SOURCE}, or name it with --annotations"
         )
     logger.info("nodules: %s", nodules)
-    findings = _by_series(nodules, others)
-    left_out = [*tree.left_out, *_missing_parts(tree, source, others, series_uids), *_orphans(tree, findings)]
+    found = _by_series(nodules, others)
+    left_out = [*tree.left_out, *_missing_parts(tree, source, others, series_uids), *_orphans(tree, found)]
     items: list[tuple[int, dict[str, Any]]] = []
     for uid, (subset, path) in sorted(tree.scans.items(), key=lambda scan: (scan[1][0], scan[0])):
         grid = _usable_grid(path, left_out)
         if grid is not None:
             item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
-            boxes = usable(findings.get(uid, []), grid, "use annotations and scans of the same release", left_out)
+            boxes = usable(found.get(uid, []), grid, "use annotations and scans of the same release", left_out)
             items.append((subset, item | boxes | _lungs(uid, tree, target, left_out)))
     _write(items, left_out, target, strict=strict)
 
@@ -178,22 +178,22 @@ def _missing_parts(tree: Tree, source: Path, others: Path | None, series_uids: P
                 yield LeftOut("a scan of LUNA16 is not there", uid, f"unpack the subsets again below {source}")
 
 
-def _by_series(nodules: Path, others: Path | None) -> dict[str, list[Finding]]:
-    """Return the findings of each series, nodules first, so that their values in a mask stay small."""
-    findings: dict[str, list[Finding]] = defaultdict(list)
+def _by_series(nodules: Path, others: Path | None) -> dict[str, list[Annotation]]:
+    """Return the annotations of each series, nodules first, so that their values in a mask stay small."""
+    found: dict[str, list[Annotation]] = defaultdict(list)
     for path, label in ((nodules, NODULE), (others, IGNORED)):
         if path is not None:
             table = read_findings(path)
             places = table.positions_lps_mm.tolist()
             for uid, (x, y, z), diameter_mm in zip(table.series_uids, places, table.values.tolist(), strict=True):
-                findings[uid].append(((x, y, z, diameter_mm), label, uid))
-    return findings
+                found[uid].append(Annotation((x, y, z), diameter_mm, label, uid))
+    return found
 
 
-def _orphans(tree: Tree, findings: dict[str, list[Finding]]) -> Iterator[LeftOut]:
+def _orphans(tree: Tree, found: dict[str, list[Annotation]]) -> Iterator[LeftOut]:
     """Yield the scans that are missing although they have nodules, if all subsets are there; otherwise log a count."""
-    lost = sorted(set(findings) - set(tree.scans))
-    counts = {uid: sum(label == NODULE for _, label, _ in findings[uid]) for uid in lost}
+    lost = sorted(set(found) - set(tree.scans))
+    counts = {uid: sum(one.label == NODULE for one in found[uid]) for uid in lost}
     if len(tree.subsets) == FOLDS:
         for uid, count in counts.items():
             if count:

@@ -24,8 +24,17 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3  # increased whenever the same input gives different masks
 MATCH_COLUMNS = (
-    *("seriesuid", "row", "coordX", "coordY", "coordZ", "diameter_mm", "result"),
-    *("lidc_value", "distance_mm", "mask_mm3", "mask_diameter_mm"),
+    "seriesuid",
+    "row",
+    "coordX",
+    "coordY",
+    "coordZ",
+    "diameter_mm",
+    "result",
+    "lidc_value",
+    "distance_mm",
+    "mask_mm3",
+    "mask_diameter_mm",
 )
 
 RESULT, MATCHED = MATCH_COLUMNS.index("result"), "matched"

@@ -26,10 +26,9 @@ from ..read.instances import Labels, instance_mask, labels_of, match_rows, separ
 from ..read.reader import ScanError, read_grid
 from ..read.scan import Grid
 from .datalists import (
-    Finding,
+    Annotation,
     LeftOut,
     PrepareError,
-    Row,
     account_for,
     path_in_datalist,
     refuse_if_strict,
@@ -57,7 +56,7 @@ class Scan:
         image: file or DICOM folder.
         key: its path relative to the given folder, which does not change when that folder is moved.
         patient: key of its patient; all scans of a patient go to the same section.
-        findings: nodules before excluded findings.
+        annotations: of its nodules and, after these, of its excluded findings.
         mask: the mask of its nodules; ``None`` if it has none.
     """
 
@@ -65,8 +64,32 @@ class Scan:
     image: Path
     key: str
     patient: str
-    findings: list[Finding] = field(default_factory=list)
+    annotations: list[Annotation] = field(default_factory=list)
     mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table.
+
+    Attributes:
+        scan: what it calls its scan.
+        annotation: what it says of the nodule or excluded finding.
+        patient: "" if not given.
+    """
+
+    scan: str
+    annotation: Annotation
+    patient: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan that enters the datalist, with its item there, and the mask to write; ``None`` if it has none."""
+
+    scan: Scan
+    item: dict[str, Any]
+    mask: Labels | None = None
 
 
 def datalist(
@@ -114,16 +137,16 @@ def datalist(
             _add_rows(scans, Path(path), frame, label, left_out)
     if mask_dir:
         _add_masks(scans, mask_dir, left_out)
-    items = _items(scans, Path(output_dir), left_out, from_masks=bool(masks) and not annotations)
+    prepared = _prepared(scans, Path(output_dir), left_out, from_masks=bool(masks) and not annotations)
     refuse_if_strict(left_out, strict)
     target = writable_folder(output_dir)
-    validating = _validating([scan.patient for scan, _, _ in items], validation_fraction, seed)
+    validating = _validating([one.scan.patient for one in prepared], validation_fraction, seed)
     sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
-    for scan, item, mask in items:
-        if mask is not None:
+    for one in prepared:
+        if one.mask is not None:
             writable_folder(target / "masks")
-            write_nifti(target / item["mask"], *mask)
-        sections["validation" if scan.patient in validating else "training"].append(item)
+            write_nifti(target / one.item["mask"], one.mask.values, one.mask.affine_ras)
+        sections["validation" if one.scan.patient in validating else "training"].append(one.item)
     datalist_path = write_json(target / "datalist.json", sections)
     account_for(left_out, target)
     for section, chosen in sections.items():
@@ -191,34 +214,30 @@ def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
     return f"pattern/{found[1]}" if found else f"file/{key}"
 
 
-def _names(scans: Sequence[Scan]) -> dict[str, int]:
-    """Return the names by which a table may refer to scans, with each scan's index; -1 if a name is ambiguous."""
-    keys: dict[str, int] = {}
-    for number, scan in enumerate(scans):
+def _by_name(scans: Sequence[Scan]) -> dict[str, list[Scan]]:
+    """Return the names by which tables and masks may refer to scans, each with all the scans that it may mean."""
+    named: dict[str, list[Scan]] = {}
+    for scan in scans:
         paths = {scan.image.name, scan_stem(scan.image), scan.key, str(scan.image), scan.image.as_posix()}
-        for key in {scan.name, *paths}:
-            keys[key] = number if keys.get(key, number) == number else -1
-    return keys
+        for name in {scan.name, *paths}:
+            named.setdefault(name, []).append(scan)
+    return named
 
 
 def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_out: list[LeftOut]) -> None:
-    """Read a table and add its rows to the findings of their scans; rows without a scan go to ``left_out``."""
-    names = _names(scans)
-    for row, name, finding, patient in read_rows(path, frame, left_out):
-        where = f"{row}: {name}"
-        number = names.get(name, names.get(name.replace("\\", "/")))
-        if number is None or number < 0:
-            reason = "the scan of a row is not there" if number is None else "two scans match the name in a row"
-            left_out.append(LeftOut(reason, where, "name it by its path below --images"))
+    """Read a table and add its rows to the annotations of their scans; rows without a scan go to ``left_out``."""
+    named = _by_name(scans)
+    for row in read_rows(path, frame, label, left_out):
+        meant = named.get(row.scan) or named.get(row.scan.replace("\\", "/"), [])
+        if len(meant) != 1:
+            reason = "two scans match the name in a row" if meant else "the scan of a row is not there"
+            left_out.append(LeftOut(reason, row.annotation.subject, "name it by its path below --images"))
         else:
-            scans[number].patient = f"table/{patient}" if patient else scans[number].patient
-            scans[number].findings.append((finding, label, where))
+            meant[0].patient = f"table/{row.patient}" if row.patient else meant[0].patient
+            meant[0].annotations.append(row.annotation)
 
 
-TableRow = tuple[str, str, Row, str]  # file and row, for messages; name of the scan; finding; patient, "" if not given
-
-
-def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]:
+def read_rows(path: Path, frame: str, label: int, left_out: list[LeftOut]) -> list[TableRow]:
     """Read the rows of a table, with positions in LPS mm.
 
     Columns may be separated by commas, semicolons or tabs; the decimal separator is a point.
@@ -226,6 +245,7 @@ def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]
     Args:
         path: the CSV file.
         frame: frame of its positions, "lps" or "ras".
+        label: label of its annotations.
         left_out: rows that cannot be used are appended to it.
 
     Raises:
@@ -255,7 +275,7 @@ def read_rows(path: Path, frame: str, left_out: list[LeftOut]) -> list[TableRow]
             left_out.append(LeftOut(reason, where, "correct or remove the row"))
         else:
             x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
-            rows.append((where, name, (x, y, z, size), values.get(patient, "")))
+            rows.append(TableRow(name, Annotation((x, y, z), size, label, f"{where}: {name}"), values.get(patient, "")))
     return rows
 
 
@@ -278,25 +298,21 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
     """
     if not folder.is_dir():
         raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
-    names = _names(scans)
+    named = _by_name(scans)
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
-        number = names.get(scan_stem(path))
-        if number is None:
+        meant = named.get(scan_stem(path), [])
+        if not meant:
             left_out.append(LeftOut("a mask has no scan with its name", str(path), "name it like its scan"))
-        elif number < 0:
+        elif len(meant) > 1:
             left_out.append(LeftOut("two scans match the name of a mask", str(path), "rename scans and masks"))
-        elif scans[number].mask is not None:
+        elif meant[0].mask is not None:
             left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
         else:
-            scans[number].mask = path
+            meant[0].mask = path
 
 
-MaskFile = tuple[Any, Any]  # values and affine
-Made = tuple[Scan, dict[str, Any], MaskFile | None]
-
-
-def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Made]:
-    """Return the datalist's items, each with its scan and the mask to write.
+def _prepared(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Prepared]:
+    """Return the scans that enter the datalist.
 
     Args:
         scans: the scans; those that cannot be read are left out.
@@ -307,7 +323,7 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
     Raises:
         PrepareError: no scan can be read.
     """
-    made: list[Made] = []
+    prepared: list[Prepared] = []
     outside = swapped = 0
     for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
         try:
@@ -317,10 +333,10 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.findings = [*_nodules_of_mask(scan, labels, left_out), *scan.findings]
-        lost = [row[:3] for row, _, _ in scan.findings if not grid.holds(row[:3])]
+            scan.annotations = [*_nodules_of_mask(scan, labels, left_out), *scan.annotations]
+        lost = [one.centre_lps_mm for one in scan.annotations if not grid.holds(one.centre_lps_mm)]
         outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
-        made.append(_item(scan, grid, labels, target, left_out))
+        prepared.append(_prepare(scan, grid, labels, target, left_out))
     if swapped:
         logger.warning(
             "%d of the %d findings outside their scans would lie inside if the table were in the other frame: check "
@@ -328,39 +344,39 @@ def _items(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from
             swapped,
             outside,
         )
-    if not made:
+    if not prepared:
         raise PrepareError(f"expected scans that can be read, got none ({left_out[0].subject}); export them again")
-    return made
+    return prepared
 
 
-def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Finding]:
+def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Annotation]:
     """Yield the objects of a mask as nodules; those smaller than :data:`SPECK_MM` go to ``left_out``."""
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
         if thing.diameter_mm >= SPECK_MM:
-            yield (x, y, z, thing.diameter_mm), NODULE, str(scan.mask)
+            yield Annotation((x, y, z), thing.diameter_mm, NODULE, str(scan.mask))
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
             left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "check it for a stray mark"))
 
 
-def _item(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Made:
-    """Return one item, with its mask if that contains any of the nodules."""
-    boxes = usable(scan.findings, grid, "correct or remove the row, check --frame", left_out)
+def _prepare(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Prepared:
+    """Return a scan with its item, and with its mask if that contains any of the nodules."""
+    boxes = usable(scan.annotations, grid, "correct or remove the row, check --frame", left_out)
     item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
     nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
     if labels is None or not nodules:
-        return scan, item, None
+        return Prepared(scan, item)
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     missed = [match for match in matches if match.thing is None]
     for match in missed:
-        where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row])}"
+        where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row][:3])}"
         left_out.append(LeftOut(f"no outline: {match.reason}", where, "it trains detection alone"))
     if len(missed) == len(matches):
-        return scan, item, None
+        return Prepared(scan, item)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
     token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name
-    return scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, (mask, grid.affine_ras)
+    return Prepared(scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, Labels(mask, grid.affine_ras))
 
 
 def _validating(patients: Sequence[str], fraction: float, seed: int) -> set[str]:

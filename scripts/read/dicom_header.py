@@ -49,19 +49,16 @@ _IDENTITY = {
     "Study date": "StudyDate",
     "Accession number": "AccessionNumber",
 }
-_RESCALE = ("RescaleSlope", "RescaleIntercept")
 _UNITS = {"Slice thickness": " mm", "Tube voltage": " kV"}
+_ORIGIN = ("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "SpecificCharacterSet")
+_KIND = ("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName", "RescaleType", "ModalityLUTSequence")
+_GRID = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames")
+_BITS = ("BitsAllocated", "BitsStored", "HighBit")
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_TAGS: list[Any] = [
-    *_FACTS.values(),
-    *("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "SpecificCharacterSet"),
-    *("ImageType", "SeriesDescription", "BodyPartExamined", "ProtocolName"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *(*_RESCALE, "RescaleType", "ModalityLUTSequence"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *_GROUPS,
-]
+PIXEL_FORMAT = ("SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", *_BITS)
+_TAGS = [*_FACTS.values(), *_ORIGIN, *_KIND, *_GRID, *PIXEL_FORMAT, *_RESCALE, *_PADDING, *_GROUPS]
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class SliceHeader:
         rescale: slope and intercept; ``None`` unless the header has both.
         padding: smallest and largest stored value that mark pixels outside the image; ``None`` if there are none.
         has_all_pixels: whether the file contains all the pixels that its header announces.
-        fault: what makes the pixel values uncertain; "" for nothing.
+        fault: what makes the pixel values uncertain, as "expected …, got …"; "" for nothing.
         facts: header values to show, without any that identify the patient.
     """
 
@@ -365,27 +362,27 @@ def _words(one: pydicom.Dataset) -> tuple[str, ...]:
 
 
 def _bits(one: pydicom.Dataset) -> tuple[int, int, int] | None:
-    allocated, stored, high = (_int(one, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
+    allocated, stored, high = (_int(one, keyword) for keyword in _BITS)
     return (allocated, stored, high) if allocated and stored and high is not None else None
 
 
 def _fault(one: pydicom.Dataset, bits: Any, is_signed: int | None, slope: Any, intercept: Any) -> str:
-    """Return what makes the pixel values uncertain, worded as what was expected and found; "" for nothing."""
+    """Return what makes the pixel values uncertain, as "expected …, got …"; "" for nothing."""
     if "ModalityLUTSequence" in one:
-        return "RescaleSlope and RescaleIntercept, got a Modality LUT"
+        return "expected RescaleSlope and RescaleIntercept, got a Modality LUT"
     is_rescaled = any(keyword in one and one[keyword].value not in (None, "") for keyword in _RESCALE)
     if is_rescaled and not (slope and intercept and slope[0]):
-        return "RescaleSlope and RescaleIntercept as one number each, found something else"
+        return "expected RescaleSlope and RescaleIntercept as one number each, found something else"
     if bits is None or is_signed not in (0, 1):
-        return "BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
+        return "expected BitsAllocated, BitsStored, HighBit and PixelRepresentation, found only some of them"
     if bits[0] not in (8, 16, 32) or not 1 <= bits[1] <= bits[2] + 1 <= bits[0]:
-        return f"pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
+        return f"expected pixels of 8, 16 or 32 bits, got BitsAllocated, BitsStored and HighBit {bits}"
     return ""
 
 
 def _padding(one: pydicom.Dataset, bits: tuple[int, int, int] | None, signed: bool) -> tuple[int, int] | None:
     """Return the range of stored values, with their sign, that mark padding; ``None`` if there is none."""
-    ends = [_int(one, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    ends = [_int(one, keyword) for keyword in _PADDING]
     if ends[0] is None or bits is None:
         return None
     low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))

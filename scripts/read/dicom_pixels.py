@@ -21,17 +21,14 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, CTImageStorage, RLELossless
 
-from .dicom_header import SliceHeader, lenient, read_dicom
+from .dicom_header import PIXEL_FORMAT, SliceHeader, lenient, read_dicom
 from .gdcm import decode_apart
 from .scan import DENSE_HU, ScanError, to_hu
 
 SLICES_TURNED = 16  # slices written into [I, J, K] at once: several times as fast as one at a time, or all together
 SLICES_DECODED = 128  # slices passed to GDCM at once, as temporary files
 OUTSIDE_HU = -1024  # replaces padding whose value would otherwise lie above bone
-PIXEL_TAGS = (  # what pydicom needs in order to decode pixels
-    *("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-)
+PIXEL_TAGS = ("PixelData", "Rows", "Columns", "NumberOfFrames", *PIXEL_FORMAT)  # what pydicom needs to decode pixels
 UNTOUCHED: dict[str, Any] = {"raw": True, "correct_unused_bits": False}  # pixel words as stored
 BLANK_SHARE = 0.25  # of a slice's rows: a slice with that many more zero rows at its end than its neighbours is cut
 

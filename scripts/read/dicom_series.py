@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,11 @@ class Series:
     @property
     def is_fit(self) -> bool:
         """Whether the series is CT in HU with positions, even if thick, short or of another part of the body."""
-        return not any(list(self._faults().values())[:5])
+        return not any(self._defects().values())
 
-    def _faults(self) -> dict[str, bool]:
-        """Return the possible faults of a series, gravest first, and whether each applies.
-
-        :attr:`is_fit` considers the first five.
-        """
+    def _defects(self) -> dict[str, bool]:
+        """Return what would make a series unfit, gravest first, and whether it applies."""
         first = self.slices[0]
-        is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
         texts = ("/".join(sorted(first.image_type)).replace("_", " "), first.words[0].replace("_", " "))
         is_computed = any(COMPUTED_WORDS.search(text) for text in texts)
         return {
@@ -112,6 +109,13 @@ class Series:
             "in colour": any(not one.colour.startswith("MONOCHROME2") for one in self.slices),
             "not HU": is_computed or any(one.rescale_type not in HU_TYPES or one.fault for one in self.slices),
             "without positions": any(one.position_lps_mm is None or one.orientation is None for one in self.slices),
+        }
+
+    def _drawbacks(self) -> dict[str, bool]:
+        """Return why another fit series would be preferred, gravest first, and whether it applies."""
+        first = self.slices[0]
+        is_projection = first.image_type & PROJECTION_TYPES or PROJECTION_WORDS.search(first.words[0])
+        return {
             f"of the {self.other_part}, not the chest": bool(self.other_part),
             f"fewer than {FEW_SLICES} slices": len(self.slices) < FEW_SLICES,
             "intensity projection": bool(is_projection),
@@ -120,12 +124,12 @@ class Series:
 
     def shortcomings(self) -> list[str]:
         """Return why the automatic choice would prefer another series; empty for an axial CT stack of the chest."""
-        return [fault for fault, holds in self._faults().items() if holds]
+        return [phrase for phrase, applies in (self._defects() | self._drawbacks()).items() if applies]
 
     def rank(self) -> tuple[Any, ...]:
         """Return the sort key of the automatic choice: fewer grave faults first, then thin, closely spaced, long."""
-        thickness_mm, step_mm = round(self.thickness_mm, 2), round(self.step_mm, 2)
-        return *self._faults().values(), thickness_mm, step_mm, -len(self.slices), self.uid
+        faults = *self._defects().values(), *self._drawbacks().values()
+        return *faults, round(self.thickness_mm, 2), round(self.step_mm, 2), -len(self.slices), self.uid
 
     def describe(self) -> str:
         """Return one phrase that describes the series in notes and errors."""
@@ -230,24 +234,26 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
     if len(series) > 1:
         raise ScanError(f"{source}: expected one series, got {len(series)}: {', '.join(series)}; name one of them.")
     for header in headers:
-        where = f"{source}, file {header.name}: expected"
+        where = f"{source}, file {header.name}"
         if header.modality != "CT":
-            raise ScanError(f"{where} modality CT, got {header.modality or 'none'}; choose a CT series.")
+            raise ScanError(f"{where}: expected modality CT, got {header.modality or 'none'}; choose a CT series.")
         if header.is_localizer:
-            raise ScanError(f"{where} CT slices, got a localizer; choose the scan's own series.")
+            raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
         if header.frames > 1 and "stack" not in header.origin:
             raise ScanError(
-                f"{where} one slice per file, or an enhanced CT that places each of its {header.frames} frames "
-                "(multi-frame), got frames without places; export the original series."
+                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
+                "frames (multi-frame), got frames without places; export the original series."
             )
         if not header.colour.startswith("MONOCHROME2"):
-            raise ScanError(f"{where} grey CT values (MONOCHROME2), got {header.colour}; export the CT itself.")
+            raise ScanError(
+                f"{where}: expected grey CT values (MONOCHROME2), got {header.colour}; export the CT itself."
+            )
         if header.rescale_type not in HU_TYPES:
-            raise ScanError(f"{where} HU, got RescaleType {header.rescale_type}; choose the CT itself.")
+            raise ScanError(f"{where}: expected HU, got RescaleType {header.rescale_type}; choose the CT itself.")
         if header.fault:
-            raise ScanError(f"{where} {header.fault}; export the original series.")
+            raise ScanError(f"{where}: {header.fault}; export the original series.")
         if not header.has_all_pixels:
-            raise ScanError(f"{where} all pixels, got a truncated or damaged file; copy the series again.")
+            raise ScanError(f"{where}: expected all pixels, got a truncated or damaged file; copy the series again.")
     if len(headers) < 2:
         raise ScanError(
             f"{source}: expected a 3-D scan, got a single 2-D slice; give the folder with the whole series."
@@ -281,14 +287,14 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
     """Refuse slices without geometry, slices that differ in size, spacing or orientation, and skewed orientations."""
     first = headers[0]
     for header in headers:
-        where = f"{source}, file {header.name}: expected"
+        where = f"{source}, file {header.name}"
         for name, value in (
             ("ImagePositionPatient", header.position_lps_mm),
             ("ImageOrientationPatient", header.orientation),
             ("PixelSpacing", header.pixel_spacing_mm),
         ):
             if value is None:
-                raise ScanError(f"{where} {name}, found none that is valid; export the original series.")
+                raise ScanError(f"{where}: expected {name}, found none that is valid; export the original series.")
         for name, mine, others, tolerance in (
             ("size", header.size, first.size, 0.0),
             ("pixel spacing", header.pixel_spacing_mm, first.pixel_spacing_mm, SPACING_TOLERANCE_MM),
@@ -296,8 +302,8 @@ def _check_alike(source: str, headers: Sequence[SliceHeader]) -> None:
         ):
             if not np.allclose(mine or (), others or (), rtol=0, atol=tolerance):
                 raise ScanError(
-                    f"{where} the {name} {others} of {first.name}, got {mine}; keep only the slices that belong "
-                    "together."
+                    f"{where}: expected the {name} {others} of {first.name}, got {mine}; keep only the slices that "
+                    "belong together."
                 )
     axes = np.reshape(first.orientation or (), (2, 3))
     if not np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=DIRECTION_TOLERANCE):
@@ -323,8 +329,8 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     odd = int(np.argmax(errors_mm))
     if steps[least] < DUPLICATE_MM:
         raise ScanError(
-            f"{source}: expected one slice per position, got two at {places[least]:.2f} mm ({names[least]}, "
-            f"{names[least + 1]}): copies, or several phases in one series; keep one of each."
+            f"{source}: expected one slice per position, got two at {places[least]:.2f} mm "
+            f"({_told_apart(ordered[least : least + 2])}): copies, or several phases in one series; keep one of each."
         )
     if steps[most] > GAP_STEPS * usual:
         raise ScanError(
@@ -337,6 +343,14 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
             f"(steps of {steps.min():.2f} to {steps.max():.2f} mm): slices are missing or the spacing changes; export "
             "the series with one spacing."
         )
+
+
+def _told_apart(headers: Sequence[SliceHeader]) -> str:
+    """Return the slices' names for messages, each with its folders below the one that contains all of them."""
+    folders = [Path(header.path).parent.parts for header in headers]
+    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+    names = (Path(*folder[shared:], header.name) for folder, header in zip(folders, headers, strict=True))
+    return ", ".join(name.as_posix() for name in names)
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:

@@ -1095,6 +1095,13 @@ def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
     refused_alike(entry["image"], words)
 
 
+def test_refused_copies_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    write_series(tmp_path / "study" / "first", chest(), AXIAL)
+    shutil.copytree(tmp_path / "study" / "first", tmp_path / "study" / "again")
+    (entry,) = find_scans(tmp_path)
+    refused_alike(entry["image"], "got two at -100.00 mm (again/011_2.dcm, first/011_2.dcm)")
+
+
 def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
     paths = [path for uid in ("1.2.3", "1.2.4") for path in write_series(tmp_path, chest(), AXIAL, series_uid=uid)]
     told(lambda: read_scan(paths), "expected one series, got 2: 1.2.3, 1.2.4")

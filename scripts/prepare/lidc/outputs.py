@@ -27,8 +27,17 @@ FORMAT = 2  # increased whenever the same input gives different files
 RECORD, MASK, IMAGE = "scan.json", "mask.nii.gz", "image.nii.gz"
 
 NODULE_COLUMNS = (
-    *("series_uid", "patient", "mask_label", "label", "kind", "readers"),
-    *("x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "volume_mm3"),
+    "series_uid",
+    "patient",
+    "mask_label",
+    "label",
+    "kind",
+    "readers",
+    "x_lps_mm",
+    "y_lps_mm",
+    "z_lps_mm",
+    "diameter_mm",
+    "volume_mm3",
     *RATINGS,
     "reader_masks",
 )

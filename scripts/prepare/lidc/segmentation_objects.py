@@ -28,8 +28,14 @@ NODULE_CODES = frozenset({"27925004", "M-03010"})  # SNOMED CT and its older for
 
 # Code values of the ratings' names, and of their values, unless these end in the rating itself (99LIDCQIICR "103": 3).
 _NAMES = {
-    **{"C45992": "subtlety", "200": "internalStructure", "C3672": "calcification", "400": "sphericity"},
-    **{"C25563": "margin", "C62175": "lobulation", "C28749": "spiculation", "C41144": "texture"},
+    "C45992": "subtlety",
+    "200": "internalStructure",
+    "C3672": "calcification",
+    "400": "sphericity",
+    "C25563": "margin",
+    "C62175": "lobulation",
+    "C28749": "spiculation",
+    "C41144": "texture",
     "RID36042": "malignancy",
 }
 _OWN_SCHEME = "99LIDCQIICR"
