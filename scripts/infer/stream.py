@@ -46,7 +46,9 @@ class FinishedResults:
         self._met: set[str] = set()  # scans that another process was searching at some point
 
     def __call__(self, name: str, digest: str) -> Path | None:
-        """Return the folder of a finished result, or ``None``; see :meth:`..report.ResultWriter.finished`.
+        """Return the folder of a complete result, or ``None``.
+
+        If results are to be replaced, only one that another process was writing when this one came to it counts.
 
         Raises:
             BusyError: another process is searching the scan.
@@ -61,7 +63,9 @@ class FinishedResults:
         with contextlib.ExitStack() as claim:
             claim.callback(self.writer.claims.release, name)  # unless kept below, the scan is left to other processes
             mine = Fingerprint(digest, self.model, self.settings)
-            if self.writer.finished(name, mine, is_new=name in self._met):
+            self.writer.refuse_another(name, mine)
+            is_to_replace = self.writer.overwrite and name not in self._met
+            if not is_to_replace and self.writer.is_complete(name, mine):
                 return self.writer.folder(name)
             claim.pop_all()  # keep the claim
             return None
