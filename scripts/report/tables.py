@@ -39,6 +39,7 @@ class NodulesJson:
     """Write ``nodules.json``: nodules with their measurements, candidates, the scan's geometry, model and settings."""
 
     filename = "nodules.json"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list.
@@ -53,6 +54,7 @@ class NodulesCsv:
     """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter, measurements, type, side, level."""
 
     filename = "nodules.csv"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; without nodules there is only the header, and a missing measurement is an empty cell.

@@ -29,6 +29,7 @@ class MaskNifti:
     """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, with the affine to RAS mm."""
 
     filename = "mask.nii.gz"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``: uint8, or uint16 above 255 nodules; a scan without nodules gives zeros.
@@ -47,6 +48,7 @@ class SlicerMarkups:
     """Write ``nodules.mrk.json``: each nodule's centre as a named point (LPS mm) that 3D Slicer opens."""
 
     filename = "nodules.mrk.json"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list of points.
@@ -81,6 +83,7 @@ class SlicerLabels:
     """Write ``mask.ctbl``: names and colours of the mask's labels, as a colour table of 3D Slicer."""
 
     filename = "mask.ctbl"
+    optional = False
     header = "# Color table file\n"
     line = "{label} {word} {red} {green} {blue} {alpha}\n"
 
@@ -104,6 +107,7 @@ class ItkSnapLabels(SlicerLabels):
     """Write ``mask.label.txt``: the same for ITK-SNAP, as its label descriptions."""
 
     filename = "mask.label.txt"
+    optional = False
     header = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
     line = '{label} {red} {green} {blue} {shown} {shown} {shown} "{name}"\n'
 

@@ -31,16 +31,17 @@ from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..core.text import parse_bool
 from ..read.text_headers import data_files
-from .tables import NodulesJson, PredictionTable, plain
+from .dicom.writers import DicomReport, DicomSegmentation
+from .html.page import HtmlReport
+from .tables import NodulesCsv, NodulesJson, PredictionTable, plain
+from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
 
 logger = logging.getLogger(__name__)
 
-# Files that an earlier result may contain even if this run writes fewer.
-_RESULT_FILES = frozenset(
-    {
-        *("nodules.json", "nodules.csv", "nodules.mrk.json", "mask.nii.gz", "mask.ctbl", "mask.label.txt"),
-        *("report.html", "segmentation.dcm", "report.dcm"),
-    }
+# An earlier result may contain their files even if this run writes fewer.
+_WRITERS: tuple[type[Writer], ...] = (
+    *(NodulesJson, NodulesCsv, MaskNifti, SlicerMarkups, SlicerLabels, ItkSnapLabels, HtmlReport),
+    *(DicomSegmentation, DicomReport),
 )
 
 
@@ -114,10 +115,13 @@ def _differences(fingerprint: Fingerprint, folder: Path) -> list[str]:
 class Writer(Protocol):
     """Writes one file of a scan's result.
 
-    A writer that writes no file for some scans sets ``optional = True``.
+    Attributes:
+        filename: the file's name in the folder of the result.
+        optional: whether a result may be complete without the file, because some scans have none.
     """
 
     filename: str
+    optional: bool
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
         """Write into ``folder`` and return the file's path; ``None`` if this scan has no such file."""
@@ -155,7 +159,7 @@ class ResultWriter:
         self.output_dir = writable_folder(output_dir)
         self.writers = tuple(writers)
         self.predictions = predictions
-        self._files = _RESULT_FILES | {writer.filename for writer in writers}
+        self._files = {writer.filename for writer in _WRITERS} | {writer.filename for writer in writers}
         self.claims = claims_on(self.output_dir)
         self.claims.sweep()
         remove_abandoned(self.output_dir)
@@ -201,7 +205,7 @@ class ResultWriter:
             ValueError: the name is not safe.
         """
         target = self.folder(name)
-        required = {writer.filename for writer in self.writers if not getattr(writer, "optional", False)}
+        required = {writer.filename for writer in self.writers if not writer.optional}
         return required <= self._present(target) and not _differences(fingerprint, target)
 
     def _present(self, target: Path) -> set[str]:

@@ -890,6 +890,7 @@ class _Fails:
     """A writer that leaves a piece behind and then meets ``error``."""
 
     filename = "piece.txt"
+    optional = False
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -68,6 +68,7 @@ class HtmlReport:
     """
 
     filename = "report.html"
+    optional = False
 
     def __init__(self, *, weaker_findings: int = 20, smallest_tested_mm: float = 3.0, date: str | None = None) -> None:
         self.weaker_findings, self.smallest_tested_mm, self.date = weaker_findings, smallest_tested_mm, date
