@@ -19,13 +19,12 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from ..core.errors import SettingError
 from ..core.records import ScanResult
 from ..read.reader import ScanError, find_scans
-from .run import scan_result
+from .run import scan_result, search_scan
 
 # In MONAI Label the detector gets only the image, so the distance is passed in the image's metadata.
 KEPT, DISTANCE = "kept", "lung_distance_mm"
@@ -75,9 +74,8 @@ class ScanSearch:
         """
         item = self.preprocessing(_only_scan(os.fspath(source), self.series))
         with torch.no_grad():
-            image = item[CommonKeys.IMAGE][None].to(self.device)
-            maps = self.inferer(image, self.network, lung_distance_mm=item["lung_distance_mm"])[0]
-        item = self.postprocessing({**item, CommonKeys.PRED: maps, "remarks": getattr(self.inferer, "remarks", ())})
+            found = search_scan(item, self.network, self.inferer, self.device)
+        item = self.postprocessing({**item, **found})
         return scan_result(item, self.model, self.settings)
 
 
