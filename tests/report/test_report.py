@@ -50,7 +50,7 @@ from scripts.report.html.overview import lungs_picture, overview
 from scripts.report.html.page import AxialSlices, pictures_per_view, weaker_candidates
 from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups, data_uri
 from scripts.report.html.render import shown_probability
-from scripts.report.slices import LUNG_HU, Slice, draw_slices
+from scripts.report.slices import Slice, draw_slices
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
@@ -629,8 +629,8 @@ class TestSlices:
     @pytest.mark.parametrize("is_feet_first", [True, False])
     @pytest.mark.parametrize("half_width_mm", [None, 6.0])
     def test_the_head_is_up(self, tmp_path: Path, is_feet_first: bool, half_width_mm: float | None) -> None:
-        image_hu = np.full((20, 20, 20), LUNG_HU[0], np.int16)
-        image_hu[:, :, 10:] = LUNG_HU[1]  # the half with the head is white where k runs from the feet
+        image_hu = np.full((20, 20, 20), LUNG_WINDOW.black_hu, np.int16)
+        image_hu[:, :, 10:] = LUNG_WINDOW.white_hu  # the half with the head is white where k runs from the feet
         affine_ras = np.diag([-1.0, -1.0, 1.0 if is_feet_first else -1.0, 1.0])
         views = [Slice(0, half_width_mm), Slice(1, half_width_mm)]
         draw_slices(tmp_path / "a.png", image_hu, affine_ras, (10, 10, 9.5), views, [], (2, 1))
