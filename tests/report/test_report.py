@@ -822,9 +822,9 @@ class TestPage:
         assert len(text) < 6_000_000
         assert "60 possible nodules" in text
 
-    @pytest.mark.parametrize(("findings", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
-    def test_many_findings_have_fewer_pictures_each(self, findings: int, pictures: int) -> None:
-        assert pictures_per_view(findings) == pictures
+    @pytest.mark.parametrize(("nodules", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
+    def test_many_nodules_have_fewer_pictures_each(self, nodules: int, pictures: int) -> None:
+        assert pictures_per_view(nodules) == pictures
 
     @pytest.mark.parametrize(
         ("kind", "said"), [("cut-out", "cut out of a chest"), ("body", "All that is inside the body was searched")]
