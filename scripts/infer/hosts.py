@@ -19,13 +19,12 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from ..core.errors import SettingError
 from ..core.records import ScanResult
 from ..read.reader import ScanError, find_scans
-from .run import scan_result
+from .run import scan_result, search_scan
 
 # In MONAI Label the detector gets only the image, so the distance is passed in the image's metadata.
 KEPT, DISTANCE = "kept", "lung_distance_mm"
@@ -73,15 +72,10 @@ class ScanSearch:
             ScanError: there is no scan, there are several, or the scan must be refused. MONAI's ``Compose`` wraps what
                 the reader raises: its ``__cause__`` is the :class:`..core.errors.UserError`.
         """
-        scans = find_scans(os.fspath(source), series=self.series)
-        if len(scans) > 1:
-            names = ", ".join([str(scan["name"]) for scan in scans[:3]] + ["…"] * (len(scans) > 3))
-            raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names}); name one of them.")
-        item = self.preprocessing(scans[0])
+        item = self.preprocessing(_only_scan(os.fspath(source), self.series))
         with torch.no_grad():
-            image = item[CommonKeys.IMAGE][None].to(self.device)
-            maps = self.inferer(image, self.network, lung_distance_mm=item["lung_distance_mm"])[0]
-        item = self.postprocessing({**item, CommonKeys.PRED: maps, "remarks": getattr(self.inferer, "remarks", ())})
+            found = search_scan(item, self.network, self.inferer, self.device)
+        item = self.postprocessing({**item, **found})
         return scan_result(item, self.model, self.settings)
 
 
@@ -90,15 +84,34 @@ class PreprocessRequestd(Transform):
 
     Args:
         preprocessing: of one item of :func:`..read.reader.find_scans`.
+        series: which DICOM series of a study, see :func:`..read.reader.find_scans`.
     """
 
-    def __init__(self, preprocessing: Callable[[Any], Any]) -> None:
-        self.preprocessing = preprocessing
+    def __init__(self, preprocessing: Callable[[Any], Any], series: str = "auto") -> None:
+        self.preprocessing, self.series = preprocessing, series
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = self.preprocessing(find_scans(str(data["image"]))[0])
+        """Preprocess ``data["image"]``.
+
+        Raises:
+            ScanError: there is no scan, there are several, or the scan must be refused.
+        """
+        item = self.preprocessing(_only_scan(str(data["image"]), self.series))
         item["image"].meta[DISTANCE] = item[DISTANCE]
         return {**data, **item}
+
+
+def _only_scan(source: str, series: str) -> dict[str, Any]:
+    """Return the item of the only scan of ``source``, see :func:`..read.reader.find_scans`.
+
+    Raises:
+        ScanError: there is no scan, or there are several.
+    """
+    scans = find_scans(source, series=series)
+    if len(scans) > 1:
+        names = ", ".join([scan["name"] for scan in scans[:3]] + ["…"] * (len(scans) > 3))
+        raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names}); name one of them.")
+    return scans[0]
 
 
 class LabelDetector:

@@ -34,8 +34,8 @@ class RunLog:
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
         self.found: list[str] = []
-        self.writing: Future[None] | None = None  # of the last scan's result, in another thread
-        self.when_failed: Callable[[str], object] | None = None  # called with the name of each scan that is given up
+        self._writing: Future[None] | None = None
+        self._on_failure: Callable[[str], object] | None = None
         self._order: tuple[str, ...] = ()
         self._begun: dict[str, float] = {}
 
@@ -53,10 +53,18 @@ class RunLog:
         """Return the time since :meth:`begun` was called for a scan; ``None`` if it was not."""
         return time.monotonic() - self._begun[name] if name in self._begun else None
 
+    def call_on_failure(self, on_failure: Callable[[str], object]) -> None:
+        """Set a function that is called with the name of each scan that is given up."""
+        self._on_failure = on_failure
+
+    def begun_writing(self, writing: Future[None]) -> None:
+        """Set what :meth:`wait` waits for: the last scan's result, which another thread writes."""
+        self._writing = writing
+
     def wait(self) -> None:
         """Wait until everything is written."""
-        if self.writing is not None:
-            self.writing.result()
+        if self._writing is not None:
+            self._writing.result()
 
     def finished(self, result: ScanResult, folder: Path) -> None:
         self.folders[result.name] = folder
@@ -77,8 +85,8 @@ class RunLog:
         ``source`` is the scan's file or folder; the page of the run shows it without its parent folders.
         """
         self.failures[name] = reason_of(error)
-        if self.when_failed is not None:
-            self.when_failed(name)
+        if self._on_failure is not None:
+            self._on_failure(name)
         if self.index is not None:
             self.index.add_failure(name, published_reason(error), source)
         if user_error_in(error) is None:

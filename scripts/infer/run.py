@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.transforms import Transform
 from monai.utils import CommonKeys
+from torch import nn
 
 from ..core.records import ScanResult, SearchRegion
 from ..core.text import parse_bool
@@ -31,8 +33,8 @@ from .log import RunLog
 class ScanEvaluator(SupervisedEvaluator):
     """MONAI's evaluator for one preprocessed scan at a time; if network or postprocessing fail, that scan is left out.
 
-    Batches are single items (:class:`.stream.ScanLoader`), and ``decollate`` is off. The inferer is called with
-    ``lung_distance_mm``; its remarks are added to the item as ``remarks``.
+    Batches are single items (:class:`.stream.ScanLoader`), and ``decollate`` is off. What :func:`search_scan` returns
+    is added to the item.
 
     Args:
         log: records failures.
@@ -45,17 +47,33 @@ class ScanEvaluator(SupervisedEvaluator):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         try:
-            image = batchdata["image"][None].to(engine.state.device)
             with engine.mode(engine.network):
-                pred = engine.inferer(image, engine.network, lung_distance_mm=batchdata["lung_distance_mm"])[0]
-            remarks = getattr(engine.inferer, "remarks", ())
-            engine.state.output = {CommonKeys.PRED: pred, "remarks": remarks}
+                engine.state.output = search_scan(batchdata, engine.network, engine.inferer, engine.state.device)
             engine.fire_event(IterationEvents.FORWARD_COMPLETED)
             engine.fire_event(IterationEvents.MODEL_COMPLETED)
         except Exception as error:
             self.log.failed(str(batchdata["name"]), error, str(batchdata["source"]))
         engine.state.batch = {}  # frees memory for the scan after the next
         return {}
+
+
+def search_scan(
+    item: Mapping[str, Any], network: nn.Module, inferer: Callable[..., Any], device: torch.device | str
+) -> dict[str, Any]:
+    """Compute the maps of one scan; the caller sets the network's mode and whether gradients are kept.
+
+    Args:
+        item: a preprocessed scan with ``image`` and ``lung_distance_mm``.
+        network: on ``device``.
+        inferer: returns the maps of a whole scan; called with ``lung_distance_mm``.
+        device: where the network is.
+
+    Returns:
+        The maps as ``pred``, and the inferer's ``remarks``.
+    """
+    image = item[CommonKeys.IMAGE][None].to(device)
+    maps = inferer(image, network, lung_distance_mm=item["lung_distance_mm"])[0]
+    return {CommonKeys.PRED: maps, "remarks": getattr(inferer, "remarks", ())}
 
 
 class WriteResultd(Transform):
@@ -109,7 +127,7 @@ class WriteResultd(Transform):
             self._write(result)
         else:
             self.log.wait()
-            self.log.writing = self._pool.submit(self._write, result)
+            self.log.begun_writing(self._pool.submit(self._write, result))
         return {"name": data["name"]}
 
     def _write(self, result: ScanResult) -> None:

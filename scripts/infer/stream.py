@@ -6,7 +6,6 @@ folder.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import deque
@@ -34,7 +33,9 @@ WAIT_S = 1.0  # between two checks of the scans that another process is searchin
 class FinishedResults:
     """Find scans that need no search because a result from the same input, model and settings already exists.
 
-    All other scans are claimed for this process, so that several runs with one output folder share the scans.
+    Each call that returns ``None`` also claims the scan for this process, so that several runs with one output folder
+    share the scans. The writer releases the claim once the result is written; a scan that is given up before needs a
+    call of :meth:`release`.
 
     Args:
         writer: knows where the results are.
@@ -46,7 +47,9 @@ class FinishedResults:
         self._met: set[str] = set()  # scans that another process was searching at some point
 
     def __call__(self, name: str, digest: str) -> Path | None:
-        """Return the folder of a finished result, or ``None``; see :meth:`..report.ResultWriter.finished`.
+        """Return the folder of a complete result; otherwise claim the scan and return ``None``.
+
+        If results are to be replaced, only one that another process was writing when this one came to it counts.
 
         Raises:
             BusyError: another process is searching the scan.
@@ -58,13 +61,20 @@ class FinishedResults:
         except BusyError:
             self._met.add(name)
             raise
-        with contextlib.ExitStack() as claim:
-            claim.callback(self.writer.claims.release, name)  # unless kept below, the scan is left to other processes
-            mine = Fingerprint(digest, self.model, self.settings)
-            if self.writer.finished(name, mine, is_new=name in self._met):
-                return self.writer.folder(name)
-            claim.pop_all()  # keep the claim
-            return None
+        mine = Fingerprint(digest, self.model, self.settings)
+        needs_search = False
+        try:
+            self.writer.refuse_another(name, mine)
+            is_to_replace = self.writer.overwrite and name not in self._met
+            needs_search = is_to_replace or not self.writer.is_complete(name, mine)
+        finally:
+            if not needs_search:
+                self.release(name)
+        return None if needs_search else self.writer.folder(name)
+
+    def release(self, name: str) -> None:
+        """Leave a scan to other processes; does nothing if this process has not claimed it."""
+        self.writer.claims.release(name)
 
 
 class ScanStream(IterableDataset):
@@ -76,8 +86,8 @@ class ScanStream(IterableDataset):
         transform: preprocessing of one item, which includes its ``input_digest`` (:func:`..report.input_digest`).
         log: records failures.
         ahead: number of scans that are prepared, in as many threads, while one is searched.
-        finished: called with name and digest of a scan; returns the folder of its result if it needs no search. With
-            ``None``, all scans are searched.
+        finished: leaves out scans that need no search and claims the others; those that the log records as failures, in
+            whichever step, are released. With ``None``, all scans are searched and none is claimed.
     """
 
     def __init__(
@@ -88,13 +98,13 @@ class ScanStream(IterableDataset):
         log: RunLog,
         *,
         ahead: int = 0,
-        finished: Callable[[str, str], Path | None] | None = None,
+        finished: FinishedResults | None = None,
     ) -> None:
         self.source, self.series, self.transform, self.log = str(source), str(series), transform, log
         self.ahead, self.finished = int(ahead), finished
         self._left: list[Any] = []  # items that another process is searching
-        if isinstance(finished, FinishedResults):
-            log.when_failed = finished.writer.claims.release
+        if finished is not None:
+            log.call_on_failure(finished.release)
 
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from ..core.files import write_figure
 from ..core.geometry import FloatArray, spacing_mm
-
-LUNG_HU = (-1350, 150)  # shown as black and as white
+from .html.pictures import LUNG_WINDOW
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def draw_slices(
         across, up = (axis for axis in range(3) if axis != view.axis)
         cut = np.take(image_hu, round(centre[view.axis]), view.axis).T
         is_head_up = up == 2 and affine_ras[2, 2] > 0
-        axes.imshow(cut, "gray", aspect=step_mm[up] / step_mm[across], vmin=LUNG_HU[0], vmax=LUNG_HU[1])
+        aspect = step_mm[up] / step_mm[across]
+        axes.imshow(cut, "gray", aspect=aspect, vmin=LUNG_WINDOW.black_hu, vmax=LUNG_WINDOW.white_hu)
         for mask, colour, dash in outlines:
             inside = np.take(mask, round(centre[view.axis]), view.axis).T
             if inside.any():

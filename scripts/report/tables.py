@@ -39,6 +39,7 @@ class NodulesJson:
     """Write ``nodules.json``: nodules with their measurements, candidates, the scan's geometry, model and settings."""
 
     filename = "nodules.json"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list.
@@ -53,6 +54,7 @@ class NodulesCsv:
     """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter, measurements, type, side, level."""
 
     filename = "nodules.csv"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; without nodules there is only the header, and a missing measurement is an empty cell.
@@ -111,24 +113,24 @@ class PredictionTable:
 
 
 def _lines_of(path: Path) -> dict[str, str]:
-    """Return the complete rows of a table, by scan name; nothing if there is no table.
+    """Return the rows of a table that have all columns, by scan name; nothing if there is no table.
 
     Raises:
         OutputError: the file is not a table of candidates.
     """
     if not path.exists():
         return {}
-    header, *rows = [*path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), ""]
-    if header.rstrip() != ",".join(LUNA16_COLUMNS):
+    header, *rows = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    if header != ",".join(LUNA16_COLUMNS):
         raise OutputError(
             f"{path}: expected nothing or a table of candidates ({','.join(LUNA16_COLUMNS)}), got another file. "
             "Move it or choose another output_dir."
         )
     lines: dict[str, str] = {}
-    for line in rows:
-        if line.endswith("\n") and line.count(",") == len(LUNA16_COLUMNS) - 1:
-            name = line.split(",", 1)[0]
-            lines[name] = lines.get(name, "") + line
+    for row in rows:
+        if row.count(",") == len(LUNA16_COLUMNS) - 1:
+            name = row.split(",", 1)[0]
+            lines[name] = lines.get(name, "") + row + "\n"
     return lines
 
 

@@ -29,6 +29,7 @@ class MaskNifti:
     """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, with the affine to RAS mm."""
 
     filename = "mask.nii.gz"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``: uint8, or uint16 above 255 nodules; a scan without nodules gives zeros.
@@ -47,6 +48,7 @@ class SlicerMarkups:
     """Write ``nodules.mrk.json``: each nodule's centre as a named point (LPS mm) that 3D Slicer opens."""
 
     filename = "nodules.mrk.json"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list of points.
@@ -81,8 +83,7 @@ class SlicerLabels:
     """Write ``mask.ctbl``: names and colours of the mask's labels, as a colour table of 3D Slicer."""
 
     filename = "mask.ctbl"
-    header = "# Color table file\n"
-    line = "{label} {word} {red} {green} {blue} {alpha}\n"
+    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has only the background.
@@ -90,22 +91,35 @@ class SlicerLabels:
         Raises:
             OutputError: the file cannot be written.
         """
-        colours = matplotlib.colormaps["tab10"].resampled(10)  # repeated after ten labels
-        labels: list[tuple[int, str, Any]] = [(0, "background", (0, 0, 0))]
-        labels += [(n.label, nodule_name(n), colours((n.label - 1) % 10, bytes=True)[:3]) for n in result.nodules]
-        text = self.header
-        for label, name, (red, green, blue) in labels:
-            shown = {"shown": int(label > 0), "alpha": 255 * (label > 0), "name": name, "word": name.replace(" ", "_")}
-            text += self.line.format(label=label, red=red, green=green, blue=blue, **shown)
+        text = "# Color table file\n0 background 0 0 0 0\n"
+        for label, name, (red, green, blue) in _named_colours(result):
+            text += f"{label} {name.replace(' ', '_')} {red} {green} {blue} 255\n"
         return write_bytes(folder / self.filename, text.encode())
 
 
-class ItkSnapLabels(SlicerLabels):
-    """Write ``mask.label.txt``: the same for ITK-SNAP, as its label descriptions."""
+class ItkSnapLabels:
+    """Write ``mask.label.txt``: names and colours of the mask's labels, as label descriptions of ITK-SNAP."""
 
     filename = "mask.label.txt"
-    header = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
-    line = '{label} {red} {green} {blue} {shown} {shown} {shown} "{name}"\n'
+    optional = False
+
+    def __call__(self, result: ScanResult, folder: Path) -> Path:
+        """Write into ``folder``; a scan without nodules has only the background.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        text = "# ITK-SnAP Label Description File\n# File format:\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
+        text += '0 0 0 0 0 0 0 "background"\n'
+        for label, name, (red, green, blue) in _named_colours(result):
+            text += f'{label} {red} {green} {blue} 1 1 1 "{name}"\n'
+        return write_bytes(folder / self.filename, text.encode())
+
+
+def _named_colours(result: ScanResult) -> list[tuple[int, str, Any]]:
+    """Return label, name and colour (red, green, blue) of each nodule; the colours are repeated after ten labels."""
+    colours = matplotlib.colormaps["tab10"].resampled(10)
+    return [(n.label, nodule_name(n), colours((n.label - 1) % 10, bytes=True)[:3]) for n in result.nodules]
 
 
 def nodule_name(nodule: Nodule) -> str:

@@ -31,16 +31,17 @@ from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..core.text import parse_bool
 from ..read.text_headers import data_files
-from .tables import NodulesJson, PredictionTable, plain
+from .dicom.writers import DicomReport, DicomSegmentation
+from .html.page import HtmlReport
+from .tables import NodulesCsv, NodulesJson, PredictionTable, plain
+from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
 
 logger = logging.getLogger(__name__)
 
-# Files that an earlier result may contain even if this run writes fewer.
-_RESULT_FILES = frozenset(
-    {
-        *("nodules.json", "nodules.csv", "nodules.mrk.json", "mask.nii.gz", "mask.ctbl", "mask.label.txt"),
-        *("report.html", "segmentation.dcm", "report.dcm"),
-    }
+# An earlier result may contain their files even if this run writes fewer.
+_WRITERS: tuple[type[Writer], ...] = (
+    *(NodulesJson, NodulesCsv, MaskNifti, SlicerMarkups, SlicerLabels, ItkSnapLabels, HtmlReport),
+    *(DicomSegmentation, DicomReport),
 )
 
 
@@ -106,13 +107,21 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
+def _differences(fingerprint: Fingerprint, folder: Path) -> list[str]:
+    """Describe how what a result in ``folder`` was made from differs from ``fingerprint``."""
+    return fingerprint.differences(Fingerprint.of_record(read_record(folder / NodulesJson.filename)))
+
+
 class Writer(Protocol):
     """Writes one file of a scan's result.
 
-    A writer that writes no file for some scans sets ``optional = True``.
+    Attributes:
+        filename: the file's name in the folder of the result.
+        optional: whether a result may be complete without the file, because some scans have none.
     """
 
     filename: str
+    optional: bool
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
         """Write into ``folder`` and return the file's path; ``None`` if this scan has no such file."""
@@ -150,7 +159,7 @@ class ResultWriter:
         self.output_dir = writable_folder(output_dir)
         self.writers = tuple(writers)
         self.predictions = predictions
-        self._files = _RESULT_FILES | {writer.filename for writer in writers}
+        self._files = {writer.filename for writer in _WRITERS} | {writer.filename for writer in writers}
         self.claims = claims_on(self.output_dir)
         self.claims.sweep()
         remove_abandoned(self.output_dir)
@@ -163,18 +172,14 @@ class ResultWriter:
         """
         return self.output_dir / checked_name(name)
 
-    def finished(self, name: str, fingerprint: Fingerprint, *, is_new: bool = False) -> bool:
-        """Whether a scan already has a complete result that was made from the same input, model and settings.
+    def refuse_another(self, name: str, fingerprint: Fingerprint) -> None:
+        """Refuse a scan whose folder holds what must not be replaced; a former result that was set aside is put back.
+
+        A result that was made from something else may be replaced if ``overwrite`` is set, other files never.
 
         Args:
             name: of the scan.
             fingerprint: what this run would make its result from.
-            is_new: another run has written the result since this one began, so ``overwrite`` does not require a new
-                search.
-
-        Returns:
-            ``True``: nothing is left to do. ``False``: there is nothing, or something that may be replaced: a result
-            with missing files, or any result if ``overwrite`` is set.
 
         Raises:
             OutputError: there is a result made from something else, a folder with other files, or a file.
@@ -185,19 +190,27 @@ class ResultWriter:
             with self.claims.lock():
                 put_back(target)
         check_replaceable(target, self._files)
-        present = {entry.name for entry in target.iterdir()} & self._files if target.is_dir() else set()
-        if not present or (self.overwrite and not is_new):
-            return False
-        there = Fingerprint.of_record(read_record(target / NodulesJson.filename))
-        differences = fingerprint.differences(there)
-        if differences and self.overwrite:
-            return False
-        if differences:
+        if self.overwrite or not self._present(target):
+            return
+        if differences := _differences(fingerprint, target):
             raise OutputError(
                 f"{target}: expected nothing or a result of the same scan and settings, got another one: "
                 f"{'; '.join(differences)}. Set --overwrite true to replace it, or choose another output_dir."
             )
-        return {writer.filename for writer in self.writers if not getattr(writer, "optional", False)} <= present
+
+    def is_complete(self, name: str, fingerprint: Fingerprint) -> bool:
+        """Whether a scan has a result with all files, made from the same input, model and settings.
+
+        Raises:
+            ValueError: the name is not safe.
+        """
+        target = self.folder(name)
+        required = {writer.filename for writer in self.writers if not writer.optional}
+        return required <= self._present(target) and not _differences(fingerprint, target)
+
+    def _present(self, target: Path) -> set[str]:
+        """Return which files of a result a folder holds; none if it is missing."""
+        return {entry.name for entry in target.iterdir()} & self._files if target.is_dir() else set()
 
     def __call__(self, result: ScanResult) -> Path:
         """Write one scan; an existing result that may be replaced is replaced once the new one is complete.
@@ -207,14 +220,14 @@ class ResultWriter:
 
         Raises:
             ValueError: the name is not safe, or two writers use one file name.
-            OutputError: see :meth:`finished`; also if the disk is full or another run has taken over the scan. Nothing
-                is left half-written.
+            OutputError: see :meth:`refuse_another`; also if the disk is full or another run has taken over the scan.
+                Nothing is left half-written.
             BusyError, OtherClaimError: another process is searching this scan, or another scan of the same name.
         """
         name, target, made_from = result.name, self.folder(result.name), Fingerprint.of_result(result)
         self.claims.take(name, result.input_digest)
         try:
-            self.finished(name, made_from)
+            self.refuse_another(name, made_from)
             with beside(target) as folder:
                 folder.mkdir()
                 names = [path.name for writer in self.writers if (path := writer(result, folder)) is not None]
@@ -226,7 +239,7 @@ class ResultWriter:
                             f"{target}: expected a scan that this run alone searches, got one that another run took "
                             "over because this one stalled for too long. Search it again."
                         )
-                    self.finished(name, made_from)  # something else may have been written there meanwhile
+                    self.refuse_another(name, made_from)  # it may have been written meanwhile
                     put_in_place(folder, target)
                     if self.predictions is not None:
                         self.predictions.update()

@@ -11,8 +11,10 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from scripts.infer import ScanFromArrayd, ScanSearch
+from scripts.infer import PreprocessRequestd, ScanFromArrayd, ScanSearch
+from scripts.read.reader import find_scans
 from scripts.read.scan import ScanError
+from tests.dicom_files import write_series
 from tests.infer.test_run import Remarking, _searched, looks_like
 
 
@@ -34,8 +36,24 @@ def test_one_scan_gives_one_result_with_what_the_inferer_remarked(tmp_path: Path
         assert result.notes == (f"call {call}",)
         assert (result.name, result.model, result.settings) == (searched["name"], search.model, search.settings)
     (tmp_path / "several").mkdir()
-    with pytest.raises(ScanError, match=r"several: expected one scan, got 2 \(a, b\); name one of them"):
-        search(looks_like(tmp_path / "several", "ab"))
+    several = looks_like(tmp_path / "several", "ab")
+    for attempt in (lambda: search(several), lambda: PreprocessRequestd(lambda item: item)({"image": several})):
+        with pytest.raises(ScanError, match=r"several: expected one scan, got 2 \(a, b\); name one of them"):
+            attempt()
+
+
+def test_a_request_names_one_scan_and_keeps_its_other_keys(tmp_path: Path) -> None:
+    write_series(tmp_path, np.zeros((4, 4, 2), np.int16), np.eye(4))
+    uid = find_scans(tmp_path)[0]["name"]
+
+    def preprocess(item: dict[str, Any]) -> dict[str, Any]:
+        return {"name": item["name"], "image": MetaTensor(torch.zeros(1, 2, 2, 2)), "lung_distance_mm": "distance"}
+
+    item = PreprocessRequestd(preprocess, series=uid)({"image": tmp_path, "device": "cpu"})
+    assert (item["name"], item["device"]) == (uid, "cpu")
+    assert item["image"].meta["lung_distance_mm"] == "distance"
+    with pytest.raises(ScanError, match=r"expected series '9\.9'"):
+        PreprocessRequestd(preprocess, series="9.9")({"image": tmp_path})
 
 
 def test_a_volume_in_memory_is_rounded_and_keeps_its_place() -> None:

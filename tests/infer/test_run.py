@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.infer import RefusedScansError, RunLog, ScanEvaluator, ScanLoader, ScanStream, WriteResultd, bundle_facts
+from scripts.infer import (
+    FinishedResults,
+    RefusedScansError,
+    RunLog,
+    ScanEvaluator,
+    ScanLoader,
+    ScanStream,
+    WriteResultd,
+    bundle_facts,
+)
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
 from scripts.read.reader import ScanReader, find_scans, read_scan
@@ -181,13 +190,14 @@ def test_a_stream_that_is_left_early_ends(tmp_path: Path) -> None:
 def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(tmp_path: Path) -> None:
     asked: dict[str, str] = {}
 
-    def finished(name: str, digest: str) -> Path | None:
-        asked[name] = digest
-        if name == "c":
-            raise OutputError("c: expected nothing, got another result")
-        return tmp_path if name == "a" else None
+    class Finished(FinishedResults):
+        def __call__(self, name: str, digest: str) -> Path | None:
+            asked[name] = digest
+            if name == "c":
+                raise OutputError("c: expected nothing, got another result")
+            return tmp_path if name == "a" else None
 
-    log = RunLog()
+    log, finished = RunLog(), Finished(ResultWriter(tmp_path / "out", [NodulesJson()]), {}, {})
     (item,) = ScanStream(looks_like(tmp_path), "auto", lambda item: item, log, finished=finished)
     assert item["name"] == "b"
     assert item["input_digest"] == asked["b"] == input_digest([tmp_path / "b.nii"])

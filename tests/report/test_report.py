@@ -50,7 +50,7 @@ from scripts.report.html.overview import lungs_picture, overview
 from scripts.report.html.page import AxialSlices, pictures_per_view, weaker_candidates
 from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups, data_uri
 from scripts.report.html.render import shown_probability
-from scripts.report.slices import LUNG_HU, Slice, draw_slices
+from scripts.report.slices import Slice, draw_slices
 from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
@@ -629,8 +629,8 @@ class TestSlices:
     @pytest.mark.parametrize("is_feet_first", [True, False])
     @pytest.mark.parametrize("half_width_mm", [None, 6.0])
     def test_the_head_is_up(self, tmp_path: Path, is_feet_first: bool, half_width_mm: float | None) -> None:
-        image_hu = np.full((20, 20, 20), LUNG_HU[0], np.int16)
-        image_hu[:, :, 10:] = LUNG_HU[1]  # the half with the head is white where k runs from the feet
+        image_hu = np.full((20, 20, 20), LUNG_WINDOW.black_hu, np.int16)
+        image_hu[:, :, 10:] = LUNG_WINDOW.white_hu  # the half with the head is white where k runs from the feet
         affine_ras = np.diag([-1.0, -1.0, 1.0 if is_feet_first else -1.0, 1.0])
         views = [Slice(0, half_width_mm), Slice(1, half_width_mm)]
         draw_slices(tmp_path / "a.png", image_hu, affine_ras, (10, 10, 9.5), views, [], (2, 1))
@@ -822,9 +822,9 @@ class TestPage:
         assert len(text) < 6_000_000
         assert "60 possible nodules" in text
 
-    @pytest.mark.parametrize(("findings", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
-    def test_many_findings_have_fewer_pictures_each(self, findings: int, pictures: int) -> None:
-        assert pictures_per_view(findings) == pictures
+    @pytest.mark.parametrize(("nodules", "pictures"), [(0, 21), (1, 21), (10, 21), (20, 9), (60, 7), (500, 7)])
+    def test_many_nodules_have_fewer_pictures_each(self, nodules: int, pictures: int) -> None:
+        assert pictures_per_view(nodules) == pictures
 
     @pytest.mark.parametrize(
         ("kind", "said"), [("cut-out", "cut out of a chest"), ("body", "All that is inside the body was searched")]
@@ -890,6 +890,7 @@ class _Fails:
     """A writer that leaves a piece behind and then meets ``error``."""
 
     filename = "piece.txt"
+    optional = False
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -935,7 +936,9 @@ class TestResultWriter:
     def test_an_interrupted_swap_is_undone_by_the_next_run(self, tmp_path: Path) -> None:
         ResultWriter(tmp_path, [NodulesJson()])(make_result()).rename(tmp_path / ".scan_1.former")
         (tmp_path / f".scan_1.{MACHINE}.{2**22 + 1}.partial").mkdir()
-        assert ResultWriter(tmp_path, [NodulesJson()]).finished("scan_1", fingerprint(make_result()))
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        write.refuse_another("scan_1", fingerprint(make_result()))
+        assert write.is_complete("scan_1", fingerprint(make_result()))
         assert _names(tmp_path) == ["scan_1"]
 
     def test_a_failing_second_rename_puts_the_former_result_back(
@@ -967,22 +970,22 @@ class TestResultWriter:
         assert table.path.read_bytes() == before
         assert len(_names(write(make_result()))) == 4
 
-    def test_the_same_scan_and_settings_are_finished_when_all_files_are_there(self, tmp_path: Path) -> None:
+    def test_a_result_of_the_same_scan_and_settings_is_complete_when_all_files_are_there(self, tmp_path: Path) -> None:
         class Optional(NodulesCsv):
             filename, optional = "some.csv", True
 
         mine = fingerprint(make_result())
         write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
-        assert not write.finished("scan_1", mine)
+        assert not write.is_complete("scan_1", mine)
         folder = write(make_result())
-        assert write.finished("scan_1", mine)
-        assert not write.finished("scan_2", mine)
-        assert not ResultWriter(tmp_path, [NodulesJson()], overwrite=True).finished("scan_1", mine)
+        assert write.is_complete("scan_1", mine)
+        assert not write.is_complete("scan_1", mine._replace(settings={}))
+        assert not write.is_complete("scan_2", mine)
         (folder / "nodules.csv").unlink()
-        assert not write.finished("scan_1", mine)
-        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).finished("scan_1", mine)
+        assert not write.is_complete("scan_1", mine)
+        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).is_complete("scan_1", mine)
         write(make_result())
-        assert write.finished("scan_1", mine)
+        assert write.is_complete("scan_1", mine)
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -996,19 +999,19 @@ class TestResultWriter:
         write = ResultWriter(tmp_path, [NodulesJson()])
         content = (write(make_result()) / "nodules.json").read_bytes()
         other = dataclasses.replace(make_result(), **changed)
-        for attempt in (lambda: write.finished("scan_1", fingerprint(other)), lambda: write(other)):
+        for attempt in (lambda: write.refuse_another("scan_1", fingerprint(other)), lambda: write(other)):
             with pytest.raises(OutputError, match=f"scan_1: expected nothing or .*{said}.*--overwrite true"):
                 attempt()
         assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == content
         ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other)
-        assert write.finished("scan_1", fingerprint(other))
+        assert write.is_complete("scan_1", fingerprint(other))
 
     @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"input_digest": "", "bundle": {}, "settings": {}}'])
     def test_a_result_that_does_not_say_what_it_was_made_from_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "scan_1").mkdir()
         (tmp_path / "scan_1" / "nodules.json").write_text(text)
         with pytest.raises(OutputError, match="does not say what it was made from"):
-            ResultWriter(tmp_path, [NodulesJson()]).finished("scan_1", Fingerprint("", {}, {}))
+            ResultWriter(tmp_path, [NodulesJson()]).refuse_another("scan_1", Fingerprint("", {}, {}))
         assert (tmp_path / "scan_1" / "nodules.json").read_text() == text
 
     @pytest.mark.parametrize("is_folder", [True, False])
@@ -1018,7 +1021,8 @@ class TestResultWriter:
         mine.write_text("years of work")
         write = ResultWriter(tmp_path, [NodulesJson()], overwrite=True)
         said = r"scan_1.*thesis\.docx.*choose another output_dir" if is_folder else "scan_1: .* got a file"
-        for attempt in (lambda: write(make_result()), lambda: write.finished("scan_1", fingerprint(make_result()))):
+        made_from = fingerprint(make_result())
+        for attempt in (lambda: write(make_result()), lambda: write.refuse_another("scan_1", made_from)):
             with pytest.raises(OutputError, match=said):
                 attempt()
         assert mine.read_text() == "years of work"

@@ -125,7 +125,7 @@ class RunIndex:
             scans=sorted(scans, key=lambda scan: self._place(scan["name"])),
             failures=sorted(failures, key=lambda failure: self._place(failure[0])),
             bins=dict(zip(labels, counts.tolist(), strict=True)),
-            findings=len(diameters_mm),
+            nodules=len(diameters_mm),
             seconds=seconds,
             date=self.date or datetime.now(UTC).date().isoformat(),
         )

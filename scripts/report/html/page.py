@@ -21,7 +21,7 @@ from .render import render_page
 
 # Least field of view of a close-up; for a large nodule it is three times its diameter.
 CLOSE_UP_MM = 60.0
-# Pictures per view to scroll through: fewer if there are many findings, so that a report stays within a few megabytes.
+# Pictures per view to scroll through: fewer if there are many nodules, so that a report stays within a few megabytes.
 _PICTURES = 21
 _FEWEST_PICTURES = 7
 _PICTURES_OF_ALL = 210
@@ -34,7 +34,7 @@ _STEP = 0.01
 
 
 @dataclass(frozen=True)
-class Finding:
+class PageEntry:
     """What the page shows at one position: a nodule with a mask, or a weaker candidate without one.
 
     Attributes:
@@ -68,6 +68,7 @@ class HtmlReport:
     """
 
     filename = "report.html"
+    optional = False
 
     def __init__(self, *, weaker_findings: int = 20, smallest_tested_mm: float = 3.0, date: str | None = None) -> None:
         self.weaker_findings, self.smallest_tested_mm, self.date = weaker_findings, smallest_tested_mm, date
@@ -86,17 +87,18 @@ class HtmlReport:
         threshold = result.settings.get("threshold")
         weaker = weaker_candidates(result, threshold or 0.0)
 
-        def finding(number: int, detection: Detection, nodule: Nodule | None = None) -> Finding:
+        def entry(number: int, detection: Detection, nodule: Nodule | None = None) -> PageEntry:
             centre = nodule.centre_voxel if nodule else _voxels(result, [detection])[0]
-            return Finding(number, detection, nodule, axial.number(centre), whole.position_mm(detection.centre_ras_mm))
+            position_mm = whole.position_mm(detection.centre_ras_mm)
+            return PageEntry(number, detection, nodule, axial.number(centre), position_mm)
 
-        found = [finding(nodule.label, nodule.detection, nodule) for nodule in result.nodules]
+        found = [entry(nodule.label, nodule.detection, nodule) for nodule in result.nodules]
         found.sort(key=lambda one: -one.detection.probability)
         first = max((one.number for one in found), default=0) + 1
-        shown = [finding(number, one) for number, one in enumerate(weaker[: self.weaker_findings], start=first)]
+        shown = [entry(number, one) for number, one in enumerate(weaker[: self.weaker_findings], start=first)]
 
-        def stacks(one: Finding) -> tuple[Stack, Stack, Stack]:
-            """Draw one finding when asked, so that few pictures are in memory; a weaker finding has one per view."""
+        def stacks(one: PageEntry) -> tuple[Stack, Stack, Stack]:
+            """Draw one entry when asked, so that few pictures are in memory; a weaker candidate has one per view."""
             label, pictures = (one.number, pictures_per_view(len(found))) if one.nodule else (0, 1)
             sizes: dict[str, Any] = {"label": label, "pictures": pictures, "long_axis_mm": one.size_mm}
             return close_ups(result, one.detection, LUNG_WINDOW, CLOSE_UP_MM, **sizes)
@@ -147,9 +149,9 @@ class AxialSlices:
         return min(max(round(float(np.asarray(voxel)[self.axis])), 0), self.count - 1)
 
 
-def pictures_per_view(findings: int) -> int:
-    """Return the number of pictures in a stack: odd, and smaller if there are many findings."""
-    each = min(_PICTURES, max(_FEWEST_PICTURES, _PICTURES_OF_ALL // max(findings, 1)))
+def pictures_per_view(nodules: int) -> int:
+    """Return the number of pictures in a stack: odd, and smaller if there are many nodules."""
+    each = min(_PICTURES, max(_FEWEST_PICTURES, _PICTURES_OF_ALL // max(nodules, 1)))
     return each - 1 + each % 2
 
 
@@ -167,9 +169,9 @@ def _voxels(result: ScanResult, found: Sequence[Detection]) -> FloatArray:
     return apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
 
 
-def _lowest(threshold: float | None, findings: Sequence[Finding]) -> float:
-    """Return the page's lowest threshold: whole steps below the operating one, just low enough for all findings."""
-    least = min((finding.detection.probability for finding in findings), default=threshold or 0.0)
+def _lowest(threshold: float | None, entries: Sequence[PageEntry]) -> float:
+    """Return the page's lowest threshold: whole steps below the operating one, just low enough for all entries."""
+    least = min((entry.detection.probability for entry in entries), default=threshold or 0.0)
     start = least if threshold is None else threshold
     steps = int(np.ceil(max(start - least, 0.0) / _STEP))
     return max(start - steps * _STEP, 0.0)

@@ -114,6 +114,16 @@ class Window:
     centre_hu: float
     width_hu: float
 
+    @property
+    def black_hu(self) -> float:
+        """This and everything below is black."""
+        return self.centre_hu - self.width_hu / 2
+
+    @property
+    def white_hu(self) -> float:
+        """This and everything above is white."""
+        return self.centre_hu + self.width_hu / 2
+
     def grey(self, image_hu: npt.ArrayLike) -> GreyImage:
         """Map HU to 0 … 255."""
         scaled = (np.asarray(image_hu, dtype=np.float32) - self.centre_hu) * (255 / self.width_hu) + 127.5
@@ -215,17 +225,22 @@ class _Block:
         inside = self._inside(grid, shape)
         image_hu = np.where(inside, self._values(self.image_hu, grid, shape), np.float32(_OUTSIDE_HU))
         step_mm, pixel_mm, _ = size_mm
-        own, others = (self._paths(labelled, grid, inside, pixel_mm) for labelled in (self.own, self.others))
+        own = self._paths(self.own, grid, inside, pixel_mm)
+        others = self._paths(self.others, grid, inside, pixel_mm)
         width_mm = shape[1] * pixel_mm
-        planes = zip(window.grey(image_hu), own, others, strict=True)
-        return Stack(tuple(Picture(view, grey, width_mm, width_mm, *paths) for grey, *paths in planes), step_mm)
+        pictures = [
+            Picture(view, grey, width_mm, width_mm, outline, other_outlines)
+            for grey, outline, other_outlines in zip(window.grey(image_hu), own, others, strict=True)
+        ]
+        return Stack(tuple(pictures), step_mm)
 
     def _inside(self, grid: FloatArray, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Return which points lie in the scan; each voxel extends half its width, so that a single slice is visible."""
         inside = np.ones(shape, dtype=bool)
         for axis, size in enumerate(self.scan_shape):
             along = [grid[axis, n] * np.arange(count) for n, count in enumerate(shape)]
-            low, high = (grid[axis, 3] + sum(end(steps) for steps in along) for end in (np.min, np.max))
+            low = grid[axis, 3] + sum(steps.min() for steps in along)
+            high = grid[axis, 3] + sum(steps.max() for steps in along)
             if low < -_HALF_VOXEL or high > size - 1 + _HALF_VOXEL:
                 voxel = along[0][:, None, None] + along[1][:, None] + along[2] + grid[axis, 3]
                 inside &= (voxel >= -_HALF_VOXEL) & (voxel <= size - 1 + _HALF_VOXEL)
