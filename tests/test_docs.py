@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from scripts.prepare.preview import WINDOW
+from scripts.preprocess.lung_search import HU_RANGE
+from scripts.report.html.overview import _OVERVIEW_WINDOW
+from scripts.report.html.pictures import LUNG_WINDOW
 from scripts.train.insertion import FAINTEST_HU, FAINTEST_HU_MM
 from tests.test_architecture import SOURCES, imports
 
@@ -78,11 +82,69 @@ def component(config: Any, target: str) -> Any:
     return next((found for part in parts if (found := component(part, target)) is not None), None)
 
 
+def config(name: str) -> dict[str, Any]:
+    return dict(json.loads((ROOT / f"configs/{name}.json").read_text(encoding="utf-8")))
+
+
+def prose(name: str) -> str:
+    """A page with its line breaks as spaces."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def test_pages_give_the_default_settings_of_the_configuration() -> None:
+    found = config("inference")
+    threshold, writers = found["threshold"], found["writer"]["writers"]
+    (weaker,) = [writer["weaker_findings"] for writer in writers if "weaker_findings" in writer]
+    window = "[{:.0f}, {:.0f}]".format(*found["hu_window"])
+    results = [f"at the default threshold of {threshold} |", f"scan at {threshold} (95", f"from {threshold} on)"]
+    statements = {
+        "README.md": [*results, f"the lungs and {found['outside_lungs_mm']:.0f} mm around them"],
+        "docs/README.md": [
+            *results,
+            f"the default is {threshold}.",
+            f"at {threshold} these are",
+            f"HU window {window}",
+        ],
+        "docs/usage.md": [f"from {found['candidate_threshold']} to 1;"],
+        "docs/outputs.md": [f"the {weaker} most probable weaker findings"],
+        "Makefile": [f"THRESHOLD={threshold} "],
+    }
+    assert [(page, words) for page, some in statements.items() for words in some if words not in prose(page)] == []
+
+
+def test_the_metadata_gives_the_results_of_the_model_card() -> None:
+    metadata, card = config("metadata"), (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    threshold = config("inference")["threshold"]
+    assert metadata["operating_points"]["default_threshold"] == threshold
+    ((known, scans),) = re.findall(r"Nodules found, of (\d+) \|.*\| False findings, (\d+) scans", card)
+    ((found, false, rate),) = re.findall(rf"^\| {threshold} \| (\d+) \| \d+ \| (\d+) \| (\S+) \(", card, re.MULTILINE)
+    (dice,) = re.findall(r"^\| Mean Dice .*\| (\.\d+), n", card, re.MULTILINE)
+    assert f"{int(false) / int(scans):.2f}" == rate
+    assert f"| {found} of {known} |" in card
+    assert metadata["eval_metrics"] == {
+        "nodules_found_at_default_threshold": round(int(found) / int(known), 3),
+        "false_findings_per_scan_at_default_threshold": float(rate),
+        "mean_dice_of_found_nodules": float(dice),
+    }
+
+
+def test_the_architecture_gives_the_hu_windows() -> None:
+    shown = [
+        (w.centre_hu - w.width_hu / 2, w.centre_hu + w.width_hu / 2) for w in (LUNG_WINDOW, _OVERVIEW_WINDOW, WINDOW)
+    ]
+    stated = re.findall(r"^\| of [^|]*\| \[(\S+), (\S+)\]", ARCHITECTURE, re.MULTILINE)
+    assert [(float(low), float(high)) for low, high in stated] == [
+        tuple(config("train")["hu_window"]),
+        HU_RANGE,
+        *shown,
+    ]
+
+
 def test_the_method_gives_the_numbers_of_the_configurations() -> None:
-    train, found = (json.loads((ROOT / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
+    train, found = config("train"), config("inference")
     crops, donors = component(train, ".RandomCropd"), component(train, ".InsertNodulesd")
     tile, overlap = found["tile_size"][0], found["tile_overlap"]
-    page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split()).replace(" %", "%")
+    page = prose("docs/method.md").replace(" %", "%")
     statements = [
         f"the lungs plus {found['lung_margin_mm']:.0f} mm",
         "[{:.0f}, {:.0f}] HU is scaled".format(*found["hu_window"]),

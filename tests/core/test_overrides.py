@@ -302,14 +302,14 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--hu_window", "[a,b]"), "hu_window: expected a number"),
         (("--overwrite", "1"), "overwrite: expected true or false, got 1"),
         (("--background", "no"), "background: expected true or false, got 'no'"),
-        (("--postprocessing#transforms#2#threshold", "50%"), "threshold: expected a number, such as 0.5, got '50%'"),
+        (("--segment#threshold", "50%"), "threshold: expected a number, such as 0.5, got '50%'"),
         (("--device", "gpu"), "device gpu: expected cpu, cuda or cuda:N"),
         (("--device", "0"), "device 0: expected cpu, cuda or cuda:N"),
         (("--device", "cuda:99"), "device cuda:99: expected a"),
         (("--device", "meta"), "device meta: expected a device that torch can use"),
         (("--stride", "4"), "--stride: expected the network's, got 4; leave it out"),
         (("--spacing_mm", "[2,2,2]"), "--spacing_mm: expected [1.0, 1.0, 1.0], for which"),
-        (("--preprocessing#transforms#2#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
+        (("--scan_to_grid#spacing_mm", "[2,2,2]"), "spacing_mm: expected [1.0, 1.0, 1.0], for which"),
         (("--settings#threshold", "0.9"), "got a part of the record of what ran; set --threshold"),
         (("--model_facts#checkpoint", "x"), "got a part of the record of what ran; set --checkpoint"),
         (("--inferer#inferer#stride", "4"), "one value for all 3 places of stride"),
@@ -348,9 +348,9 @@ def test_the_record_says_what_the_components_got(tmp_path: Path) -> None:
     graph = Graph(tmp_path, ["inference"], ("settings",))
     assert graph.words("--threshold", "0.4")["settings"]["threshold"] == 0.4
     for name, place, value in (
-        ("threshold", "postprocessing#transforms#2#threshold", 0.9),
-        ("candidate_threshold", "postprocessing#transforms#0#threshold", 0.01),
-        ("hu_window", "preprocessing#transforms#3#hu_window", [-1000, 400]),
+        ("threshold", "segment#threshold", 0.9),
+        ("candidate_threshold", "decode#threshold", 0.01),
+        ("hu_window", "scale_hu#hu_window", [-1000, 400]),
         ("precision", "inferer#precision", "float32"),
     ):
         settings = graph.words(f"--{place}", str(value))["settings"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def test_a_graph_can_be_read(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > 120 and path.stem != "metadata"] == []
     assert [line for line in lines if (len(line) - len(line.lstrip(" "))) % 4] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_reference_names_what_it_refers_to(path: Path) -> None:
+    """A place in a list would be that of another step once a step is added before it."""
+    assert re.findall(r"@\w+(?:(?:#|::)\w+)*(?:#|::)\d+\b[\w#:]*", path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(

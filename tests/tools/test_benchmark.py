@@ -170,7 +170,8 @@ def searched(tiny: str, scan: str) -> Searched:
 
 def test_every_component_of_the_graph_is_a_stage(searched: Searched) -> None:
     graph = json.loads(Path(INFERENCE).read_text(encoding="utf-8"))
-    components = [one for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]]
+    steps = [one for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]]
+    components = [graph[one[1:]] if isinstance(one, str) else one for one in steps]
     classes = [one["_target_"].split(".")[-1] for one in components]
     named = {STAGES.get(name, name) for name in classes}
     named = named - {"scan_to_grid"} | {"find lungs, crop", "orient", "resample"}  # what it is made of
