@@ -53,8 +53,8 @@ SERIES_UIDS = {
 # Up to this number, patches without a series are numbered by patient from LIDC-IDRI-0001, like those with one.
 LAST_PATIENT_IN_ORDER = 75
 
-# Masses, nodules and opacities in scans that nobody has annotated for nodules, found by eye, mostly among the strongest
-# findings of networks that had not been trained on the scan: centre LPS mm, diameter mm.
+# Masses, nodules and opacities that nobody has annotated as nodules, read by eye among the findings of networks (in the
+# last round those from a probability of 0.05 on): centre LPS mm, diameter mm with a margin.
 # Never background, and neither true nor false in validation.
 UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
     "C3N-00247": [
@@ -62,6 +62,9 @@ UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
         (-18.1, -231.4, -158.0, 12.0),
         (107.0, -131.5, -195.1, 10.0),
         (-114.8, -125.5, -155.5, 8.0),
+        (-19.0, -141.7, -196.6, 8.0),
+        (-63.1, -237.7, -149.4, 8.0),
+        (-49.0, -227.3, -160.5, 8.0),
     ],
     "CMB-CRC-MSB-01068": [
         (95.2, -2.0, -108.5, 24.0),
@@ -71,7 +74,15 @@ UNREAD_FINDINGS_LPS_MM: dict[str, list[tuple[float, float, float, float]]] = {
         (-99.5, -50.5, -163.4, 10.0),
         (-86.4, 32.0, -149.3, 8.0),
         (-93.2, -43.2, -122.1, 10.0),
+        (49.4, 8.7, -204.2, 11.0),
+        (-32.3, 37.7, -74.5, 7.0),
+        (34.6, -75.9, -156.6, 10.0),
+        (33.9, -83.5, -127.0, 7.0),
+        (61.2, -33.2, -148.9, 9.0),
+        (-86.8, -15.8, -82.0, 6.0),
     ],
+    "LIDC-IDRI-0001": [(-57.3, -63.6, -196.8, 8.0), (125.4, 27.0, -211.1, 8.0), (-10.5, 57.7, -264.7, 8.0)],
+    "LIDC-IDRI-0002": [(63.9, 23.4, -265.3, 7.0)],
     "TCGA-DE-A4MA": [(-109.1, -112.2, -939.1, 12.0), (-106.6, -162.8, -932.6, 12.0)],
 }
 

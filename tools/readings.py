@@ -159,13 +159,12 @@ def _pictures(result: Path, images: Path, rows: Sequence[Row]) -> Iterator[tuple
 
 def _page(findings: Sequence[tuple[str, list[Picture]]]) -> Figure:
     """Draw findings one below the other, each as axial, coronal and sagittal plane with the outlines of the masks."""
-    figure = Figure(figsize=(3 * INCHES, ROWS * (INCHES + 0.4)), layout="constrained")
-    grid = figure.subplots(ROWS, 3)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, (title, planes) in zip(grid, findings, strict=False):
+    figure = Figure(figsize=(3 * INCHES, len(findings) * (INCHES + 0.4)), layout="constrained")
+    grid = figure.subplots(len(findings), 3, squeeze=False)
+    for line, (title, planes) in zip(grid, findings, strict=True):
         line[0].set_title(title, loc="left", fontsize=7)
         for axes, plane in zip(line, planes, strict=True):
+            axes.set_axis_off()
             extent = (0, plane.width_mm, plane.height_mm, 0)
             axes.imshow(plane.grey, cmap="gray", vmin=0, vmax=255, extent=extent)
             for path in (plane.outline, plane.other_outlines):
