@@ -31,13 +31,14 @@ LARGEST_DIAMETER_MM = 100.0  # lesions above 30 mm are called masses; this only 
 def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
     """Return the largest value in the cube of ``peak_size`` cells around each cell.
 
-    Computed axis by axis, in a tenth of the time of a max pooling.
+    Computed axis by axis, in a tenth of the time of a max pooling and, for 3 cells, a quarter of that of scipy's
+    ``maximum_filter``.
     """
     for axis in range(logits.ndim):
         largest = logits.clone()
-        for step in range(1, peak_size // 2 + 1):
-            left = max(logits.shape[axis] - step, 0)
-            for here, there in ((0, step), (step, 0)) if left else ():
+        for step in range(1, min(peak_size // 2 + 1, logits.shape[axis])):
+            left = logits.shape[axis] - step
+            for here, there in ((0, step), (step, 0)):
                 part = largest.narrow(axis, here, left)
                 torch.maximum(part, logits.narrow(axis, there, left), out=part)
         logits = largest
