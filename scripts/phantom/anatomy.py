@@ -221,8 +221,9 @@ def trunk(frame: Frame, xyz: Field, patient: Patient) -> Field:
     front = _profile("cage front", z) + 17 + 0.8 * fat + 16 * np.clip((z - 175) / 60, 0, 1).astype(np.float32)
     back = _profile("cage back", z) - 33 - 0.6 * fat - 8 * np.clip((z - 200) / 60, 0, 1).astype(np.float32)
     out = _distance(frame, _superellipse(x, y, _profile("body half width", z) + fat, front, back, BODY_POWER))
-    for sign in (1.0, -1.0) if patient.breast > 0 else ():
-        out = smooth_min(out, ellipsoid(xyz, (sign * 74, 74.0, 118.0), (58.0, 34.0 * patient.breast, 48.0)), 22.0)
+    if patient.breast > 0:
+        for sign in (1.0, -1.0):
+            out = smooth_min(out, ellipsoid(xyz, (sign * 74, 74.0, 118.0), (58.0, 34.0 * patient.breast, 48.0)), 22.0)
     groove = 6 * np.exp(-((x / 14) ** 2)) * (y < -60)
     return (out + groove).astype(np.float32)
 
