@@ -9,6 +9,7 @@ FROC curve can reach).
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,14 @@ LARGEST_DIAMETER_MM = 100.0  # lesions above 30 mm are called masses; this only 
 def _largest_around(logits: Tensor, peak_size: int) -> Tensor:
     """Return the largest value in the cube of ``peak_size`` cells around each cell.
 
-    Computed axis by axis, in a tenth of the time of a max pooling.
+    Computed axis by axis, in a tenth of the time of a max pooling and, for 3 cells, about half of that of scipy's
+    ``maximum_filter`` (a quarter on one thread).
     """
     for axis in range(logits.ndim):
         largest = logits.clone()
-        for step in range(1, peak_size // 2 + 1):
-            left = max(logits.shape[axis] - step, 0)
-            for here, there in ((0, step), (step, 0)) if left else ():
+        for step in range(1, min(peak_size // 2 + 1, logits.shape[axis])):
+            left = logits.shape[axis] - step
+            for here, there in ((0, step), (step, 0)):
                 part = largest.narrow(axis, here, left)
                 torch.maximum(part, logits.narrow(axis, there, left), out=part)
         logits = largest
@@ -83,6 +85,37 @@ def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
             kept.append(n)
             gone |= rivals[n]
     return kept
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the peaks propose, one row for each plateau.
+
+    Attributes:
+        rows: ``[G, 5]`` float64: nodule logit, centre (3), diameter. One matrix: PyTorch rounds the last bit of a
+            probability differently for a vector without gaps.
+    """
+
+    rows: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """Nodule logits, ``[G]``."""
+        return self.rows[:, 0]
+
+    @property
+    def centres_mm(self) -> Tensor:
+        """Centres, ``[G, 3]``, from the first voxel along the grid's axes i, j, k."""
+        return self.rows[:, 1:4]
+
+    @property
+    def diameters_mm(self) -> Tensor:
+        """Diameters, ``[G]``."""
+        return self.rows[:, 4]
+
+    def select(self, index: Tensor | list[int]) -> Proposals:
+        """Return some of the proposals, in the order of the index."""
+        return Proposals(self.rows[index])
 
 
 class DecodeCandidatesd(Transform):
@@ -135,24 +168,21 @@ class DecodeCandidatesd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         affine = np.asarray(data["image"].affine, dtype=np.float64)
         proposals = self._proposals(torch.as_tensor(data["pred"]), spacing_mm(affine))
-        proposals = proposals[proposals[:, 4] >= self.smallest_diameter_mm]
-        proposals = proposals[proposals[:, 0].argsort(descending=True, stable=True)[: self.top_k]]
-        half_mm = proposals[:, 4:] / 2.0
-        cubes = torch.cat([proposals[:, 1:4] - half_mm, proposals[:, 1:4] + half_mm], dim=1)
-        proposals = proposals[strongest_of_overlapping(cubes, self.nms_overlap)]
-        world = apply_affine(affine, proposals[:, 1:4].numpy() / spacing_mm(affine)).tolist()
-        diameters_mm, probabilities = proposals[:, 4].tolist(), torch.sigmoid(proposals[:, 0]).tolist()
+        proposals = proposals.select(proposals.diameters_mm >= self.smallest_diameter_mm)
+        proposals = proposals.select(proposals.logits.argsort(descending=True, stable=True)[: self.top_k])
+        half_mm = proposals.diameters_mm[:, None] / 2.0
+        cubes = torch.cat([proposals.centres_mm - half_mm, proposals.centres_mm + half_mm], dim=1)
+        proposals = proposals.select(strongest_of_overlapping(cubes, self.nms_overlap))
+        world = apply_affine(affine, proposals.centres_mm.numpy() / spacing_mm(affine)).tolist()
+        diameters_mm, probabilities = proposals.diameters_mm.tolist(), torch.sigmoid(proposals.logits).tolist()
         found = [
             Detection((x, y, z), diameter_mm, probability)
             for (x, y, z), diameter_mm, probability in zip(world, diameters_mm, probabilities, strict=True)
         ]
         return {**data, "candidates": found}
 
-    def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Tensor:
-        """Return what the peaks propose: ``[G, 5]`` float64, one row for each plateau.
-
-        Columns: nodule logit; centre (3), in mm from the first voxel along the grid's axes i, j, k; diameter in mm.
-        """
+    def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Proposals:
+        """Return what the peaks of the maps propose; ``voxel_mm`` ``[3]``."""
         logits = pred[NODULE_LOGIT]
         cut = float(torch.logit(torch.tensor(self.threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
         is_peak = (logits == _largest_around(logits, self.peak_size)) & (logits >= cut)  # excludes flat background
@@ -163,10 +193,9 @@ class DecodeCandidatesd(Transform):
         rows[:, OFFSET_MM] += (cells * self.stride + (self.stride - 1) / 2.0) * torch.from_numpy(voxel_mm)
         group = _plateaus(cells, logits.shape, self.peak_size)
         counts = torch.bincount(group)
-        proposals = torch.zeros(len(counts), rows.shape[1], dtype=rows.dtype).index_add(0, group, rows)
-        proposals /= counts[:, None]
-        proposals[:, LOG_DIAMETER] = proposals[:, LOG_DIAMETER].exp().clamp(0.0, LARGEST_DIAMETER_MM)
-        return proposals
+        means = torch.zeros(len(counts), rows.shape[1], dtype=rows.dtype).index_add(0, group, rows) / counts[:, None]
+        diameters_mm = means[:, LOG_DIAMETER].exp().clamp(0.0, LARGEST_DIAMETER_MM)
+        return Proposals(torch.cat([means[:, :LOG_DIAMETER], diameters_mm[:, None]], dim=1))
 
 
 class DropOutsideLungsd(Transform):

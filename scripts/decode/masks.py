@@ -91,10 +91,11 @@ def mask_at(
     detection: Detection,
     mask_logits: Tensor,
     affine: FloatArray,
-    taken: npt.NDArray[np.integer],
+    shape: tuple[int, ...],
     scan_affine: FloatArray,
     *,
     settings: MaskSettings,
+    taken: npt.NDArray[np.integer] | None = None,
 ) -> tuple[Box, Mask]:
     """Compute the mask of one detection on the scan's own grid.
 
@@ -102,20 +103,24 @@ def mask_at(
         detection: gives position and size.
         mask_logits: ``[M, I, J, K]``, see :func:`logits_at`.
         affine: ``[4, 4]``, of the network's input, voxel to RAS mm.
-        taken: ``[I, J, K]`` on the scan's grid; voxels that are not 0 already belong to another nodule.
+        shape: ``(I, J, K)`` of the scan's grid.
         scan_affine: ``[4, 4]``, of the scan's grid, voxel to RAS mm.
         settings: see :class:`MaskSettings`.
+        taken: ``[I, J, K]`` on the scan's grid; voxels that are not 0 already belong to another nodule.
 
     Returns:
         A box of the scan's grid, and which of its voxels belong to the nodule; the mask may be empty.
     """
     cut = float(np.log(settings.mask_threshold / (1.0 - settings.mask_threshold)))
     reach_mm = detection.diameter_mm / 2.0
-    box = box_around(scan_affine, taken.shape, detection.centre_ras_mm, reach_mm + settings.margin_mm)
+    box = box_around(scan_affine, shape, detection.centre_ras_mm, reach_mm + settings.margin_mm)
     world = apply_affine(scan_affine, np.stack([*np.mgrid[box]], axis=-1))
     logits = logits_at(mask_logits, affine, world, settings.stride)
     centre = apply_affine(np.linalg.inv(scan_affine), detection.centre_ras_mm) - [s.start for s in box]
-    return box, piece_at((logits > cut) & (taken[box] == 0), centre, reach_mm / spacing_mm(scan_affine))
+    inside = logits > cut
+    if taken is not None:
+        inside &= taken[box] == 0
+    return box, piece_at(inside, centre, reach_mm / spacing_mm(scan_affine))
 
 
 def segment_nodules(
@@ -145,7 +150,9 @@ def segment_nodules(
         i, j, k = apply_affine(from_world, detection.centre_ras_mm).tolist()
         nearest = np.clip(np.round([i, j, k]).astype(int), 0, np.array(scan_hu.shape) - 1)
         if not instances[tuple(nearest)]:
-            box, inside = mask_at(detection, mask_logits, affine, instances, scan_affine, settings=settings)
+            box, inside = mask_at(
+                detection, mask_logits, affine, scan_hu.shape, scan_affine, settings=settings, taken=instances
+            )
             label = len(nodules) + 1
             instances[box][inside] = label
             nodules.append(Nodule(label, detection, (i, j, k), measure(inside, scan_hu[box], scan_affine)))
@@ -165,16 +172,14 @@ def segment_given(
 
     Args:
         findings: label, and position and diameter, of each finding.
-        mask_logits, affine, scan_affine, settings: see :func:`mask_at`.
-        shape: ``(I, J, K)`` of the scan's grid.
+        mask_logits, affine, shape, scan_affine, settings: see :func:`mask_at`.
 
     Returns:
         The instance mask, ``[I, J, K]``; where masks overlap, it has the label of the later finding.
     """
-    free = np.broadcast_to(np.zeros(1, dtype=np.uint16), shape)
     instances = np.zeros(shape, dtype=np.uint16)
     for label, place in findings:
-        box, inside = mask_at(place, mask_logits, affine, free, scan_affine, settings=settings)
+        box, inside = mask_at(place, mask_logits, affine, shape, scan_affine, settings=settings)
         instances[box][inside] = label
     return instances
 

@@ -139,13 +139,42 @@ def _superellipse(x: Field, y: Field, half_width: Field, front: Field, back: Fie
     return (np.power(u**power + v**power, 1 / power) - 1) * np.minimum(half_width, half_depth)
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """The smooth structures: distances to each on the coarse grid, model mm, negative inside.
+
+    Attributes:
+        cage: the inner chest wall.
+        body: the skin, without shoulders and arms.
+        diaphragm: height of the diaphragm above each point.
+        thorax: the space in the cage above the diaphragm, with domed tops.
+        heart, vessels, oesophagus: organs of the mediastinum.
+        column, bone, canal: the spine's surface, its bone without processes, and the spinal canal.
+        room: the mediastinum with the fat beside the tip of the heart.
+        between: the same, with this fat only in the angle between heart and diaphragm.
+    """
+
+    cage: Field
+    body: Field
+    diaphragm: Field
+    thorax: Field
+    heart: Field
+    vessels: Field
+    oesophagus: Field
+    column: Field
+    bone: Field
+    canal: Field
+    room: Field
+    between: Field
+
+
 def _heart(xyz: Field, patient: Patient, name: str) -> Field:
     """Return the distance to the heart, or to its chambers, model mm; ``name`` is a key of :data:`ELLIPSOIDS`."""
     parts = (ellipsoid(xyz, centre, axes, patient.spread) for centre, axes in ELLIPSOIDS[name])
     return reduce(partial(smooth_min, width=12.0), parts)
 
 
-def _spine(xyz: Field) -> dict[str, Field]:
+def _spine(xyz: Field) -> tuple[Field, Field, Field]:
     """Return distances to the spine's surface, its bone without processes, and the spinal canal, model mm."""
     x, y, z = xyz
     centre_y = _profile("spine", z)
@@ -159,8 +188,7 @@ def _spine(xyz: Field) -> dict[str, Field]:
     ring = np.maximum(np.abs(canal - 2.5) - 2.5, level - 8.5)  # laminae and pedicles
     bone = np.minimum(np.maximum(column, level - 9.2), ring)
     flank = np.sqrt((x / 1.4) ** 2 + (y - canal_y + 4) ** 2) - 17  # transverse processes, rib heads, their muscles
-    found = {"column": np.minimum(column, flank), "bone": bone, "canal": canal}
-    return {name: distance.astype(np.float32) for name, distance in found.items()}
+    return np.minimum(column, flank).astype(np.float32), bone.astype(np.float32), canal.astype(np.float32)
 
 
 def _diaphragm(xyz: Field, patient: Patient) -> Field:
@@ -181,7 +209,7 @@ def _middle(xyz: Field) -> Field:
     return (np.interp(z, (0, 60, 120, 180, 300), (-14, -12, -6, 0, 0)) * (y > -40)).astype(np.float32)
 
 
-def _mediastinum(xyz: Field, shapes: dict[str, Field]) -> Field:
+def _mediastinum(xyz: Field, vessels: Field, tubes: Field, heart: Field, column: Field) -> Field:
     """Return the distance to the mediastinum, which is everything between the lungs, model mm."""
     x, y, z = xyz
     width = (
@@ -191,13 +219,8 @@ def _mediastinum(xyz: Field, shapes: dict[str, Field]) -> Field:
         - 2 * (y > 60)
     ) * (1 - 0.4 * np.clip(y / 45, 0, 1) * np.clip((z - 190) / 30, 0, 1))
     out = (np.abs(x - _middle(xyz)) - width).astype(np.float32)
-    for part, skin, rounding in (
-        ("vessels", 2.0, 8.0),
-        ("tubes", 2.0, 8.0),
-        ("heart", 3.5, 9.0),
-        ("column", 4.0, 10.0),
-    ):
-        out = smooth_min(out, shapes[part] - np.float32(skin), rounding)
+    for part, skin, rounding in ((vessels, 2.0, 8.0), (tubes, 2.0, 8.0), (heart, 3.5, 9.0), (column, 4.0, 10.0)):
+        out = smooth_min(out, part - np.float32(skin), rounding)
     return out
 
 
@@ -221,8 +244,9 @@ def trunk(frame: Frame, xyz: Field, patient: Patient) -> Field:
     front = _profile("cage front", z) + 17 + 0.8 * fat + 16 * np.clip((z - 175) / 60, 0, 1).astype(np.float32)
     back = _profile("cage back", z) - 33 - 0.6 * fat - 8 * np.clip((z - 200) / 60, 0, 1).astype(np.float32)
     out = _distance(frame, _superellipse(x, y, _profile("body half width", z) + fat, front, back, BODY_POWER))
-    for sign in (1.0, -1.0) if patient.breast > 0 else ():
-        out = smooth_min(out, ellipsoid(xyz, (sign * 74, 74.0, 118.0), (58.0, 34.0 * patient.breast, 48.0)), 22.0)
+    if patient.breast > 0:
+        for sign in (1.0, -1.0):
+            out = smooth_min(out, ellipsoid(xyz, (sign * 74, 74.0, 118.0), (58.0, 34.0 * patient.breast, 48.0)), 22.0)
     groove = 6 * np.exp(-((x / 14) ** 2)) * (y < -60)
     return (out + groove).astype(np.float32)
 
@@ -235,19 +259,14 @@ def fat_and_flesh(frame: Frame, rng: np.random.Generator) -> tuple[Field, Field,
 
 
 def _soft_tissue(
-    frame: Frame,
-    xyz: Field,
-    patient: Patient,
-    shapes: dict[str, Field],
-    rng: np.random.Generator,
-    extra: np.random.Generator,
+    frame: Frame, xyz: Field, patient: Patient, shapes: Shapes, rng: np.random.Generator, extra: np.random.Generator
 ) -> Field:
     """Return the HU of everything except bone, lung, airway and skin, on the coarse grid."""
     noise, tissue, flesh = fat_and_flesh(frame, rng)
     muscle_mm = _muscle_mm(xyz)
-    muscle = np.maximum(shapes["cage"] - muscle_mm, shapes["body"] + 4)
-    planes = np.exp(-(((shapes["cage"] - 9.5) / 1.3) ** 2)) * (muscle_mm > 13) + np.exp(
-        -(((shapes["cage"] - 22 - 3 * noise) / 1.2) ** 2)
+    muscle = np.maximum(shapes.cage - muscle_mm, shapes.body + 4)
+    planes = np.exp(-(((shapes.cage - 9.5) / 1.3) ** 2)) * (muscle_mm > 13) + np.exp(
+        -(((shapes.cage - 22 - 3 * noise) / 1.2) ** 2)
     ) * (muscle_mm > 26)
     blend(tissue, inside(muscle, 2.0), (flesh - 130 * np.clip(planes, 0, 1)).astype(np.float32))
     if patient.breast > 0:
@@ -255,18 +274,18 @@ def _soft_tissue(
         for sign in (1.0, -1.0):
             part = ellipsoid(xyz, (sign * 74, 86.0, 118.0), (38, 26 * patient.breast, 32))
             blend(tissue, np.where(muscle > 3, inside(part, 8.0) * gland, 0), 35.0)
-    cavity = np.maximum(np.maximum(shapes["cage"], shapes["diaphragm"]), -xyz[2] - 70)
+    cavity = np.maximum(np.maximum(shapes.cage, shapes.diaphragm), -xyz[2] - 70)
     blend(tissue, inside(cavity + 1.5, 2.0), FAT_HU + 12 * noise)
-    fill_abdomen(frame, xyz, tissue, np.maximum(shapes["cage"] + 2, -shapes["diaphragm"] - 2), rng, extra)
+    fill_abdomen(frame, xyz, tissue, np.maximum(shapes.cage + 2, -shapes.diaphragm - 2), rng, extra)
     for distance, edge_mm, value in (
-        (np.maximum(shapes["cage"], np.abs(shapes["diaphragm"] + 1.0) - 1.5), 2.0, 45.0),  # the diaphragm itself
-        (shapes["column"], 2.0, DISC_HU),
-        (shapes["canal"], 2.0, 30.0),
-        (shapes["heart"] - 2.5, 2.0, FAT_HU),
-        (shapes["heart"], 2.0, 60.0 + 0.25 * max(patient.blood_hu - 45, 0)),
+        (np.maximum(shapes.cage, np.abs(shapes.diaphragm + 1.0) - 1.5), 2.0, 45.0),  # the diaphragm itself
+        (shapes.column, 2.0, DISC_HU),
+        (shapes.canal, 2.0, 30.0),
+        (shapes.heart - 2.5, 2.0, FAT_HU),
+        (shapes.heart, 2.0, 60.0 + 0.25 * max(patient.blood_hu - 45, 0)),
         (_heart(xyz, patient, "chambers"), 3.0, patient.blood_hu),
-        (shapes["oesophagus"], 2.0, 38.0),
-        (shapes["vessels"], 2.0, patient.blood_hu),
+        (shapes.oesophagus, 2.0, 38.0),
+        (shapes.vessels, 2.0, patient.blood_hu),
     ):
         blend(tissue, inside(distance, edge_mm), value)
     return tissue
@@ -374,25 +393,38 @@ def _whole_lungs(lung: Field, lobe: npt.NDArray[np.uint8]) -> Field:
     return np.where(specks, np.float32(1), lung)
 
 
-def _shapes(frame: Frame, xyz: Field, patient: Patient) -> dict[str, Field]:
-    """Return the distances to the smooth structures by name, on the coarse grid, model mm."""
+def _shapes(frame: Frame, xyz: Field, patient: Patient) -> Shapes:
+    """Return the smooth structures."""
     x, y, z = xyz
     width, front, back = (_profile(f"cage {name}", z) for name in ("half width", "front", "back"))
     apices = z - APEX_Z + 0.014 * (np.abs(x) - 40) ** 2 + 0.011 * (y + 22) ** 2  # height above the lungs' domed tops
-    shapes = {name: coarse_tubes(frame, TUBES[name]) for name in ("vessels", "oesophagus", "airway")} | _spine(xyz)
-    shapes["tubes"] = np.minimum(shapes["airway"], shapes["oesophagus"])
-    shapes["cage"] = _distance(frame, _superellipse(x, y, width, front, back, CAGE_POWER))
-    shapes["body"] = trunk(frame, xyz, patient)
-    shapes["diaphragm"] = _distance(frame, _diaphragm(xyz, patient))
-    shapes["heart"] = _heart(xyz, patient, "heart")
-    thorax = smooth_max(shapes["cage"], shapes["diaphragm"], 3.0)
-    shapes["thorax"] = smooth_max(thorax, _distance(frame, apices.astype(np.float32)), 8.0)
-    angle = smooth_min(shapes["heart"], -shapes["diaphragm"], FAT_FILLET)
-    shapes["room"] = shapes["between"] = _mediastinum(xyz, shapes)
-    for pad in (ellipsoid(xyz, *fat) for fat in ELLIPSOIDS["heart fat"]):  # fat beside the tip of the heart
-        shapes["room"] = smooth_min(shapes["room"], pad, 10.0)
-        shapes["between"] = smooth_min(shapes["between"], smooth_max(pad, angle, 8.0), 10.0)  # fills the angle
-    return shapes
+    vessels, oesophagus, airway = (coarse_tubes(frame, TUBES[name]) for name in ("vessels", "oesophagus", "airway"))
+    column, bone, canal = _spine(xyz)
+    cage = _distance(frame, _superellipse(x, y, width, front, back, CAGE_POWER))
+    diaphragm = _distance(frame, _diaphragm(xyz, patient))
+    heart = _heart(xyz, patient, "heart")
+    thorax = smooth_max(smooth_max(cage, diaphragm, 3.0), _distance(frame, apices.astype(np.float32)), 8.0)
+    angle = smooth_min(heart, -diaphragm, FAT_FILLET)
+    room = between = _mediastinum(xyz, vessels, np.minimum(airway, oesophagus), heart, column)
+    for fat in ELLIPSOIDS["heart fat"]:  # beside the tip of the heart
+        pad = ellipsoid(xyz, *fat)
+        room = smooth_min(room, pad, 10.0)
+        between = smooth_min(between, smooth_max(pad, angle, 8.0), 10.0)  # fills the angle
+    body = trunk(frame, xyz, patient)
+    return Shapes(
+        cage=cage,
+        body=body,
+        diaphragm=diaphragm,
+        thorax=thorax,
+        heart=heart,
+        vessels=vessels,
+        oesophagus=oesophagus,
+        column=column,
+        bone=bone,
+        canal=canal,
+        room=room,
+        between=between,
+    )
 
 
 def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extra: np.random.Generator) -> Anatomy:
@@ -409,11 +441,11 @@ def build_anatomy(patient: Patient, frame: Frame, rng: np.random.Generator, extr
     size = np.float32(frame.size)
     tissue = _soft_tissue(frame, xyz, patient, shapes, rng, extra)
     image = np.full(frame.shape, AIR_HU, dtype=np.float32)
-    blend(image, inside(frame.upsample(shapes["body"]) * size), frame.upsample(tissue))
-    _add_bones(frame, image, shapes["bone"], frame.upsample(shapes["column"]), rng)
+    blend(image, inside(frame.upsample(shapes.body) * size), frame.upsample(tissue))
+    _add_bones(frame, image, shapes.bone, frame.upsample(shapes.column), rng)
     lobe, fissure = _lobes(xyz)
     index = np.ix_(*(np.arange(n) // frame.step for n in frame.shape))
-    lung, room = (_whole_lungs(smooth_max(shapes["thorax"], -shapes[w], 2.0), lobe) for w in ("between", "room"))
+    lung, room = (_whole_lungs(smooth_max(shapes.thorax, -one, 2.0), lobe) for one in (shapes.between, shapes.room))
     lung_mm, room_mm, fissure_mm = (frame.upsample(one) * size for one in (lung, room, fissure))
     return Anatomy(image, lung_mm, room_mm, lobe[index], fissure_mm)
 

@@ -197,8 +197,9 @@ def _resample(
     positions = [np.arange(float(n)) for n in chest.image_hu.shape]
     order = direction.argmax(axis=0)  # chest axis that each scan axis runs along
     is_straight = np.allclose(direction.max(axis=0), 1, atol=1e-6)
-    for axis, target in enumerate(order if is_straight else ()):
-        positions[target] = to_chest[target, 3] + to_chest[target, axis] * np.arange(shape[axis])
+    if is_straight:
+        for axis, target in enumerate(order):
+            positions[target] = to_chest[target, 3] + to_chest[target, axis] * np.arange(shape[axis])
     edges = (sharpen, sharpen, 0.0)
     rows = [_sampling(*axis) for axis in zip(positions, chest.image_hu.shape, blur_mm, edges, strict=True)]
     image = along_axes(rows, chest.image_hu)

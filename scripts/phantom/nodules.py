@@ -108,7 +108,9 @@ def _centres(
     shape = np.array(anatomy.room_mm.shape)
     fitting = vessels[(vessels[:, 3] > 0.6) & (vessels[:, 3] < max(0.8, 0.5 * radius))]
     thick = vessels[vessels[:, 3] > 1.2]
-    for _ in range(_TRIES if attachment != "vessel" or len(fitting) else 0):
+    if attachment == "vessel" and not len(fitting):
+        return
+    for _ in range(_TRIES):
         if attachment == "vessel":
             point = fitting[rng.integers(len(fitting))]
             away = rng.standard_normal(3)

@@ -124,18 +124,18 @@ def find_lungs(
         parts = _with_lungs_of(lung_mask, parts, scan, source)
     body, lungs = parts != Part.OUTSIDE, is_lung(parts)
     is_cut_out = _share_of_sides(body) > CUT_OUT_SHARE
-    searched: Region = "body" if region == "body" else "cut-out" if is_cut_out else "lungs"
     if not is_cut_out and body.any() and lungs.sum() * voxel_volume_mm3(scan.affine_ras) < LEAST_LUNG_MM3:
         raise ScanError(
             f"{source}: expected a chest CT, got a body without lungs (less than {LEAST_LUNG_MM3 / 1e3:.0f} ml); give "
             "the series of the chest"
         )
-    if not lungs.any():
-        searched, lungs = "body", body if body.any() else np.ones_like(body)
-        body = lungs
-    elif searched == "body":
-        lungs = body
-    return _region(searched, parts, lungs, body, scan, np.array(image_hu.shape))
+    shape = np.array(image_hu.shape)
+    if not body.any():
+        everything = np.ones_like(body)
+        return _region("body", parts, everything, everything, scan, shape)
+    if region == "body" or not lungs.any():
+        return _region("body", parts, body, body, scan, shape)
+    return _region("cut-out" if is_cut_out else "lungs", parts, lungs, body, scan, shape)
 
 
 def is_lung(parts: Parts) -> Mask:

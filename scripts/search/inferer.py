@@ -166,15 +166,15 @@ class TileInferer(Inferer):
         self, tile_size: Sequence[int], overlap: float, stride: int, reach_mm: float = math.inf, *, at_once: int = 1
     ) -> None:
         super().__init__()
-        self.size = tuple(int(n) // BLOCK for n in tile_size)
-        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in tile_size) or not all(self.size):
+        self.tile_blocks = tuple(int(n) // BLOCK for n in tile_size)
+        if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in tile_size) or not all(self.tile_blocks):
             raise TileError(
                 f"tile_size {list(tile_size)} with tile_overlap {overlap}: expected multiples of "
                 f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.05 is a good choice"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
-        shared = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in tile_size]
-        self.shared = tuple(min(n, size - 1) for n, size in zip(shared, self.size, strict=True))
+        wished = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in tile_size]
+        self.overlap_blocks = tuple(min(n, tile - 1) for n, tile in zip(wished, self.tile_blocks, strict=True))
         self.remarks: tuple[str, ...] = ()
 
     def __call__(
@@ -200,18 +200,19 @@ class TileInferer(Inferer):
         """
         shape = tuple(inputs.shape[2:])
         blocks = tuple(n // BLOCK for n in shape)
-        whole = [n % COARSEST_STRIDE == 0 and b >= size for n, b, size in zip(shape, blocks, self.size, strict=True)]
-        if inputs.shape[0] != 1 or not all(whole):
+        is_whole = all(n % COARSEST_STRIDE == 0 for n in shape)
+        is_large = all(n >= tile for n, tile in zip(blocks, self.tile_blocks, strict=True))
+        if inputs.shape[0] != 1 or not is_whole or not is_large:
             raise TileError(
                 f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a tile of "
-                f"{[n * BLOCK for n in self.size]}, got {list(inputs.shape)}; pad it"
+                f"{[n * BLOCK for n in self.tile_blocks]}, got {list(inputs.shape)}; pad it"
             )
         wanted = np.ones(blocks, dtype=bool)
         if lung_distance_mm is not None and isinstance(inputs, MetaTensor):
             wanted = blocks_near(lung_distance_mm, self.reach_mm, inputs.affine, shape, BLOCK)
         may_cut = getattr(network, "any_tile_size", False)
-        least = tuple(min(n, LEAST_BLOCKS) for n in self.size) if may_cut else self.size
-        tiles = plan_tiles(wanted, Tiling(self.size, self.shared, least))
+        least = tuple(min(n, LEAST_BLOCKS) for n in self.tile_blocks) if may_cut else self.tile_blocks
+        tiles = plan_tiles(wanted, Tiling(self.tile_blocks, self.overlap_blocks, least))
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         return self._within_memory(image, tiles, network, lambda batch: network(batch, *args, **kwargs))
 

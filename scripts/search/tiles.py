@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,23 +67,30 @@ class Tiling:
         return np.minimum(np.maximum(-(-seen // STEP) * STEP, self.least), shape)
 
 
+class Cut(NamedTuple):
+    """Where a section may be cut in two; of two cuts, the one with fewer blocks is less."""
+
+    blocks: int  # of the tiles of both halves
+    axis: int
+    at: int  # first block of the upper half
+
+
 @dataclass(frozen=True, eq=False)
-class Part:
+class Section:
     """A part of the volume, reduced to the box around what is wanted in it.
 
     Attributes:
         low, high: ``[3]`` first and one-past-last block.
-        tile: the tile that covers the part if it is not cut further.
+        tile: the tile that covers the section if it is not cut further.
         blocks: number of blocks of that tile, or of several tiles if they have one size and a single one is too short.
-        cuts: the best cut along each axis, the best of all first: blocks of the tiles of both halves, axis, and first
-            block of the upper half.
+        cuts: the best cut along each axis, the best of all first.
     """
 
     low: Place
     high: Place
     tile: Box
     blocks: int
-    cuts: tuple[tuple[int, int, int], ...]
+    cuts: tuple[Cut, ...]
 
 
 def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
@@ -98,24 +106,26 @@ def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
     """
 
     @cache
-    def part(low: Place, high: Place) -> Part | None:
-        return _part(wanted, tiling, low, high)
+    def section(low: Place, high: Place) -> Section | None:
+        return _section(wanted, tiling, low, high)
 
-    def halves(of: Part, cut: tuple[int, int, int]) -> list[Part]:
-        _, axis, at = cut
-        lower = part(of.low, (*of.high[:axis], at, *of.high[axis + 1 :]))
-        upper = part((*of.low[:axis], at, *of.low[axis + 1 :]), of.high)
+    def halves(of: Section, cut: Cut) -> list[Section]:
+        lower = section(of.low, (*of.high[: cut.axis], cut.at, *of.high[cut.axis + 1 :]))
+        upper = section((*of.low[: cut.axis], cut.at, *of.low[cut.axis + 1 :]), of.high)
         return [half for half in (lower, upper) if half is not None]
 
     @cache
-    def cost(of: Part) -> int:
-        """Return the blocks computed if the best cut is made, and so on in each half, as long as cutting saves any."""
-        if tiling.fits(of.blocks) and (not of.cuts or of.cuts[0][0] >= of.blocks):
+    def cost(of: Section) -> int:
+        """Return the blocks computed if the best cut is made, and so on in each half, as long as cutting saves any.
+
+        Only the first cut is followed: following all three would take far longer.
+        """
+        if tiling.fits(of.blocks) and (not of.cuts or of.cuts[0].blocks >= of.blocks):
             return of.blocks
         cut = sum(cost(half) for half in halves(of, of.cuts[0]))
         return min(cut, of.blocks) if tiling.fits(of.blocks) else cut
 
-    def tiles(of: Part) -> Iterator[Box]:
+    def tiles(of: Section) -> Iterator[Box]:
         choices = [halves(of, cut) for cut in of.cuts]
         best = min(choices, key=lambda two: sum(map(cost, two)), default=[])
         if tiling.fits(of.blocks) and (not best or sum(map(cost, best)) >= of.blocks):
@@ -124,12 +134,12 @@ def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
             for half in best:
                 yield from tiles(half)
 
-    whole = part((0, 0, 0), wanted.shape)
+    whole = section((0, 0, 0), wanted.shape)
     return [] if whole is None else list(tiles(whole))
 
 
-def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
-    """Return the part between ``low`` and ``high``; ``None`` if nothing is wanted there."""
+def _section(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Section | None:
+    """Return the section between ``low`` and ``high``; ``None`` if nothing is wanted there."""
     own = _ends(_projections(wanted[_box(low, high)]), 0)
     first, end = own[0].min(axis=0) + low, own[1].max(axis=0) + low
     if first[0] >= NOWHERE:
@@ -147,12 +157,12 @@ def _part(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Part | None:
         upper = (np.maximum.accumulate(stops[::-1]) - np.minimum.accumulate(starts[::-1]))[::-1][above]
         blocks = sum(tiling.lengths(np.maximum(seen, 0), wanted.shape).prod(axis=1) for seen in (lower, upper))
         best = int(blocks.argmin())
-        cuts.append((int(blocks[best]), axis, int(at[best] + back[axis])))
+        cuts.append(Cut(int(blocks[best]), axis, int(at[best] + back[axis])))
     starts, stops = _ends(projections, 0)
     start, stop = starts.min(axis=0) + back, stops.max(axis=0) + back
     lengths = tiling.lengths(stop - start, wanted.shape)
     place = np.clip(start - (lengths - (stop - start)) // 2, 0, np.maximum(wanted.shape - lengths, 0))
-    return Part(
+    return Section(
         tuple(first.tolist()),
         tuple(end.tolist()),
         tile=_box(place, place + lengths),

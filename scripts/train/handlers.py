@@ -209,7 +209,11 @@ class StepLog:
         total = state.max_epochs * state.epoch_length
         logger.info(
             "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
-            *(state.iteration, total, means, step_s, 100 * waited_s / (waited_s + worked_s)),
+            state.iteration,
+            total,
+            means,
+            step_s,
+            100 * waited_s / (waited_s + worked_s),
             shown_duration(step_s * (total - state.iteration)),
         )
         for timer in (self.waited, self.worked):

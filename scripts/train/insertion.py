@@ -192,20 +192,27 @@ class InsertNodulesd(RandomizableTransform):
         radius = sphere_diameter_mm(float(inside.sum())) / 2.0
         places = beside if base is not None or self.R.random() < self.bordering else amid
         site = self._site(places, occupied, radius)
-        to_wall = None if base is None or site is None else _to_wall(smooth_hu, site)
-        if base is not None and site is not None and to_wall is not None:
-            wall, distance = to_wall
-            turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
-            hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
-            depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
-            site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
-            site = np.clip(site, 0, np.array(smooth_hu.shape) - 1)
-        return None if site is None or not _is_free(site, occupied, radius) else (hu, soft, site)
+        if site is None:
+            return None
+        if base is None:
+            return hu, soft, site
+        to_wall = _to_wall(smooth_hu, site)
+        if to_wall is None:
+            return hu, soft, site
+        wall, distance = to_wall
+        turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
+        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
+        depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
+        site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
+        site = np.clip(site, 0, np.array(smooth_hu.shape) - 1)
+        return (hu, soft, site) if _is_free(site, occupied, radius) else None
 
     def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
         """Draw a site from ``places`` that keeps its distance from the existing nodules; ``None`` if 50 draws fail."""
         free = np.flatnonzero(places)
-        for _ in range(50 if len(free) else 0):
+        if not len(free):
+            return None
+        for _ in range(50):
             site = np.array(np.unravel_index(free[self.R.randint(len(free))], places.shape), dtype=np.float64)
             if _is_free(site, occupied, radius):
                 return site

@@ -190,15 +190,17 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
         hu[low] = 0.6 * _tissue(rng, int(low.sum()))
     if rng.random() < 0.3:  # consolidation
         where = (_field(rng, hu.shape, rng.randint(3, 10)) > rng.uniform(0.2, 1.6)) & lungs
-        where &= True if rng.random() < 0.5 else _one_side(rng, parts)
+        if rng.random() >= 0.5:
+            where &= _one_side(rng, parts)
         share = rng.uniform(0.5, 1.0)
         hu[where] = (1 - share) * hu[where] + share * _tissue(rng, int(where.sum()))
     if rng.random() < 0.08:  # collapse: a lung without air
         side = _one_side(rng, parts)
         hu[side] = _tissue(rng, int(side.sum()))
-    for _ in range(rng.randint(0, 3) if rng.random() < 0.6 else 0):  # masses, up to 10 cm
-        mass = _ball(rng, lungs, rng.uniform(8, 50) / CELL_MM) & (lungs | (parts == Part.AIRWAY))
-        hu[mass] = _tissue(rng, int(mass.sum()))
+    if rng.random() < 0.6:  # masses, up to 10 cm
+        for _ in range(rng.randint(0, 3)):
+            mass = _ball(rng, lungs, rng.uniform(8, 50) / CELL_MM) & (lungs | (parts == Part.AIRWAY))
+            hu[mass] = _tissue(rng, int(mass.sum()))
     return hu
 
 

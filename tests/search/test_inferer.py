@@ -213,7 +213,7 @@ def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
     sizes = {(160, 0.05): (20, 1), (96, 0.1): (12, 2), (96, 0.25): (12, 3), (64, 0.5): (8, 4), (96, 0.0): (12, 0)}
     for (size, overlap), blocks in sizes.items():
         inferer = TileInferer([size] * 3, overlap, 2)
-        assert (inferer.size[0], inferer.shared[0]) == blocks
+        assert (inferer.tile_blocks[0], inferer.overlap_blocks[0]) == blocks
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, -0.5), (40, 0.0), (0, 0.1)])
@@ -227,7 +227,7 @@ def test_tiles_that_cannot_be_stitched_are_refused(size: int, overlap: float) ->
     [(96, 0.167, 2), (96, 0.25, 3), (96, 0.333, 4), (160, 0.1, 2), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 1)],
 )
 def test_tiles_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap: float, blocks: int) -> None:
-    assert TileInferer([size] * 3, overlap, 2).shared == (blocks,) * 3
+    assert TileInferer([size] * 3, overlap, 2).overlap_blocks == (blocks,) * 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])

@@ -176,7 +176,11 @@ def _check_room(cache_dir: Path, items: Sequence[Item], spacing_mm: Sequence[flo
     free_gb = shutil.disk_usage(cache_dir).free / 1e9
     logger.info(
         "%s: about %.1f GB for %d scans to preprocess (at most %.1f GB), %.1f GB free",
-        *(cache_dir, need_gb["usual"], len(items), need_gb["most"], free_gb),
+        cache_dir,
+        need_gb["usual"],
+        len(items),
+        need_gb["most"],
+        free_gb,
     )
     if need_gb["least"] > free_gb:
         raise CacheError(
