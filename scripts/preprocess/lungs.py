@@ -23,16 +23,17 @@ import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, SpatialCrop
-from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+from monai.transforms import MapTransform, SpatialCrop
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..core.errors import DataError, UserError
+from ..core.errors import UserError
 from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..core.labels import Part, Parts
 from ..read.scan import Grid, ScanError
 from .lung_search import CoarseScan, LungSearch, coarse_scan
+from .resampling import in_order_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ LEAST_AERATED_SHARE = 0.1  # of a component of lung: with less air it is tissue
 LEAST_BODY_SHARE = 0.05  # of the largest component: keeps the other half of a body divided by air, but no clothing
 GAS_BELOW_HU = -500.0  # mean of a cell: gas, or its border
 NEVER_MM = 1000.0  # greater than any margin
-SAME_GRID = 0.01  # largest difference between elements of two affines, mm: file formats round them
 ROUNDING_MM = 1e-3  # distances are float32
 LUNA16_LUNGS, LUNA16_TRACHEA = (3, 4), 5  # values in seg-lungs-LUNA16; in any other mask all values above 0 are lung
 MASK_INSIDE_SHARE = 0.5  # of a given mask's volume inside the scan; with less it belongs to another scan or frame
@@ -331,11 +331,8 @@ class CropToLungsd(MapTransform):
         low = np.maximum(box[0] - margin, 0)
         high = np.minimum(box[1] + margin, np.array(image.shape[1:]))
         crop = SpatialCrop(roi_start=low.tolist(), roi_end=high.tolist())
-        as_image = Orientation("".join(aff2axcodes(np.asarray(image.affine))), labels=None)
         for key in self.key_iterator(item):
-            volume: Any = item[key] if key == self.keys[0] else as_image(item[key])
-            _check_grid(str(key), volume, str(self.keys[0]), image)
-            item[key] = crop(volume)
+            item[key] = crop(item[key] if key == self.keys[0] else in_order_of(image, item[key], str(key)))
         if self.whole_key is not None:
             item[self.whole_key] = image
         affine = torch.from_numpy(lungs.affine_ras)
@@ -355,14 +352,3 @@ class CropToLungsd(MapTransform):
         box = lungs.box[:, turn[:, 0].astype(int)]
         mirrored = np.array(shape) - box[::-1]
         return lungs, np.where(turn[:, 1] < 0, mirrored, box)
-
-
-def _check_grid(key: str, volume: MetaTensor, image_key: str, image: MetaTensor) -> None:
-    """Refuse a volume that is not on the grid of the image."""
-    same = volume.shape[1:] == image.shape[1:]
-    if not (same and np.allclose(np.asarray(volume.affine), np.asarray(image.affine), atol=SAME_GRID)):
-        raise DataError(
-            f"{volume.meta.get('filename_or_obj', key)}: expected the grid of the {image_key} "
-            f"{image.meta.get('filename_or_obj', '')} (size {tuple(image.shape[1:])}), got size "
-            f"{tuple(volume.shape[1:])} or another affine; resample it to that grid"
-        )

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacing
+from monai.transforms import MapTransform, Orientation, Spacing
 from monai.utils.enums import MetaKeys
+from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
+from ..core.errors import DataError
+
+SAME_GRID = 0.01  # largest difference between elements of two affines, mm: file formats round them
 SAME_PLACE = 1e-3  # voxels: a rotation or shear that moves no voxel farther than this is ignored
 
 
@@ -100,3 +104,25 @@ class ScaleHud(MapTransform):
             centred = image - (self.low + self.high) / 2.0
             item[key] = centred.mul_(2.0 / (self.high - self.low)).clamp_(-1.0, 1.0)
         return item
+
+
+def in_order_of(image: MetaTensor, volume: MetaTensor, name: str) -> MetaTensor:
+    """Return a volume of the image's grid with its axes in the order and direction of the image's.
+
+    Args:
+        image: ``[1, I, J, K]``.
+        volume: ``[1, …]``; two files of the same grid may store its axes differently.
+        name: names the volume in the message if it was not read from a file.
+
+    Raises:
+        DataError: the volume is not on the image's grid.
+    """
+    turned = cast(MetaTensor, Orientation("".join(aff2axcodes(np.asarray(image.affine))), labels=None)(volume))
+    is_same = turned.shape[1:] == image.shape[1:]
+    if not (is_same and np.allclose(np.asarray(turned.affine), np.asarray(image.affine), atol=SAME_GRID)):
+        raise DataError(
+            f"{volume.meta.get('filename_or_obj', name)}: expected the grid of "
+            f"{image.meta.get('filename_or_obj', 'its scan')} (size {tuple(image.shape[1:])}), got size "
+            f"{tuple(turned.shape[1:])} or another affine; resample it to that grid"
+        )
+    return turned

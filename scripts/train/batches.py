@@ -6,20 +6,17 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from ..core.errors import DataError
 from ..core.geometry import apply_affine, spacing_mm
 from ..core.labels import NODULE, PADDING
 from ..core.records import Detection
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import MaskSettings, segment_given
 from ..metrics import ScanTruth, ScoredScan, score_masks
-from ..preprocess.lungs import SAME_GRID, lung_mm3
+from ..preprocess.lungs import lung_mm3
+from ..preprocess.resampling import in_order_of
 
 TARGET_KEYS = ("nodule", "label", "mask")
 
@@ -74,7 +71,9 @@ class ScoreMasksd(Transform):
         item = dict(data)
         scan_affine = np.asarray(item["scan"].affine, dtype=np.float64)
         truth, predicted = _truth_of(item), np.asarray(item["mask"])
-        reference = _in_order_of(item["scan"], item["reference"]) if "reference" in item else np.zeros_like(predicted)
+        reference = np.zeros_like(predicted)
+        if "reference" in item:
+            reference = np.asarray(in_order_of(item["scan"], item["reference"], "reference mask").as_tensor()[0])
         given = [
             (n + 1, Detection(tuple(truth.centres_ras_mm[n].tolist()), float(truth.diameters_mm[n]), 1.0))
             for n in np.flatnonzero(truth.is_nodule).tolist()
@@ -91,23 +90,3 @@ class ScoreMasksd(Transform):
         scores = score_masks(truth, item["nodules"], masks, spacing_mm(scan_affine), oracle_mask=oracle)
         item["mask_scores"] = truth.name, scores
         return item
-
-
-def _in_order_of(scan: MetaTensor, mask: MetaTensor) -> npt.NDArray[np.integer]:
-    """Return a mask's labels ``[I, J, K]`` with its axes arranged as those of the scan.
-
-    Two files of the same grid may store its axes in a different order or direction.
-
-    Raises:
-        DataError: the mask is not on the scan's grid.
-    """
-    affine, wanted = (np.asarray(one.affine, dtype=np.float64) for one in (mask, scan))
-    turn = ornt_transform(io_orientation(affine), io_orientation(wanted))
-    labels = np.asarray(apply_orientation(np.asarray(mask.as_tensor()[0]), turn))
-    affine = affine @ inv_ornt_aff(turn, mask.shape[1:])
-    if labels.shape != tuple(scan.shape[1:]) or not np.allclose(affine, wanted, atol=SAME_GRID):
-        raise DataError(
-            f"{mask.meta.get('filename_or_obj', 'reference mask')}: expected a mask on the grid of its scan (size "
-            f"{tuple(scan.shape[1:])}), got size {labels.shape} or another affine; resample it to that grid"
-        )
-    return labels

@@ -266,7 +266,7 @@ def test_mask_on_another_grid_is_refused(small_chest: Chest, change: str) -> Non
     else:
         item["mask"].affine = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
     item["mask"].meta["filename_or_obj"] = "lesions.nii.gz"
-    with pytest.raises(ValueError, match=r"lesions\.nii\.gz: expected the grid of the image"):
+    with pytest.raises(ValueError, match=r"lesions\.nii\.gz: expected the grid of its scan"):
         CropToLungsd(["image", "mask"], TrueParts(small_chest), 5)(item)
 
 

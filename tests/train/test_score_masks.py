@@ -139,7 +139,7 @@ def test_a_reference_of_another_grid_is_refused(shape: tuple[int, int, int], shi
     affine = SCAN.copy()
     affine[2, 3] += shift_mm
     other = MetaTensor(torch.zeros(1, *shape, dtype=torch.uint8), affine=torch.from_numpy(affine))
-    with pytest.raises(ValueError, match=r"reference mask: expected a mask on the grid of its scan .*\(24, 20, 10\)"):
+    with pytest.raises(ValueError, match=r"reference mask: expected the grid of its scan .*\(24, 20, 10\)"):
         scored(reference=other)
 
 
