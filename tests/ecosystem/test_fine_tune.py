@@ -30,7 +30,7 @@ def test_without_frozen_parts_all_learn() -> None:
     assert moved == len(list(parser.get_parsed_content("network").parameters()))
 
 
-@pytest.mark.parametrize(("frozen", "said"), [(["head"], "got 'head'"), (["a", "b"], "all of the network")])
+@pytest.mark.parametrize(("frozen", "said"), [(["head"], "got 'head'"), (["a", "b"], "the whole network")])
 def test_names_that_cannot_be_frozen_are_refused(frozen: list[str], said: str) -> None:
     network = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
     with pytest.raises(SettingError, match=said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def _write_patches(folder: Path) -> None:
     for name, *_ in rows:
         _write_nodule(folder, name, np.eye(4))
     write_csv(folder / "patches.csv", [("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm"), *rows])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host_without_unread_findings() -> Iterator[None]:
+    """Those of the real host lie outside the one made here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(UNREAD_FINDINGS_LPS_MM, HOST)
+        yield
 
 
 @pytest.fixture(scope="module")
