@@ -46,14 +46,25 @@ def crop_by_affine(
     )
 
 
+def extent_mm(voxel_mm: npt.ArrayLike, turn: FloatArray) -> FloatArray:
+    """Return the extent ``[3]`` of a voxel along turned axes: root mean square of its edges, ``[3]`` mm.
+
+    Args:
+        voxel_mm: ``[3]``.
+        turn: ``[3, 3]``, turned axes (columns) in those of the voxel.
+    """
+    return np.asarray(np.sqrt(np.square(turn).T @ np.square(np.asarray(voxel_mm, dtype=np.float64))))
+
+
 class RandomCropd(RandomizableTransform):
     """Cut a randomly placed, rotated and scaled cube out of a scan.
 
     Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]`` (voxel
-    around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1) and ``lung`` ``[I, J, K]``. Writes
-    the same keys except ``centre``, for the crop: volumes become ``[1, S, S, S]``, rows are in crop voxels with scaled
-    diameters, and ``mask`` is renumbered to match the remaining rows. Nodules whose centre lies outside the crop but
-    which extend into it become :data:`IGNORED`; those farther away are removed.
+    around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1), ``lung`` ``[I, J, K]`` and
+    ``voxel_mm`` ``[3]`` (size of the file's voxels along the axes of ``image``). Writes the same keys except ``centre``,
+    for the crop: volumes become ``[1, S, S, S]``, rows are in crop voxels with scaled diameters, ``mask`` is renumbered
+    to match the remaining rows, and ``voxel_mm`` is along the axes of the crop. Nodules whose centre lies outside the
+    crop but which extend into it become :data:`IGNORED`; those farther away are removed.
 
     Args:
         size: edge length S of the cube, in voxels.
@@ -100,6 +111,8 @@ class RandomCropd(RandomizableTransform):
         item["image"] = crop_by_affine(item["image"], to_source, size, order=1, outside=self.outside_hu)[None]
         if "lung" in item:
             item["lung"] = crop_by_affine(item["lung"], to_source, size, order=0, outside=0)[None]
+        if "voxel_mm" in item:
+            item["voxel_mm"] = extent_mm(item["voxel_mm"], to_source[:3, :3] * zoom) * zoom
         nodule, label, near = self._move_nodules(item["nodule"], item["label"], to_source, zoom)
         item["nodule"], item["label"] = nodule[near], label[near]
         if "mask" in item:

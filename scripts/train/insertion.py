@@ -23,12 +23,14 @@ from scipy.spatial.transform import Rotation
 from ..core.errors import DataError
 from ..core.geometry import FloatArray, spacing_mm, sphere_diameter_mm
 from ..core.labels import IGNORED, NODULE
-from .crops import crop_by_affine
+from .crops import crop_by_affine, extent_mm
 
 PARENCHYMA_HU = (-960.0, -650.0)  # range of the local mean in aerated lung: neither trachea nor tissue
 AERATED_HU = -500.0  # below this a voxel is aerated; if the local mean is denser than parenchyma, it is beside tissue
 SOLID_HU = -250.0  # local mean above which a host structure is too massive to be overwritten
 LOCAL_SIGMA_VOXEL = 2.0  # of the Gaussian that computes these local means
+# Of the blur of a scan, in edges of its voxels: a mean over one edge, then linear interpolation (variance 1/12 + 1/6).
+SIGMA_OF_VOXEL = 0.5
 EDGE_SIGMA_VOXEL = 0.7  # softness of the blended edge: about the resolution of a CT
 GAP_VOXEL = 3.0  # kept free between nodules
 SMALLEST_VOXELS = 8  # anything smaller, under 2.5 mm across, is no longer a nodule
@@ -103,7 +105,8 @@ class InsertNodulesd(RandomizableTransform):
     ``nodule`` ``[N, 4]`` (i, j, k, diameter mm) and ``label`` ``[N]``. Inserted nodules are appended as rows. A nodule
     that is cut by the crop's border keeps the centre and the diameter of the whole nodule, and is ignored if this
     centre lies outside the crop. Where ``lung`` ``[1, I, J, K]`` is present, only sites inside it are drawn. A crop
-    without free parenchyma is returned unchanged.
+    without free parenchyma is returned unchanged. Where ``voxel_mm`` ``[3]`` is present (size of the host file's voxels
+    along the axes of the crop), a donor of finer voxels is blurred as if it had been read and resampled from such ones.
 
     Args:
         donors: items ``{"image": path, "mask": path, "diameter_mm": float}``, NIfTI, any spacing; drawn by size
@@ -164,8 +167,17 @@ class InsertNodulesd(RandomizableTransform):
         turn = Rotation.random(random_state=int(self.R.randint(2**31))).as_matrix()
         return number, zoom, turn * self.R.choice([-1.0, 1.0], 3)
 
-    def turned(self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...]) -> tuple[HU, HU]:
-        """Resample a donor to a centred 1 mm cube within ``shape``: HU and soft mask; ``turn``: crop to donor."""
+    def turned(
+        self, number: int, zoom: float, turn: FloatArray, shape: tuple[int, ...], voxel_mm: FloatArray
+    ) -> tuple[HU, HU]:
+        """Resample a donor to a centred 1 mm cube within ``shape``: HU and soft mask.
+
+        Args:
+            number, zoom: of the donor.
+            turn: ``[3, 3]``, crop to donor.
+            shape: of the crop.
+            voxel_mm: ``[3]``, size of the host's voxels along the axes of the crop; the HU get its blur.
+        """
         hu, inside, mm = self._patch(number)
         where = np.argwhere(inside)
         reach_mm = np.linalg.norm((where - where.mean(0)) * mm, axis=1).max() * zoom
@@ -175,10 +187,13 @@ class InsertNodulesd(RandomizableTransform):
         to_source[:3, 3] = where.mean(0) - to_source[:3, :3] @ np.full(3, (edge - 1) / 2.0)
         size = (edge, edge, edge)
         soft = crop_by_affine(inside, to_source, size, order=1)
-        return crop_by_affine(hu, to_source, size, order=1), soft
+        turned_hu = crop_by_affine(hu, to_source, size, order=1)
+        missing = np.square(voxel_mm) - np.square(extent_mm(mm * zoom, turn))
+        sigma_voxel = SIGMA_OF_VOXEL * np.sqrt(np.maximum(missing, 0.0))
+        return np.asarray(ndimage.gaussian_filter(turned_hu, sigma_voxel)), soft
 
     def _placed(
-        self, smooth_hu: HU, amid: Mask, beside: Mask, occupied: FloatArray
+        self, smooth_hu: HU, amid: Mask, beside: Mask, occupied: FloatArray, voxel_mm: FloatArray
     ) -> tuple[HU, HU, FloatArray] | None:
         """Draw a donor (HU and soft mask) and the site of its centre; ``None`` if no site is free.
 
@@ -186,7 +201,7 @@ class InsertNodulesd(RandomizableTransform):
         it; it stays at the site if no wall is within :data:`WALL_VOXEL`.
         """
         number, zoom, turn = self.draw_donor()
-        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
+        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape, voxel_mm)
         inside = soft > 0.5
         base = _base(hu, inside)
         radius = sphere_diameter_mm(float(inside.sum())) / 2.0
@@ -201,7 +216,7 @@ class InsertNodulesd(RandomizableTransform):
             return hu, soft, site
         wall, distance = to_wall
         turn = turn @ Rotation.align_vectors(base[None], wall[None])[0].as_matrix()
-        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape)
+        hu, soft = self.turned(number, zoom, turn, smooth_hu.shape, voxel_mm)
         depth = ((np.argwhere(soft > 0.5) - (len(soft) - 1) / 2.0) @ wall).max(initial=0.0)
         site = (site + wall * (distance - depth + 1.0)).round()  # the nodule overlaps the wall by one voxel
         site = np.clip(site, 0, np.array(smooth_hu.shape) - 1)
@@ -227,7 +242,8 @@ class InsertNodulesd(RandomizableTransform):
             amid, beside: aerated voxels amid parenchyma, and beside tissue.
         """
         image, mask = item["image"][0], item["mask"][0]
-        placed = self._placed(smooth_hu, amid, beside, item["nodule"])
+        voxel_mm = np.asarray(item.get("voxel_mm", np.ones(3)))
+        placed = self._placed(smooth_hu, amid, beside, item["nodule"], voxel_mm)
         if placed is None:
             return
         hu, soft, site = placed
@@ -241,7 +257,8 @@ class InsertNodulesd(RandomizableTransform):
         inside = whole[there]
         if inside.sum() < SMALLEST_VOXELS:
             return
-        alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), EDGE_SIGMA_VOXEL)
+        edge_voxel = np.maximum(EDGE_SIGMA_VOXEL, SIGMA_OF_VOXEL * voxel_mm)
+        alpha = ndimage.gaussian_filter(ndimage.binary_dilation(inside).astype(np.float32), edge_voxel)
         alpha[kept] = 0.0
         if self.R.random() < self.added:
             aerated_hu = image[here][image[here] < AERATED_HU]

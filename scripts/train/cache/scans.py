@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from ...core.errors import UserError
 from ...core.files import beside, digest_of, remove_abandoned, stamp, writable_folder
+from ...core.geometry import FloatArray, spacing_mm
 from ...read.datalist import FILES, checked_items
 from ...read.text_headers import data_files
 from ..crops import crop_by_affine
@@ -145,7 +146,8 @@ class CachedScans(Dataset):
         Returns:
             The scan after the transform, which gets ``image`` (int16 HU), ``lung`` and, if there is one, ``mask``
             (uint8) as ``[I, J, K]`` memory maps; ``affine`` ``[4, 4]`` to RAS mm; ``lung_distance_mm`` ``[I', J', K']``
-            and its ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``name``.
+            and its ``lung_distance_affine``; ``nodule`` ``[N, 4]`` and ``label`` ``[N]``; ``voxel_mm`` ``[3]``, size
+            of the file's voxels along the axes of ``image``; ``name``.
 
         Raises:
             CacheError, Exception: see :meth:`ScanCache.add`.
@@ -189,6 +191,7 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {
         "image": np.clip(np.round(np.asarray(image[0])), -32768, 32767).astype(np.int16),
         "affine": np.asarray(image.affine, dtype=np.float64),
+        "voxel_mm": _voxel_mm(image),
         "lung": _lungs_on_grid(distance, image),
         "lung_distance_mm": np.asarray(distance[0], dtype=np.float32),
         "lung_distance_affine": np.asarray(distance.affine, dtype=np.float64),
@@ -196,6 +199,15 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         "label": np.asarray(ready["label"], dtype=np.int64),
     }
     return arrays | ({"mask": np.asarray(ready["mask"][0]).astype(np.uint8)} if "mask" in ready else {})
+
+
+def _voxel_mm(image: MetaTensor) -> FloatArray:
+    """Return the size of the voxels that were read, ``[3]``, along those axes of the image that they are closest to."""
+    read, now = (np.asarray(affine, dtype=np.float64) for affine in (image.meta["original_affine"], image.affine))
+    along = np.abs(np.linalg.inv(now)[:3, :3] @ read[:3, :3]).argmax(axis=0)
+    voxel_mm = np.empty(3)
+    voxel_mm[along] = spacing_mm(read)
+    return voxel_mm
 
 
 def _lungs_on_grid(distance_mm: MetaTensor, image: MetaTensor) -> npt.NDArray[np.uint8]:
