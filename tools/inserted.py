@@ -75,7 +75,7 @@ def _pairs(
     for number, donor in enumerate(donors):
         insert = InsertNodulesd([donor], prob=1.0, most=1, scale=(1.0, 1.0), bordering=0.3)
         insert.set_random_state(number)
-        hu, soft = insert.turned(*insert.draw_donor(), (CROP,) * 3, np.ones(3))
+        hu, soft = insert.turned(*insert.draw_donor(), (CROP,) * 3, np.zeros(3))
         item: Mapping[Any, Any] = hosts[number]
         known = len(item["label"])
         item = insert(item)

@@ -61,10 +61,10 @@ class RandomCropd(RandomizableTransform):
 
     Reads ``image`` ``[I, J, K]`` (HU, 1 mm voxels), ``nodule`` ``[N, 4]``, ``label`` ``[N]``, ``centre`` ``[3]`` (voxel
     around which to crop) and, when present, ``mask`` ``[I, J, K]`` (value = row + 1), ``lung`` ``[I, J, K]`` and
-    ``voxel_mm`` ``[3]`` (size of the file's voxels along the axes of ``image``). Writes the same keys except ``centre``,
-    for the crop: volumes become ``[1, S, S, S]``, rows are in crop voxels with scaled diameters, ``mask`` is renumbered
-    to match the remaining rows, and ``voxel_mm`` is along the axes of the crop. Nodules whose centre lies outside the
-    crop but which extend into it become :data:`IGNORED`; those farther away are removed.
+    ``voxel_mm`` ``[3]`` (size of the file's voxels along the axes of ``image``). Writes the same keys except
+    ``centre``, for the crop: volumes become ``[1, S, S, S]``, rows are in crop voxels with scaled diameters, ``mask``
+    is renumbered to match the remaining rows, and ``voxel_mm`` is along the axes of the crop. Nodules whose centre lies
+    outside the crop but which extend into it become :data:`IGNORED`; those farther away are removed.
 
     Args:
         size: edge length S of the cube, in voxels.

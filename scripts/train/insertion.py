@@ -242,7 +242,7 @@ class InsertNodulesd(RandomizableTransform):
             amid, beside: aerated voxels amid parenchyma, and beside tissue.
         """
         image, mask = item["image"][0], item["mask"][0]
-        voxel_mm = np.asarray(item.get("voxel_mm", np.ones(3)))
+        voxel_mm = np.asarray(item.get("voxel_mm", np.zeros(3)))
         placed = self._placed(smooth_hu, amid, beside, item["nodule"], voxel_mm)
         if placed is None:
             return

@@ -116,6 +116,22 @@ def test_turn_then_target_is_target_then_turn(turn: Turn, seed_of_turn: dict[Tur
 # --- rotation ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.25])
+def test_the_size_of_the_files_voxels_turns_and_grows_with_the_crop(scale: float) -> None:
+    crop = RandomCropd(EDGE, jitter=0.0, turns=True, rotate_degrees=0.0, scale=(scale, scale))
+    seen = set()
+    for seed in range(20):
+        crop.set_random_state(seed)
+        slices = np.zeros(SOURCE)
+        slices[:] = np.arange(SOURCE[2])  # change along k alone, where the file's voxels are longest
+        out = crop({**scan(0), "image": slices, "voxel_mm": np.array([0.7, 0.8, 3.0])})
+        longest = int(np.argmax([np.abs(np.diff(out["image"][0], axis=axis)).mean() for axis in range(3)]))
+        seen.add(longest)
+        assert sorted(out["voxel_mm"].tolist()) == pytest.approx([0.7 * scale, 0.8 * scale, 3.0 * scale])
+        assert out["voxel_mm"][longest] == pytest.approx(3.0 * scale)
+    assert seen == {0, 1, 2}
+
+
 def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most() -> None:
     corners = np.array([[26, 28, 30], [32, 28, 30], [26, 34, 30], [26, 28, 36]], dtype=np.float32)
     item = {

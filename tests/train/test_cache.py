@@ -36,6 +36,7 @@ from scripts.train.cache import (
 )
 from scripts.train.cache import fingerprint as code
 from scripts.train.cache.fingerprint import fingerprint
+from scripts.train.cache.scans import _voxel_mm
 from tests.bundle import ROOT
 
 # --- CachedScans
@@ -89,7 +90,7 @@ def test_the_second_read_comes_from_the_cache(tmp_path: Path) -> None:
     assert untouched.calls == 0
     assert CachedScans([{"image": str(tmp_path / "image.nii.gz")}], scans.cache)[0]["name"] == "image"  # of the file
     assert first.pop("name") == third.pop("name") == "scan"
-    arrays = {"image", "affine", "lung", "lung_distance_mm", "lung_distance_affine", "nodule", "label"}
+    arrays = {"image", "affine", "voxel_mm", "lung", "lung_distance_mm", "lung_distance_affine", "nodule", "label"}
     assert set(first) == set(third) == arrays
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
@@ -120,6 +121,13 @@ def test_a_whole_scan_comes_back_in_its_place(tmp_path: Path) -> None:
     assert distance[0, :, 0, 0].tolist() == [0.0, 3.0, 6.0]
     np.testing.assert_array_equal(np.asarray(distance.affine)[:3], [[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]])
     assert not {"affine", "lung_distance_affine"} & set(item)
+
+
+def test_the_size_of_the_files_voxels_is_along_the_axes_of_the_image() -> None:
+    read = np.array([[0, 0, -3.0, 9], [-0.7, 0, 0, 8], [0, 0.8, 0, 7], [0, 0, 0, 1]])  # slices along x
+    image = MetaTensor(torch.zeros(1, 4, 4, 4), affine=np.eye(4), meta={"original_affine": read})
+    assert _voxel_mm(image).tolist() == [3.0, 0.7, 0.8]
+    assert _voxel_mm(MetaTensor(torch.zeros(1, 4, 4, 4), affine=np.diag([1, 2, 1, 1.0]))).tolist() == [1.0, 2.0, 1.0]
 
 
 def test_all_files_of_a_scan_count(tmp_path: Path) -> None:

@@ -227,6 +227,22 @@ def test_a_nodule_has_the_size_of_its_donor_zoomed_also_where_the_border_cuts_it
         assert _is_cut(out["mask"][0] == 1) == (shift == 0)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_donor_gets_the_blur_of_thicker_slices_along_their_axis(ball: dict[str, Any], axis: int) -> None:
+    def slopes(**more: Any) -> np.ndarray:
+        """Mean steepness along each axis."""
+        out = _inserter([ball], added=0.0)({**_lung(), **more})
+        own = ndimage.binary_dilation(out["mask"][0] == 1, iterations=3)
+        return np.array([np.abs(np.gradient(out["image"][0], axis=n))[own].mean() for n in range(3)])
+
+    voxel_mm = np.full(3, 0.7)
+    np.testing.assert_array_equal(slopes(voxel_mm=voxel_mm), slopes())  # its own voxels are no finer
+    voxel_mm[axis] = 5.0
+    change = slopes(voxel_mm=voxel_mm) / slopes()
+    assert change[axis] < 0.75
+    assert np.delete(change, axis).min() > change[axis] + 0.1
+
+
 def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> None:
     mask = nibabel.Nifti1Image.from_filename(ball["mask"])
     empty = tmp_path / "empty.nii.gz"

@@ -203,7 +203,8 @@ def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 def _voxel_mm(image: MetaTensor) -> FloatArray:
     """Return the size of the voxels that were read, ``[3]``, along those axes of the image that they are closest to."""
-    read, now = (np.asarray(affine, dtype=np.float64) for affine in (image.meta["original_affine"], image.affine))
+    now = np.asarray(image.affine, dtype=np.float64)
+    read = np.asarray(image.meta.get("original_affine", now), dtype=np.float64)
     along = np.abs(np.linalg.inv(now)[:3, :3] @ read[:3, :3]).argmax(axis=0)
     voxel_mm = np.empty(3)
     voxel_mm[along] = spacing_mm(read)
