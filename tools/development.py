@@ -375,10 +375,9 @@ def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
         item = chest_item(row, source, output / "masks", IGNORED_MARGIN_MM)
         if "mask" not in item:  # nodules without a voxel teach no mask, but insertions do
             image = nibabel.Nifti1Image.from_filename(item["image"])
-            path = write_nifti(
-                output / "masks" / f"{item['name']}.nii.gz", np.zeros(image.shape, np.uint8), image.affine
-            )
-            item["mask"] = str(path.resolve())
+            target = output / "masks" / f"{item['name']}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            item["mask"] = str(write_nifti(target, np.zeros(image.shape, np.uint8), image.affine).resolve())
         yield item
 
 

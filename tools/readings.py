@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2
 
 from scripts.core.commands import run_function
-from scripts.core.files import read_record, writable_folder, write_csv, write_figure
+from scripts.core.files import read_record, writable_folder, write_bytes, write_csv, write_figure
 from scripts.core.geometry import FloatArray, swap_lps_ras
 from scripts.core.records import Detection, ScanResult
 from scripts.evaluate.operating import draw_reliability
@@ -33,7 +33,7 @@ from .tables import table
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "probability", "verdict")
-NODULE, DOUBT, FALSE, UNREAD = "nodule", "doubt", "false, in the lungs", "unread"
+NODULE, DOUBT, FALSE, UNREAD = "nodule", "doubt", "false", "unread"  # "false, in the lungs" and so on begin with FALSE
 LEAST_RADIUS_MM = 4.0  # within which a finding is the same as one that was read
 THRESHOLDS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.9)
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -69,11 +69,13 @@ def readings(results: Sequence[str], images: str, output_dir: str) -> list[Row]:
         unread = [row for row in found if row["verdict"] == UNREAD]
         pictures += list(_pictures(path.parent, Path(images), unread)) if unread else []
     write_csv(output / "findings.csv", [COLUMNS, *[[row[column] for column in COLUMNS] for row in rows]])
+    for former in output.glob("unread-*.png"):
+        former.unlink()
     for page in range(0, len(pictures), ROWS):
         figure = _page(pictures[page : page + ROWS])
         write_figure(output / f"unread-{page // ROWS + 1}.png", figure, metadata={"Software": None})
     counts = f"{by_threshold(rows, len(records))}\n\n{by_probability(rows)}\n"
-    (output / "counts.md").write_text(counts, encoding="utf-8")
+    write_bytes(output / "counts.md", counts.encode())
     logger.info("%d findings in %d scans, %d unread\n\n%s", len(rows), len(records), len(pictures), counts)
     calibration = calibration_of(_scores(rows, NODULE), _scores(rows, FALSE))
     if calibration is not None:
@@ -119,8 +121,8 @@ def by_probability(rows: Sequence[Row]) -> str:
 
 def _counts(rows: Iterable[Row]) -> tuple[int, int, int]:
     """Return the numbers of nodules, doubtful and false findings."""
-    verdicts = [row["verdict"] for row in rows]
-    return verdicts.count(NODULE), verdicts.count(DOUBT), verdicts.count(FALSE)
+    kinds = [row["verdict"].split(",")[0] for row in rows]
+    return kinds.count(NODULE), kinds.count(DOUBT), kinds.count(FALSE)
 
 
 def poisson_interval(count: int) -> tuple[float, float]:
@@ -129,8 +131,8 @@ def poisson_interval(count: int) -> tuple[float, float]:
     return float(chi2.ppf(tail, 2 * count)) / 2.0 if count else 0.0, float(chi2.ppf(1.0 - tail, 2 * count + 2)) / 2.0
 
 
-def _scores(rows: Sequence[Row], verdict: str) -> FloatArray:
-    return np.array([float(row["probability"]) for row in rows if row["verdict"] == verdict])
+def _scores(rows: Sequence[Row], kind: str) -> FloatArray:
+    return np.array([float(row["probability"]) for row in rows if row["verdict"].startswith(kind)])
 
 
 def _pictures(result: Path, images: Path, rows: Sequence[Row]) -> Iterator[tuple[str, list[Picture]]]:

@@ -44,6 +44,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_finding_has_the_verdict_of_what_was_read_within_its_radius(results: Path) -> None:
     rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(results / "out"))
+    (results / "out" / "unread-2.png").touch()  # of a run with more to read
+    rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(results / "out"))
     assert [row["verdict"] for row in rows] == ["nodule", "false, in the lungs", "unread", "unread"]
     with (results / "out" / "findings.csv").open(encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
@@ -60,9 +62,9 @@ def test_results_that_are_not_there_are_missed(tmp_path: Path) -> None:
 
 def test_counts_by_threshold_and_probability() -> None:
     rows = [_row(0.1, "nodule"), _row(0.3, "nodule"), _row(0.299, "doubt"), _row(1.0, "nodule")]
-    rows += [_row(0.9, "false, in the lungs"), _row(0.95, "unread")]
+    rows += [_row(0.9, "false, in the lungs"), _row(0.95, "unread"), _row(0.6, "false, outside the lungs")]
     first, *_, last = by_threshold(rows, scans=2).splitlines()[2:]
-    assert [cell.strip() for cell in first.strip("|").split("|")] == ["0.1", "3", "1", "1", "0.50 (0.01–2.79)"]
+    assert [cell.strip() for cell in first.strip("|").split("|")] == ["0.1", "3", "1", "2", "1.00 (0.12–3.61)"]
     assert [cell.strip() for cell in last.strip("|").split("|")][:4] == ["0.9", "1", "0", "1"]
     counts = [[cell.strip() for cell in line.strip("|").split("|")] for line in by_probability(rows).splitlines()[2:]]
     assert counts[0] == ["0.1–0.3", "1", "1", "0"]
