@@ -55,7 +55,7 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
     rows: list[tuple[Any, ...]] = []
     found: dict[str, tuple[Lungs, npt.NDArray[np.float32]]] = {}
     for name in sorted({point["name"] for point in wanted}):
-        image_hu, affine_ras = _in_ras_order(scan_dir, name)
+        image_hu, affine_ras = in_ras_order(scan_dir, name)
         start = time.perf_counter()
         lungs = find_lungs(image_hu, affine_ras, search, source=name)
         logger.info("%s: %.2f s for %.0f Mvoxel", name, time.perf_counter() - start, image_hu.size / 1e6)
@@ -95,7 +95,7 @@ def _verdict(lungs: Lungs, point: Mapping[str, str]) -> tuple[str, float, int]:
     return part.name.lower(), round(distance_mm, 1), int(is_right(point["kind"], part, distance_mm))
 
 
-def _in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
+def in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], FloatArray]:
     """Return the HU and the affine of the scan of this name, with its axes in the order and direction of RAS.
 
     Raises:
