@@ -2,7 +2,8 @@
 
 The whole chests determine which threshold gives how many false findings per scan. At these thresholds, nodules are
 counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. The
-cubes have their own thresholds. Masks are compared for what was found from the evaluation's own ``--threshold`` on.
+patches and the cubes have their own thresholds, from their own false findings. Masks are compared for the nodules that
+every network found from the evaluation's own ``--threshold`` on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATE_OF_KINDS = 1.0
-RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)
+RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches
 CROPS = ("context", "patches")
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
@@ -45,17 +46,22 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
 
     Returns:
         Nodules found at each rate of false findings per chest: of ``context`` and ``patches``, at one rate also by
-        kind, then of the chests; of the cubes at each rate per cube; mean Dice, all and below 10 mm, with the number of
-        masks.
+        kind, then of the chests; of the cubes and patches at each rate per cube or patch; mean Dice of the nodules that
+        all rows found, all and below 10 mm, with the number of masks.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
     """
     rates = [f"{rate:g}" for rate in RATES]
-    cubes = [f"in cubes at {rate:g}" for rate in RATES_IN_CUBES]
-    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *cubes, "Dice"]
+    parts = [f"in {part} at {rate:g}" for part in ("cubes", "patches") for rate in RATES_IN_CUBES]
+    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *parts, "Dice"]
     kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
-    rows = [[Path(folder).name, *_cells(Path(folder), np.array(kinds), chests)] for folder in evaluations]
+    masks = [_masks(Path(folder)) for folder in evaluations]
+    shared = sorted(set.intersection(*map(set, masks)))
+    rows = [
+        [Path(folder).name, *_cells(Path(folder), np.array(kinds), chests), _dice([own[nodule] for nodule in shared])]
+        for folder, own in zip(evaluations, masks, strict=True)
+    ]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
     logger.info("%s", table)
     return table
@@ -68,9 +74,8 @@ def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
     yield from (_share(scores, limit) for limit in thresholds.values())
     yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
     yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
-    cubes = _matches(folder / "cubes", chests)
-    yield from (_share(cubes.nodule_scores, threshold_at(cubes, rate)) for rate in RATES_IN_CUBES)
-    yield _dice(folder)
+    for part in (_matches(folder / "cubes", chests), _matches(folder / "patches")):
+        yield from (_share(part.nodule_scores, threshold_at(part, rate)) for rate in RATES_IN_CUBES)
 
 
 def _share(scores: FloatArray, limit: float) -> str:
@@ -105,15 +110,19 @@ def _kinds(folder: Path, datalist: Path, section: str) -> Iterator[int]:
         yield 2 * int(faint) + int(diameter_mm < SMALL_MM)
 
 
-def _dice(folder: Path) -> str:
-    """Return the mean Dice of the masks of ``context`` and ``patches``, all and small nodules, with their numbers."""
-    nodules = [
-        nodule
+def _masks(folder: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return diameter (mm) and Dice of each found nodule of ``context`` and ``patches``, by scan and label."""
+    return {
+        (nodule["scan"], nodule["label"]): (nodule["diameter_mm"], nodule["overlap"]["dice"])
         for name in CROPS
         for nodule in json.loads((folder / name / "masks.json").read_text(encoding="utf-8"))["nodules"]["matched"]
-    ]
-    dice: FloatArray = np.array([nodule["overlap"]["dice"] for nodule in nodules])
-    small = np.array([nodule["diameter_mm"] < SMALL_MM for nodule in nodules])
+    }
+
+
+def _dice(masks: Sequence[tuple[float, float]]) -> str:
+    """Return the mean Dice of all and of small nodules, with their numbers."""
+    diameters_mm, dice = np.array(masks).T
+    small = diameters_mm < SMALL_MM
     return f"{dice.mean():.3f} ({len(dice)}), {dice[small].mean():.3f} ({small.sum()})"
 
 

@@ -1,6 +1,7 @@
 """The table of networks: thresholds from whole chests, nodules counted in all sections, masks of what was found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ def _evaluation(folder: Path, nodules: list[tuple[str, float]], found: list[tupl
     (folder / "seriesuids.csv").write_text("".join(f"{name}\n" for name, _ in nodules))
     rows = [f"{name},{x},0,0,{probability}" for name, x, probability in found]
     (folder / "predictions.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,probability", *rows]) + "\n")
-    matched = [{"diameter_mm": diameter, "overlap": {"dice": 0.5 + diameter / 100}} for _, diameter in nodules]
+    matched = [
+        {"scan": name, "label": 1, "diameter_mm": diameter, "overlap": {"dice": 0.5 + diameter / 100}}
+        for name, diameter in nodules
+    ]
     (folder / "masks.json").write_text(json.dumps({"nodules": {"matched": matched}}))
 
 
@@ -66,7 +70,20 @@ def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(eva
     assert row[:6] == ["mine", "0 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"]
     assert row[6:10] == ["0 of 0", "0 of 1", "1 of 1", "1 of 1"]  # b is faint and large, a faint and small
     assert row[10:15] == ["0 of 3", *["1 of 3"] * 4]
-    assert row[15:] == ["0 of 2", "0 of 2", "2 of 2", "2 of 2", "0.613 (3), 0.570 (2)"]
+    assert row[15:19] == ["0 of 2", "0 of 2", "2 of 2", "2 of 2"]
+    assert row[19:] == ["0 of 1"] * 4 + ["0.613 (3), 0.570 (2)"]
+
+
+def test_masks_are_compared_for_nodules_that_every_network_found(
+    evaluation: str, datalist: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(evaluation, other)
+    results = json.loads((other / "context" / "masks.json").read_text())
+    results["nodules"]["matched"].pop()  # the other network did not find b, of 20 mm
+    (other / "context" / "masks.json").write_text(json.dumps(results))
+    table = real_table(evaluations=[evaluation, str(other)], datalist=datalist).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["0.570 (2), 0.570 (2)"] * 2
 
 
 def test_only_chests_with_the_given_beginning_count(evaluation: str, datalist: str) -> None:
