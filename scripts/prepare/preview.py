@@ -188,7 +188,7 @@ def draw_page(sights: Sequence[Sight], title: str) -> Figure:
 
 
 def _name(sight: Sight) -> str:
-    """Return the two lines above the pictures: scan, number and size; failed sanity checks, or that there is no mask."""
+    """Return the two lines above the pictures: scan, number and size; failed sanity checks, or a missing mask."""
     name = sight.name if len(sight.name) <= 30 else f"…{sight.name[-29:]}"
     extra = "" if sight.has_mask else "no mask"
     return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.doubts) or extra}"

@@ -129,8 +129,7 @@ def test_many_nodules_make_several_pages(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("voxel", "doubt"),
-    [((50, 45, 30), ""), ((72, 45, 30), "contains only air"), ((92, 80, 30), "outside the lungs")],
+    ("voxel", "doubt"), [((50, 45, 30), ""), ((72, 45, 30), "contains only air"), ((92, 80, 30), "outside the lungs")]
 )
 def test_what_no_nodule_can_be_is_suspect(voxel: tuple[int, int, int], doubt: str) -> None:
     volume = Volume(chest_hu(), AFFINE, {}, ())

@@ -156,7 +156,7 @@ def pictures_per_view(nodules: int) -> int:
 
 
 def weaker_candidates(result: ScanResult, threshold: float) -> list[Detection]:
-    """Return candidates below the operating threshold that lie in no nodule's mask, in descending order of probability."""
+    """Return candidates below the operating threshold outside all nodules' masks, the most probable first."""
     weaker = sorted((one for one in result.candidates if one.probability < threshold), key=lambda c: -c.probability)
     nearest = np.rint(_voxels(result, weaker)).astype(int)
     i, j, k = np.clip(nearest, 0, np.array(result.mask.shape) - 1).T
@@ -193,7 +193,8 @@ def lung_warnings(region: SearchRegion) -> list[str]:
     area_mm2 = lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
     cut = [end for end, k in (("top", -1), ("bottom", 0)) if area_mm2[k] > CUT_MM2]
     if cut:
-        warnings.append(f"The scan cuts off the lungs at the {' and the '.join(cut)}; what lies beyond was not searched.")
+        ends = " and the ".join(cut)
+        warnings.append(f"The scan cuts off the lungs at the {ends}; what lies beyond was not searched.")
     return warnings
 
 
