@@ -1,4 +1,4 @@
-# CPU image with the weights inside. It needs no network when it runs and no rights beyond reading /input and writing
+# CPU image that contains the weights. At run time it needs no network, and no rights beyond reading /input and writing
 # /output:
 #   docker build --build-arg TORCH_INDEX=… -t lung-nodules .        the index of CPU builds that PyTorch's page names
 #   docker run --rm --network none --user "$(id -u):$(id -g)" -v "$PWD/study:/input:ro" -v "$PWD/results:/output" lung-nodules
@@ -16,7 +16,7 @@ COPY scripts /opt/bundle/scripts
 RUN python -m compileall -q /opt/bundle/scripts \
  && useradd --uid 10001 --no-create-home reader
 
-# Any user may run it: what libraries keep for themselves goes where everyone may write.
+# Any user may run it: libraries keep their caches in /tmp, where everyone may write.
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore
 USER reader
 WORKDIR /tmp

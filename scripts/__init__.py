@@ -1,1 +1,1 @@
-"""Lung nodules in chest CT: detection, outline and score, as MONAI components (see README.md)."""
+"""Lung nodule detection and segmentation in chest CT, as MONAI components (see README.md)."""

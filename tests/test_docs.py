@@ -105,7 +105,7 @@ def test_pages_give_the_default_settings_of_the_configuration() -> None:
             f"at {threshold} these are",
             f"HU window {window}",
         ],
-        "docs/usage.md": [f"from {found['candidate_threshold']} to 1;"],
+        "docs/usage.md": [f"from {found['candidate_threshold']} to below 1;"],
         "docs/outputs.md": [f"the {weaker} most probable weaker findings"],
         "Makefile": [f"THRESHOLD={threshold} "],
     }
@@ -156,7 +156,7 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"In {train['insertion_share']:.0%} of the crops",
         f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation)",
         f"Of the others, {donors['bordering']:.0%} are centred",
-        f"In {train['added_share']:.0%} (`added_share`)",
+        f"For {train['added_share']:.0%} of all donors (`added_share`)",
         f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
         f"{donors['cored']:.0%} of these keep",
         f"at least {FAINTEST_HU:.0f} HU ({FAINTEST_HU_MM:.0f} HU·mm divided by the diameter below "

@@ -27,7 +27,7 @@ class Detection:
 
     Attributes:
         centre_ras_mm: world position, RAS, mm.
-        diameter_mm: the network's estimate of the diameter.
+        diameter_mm: diameter predicted by the network.
         probability: sigmoid of the nodule logit, in [0, 1].
     """
 

@@ -82,7 +82,7 @@ def _reference(annotations: str, series_uids: str, excluded: str, folds: Sequenc
     if repeats:
         logger.warning("%s: %d rows repeat a series; each scan counts once", series_uids, repeats)
     if not excluded:
-        logger.warning("no --excluded: candidates on findings that are not LUNA16 nodules count as false positives")
+        logger.warning("no --excluded: candidates on excluded findings count as false positives")
     nodules, others = read_findings(annotations), read_findings(excluded) if excluded else no_rows(Path(annotations))
     listed = set(uids)
     unlisted = sum(uid not in listed for uid in (*nodules.series_uids, *others.series_uids))

@@ -1,4 +1,4 @@
-"""Running the search: on many scans, and inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
+"""Runs the search on many scans, or inside other programs: Python (in memory), MONAI Label, MONAI Deploy."""
 
 from .hosts import BoxesForLabeld, LabelDetector, MaskAsPredictiond, PreprocessRequestd, ScanFromArrayd, ScanSearch
 from .log import RefusedScansError, RunLog

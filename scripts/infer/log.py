@@ -107,8 +107,9 @@ class RunLog:
         ordered = sorted(self.failures, key=lambda name: self._order.index(name) if name in self._order else -1)
         refused = f" ({', '.join(ordered)})" if ordered else ""
         found = f" {len(self.found)} searched before," if self.found else ""
+        scans = "scan" if len(self.folders) == 1 else "scans"
         see = f"; see {page}" if page else ""
-        print(printable(f"{len(self.folders)} scans searched,{found} {len(self.failures)} refused{refused}{see}"))
+        print(printable(f"{len(self.folders)} {scans} searched,{found} {len(self.failures)} refused{refused}{see}"))
         if self.failures or not (self.folders or self.found):
             if is_command_line():
                 raise SystemExit(1)

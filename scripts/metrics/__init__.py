@@ -1,4 +1,4 @@
-"""Metrics: detection as evaluated by LUNA16 (FROC, CPM), and masks by their overlap."""
+"""Metrics: detection as LUNA16 scores it (FROC, CPM), overlap of masks, calibration."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Checks whether the boxes of a datalist can be nodules: a nodule lies in or at the lungs and is denser than they are.
 
-Only properties that no real nodule has raise a doubt, so a box without doubts may still be wrong. Of 895 nodules of
-LIDC-IDRI, none raises a doubt about its density; of random places inside the lungs of five scans, 20 to 66 % do. More
+A box is suspect only if it has a property that no real nodule has; a box that passes may still be wrong. None of 895
+nodules of LIDC-IDRI is suspect for its density; of random places inside the lungs of five scans, 20 to 66 % are. More
 than half of the random places in a scan lie outside the lungs. A list in the wrong frame is therefore recognised by its
-share of doubtful boxes.
+share of suspect boxes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def lungs_of(volume: Volume) -> Lungs | None:
 def doubts(
     volume: Volume, lungs: Lungs | None, box_lps_mm: Sequence[float], mask: Values | None, value: int
 ) -> Iterator[str]:
-    """Yield the reasons to doubt a box ``[x, y, z, w, h, d]``, in a few words each; none if there is no doubt.
+    """Yield the sanity checks that a box ``[x, y, z, w, h, d]`` fails, in a few words each.
 
     Args:
         volume: the scan.
@@ -50,7 +50,7 @@ def doubts(
     if lungs is not None and lungs.at(centre)[1] > OUTSIDE_MM + diameter_mm / 2.0:
         yield "outside the lungs"
     if _is_air(volume, centre, diameter_mm):
-        yield "nothing but air in it"
+        yield "contains only air"
     if mask is not None:
         yield from _mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
 
@@ -71,8 +71,8 @@ def _mask_doubts(
 ) -> Iterator[str]:
     voxels = np.argwhere(inside)
     if not len(voxels):
-        yield "no outline in the mask"
+        yield "missing in the mask"
         return
     apart = np.linalg.norm(swap_lps_ras(apply_affine(affine_ras, voxels.mean(axis=0))) - centre_lps_mm)
     if apart > max(diameter_mm / 2.0, float(spacing_mm(affine_ras).max())):
-        yield f"outline {apart:.0f} mm away"
+        yield f"mask {apart:.0f} mm away"

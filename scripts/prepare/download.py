@@ -195,7 +195,7 @@ def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start
             "another --output_dir, or start with a few --patients"
         )
     if not missing:
-        logger.info("%s: everything is there", target)
+        logger.info("%s: all series are complete, nothing to transfer", target)
     elif not start:
         short = "; the disk is too small for all of it" if needed > free else ""
         logger.info("nothing is transferred without --yes%s", short)

@@ -86,7 +86,7 @@ def luna16_masks(
     write_csv(target / "matches.csv", [MATCH_COLUMNS, *rows])
     account_for(left_out, target)
     logger.info(
-        "%d of %d nodules outlined; %d of %d scans with nodules have a mask",
+        "%d of %d nodules have a mask; %d of %d scans with nodules have a mask",
         *(sum(row[RESULT] == MATCHED for row in rows), len(rows), len(masks), len(has_nodules)),
     )
 
@@ -168,7 +168,7 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
         result: list[Any] = [match.reason, "", "", "", ""]
         if match.thing is None:
             subject = f"{item['name']} nodule {row}"
-            left_out.append([match.reason, subject, "it trains detection alone"])
+            left_out.append([match.reason, subject, "it is used for detection only"])
         else:
             sizes = [round(match.thing.volume_mm3, 2), round(match.thing.diameter_mm, 3)]
             result = [MATCHED, match.thing.value, round(match.distance_mm, 3), *sizes]

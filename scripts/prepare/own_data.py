@@ -371,7 +371,7 @@ def _prepare(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_o
     missed = [match for match in matches if match.thing is None]
     for match in missed:
         where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row][:3])}"
-        left_out.append(LeftOut(f"no outline: {match.reason}", where, "it trains detection alone"))
+        left_out.append(LeftOut(f"no mask: {match.reason}", where, "it is used for detection only"))
     if len(missed) == len(matches):
         return Prepared(scan, item)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)

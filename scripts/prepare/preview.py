@@ -35,7 +35,7 @@ COLUMNS, ROWS = 3, 5  # nodules on a page; each is a pair of pictures
 INCHES, TITLE_INCHES, HEAD_INCHES = 1.8, 0.4, 0.8  # edge of a picture; height of the title above it, of the page's head
 BACKGROUND, TEXT, FAINT = "#12161c", "#e8ecf1", "#8b97a6"
 OUTLINE, OTHERS, BOX, DOUBT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
-LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "doubtful": DOUBT}
+LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "suspect": DOUBT}
 
 Item = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Sight:
         size_lps_mm: size of its box along x, y, z.
         pictures: axial and coronal plane through the centre of the box.
         has_mask: whether the scan has a mask.
-        doubts: reasons to doubt the box; empty for none.
+        doubts: the sanity checks that the box fails; empty for none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Sight:
 def preview(
     *, datalist: str, output: str, section: str = "", nodules: int = 60, seed: int = 0, image_dir: str = ""
 ) -> None:
-    """Draw nodules of a datalist, axial and coronal, with box and outline, and report boxes that are doubtful.
+    """Draw nodules of a datalist, axial and coronal, with box and outline, and report suspect boxes.
 
     Args:
         datalist: the JSON file.
@@ -126,7 +126,7 @@ def choose(items: Sequence[Item], count: int, seed: int) -> list[tuple[Item, lis
 
 
 def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
-    """Yield the pictures of some nodules of one scan, with the doubts about their boxes.
+    """Yield the pictures of some nodules of one scan, with the sanity checks that their boxes fail.
 
     Args:
         item: the scan's item in the datalist.
@@ -188,7 +188,7 @@ def draw_page(sights: Sequence[Sight], title: str) -> Figure:
 
 
 def _name(sight: Sight) -> str:
-    """Return the two lines above the pictures: scan, number and size; doubts, or that there is no mask."""
+    """Return the two lines above the pictures: scan, number and size; failed sanity checks, or a missing mask."""
     name = sight.name if len(sight.name) <= 30 else f"…{sight.name[-29:]}"
     extra = "" if sight.has_mask else "no mask"
     return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.doubts) or extra}"
@@ -223,12 +223,12 @@ def _letters(axes: Axes, picture: Picture) -> None:
 
 
 def _report(sights: Sequence[Sight]) -> None:
-    """Log the doubtful boxes and their number, and a warning if there are too many."""
+    """Log the suspect boxes and their number, and a warning if there are too many."""
     doubtful = [sight for sight in sights if sight.doubts]
     for sight in doubtful:
-        logger.warning("doubtful: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.doubts))
-    logger.info("%d of %d boxes shown are doubtful", len(doubtful), len(sights))
+        logger.warning("suspect box: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.doubts))
+    logger.info("%d of %d boxes shown are suspect", len(doubtful), len(sights))
     if len(doubtful) > ALARMING_SHARE * len(sights):
         logger.warning(
-            "so many doubtful boxes suggest a wrong frame: positions must be in LPS mm (x to the left, y to the back)"
+            "so many suspect boxes suggest a wrong frame: positions must be in LPS mm (x to the left, y to the back)"
         )

@@ -265,10 +265,10 @@ def _check_mask(name: str, source: str, inside: float, air: float) -> None:
     if inside < MASK_INSIDE_SHARE or air < MASK_AIR_SHARE:
         raise ScanError(
             f"{name}: expected a mask of the lungs of {source}, got one of which {inside:.0%} lies in the scan, and "
-            f"{air:.0%} of that on air; give this scan's own mask in its frame, or leave lung_mask out."
+            f"{air:.0%} of that in air; give this scan's own mask in its frame, or leave lung_mask out."
         )
     if air < MASK_AIR_DOUBT:
-        logger.warning("%s: only %.0f %% of the lung mask lies on air; is it flipped?", name, 100 * air)
+        logger.warning("%s: only %.0f %% of the lung mask lies in air; is it flipped?", name, 100 * air)
 
 
 def _lung_voxels(labels: torch.Tensor) -> torch.Tensor:

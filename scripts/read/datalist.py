@@ -290,7 +290,7 @@ def check_training_lists(
             f"{other}; remove them from one of the lists"
         )
     for one, other in _in_both(donors, validation):
-        logger.warning("validation list: the donor %s is the scan %s, which is therefore not unseen", one, other)
+        logger.warning("validation list: scan %s is also the donor %s, so it is not unseen", other, one)
     logger.info("training list: %d scans, %d nodules, %d donors", len(training), nodules, len(donors))
     if found:
         logger.info("validation list: %d scans, %d nodules", len(validation), found)

@@ -241,8 +241,8 @@ def _check_kind(source: str, headers: Sequence[SliceHeader]) -> None:
             raise ScanError(f"{where}: expected CT slices, got a localizer; choose the scan's own series.")
         if header.frames > 1 and "stack" not in header.origin:
             raise ScanError(
-                f"{where}: expected one slice per file, or an enhanced CT that places each of its {header.frames} "
-                "frames (multi-frame), got frames without places; export the original series."
+                f"{where}: expected one slice per file, or an enhanced (multi-frame) CT with a position for "
+                f"each of its {header.frames} frames, got frames without positions; export the original series."
             )
         if not header.colour.startswith("MONOCHROME2"):
             raise ScanError(

@@ -1,4 +1,4 @@
-"""The files for each scan, made from a ``ScanResult`` alone: tables, masks, viewers' files, pages, DICOM objects."""
+"""The files for each scan, made from a ``ScanResult`` alone: tables, masks, files for viewers, pages, DICOM objects."""
 
 from .dicom.writers import DicomReport, DicomSegmentation
 from .html.index import RunIndex

@@ -123,7 +123,7 @@ def _named_colours(result: ScanResult) -> list[tuple[int, str, Any]]:
 
 
 def nodule_name(nodule: Nodule) -> str:
-    """Return a name with label, probability and the network's estimate of the diameter: "nodule 1 (0.97, 8.4 mm)"."""
+    """Return a name with label, probability and predicted diameter: "nodule 1 (0.97, 8.4 mm)"."""
     detection = nodule.detection
     probability = shown_probability(detection.probability)
     return f"nodule {nodule.label} ({probability}, {detection.diameter_mm:.1f} mm)"

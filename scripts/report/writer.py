@@ -173,7 +173,7 @@ class ResultWriter:
         return self.output_dir / checked_name(name)
 
     def refuse_another(self, name: str, fingerprint: Fingerprint) -> None:
-        """Refuse a scan whose folder holds what must not be replaced; a former result that was set aside is put back.
+        """Refuse a scan whose folder holds what must not be replaced; a previous result that was set aside is put back.
 
         A result that was made from something else may be replaced if ``overwrite`` is set, other files never.
 
@@ -247,5 +247,5 @@ class ResultWriter:
             raise output_error(target, "a result folder that can be written", error) from error
         finally:
             self.claims.release(name)
-        logger.info("%s: %d nodules, written to %s", name, len(result.nodules), target)
+        logger.info("%s: written to %s", name, target)
         return target

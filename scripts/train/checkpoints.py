@@ -88,7 +88,7 @@ class Validation:
     def _end_if_stale(self, engine: Engine) -> None:
         state: Any = engine.state
         if self.patience and state.stale_validations >= self.patience:
-            logger.warning("%d validations without improvement: the training ends", state.stale_validations)
+            logger.warning("%d validations without improvement: training stops", state.stale_validations)
             engine.terminate()
 
 

@@ -208,7 +208,7 @@ class StepLog:
         step_s = (waited_s + worked_s) / steps
         total = state.max_epochs * state.epoch_length
         logger.info(
-            "step %d of %d: %s; %.2f s a step, %.0f %% of it waiting for data, %s left",
+            "step %d of %d: %s; %.2f s per step, %.0f %% of it waiting for data, %s left",
             state.iteration,
             total,
             means,

@@ -40,7 +40,7 @@ class Scene:
         image: ``[I, J, K]`` scaled intensities, RAS.
         affine: ``[4, 4]``, voxel to RAS mm.
         nodules: ``[N, 4]``, centre (voxel) and diameter (mm) of the nodules to find.
-        candidates: by falling probability.
+        candidates: in descending order of probability.
         centres: ``[M, 3]``, centres of the candidates (voxel).
         mask_logits: ``[M, I/s, J/s, K/s]``, or ``None``.
         stride: input voxels per cell of ``mask_logits``.

@@ -68,7 +68,7 @@ def test_the_threshold_hides_and_shows(report: Browser) -> None:
     assert report.run(VISIBLE, "#table tbody tr") == 1
     report.press("#threshold", ARROW_RIGHT * 9)  # 0.99, above the best of them
     assert report.run(VISIBLE, "#table") == 0
-    assert "0.99 or more. This does not mean that there is none." in report.run(TEXT, "#none-shown")
+    assert "0.99 or more. This does not mean that there is no nodule." in report.run(TEXT, "#none-shown")
     report.click("#reset")
     assert report.run(VISIBLE, "#table tbody tr") == 2
     assert report.console() == []

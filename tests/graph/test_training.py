@@ -70,7 +70,7 @@ def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_a_training_leaves_weights_state_pictures_and_curves(whole: tuple[Path, str]) -> None:
     folder, log = whole
     assert [line.split(":")[0] for line in losses(log)] == [f"{n} of 4" for n in (1, 2, 3, 4)]
-    assert re.search(r"[\d.]+ s a step, \d+ % of it waiting for data, .* left", log)
+    assert re.search(r"[\d.]+ s per step, \d+ % of it waiting for data, .* left", log)
     assert re.search(r"epoch 2: val_cpm [\d.]+", log)
     assert torch.load(folder / "model.pt", weights_only=True).keys() == CompactNet().state_dict().keys()
     assert {path.name for path in (folder / "pictures").iterdir()} == {"epoch_0001.png", "epoch_0002.png"}

@@ -322,11 +322,11 @@ def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, t
 @pytest.mark.parametrize(
     ("searched", "found", "failed", "said"),
     [
-        ("a", "", "", "1 scans searched, 0 refused"),
+        ("a", "", "", "1 scan searched, 0 refused"),
         ("", "a", "", "0 scans searched, 1 searched before, 0 refused"),
         ("", "", "", "0 scans searched, 0 refused"),
         ("", "", "b", "0 scans searched, 1 refused (b)"),
-        ("a", "", "cb", "1 scans searched, 2 refused (b, c)"),
+        ("a", "", "cb", "1 scan searched, 2 refused (b, c)"),
     ],
 )
 @pytest.mark.parametrize("ends", [RefusedScansError, SystemExit])

@@ -78,7 +78,7 @@ def test_everything_arrives_and_is_not_asked_for_again(tmp_path: Path, caplog: p
     again = LocalSource(OFFERED)
     fetch_all(again, tmp_path, [], start=True)
     assert again.fetched == []
-    assert "everything is there" in caplog.text
+    assert "nothing to transfer" in caplog.text
 
 
 @pytest.mark.parametrize("fails_at", [1, 3, 5, 10])

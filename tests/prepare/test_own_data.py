@@ -147,7 +147,7 @@ def test_a_nodule_without_a_match_has_no_voxel_in_the_mask(data: Path) -> None:
     item = items(data)["anna_2"]
     assert len(item["box"]) == 2
     assert set(np.unique(nib.load(data / "out" / item["mask"]).get_fdata())) == {0, 1}
-    assert reasons(data / "out") == {"no outline: the mask has no object at its centre or within its radius": 1}
+    assert reasons(data / "out") == {"no mask: the mask has no object at its centre or within its radius": 1}
 
 
 def test_specks_and_masks_without_a_scan_are_said(data: Path) -> None:

@@ -74,7 +74,7 @@ def table(target: Path) -> list[dict[str, str]]:
 def test_one_list_for_both_tasks(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert run(data, tmp_path / "out", "--strict") == 0
-    assert "3 of 3 nodules outlined; 3 of 3 scans with nodules have a mask" in caplog.text
+    assert "3 of 3 nodules have a mask; 3 of 3 scans with nodules have a mask" in caplog.text
     path = str(tmp_path / "out" / "dataset_fold3.json")
     before = load_datalist(str(data / "folds" / "dataset_fold3.json"), "validation")
     (outlined, empty) = load_datalist(path, "validation")

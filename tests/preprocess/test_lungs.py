@@ -383,7 +383,7 @@ def test_a_coarser_mask_of_a_part_of_the_grid_is_the_same_mask(small_chest: Ches
 
 
 @pytest.mark.parametrize(
-    ("shift_mm", "words"), [((0, 0, 500), "0% lies in the scan"), ((0, 0, -60), "of that on air"), (None, "got one of")]
+    ("shift_mm", "words"), [((0, 0, 500), "0% lies in the scan"), ((0, 0, -60), "of that in air"), (None, "got one of")]
 )
 def test_a_mask_that_does_not_lie_on_the_lungs_is_refused(
     small_chest: Chest, shift_mm: tuple[float, ...] | None, words: str
@@ -400,7 +400,7 @@ def test_a_mask_that_lies_beside_the_lungs_is_worth_a_warning(small_chest: Chest
     affine = np.eye(4)
     affine[0, 3] = 12.0
     _given(small_chest, small_chest.lungs, affine, np.eye(4))
-    assert "of the lung mask lies on air; is it flipped?" in caplog.text
+    assert "of the lung mask lies in air; is it flipped?" in caplog.text
     caplog.clear()
     _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
     assert caplog.text == ""

@@ -1083,8 +1083,8 @@ def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
         (set_tags(4, Modality=None), "expected modality CT, got none"),
         (
             set_tags(4, NumberOfFrames=2),
-            "058_2.dcm frame 1: expected one slice per file, or an enhanced CT that places each of its 2 frames "
-            "(multi-frame), got frames without places; export the original series",
+            "058_2.dcm frame 1: expected one slice per file, or an enhanced (multi-frame) CT with a position for "
+            "each of its 2 frames, got frames without positions; export the original series",
         ),
         (set_tags(4, PhotometricInterpretation="RGB"), "expected grey CT values"),
     ],

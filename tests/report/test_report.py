@@ -754,7 +754,7 @@ class TestPage:
             "part-solid",
             "−8.0, 5.0, 1.0",
             "Slices are thick.",
-            "2 candidates were dropped outside the lungs.",
+            "2 candidates outside the lungs were dropped.",
             "2026-01-02",
             "34 s from reading to report",
             "compact",
@@ -793,8 +793,8 @@ class TestPage:
 
     def test_no_nodules_is_said(self) -> None:
         said = words(NOTHING)
-        assert "Nothing reached the operating threshold of 0.5. This does not mean that there is no nodule." in said
-        assert "No nodule reached the operating threshold of 0.5 in this scan." in said
+        assert "No candidate reached the operating threshold of 0.5. This does not mean that there is no" in said
+        assert "No candidate reached the operating threshold of 0.5 in this scan." in said
         (picture,) = images(HtmlReport().render(NOTHING))
         assert "no nodule marked" in picture
 
@@ -827,10 +827,13 @@ class TestPage:
         assert pictures_per_view(nodules) == pictures
 
     @pytest.mark.parametrize(
-        ("kind", "said"), [("cut-out", "cut out of a chest"), ("body", "All that is inside the body was searched")]
+        ("kind", "said"), [("cut-out", "a cut-out of a chest"), ("body", "Everything inside the body was searched")]
     )
     def test_another_region_is_said(self, kind: str, said: str) -> None:
-        assert said in words(with_region((6, 6, 6), (64, 54, 34), kind=kind))
+        text = words(with_region((6, 6, 6), (64, 54, 34), kind=kind))
+        assert said in text
+        assert "10 mm outside them" not in text  # that is what the lungs' own region leaves out
+        assert "Nothing more than 10 mm outside them was searched." in words(with_region((6, 6, 6), (64, 54, 34)))
 
     def test_lungs_are_drawn_and_measured(self) -> None:
         result = with_region((10, 10, 10), (60, 50, 30))  # 40 × 36 × 40 mm
@@ -844,9 +847,9 @@ class TestPage:
         assert scan_record(result)["search"]["lung_volume_l"] == {"left": 0.0, "right": 0.058}
 
     def test_lungs_that_the_scan_cuts_are_said(self) -> None:
-        assert "The lungs are cut" not in words(with_region((4, 4, 6), (66, 56, 30)))
-        assert "The lungs are cut at the bottom of the scan" in words(with_region((4, 4, 0), (66, 56, 30)))
-        assert "The lungs are cut at the top and the bottom of" in words(with_region((4, 4, 0), (66, 56, 40)))
+        assert "cuts off the lungs" not in words(with_region((4, 4, 6), (66, 56, 30)))
+        assert "The scan cuts off the lungs at the bottom; what" in words(with_region((4, 4, 0), (66, 56, 30)))
+        assert "cuts off the lungs at the top and the bottom; what" in words(with_region((4, 4, 0), (66, 56, 40)))
 
     @pytest.mark.parametrize(
         "result",

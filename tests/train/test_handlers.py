@@ -443,7 +443,7 @@ def test_the_log_tells_means_of_an_interval_and_how_long_a_step_waits_for_data(
     told = [record.getMessage() for record in caplog.records if record.name.startswith("scripts.train")]
     assert [line.split(";")[0] for line in told] == expected
     for line in told:
-        found = re.search(r"; ([\d.]+) s a step, (\d+) % of it waiting for data, \d\.\d s left", line)
+        found = re.search(r"; ([\d.]+) s per step, (\d+) % of it waiting for data, \d\.\d s left", line)
         assert 0.05 <= float(found[1]) < 0.5
         assert int(found[2]) > 80
 

@@ -126,7 +126,7 @@ class SeriesReadings:
 
 def _refuse_document_type(*_: object) -> None:
     """Refuse XML with a document type: it could declare entities to expand or files to fetch."""
-    raise ValueError("it has a document type, as LIDC's files never have")
+    raise ValueError("it has a document type declaration, which LIDC's files never have")
 
 
 def parse_xml(content: bytes, source: str) -> SeriesReadings | None:

@@ -53,7 +53,7 @@ class PageEntry:
 
     @property
     def size_mm(self) -> float:
-        """The long axis if it was measured, else the network's estimate of the diameter."""
+        """The long axis if it was measured, else the diameter predicted by the network."""
         measured = self.nodule.measurement if self.nodule else None
         return measured.long_axis_mm if measured else self.detection.diameter_mm
 
@@ -156,7 +156,7 @@ def pictures_per_view(nodules: int) -> int:
 
 
 def weaker_candidates(result: ScanResult, threshold: float) -> list[Detection]:
-    """Return candidates below the operating threshold that lie in no nodule's mask, by falling probability."""
+    """Return candidates below the operating threshold outside all nodules' masks, the most probable first."""
     weaker = sorted((one for one in result.candidates if one.probability < threshold), key=lambda c: -c.probability)
     nearest = np.rint(_voxels(result, weaker)).astype(int)
     i, j, k = np.clip(nearest, 0, np.array(result.mask.shape) - 1).T
@@ -187,13 +187,14 @@ def lung_warnings(region: SearchRegion) -> list[str]:
     if large_l > LARGEST_LUNG_L or small_l < SMALLEST_LUNG_L or small_l < LEAST_RATIO * large_l:
         warnings.append(
             f"The lungs measure {right_l:.1f} l (right) and {left_l:.1f} l (left), which is unusual. "
-            "Check their outline: parts may not have been searched."
+            "Check their outline below: parts of them may not have been searched."
         )
     lungs = region.lung("left") | region.lung("right")
     area_mm2 = lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
     cut = [end for end, k in (("top", -1), ("bottom", 0)) if area_mm2[k] > CUT_MM2]
     if cut:
-        warnings.append(f"The lungs are cut at the {' and the '.join(cut)} of the scan; what lies beyond was not seen.")
+        ends = " and the ".join(cut)
+        warnings.append(f"The scan cuts off the lungs at the {ends}; what lies beyond was not searched.")
     return warnings
 
 

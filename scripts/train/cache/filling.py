@@ -132,7 +132,7 @@ def _add_all(cache: ScanCache, items: Sequence[Item], workers: int, spacing_mm: 
         if now - last_logged > LOG_EVERY_S or done == len(items):
             last_logged, scan_s = now, (now - began) / done
             left = shown_duration(scan_s * (len(items) - done))
-            logger.info("cached %d of %d scans, %.1f s a scan, %s left", done, len(items), scan_s, left)
+            logger.info("cached %d of %d scans, %.1f s per scan, %s left", done, len(items), scan_s, left)
     return reasons
 
 

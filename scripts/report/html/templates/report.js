@@ -1,5 +1,5 @@
 
-// The threshold: findings below it leave table, overview and close-ups.
+// The threshold: findings below it are hidden in table, overview and close-ups.
 (() => {
   const slider = document.getElementById("threshold");
   if (!slider) return;
@@ -24,7 +24,7 @@
     reset.disabled = atStart;
     table.hidden = visible.length === 0;
     none.hidden = visible.length > 0;
-    none.textContent = `No finding of this scan has a probability of ${least.toFixed(2)} or more. This does not mean that there is none.`;
+    none.textContent = `No finding of this scan has a probability of ${least.toFixed(2)} or more. This does not mean that there is no nodule.`;
     let text = `${visible.length} of ${rows.length} findings shown`;
     if (operating !== null && Math.abs(least - operating) < 1e-9) text += ", at the operating threshold";
     if (weaker.length) text += `; ${weaker.length} below the operating threshold of ${operating} and not outlined`;
