@@ -20,6 +20,7 @@ from ..core.labels import NODULE
 from ..core.records import Detection
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import logits_at
+from ..metrics.luna16 import inside_findings
 
 CLOSE_UPS = 4  # per scan: its largest nodules, then its strongest false findings
 HALF_WIDTH_MM = 32.0  # of a close-up: shows a nodule of 30 mm with its surroundings
@@ -67,8 +68,7 @@ class Scene:
 
     def sights(self) -> list[tuple[FloatArray, str]]:
         """Return centre (voxel) and title of each close-up: the largest nodules, then the strongest false findings."""
-        apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
-        hits = apart < self.nodules[:, 3] / 2.0  # [M, N]: which candidate lies inside which nodule
+        hits = inside_findings(self.centres, self.nodules[:, :3], self.nodules[:, 3])
         sights = []
         for n in np.argsort(-self.nodules[:, 3])[: CLOSE_UPS - 1]:
             scores = [c.probability for c, hit in zip(self.candidates, hits[:, n], strict=True) if hit]
