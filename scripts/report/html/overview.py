@@ -16,7 +16,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 from scipy import ndimage
 
-from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm
+from ...core.geometry import FloatArray, Point, apply_affine, bounds_of, spacing_mm
 from ...core.records import ScanResult, SearchRegion
 from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path, planes_to_ras
 
@@ -90,9 +90,8 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     if region is None or not region.lungs_found:
         return None
     lungs = region.lung("left") | region.lung("right")
-    ends_mm = apply_affine(region.affine_ras, np.array(list(np.ndindex(2, 2, 2))) * (np.array(lungs.shape) - 1))
-    high = ends_mm.max(axis=0)
-    size_mm = (high - ends_mm.min(axis=0))[[2, 0]]
+    low, high = bounds_of(region.affine_ras, (0, 0, 0), np.array(lungs.shape) - 1)
+    size_mm = (high - low)[[2, 0]]
     pixel_mm = float(size_mm.max()) / _LUNGS_PIXELS
     rows, columns = np.maximum(np.ceil(size_mm / pixel_mm), 2).astype(int).tolist()
     centre = high - np.array([columns - 1, 0, rows - 1]) / 2 * pixel_mm
