@@ -89,7 +89,7 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     region = result.region
     if region is None or not region.lungs_found:
         return None
-    lungs = region.lung("left") | region.lung("right")
+    lungs = region.lungs
     low, high = bounds_of(region.affine_ras, (0, 0, 0), np.array(lungs.shape) - 1)
     size_mm = (high - low)[[2, 0]]
     pixel_mm = float(size_mm.max()) / _LUNGS_PIXELS
@@ -152,7 +152,7 @@ def _shrunk_lungs(
         affine_ras, shape: of the scan.
         voxels: ``[N, 3]``, included in the box as far as they lie in the scan.
     """
-    lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
+    lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lungs)
     to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
     scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
     cells = np.argwhere(inside)

@@ -189,8 +189,7 @@ def lung_warnings(region: SearchRegion) -> list[str]:
             f"The lungs measure {right_l:.1f} l (right) and {left_l:.1f} l (left), which is unusual. "
             "Check their outline: parts may not have been searched."
         )
-    lungs = region.lung("left") | region.lung("right")
-    area_mm2 = lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
+    area_mm2 = region.lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
     cut = [end for end, k in (("top", -1), ("bottom", 0)) if area_mm2[k] > CUT_MM2]
     if cut:
         warnings.append(f"The lungs are cut at the {' and the '.join(cut)} of the scan; what lies beyond was not seen.")
