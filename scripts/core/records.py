@@ -6,14 +6,14 @@ whose probability reaches the operating threshold is segmented and becomes a *no
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .geometry import FloatArray, Point, swap_lps_ras, voxel_volume_mm3
+from .geometry import FloatArray, Point, apply_affine, swap_lps_ras, voxel_volume_mm3
 from .labels import Part, Parts, is_lung
 
 NoduleType = Literal["solid", "part-solid", "ground-glass"]
@@ -40,6 +40,17 @@ class Detection:
         """The world position in LPS (DICOM, LUNA16), mm."""
         x, y, z = swap_lps_ras(self.centre_ras_mm).tolist()
         return x, y, z
+
+
+def centre_voxels(detections: Iterable[Detection], affine_ras: npt.ArrayLike) -> FloatArray:
+    """Return the centres of detections in voxels of a grid: ``[N, 3]``, fractional.
+
+    Args:
+        detections: may be empty.
+        affine_ras: ``[4, 4]``, voxel to RAS mm of the grid.
+    """
+    to_voxel = np.linalg.inv(np.asarray(affine_ras, dtype=np.float64))
+    return apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in detections], (-1, 3)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from matplotlib.patches import Circle
 from ..core.files import write_figure
 from ..core.geometry import FloatArray, apply_affine
 from ..core.labels import NODULE
-from ..core.records import Detection
+from ..core.records import Detection, centre_voxels
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import logits_at
 from ..metrics.luna16 import inside_findings
@@ -54,8 +54,7 @@ class Scene:
         self.affine = np.asarray(item["image"].affine, dtype=np.float64)
         self.nodules = np.asarray(item["nodule"], dtype=np.float64)[np.asarray(item["label"]) == NODULE]
         self.candidates: Sequence[Detection] = item["candidates"]
-        positions = np.array([c.centre_ras_mm for c in self.candidates]).reshape(-1, 3)
-        self.centres = apply_affine(np.linalg.inv(self.affine), positions)
+        self.centres = centre_voxels(self.candidates, self.affine)
         self.mask_logits = None if item.get("maps") is None else item["maps"][MASK_LOGITS]
 
     def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

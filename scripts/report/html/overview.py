@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ...core.geometry import FloatArray, Point, apply_affine, bounds_of, spacing_mm
-from ...core.records import ScanResult, SearchRegion
+from ...core.records import ScanResult, SearchRegion, centre_voxels
 from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path, planes_to_ras
 
 # Longer side of the overview.
@@ -72,7 +72,7 @@ def overview(result: ScanResult) -> Overview:
     to_voxel = np.asarray(np.linalg.inv(affine_ras), dtype=np.float64)
     region = result.region
     if region is not None and region.lungs_found:
-        box, lungs = _shrunk_lungs(region, affine_ras, image_hu.shape, _ends_of_nodules(result, to_voxel, voxel_mm))
+        box, lungs = _shrunk_lungs(region, affine_ras, image_hu.shape, _ends_of_nodules(result, affine_ras))
         pixels = _lung_projection(image_hu[box].transpose(axes), labels[box].transpose(axes), lungs, axes)
     else:
         box, lungs = tuple(slice(0, n) for n in image_hu.shape), None
@@ -109,11 +109,11 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     return Picture(CORONAL, grey, columns * pixel_mm, rows * pixel_mm, outline)
 
 
-def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
-    """Return ``[2 N, 3]`` voxels of an upright scan: the lower and upper ends of the N nodules."""
+def _ends_of_nodules(result: ScanResult, affine_ras: FloatArray) -> FloatArray:
+    """Return ``[2 N, 3]`` voxels of the upright scan: the lower and upper ends of the N nodules."""
     found = [nodule.detection for nodule in result.nodules]
-    centres = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
-    radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / voxel_mm
+    centres = centre_voxels(found, affine_ras)
+    radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / spacing_mm(affine_ras)
     return np.concatenate([centres - radii, centres + radii])
 
 
