@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..core.errors import UserError
 from ..core.files import read_csv
 from ..core.geometry import FloatArray
+from ..core.text import number_in
 from ..read.discovery import is_image_file, scan_stem
 from ..report.tables import LUNA16_COLUMNS
 
@@ -136,10 +137,7 @@ def _read_table(path: Path, last: str) -> Table:
 
 
 def _number(text: str, place: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = number_in(text)
     if not math.isfinite(value):
         got = repr(text) if text else "nothing"
         raise TableError(f"{place}: expected a finite number, got {got}; correct or remove the row")

@@ -19,6 +19,7 @@ from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.nifti import write_nifti
+from ..core.text import number_in
 from ..read.datalist import count_nodules, nodule_rows
 from ..read.dicom_header import read_dicom
 from ..read.discovery import find_scans, is_image_file, scan_stem
@@ -267,7 +268,7 @@ def read_rows(path: Path, frame: str, label: int) -> tuple[list[TableRow], list[
         )
     rows, left_out = [], []
     for where, values in table:
-        *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
+        *position, size = [number_in(values.get(name, "")) for name in (*place, diameter)]
         name = values.get(scan, "")
         is_placed = all(map(math.isfinite, (*position, size)))
         if not (name and is_placed):
@@ -281,13 +282,6 @@ def read_rows(path: Path, frame: str, label: int) -> tuple[list[TableRow], list[
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str:
     return next((name for name in columns if name in names), "")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _add_masks(scans: Sequence[Scan], folder: Path) -> list[LeftOut]:

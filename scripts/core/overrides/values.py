@@ -55,7 +55,7 @@ _FROM_0 = (
     "mask_margin_mm",
     "smallest_diameter_mm",
 )
-LEAST: dict[str, float] = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
+LEAST = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
 # Settings with a single valid value (targets take one voxel for 1 mm), and how messages describe it.
 FIXED: dict[str, tuple[Any, str]] = {
     "spacing_mm": ([1.0, 1.0, 1.0], "[1.0, 1.0, 1.0], for which targets and weights are made"),
