@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.core.geometry import Point, apply_affine
-from scripts.core.records import Detection, Location, Nodule, ScanResult, SearchRegion
+from scripts.core.records import Detection, Location, Nodule, ScanResult
 from scripts.decode.measurements import measure
 from scripts.phantom.chest import Chest
 from scripts.preprocess import find_lungs
@@ -46,13 +46,8 @@ def searched_chest(chest: Chest, weaker: Sequence[float] = (0.4, 0.2), *, name: 
         model={"name": "compact", "version": "0.1.0"},
         settings={"threshold": THRESHOLD, "candidate_threshold": 0.01},
         seconds=12.3,
-        region=_region(chest),
+        region=find_lungs(chest.image_hu, chest.affine_ras, TrueParts(chest)),
     )
-
-
-def _region(chest: Chest) -> SearchRegion:
-    lungs = find_lungs(chest.image_hu, chest.affine_ras, TrueParts(chest))
-    return SearchRegion(lungs.region, lungs.distance_mm, lungs.parts, lungs.affine_ras)
 
 
 def _point(values: np.ndarray) -> Point:

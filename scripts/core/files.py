@@ -1,8 +1,8 @@
-"""Atomic writing: a file is written under a hidden name beside its target and renamed when it is complete.
+"""Files: atomic writing, tables and records, and what identifies a version of a file.
 
-Everything the bundle writes goes through :func:`replacing`. A process that is killed leaves
-``.NAME.MACHINE.PROCESS.partial`` behind and nothing under the final name; :func:`remove_abandoned` removes such
-leftovers.
+A file is written under a hidden name beside its target and renamed when it is complete. Everything the bundle writes
+goes through :func:`replacing`. A process that is killed leaves ``.NAME.MACHINE.PROCESS.partial`` behind and nothing
+under the final name; :func:`remove_abandoned` removes such leftovers.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ RAS with x and y negated. The name of every world position states its frame and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -63,6 +65,37 @@ def sphere_diameter_mm(volume_mm3: float) -> float:
     return float(np.cbrt(6.0 * volume_mm3 / np.pi))
 
 
+def bounds_of(affine: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Map a box, and return the lowest and the highest coordinates ``[3]`` that it reaches.
+
+    Args:
+        affine: ``[4, 4]``.
+        low, high: ``[3]`` two opposite corners of the box.
+
+    Example:
+        >>> bounds_of([[0, -2, 0, 0], [1, 0, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1]], [0, 0, 0], [9, 4, 1])
+        (array([-8.,  0.,  5.]), array([0., 9., 6.]))
+    """
+    corners = apply_affine(affine, np.where(list(np.ndindex(2, 2, 2)), high, low))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def box_between(
+    low: npt.ArrayLike, high: npt.ArrayLike, shape: Sequence[int], *, least: int = 0
+) -> tuple[slice, slice, slice]:
+    """Return the voxels between two corners, clipped to the grid.
+
+    Args:
+        low, high: ``[3]`` lowest and highest corner in voxels; fractional ones are rounded away from each other.
+        shape: the grid's ``(I, J, K)``.
+        least: voxels left along each axis even if the corners lie outside the grid, 0 or 1.
+    """
+    starts = np.clip(np.floor(low), 0, np.subtract(shape, least)).astype(int)
+    stops = np.clip(np.ceil(high) + 1, starts + least, shape).astype(int)
+    i, j, k = map(slice, starts.tolist(), stops.tolist())
+    return i, j, k
+
+
 def box_around(
     affine: npt.ArrayLike, shape: tuple[int, ...], centre_ras_mm: npt.ArrayLike, half_width_mm: float
 ) -> tuple[slice, slice, slice]:
@@ -77,13 +110,6 @@ def box_around(
     Returns:
         Three slices, each at least one voxel wide even if the cube lies outside the grid.
     """
-    corners_mm = np.asarray(centre_ras_mm) + half_width_mm * np.array(
-        [[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
-    )
-    corners = apply_affine(np.linalg.inv(np.asarray(affine, dtype=np.float64)), corners_mm)
-    low = np.floor(corners.min(axis=0)).astype(int)
-    high = np.ceil(corners.max(axis=0)).astype(int) + 1
-    starts = [min(max(int(a), 0), n - 1) for a, n in zip(low, shape, strict=True)]
-    stops = [max(min(int(b), n), a + 1) for a, b, n in zip(starts, high, shape, strict=True)]
-    i, j, k = (slice(a, b) for a, b in zip(starts, stops, strict=True))
-    return i, j, k
+    centre = np.asarray(centre_ras_mm)
+    to_voxel = np.linalg.inv(np.asarray(affine, dtype=np.float64))
+    return box_between(*bounds_of(to_voxel, centre - half_width_mm, centre + half_width_mm), shape, least=1)

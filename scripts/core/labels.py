@@ -22,3 +22,8 @@ class Part(IntEnum):
     LEFT_LUNG = 2
     RIGHT_LUNG = 3
     AIRWAY = 4  # lumen of trachea and main bronchi
+
+
+def is_lung(parts: Parts) -> npt.NDArray[np.bool_]:
+    """Return the cells of both lungs, bool."""
+    return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))

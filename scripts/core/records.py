@@ -6,15 +6,15 @@ whose probability reaches the operating threshold is segmented and becomes a *no
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .geometry import FloatArray, Point, swap_lps_ras, voxel_volume_mm3
-from .labels import Part
+from .geometry import FloatArray, Point, apply_affine, swap_lps_ras, voxel_volume_mm3
+from .labels import Part, Parts, is_lung
 
 NoduleType = Literal["solid", "part-solid", "ground-glass"]
 Side = Literal["left", "right"]
@@ -40,6 +40,17 @@ class Detection:
         """The world position in LPS (DICOM, LUNA16), mm."""
         x, y, z = swap_lps_ras(self.centre_ras_mm).tolist()
         return x, y, z
+
+
+def centre_voxels(detections: Iterable[Detection], affine_ras: npt.ArrayLike) -> FloatArray:
+    """Return the centres of detections in voxels of a grid: ``[N, 3]``, fractional.
+
+    Args:
+        detections: may be empty.
+        affine_ras: ``[4, 4]``, voxel to RAS mm of the grid.
+    """
+    to_voxel = np.linalg.inv(np.asarray(affine_ras, dtype=np.float64))
+    return apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in detections], (-1, 3)))
 
 
 @dataclass(frozen=True)
@@ -98,19 +109,20 @@ class Nodule:
 
 @dataclass(frozen=True)
 class SearchRegion:
-    """Where a scan was searched, on a coarse grid that covers it; see :class:`..preprocess.lungs.Lungs`.
+    """Where a scan is searched, on a coarse grid that covers it.
 
     Attributes:
-        kind: "lungs", "cut-out" or "body".
+        kind: "lungs": in and near the lungs; "cut-out": the same with a wider surrounding; "body": everything inside
+            the body.
         distance_mm: ``[I', J', K']`` float32, distance to what counts as lung, mm; 0 inside, and a very large value
             where no nodule is possible.
-        parts: ``[I', J', K']`` uint8, values of :class:`.labels.Part`.
+        parts: ``[I', J', K']`` uint8, values of :class:`.labels.Part`, cleaned up by anatomical rules.
         affine_ras: ``[4, 4]``, cell of that grid to RAS mm.
     """
 
     kind: str
     distance_mm: npt.NDArray[np.float32]
-    parts: npt.NDArray[np.uint8]
+    parts: Parts
     affine_ras: FloatArray
 
     @classmethod
@@ -131,9 +143,14 @@ class SearchRegion:
         return float(self.lung(side).sum() * voxel_volume_mm3(self.affine_ras) / 1e6)
 
     @property
+    def lungs(self) -> npt.NDArray[np.bool_]:
+        """The cells of both lungs: ``[I', J', K']`` bool."""
+        return is_lung(self.parts)
+
+    @property
     def lungs_found(self) -> bool:
         """Whether the lungs were segmented; always ``False`` for a cut-out, in which their borders are unknown."""
-        return self.kind != "cut-out" and bool(np.isin(self.parts, (Part.LEFT_LUNG, Part.RIGHT_LUNG)).any())
+        return self.kind != "cut-out" and bool(self.lungs.any())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .errors import SettingError
 
 DISCLAIMER = "Academic research, not a medical device, not for diagnosis."
@@ -17,6 +19,14 @@ def parse_bool(name: str, value: object) -> bool:
     if text in ("true", "false"):
         return text == "true"
     raise SettingError(f"{name}: expected true or false, got {value!r}")
+
+
+def number_in(text: str) -> float:
+    """Read a number; NaN if the text is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def shown_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
-from ..core.records import Detection
+from ..core.records import Detection, centre_voxels
 
 # Channels of the network's output, as declared in metadata.json.
 NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
@@ -215,8 +215,7 @@ class DropOutsideLungsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         candidates: list[Detection] = data["candidates"]
         distance_mm = np.asarray(data["lung_distance_mm"][0], dtype=np.float64)
-        to_voxel = np.linalg.inv(np.asarray(data["lung_distance_mm"].affine, dtype=np.float64))
-        voxels = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in candidates], (-1, 3)))
+        voxels = centre_voxels(candidates, data["lung_distance_mm"].affine)
         last = np.array(distance_mm.shape) - 1
         i, j, k = np.clip(np.round(voxels).astype(int), 0, last).T
         # The border voxels extend half a voxel beyond their centres.

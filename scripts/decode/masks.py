@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..core.errors import SettingError
-from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm
+from ..core.geometry import FloatArray, apply_affine, box_around, box_between, spacing_mm
 from ..core.records import Detection, Nodule
 from ..network.blocks import mask_on_voxels
 from .candidates import MASK_LOGITS
@@ -46,13 +46,11 @@ def logits_at(
         ``[...]`` float32, one logit per point.
     """
     voxels = apply_affine(np.linalg.inv(affine), points_ras_mm)
-    shape = np.array(mask_logits.shape[1:])
     flat = voxels.reshape(-1, 3)
-    low = np.clip(np.floor(flat.min(0) / stride).astype(int) - 1, 0, shape - 1)
-    high = np.clip(np.ceil(flat.max(0) / stride).astype(int) + 2, low + 1, shape)
-    part = mask_logits[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    fine = mask_on_voxels(part[None].float().cpu(), stride)[0, 0].numpy()
-    read = ndimage.map_coordinates(fine, (flat - low * stride).T, order=1, mode="nearest")
+    box = box_between(flat.min(0) / stride - 1, flat.max(0) / stride + 1, mask_logits.shape[1:], least=1)
+    fine = mask_on_voxels(mask_logits[(slice(None), *box)][None].float().cpu(), stride)[0, 0].numpy()
+    start = np.array([side.start for side in box]) * stride
+    read = ndimage.map_coordinates(fine, (flat - start).T, order=1, mode="nearest")
     return np.asarray(read.reshape(voxels.shape[:-1]))
 
 

@@ -38,7 +38,8 @@ def luna16(
         output_dir: folder for the files; existing ones of the same names are replaced.
         excluded: CSV of findings that are neither nodule nor false positive, with the columns of annotations; a
             negative diameter means 10 mm.
-        folds: CSV with seriesuid and fold, one datalist (JSON) for each fold, or a folder of folds.
+        folds: CSV with seriesuid and fold, one datalist (JSON) for each fold, or a folder with a sub-folder of scans
+            for each.
         pool: the results are parts of one system, such as its folds, each on different scans.
         resamples: number of resamples of the bootstrap over scans; 0 for no intervals.
         seed: seed of the bootstrap.

@@ -19,10 +19,11 @@ from PIL import Image
 
 from ..core.errors import UserError
 from ..core.files import read_csv, writable_folder, write_csv
-from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
-from ..core.labels import Part
+from ..core.geometry import FloatArray, spacing_mm
+from ..core.labels import Part, is_lung
+from ..core.records import LUNG_SIDES
 from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
-from ..preprocess.lungs import Lungs, find_lungs, is_lung
+from ..preprocess.lungs import Lungs, find_lungs
 from ..read.reader import read_scan
 
 logger = logging.getLogger(__name__)
@@ -122,9 +123,10 @@ def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]
             axes = figure.add_subplot(grid[row, column])
             _draw_plane(axes, lungs, hu, (slice(None),) * axis + (at,))
             if column == first:
-                cell_l = voxel_volume_mm3(lungs.affine_ras) / 1e6
-                right, left = ((lungs.parts == side).sum() * cell_l for side in (Part.RIGHT_LUNG, Part.LEFT_LUNG))
-                axes.set_title(f"{name}: {right:.1f} + {left:.1f} l", color="#e8ecf1", fontsize=6, loc="left", pad=2)
+                left_l, right_l = map(lungs.lung_volume_l, LUNG_SIDES)
+                axes.set_title(
+                    f"{name}: {right_l:.1f} + {left_l:.1f} l", color="#e8ecf1", fontsize=6, loc="left", pad=2
+                )
     FigureCanvasAgg(figure).draw()
     sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
     sheet.quantize(COLOURS).save(path, optimize=True)

@@ -2,7 +2,7 @@
 
 Positions are LPS mm. Folds are accepted in three forms: a CSV with the columns ``seriesuid`` and ``fold``; one datalist
 (JSON) for each fold, whose ``validation`` list contains the fold's scans, as MONAI publishes them for LUNA16; or a
-folder of such datalists, or with a sub-folder of scans for each fold (``subset0`` … ``subset9`` of LUNA16).
+folder with a sub-folder of scans for each fold (``subset0`` … ``subset9`` of LUNA16).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..core.errors import UserError
 from ..core.files import read_csv
 from ..core.geometry import FloatArray
+from ..core.text import number_in
 from ..read.discovery import is_image_file, scan_stem
 from ..report.tables import LUNA16_COLUMNS
 
@@ -136,10 +137,7 @@ def _read_table(path: Path, last: str) -> Table:
 
 
 def _number(text: str, place: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = number_in(text)
     if not math.isfinite(value):
         got = repr(text) if text else "nothing"
         raise TableError(f"{place}: expected a finite number, got {got}; correct or remove the row")
@@ -150,18 +148,14 @@ def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
     """Return the series UIDs of each fold, by its name: the value in the CSV, or the name of its datalist or folder.
 
     Args:
-        paths: CSV files, datalists or folders of scans, or a single folder of datalists or folders; empty for none.
+        paths: in one of the forms above; empty for none.
 
     Raises:
         TableError: the form is unknown, a fold is empty or given twice, or a series is in two folds.
     """
-    files = [Path(path) for path in paths]
-    if len(files) == 1 and files[0].is_dir():
-        inside = sorted(p for p in files[0].iterdir() if not p.name.startswith("."))
-        files = [p for p in inside if p.suffix == ".json"] or [p for p in inside if p.is_dir()] or files
     folds: dict[str, list[str]] = {}
     first: dict[str, str] = {}  # the fold of each series
-    for file in files:
+    for file in map(Path, paths):
         for name, uids in _read_one(file).items():
             if name in folds:
                 raise TableError(f"{file}: expected each fold once, got {name} again; remove one of them")
@@ -177,13 +171,16 @@ def read_folds(paths: Sequence[str | Path]) -> dict[str, list[str]]:
 
 def _read_one(path: Path) -> dict[str, list[str]]:
     if path.is_dir():
-        folds = {path.name: [scan_stem(p) for p in path.iterdir() if is_image_file(p)]}
-    elif not path.is_file():
-        raise TableError(f"{path}: expected a CSV, a datalist or a folder of folds, got nothing; check --folds")
+        inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+        folds = {one.name: [scan_stem(scan) for scan in one.iterdir() if is_image_file(scan)] for one in inside}
     else:
         folds = _from_datalist(path) if path.suffix == ".json" else _from_csv(path)
-    if not folds or not all(folds.values()):
-        raise TableError(f"{path}: expected scans in every fold, got none; check --folds")
+    empty = [name for name, uids in folds.items() if not uids]
+    if empty or not folds:
+        raise TableError(
+            f"{path}: expected scans in every fold, got none in {', '.join(empty) or 'it'}; give --folds a CSV "
+            "with seriesuid and fold, a datalist (.json) for each fold, or a folder with a sub-folder of scans for each"
+        )
     return folds
 
 
@@ -202,7 +199,7 @@ def _from_datalist(path: Path) -> dict[str, list[str]]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))["validation"]
         return {path.stem: [str(item.get("name") or scan_stem(Path(str(item["image"])))) for item in items]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TableError(
             f"{path}: expected a datalist with a list 'validation' of items with an image, got something else "
             f"({type(error).__name__}: {error}); give one datalist for each fold"

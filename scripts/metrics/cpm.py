@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.geometry import FloatArray
 from ..core.records import Detection
-from .luna16 import BoolArray, Candidates, Findings, Matches, known_diameters_mm, match
+from .luna16 import BoolArray, Candidates, Findings, Matches, inside_findings, match
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ScoredScan(NamedTuple):
 
     def hits(self) -> BoolArray:
         """Return which detection lies strictly inside which finding, ``[D, N]``."""
-        apart_mm = self.centres_ras_mm()[:, None] - np.reshape(self.truth.centres_ras_mm, (1, -1, 3))
-        return np.square(apart_mm).sum(-1) < np.square(known_diameters_mm(self.truth.diameters_mm) / 2.0)
+        centres_ras_mm = np.reshape(self.truth.centres_ras_mm, (-1, 3))
+        return inside_findings(self.centres_ras_mm(), centres_ras_mm, self.truth.diameters_mm)
 
 
 def match_scans(scans: Sequence[ScoredScan]) -> Matches:

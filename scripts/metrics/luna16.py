@@ -234,35 +234,54 @@ def match(candidates: Candidates, findings: Findings, scans: int, *, max_candida
     """
     _check(candidates.scans, scans)
     _check(findings.scans, scans)
-    known = np.flatnonzero(candidates.scans != UNKNOWN_SCAN)
-    kept = known[_within_limit(candidates.scans[known], candidates.scores[known], scans, max_candidates)]
-    listed = np.flatnonzero(findings.scans != UNKNOWN_SCAN)
-    is_nodule = findings.is_nodule[listed]
-    diameters_mm = known_diameters_mm(findings.diameters_mm[listed])
-    candidate, finding = _hits(candidates, kept, findings, listed, diameters_mm)
-    best = np.full(len(listed), -np.inf)
-    np.maximum.at(best, finding, candidates.scores[kept][candidate])
-    in_nodule = np.isin(np.arange(len(kept)), candidate[is_nodule[finding]])
-    in_excluded = np.isin(np.arange(len(kept)), candidate[~is_nodule[finding]])
-    is_false = kept[~(in_nodule | in_excluded)]
-    hits = np.bincount(finding, minlength=len(listed))[is_nodule]
+    is_kept, in_nodule, in_excluded = np.zeros((3, len(candidates.scans)), dtype=bool)
+    best, hits = np.full(len(findings.scans), -np.inf), np.zeros(len(findings.scans), dtype=np.int64)
+    proposed = _rows_of_scans(candidates.scans, scans)
+    for rows, own in zip(proposed, _rows_of_scans(findings.scans, scans), strict=True):
+        kept = rows[_within_limit(candidates.scores[rows], max_candidates)]
+        inside = inside_findings(candidates.positions_mm[kept], findings.positions_mm[own], findings.diameters_mm[own])
+        is_kept[kept] = True
+        in_nodule[kept] = inside[:, findings.is_nodule[own]].any(axis=1)
+        in_excluded[kept] = inside[:, ~findings.is_nodule[own]].any(axis=1)
+        best[own] = np.where(inside, candidates.scores[kept, None], -np.inf).max(axis=0, initial=-np.inf)
+        hits[own] = inside.sum(axis=0)
+    is_false = is_kept & ~in_nodule & ~in_excluded
+    is_nodule = findings.is_nodule & (findings.scans != UNKNOWN_SCAN)
+    known = sum(map(len, proposed))
     counts = Counts(
-        true_positives=int((hits > 0).sum()),
-        false_positives=len(is_false),
-        false_negatives=int((hits == 0).sum()),
-        candidates_scored=len(kept),
-        nodules=len(hits),
+        true_positives=int((hits[is_nodule] > 0).sum()),
+        false_positives=int(is_false.sum()),
+        false_negatives=int((hits[is_nodule] == 0).sum()),
+        candidates_scored=int(is_kept.sum()),
+        nodules=int(is_nodule.sum()),
         ignored_on_excluded=int((in_excluded & ~in_nodule).sum()),
-        ignored_double=int(np.maximum(hits - 1, 0).sum()),
+        ignored_double=int(np.maximum(hits[is_nodule] - 1, 0).sum()),
         scans=scans,
-        scans_without_candidates=scans - len(np.unique(candidates.scans[known])),
-        candidates_of_unknown_scans=len(candidates.scans) - len(known),
-        candidates_over_limit=len(known) - len(kept),
+        scans_without_candidates=sum(not len(rows) for rows in proposed),
+        candidates_of_unknown_scans=len(candidates.scans) - known,
+        candidates_over_limit=known - int(is_kept.sum()),
     )
-    nodule_scans, false_scans = findings.scans[listed][is_nodule], candidates.scans[is_false]
     return Matches(
-        nodule_scans, diameters_mm[is_nodule], best[is_nodule], false_scans, candidates.scores[is_false], counts
+        findings.scans[is_nodule],
+        known_diameters_mm(findings.diameters_mm[is_nodule]),
+        best[is_nodule],
+        candidates.scans[is_false],
+        candidates.scores[is_false],
+        counts,
     )
+
+
+def inside_findings(positions_mm: FloatArray, centres_mm: FloatArray, diameters_mm: FloatArray) -> BoolArray:
+    """Apply the hit rule: return which position lies strictly inside which finding, ``[C, F]``.
+
+    Args:
+        positions_mm: ``[C, 3]``, in the frame of the findings.
+        centres_mm: ``[F, 3]``.
+        diameters_mm: ``[F]``; negative if unknown.
+    """
+    apart_mm = positions_mm[:, None] - centres_mm
+    squared = apart_mm[..., 0] ** 2 + apart_mm[..., 1] ** 2 + apart_mm[..., 2] ** 2  # summed in the challenge's order
+    return np.asarray(squared < np.square(known_diameters_mm(diameters_mm) / 2.0))
 
 
 def known_diameters_mm(diameters_mm: FloatArray) -> FloatArray:
@@ -314,32 +333,12 @@ def _check(indices: IntArray, scans: int) -> None:
         raise ValueError(f"expected scan indices from {UNKNOWN_SCAN} to {scans - 1}, got {got}; index the scan list")
 
 
-def _hits(
-    candidates: Candidates, kept: IntArray, findings: Findings, listed: IntArray, diameters_mm: FloatArray
-) -> tuple[IntArray, IntArray]:
-    """Return all pairs of a candidate strictly inside a finding of its scan: indices into ``kept`` and ``listed``."""
-    candidate, finding = _same_scan_pairs(candidates.scans[kept], findings.scans[listed])
-    apart_mm = candidates.positions_mm[kept[candidate]] - findings.positions_mm[listed[finding]]
-    squared = apart_mm[:, 0] ** 2 + apart_mm[:, 1] ** 2 + apart_mm[:, 2] ** 2  # summed in the challenge's order
-    inside = squared < np.square(diameters_mm / 2.0)[finding]
-    return candidate[inside], finding[inside]
+def _rows_of_scans(indices: IntArray, scans: int) -> list[IntArray]:
+    """Return the positions in ``indices`` of each scan's rows, in ascending order."""
+    order = np.argsort(indices, kind="stable")
+    return np.split(order, np.searchsorted(indices[order], np.arange(scans + 1)))[1:-1]  # the first are of no scan
 
 
-def _within_limit(own: IntArray, scores: FloatArray, scans: int, limit: int) -> BoolArray:
-    """Return which candidates stay: in a scan with more than ``limit``, those above its next highest score."""
-    order = np.lexsort((-scores, own))
-    count = np.bincount(own, minlength=scans)
-    first = np.cumsum(count) - count
-    full = count > limit
-    lowest = np.full(scans, -np.inf)
-    lowest[full] = scores[order][first[full] + limit]
-    return scores > lowest[own]
-
-
-def _same_scan_pairs(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the indices of all pairs of an entry of ``first`` and one of ``second`` that belong to the same scan."""
-    order = np.argsort(second, kind="stable")
-    start, stop = (np.searchsorted(second[order], first, side) for side in ("left", "right"))
-    left = np.repeat(np.arange(len(first)), stop - start)
-    within = np.arange(len(left)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
-    return left, order[start[left] + within]
+def _within_limit(scores: FloatArray, limit: int) -> BoolArray:
+    """Return which of one scan's candidates stay: of more than ``limit``, those above the next highest score."""
+    return scores > (np.sort(scores)[-limit - 1] if len(scores) > limit else -np.inf)

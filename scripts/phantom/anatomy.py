@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ..core.geometry import box_between
 from .abdomen import fill_abdomen
 from .grid import (
     FAR_MM,
@@ -24,7 +25,6 @@ from .grid import (
     coarse_tubes,
     ellipsoid,
     inside,
-    local_box,
     segments,
     smooth_max,
     smooth_min,
@@ -456,7 +456,7 @@ def add_airway_tubes(frame: Frame, image: Field, *, wall_mm: float = 1.3) -> Non
         for tube in map(np.array, TUBES["airway"]):
             voxels, radii = frame.to_voxel(tube[:, :3]), tube[:, 3] * frame.size + extra
             reach = radii.max() + 2
-            box = local_box(frame.shape, voxels.min(axis=0) - reach, voxels.max(axis=0) + reach)
+            box = box_between(voxels.min(axis=0) - reach, voxels.max(axis=0) + reach, frame.shape)
             distance = np.full(image[box].shape, 3.0, dtype=np.float32)
             stamp_capsules(distance, segments(voxels - [s.start for s in box], radii))
             blend(image[box], inside(distance), value)

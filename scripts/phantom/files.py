@@ -21,7 +21,41 @@ from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_a
 from ..core.nifti import write_nifti
 
 RESCALE_INTERCEPT_HU = -1024  # HU of the stored value 0; HU - intercept fits unsigned 16 bit
-_STUDY_DATE = "20200101"  # fixed: the same seed gives the same files
+# Attributes that are the same in all series; the date is fixed, so that the same seed gives the same files.
+_CONSTANT: dict[str, Any] = {
+    "SpecificCharacterSet": "ISO_IR 100",
+    "SOPClassUID": CTImageStorage,
+    "Modality": "CT",
+    "PatientName": "Phantom^Chest",
+    "PatientID": "PHANTOM-0001",
+    "PatientBirthDate": "",
+    "PatientSex": "O",
+    "StudyDescription": "Synthetic chest CT",
+    "ReferringPhysicianName": "",
+    "StudyID": "1",
+    "AccessionNumber": "",
+    **dict.fromkeys(("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"), "20200101"),
+    **dict.fromkeys(("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"), "120000"),
+    "SeriesNumber": 1,
+    "AcquisitionNumber": 1,
+    "PositionReferenceIndicator": "",
+    "BodyPartExamined": "CHEST",
+    "Manufacturer": "Synthetic",
+    "ManufacturerModelName": "Phantom",
+    "ImageType": ["DERIVED", "PRIMARY", "AXIAL"],
+    "KVP": "120",
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "PixelRepresentation": 0,
+    "BitsAllocated": 16,
+    "BitsStored": 16,
+    "HighBit": 15,
+    "RescaleIntercept": str(RESCALE_INTERCEPT_HU),
+    "RescaleSlope": "1",
+    "RescaleType": "HU",
+    "WindowCenter": "-600",  # lung
+    "WindowWidth": "1500",
+}
 
 
 def write_image(path: Path, array: npt.NDArray[np.generic], affine_ras: npt.ArrayLike) -> Path:
@@ -69,25 +103,19 @@ def _decimals(values: npt.ArrayLike) -> list[DSfloat]:
 def _series_attributes(uid_seed: object, shape: tuple[int, ...], affine_lps: FloatArray) -> dict[str, Any]:
     """Return the attributes that all slices of a series share."""
     steps_mm = spacing_mm(affine_lps)
-    dates = dict.fromkeys(("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"), _STUDY_DATE)
-    times = dict.fromkeys(("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"), "120000")
-    return {
-        **{"SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": CTImageStorage, "Modality": "CT"},
-        **{"PatientName": "Phantom^Chest", "PatientID": "PHANTOM-0001", "PatientBirthDate": "", "PatientSex": "O"},
-        **{"StudyInstanceUID": seeded_uid(uid_seed, "study"), "StudyDescription": "Synthetic chest CT"},
-        **{"ReferringPhysicianName": "", "StudyID": "1", "AccessionNumber": "", **dates, **times},
-        **{"SeriesInstanceUID": seeded_uid(uid_seed, "series"), "SeriesNumber": 1, "AcquisitionNumber": 1},
-        **{"FrameOfReferenceUID": seeded_uid(uid_seed, "frame"), "PositionReferenceIndicator": ""},
-        **{"BodyPartExamined": "CHEST", "Manufacturer": "Synthetic", "ManufacturerModelName": "Phantom"},
-        **{"ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "KVP": "120"},
-        **{"Columns": shape[0], "Rows": shape[1], "PixelSpacing": _decimals(steps_mm[[1, 0]])},  # of rows, of columns
-        "ImageOrientationPatient": _decimals((affine_lps[:3, :2] / steps_mm[:2]).T),
-        "SpacingBetweenSlices": _decimals(steps_mm[2])[0],
-        **{"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0},
-        **{"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
-        **{"RescaleIntercept": str(RESCALE_INTERCEPT_HU), "RescaleSlope": "1", "RescaleType": "HU"},
-        **{"WindowCenter": "-600", "WindowWidth": "1500"},  # lung
-    }
+    return (
+        _CONSTANT
+        | {
+            "StudyInstanceUID": seeded_uid(uid_seed, "study"),
+            "SeriesInstanceUID": seeded_uid(uid_seed, "series"),
+            "FrameOfReferenceUID": seeded_uid(uid_seed, "frame"),
+            "Columns": shape[0],
+            "Rows": shape[1],
+            "PixelSpacing": _decimals(steps_mm[[1, 0]]),  # of rows, of columns
+            "ImageOrientationPatient": _decimals((affine_lps[:3, :2] / steps_mm[:2]).T),
+            "SpacingBetweenSlices": _decimals(steps_mm[2])[0],
+        }
+    )
 
 
 def write_dicom_series(
@@ -122,7 +150,8 @@ def write_dicom_series(
         raise ValueError(f"{folder}: expected HU of at least {RESCALE_INTERCEPT_HU}, got {image_hu.min()}")
     affine_lps = swap_lps_ras_affine(affine_ras)
     attributes = _series_attributes(uid_seed, image_hu.shape, affine_lps) | {
-        **{"ConvolutionKernel": kernel, "SeriesDescription": f"Synthetic chest {kernel}"},
+        "ConvolutionKernel": kernel,
+        "SeriesDescription": f"Synthetic chest {kernel}",
         "SliceThickness": _decimals(spacing_mm(affine_lps)[2] if thickness_mm is None else thickness_mm)[0],
         "PatientPosition": "FFS" if feet_first else "HFS",
     }
@@ -133,8 +162,11 @@ def write_dicom_series(
             position = _decimals(apply_affine(affine_lps, (0, 0, k)))
             stored = (image_hu[:, :, k].T.astype(np.int32) - RESCALE_INTERCEPT_HU).astype("<u2")
             own = {
-                **{"SOPInstanceUID": seeded_uid(uid_seed, "slice", k + 1), "InstanceNumber": k + 1},
-                **{"ImagePositionPatient": position, "SliceLocation": position[2], "PixelData": stored.tobytes()},
+                "SOPInstanceUID": seeded_uid(uid_seed, "slice", k + 1),
+                "InstanceNumber": k + 1,
+                "ImagePositionPatient": position,
+                "SliceLocation": position[2],
+                "PixelData": stored.tobytes(),
             }
             dataset = Dataset()
             dataset.ensure_file_meta()

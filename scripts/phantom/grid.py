@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.interpolate import BSpline
 
+from ..core.geometry import box_between
 from .shapes import Tube
 
 Field = npt.NDArray[np.float32]
@@ -128,13 +129,6 @@ class Frame:
         return np.ascontiguousarray(coarse)
 
 
-def local_box(shape: tuple[int, ...], low: npt.ArrayLike, high: npt.ArrayLike) -> Box:
-    """Return the slices of the voxels between two corners, clipped to the grid; empty if nothing is left."""
-    starts = np.clip(np.floor(low), 0, shape).astype(int)
-    stops = np.clip(np.ceil(high) + 1, starts, shape).astype(int)
-    return tuple(map(slice, starts.tolist(), stops.tolist()))
-
-
 def segments(points: Array, radii: npt.ArrayLike) -> Array:
     """Return the tapered segments of a polyline.
 
@@ -165,7 +159,7 @@ def capsules(
     for segment in segments:
         (start, end), (r0, r1) = segment[:6].reshape(2, 3), segment[6:].tolist()
         reach = (max(r0, r1) + margin) / squeeze
-        box = local_box(shape, np.minimum(start, end) - reach, np.maximum(start, end) + reach)
+        box = box_between(np.minimum(start, end) - reach, np.maximum(start, end) + reach, shape)
         p, d = start * squeeze, (end - start) * squeeze
         x, y, z = np.ix_(
             *((np.arange(s.start, s.stop) * f - o).astype(np.float32) for s, f, o in zip(box, squeeze, p, strict=True))

@@ -12,21 +12,9 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
+from ..core.geometry import box_between
 from .anatomy import Patient, fat_and_flesh, trunk
-from .grid import (
-    Array,
-    Box,
-    Field,
-    Frame,
-    blend,
-    capsules,
-    coarse_tubes,
-    inside,
-    local_box,
-    segments,
-    smooth_min,
-    smooth_noise,
-)
+from .grid import Array, Box, Field, Frame, blend, capsules, coarse_tubes, inside, segments, smooth_min, smooth_noise
 from .shapes import (
     AIR_HU,
     CABLE_HU,
@@ -124,7 +112,7 @@ def _on_skin(frame: Frame, skin: Field, angle_deg: float, z: float, lift_mm: flo
 
 def _add_electrode(image: Field, depth: Field, foot: Array, size: float) -> None:
     """Draw an electrode on the skin around ``foot`` into ``image`` in place: foam pad, gel below, metal stud on top."""
-    box = local_box(image.shape, foot - 20 * size, foot + 20 * size)
+    box = box_between(foot - 20 * size, foot + 20 * size, image.shape)
     x, y, z = np.ix_(*(np.arange(s.start, s.stop) - o for s, o in zip(box, foot, strict=True)))
     radius, lift = np.sqrt(x**2 + y**2 + z**2), depth[box]
     for reach, low, high, value in ((16.0, 0.0, 1.6, PAD_HU), (8.0, 0.0, 2.0, GEL_HU), (4.5, 1.5, 4.5, METAL_HU)):

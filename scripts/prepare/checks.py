@@ -31,7 +31,7 @@ def lungs_of(volume: Volume) -> Lungs | None:
         lungs = find_lungs(np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64), LungSearch())
     except ScanError:  # no lungs in it
         return None
-    return lungs if lungs.region == "lungs" else None
+    return lungs if lungs.kind == "lungs" else None
 
 
 def doubts(

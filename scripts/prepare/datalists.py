@@ -112,8 +112,8 @@ def _lines(left_out: Sequence[LeftOut]) -> list[str]:
     ]
 
 
-def usable(annotations: Iterable[Annotation], grid: Grid, advice: str, left_out: list[LeftOut]) -> dict[str, list[Any]]:
-    """Return the boxes and labels of a scan's usable annotations as ``box`` and ``label``, in their order.
+def usable(annotations: Iterable[Annotation], grid: Grid, advice: str) -> tuple[dict[str, list[Any]], list[LeftOut]]:
+    """Return the boxes and labels of a scan's usable annotations as ``box`` and ``label``, and the others.
 
     An excluded finding of unknown size gets the diameter that LUNA16 assumes for it.
 
@@ -121,9 +121,9 @@ def usable(annotations: Iterable[Annotation], grid: Grid, advice: str, left_out:
         annotations: the annotations of the scan.
         grid: the scan's grid.
         advice: what to do about annotations that cannot be used.
-        left_out: annotations that cannot be used are appended to it.
     """
     kept: list[Annotation] = []
+    left_out = []
     for one in annotations:
         if one.label == IGNORED and one.diameter_mm < 0:
             one = replace(one, diameter_mm=UNKNOWN_DIAMETER_MM)
@@ -139,7 +139,8 @@ def usable(annotations: Iterable[Annotation], grid: Grid, advice: str, left_out:
             left_out.append(LeftOut(fault, f"{one.subject} at {shown_place(one.centre_lps_mm)}", advice))
         else:
             kept.append(one)
-    return {"box": [[*one.centre_lps_mm, *[one.diameter_mm] * 3] for one in kept], "label": [one.label for one in kept]}
+    boxes = [[*one.centre_lps_mm, *[one.diameter_mm] * 3] for one in kept]
+    return {"box": boxes, "label": [one.label for one in kept]}, left_out
 
 
 def shown_place(point_lps_mm: Sequence[float]) -> str:

@@ -98,11 +98,14 @@ def luna16(
     left_out = [*tree.left_out, *_missing_parts(tree, source, others, series_uids), *_orphans(tree, found)]
     items: list[tuple[int, dict[str, Any]]] = []
     for uid, (subset, path) in sorted(tree.scans.items(), key=lambda scan: (scan[1][0], scan[0])):
-        grid = _usable_grid(path, left_out)
-        if grid is not None:
-            item: dict[str, Any] = {"name": uid, "image": path_in_datalist(path, target)}
-            boxes = usable(found.get(uid, []), grid, "use annotations and scans of the same release", left_out)
-            items.append((subset, item | boxes | _lungs(uid, tree, target, left_out)))
+        grid = _usable_grid(path)
+        if isinstance(grid, LeftOut):
+            left_out.append(grid)
+            continue
+        boxes, unusable = usable(found.get(uid, []), grid, "use annotations and scans of the same release")
+        lungs, missing = _lungs(uid, tree, target)
+        left_out += [*unusable, *missing]
+        items.append((subset, {"name": uid, "image": path_in_datalist(path, target)} | boxes | lungs))
     _write(items, left_out, target, strict=strict)
 
 
@@ -202,29 +205,25 @@ def _orphans(tree: Tree, found: dict[str, list[Annotation]]) -> Iterator[LeftOut
         logger.info("%d nodules belong to scans of missing subsets", sum(counts.values()))
 
 
-def _usable_grid(path: Path, left_out: list[LeftOut]) -> Grid | None:
-    """Return a scan's grid from its header; ``None``, with an entry in ``left_out``, if the scan cannot be used."""
+def _usable_grid(path: Path) -> Grid | LeftOut:
+    """Return a scan's grid from its header, or why the scan cannot be used."""
     try:
         grid = read_grid(str(path))
     except ScanError as error:
-        left_out.append(LeftOut("the header cannot be read", str(path), str(error).split(": ", 1)[-1]))
-        return None
+        return LeftOut("the header cannot be read", str(path), str(error).split(": ", 1)[-1])
     fault = data_fault(path)
-    if fault:
-        left_out.append(LeftOut(fault, str(path), "unpack the archive again"))
-    return None if fault else grid
+    return LeftOut(fault, str(path), "unpack the archive again") if fault else grid
 
 
-def _lungs(uid: str, tree: Tree, target: Path, left_out: list[LeftOut]) -> dict[str, str]:
-    """Return a scan's lung mask as ``lung_mask``; empty if it is missing or damaged.
+def _lungs(uid: str, tree: Tree, target: Path) -> tuple[dict[str, Any], list[LeftOut]]:
+    """Return a scan's lung mask as ``lung_mask``, or nothing if it is missing or damaged, and that as left out.
 
-    That is added to ``left_out``, unless LUNA16's lung masks were not downloaded at all.
+    Nothing is left out if LUNA16's lung masks were not downloaded at all.
     """
     path = tree.lung_masks.get(uid)
     fault = "the lung mask is not there" if path is None else data_fault(path)
     if path is not None and not fault:
-        return {"lung_mask": path_in_datalist(path, target)}
-    if tree.lung_masks:
-        reason = fault if path is None else f"lung mask: {fault}"
-        left_out.append(LeftOut(reason, str(path or uid), "unpack seg-lungs-LUNA16.zip again"))
-    return {}
+        return {"lung_mask": path_in_datalist(path, target)}, []
+    reason = fault if path is None else f"lung mask: {fault}"
+    missing = LeftOut(reason, str(path or uid), "unpack seg-lungs-LUNA16.zip again")
+    return {}, [missing] if tree.lung_masks else []

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
 from ..core.nifti import write_nifti
+from ..core.text import number_in
 from ..read.datalist import count_nodules, nodule_rows
 from ..read.dicom_header import read_dicom
 from ..read.discovery import find_scans, is_image_file, scan_stem
@@ -128,16 +129,16 @@ def datalist(
             or, with strict, anything is left out.
     """
     _check(frame, validation_fraction, patient_pattern)
-    left_out: list[LeftOut] = []
     folders = [Path(path) for path in ([images] if isinstance(images, str) else images)]
     mask_dir = Path(masks) if masks else None
-    scans = find_own_scans(folders, mask_dir, patient_pattern, left_out)
+    scans, left_out = find_own_scans(folders, mask_dir, patient_pattern)
     for path, label in ((annotations, NODULE), (excluded, IGNORED)):
         if path:
-            _add_rows(scans, Path(path), frame, label, left_out)
+            left_out += _add_rows(scans, Path(path), frame, label)
     if mask_dir:
-        _add_masks(scans, mask_dir, left_out)
-    prepared = _prepared(scans, Path(output_dir), left_out, from_masks=bool(masks) and not annotations)
+        left_out += _add_masks(scans, mask_dir)
+    prepared, unusable = _prepared(scans, Path(output_dir), from_masks=bool(masks) and not annotations)
+    left_out += unusable
     refuse_if_strict(left_out, strict)
     target = writable_folder(output_dir)
     validating = _validating([one.scan.patient for one in prepared], validation_fraction, seed)
@@ -169,20 +170,19 @@ def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None
 
 
 def find_own_scans(
-    folders: Sequence[Path], masks: Path | None, patient_pattern: str, left_out: list[LeftOut]
-) -> list[Scan]:
-    """Return the scans below some folders.
+    folders: Sequence[Path], masks: Path | None, patient_pattern: str
+) -> tuple[list[Scan], list[LeftOut]]:
+    """Return the scans below some folders, and the DICOM series that share a folder with another scan.
 
     Args:
         folders: folders or files.
         masks: folder of the masks; files below it are not scans.
         patient_pattern: see :func:`datalist`.
-        left_out: DICOM series that share a folder with another scan are appended to it.
 
     Raises:
         PrepareError: there are no scans that can be used.
     """
-    scans = []
+    scans, left_out = [], []
     for folder in folders:
         entries = find_scans(folder)
         places = [Path(entry["source"]) for entry in entries]
@@ -200,7 +200,7 @@ def find_own_scans(
     named = ", ".join(map(str, folders))
     if not scans:
         raise PrepareError(f"--images {named}: expected scans, found none that can be used")
-    return scans
+    return scans, left_out
 
 
 def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
@@ -224,10 +224,11 @@ def _by_name(scans: Sequence[Scan]) -> dict[str, list[Scan]]:
     return named
 
 
-def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_out: list[LeftOut]) -> None:
-    """Read a table and add its rows to the annotations of their scans; rows without a scan go to ``left_out``."""
+def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int) -> list[LeftOut]:
+    """Read a table and add its rows to the annotations of their scans; return those that cannot be used."""
     named = _by_name(scans)
-    for row in read_rows(path, frame, label, left_out):
+    rows, left_out = read_rows(path, frame, label)
+    for row in rows:
         meant = named.get(row.scan) or named.get(row.scan.replace("\\", "/"), [])
         if len(meant) != 1:
             reason = "two scans match the name in a row" if meant else "the scan of a row is not there"
@@ -235,10 +236,11 @@ def _add_rows(scans: Sequence[Scan], path: Path, frame: str, label: int, left_ou
         else:
             meant[0].patient = f"table/{row.patient}" if row.patient else meant[0].patient
             meant[0].annotations.append(row.annotation)
+    return left_out
 
 
-def read_rows(path: Path, frame: str, label: int, left_out: list[LeftOut]) -> list[TableRow]:
-    """Read the rows of a table, with positions in LPS mm.
+def read_rows(path: Path, frame: str, label: int) -> tuple[list[TableRow], list[LeftOut]]:
+    """Return the rows of a table, with positions in LPS mm, and those that cannot be used.
 
     Columns may be separated by commas, semicolons or tabs; the decimal separator is a point.
 
@@ -246,7 +248,6 @@ def read_rows(path: Path, frame: str, label: int, left_out: list[LeftOut]) -> li
         path: the CSV file.
         frame: frame of its positions, "lps" or "ras".
         label: label of its annotations.
-        left_out: rows that cannot be used are appended to it.
 
     Raises:
         PrepareError: the file does not exist or is not text, lacks columns, or has no rows.
@@ -265,9 +266,9 @@ def read_rows(path: Path, frame: str, label: int, left_out: list[LeftOut]) -> li
             f"{path}: expected the columns seriesuid, coordX, coordY, coordZ, diameter_mm (or scan, x, y, z, "
             f"diameter_mm), got {', '.join(names)[:200]}; use these names in the first row"
         )
-    rows: list[TableRow] = []
+    rows, left_out = [], []
     for where, values in table:
-        *position, size = [_number(values.get(name, "")) for name in (*place, diameter)]
+        *position, size = [number_in(values.get(name, "")) for name in (*place, diameter)]
         name = values.get(scan, "")
         is_placed = all(map(math.isfinite, (*position, size)))
         if not (name and is_placed):
@@ -276,29 +277,22 @@ def read_rows(path: Path, frame: str, label: int, left_out: list[LeftOut]) -> li
         else:
             x, y, z = swap_lps_ras(position).tolist() if frame == "ras" else position
             rows.append(TableRow(name, Annotation((x, y, z), size, label, f"{where}: {name}"), values.get(patient, "")))
-    return rows
+    return rows, left_out
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str:
     return next((name for name in columns if name in names), "")
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> None:
-    """Give each scan the mask of the same name; masks without a scan of their own go to ``left_out``.
+def _add_masks(scans: Sequence[Scan], folder: Path) -> list[LeftOut]:
+    """Give each scan the mask of the same name; return the masks without a scan of their own.
 
     Raises:
         PrepareError: there is no such folder.
     """
     if not folder.is_dir():
         raise PrepareError(f"--masks {folder}: expected a folder with masks, found none; check the path")
-    named = _by_name(scans)
+    named, left_out = _by_name(scans), []
     for path in sorted(filter(is_image_file, folder.rglob("*"))):
         meant = named.get(scan_stem(path), [])
         if not meant:
@@ -309,21 +303,22 @@ def _add_masks(scans: Sequence[Scan], folder: Path, left_out: list[LeftOut]) -> 
             left_out.append(LeftOut("a scan has two masks", str(path), "remove one"))
         else:
             meant[0].mask = path
+    return left_out
 
 
-def _prepared(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, from_masks: bool) -> list[Prepared]:
-    """Return the scans that enter the datalist.
+def _prepared(scans: Iterable[Scan], target: Path, *, from_masks: bool) -> tuple[list[Prepared], list[LeftOut]]:
+    """Return the scans that enter the datalist, and what of them does not.
 
     Args:
         scans: the scans; those that cannot be read are left out.
         target: folder of the datalist.
-        left_out: everything left out is appended to it.
         from_masks: whether the objects of the masks are the nodules.
 
     Raises:
         PrepareError: no scan can be read.
     """
     prepared: list[Prepared] = []
+    left_out: list[LeftOut] = []
     outside = swapped = 0
     for scan in tqdm(list(scans), desc="scans", unit="scan", mininterval=1.0):
         try:
@@ -333,10 +328,14 @@ def _prepared(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, f
             left_out.append(LeftOut("a file cannot be read", f"{scan.image}: {error}", "copy or export it again"))
             continue
         if from_masks and labels is not None:
-            scan.annotations = [*_nodules_of_mask(scan, labels, left_out), *scan.annotations]
+            nodules, specks = _nodules_of_mask(scan, labels)
+            scan.annotations = [*nodules, *scan.annotations]
+            left_out += specks
         lost = [one.centre_lps_mm for one in scan.annotations if not grid.holds(one.centre_lps_mm)]
         outside, swapped = outside + len(lost), swapped + sum(bool(grid.holds(swap_lps_ras(place))) for place in lost)
-        prepared.append(_prepare(scan, grid, labels, target, left_out))
+        one, unusable = _prepare(scan, grid, labels, target)
+        prepared.append(one)
+        left_out += unusable
     if swapped:
         logger.warning(
             "%d of the %d findings outside their scans would lie inside if the table were in the other frame: check "
@@ -346,37 +345,40 @@ def _prepared(scans: Iterable[Scan], target: Path, left_out: list[LeftOut], *, f
         )
     if not prepared:
         raise PrepareError(f"expected scans that can be read, got none ({left_out[0].subject}); export them again")
-    return prepared
+    return prepared, left_out
 
 
-def _nodules_of_mask(scan: Scan, labels: Labels, left_out: list[LeftOut]) -> Iterator[Annotation]:
-    """Yield the objects of a mask as nodules; those smaller than :data:`SPECK_MM` go to ``left_out``."""
+def _nodules_of_mask(scan: Scan, labels: Labels) -> tuple[list[Annotation], list[LeftOut]]:
+    """Return the objects of a mask as nodules, and those smaller than :data:`SPECK_MM`."""
+    nodules, specks = [], []
     for thing in things_of(labels):
         x, y, z = thing.centre_lps_mm.tolist()
         if thing.diameter_mm >= SPECK_MM:
-            yield Annotation((x, y, z), thing.diameter_mm, NODULE, str(scan.mask))
+            nodules.append(Annotation((x, y, z), thing.diameter_mm, NODULE, str(scan.mask)))
         else:
             reason = f"an object of a mask is smaller than {SPECK_MM:g} mm"
-            left_out.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "check it for a stray mark"))
+            specks.append(LeftOut(reason, f"{scan.mask} at {shown_place((x, y, z))}", "check it for a stray mark"))
+    return nodules, specks
 
 
-def _prepare(scan: Scan, grid: Grid, labels: Labels | None, target: Path, left_out: list[LeftOut]) -> Prepared:
-    """Return a scan with its item, and with its mask if that contains any of the nodules."""
-    boxes = usable(scan.annotations, grid, "correct or remove the row, check --frame", left_out)
+def _prepare(scan: Scan, grid: Grid, labels: Labels | None, target: Path) -> tuple[Prepared, list[LeftOut]]:
+    """Return a scan with its item, and with its mask if that contains any of the nodules, and what does not enter."""
+    boxes, left_out = usable(scan.annotations, grid, "correct or remove the row, check --frame")
     item: dict[str, Any] = {"name": scan.name, "image": path_in_datalist(scan.image, target), **boxes}
     nodules = [(row, boxes["box"][row][:4]) for row in nodule_rows(item)]
     if labels is None or not nodules:
-        return Prepared(scan, item)
+        return Prepared(scan, item), left_out
     mask, matches = instance_mask(labels, match_rows(labels, nodules), grid)
     missed = [match for match in matches if match.thing is None]
     for match in missed:
         where = f"{scan.name}, nodule at {shown_place(boxes['box'][match.row][:3])}"
         left_out.append(LeftOut(f"no mask: {match.reason}", where, "it is used for detection only"))
     if len(missed) == len(matches):
-        return Prepared(scan, item)
+        return Prepared(scan, item), left_out
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.name)
     token = hashlib.sha256(scan.key.encode()).hexdigest()[:8]  # two scans may have one name
-    return Prepared(scan, item | {"mask": f"masks/{name}-{token}.nii.gz"}, Labels(mask, grid.affine_ras))
+    item["mask"] = f"masks/{name}-{token}.nii.gz"
+    return Prepared(scan, item, Labels(mask, grid.affine_ras)), left_out
 
 
 def _validating(patients: Sequence[str], fraction: float, seed: int) -> set[str]:

@@ -30,7 +30,8 @@ from scipy.spatial import cKDTree
 
 from ..core.errors import UserError
 from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
-from ..core.labels import Part, Parts
+from ..core.labels import Part, Parts, is_lung
+from ..core.records import SearchRegion
 from ..read.scan import Grid, ScanError
 from .lung_search import CoarseScan, LungSearch, coarse_scan
 from .resampling import in_order_of
@@ -66,24 +67,14 @@ class RegionError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Lungs:
-    """Where a scan is searched.
+class Lungs(SearchRegion):
+    """Where a scan is searched, and the box of it.
 
     Attributes:
-        region: "lungs": in and near the lungs; "cut-out": the same with a wider surrounding; "body": everything
-            inside the body.
-        parts: ``[I', J', K']``, values of :class:`..core.labels.Part`, cleaned up by anatomical rules.
-        distance_mm: ``[I', J', K']`` float32, distance to what counts as lung, 0 inside; :data:`NEVER_MM` where no
-            nodule is possible.
         box: ``[2, 3]`` first and one-past-last voxel of what counts as lung, in the scan's grid, without margin.
-        affine_ras: ``[4, 4]``, cell to RAS mm.
     """
 
-    region: Region
-    parts: Parts
-    distance_mm: npt.NDArray[np.float32]
     box: npt.NDArray[np.int64]
-    affine_ras: FloatArray
 
     def at(self, point_lps_mm: npt.ArrayLike) -> tuple[Part, float]:
         """Part and distance to the lungs, mm, of the cell that is nearest to a position."""
@@ -138,11 +129,6 @@ def find_lungs(
     return _region("cut-out" if is_cut_out else "lungs", parts, lungs, body, scan, shape)
 
 
-def is_lung(parts: Parts) -> Mask:
-    """Return the cells of both lungs, bool."""
-    return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))
-
-
 def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
     """Compute the distances to the closed ``lungs`` (at least one cell), and their box in the scan's grid."""
     room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
@@ -157,7 +143,7 @@ def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseS
     if not len(reached):
         reached = np.argwhere(body)
     box = np.stack([np.floor(reached.min(0) * scan.step), np.ceil((reached.max(0) + 1) * scan.step)]).astype(np.int64)
-    return Lungs(region, parts, distance_mm, np.clip(box, 0, shape), scan.affine_ras)
+    return Lungs(region, distance_mm, parts, scan.affine_ras, np.clip(box, 0, shape))
 
 
 def _settled(parts: Parts, scan: CoarseScan) -> Parts:
@@ -289,8 +275,8 @@ class CropToLungsd(MapTransform):
     """Crop a scan (and volumes on the same grid) to its lungs plus a margin.
 
     Besides the keys, writes ``lung_distance_mm`` and ``lung_parts`` (MetaTensors ``[1, I', J', K']`` on one grid,
-    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.region`). Cropping copies nothing:
-    the results are views.
+    :attr:`Lungs.distance_mm` and :attr:`Lungs.parts`) and ``region`` (:attr:`Lungs.kind`). Cropping copies nothing: the
+    results are views.
 
     Args:
         keys: the volumes to crop. The first is the CT in HU (``[1, I, J, K]``, in any orientation), in which the lungs
@@ -338,7 +324,7 @@ class CropToLungsd(MapTransform):
         affine = torch.from_numpy(lungs.affine_ras)
         item["lung_distance_mm"] = MetaTensor(torch.from_numpy(lungs.distance_mm)[None], affine=affine)
         item["lung_parts"] = MetaTensor(torch.from_numpy(lungs.parts)[None], affine=affine)
-        item["region"] = lungs.region
+        item["region"] = lungs.kind
         return item
 
     def _find(self, image: MetaTensor, mask: MetaTensor | None) -> tuple[Lungs, npt.NDArray[np.int64]]:

@@ -321,7 +321,7 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     places = _places_mm(ordered)
     if places is None:
         raise ScanError(f"{source}: expected slice positions, found none; export the original series.")
-    steps, names = np.diff(places), [header.name for header in ordered]
+    steps, names = np.diff(places), _names(ordered)
     usual, least, most = float(np.median(steps)), int(np.argmin(steps)), int(np.argmax(steps))
     positions = np.array([header.position_lps_mm for header in ordered])
     regular = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
@@ -330,7 +330,7 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
     if steps[least] < DUPLICATE_MM:
         raise ScanError(
             f"{source}: expected one slice per position, got two at {places[least]:.2f} mm "
-            f"({_told_apart(ordered[least : least + 2])}): copies, or several phases in one series; keep one of each."
+            f"({names[least]}, {names[least + 1]}): copies, or several phases in one series; keep one of each."
         )
     if steps[most] > GAP_STEPS * usual:
         raise ScanError(
@@ -345,12 +345,11 @@ def _check_steps(source: str, ordered: Sequence[SliceHeader]) -> None:
         )
 
 
-def _told_apart(headers: Sequence[SliceHeader]) -> str:
+def _names(headers: Sequence[SliceHeader]) -> list[str]:
     """Return the slices' names for messages, each with its folders below the one that contains all of them."""
     folders = [Path(header.path).parent.parts for header in headers]
     shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
-    names = (Path(*folder[shared:], header.name) for folder, header in zip(folders, headers, strict=True))
-    return ", ".join(name.as_posix() for name in names)
+    return [Path(*own[shared:], header.name).as_posix() for own, header in zip(folders, headers, strict=True)]
 
 
 def _affine_lps(ordered: Sequence[SliceHeader]) -> FloatArray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..core.geometry import FloatArray, apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from ..core.geometry import (
+    FloatArray,
+    apply_affine,
+    bounds_of,
+    box_between,
+    sphere_diameter_mm,
+    swap_lps_ras,
+    voxel_volume_mm3,
+)
 from .reader import read_labels
 from .scan import Grid, ScanError
 
@@ -192,8 +199,5 @@ def on_grid(labels: Labels, grid: Grid) -> Values:
 def _box_on(grid: Grid, labels: Labels) -> tuple[slice, ...]:
     """Return the box of a grid that contains all objects of a mask, clipped to the grid; empty if none reaches it."""
     box, *_ = ndimage.find_objects((labels.values > 0).astype(np.uint8)) or [(slice(0, 0),) * 3]
-    corners = np.array(list(product(*((part.start - 1, part.stop) for part in box))))
-    voxels = apply_affine(np.linalg.inv(grid.affine_ras) @ labels.affine_ras, corners)
-    low = np.clip(np.floor(voxels.min(axis=0)), 0, grid.shape).astype(int)
-    high = np.clip(np.ceil(voxels.max(axis=0)) + 1, low, grid.shape).astype(int)
-    return tuple(map(slice, low, high))
+    to_grid = np.linalg.inv(grid.affine_ras) @ labels.affine_ras
+    return box_between(*bounds_of(to_grid, [part.start - 1 for part in box], [part.stop for part in box]), grid.shape)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -47,15 +48,18 @@ class ScanError(UserError, ValueError):
         self.hidden: tuple[tuple[str, str], ...] = ()
 
     def hide(self, paths: Sequence[str]) -> None:
-        """Hide folders and the names of slices from pages; the name of a single image file stays visible."""
+        """Hide folders and slices from pages, however a message names them; a single image file keeps its name."""
         shown = {}
         for number, path in enumerate(paths, 1):
             name = os.path.basename(path)
             is_image = name.lower().endswith(IMAGE_SUFFIXES)
             shown[path] = name if is_image else f"#{number}"
             shown[os.path.dirname(path)] = "…"
-            if not is_image and re.search(r"[^\W\d]", name):  # digits alone name nobody
-                shown[name] = f"#{number}"
+            if not is_image:
+                parts = PurePath(path).parts
+                shown |= {PurePath(*parts[n:]).as_posix(): f"#{number}" for n in range(1, len(parts) - 1)}
+                if re.search(r"[^\W\d]", name):  # digits alone name nobody
+                    shown[name] = f"#{number}"
         self.hidden = tuple(sorted(((printable(k), v) for k, v in shown.items() if k), key=lambda pair: -len(pair[0])))
 
 
@@ -63,7 +67,8 @@ def published_reason(error: BaseException) -> str:
     """Return why something failed (:func:`..core.errors.reason_of`), without what :meth:`ScanError.hide` hides."""
     known, reason = user_error_in(error), reason_of(error)
     for hidden, shown in known.hidden if isinstance(known, ScanError) else ():
-        reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", shown.replace("\\", r"\\"), reason)
+        if hidden in reason:
+            reason = re.sub(rf"(?<!\w){re.escape(hidden)}(?!\w)", shown.replace("\\", r"\\"), reason)
     return reason
 
 

@@ -40,8 +40,15 @@ logger = logging.getLogger(__name__)
 
 # An earlier result may contain their files even if this run writes fewer.
 _WRITERS: tuple[type[Writer], ...] = (
-    *(NodulesJson, NodulesCsv, MaskNifti, SlicerMarkups, SlicerLabels, ItkSnapLabels, HtmlReport),
-    *(DicomSegmentation, DicomReport),
+    NodulesJson,
+    NodulesCsv,
+    MaskNifti,
+    SlicerMarkups,
+    SlicerLabels,
+    ItkSnapLabels,
+    HtmlReport,
+    DicomSegmentation,
+    DicomReport,
 )
 
 

@@ -15,7 +15,7 @@ from monai.transforms import RandomizableTransform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ..core.geometry import FloatArray, apply_affine
+from ..core.geometry import FloatArray, apply_affine, bounds_of, box_between
 from ..core.labels import IGNORED
 
 
@@ -32,14 +32,11 @@ def crop_by_affine(
 
     Only the required part of ``volume`` is read, so it may be a memory map.
     """
-    corners = np.array([[a, b, c] for a in (0, size[0] - 1) for b in (0, size[1] - 1) for c in (0, size[2] - 1)])
-    reached = apply_affine(to_source, corners)
-    shape = np.array(volume.shape)
-    low = np.clip(np.floor(reached.min(0)).astype(int) - 1, 0, shape - 1)
-    high = np.clip(np.ceil(reached.max(0)).astype(int) + 2, low + 1, shape)
-    part = np.asarray(volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
+    low, high = bounds_of(to_source, (0, 0, 0), np.array(size) - 1)
+    box = box_between(low - 1, high + 1, volume.shape, least=1)
+    part = np.asarray(volume[box])
     part = part.astype(np.float32 if order else part.dtype)
-    offset = to_source[:3, 3] - low
+    offset = to_source[:3, 3] - [side.start for side in box]
     beyond = {"mode": "nearest"} if outside is None else {"mode": "constant", "cval": outside}
     return np.asarray(
         ndimage.affine_transform(part, to_source[:3, :3], offset, output_shape=size, order=order, **beyond)

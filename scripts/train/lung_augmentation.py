@@ -21,9 +21,9 @@ from scipy.spatial.transform import Rotation
 
 from ..core.errors import DataError
 from ..core.geometry import FloatArray
-from ..core.labels import Part, Parts
+from ..core.labels import Part, Parts, is_lung
 from ..preprocess.lung_search import CELL_MM, HU_RANGE, coarse_scan, scaled
-from ..preprocess.lungs import Mask, is_lung
+from ..preprocess.lungs import Mask
 
 Cells = npt.NDArray[np.float32]
 

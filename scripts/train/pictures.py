@@ -17,9 +17,10 @@ from matplotlib.patches import Circle
 from ..core.files import write_figure
 from ..core.geometry import FloatArray, apply_affine
 from ..core.labels import NODULE
-from ..core.records import Detection
+from ..core.records import Detection, centre_voxels
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import logits_at
+from ..metrics.luna16 import inside_findings
 
 CLOSE_UPS = 4  # per scan: its largest nodules, then its strongest false findings
 HALF_WIDTH_MM = 32.0  # of a close-up: shows a nodule of 30 mm with its surroundings
@@ -53,8 +54,7 @@ class Scene:
         self.affine = np.asarray(item["image"].affine, dtype=np.float64)
         self.nodules = np.asarray(item["nodule"], dtype=np.float64)[np.asarray(item["label"]) == NODULE]
         self.candidates: Sequence[Detection] = item["candidates"]
-        positions = np.array([c.centre_ras_mm for c in self.candidates]).reshape(-1, 3)
-        self.centres = apply_affine(np.linalg.inv(self.affine), positions)
+        self.centres = centre_voxels(self.candidates, self.affine)
         self.mask_logits = None if item.get("maps") is None else item["maps"][MASK_LOGITS]
 
     def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -67,8 +67,7 @@ class Scene:
 
     def sights(self) -> list[tuple[FloatArray, str]]:
         """Return centre (voxel) and title of each close-up: the largest nodules, then the strongest false findings."""
-        apart = np.linalg.norm(self.centres[:, None] - self.nodules[None, :, :3], axis=2)
-        hits = apart < self.nodules[:, 3] / 2.0  # [M, N]: which candidate lies inside which nodule
+        hits = inside_findings(self.centres, self.nodules[:, :3], self.nodules[:, 3])
         sights = []
         for n in np.argsort(-self.nodules[:, 3])[: CLOSE_UPS - 1]:
             scores = [c.probability for c, hit in zip(self.candidates, hits[:, n], strict=True) if hit]

@@ -263,7 +263,7 @@ def test_scans_that_folds_and_list_do_not_share_are_counted(
         ("f.json", "{}", "a datalist with a list 'validation'"),
         ("f.json", "[", "a datalist with a list 'validation'"),
         ("f.json", '{"validation": [3]}', "a datalist with a list 'validation'"),
-        ("f.json", '{"validation": []}', "expected scans in every fold"),
+        ("f.json", '{"validation": []}', "expected scans in every fold, got none in f; give --folds a CSV"),
     ],
 )
 def test_folds_that_cannot_be_used(
@@ -271,6 +271,25 @@ def test_folds_that_cannot_be_used(
 ) -> None:
     (files / name).write_text(text, encoding="utf-8")
     assert main(arguments(files, "--folds", str(files / name))) == 1
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("subset", "expected scans in every fold, got none in subset"),
+        ("", "expected scans in every fold, got none in it"),
+        ("none.json", "none.json: expected a datalist"),
+        ("none.csv", "none.csv: expected a readable CSV file"),
+    ],
+)
+def test_folds_that_are_not_there(name: str, message: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = files / "empty"
+    folder.mkdir()
+    if name == "subset":
+        (folder / name).mkdir()
+    path = folder if name in ("", "subset") else folder / name
+    assert main(arguments(files, "--folds", str(path))) == 1
     assert message in caplog.text
 
 

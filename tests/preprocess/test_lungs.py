@@ -12,7 +12,7 @@ from monai.transforms import Orientationd
 from scipy import ndimage
 
 from scripts.core.geometry import apply_affine
-from scripts.core.labels import Part, Parts
+from scripts.core.labels import Part, Parts, is_lung
 from scripts.phantom.chest import Chest
 from scripts.preprocess.lung_search import CELL_MM, CoarseScan, LungSearch, LungWeightsError, coarse_scan
 from scripts.preprocess.lungs import (
@@ -23,7 +23,6 @@ from scripts.preprocess.lungs import (
     RegionError,
     _distance_mm,
     find_lungs,
-    is_lung,
 )
 from scripts.read.scan import ScanError
 from tests.parts import PartsByDensity, TrueParts
@@ -90,7 +89,7 @@ def _at(lungs: Lungs, voxel: tuple[int, int, int]) -> float:
 def test_distance_grows_in_the_body_and_ends_at_its_border() -> None:
     image, _ = _body()
     lungs = find_lungs(image, np.eye(4), BY_DENSITY)
-    assert lungs.region == "lungs"
+    assert lungs.kind == "lungs"
     assert _at(lungs, (60, 80, 60)) == 0
     assert _at(lungs, (60, 80, 118)) == pytest.approx(8, abs=CELL_MM)  # 58 above the middle of a lung of 50
     assert _at(lungs, (100, 80, 8)) > 10
@@ -151,7 +150,7 @@ def test_small_pieces_and_clothes_are_settled() -> None:
 def test_all_of_the_body_on_request() -> None:
     image, _ = _body()
     lungs = find_lungs(image, np.eye(4), BY_DENSITY, region="body")
-    assert lungs.region == "body"
+    assert lungs.kind == "body"
     assert _at(lungs, (100, 80, 2)) == _at(lungs, (60, 80, 60)) == 0
     assert _at(lungs, (2, 2, 60)) == NEVER_MM
     with pytest.raises(RegionError, match="region: expected lungs or body, got 'all'"):
@@ -173,14 +172,14 @@ def test_a_cut_out_has_more_room() -> None:
     image = np.full((100, 100, 100), TISSUE_HU, dtype=np.int16)
     image[:60] = LUNG_HU
     lungs = find_lungs(image, np.eye(4), BY_DENSITY)
-    assert lungs.region == "cut-out"
+    assert lungs.kind == "cut-out"
     assert _at(lungs, (60 + int(CUT_OUT_ROOM_MM) - 4, 50, 50)) == 0
     assert _at(lungs, (98, 50, 50)) == pytest.approx(38 - CUT_OUT_ROOM_MM, abs=CELL_MM)
 
 
 def test_a_cut_out_of_tissue_is_searched_whole() -> None:
     lungs = find_lungs(np.full((50, 61, 70), TISSUE_HU, dtype=np.int16), np.eye(4), BY_DENSITY)
-    assert lungs.region == "body"
+    assert lungs.kind == "body"
     assert lungs.box.tolist() == [[0, 0, 0], [50, 61, 70]]
     assert not lungs.distance_mm.any()
 
@@ -190,7 +189,7 @@ def test_a_cube_too_small_to_tell_lung_from_room_air_is_searched_whole() -> None
     image = np.full((51, 51, 51), -950, dtype=np.int16)
     image[10:41, 40:] = TISSUE_HU
     lungs = find_lungs(image, np.eye(4), RELEASED_SEARCH)
-    assert lungs.region == "body"
+    assert lungs.kind == "body"
     assert not lungs.distance_mm.any()
 
 
@@ -326,7 +325,7 @@ def _given(chest: Chest, mask: np.ndarray, mask_affine: np.ndarray, affine: np.n
 def test_the_true_mask_gives_the_lungs_that_are_found(small_chest: Chest) -> None:
     given = _given(small_chest, small_chest.lungs, np.eye(4), np.eye(4))
     found = find_lungs(small_chest.image_hu, np.eye(4), TrueParts(small_chest))
-    assert given.region == "lungs"
+    assert given.kind == "lungs"
     assert np.mean((given.parts == found.parts)[found.parts > Part.BODY]) > 0.99
     first, second = given.distance_mm == 0, found.distance_mm == 0
     assert 2 * (first & second).sum() / (first.sum() + second.sum()) > 0.97
@@ -442,7 +441,7 @@ def _truth(chest: Chest, affine: np.ndarray, lungs: Lungs) -> np.ndarray:
 def test_a_synthetic_chest_has_two_lungs_and_nothing_else(full_chest: Chest) -> None:
     lungs = find_lungs(full_chest.image_hu, full_chest.affine_ras, RELEASED_SEARCH)
     truth = _truth(full_chest, full_chest.affine_ras, lungs)
-    assert lungs.region == "lungs"
+    assert lungs.kind == "lungs"
     assert _dice(is_lung(lungs.parts), truth) > 0.95
     left, right = (np.argwhere(lungs.parts == side)[:, 0].mean() for side in (Part.LEFT_LUNG, Part.RIGHT_LUNG))
     assert left < right
@@ -474,7 +473,7 @@ def test_changes_of_a_scan_leave_the_lungs(full_chest: Chest, change: str) -> No
         image[low] = 15.0
     lungs = find_lungs(image, affine, RELEASED_SEARCH)
     truth = _truth(full_chest, full_chest.affine_ras, lungs)
-    assert lungs.region == "lungs"
+    assert lungs.kind == "lungs"
     assert np.mean(lungs.distance_mm[truth] <= 10) > (0.9 if change == "fluid in one lung" else 0.99)
     assert np.mean(truth[is_lung(lungs.parts)]) > 0.9
 
@@ -487,7 +486,7 @@ def test_a_cube_from_a_lung_is_searched(full_chest: Chest) -> None:
         affine[:3, 3] = apply_affine(affine, low)
         cube = full_chest.image_hu[tuple(slice(a, a + 100) for a in low)]
         lungs = find_lungs(cube, affine, RELEASED_SEARCH)
-        assert lungs.region == "cut-out"
+        assert lungs.kind == "cut-out"
         assert np.mean(lungs.distance_mm[_truth(full_chest, full_chest.affine_ras, lungs)] <= 10) > 0.97
 
 

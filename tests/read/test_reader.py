@@ -50,6 +50,7 @@ from scripts.read.reader import (
     read_labels,
     read_scan,
 )
+from scripts.read.scan import published_reason
 from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers
 from tests.dicom_files import SERIES_UID, STUDY_UID, set_raw, write_enhanced, write_series
@@ -1100,6 +1101,18 @@ def test_refused_copies_in_two_folders_are_told_apart(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "study" / "first", tmp_path / "study" / "again")
     (entry,) = find_scans(tmp_path)
     refused_alike(entry["image"], "got two at -100.00 mm (again/011_2.dcm, first/011_2.dcm)")
+    with pytest.raises(ScanError) as refusal:
+        read_scan(entry["image"])
+    assert "again" not in published_reason(refusal.value)  # a folder may have a patient's name
+
+
+def test_slices_of_several_folders_are_named_with_them(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest(), AXIAL, change=lambda _, k: k != 5)
+    for path in paths[1:]:
+        (tmp_path / path.stem).mkdir()
+        path.rename(tmp_path / path.stem / "slice")
+    (entry,) = find_scans(tmp_path)
+    refused_alike(entry["image"], "between 058_2/slice and 031_2/slice: slices are missing")
 
 
 def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.core.labels import Part
+from scripts.core.labels import Part, is_lung
 from scripts.evaluate.lungs import is_right
 from scripts.phantom.chest import Chest
 from scripts.preprocess.lung_search import CoarseScan, coarse_scan
-from scripts.preprocess.lungs import NEVER_MM, is_lung
+from scripts.preprocess.lungs import NEVER_MM
 from scripts.read.datalist import DatalistError
 from scripts.train.lung_augmentation import (
     CellsToNetworkd,

@@ -18,9 +18,15 @@ from .call import SEPARATOR, Call, OverrideError, names_in, shown
 _REFERENCE = re.compile(r"@(\w+)")
 # Names used by other bundles, and ours for the same setting.
 HABITS = {
-    **{"ckpt_path": "checkpoint", "ckpt_dir": "output_dir", "epochs": "max_epochs", "lr": "learning_rate"},
-    **{"data_list_file_path": "datalists", "dataset_path": "dataset_dir", "patch_size": "crop_size"},
-    **{"amp": "precision", "preset": "network_def"},
+    "ckpt_path": "checkpoint",
+    "ckpt_dir": "output_dir",
+    "epochs": "max_epochs",
+    "lr": "learning_rate",
+    "data_list_file_path": "datalists",
+    "dataset_path": "dataset_dir",
+    "patch_size": "crop_size",
+    "amp": "precision",
+    "preset": "network_def",
 }
 RECORDS = ("settings", "model_facts")  # describe what runs; changing them does not change the run
 BESIDE_RUN = {"init_id": "initialize", "final_id": "finalize"}  # run before and after; a graph may lack them
@@ -29,7 +35,11 @@ _OWN = {
     *inspect.signature(run).parameters,
     *inspect.signature(create_workflow).parameters,
     *inspect.signature(ConfigWorkflow.__init__).parameters,
-    *("tracking_uri", "experiment_name", "run_name", "save_execute_config", "_meta_"),
+    "tracking_uri",
+    "experiment_name",
+    "run_name",
+    "save_execute_config",
+    "_meta_",
 } - {"override", "kwargs"}
 
 

@@ -22,15 +22,40 @@ PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "imag
 PATH_LISTS = ("datalists",)
 WHOLE_NUMBERS = ("tiles_at_once", "cache_workers", "val_interval")  # their defaults are computed and show no type
 SHARES = (
-    *("threshold", "candidate_threshold", "mask_threshold", "nms_overlap", "tile_overlap", "nodule_share"),
-    *("insertion_share", "average_decay"),
+    "threshold",
+    "candidate_threshold",
+    "mask_threshold",
+    "nms_overlap",
+    "tile_overlap",
+    "nodule_share",
+    "insertion_share",
+    "average_decay",
 )
-LEAST: dict[str, float] = {
-    **dict.fromkeys(("top_k", "peak_size", "tiles_at_once", "batch_size", "epoch_length", "max_epochs"), 1),
-    **dict.fromkeys(("val_interval", "log_interval", "crop_size"), 1),
-    **dict.fromkeys(("num_workers", "cache_workers", "warmup_iterations", "patience", "seed", "resamples"), 0),
-    **dict.fromkeys(("learning_rate", "weight_decay", "gradient_norm", "mask_margin_mm", "smallest_diameter_mm"), 0),
-}
+_FROM_1 = (
+    "top_k",
+    "peak_size",
+    "tiles_at_once",
+    "batch_size",
+    "epoch_length",
+    "max_epochs",
+    "val_interval",
+    "log_interval",
+    "crop_size",
+)
+_FROM_0 = (
+    "num_workers",
+    "cache_workers",
+    "warmup_iterations",
+    "patience",
+    "seed",
+    "resamples",
+    "learning_rate",
+    "weight_decay",
+    "gradient_norm",
+    "mask_margin_mm",
+    "smallest_diameter_mm",
+)
+LEAST = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
 # Settings with a single valid value (targets take one voxel for 1 mm), and how messages describe it.
 FIXED: dict[str, tuple[Any, str]] = {
     "spacing_mm": ([1.0, 1.0, 1.0], "[1.0, 1.0, 1.0], for which targets and weights are made"),

@@ -29,8 +29,15 @@ from scipy import ndimage
 from ..datalists import PrepareError
 
 RATINGS = (
-    *("subtlety", "internalStructure", "calcification", "sphericity", "margin"),
-    *("lobulation", "spiculation", "texture", "malignancy"),
+    "subtlety",
+    "internalStructure",
+    "calcification",
+    "sphericity",
+    "margin",
+    "lobulation",
+    "spiculation",
+    "texture",
+    "malignancy",
 )
 
 SMALL_NODULE, NON_NODULE = "nodule < 3 mm", "non-nodule"

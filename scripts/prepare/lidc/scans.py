@@ -25,8 +25,14 @@ SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: excluded by
 
 _UID = re.compile(r"[0-9][0-9.]*")
 _TAGS = (
-    *("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImagePositionPatient", "SliceThickness"),
-    *("ReferencedSeriesSequence", "SegmentSequence"),
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "Modality",
+    "ImagePositionPatient",
+    "SliceThickness",
+    "ReferencedSeriesSequence",
+    "SegmentSequence",
 )
 
 

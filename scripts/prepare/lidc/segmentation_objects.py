@@ -40,11 +40,22 @@ _NAMES = {
 }
 _OWN_SCHEME = "99LIDCQIICR"
 _VALUES = {
-    **{"C12471": 1, "C25278": 2, "C12472": 3, "C73434": 4},  # internal structure: soft tissue, fluid, fat, air
-    **{"RID35453": 1, "RID5741": 3, "RID5827": 5, "RID28473": 6},  # calcification: popcorn, solid, central, absent
-    **{"RID5811": 1, "RID5800": 3, "RID5799": 5},  # sphericity: linear, ovoid, round
-    **{"RID5709": 1, "RID5707": 5},  # margin: indistinct, circumscribed
-    **{"RID50153": 1, "RID50152": 3, "RID50151": 5},  # texture: non-solid, part-solid, solid
+    "C12471": 1,  # internal structure: soft tissue
+    "C25278": 2,  # internal structure: fluid
+    "C12472": 3,  # internal structure: fat
+    "C73434": 4,  # internal structure: air
+    "RID35453": 1,  # calcification: popcorn
+    "RID5741": 3,  # calcification: solid
+    "RID5827": 5,  # calcification: central
+    "RID28473": 6,  # calcification: absent
+    "RID5811": 1,  # sphericity: linear
+    "RID5800": 3,  # sphericity: ovoid
+    "RID5799": 5,  # sphericity: round
+    "RID5709": 1,  # margin: indistinct
+    "RID5707": 5,  # margin: circumscribed
+    "RID50153": 1,  # texture: non-solid
+    "RID50152": 3,  # texture: part-solid
+    "RID50151": 5,  # texture: solid
 }
 
 SegmentKey = tuple[str, int]  # SOPInstanceUID of the segmentation, and number of the segment

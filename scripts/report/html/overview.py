@@ -16,8 +16,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 from scipy import ndimage
 
-from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm
-from ...core.records import ScanResult, SearchRegion
+from ...core.geometry import FloatArray, Point, apply_affine, bounds_of, spacing_mm
+from ...core.records import ScanResult, SearchRegion, centre_voxels
 from .pictures import AXIAL, CORONAL, FloatImage, Picture, View, Window, outline_path, planes_to_ras
 
 # Longer side of the overview.
@@ -72,7 +72,7 @@ def overview(result: ScanResult) -> Overview:
     to_voxel = np.asarray(np.linalg.inv(affine_ras), dtype=np.float64)
     region = result.region
     if region is not None and region.lungs_found:
-        box, lungs = _shrunk_lungs(region, affine_ras, image_hu.shape, _ends_of_nodules(result, to_voxel, voxel_mm))
+        box, lungs = _shrunk_lungs(region, affine_ras, image_hu.shape, _ends_of_nodules(result, affine_ras))
         pixels = _lung_projection(image_hu[box].transpose(axes), labels[box].transpose(axes), lungs, axes)
     else:
         box, lungs = tuple(slice(0, n) for n in image_hu.shape), None
@@ -89,10 +89,9 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     region = result.region
     if region is None or not region.lungs_found:
         return None
-    lungs = region.lung("left") | region.lung("right")
-    ends_mm = apply_affine(region.affine_ras, np.array(list(np.ndindex(2, 2, 2))) * (np.array(lungs.shape) - 1))
-    high = ends_mm.max(axis=0)
-    size_mm = (high - ends_mm.min(axis=0))[[2, 0]]
+    lungs = region.lungs
+    low, high = bounds_of(region.affine_ras, (0, 0, 0), np.array(lungs.shape) - 1)
+    size_mm = (high - low)[[2, 0]]
     pixel_mm = float(size_mm.max()) / _LUNGS_PIXELS
     rows, columns = np.maximum(np.ceil(size_mm / pixel_mm), 2).astype(int).tolist()
     centre = high - np.array([columns - 1, 0, rows - 1]) / 2 * pixel_mm
@@ -110,11 +109,11 @@ def lungs_picture(result: ScanResult, window: Window) -> Picture | None:
     return Picture(CORONAL, grey, columns * pixel_mm, rows * pixel_mm, outline)
 
 
-def _ends_of_nodules(result: ScanResult, to_voxel: FloatArray, voxel_mm: FloatArray) -> FloatArray:
-    """Return ``[2 N, 3]`` voxels of an upright scan: the lower and upper ends of the N nodules."""
+def _ends_of_nodules(result: ScanResult, affine_ras: FloatArray) -> FloatArray:
+    """Return ``[2 N, 3]`` voxels of the upright scan: the lower and upper ends of the N nodules."""
     found = [nodule.detection for nodule in result.nodules]
-    centres = apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
-    radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / voxel_mm
+    centres = centre_voxels(found, affine_ras)
+    radii = np.reshape([one.diameter_mm / 2 for one in found], (-1, 1)) / spacing_mm(affine_ras)
     return np.concatenate([centres - radii, centres + radii])
 
 
@@ -153,7 +152,7 @@ def _shrunk_lungs(
         affine_ras, shape: of the scan.
         voxels: ``[N, 3]``, included in the box as far as they lie in the scan.
     """
-    lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lung("left") | region.lung("right"))
+    lung_affine_ras, (inside,) = _upright(region.affine_ras, region.lungs)
     to_lungs = np.linalg.inv(lung_affine_ras) @ affine_ras
     scale, shift = np.diag(to_lungs)[:3], to_lungs[:3, 3]
     cells = np.argwhere(inside)

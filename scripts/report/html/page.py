@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.files import write_bytes
-from ...core.geometry import FloatArray, apply_affine, slice_axis, spacing_mm
-from ...core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion
+from ...core.geometry import slice_axis, spacing_mm
+from ...core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion, centre_voxels
 from ..tables import published_source
 from .overview import lungs_picture, overview
 from .pictures import LUNG_WINDOW, Stack, close_ups
@@ -88,7 +88,7 @@ class HtmlReport:
         weaker = weaker_candidates(result, threshold or 0.0)
 
         def entry(number: int, detection: Detection, nodule: Nodule | None = None) -> PageEntry:
-            centre = nodule.centre_voxel if nodule else _voxels(result, [detection])[0]
+            centre = nodule.centre_voxel if nodule else centre_voxels([detection], result.affine_ras)[0]
             position_mm = whole.position_mm(detection.centre_ras_mm)
             return PageEntry(number, detection, nodule, axial.number(centre), position_mm)
 
@@ -158,15 +158,9 @@ def pictures_per_view(nodules: int) -> int:
 def weaker_candidates(result: ScanResult, threshold: float) -> list[Detection]:
     """Return candidates below the operating threshold outside all nodules' masks, the most probable first."""
     weaker = sorted((one for one in result.candidates if one.probability < threshold), key=lambda c: -c.probability)
-    nearest = np.rint(_voxels(result, weaker)).astype(int)
+    nearest = np.rint(centre_voxels(weaker, result.affine_ras)).astype(int)
     i, j, k = np.clip(nearest, 0, np.array(result.mask.shape) - 1).T
     return [one for one, label in zip(weaker, result.mask[i, j, k].tolist(), strict=True) if not label]
-
-
-def _voxels(result: ScanResult, found: Sequence[Detection]) -> FloatArray:
-    """Return ``[N, 3]`` centres in voxels of the scan's own grid."""
-    to_voxel = np.linalg.inv(np.asarray(result.affine_ras, dtype=np.float64))
-    return apply_affine(to_voxel, np.reshape([one.centre_ras_mm for one in found], (-1, 3)))
 
 
 def _lowest(threshold: float | None, entries: Sequence[PageEntry]) -> float:
@@ -189,8 +183,7 @@ def lung_warnings(region: SearchRegion) -> list[str]:
             f"The lungs measure {right_l:.1f} l (right) and {left_l:.1f} l (left), which is unusual. "
             "Check their outline below: parts of them may not have been searched."
         )
-    lungs = region.lung("left") | region.lung("right")
-    area_mm2 = lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
+    area_mm2 = region.lungs.sum(axis=(0, 1)) * np.prod(spacing_mm(region.affine_ras)[:2])  # of planes from feet to head
     cut = [end for end, k in (("top", -1), ("bottom", 0)) if area_mm2[k] > CUT_MM2]
     if cut:
         ends = " and the ".join(cut)

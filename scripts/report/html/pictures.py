@@ -19,7 +19,7 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy import ndimage
 
-from ...core.geometry import FloatArray, apply_affine, box_around, spacing_mm
+from ...core.geometry import FloatArray, apply_affine, bounds_of, box_around, box_between, spacing_mm
 from ...core.records import Detection, ScanResult
 
 FloatImage = npt.NDArray[np.float32]
@@ -237,11 +237,10 @@ class _Block:
     def _inside(self, grid: FloatArray, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Return which points lie in the scan; each voxel extends half its width, so that a single slice is visible."""
         inside = np.ones(shape, dtype=bool)
+        low, high = bounds_of(grid, (0, 0, 0), np.array(shape) - 1)
         for axis, size in enumerate(self.scan_shape):
-            along = [grid[axis, n] * np.arange(count) for n, count in enumerate(shape)]
-            low = grid[axis, 3] + sum(steps.min() for steps in along)
-            high = grid[axis, 3] + sum(steps.max() for steps in along)
-            if low < -_HALF_VOXEL or high > size - 1 + _HALF_VOXEL:
+            if low[axis] < -_HALF_VOXEL or high[axis] > size - 1 + _HALF_VOXEL:
+                along = [grid[axis, n] * np.arange(count) for n, count in enumerate(shape)]
                 voxel = along[0][:, None, None] + along[1][:, None] + along[2] + grid[axis, 3]
                 inside &= (voxel >= -_HALF_VOXEL) & (voxel <= size - 1 + _HALF_VOXEL)
         return inside
@@ -272,12 +271,8 @@ class _Block:
     def _part_of_grid(self, labelled: FloatImage, grid: FloatArray, shape: Sequence[int]) -> tuple[slice, ...]:
         """Return the part of the grid within a voxel of what is 1 in ``labelled``; at least one point."""
         found = np.argwhere(labelled) + self.start
-        first, last = found.min(axis=0) - 1, found.max(axis=0) + 1
-        to_grid = np.linalg.inv(grid)
-        middle, reach = apply_affine(to_grid, (first + last) / 2), np.abs(to_grid[:3, :3]) @ ((last - first) / 2)
-        low = np.clip(np.floor(middle - reach).astype(int), 0, np.array(shape) - 1)
-        high = np.clip(np.ceil(middle + reach).astype(int) + 1, low + 1, shape)
-        return tuple(map(slice, low.tolist(), high.tolist()))
+        reached = bounds_of(np.linalg.inv(grid), found.min(axis=0) - 1, found.max(axis=0) + 1)
+        return box_between(*reached, shape, least=1)
 
 
 def data_uri(pictures: Sequence[Picture]) -> str:
