@@ -15,9 +15,10 @@ import numpy as np
 
 from scripts.core.commands import run_function
 from scripts.core.labels import Part
+from scripts.core.records import SearchRegion
 from scripts.evaluate.lungs import KEPT_MM, in_ras_order
 from scripts.preprocess.lung_search import RELEASED, LungSearch, coarse_scan
-from scripts.preprocess.lungs import Lungs, Mask, find_lungs, is_lung
+from scripts.preprocess.lungs import Mask, find_lungs
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def masses(*, scan_dir: str, names: Sequence[str], checkpoint: str = RELEASED, d
         )
 
 
-def _places(lungs: Lungs, radius_mm: float) -> Iterator[tuple[str, tuple[int, ...], Mask]]:
+def _places(lungs: SearchRegion, radius_mm: float) -> Iterator[tuple[str, tuple[int, ...], Mask]]:
     """Yield name, centre and cells of each mass in a chest whose axes run to the right, front and head."""
     cell_mm = np.linalg.norm(lungs.affine_ras[:3, :3], axis=0)
     axes = np.ogrid[tuple(slice(n) for n in lungs.parts.shape)]
@@ -67,7 +68,7 @@ def _places(lungs: Lungs, radius_mm: float) -> Iterator[tuple[str, tuple[int, ..
                 centre[axis] = row.min() if inwards > 0 else row.max()
                 centre[axis] += inwards * round(depth_mm / cell_mm[axis])
                 near = sum(((x - c) * mm) ** 2 for x, c, mm in zip(axes, centre, cell_mm, strict=True)) <= radius_mm**2
-                over = is_lung(lungs.parts) if depth_mm else lungs.parts != Part.OUTSIDE
+                over = lungs.lungs if depth_mm else lungs.parts != Part.OUTSIDE
                 yield place, tuple(centre.tolist()), near & over
 
 
