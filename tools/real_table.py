@@ -1,9 +1,9 @@
 """Compare networks by their evaluations of the sections that :mod:`.real_nodules` lists, with one row per network.
 
 The whole chests determine which threshold gives how many false findings per scan. At these thresholds, nodules are
-counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. The
-patches and the cubes have their own thresholds, from their own false findings. Masks are compared for the nodules that
-every network found from the evaluation's own ``--threshold`` on.
+counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. Cubes,
+patches and patches in thick slices have thresholds of their own, from their own false findings. Masks are compared for
+the nodules that every network found from the evaluation's own ``--threshold`` on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATE_OF_KINDS = 1.0
-RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches
+RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches and thick
 CROPS = ("context", "patches")
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
@@ -40,20 +40,20 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
 
     Args:
         evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches``,
-            ``chests`` and ``cubes``.
+            ``thick``, ``chests`` and ``cubes``.
         datalist: of :mod:`.real_nodules`; its masks distinguish dense nodules from faint ones.
         chests: only chests and cubes whose names begin with this count, for networks that were trained on the others.
 
     Returns:
         Nodules found at each rate of false findings per chest: of ``context`` and ``patches``, at one rate also by
-        kind, then of the chests; of the cubes and patches at each rate per cube or patch; mean Dice of the nodules that
-        all rows found, all and below 10 mm, with the number of masks.
+        kind, then of the chests; of the cubes, the patches and the patches in thick slices at each rate per cube or
+        patch; mean Dice of the nodules that all rows found, all and below 10 mm, with the number of masks.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
     """
     rates = [f"{rate:g}" for rate in RATES]
-    parts = [f"in {part} at {rate:g}" for part in ("cubes", "patches") for rate in RATES_IN_CUBES]
+    parts = [f"in {part} at {rate:g}" for part in ("cubes", "patches", "thick") for rate in RATES_IN_CUBES]
     heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *parts, "Dice"]
     kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
     masks = [_masks(Path(folder)) for folder in evaluations]
@@ -74,7 +74,7 @@ def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
     yield from (_share(scores, limit) for limit in thresholds.values())
     yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
     yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
-    for part in (_matches(folder / "cubes", chests), _matches(folder / "patches")):
+    for part in (_matches(folder / "cubes", chests), _matches(folder / "patches"), _matches(folder / "thick")):
         yield from (_share(part.nodule_scores, threshold_at(part, rate)) for rate in RATES_IN_CUBES)
 
 

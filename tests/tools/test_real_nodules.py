@@ -17,7 +17,7 @@ from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesRead
 from tests.lidc_files import ring
 from tools import development
 from tools.development import chest_item
-from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops
+from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops, thick_item
 
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
 FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
@@ -137,3 +137,15 @@ def test_cubes_keep_their_place_and_the_findings_inside(tmp_path: Path) -> None:
     assert cube.shape == (71, 60, 51)  # cut by the chest's border on three sides
     np.testing.assert_array_equal(np.asarray(cube.dataobj), hu[:71, :, 15:66])
     np.testing.assert_allclose(apply_affine(cube.affine, [[20, 30, 25]]), apply_affine(affine, [[20, 30, 40]]))
+
+
+def test_thick_slices_are_means_at_the_place_of_their_voxels(tmp_path: Path) -> None:
+    """A ramp along the last axis stays the same function of the position; what does not fill a slice is dropped."""
+    ramp = np.tile(np.arange(11, dtype=np.int16) * 10, (4, 4, 1))
+    path = write_nifti(tmp_path / "a.nii.gz", ramp, AFFINE)
+    item = thick_item({"name": "a", "image": str(path), "box": [[0.0] * 6], "label": [NODULE]}, tmp_path / "thick")
+    thick = nibabel.Nifti1Image.from_filename(item["image"])
+    assert thick.shape == (4, 4, 3)
+    places = apply_affine(np.linalg.inv(AFFINE) @ thick.affine, np.array([[2, 2, k] for k in range(3)]))
+    np.testing.assert_allclose(np.asarray(thick.dataobj)[2, 2], 10 * places[:, 2])
+    assert (item["box"], item["label"]) == ([[0.0] * 6], [NODULE])

@@ -52,6 +52,7 @@ def evaluation(tmp_path: Path) -> str:
     folder = tmp_path / "mine"
     _evaluation(folder / "context", [("a", 8.0), ("b", 20.0)], [("a", 1.0, 0.6), ("b", 1.0, 0.2)])
     _evaluation(folder / "patches", [("c", 6.0)], [("c", 50.0, 0.9)])
+    _evaluation(folder / "thick", [("c", 6.0)], [("c", 50.0, 0.5), ("c", 1.0, 0.4)])
     chests = [("QIN-1", 10.0), ("QIN-2", 10.0), ("NLST-1", 10.0)]
     false = [("QIN-1", 90.0, 0.5), ("QIN-2", 90.0, 0.3), ("NLST-1", 90.0, 0.8)]
     _evaluation(folder / "chests", chests, [("QIN-1", 0.0, 0.7), *false])
@@ -71,7 +72,8 @@ def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(eva
     assert row[6:10] == ["0 of 0", "0 of 1", "1 of 1", "1 of 1"]  # b is faint and large, a faint and small
     assert row[10:15] == ["0 of 3", *["1 of 3"] * 4]
     assert row[15:19] == ["0 of 2", "0 of 2", "2 of 2", "2 of 2"]
-    assert row[19:] == ["0 of 1"] * 4 + ["0.613 (3), 0.570 (2)"]
+    assert row[19:23] == ["0 of 1"] * 4
+    assert row[23:] == ["0 of 1", "0 of 1", "1 of 1", "1 of 1", "0.613 (3), 0.570 (2)"]
 
 
 def test_masks_are_compared_for_nodules_that_every_network_found(
