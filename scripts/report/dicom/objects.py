@@ -102,7 +102,7 @@ def segmentation_of(result: ScanResult, source: SourceSeries) -> bytes:
             **_identification(device, SEGMENTATION_NUMBER),
             content_label="LUNG_NODULES",
             content_description="Lung nodules; research only, not for diagnosis",
-            series_description="Lung nodule outlines (research only)",
+            series_description="Lung nodule masks (research only)",
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
         organization = _new_uid()  # so that all UIDs are of the same kind
