@@ -152,6 +152,7 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"within {found['outside_lungs_mm']:.0f} mm of the lungs",
         f"The best {found['top_k']} pass through non-maximum suppression at an IoU of {found['nms_overlap']}",
         f"are {train['crop_size']}³ voxels at {train['spacing_mm'][0]:.0f} mm. {train['nodule_share']:.0%} of them",
+        f"{train['false_share']:.0%} of all crops (`false_share`)",
         f"rotation by ±{crops['rotate_degrees']:.0f}° and zoom by {crops['scale'][0]}–{crops['scale'][1]}",
         f"In {train['insertion_share']:.0%} of the crops",
         f"zoomed by {donors['scale'][0]}–{donors['scale'][1]} (copy-paste augmentation)",

@@ -25,6 +25,7 @@ from scripts.core.files import read_csv, write_json
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
+from scripts.evaluate.tables import Table, read_results
 from scripts.preprocess.lung_search import LungSearch
 from scripts.preprocess.lungs import find_lungs
 from scripts.read.instances import labels_of, things_of
@@ -43,6 +44,8 @@ FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is
 IGNORED_MARGIN_MM = 3.0  # added to the diameter of an ignored finding, which a network has measured
 AERATED_HU = -400  # below this, air in a patch counts as lung
 READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
+LEAST_FALSE, MOST_FALSE = 0.25, 30  # uncalibrated probability of a false finding to train on; most in a lung
+FALSE_MARGIN_MM = 4.0  # around a nodule or doubtful finding
 VALIDATION_NODULES = 12  # most per copy of the held-out scan; there are enough copies for all held-out donors
 
 SERIES_UIDS = {
@@ -321,7 +324,7 @@ def _with_insertions(item: Item, donors: list[Item], output: Path, seed: int) ->
 
 
 def make_development_datalist(
-    data_dir: str, output_dir: str, held_out: str = HELD_OUT_SCAN, leave_out: str = ""
+    data_dir: str, output_dir: str, held_out: str = HELD_OUT_SCAN, leave_out: str = "", findings: str = ""
 ) -> str:
     """Write ``<output_dir>/datalist.json`` with the sections training, validation, donors and validation_donors.
 
@@ -333,6 +336,8 @@ def make_development_datalist(
             section validation is empty.
         leave_out: no scan or chest whose name begins with one of these, separated by commas, is trained on, such as
             QIN for a fold by collection.
+        findings: ``predictions.csv`` of an evaluation of the lungs that are trained on. The strongest findings that lie
+            on nothing annotated or doubtful become their ``false_findings``.
 
     Returns:
         The datalist's path.
@@ -343,6 +348,7 @@ def make_development_datalist(
     source, output = Path(data_dir), Path(output_dir)
     left_out = tuple(filter(None, leave_out.split(",")))
     lists: dict[str, list[Item]] = {"training": [], "validation": [], **_donors(source, held_out)}
+    found = read_results(findings) if findings else None
     for item in _hosts(source, output):
         if item["name"] == held_out:
             donors = lists["validation_donors"]
@@ -351,7 +357,7 @@ def make_development_datalist(
             bare, target = {**item, "label": [IGNORED] * len(item["label"])}, output / "validation"
             lists["validation"] = [_with_insertions(bare, donors[n::copies], target, n) for n in range(copies)]
         elif not item["name"].startswith(left_out):
-            lists["training"].append(item)
+            lists["training"].append({**item, "false_findings": false_findings(item, found)} if found else item)
     if held_out and not lists["validation"]:
         _existing(source / "scans_1mm" / f"{held_out}.nii.gz")
     lists["training"] += [_mirrored(patch, output) for patch in patch_items(source, held_out, training=True)]
@@ -359,6 +365,24 @@ def make_development_datalist(
     path = write_json(output / "datalist.json", lists)
     logger.info("%s: %s", path, {key: len(value) for key, value in lists.items()})
     return str(path)
+
+
+def false_findings(item: Item, found: Table) -> list[list[float]]:
+    """Return the positions (LPS mm) of the strongest findings in a lung that are far from its boxes.
+
+    Args:
+        item: of the datalist, with ``name`` and ``box``.
+        found: candidates of all lungs, by name.
+    """
+    here = np.array([uid == item["name"] for uid in found.series_uids], dtype=bool)
+    order = np.argsort(-found.values[here], kind="stable")
+    scores, places = found.values[here][order], found.positions_lps_mm[here][order]
+    boxes = np.reshape(item["box"], (-1, 6))
+    kept: list[list[float]] = []
+    for place in places[scores >= LEAST_FALSE]:
+        if (np.linalg.norm(boxes[:, :3] - place, axis=1) >= boxes[:, 3] / 2 + FALSE_MARGIN_MM).all():
+            kept.append(place.round(2).tolist())
+    return kept[:MOST_FALSE]
 
 
 def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:

@@ -129,6 +129,7 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
             raise DatalistError(f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
     if not is_weight:
         raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
+    _check_places(item.get("false_findings", []))
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
         files["image"] = elsewhere(str(image)) or files["image"]
@@ -231,6 +232,16 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
             place = nodule[:3].tolist()
             raise DatalistError(f"box: expected each nodule once, got two at {place} LPS mm; remove one")
     return boxes, labels.astype(np.int64)
+
+
+def _check_places(places_lps_mm: Any) -> None:
+    """Refuse ``false_findings`` that are not positions."""
+    try:
+        is_right = bool(np.isfinite(np.reshape(np.asarray(places_lps_mm, dtype=float), (len(places_lps_mm), 3))).all())
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise DatalistError(f"false_findings: expected [[x, y, z], …] in LPS mm, got {str(places_lps_mm)[:60]}")
 
 
 def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
+from ..core.geometry import FloatArray, apply_affine, swap_lps_ras
 from ..core.labels import NODULE
 from ..read.datalist import DatalistError
 from .cache import CachedScans, ScanCache
@@ -19,8 +20,9 @@ from .insertion import PARENCHYMA_HU, size_weight
 class CropDataset(Dataset):
     """An endless stream of crops: the same index gives the same crop, in any process and in any order.
 
-    A crop is centred near a nodule (drawn by size, :func:`.insertion.size_weight`) or near random parenchyma of a
-    random scan. An item's ``weight`` (default 1) sets how often its scan is drawn for the latter.
+    A crop is centred near a false finding (an item's ``false_findings``, ``[[x, y, z], …]``, LPS mm), near a nodule
+    (drawn by size, :func:`.insertion.size_weight`) or near random parenchyma of a random scan. An item's ``weight``
+    (default 1) sets how often its scan is drawn for the latter.
 
     Args:
         data: datalist items, see :class:`.cache.CachedScans`.
@@ -28,14 +30,22 @@ class CropDataset(Dataset):
         transform: applied to the item of each crop (``image``, ``lung``, ``nodule``, ``label``, ``centre``
             and, if the scan has one, ``mask``).
         seed: of the stream.
-        nodule_share: share of crops that are centred near an annotated nodule; without any nodule it is 0.
+        nodule_share: of the other crops, the share centred near an annotated nodule; without any nodule it is 0.
+        false_share: share of crops that are centred near a false finding; without any it is 0.
 
     Raises:
         DatalistError: there is no scan, a weight is negative, or all weights are 0.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], cache: ScanCache, transform: Compose, *, seed: int, nodule_share: float
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache: ScanCache,
+        transform: Compose,
+        *,
+        seed: int,
+        nodule_share: float,
+        false_share: float = 0.0,
     ) -> None:
         scans = CachedScans(data, cache)
         if len(scans) == 0:
@@ -45,10 +55,14 @@ class CropDataset(Dataset):
             )
         self.scans, self.transform, self.seed = scans, transform, seed
         self.nodules: list[tuple[int, npt.NDArray[np.float32]]] = []
+        self.false_findings: list[tuple[int, FloatArray]] = []
         for number in range(len(scans)):
             item = scans[number]
             rows = np.asarray(item["nodule"])[np.asarray(item["label"]) == NODULE]
             self.nodules += [(number, row) for row in rows]
+            places_lps_mm = np.reshape(scans.data[number].get("false_findings", []), (-1, 3))
+            places = apply_affine(np.linalg.inv(item["affine"]), swap_lps_ras(places_lps_mm))
+            self.false_findings += [(number, place) for place in places]
         scan_weights = np.array([float(item.get("weight", 1.0)) for item in scans.data])
         if scan_weights.min() < 0 or scan_weights.max() == 0:
             raise DatalistError(
@@ -59,10 +73,15 @@ class CropDataset(Dataset):
         weights = np.array([size_weight(float(row[3])) for _, row in self.nodules])
         self._nodule_chances = weights / max(weights.sum(), 1e-9)
         self.nodule_share = nodule_share if self.nodules else 0.0
+        self.false_share = false_share if self.false_findings else 0.0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
-        if rng.random() < self.nodule_share:
+        if self.false_share and rng.random() < self.false_share:
+            scan, centre = self.false_findings[int(rng.integers(len(self.false_findings)))]
+            item = self.scans[scan]
+            item["centre"] = centre
+        elif rng.random() < self.nodule_share:
             scan, row = self.nodules[int(rng.choice(len(self.nodules), p=self._nodule_chances))]
             item = self.scans[scan]
             item["centre"] = row[:3]

@@ -17,6 +17,7 @@ from scipy import ndimage
 from scripts.core.files import write_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
+from scripts.evaluate.tables import Table
 from scripts.phantom.chest import Chest
 from scripts.read.datalist import load_datalist
 from tools import development
@@ -313,3 +314,11 @@ def test_what_is_missing_is_named(
     assert f"{copy / missing}" in caplog.text
     assert "expected a file of the development data, found none; check --data_dir" in caplog.text
     assert not (tmp_path / "out" / "datalist.json").exists()
+
+
+def test_false_findings_are_the_strongest_on_nothing_annotated() -> None:
+    places = np.array([[0.0, 0, 0], [9, 0, 0], [50, 0, 0], [60, 0, 0], [70, 0, 0], [80, 0, 0]])
+    scores = np.array([0.9, 0.8, 0.3, 0.2, 0.7, 0.9])
+    found = Table(Path("predictions.csv"), ("a", "a", "a", "a", "a", "b"), places, scores)
+    item = {"name": "a", "box": [[0.0, 0, 0, 10, 10, 10]]}  # up to 9 mm from its centre counts as on it
+    assert development.false_findings(item, found) == [[9.0, 0, 0], [70.0, 0, 0], [50.0, 0, 0]]

@@ -18,11 +18,14 @@ from scripts.train.dataset import CropDataset, EpochSampler
 # --- CropDataset
 
 
+ORIGIN_RAS_MM = (-10.0, 20.0, 30.0)
+
+
 class FakeScans(CachedScans):
     """Scans in memory; scan n has the intensity -800 - n everywhere."""
 
     def __init__(self, items: list[dict[str, Any]], cache: ScanCache) -> None:
-        super().__init__([{"name": "", "weight": item.get("weight", 1.0)} for item in items], cache)
+        super().__init__([{"name": "", "weight": 1.0, **item} for item in items], cache)
         self.items = items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -30,7 +33,9 @@ class FakeScans(CachedScans):
         label = np.array(self.items[index].get("label", [NODULE] * len(rows)), dtype=np.int64)
         image = np.full((30, 31, 32), -800 - index, dtype=np.int16)
         lung = self.items[index].get("lung", np.ones(image.shape, dtype=np.uint8))
-        item = {"image": image, "lung": lung, "nodule": rows, "label": label}
+        affine = np.eye(4)
+        affine[:3, 3] = ORIGIN_RAS_MM
+        item = {"image": image, "lung": lung, "nodule": rows, "label": label, "affine": affine}
         return {**item, "mask": np.zeros_like(lung)} if self.items[index].get("mask") else item
 
 
@@ -90,6 +95,16 @@ def test_nodule_share_is_the_share_of_crops_around_a_nodule() -> None:
     crops = _choices([{"nodule": [[15.5, 15.5, 15.5, 8]]}], nodule_share=0.25)
     around = [bool(np.all(crops[n]["centre"] == 15.5)) for n in range(800)]
     assert sum(around) == pytest.approx(200, abs=50)
+
+
+def test_false_share_is_the_share_of_crops_around_a_false_finding() -> None:
+    """Also where nodules are; their share is that of the other crops. Positions are LPS mm."""
+    items = [{"nodule": [[15.5, 15.5, 15.5, 8]]}, {"false_findings": [[6.0, -23.0, 35.0], [5.0, -22.0, 34.0]]}]
+    crops = _dataset(items, Compose([Keep()]), seed=0, nodule_share=1.0, false_share=0.25)
+    places = [tuple(crops[n]["centre"].tolist()) for n in range(800)]
+    counts = [places.count(place) for place in ((4.0, 3.0, 5.0), (5.0, 2.0, 4.0), (15.5, 15.5, 15.5))]
+    assert sum(counts) == 800
+    np.testing.assert_allclose(counts, [100, 100, 600], atol=40)
 
 
 @pytest.mark.parametrize("rows", [{}, {"nodule": [[5, 5, 5, 6]], "label": [IGNORED]}], ids=["none", "ignored"])

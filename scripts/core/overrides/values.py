@@ -28,6 +28,7 @@ SHARES = (
     "nms_overlap",
     "tile_overlap",
     "nodule_share",
+    "false_share",
     "insertion_share",
     "average_decay",
 )
