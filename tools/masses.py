@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from scripts.core.commands import run_function
+from scripts.core.geometry import spacing_mm
 from scripts.core.labels import Part
 from scripts.core.records import SearchRegion
 from scripts.evaluate.lungs import KEPT_MM, in_ras_order
@@ -57,7 +58,7 @@ def masses(*, scan_dir: str, names: Sequence[str], checkpoint: str = RELEASED, d
 
 def _places(lungs: SearchRegion, radius_mm: float) -> Iterator[tuple[str, tuple[int, ...], Mask]]:
     """Yield name, centre and cells of each mass in a chest whose axes run to the right, front and head."""
-    cell_mm = np.linalg.norm(lungs.affine_ras[:3, :3], axis=0)
+    cell_mm = spacing_mm(lungs.affine_ras)
     axes = np.ogrid[tuple(slice(n) for n in lungs.parts.shape)]
     for side in (Part.LEFT_LUNG, Part.RIGHT_LUNG):
         middle = np.rint(np.argwhere(lungs.parts == side).mean(0)).astype(int)

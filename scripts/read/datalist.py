@@ -129,7 +129,6 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
             raise DatalistError(f"{key}: expected {kind}, got {str(item.get(key))[:60]}")
     if not is_weight:
         raise DatalistError(f"weight: expected a number from 0, got {str(weight)[:60]}")
-    _check_places(item.get("false_findings", []))
     files = {key: str(folder / path) for key in FILES if (path := item.pop(key, ""))}
     if elsewhere is not None and not Path(files["image"]).exists():
         files["image"] = elsewhere(str(image)) or files["image"]
@@ -137,8 +136,9 @@ def _checked_item(entry: Any, folder: Path, elsewhere: Callable[[str], str] | No
         if not Path(path).exists():
             raise DatalistError(f"{key} {path}: expected a file, found none")
     boxes, labels = _checked_boxes(item)
-    if len(boxes):
-        _check_inside(files["image"], boxes)
+    places = _checked_places(item.get("false_findings", []))
+    if len(boxes) or len(places):
+        _check_inside(files["image"], {"box": boxes[:, :3], "false_findings": places})
     lists = {key: rows.tolist() for key, rows in (("box", boxes), ("label", labels)) if key in item}
     return {"name": scan_stem(Path(files["image"])), **item, **lists, **files}
 
@@ -234,30 +234,36 @@ def _checked_boxes(item: Mapping[str, Any]) -> tuple[npt.NDArray[np.float64], np
     return boxes, labels.astype(np.int64)
 
 
-def _check_places(places_lps_mm: Any) -> None:
-    """Refuse ``false_findings`` that are not positions."""
+def _checked_places(rows: Any) -> npt.NDArray[np.float64]:
+    """Return the positions ``[N, 3]`` of ``false_findings``.
+
+    Raises:
+        DatalistError: they are malformed.
+    """
     try:
-        is_right = bool(np.isfinite(np.reshape(np.asarray(places_lps_mm, dtype=float), (len(places_lps_mm), 3))).all())
+        places = np.asarray(rows, dtype=np.float64).reshape(len(rows), 3)
     except (TypeError, ValueError):
-        is_right = False
-    if not is_right:
-        raise DatalistError(f"false_findings: expected [[x, y, z], …] in LPS mm, got {str(places_lps_mm)[:60]}")
+        places = np.full((1, 3), np.nan)
+    if not np.isfinite(places).all():
+        raise DatalistError(f"false_findings: expected [[x, y, z], …] in LPS mm, got {str(rows)[:60]}")
+    return places
 
 
-def _check_inside(image: str, boxes: npt.NDArray[np.float64]) -> None:
-    """Refuse boxes whose centre lies outside all voxels of the scan; only its header is read.
+def _check_inside(image: str, centres_lps_mm: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    """Refuse centres, listed by key, that lie outside all voxels of the scan; only its header is read.
 
     Raises:
         DatalistError: a centre lies outside.
         ScanError: the header cannot be read.
     """
     grid = read_grid(image)
-    for number in np.flatnonzero(~grid.holds(boxes[:, :3])):
-        centre = boxes[number, :3]
-        raise DatalistError(
-            f"box {number}: expected a centre inside the scan of {grid.shape} voxels, got {centre.tolist()} LPS mm, "
-            f"which is voxel {grid.voxels(centre).round(1).tolist()}; is it in another frame (RAS, voxels)?"
-        )
+    for key, centres in centres_lps_mm.items():
+        for number in np.flatnonzero(~grid.holds(centres)):
+            centre = centres[number]
+            raise DatalistError(
+                f"{key} {number}: expected a centre inside the scan of {grid.shape} voxels, got {centre.tolist()} LPS "
+                f"mm, which is voxel {grid.voxels(centre).round(1).tolist()}; is it in another frame (RAS, voxels)?"
+            )
 
 
 def nodule_rows(item: Mapping[str, Any]) -> list[int]:

@@ -123,6 +123,10 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
         ({"image": "scan.nii.gz", "false_findings": [1, 2, 3]}, "false_findings: expected"),
         ({"image": "scan.nii.gz", "false_findings": [[1, 2, None]]}, "false_findings: expected"),
         ({"image": "scan.nii.gz", "false_findings": "no"}, "false_findings: expected"),
+        (
+            {"image": "scan.nii.gz", "false_findings": [CENTRE_LPS_MM, (0.0, 0.0, 0.0)]},
+            "false_findings 1: expected a centre inside the scan",
+        ),
         ({"image": "scan.nii.gz", "weight": "x"}, "weight: expected a number from 0, got x"),
         ({"image": "scan.nii.gz", "weight": -1}, "weight: expected a number from 0, got -1"),
         ({"image": "list.json", "box": box(*CENTRE_LPS_MM)}, r"list\.json: expected a DICOM"),
