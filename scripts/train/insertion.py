@@ -47,14 +47,18 @@ Mask = npt.NDArray[np.bool_]
 HU = npt.NDArray[np.float32]
 
 
-def size_weight(diameter_mm: float) -> float:
+def size_weight(diameter_mm: float, power: float = 0.5) -> float:
     """Return the sampling weight of a nodule of this size.
 
-    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: the square root of that, because
-    large nodules are already common enough with donors zoomed by up to 2.2, and most missed nodules are small.
+    LWNet repeats larger nodules (1, +2, +4, +8 above 3, 10, 20, 30 mm). Deviation: by default the square root of that,
+    because with donors zoomed by up to 2.2 large nodules are common enough, and most missed nodules are small.
+
+    Args:
+        diameter_mm: of the nodule.
+        power: of the number of repeats; 1 is LWNet's, 0 draws all sizes alike.
     """
     repeats = 1.0 + sum(extra for above, extra in ((10.0, 2.0), (20.0, 4.0), (30.0, 8.0)) if diameter_mm > above)
-    return float(np.sqrt(repeats))
+    return float(repeats**power)
 
 
 def _largest_piece(inside: Mask) -> Mask:
@@ -114,6 +118,7 @@ class InsertNodulesd(RandomizableTransform):
         prob: share of crops that receive nodules.
         most: largest number of nodules per crop.
         scale: range of a donor's random zoom, drawn log-uniformly.
+        size_power: how much more often large donors are drawn, see :func:`size_weight`.
         added: share of the nodules whose density is added to the host's; the others replace the host.
         opacity: range of the share of its density that an added nodule keeps, drawn uniformly.
         cored: share of the added nodules that keep their full density in the core and are faint around it.
@@ -131,6 +136,7 @@ class InsertNodulesd(RandomizableTransform):
         prob: float,
         most: int,
         scale: tuple[float, float],
+        size_power: float = 0.5,
         added: float = 0.0,
         opacity: tuple[float, float] = (1.0, 1.0),
         cored: float = 0.0,
@@ -140,7 +146,8 @@ class InsertNodulesd(RandomizableTransform):
         self.donors = list(donors)
         self.most, self.scale = most, scale
         self.added, self.opacity, self.cored, self.bordering = added, opacity, cored, bordering
-        weights = np.array([float(d.get("weight", 1.0)) * size_weight(float(d["diameter_mm"])) for d in self.donors])
+        sizes = [size_weight(float(donor["diameter_mm"]), size_power) for donor in self.donors]
+        weights = np.array([float(d.get("weight", 1.0)) for d in self.donors]) * sizes
         self._chances = weights / weights.sum() if len(weights) else weights
         self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
 

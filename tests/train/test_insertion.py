@@ -256,15 +256,18 @@ def test_empty_donor_mask_is_refused(ball: dict[str, Any], tmp_path: Path) -> No
 )
 def test_larger_nodules_weigh_more(diameter_mm: float, repeats: float) -> None:
     assert size_weight(diameter_mm) ** 2 == pytest.approx(repeats)
+    assert size_weight(diameter_mm, 1.0) == repeats
+    assert size_weight(diameter_mm, 0.0) == 1.0
 
 
-def test_donors_are_drawn_by_size_and_weight(tmp_path: Path) -> None:
-    """One donor of 25 mm and weight 4 (4 · √7) against one of 15 mm (√3); the files are alike but for their HU."""
-    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 25.0, "weight": 4.0}
-    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 15.0}
-    insert = _inserter([small, large])
+@pytest.mark.parametrize(("changes", "expected"), [({}, 78.7), ({"size_power": 1.0}, 126.3), ({"size_power": 0.0}, 32)])
+def test_donors_are_drawn_by_size_and_weight(tmp_path: Path, changes: dict[str, float], expected: float) -> None:
+    """One donor of 35 mm (15 repeats) and weight 1/4 against one of 5 mm; the files are alike but for their HU."""
+    large = {**_write_donor(tmp_path, "large", (4, 4, 4), 200.0), "diameter_mm": 35.0, "weight": 0.25}
+    small = {**_write_donor(tmp_path, "small", (4, 4, 4), -100.0), "diameter_mm": 5.0}
+    insert = _inserter([small, large], **changes)
     bright = [bool((insert(_lung(20))["image"] > 60).any()) for _ in range(160)]
-    assert 137 - 15 <= sum(bright) <= 137 + 13  # expected 137.5, standard deviation 4.4
+    assert sum(bright) == pytest.approx(expected, abs=15)  # standard deviation 5 to 6
 
 
 @pytest.mark.parametrize("opacity", [0.3, 1.0])
