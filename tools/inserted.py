@@ -124,10 +124,5 @@ def _draw(path: Path, real: Tensor, put: Tensor, scores: Tensor) -> None:
     write_figure(path, figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.inserted", inserted, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.inserted", inserted))

@@ -73,10 +73,5 @@ def _places(lungs: SearchRegion, radius_mm: float) -> Iterator[tuple[str, tuple[
                 yield place, tuple(centre.tolist()), near & over
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.masses", masses, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.masses", masses))

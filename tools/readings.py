@@ -175,10 +175,5 @@ def _page(findings: Sequence[tuple[str, list[Picture]]]) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.readings", readings, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.readings", readings))

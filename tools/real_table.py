@@ -24,6 +24,8 @@ from scripts.evaluate.tables import Table, read_findings, read_results, read_ser
 from scripts.metrics import Matches
 from scripts.read import load_datalist
 
+from .tables import table
+
 logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -62,9 +64,9 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
         [Path(folder).name, *_cells(Path(folder), np.array(kinds), chests), _dice([own[nodule] for nodule in shared])]
         for folder, own in zip(evaluations, masks, strict=True)
     ]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
-    logger.info("%s", table)
-    return table
+    text = table(heads, rows)
+    logger.info("%s", text)
+    return text
 
 
 def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
@@ -91,9 +93,9 @@ def _matches(folder: Path, beginning: str = "") -> Matches:
 
 def threshold_at(matches: Matches, rate: float) -> float:
     """Return the probability above which there are at most ``rate`` false findings per scan."""
-    falling = np.sort(matches.false_scores)[::-1]
+    descending = np.sort(matches.false_scores)[::-1]
     allowed = int(rate * matches.counts.scans)
-    return float(falling[allowed]) if allowed < len(falling) else 0.0
+    return float(descending[allowed]) if allowed < len(descending) else 0.0
 
 
 def _kinds(folder: Path, datalist: Path, section: str) -> Iterator[int]:
@@ -126,10 +128,5 @@ def _dice(masks: Sequence[tuple[float, float]]) -> str:
     return f"{dice.mean():.3f} ({len(dice)}), {dice[small].mean():.3f} ({small.sum()})"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.real_table", real_table, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.real_table", real_table))

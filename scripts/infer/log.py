@@ -27,6 +27,10 @@ class RunLog:
 
     Args:
         index: the page that lists the scans, written at the end; ``None`` for no page.
+
+    Attributes:
+        writing: what :meth:`wait` waits for: the last scan's result, which another thread writes; ``None`` for nothing.
+        on_failure: is called with the name of each scan that is given up; ``None`` for no call.
     """
 
     def __init__(self, index: RunIndex | None = None) -> None:
@@ -34,8 +38,8 @@ class RunLog:
         self.folders: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
         self.found: list[str] = []
-        self._writing: Future[None] | None = None
-        self._on_failure: Callable[[str], object] | None = None
+        self.writing: Future[None] | None = None
+        self.on_failure: Callable[[str], object] | None = None
         self._order: tuple[str, ...] = ()
         self._begun: dict[str, float] = {}
 
@@ -53,18 +57,10 @@ class RunLog:
         """Return the time since :meth:`begun` was called for a scan; ``None`` if it was not."""
         return time.monotonic() - self._begun[name] if name in self._begun else None
 
-    def call_on_failure(self, on_failure: Callable[[str], object]) -> None:
-        """Set a function that is called with the name of each scan that is given up."""
-        self._on_failure = on_failure
-
-    def begun_writing(self, writing: Future[None]) -> None:
-        """Set what :meth:`wait` waits for: the last scan's result, which another thread writes."""
-        self._writing = writing
-
     def wait(self) -> None:
         """Wait until everything is written."""
-        if self._writing is not None:
-            self._writing.result()
+        if self.writing is not None:
+            self.writing.result()
 
     def finished(self, result: ScanResult, folder: Path) -> None:
         self.folders[result.name] = folder
@@ -85,8 +81,8 @@ class RunLog:
         ``source`` is the scan's file or folder; the page of the run shows it without its parent folders.
         """
         self.failures[name] = reason_of(error)
-        if self._on_failure is not None:
-            self._on_failure(name)
+        if self.on_failure is not None:
+            self.on_failure(name)
         if self.index is not None:
             self.index.add_failure(name, published_reason(error), source)
         if user_error_in(error) is None:

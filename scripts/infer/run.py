@@ -127,7 +127,7 @@ class WriteResultd(Transform):
             self._write(result)
         else:
             self.log.wait()
-            self.log.begun_writing(self._pool.submit(self._write, result))
+            self.log.writing = self._pool.submit(self._write, result)
         return {"name": data["name"]}
 
     def _write(self, result: ScanResult) -> None:

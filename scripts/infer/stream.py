@@ -34,8 +34,8 @@ class FinishedResults:
     """Find scans that need no search because a result from the same input, model and settings already exists.
 
     Each call that returns ``None`` also claims the scan for this process, so that several runs with one output folder
-    share the scans. The writer releases the claim once the result is written; a scan that is given up before needs a
-    call of :meth:`release`.
+    share the scans. The writer releases the claim once the result is written; whoever gives a scan up before releases
+    it with ``writer.claims.release``.
 
     Args:
         writer: knows where the results are.
@@ -69,12 +69,8 @@ class FinishedResults:
             needs_search = is_to_replace or not self.writer.is_complete(name, mine)
         finally:
             if not needs_search:
-                self.release(name)
+                self.writer.claims.release(name)
         return None if needs_search else self.writer.folder(name)
-
-    def release(self, name: str) -> None:
-        """Leave a scan to other processes; does nothing if this process has not claimed it."""
-        self.writer.claims.release(name)
 
 
 class ScanStream(IterableDataset):
@@ -104,7 +100,7 @@ class ScanStream(IterableDataset):
         self.ahead, self.finished = int(ahead), finished
         self._left: list[Any] = []  # items that another process is searching
         if finished is not None:
-            log.call_on_failure(finished.release)
+            log.on_failure = finished.writer.claims.release
 
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:

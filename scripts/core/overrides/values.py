@@ -137,7 +137,9 @@ def _checked(call: Call, name: str, value: Any, base: ConfigParser) -> Any:
     if is_known and name in call.words and word is None and not isinstance(usual, bool):
         raise OverrideError(f"--{place}: expected a value after it, got none; give one.")
     if name == "device":
-        return typed if is_syntax(typed) else _device(typed)
+        if not is_syntax(typed):
+            checked_device(typed)
+        return typed
     if name in PATH_LISTS:
         return _paths(place, value, word)
     if is_text:
@@ -201,11 +203,6 @@ def _paths(place: str, value: Any, word: str | None) -> Any:
     if not isinstance(value, list | tuple) or not all(isinstance(part, str | Path) for part in value):
         raise OverrideError(f"{place}: expected a list of paths, got {value!r}; write \"['a.json', 'b.json']\".")
     return [part if isinstance(part, Path) or is_syntax(part) else _literal(part) for part in value]
-
-
-def _device(value: Any) -> Any:
-    checked_device(value)
-    return value
 
 
 def _number(place: str, value: Any, typed: Any, *, is_whole: bool) -> Any:

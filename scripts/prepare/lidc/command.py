@@ -60,9 +60,10 @@ def lidc(
     download = find_download(source, Path(xml).resolve() if xml else None)
     _refuse(download.notices, strict)
     records = _prepare_all(download, output, strict=strict)
-    items = _selected(records, selection, download.notices)
-    _report(download.notices)
-    write_tables(output, items, download.notices)
+    items, not_selected = _selected(records, selection)
+    notices = [*download.notices, *not_selected]
+    _report(notices)
+    write_tables(output, items, notices)
     if not items:
         raise LidcError(
             f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
@@ -142,13 +143,13 @@ def _is_alone(series: CtSeries, download: Download) -> bool:
     return {one.path.parent for one in series.slices} == {folder} and set().union(*below) == {series.uid}
 
 
-def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[Notice]) -> list[dict[str, Any]]:
-    """Return the datalist's items.
+def _selected(records: Sequence[dict[str, Any]], selection: str) -> tuple[list[dict[str, Any]], list[Notice]]:
+    """Return the datalist's items, and a notice for each scan that the selection leaves out.
 
-    With the selection "luna16", scans with slices thicker than 2.5 mm are left out with a notice, and nodules of fewer
+    With the selection "luna16", scans with slices thicker than 2.5 mm are left out, and nodules of fewer
     than three readers become excluded findings, as in the challenge's own list.
     """
-    items = []
+    items, notices = [], []
     for record in records:
         item = dict(record["item"])
         if selection == "luna16":
@@ -160,7 +161,7 @@ def _selected(records: Sequence[dict[str, Any]], selection: str, notices: list[N
             notices.append(Notice(LEFT_OUT, reason, item["name"], item["patient"], item["image"], detail))
         else:
             items.append(item)
-    return items
+    return items, notices
 
 
 def _report(notices: Sequence[Notice]) -> None:
