@@ -24,17 +24,22 @@ def network() -> torch.nn.Module:
     return graph("inference").get_parsed_content("network").eval()  # type: ignore[no-any-return]
 
 
-def test_torchscript(program: Program, elsewhere: Path, network: torch.nn.Module) -> None:
-    program(*shlex.split(COMMANDS["ckpt_export"]))
+@pytest.fixture(scope="module")
+def exported(program: Program, elsewhere: Path) -> Path:
+    """The folder where both commands of the page have run, one after the other in one process."""
+    start = "    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    program(code=f"import runpy, sys\nfor sys.argv in {[shlex.split(words) for words in COMMANDS.values()]}:\n{start}")
+    return elsewhere
+
+
+def test_torchscript(exported: Path, network: torch.nn.Module) -> None:
     image = torch.rand(1, 1, 32, 48, 64)
     with torch.no_grad():
-        exported = torch.jit.load(elsewhere / "model.ts")(image)
-        torch.testing.assert_close(exported, network(image), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.jit.load(exported / "model.ts")(image), network(image), atol=1e-3, rtol=1e-3)
 
 
-def test_onnx_with_free_edges(program: Program, elsewhere: Path, network: torch.nn.Module) -> None:
-    program(*shlex.split(COMMANDS["onnx_export"]))
-    session = onnxruntime.InferenceSession(elsewhere / "model.onnx")
+def test_onnx_with_free_edges(exported: Path, network: torch.nn.Module) -> None:
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
     (image,), (pred,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape[2:], pred.name) == ("image", ["i", "j", "k"], "pred")
     example = torch.rand(1, 1, 32, 64, 48)  # not the edges of the export

@@ -147,7 +147,9 @@ def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
         copy(ROOT / source, tmp_path / target)
     assert re.search(r"^USER (?!root|0\b)\S+$", text, re.MULTILINE)
     (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
-    (tmp_path / "input").symlink_to(small_data / "images")
+    (tmp_path / "images").mkdir()
+    shutil.copy(small_data / "images/phantom_0001.nii.gz", tmp_path / "images")
+    (tmp_path / "input").symlink_to(tmp_path / "images")
     places = {"/opt/bundle": str(tmp_path), "/input": str(tmp_path / "input"), "/output": str(tmp_path / "output")}
     words = json.loads(entry)[1:]
     for place, here in places.items():
@@ -156,4 +158,4 @@ def test_the_steps_of_the_container(tmp_path: Path, small_data: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     result = python(*words, folder=tmp_path / "elsewhere", **offline)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(list((tmp_path / "output").glob("*/report.html"))) == 4
+    assert (tmp_path / "output/phantom_0001/report.html").is_file()

@@ -19,7 +19,18 @@ from scripts.core.geometry import FloatArray, swap_lps_ras
 from scripts.phantom.chest import Chest, Scan, make_chest, scan_chest
 from scripts.phantom.command import phantom
 from scripts.phantom.files import write_dicom_series, write_image
-from tests.bundle import INFERENCE, ROOT, assert_found, candidates, command, nodules, run, run_inference
+from tests.bundle import (
+    INFERENCE,
+    ROOT,
+    assert_found,
+    candidates,
+    command,
+    nodules,
+    options,
+    run_inference,
+    succeeded,
+    typed,
+)
 
 DEMO_SEED = 7
 REAL = Path(os.environ.get("LUNG_NODULE_DATA") or ROOT / "../shared/data") / "scans" / "LIDC-IDRI-0001"
@@ -36,6 +47,12 @@ def small() -> tuple[Chest, Scan]:
     """A miniature chest with two nodules, and a scan of it."""
     chest = make_chest(3, scale=0.4, nodules=2)
     return chest, scan_chest(chest, 3)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Chest:
+    """A miniature chest without nodules."""
+    return make_chest(4, scale=0.4, nodules=0)
 
 
 def _valid_record(folder: Path) -> dict[str, Any]:
@@ -55,7 +72,8 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_the_demo_finds_and_outlines_its_nodules(tmp_path: Path) -> None:
     """What make demo does: the command that prepares the scan, then the run. Every nodule found, outlines good."""
     phantom(str(tmp_path / "input"), scans=1, seed=DEMO_SEED, format="dicom")
-    said = run("inference", INFERENCE, input=tmp_path / "input" / "images", output_dir=tmp_path / "output")
+    places = options({"input": tmp_path / "input" / "images", "output_dir": tmp_path / "output"})
+    said = succeeded(command("inference", "--config_file", INFERENCE, *places)).stdout
     (folder,) = [f for f in (tmp_path / "output").iterdir() if f.is_dir()]
     assert {f.name for f in folder.iterdir()} == FILES | OF_DICOM
     assert str(folder / "report.html") in said
@@ -119,28 +137,25 @@ def plain_nifti(small: tuple[Chest, Scan], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_scan_in_another_form_has_the_same_nodules(
+def test_the_same_scan_in_another_form_has_the_same_nodules_and_a_mask_on_its_grid(
     form: str, small: tuple[Chest, Scan], plain_nifti: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "input").mkdir()
     FORMS[form](tmp_path / "input", small[1].image_hu, small[1].affine_ras)
-    run_inference(tmp_path / "input", tmp_path / "output")
+    run_inference(tmp_path / "input", tmp_path / "output", threshold=0.2)
     here, reference = _likely(tmp_path / "output"), _likely(plain_nifti)
     assert len(here) == len(reference)
     assert_found(reference, here, apart_mm=1.0, apart=0.05)
-
-
-def test_the_mask_lies_on_the_scan_as_stored(small: tuple[Chest, Scan], tmp_path: Path) -> None:
-    image, affine = _permuted(small[1].image_hu, small[1].affine_ras)
-    write_image(tmp_path / "scan.nii.gz", image, affine)
-    run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.2)
-    mask = nibabel.load(tmp_path / "output" / "scan" / "mask.nii.gz")
-    assert mask.shape == image.shape
-    np.testing.assert_allclose(mask.affine, affine, atol=1e-3)
+    (folder,) = [entry for entry in (tmp_path / "output").iterdir() if entry.is_dir()]
+    record, mask = _valid_record(folder), nibabel.load(folder / "mask.nii.gz")
+    stored = next((tmp_path / "input").glob("scan.nii.gz"), None)
+    if stored is not None:
+        assert mask.shape == nibabel.load(stored).shape
+        np.testing.assert_allclose(mask.affine, nibabel.load(stored).affine, atol=1e-3)
     labels = np.asarray(mask.dataobj)
-    for nodule in _valid_record(tmp_path / "output" / "scan")["nodules"]:
-        inside = labels == nodule["label"]
-        volume = inside.sum() * abs(np.linalg.det(affine[:3, :3]))
+    assert len(record["nodules"]) == len(here)
+    for nodule in record["nodules"]:
+        volume = (labels == nodule["label"]).sum() * abs(np.linalg.det(mask.affine[:3, :3]))
         assert (nodule["volume_mm3"] or 0.0) == pytest.approx(volume, abs=0.06)
         np.testing.assert_allclose(swap_lps_ras(nodule["centre_lps_mm"]), nodule["centre_ras_mm"], atol=1e-6)
 
@@ -153,10 +168,8 @@ def test_one_broken_scan_of_three_and_equal_file_stems(small: tuple[Chest, Scan]
         (tmp_path / "scans" / name).parent.mkdir(parents=True)
         write_image(tmp_path / "scans" / name, small[1].image_hu, small[1].affine_ras)
     (tmp_path / "scans" / "broken.nii").write_bytes(b"no scan at all")
-    result = command(
-        *("inference", "--config_file", INFERENCE, "--input", str(tmp_path / "scans")),
-        *("--output_dir", str(tmp_path / "output")),
-    )
+    places = options({"input": tmp_path / "scans", "output_dir": tmp_path / "output"})
+    result = typed("inference", "--config_file", INFERENCE, *places)
     assert result.returncode != 0
     assert {f.name for f in (tmp_path / "output").iterdir()} == {"scan", "scan-2", "predictions.csv", "index.html"}
     page = (tmp_path / "output" / "index.html").read_text(encoding="utf-8")
@@ -177,11 +190,12 @@ def test_one_broken_scan_of_three_and_equal_file_stems(small: tuple[Chest, Scan]
     ],
     ids=["whole", "cube", "slab"],
 )
-def test_a_chest_without_nodules_gives_a_report(part: tuple[slice, ...], noted: bool | None, tmp_path: Path) -> None:
-    chest = make_chest(4, scale=0.4, nodules=0)
-    affine = chest.affine_ras.copy()
+def test_a_chest_without_nodules_gives_a_report(
+    part: tuple[slice, ...], noted: bool | None, bare: Chest, tmp_path: Path
+) -> None:
+    affine = bare.affine_ras.copy()
     affine[:3, 3] += affine[:3, :3] @ [s.start or 0 for s in part]
-    write_image(tmp_path / "scan.nii.gz", np.rint(chest.image_hu[part]).astype(np.int16), affine)
+    write_image(tmp_path / "scan.nii.gz", np.rint(bare.image_hu[part]).astype(np.int16), affine)
     run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.999)
     content = _valid_record(tmp_path / "output" / "scan")
     assert content["nodules"] == []
@@ -199,14 +213,15 @@ def test_thick_slices_are_searched_and_said(small: tuple[Chest, Scan], tmp_path:
     assert any("5" in note and "mm" in note for note in content["notes"])
 
 
-def test_a_lower_threshold_reports_more_and_predictions_stay(small: tuple[Chest, Scan], tmp_path: Path) -> None:
+def test_a_higher_threshold_reports_fewer_and_predictions_stay(
+    small: tuple[Chest, Scan], plain_nifti: Path, tmp_path: Path
+) -> None:
     write_image(tmp_path / "scan.nii.gz", small[1].image_hu, small[1].affine_ras)
-    for threshold in (0.2, 0.9):
-        run_inference(tmp_path / "scan.nii.gz", tmp_path / str(threshold), threshold=threshold)
-    low, high = (nodules(tmp_path / str(t), "scan") for t in (0.2, 0.9))
+    run_inference(tmp_path / "scan.nii.gz", tmp_path / "output", threshold=0.9)
+    low, high = (nodules(output, "scan") for output in (plain_nifti, tmp_path / "output"))
     assert len(low) >= len(high)
     assert all(n["probability"] >= 0.9 for n in high)
-    tables = [(tmp_path / str(t) / "predictions.csv").read_text(encoding="utf-8") for t in (0.2, 0.9)]
+    tables = [(output / "predictions.csv").read_text(encoding="utf-8") for output in (plain_nifti, tmp_path / "output")]
     assert tables[0] == tables[1]
 
 

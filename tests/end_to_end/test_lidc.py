@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from scripts.phantom.command import phantom
 from scripts.prepare.lidc.command import lidc
-from tests.bundle import EVALUATE, INFERENCE, TRAIN, run
+from tests.bundle import EVALUATE, INFERENCE, TRAIN, command, options, run, succeeded
 from tests.lidc_files import Outlines, Ring, Session, xml_text
 
 BRIEF = {"crop_size": 48, "batch_size": 2, "epoch_length": 2, "max_epochs": 1, "val_interval": 1}
@@ -71,7 +71,8 @@ def test_a_download_is_prepared_trained_on_evaluated_and_searched(download: Path
         assert len(item["box"]) == np.load(download / f"{item['patient']}.npy").max()
         assert abs(np.count_nonzero(found) - np.count_nonzero(truth)) <= 0.1 * np.count_nonzero(truth)
     lists = str([str(datalist)])
-    run("training", TRAIN, datalists=lists, output_dir=tmp_path / "run", cache_dir=tmp_path / "cache", **BRIEF)
+    settings = options({"datalists": lists, "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache", **BRIEF})
+    succeeded(command("training", "--config_file", TRAIN, *settings))  # with worker processes, as is the default
     weights = tmp_path / "run/model.pt"
     run("evaluating", TRAIN, EVALUATE, datalists=lists, output_dir=tmp_path / "scores", checkpoint=weights, resamples=0)
     scores = json.loads((tmp_path / "scores/froc.json").read_text(encoding="utf-8"))["predictions"]

@@ -5,8 +5,7 @@ Memory: what a larger field of view costs.
 
 from __future__ import annotations
 
-import os
-import subprocess
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ from scripts.decode.candidates import DecodeCandidatesd, DropOutsideLungsd
 from scripts.decode.masks import SegmentNodulesd
 from scripts.network import ready_network
 from scripts.network.blocks import COARSEST_STRIDE
-from scripts.phantom.chest import make_chest, scan_chest
+from scripts.phantom.chest import Chest, make_chest, scan_chest
 from scripts.phantom.files import write_image
 from scripts.preprocess import CropToLungsd, LungSearch
 from scripts.read.reader import ScanReader
 from scripts.search.inferer import LEAST_BLOCKS, gaussian
 from scripts.search.tiles import BLOCK, Tiling, blocks_near, plan_tiles
-from tests.bundle import INFERENCE, ROOT, assert_found, candidates, run_inference
+from tests.bundle import INFERENCE, ROOT, assert_found, candidates, options, python, run_inference, succeeded
 
 TILE, OVERLAP, THRESHOLD = 64, 0.25, 0.3
 OVERRIDES = {
@@ -145,36 +144,24 @@ def test_nothing_changes_with_what_runs_beside_the_search(scan: Path, tmp_path: 
 
 PEAK = """
 import resource, runpy, sys
-sys.argv = ["monai.bundle", *sys.argv[1:]]
-try:
+for sys.argv in {}:
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-finally:
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def _peak_mb(scan: Path, output: Path) -> float:
-    """Most memory of the command line on one scan, MB; on one thread, and without threads beside it."""
-    words = ["run", "inference", "--config_file", "configs/inference.json", "--input", str(scan)]
-    words += ["--output_dir", str(output), "--background", "False", "--tile_size", str([TILE] * 3)]
-    words += ["--tile_overlap", str(OVERLAP)]
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PEAK, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return float(run.stdout.split("peak")[-1]) / 1024.0
+def _peaks_mb(scans: list[Path], output: Path) -> list[float]:
+    """Most memory of a process until the command line has searched each scan, MB; on one thread, and none beside it."""
+    shared = {"output_dir": output, "background": False, "tile_size": [TILE] * 3, "tile_overlap": OVERLAP}
+    words = ["monai.bundle", "run", "inference", "--config_file", INFERENCE, *options(shared), "--input"]
+    result = succeeded(python("-c", PEAK.format([[*words, str(scan)] for scan in scans])))
+    return [float(peak) / 1024.0 for peak in re.findall(r"^peak (\d+)$", result.stdout, re.MULTILINE)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
-def test_a_larger_field_of_view_costs_its_voxels_and_no_more(tmp_path: Path) -> None:
+def test_a_larger_field_of_view_costs_its_voxels_and_no_more(small_chest: Chest, tmp_path: Path) -> None:
     """The same lungs in forty times the volume. A voxel of the scan has 2 bytes, one of a float copy 4, of maps 6.5."""
-    chest = make_chest(3, scale=0.4, nodules=1)
-    image_hu, affine = np.rint(chest.image_hu).astype(np.int16), chest.affine_ras
+    image_hu, affine = np.rint(small_chest.image_hu).astype(np.int16), small_chest.affine_ras
     room = 150
     wide = np.pad(image_hu, room, constant_values=-1000)
     wide_affine = affine.copy()
@@ -183,5 +170,5 @@ def test_a_larger_field_of_view_costs_its_voxels_and_no_more(tmp_path: Path) -> 
     write_image(tmp_path / "wide.nii", wide, wide_affine)
     added_mb = (wide.nbytes - image_hu.nbytes) / 2**20
     assert added_mb > 100
-    peaks = [_peak_mb(tmp_path / f"{name}.nii", tmp_path / name) for name in ("narrow", "wide")]
+    peaks = _peaks_mb([tmp_path / "narrow.nii", tmp_path / "wide.nii"], tmp_path)
     assert peaks[1] - peaks[0] < 2.5 * added_mb, (peaks, added_mb)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.network import CompactNet
-from tests.bundle import ROOT, command
+from tests.bundle import QUICK, ROOT, TRAIN, options, succeeded, typed
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -23,41 +26,38 @@ def example(heading: str) -> dict[str, str]:
     }
 
 
+def train(files: Mapping[str, str], folder: Path, small_data: Path) -> subprocess.CompletedProcess[str]:
+    """Train with files that lie in a folder as if they lay in the bundle's; the results are in its ``run``."""
+    modules = [name.removesuffix(".py").replace("/", ".") for name in files if name.endswith(".py")]
+    for name, text in files.items():
+        assert (ROOT / name).parent.is_dir()
+        assert not (ROOT / name).exists(), "an example adds files and changes none"
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    settings = {**QUICK, "dataset_dir": small_data, "output_dir": folder / "run", "max_epochs": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            package = importlib.import_module(module.rpartition(".")[0])
+            patch.setattr(package, "__path__", [*package.__path__, str(folder / package.__name__.replace(".", "/"))])
+        try:
+            configs = str([TRAIN, str(folder / "configs" / "mine.json")])
+            return typed("training", "--config_file", configs, *options(settings))
+        finally:
+            for module in modules:
+                sys.modules.pop(module, None)
+
+
 @pytest.mark.parametrize(
     ("heading", "sign"), [("A transform", "RandBlackoutd"), ("A loss", "TverskyMaskLoss"), ("A network", "TinyNet")]
 )
 def test_an_example_trains_as_it_is_written(heading: str, sign: str, small_data: Path, tmp_path: Path) -> None:
-    root = tmp_path / "bundle"
-    for folder in ("configs", "scripts"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "models").mkdir()
-    shutil.copy(ROOT / "models" / "lung_search.pt", root / "models")
     files = example(heading)
     assert len(files) == 2
-    for name, text in files.items():
-        assert not (root / name).exists(), "an example adds files and changes none"
-        (root / name).write_text(text, encoding="utf-8")
-    configs = str([str(root / "configs" / "train.json"), str(root / "configs" / "mine.json")])
-    settings = [
-        "--max_epochs",
-        "1",
-        "--epoch_length",
-        "2",
-        "--batch_size",
-        "2",
-        "--crop_size",
-        "32",
-        "--num_workers",
-        "0",
-    ]
-    paths = ["--dataset_dir", str(small_data), "--output_dir", str(tmp_path / "run"), "--bundle_root", str(root)]
-    result = command("training", "--config_file", configs, *paths, *settings, "--precision", "float32", folder=root)
-    assert result.returncode == 0, result.stdout + result.stderr
-    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    succeeded(train(files, tmp_path / "written", small_data))
+    state = torch.load(tmp_path / "written" / "run" / "model.pt", weights_only=True)
     assert (state.keys() == CompactNet().state_dict().keys()) == (sign != "TinyNet")
-    broken = next(name for name in files if name.endswith(".py"))
-    (root / broken).write_text(files[broken].replace(sign, "Renamed"), encoding="utf-8")
-    again = command("training", "--config_file", configs, *paths, "--max_epochs", "2", folder=root)
+    renamed = {name: text.replace(sign, "Renamed") if name.endswith(".py") else text for name, text in files.items()}
+    again = train(renamed, tmp_path / "renamed", small_data)
     assert again.returncode != 0, "the example's file is not what the training used"
     assert sign in again.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from scripts.network import CompactNet
-from tests.bundle import ROOT, command
+from tests.bundle import QUICK, ROOT, command, options, succeeded, typed
 
 
 def configs(*names: str) -> str:
@@ -25,15 +25,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_an_evaluation_on_two_ranks_writes_what_one_rank_writes(small_data: Path, tmp_path: Path) -> None:
     """Of three scans one goes to both ranks, so that they get equally many."""
-    shared = ["--dataset_dir", str(small_data), "--section", "training", "--precision", "float32", "--resamples", "50"]
+    shared = options({"dataset_dir": small_data, "section": "training", "precision": "float32", "resamples": 50})
     names = configs("train", "evaluate")
-    one = command("evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/1", **CALM)
-    assert one.returncode == 0, one.stdout + one.stderr
+    succeeded(typed("evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/1", "--device", "cpu"))
     names = configs("train", "evaluate", "multi_gpu_evaluate")
-    two = command(
-        "evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/2", launcher=TORCHRUN, **CALM
-    )
-    assert two.returncode == 0, two.stdout + two.stderr
+    words = ("evaluating", "--config_file", names, *shared, "--output_dir", f"{tmp_path}/2")
+    succeeded(command(*words, launcher=TORCHRUN, **CALM))
     first, second = files_of(tmp_path / "1"), files_of(tmp_path / "2")
     assert {"froc.json", "masks.json", "predictions.csv"} <= set(first)
     assert first.keys() == second.keys()
@@ -41,12 +38,9 @@ def test_an_evaluation_on_two_ranks_writes_what_one_rank_writes(small_data: Path
 
 
 def test_a_training_on_two_ranks_logs_and_saves_once(small_data: Path, tmp_path: Path) -> None:
-    settings = ["--epoch_length", "2", "--batch_size", "2", "--crop_size", "32", "--num_workers", "0"]
-    settings += ["--max_epochs", "1", "--log_interval", "1", "--precision", "float32"]
-    paths = ["--dataset_dir", str(small_data), "--output_dir", str(tmp_path)]
+    settings = options({**QUICK, "max_epochs": 1, "dataset_dir": small_data, "output_dir": tmp_path})
     names = configs("train", "multi_gpu_train")
-    result = command("training", "--config_file", names, *paths, *settings, launcher=TORCHRUN, **CALM)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = succeeded(command("training", "--config_file", names, *settings, launcher=TORCHRUN, **CALM))
     assert len(re.findall(r"step \d of 2:", result.stdout)) == 2
     assert len(re.findall(r"epoch 1: val_cpm", result.stdout)) == 1
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == CompactNet().state_dict().keys()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,23 @@ import pytest
 import torch
 
 from scripts.network import CompactNet
-from tests.bundle import ROOT, command
+from tests.bundle import EVALUATE, INFERENCE, QUICK, ROOT, TRAIN, options, run, started, succeeded, typed
+from tests.interruption import contents
 
-TRAIN = str(ROOT / "configs" / "train.json")
-QUICK = {
-    **{"epoch_length": 2, "batch_size": 2, "crop_size": 32, "num_workers": 0, "val_interval": 1, "log_interval": 1},
-    **{"precision": "float32", "nodule_share": 0.8, "tile_size": "[64,64,64]"},
-}
 PAPER = str(ROOT / "configs" / "paper.json")
 NARROW = {"network_def#widths": "[4,4,8,8]", "network_def#fused_widths": "[4,4]", "network_def#lateral": 8} | {
     f"network_def#{name}": value for name, value in (("dim", 16), ("layers", 1), ("heads", 2), ("feed_forward", 16))
 }
 
 
-def options(data: Path, output: Path, **more: Any) -> list[str]:
+def settings(data: Path, output: Path, **more: Any) -> list[str]:
     """The command line of a tiny training; ``#`` in names as ``__``."""
-    settings = {"dataset_dir": data, "output_dir": output, **QUICK, **more}
-    return [word for name, value in settings.items() for word in (f"--{name.replace('__', '#')}", str(value))]
+    named = {name.replace("__", "#"): value for name, value in more.items()}
+    return options({"dataset_dir": data, "output_dir": output, **QUICK, **named})
 
 
 def train(data: Path, output: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    return command("training", "--config_file", TRAIN, *options(data, output, **more))
+    return typed("training", "--config_file", TRAIN, *settings(data, output, **more))
 
 
 def losses(log: str) -> list[str]:
@@ -62,9 +56,7 @@ def same(first: Any, second: Any) -> bool:
 def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A training of two epochs that ran through, and its log."""
     folder = tmp_path_factory.mktemp("whole")
-    result = train(small_data, folder, max_epochs=2)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder, result.stdout
+    return folder, succeeded(train(small_data, folder, max_epochs=2)).stdout
 
 
 def test_a_training_leaves_weights_state_pictures_and_curves(whole: tuple[Path, str]) -> None:
@@ -91,23 +83,15 @@ def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
     whole: tuple[Path, str], small_data: Path, tmp_path: Path
 ) -> None:
     """Killed in the second epoch: its first step is done again, with the same result."""
-    line = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*line, *options(small_data, tmp_path, max_epochs=2)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-    ) as process:
+    line = ["-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
+    with started(*line, *settings(small_data, tmp_path, max_epochs=2)) as process:
         seen = ""
-        for text in process.stdout:
+        for text in process.stdout or ():
             seen += text
             if "step 3 of 4" in text:
                 process.kill()
     assert state(tmp_path)["progress"]["epoch"] == 1
-    rest = train(small_data, tmp_path, max_epochs=2)
-    assert rest.returncode == 0, rest.stdout + rest.stderr
+    rest = succeeded(train(small_data, tmp_path, max_epochs=2))
     assert "resuming from" in rest.stdout
     assert losses(seen)[:2] + losses(rest.stdout) == losses(whole[1])
     assert losses(seen)[2] == losses(rest.stdout)[0]
@@ -117,17 +101,12 @@ def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
 
 
 def test_the_papers_network_is_one_overlay_and_its_weights_are_no_ones_else(small_data: Path, tmp_path: Path) -> None:
-    words = options(small_data, tmp_path / "paper", max_epochs=1, **NARROW)
-    result = command("training", "--config_file", str([TRAIN, PAPER]), *words)
-    assert result.returncode == 0, result.stdout + result.stderr
+    words = settings(small_data, tmp_path / "paper", max_epochs=1, **NARROW)
+    succeeded(typed("training", "--config_file", str([TRAIN, PAPER]), *words))
     assert (tmp_path / "paper" / "pictures" / "epoch_0001.png").exists()
-    searched = command(
-        *("inference", "--config_file", str([str(ROOT / "configs" / "inference.json"), PAPER])),
-        *(f"--{name}={value}" for name, value in NARROW.items()),
-        *("--checkpoint", str(tmp_path / "paper" / "model.pt"), "--output_dir", str(tmp_path / "found")),
-        *("--input", str(small_data / "images" / "phantom_0003.nii.gz")),
-    )
-    assert searched.returncode == 0, searched.stdout + searched.stderr
+    scan = small_data / "images" / "phantom_0003.nii.gz"
+    places = {"input": scan, "output_dir": tmp_path / "found", "checkpoint": tmp_path / "paper" / "model.pt"}
+    run("inference", INFERENCE, PAPER, **NARROW, **places)
     assert (tmp_path / "found" / "phantom_0003" / "report.html").exists()
     refused = train(small_data, tmp_path / "compact", max_epochs=1, checkpoint=tmp_path / "paper" / "model.pt")
     assert refused.returncode != 0
@@ -147,20 +126,14 @@ def test_an_unknown_override_is_refused(option: str, tmp_path: Path) -> None:
 
 
 def test_what_was_cached_by_itself_trains_the_same(whole: tuple[Path, str], small_data: Path, tmp_path: Path) -> None:
-    paths = ("--dataset_dir", str(small_data), "--cache_dir", str(tmp_path / "cache"))
-    cached = command("caching", "--config_file", TRAIN, *paths, "--cache_workers", "2")
-    assert cached.returncode == 0, cached.stdout + cached.stderr
-    assert "preprocessing 4 scans with 2 workers" in cached.stdout
-    assert "cached 4 of 4 scans" in cached.stdout
-    assert losses(cached.stdout) == []
-    assert files_of(tmp_path / "cache") == files_of(small_data / "cache")
+    said = run("caching", TRAIN, dataset_dir=small_data, cache_dir=tmp_path / "cache", cache_workers=2)
+    assert "preprocessing 4 scans with 2 workers" in said
+    assert "cached 4 of 4 scans" in said
+    assert losses(said) == []
+    assert contents(tmp_path / "cache") == contents(small_data / "cache")
     trained = train(small_data, tmp_path / "out", max_epochs=1, cache_dir=tmp_path / "cache")
     assert "preprocessing" not in trained.stdout
     assert losses(trained.stdout)[0].split(":")[1] == losses(whole[1])[0].split(":")[1]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_scans_that_cannot_be_preprocessed_are_named_or_left_out(whole: Any, small_data: Path, tmp_path: Path) -> None:
@@ -177,8 +150,7 @@ def test_scans_that_cannot_be_preprocessed_are_named_or_left_out(whole: Any, sma
     assert "error: 1 scans cannot be preprocessed; correct them, remove them from the datalists" in result.stderr
     assert re.search(rf"^  {training[2]['name']}  .*cut\.nii\.gz: expected ", result.stderr, re.MULTILINE)
     assert losses(result.stdout) == []
-    result = train(data, tmp_path / "out", max_epochs=1, skip_broken="true")
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = succeeded(train(data, tmp_path / "out", max_epochs=1, skip_broken="true"))
     assert "1 scans cannot be preprocessed and are left out" in result.stdout
     assert len(losses(result.stdout)) == 2
 
@@ -237,8 +209,7 @@ def test_without_nodules_to_validate_the_metric_is_undefined_and_the_last_weight
 ) -> None:
     validation = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"]
     data = copy_of(small_data, tmp_path, validation=[{"image": item["image"], "box": []} for item in validation])
-    result = train(data, tmp_path / "out", max_epochs=2)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = succeeded(train(data, tmp_path / "out", max_epochs=2))
     assert "the validation metric is undefined, and the newest weights are kept" in result.stdout
     averaged = {n.removeprefix("module."): v for n, v in state(tmp_path / "out")["average"].items()}
     kept = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
@@ -262,10 +233,7 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_message_and_weights(
 
 
 def test_evaluation_writes_what_it_scored_and_the_scores(small_data: Path, tmp_path: Path) -> None:
-    configs = str([str(ROOT / "configs" / name) for name in ("train.json", "evaluate.json")])
-    paths = ("--dataset_dir", str(small_data), "--output_dir", str(tmp_path), "--resamples", "50")
-    result = command("evaluating", "--config_file", configs, *paths)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run("evaluating", TRAIN, EVALUATE, dataset_dir=small_data, output_dir=tmp_path, resamples=50)
     (content,) = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8")).values()
     truth = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))["validation"]
     nodules = sum(len(item["box"]) for item in truth)

@@ -38,6 +38,7 @@ from scripts.train.cache import fingerprint as code
 from scripts.train.cache.fingerprint import fingerprint
 from scripts.train.cache.scans import _voxel_mm
 from tests.bundle import ROOT
+from tests.interruption import contents
 
 # --- CachedScans
 
@@ -258,19 +259,13 @@ def _fill(cache_dir: Path, lists: dict[str, list[Any]], workers: int = 0, **more
     return fill_cache(cache, lists, workers=workers, spacing_mm=(1.0, 1.0, 1.0), **more)
 
 
-def _content(cache_dir: Path) -> dict[str, bytes]:
-    """Every file of a cache, hidden ones too."""
-    files = [path for path in sorted(cache_dir.rglob("*")) if path.is_file()]
-    return {path.relative_to(cache_dir).as_posix(): path.read_bytes() for path in files}
-
-
 def test_any_number_of_workers_writes_the_same_files(tmp_path: Path) -> None:
     lists = {"training": _list(tmp_path, *FOUR[:3]), "validation": _list(tmp_path, *FOUR[2:])}
     for workers in (0, 2):
         assert _fill(tmp_path / f"cache_{workers}", lists, workers) == lists
-    content = _content(tmp_path / "cache_0")
+    content = contents(tmp_path / "cache_0")
     assert len({Path(name).parent for name in content}) == 4  # the scan of both lists is kept once
-    assert content == _content(tmp_path / "cache_2")
+    assert content == contents(tmp_path / "cache_2")
 
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -432,7 +427,7 @@ def test_a_killed_filling_ends_in_the_same_files(tmp_path: Path) -> None:
     for half in halves:
         _wait_for_the_end_of(int(half.name.split(".")[-2]))
     _fill(tmp_path / "cache", lists, workers=2)
-    assert _content(tmp_path / "cache") == _content(tmp_path / "whole")
+    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
     assert list((tmp_path / "cache").glob(".*")) == []
 
 
