@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -25,7 +24,6 @@ from ..core.records import LUNG_SIDES
 from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.reader import read_scan
-from ..read.scan import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +105,7 @@ def in_ras_order(scan_dir: str, name: str) -> tuple[npt.NDArray[np.int16], Float
     files = [path for path in sorted(Path(scan_dir).rglob(f"{name}.nii.gz")) if "mask" not in path.parent.name]
     if not folders + files:
         raise UserError(f"scan_dir {scan_dir}: expected {name}.nii.gz or a folder {name} in it, got neither")
-    return turned_to_ras(read_scan(str((folders + files)[0])))
-
-
-def turned_to_ras(volume: Volume) -> tuple[npt.NDArray[np.int16], FloatArray]:
-    """Return the HU and the affine of a scan, with its axes in the order and direction of RAS."""
-    turned = nib.as_closest_canonical(nib.Nifti1Image(volume.image_hu, volume.affine_ras))
-    return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
+    return read_scan(str((folders + files)[0])).turned_to_ras()
 
 
 def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..core.geometry import FloatArray, apply_affine, box_around, spacing_mm, swap_lps_ras
-from ..evaluate.lungs import turned_to_ras
 from ..preprocess.lung_search import LungSearch
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.instances import Values
@@ -27,7 +26,7 @@ ALARMING_SHARE = 0.2  # of the boxes: more than isolated annotation errors
 def lungs_of(volume: Volume) -> Lungs | None:
     """Return the lungs of a scan; ``None`` if they were not segmented, so that "outside" cannot be judged."""
     try:
-        lungs = find_lungs(*turned_to_ras(volume), LungSearch())
+        lungs = find_lungs(*volume.turned_to_ras(), LungSearch())
     except ScanError:  # no lungs in it
         return None
     return lungs if lungs.kind == "lungs" else None

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -116,6 +117,11 @@ class Volume:
     def grid(self) -> Grid:
         """The grid of its voxels."""
         return Grid(self.image_hu.shape, self.affine_ras)
+
+    def turned_to_ras(self) -> tuple[npt.NDArray[np.int16], FloatArray]:
+        """Return HU and affine with the axes in the order and direction of RAS; no voxel is resampled."""
+        turned = nib.as_closest_canonical(nib.Nifti1Image(self.image_hu, self.affine_ras))
+        return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
 
 
 def make_grid(source: str, shape: tuple[int, ...], affine_ras: FloatArray) -> Grid:
