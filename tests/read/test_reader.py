@@ -538,7 +538,7 @@ def test_refused_enhanced_ct(tmp_path: Path, change: Callable, words: str) -> No
         read_scan(path)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.07, 0.5, 0.99])  # near 0.1 the message depends on the lengths of the UIDs
 def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
     path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL)
     cut(path, share)
