@@ -17,12 +17,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import UserError, user_error_in
+from .errors import user_error_in
 from .text import parse_bool
-
-
-class OptionError(UserError, ValueError):
-    """An option is out of range."""
 
 
 def run_command(package: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class SettingError(UserError, ValueError):
-    """A setting is out of range."""
+    """A setting is out of range, or names something that does not exist."""
 
 
 class DataError(UserError, ValueError):

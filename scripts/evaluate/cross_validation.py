@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from ..core.commands import OptionError
-from ..core.errors import UserError
+from ..core.errors import SettingError, UserError
 from ..core.files import read_record, writable_folder, write_bytes, write_json
 from .luna16 import luna16
 from .tables import SERIES_COLUMN
@@ -55,11 +54,11 @@ def cross_validate(
     folds = {Path(path).stem: Path(path).resolve() for path in datalists}
     missing = [str(path) for path in folds.values() if not path.is_file()]
     if len(folds) < len(datalists):
-        raise OptionError(
+        raise SettingError(
             f"--datalists: expected a different file name for each fold, got {datalists}; rename the files"
         )
     if missing:
-        raise OptionError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
+        raise SettingError(f"--datalists: expected files, found none at {', '.join(missing)}; check the paths")
     chosen = _parsed(settings)
     folder = writable_folder(output_dir).resolve()
     _same_settings(folder / "settings.json", chosen)
@@ -128,12 +127,12 @@ def _parsed(settings: Sequence[str]) -> dict[str, str]:
     """Return the settings by name.
 
     Raises:
-        OptionError: one is not NAME=VALUE, or is set by the command itself.
+        SettingError: one is not NAME=VALUE, or is set by the command itself.
     """
     pairs = [setting.partition("=") for setting in settings]
     for name, sign, value in pairs:
         if not (name and sign and value) or name in OWN_SETTINGS:
-            raise OptionError(
+            raise SettingError(
                 "--settings: expected NAME=VALUE with a key of configs/train.json other than "
                 f"{', '.join(OWN_SETTINGS)}, got {name + sign + value!r}; correct it"
             )
@@ -144,10 +143,10 @@ def _same_settings(path: Path, settings: Mapping[str, str]) -> None:
     """Record the settings of a cross-validation, and refuse to mix folds of different settings.
 
     Raises:
-        OptionError: the settings recorded there are different.
+        SettingError: the settings recorded there are different.
     """
     if path.is_file() and read_record(path) != settings:
-        raise OptionError(
+        raise SettingError(
             f"--settings: expected those of the folds already there ({path}), got {dict(settings)}; give the "
             "same, or another --output_dir"
         )

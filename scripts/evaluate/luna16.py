@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from ..core.commands import OptionError
+from ..core.errors import SettingError
 from ..core.files import writable_folder
 from .outputs import scan_lists, text_table, write_evaluation
 from .system import Reference, Resampling, evaluate
@@ -48,7 +48,7 @@ def luna16(
         UserError: a file cannot be evaluated, an option is out of range, or the folder cannot be written to.
     """
     if resamples < 0 or seed < 0:
-        raise OptionError(
+        raise SettingError(
             f"--resamples, --seed: expected whole numbers of at least 0, got {resamples} and {seed}; correct them"
         )
     folder = writable_folder(output_dir)

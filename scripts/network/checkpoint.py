@@ -72,7 +72,7 @@ def ready_network(
 
     Raises:
         CheckpointError: the file does not exist, is not a state dict of plain tensors, or belongs to another network.
-        DeviceError: the device does not exist.
+        SettingError: the device does not exist.
     """
     device = checked_device(device)
     if checkpoint:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.commands import OptionError
+from ..core.errors import SettingError
 from ..core.files import writable_folder, write_json
 from ..core.geometry import apply_affine, swap_lps_ras
 from ..core.labels import NODULE
@@ -88,7 +88,7 @@ def phantom(
         scale: size factor of the bodies, 0.35 to 1.2; 0.4 makes miniatures for a quick try.
 
     Raises:
-        OptionError: an argument is out of range.
+        SettingError: an argument is out of range.
         OutputError: the output folder cannot be written to.
     """
     for option, value, is_right, expected in (
@@ -99,7 +99,7 @@ def phantom(
         ("scale", scale, SCALES[0] <= scale <= SCALES[1], f"{SCALES[0]} to {SCALES[1]}"),
     ):
         if not is_right:
-            raise OptionError(f"--{option}: expected {expected}, got {value}; choose another")
+            raise SettingError(f"--{option}: expected {expected}, got {value}; choose another")
     began = time.perf_counter()
     target = writable_folder(Path(output_dir).resolve())
     items = []

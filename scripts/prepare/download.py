@@ -17,8 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core.commands import OptionError
-from ..core.errors import UserError
+from ..core.errors import SettingError, UserError
 from ..core.files import writable_folder
 from ..core.text import shown_duration
 
@@ -156,9 +155,9 @@ def download(*, dataset: str, output_dir: str = "", patients: str | Sequence[str
         rows = [f"{name:22s} {content:42s} {doi}" for name, content, doi in LUNA16_ARCHIVES]
         print("\n".join([*rows, *LUNA16_NOTES]))
     elif dataset != "lidc":
-        raise OptionError(f"--dataset: expected lidc or luna16, got {dataset}; choose one")
+        raise SettingError(f"--dataset: expected lidc or luna16, got {dataset}; choose one")
     elif not output_dir:
-        raise OptionError("--output_dir: expected a folder for LIDC-IDRI, got nothing; name one")
+        raise SettingError("--output_dir: expected a folder for LIDC-IDRI, got nothing; name one")
     else:
         fetch_all(IdcSource(), Path(output_dir), [patients] if isinstance(patients, str) else patients, start=yes)
 
@@ -174,12 +173,12 @@ def fetch_all(source: IdcSource, target: Path, patients: Sequence[str], *, start
 
     Raises:
         DownloadError: the disk is too small, or a transfer failed.
-        OptionError: a patient is not in the data set.
+        SettingError: a patient is not in the data set.
     """
     offered = source.series()
     unknown = sorted(set(patients) - {one.patient for one in offered})
     if unknown:
-        raise OptionError(
+        raise SettingError(
             "--patients: expected patients of the data set (LIDC-IDRI-0001 …), got "
             f"{', '.join(unknown[:5])}; correct them"
         )

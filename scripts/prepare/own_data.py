@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core.commands import OptionError
+from ..core.errors import SettingError
 from ..core.files import read_csv, writable_folder, write_json
 from ..core.geometry import swap_lps_ras
 from ..core.labels import IGNORED, NODULE
@@ -158,15 +158,15 @@ def _check(frame: str, validation_fraction: float, patient_pattern: str) -> None
     try:
         has_group = re.compile(patient_pattern).groups > 0
     except re.error as error:
-        raise OptionError(
+        raise SettingError(
             f"--patient_pattern: expected a regular expression, got {patient_pattern} ({error})"
         ) from error
     if frame not in FRAMES:
-        raise OptionError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
+        raise SettingError(f"--frame: expected lps or ras, got {frame}; choose that of the tables")
     if not 0 <= validation_fraction < 1:
-        raise OptionError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
+        raise SettingError(f"--validation_fraction: expected at least 0 and below 1, got {validation_fraction:g}")
     if patient_pattern and not has_group:
-        raise OptionError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
+        raise SettingError(f'--patient_pattern: expected a group, such as "^([^_]+)_", got {patient_pattern}; add one')
 
 
 def find_own_scans(

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
-from ..core.commands import OptionError
+from ..core.errors import SettingError
 from ..core.files import read_record, writable_folder, write_figure
 from ..core.geometry import swap_lps_ras
 from ..core.records import Detection, ScanResult
@@ -79,9 +79,9 @@ def preview(
     """
     target = Path(output)
     if target.suffix.lower() != ".png":
-        raise OptionError(f"--output {output}: expected a name that ends in .png; correct it")
+        raise SettingError(f"--output {output}: expected a name that ends in .png; correct it")
     if min(nodules, seed) < 0:
-        raise OptionError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
+        raise SettingError(f"--nodules, --seed: expected whole numbers of at least 0, got {nodules} and {seed}")
     # load_datalist refuses a file that cannot be read.
     known = [name for name in SECTIONS if read_record(Path(datalist)).get(name)] or ["training"]
     items = [item for one in ([section] if section else known) for item in load_datalist(datalist, one, image_dir)]

@@ -28,7 +28,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..core.errors import UserError
+from ..core.errors import SettingError
 from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
 from ..core.labels import Part, Parts, is_lung
 from ..core.records import SearchRegion
@@ -60,10 +60,6 @@ MASK_INSIDE_SHARE = 0.5  # of a given mask's volume inside the scan; with less i
 MASK_AIR_SHARE = 0.5  # of a given mask's cells below AIR_BELOW_HU; with less it does not lie on the lungs
 MASK_AIR_DOUBT = 0.8  # below this a warning is logged: five real chests have 0.97, flipped ones 0.44 to 0.76
 AIR_BELOW_HU = -400.0  # halfway between soft tissue and inflated lung
-
-
-class RegionError(UserError, ValueError):
-    """The requested region does not exist."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,10 @@ def find_lungs(
 
     Raises:
         ScanError: the scan shows a whole body without lungs, or the mask does not lie on the lungs.
-        RegionError: the region is neither "lungs" nor "body".
+        SettingError: the region is neither "lungs" nor "body".
     """
     if region not in ("lungs", "body"):
-        raise RegionError(f"region: expected lungs or body, got {region!r}")
+        raise SettingError(f"region: expected lungs or body, got {region!r}")
     scan = coarse_scan(image_hu, affine_ras)
     is_narrow = bool((scan.cell_mm * scan.hu.shape)[:2].max() < NARROW_MM)
     parts = np.full(scan.hu.shape, Part.BODY, dtype=np.uint8) if is_narrow else _settled(search(scan), scan)
@@ -290,7 +286,7 @@ class CropToLungsd(MapTransform):
         whole_key: key under which the uncropped CT stays in the item; ``None`` to drop it.
 
     Raises:
-        ScanError, RegionError: see :func:`find_lungs`.
+        ScanError, SettingError: see :func:`find_lungs`.
         DataError: a volume lies on another grid than the first.
     """
 

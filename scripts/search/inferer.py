@@ -16,7 +16,7 @@ from monai.engines import default_prepare_batch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import SettingError
 from ..network.blocks import COARSEST_STRIDE
 from .tiles import BLOCK, Box, Tiling, batches, blocks_near, plan_tiles
 
@@ -34,10 +34,6 @@ NATIVE_BFLOAT16 = (8, 0)  # compute capability of Ampere; a T4 or an RTX 20 has 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class PrecisionError(UserError, ValueError):
-    """A precision does not exist, or is not supported on this device."""
-
-
 def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
     """Return the number type to compute in.
 
@@ -45,7 +41,7 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
     AMX), otherwise float32.
 
     Raises:
-        PrecisionError: the name is unknown, or is float16 on a CPU.
+        SettingError: the name is unknown, or is float16 on a CPU.
     """
     kind = torch.device(device).type
     if precision == "auto":
@@ -56,7 +52,7 @@ def choose_precision(precision: str, device: torch.device | str) -> torch.dtype:
         return torch.bfloat16 if native else torch.float32
     if precision not in PRECISIONS or (precision == "float16" and kind == "cpu"):
         usable = [name for name in PRECISIONS if name != "float16" or kind != "cpu"]
-        raise PrecisionError(f"precision: expected one of {', '.join(['auto', *usable])} on {kind}, got {precision!r}")
+        raise SettingError(f"precision: expected one of {', '.join(['auto', *usable])} on {kind}, got {precision!r}")
     return PRECISIONS[precision]
 
 
@@ -77,13 +73,13 @@ class PrecisionInferer(Inferer):
             bfloat16 gradients are wrong (:func:`breaks_bfloat16_gradients`).
 
     Raises:
-        PrecisionError: float16 in training; or, on a call, bfloat16 where its gradients are wrong.
+        SettingError: float16 in training; or, on a call, bfloat16 where its gradients are wrong.
     """
 
     def __init__(self, inferer: Inferer, precision: str, training: bool = False) -> None:
         super().__init__()
         if training and precision == "float16":
-            raise PrecisionError(
+            raise SettingError(
                 "precision: expected auto, float32 or bfloat16 in training, got 'float16', in which small gradients "
                 "become zero; use bfloat16"
             )
@@ -98,7 +94,7 @@ class PrecisionInferer(Inferer):
         dtype = choose_precision(self.precision, inputs.device)
         if self.training and dtype == torch.bfloat16 and breaks_bfloat16_gradients(inputs):
             if self.precision != "auto":
-                raise PrecisionError(
+                raise SettingError(
                     f"precision bfloat16: expected crops of 48 voxels or more on a CPU, got {tuple(inputs.shape[2:])}; "
                     "raise crop_size, or use --precision float32"
                 )
@@ -123,10 +119,6 @@ def breaks_bfloat16_gradients(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" and any(n // COARSEST_STRIDE == 2 for n in inputs.shape[2:])
 
 
-class TileError(UserError, ValueError):
-    """Tiles cannot be stitched at the output's stride, or do not fit the image."""
-
-
 class TileInferer(Inferer):
     """Apply a network to tiles near the lungs, and stitch its maps with Gaussian weights.
 
@@ -149,9 +141,9 @@ class TileInferer(Inferer):
         remarks: remarks on the last image, for its report.
 
     Raises:
-        TileError: the tile size is not a multiple of :data:`..network.blocks.COARSEST_STRIDE` voxels, or the overlap is
-            more than half; or, on a call, there is not exactly one image, its size is not such a multiple or is smaller
-            than a tile, or nothing in it is near the lungs.
+        SettingError: the tile size is not a multiple of :data:`..network.blocks.COARSEST_STRIDE` voxels, or the
+            overlap is more than half; or, on a call, there is not exactly one image, its size is not such a multiple or
+            is smaller than a tile, or nothing in it is near the lungs.
         MemoryError: on a call, the memory does not suffice for a single tile, and there is no CPU to fall back to.
 
     Example:
@@ -168,7 +160,7 @@ class TileInferer(Inferer):
         super().__init__()
         self.tile_blocks = tuple(int(n) // BLOCK for n in tile_size)
         if not 0.0 <= overlap <= 0.5 or any(n % COARSEST_STRIDE for n in tile_size) or not all(self.tile_blocks):
-            raise TileError(
+            raise SettingError(
                 f"tile_size {list(tile_size)} with tile_overlap {overlap}: expected multiples of "
                 f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.05 is a good choice"
             )
@@ -203,7 +195,7 @@ class TileInferer(Inferer):
         is_whole = all(n % COARSEST_STRIDE == 0 for n in shape)
         is_large = all(n >= tile for n, tile in zip(blocks, self.tile_blocks, strict=True))
         if inputs.shape[0] != 1 or not is_whole or not is_large:
-            raise TileError(
+            raise SettingError(
                 f"image: expected one whose edges are multiples of {COARSEST_STRIDE} voxels, at least a tile of "
                 f"{[n * BLOCK for n in self.tile_blocks]}, got {list(inputs.shape)}; pad it"
             )
@@ -253,7 +245,7 @@ class TileInferer(Inferer):
                 maps[:, *place].addcmul_(pred, weight)
                 weights[place].add_(weight)
         if maps is None:
-            raise TileError("image: expected something near the lungs to search, got nothing")
+            raise SettingError("image: expected something near the lungs to search, got nothing")
         maps /= weights.clamp_min(LEAST_WEIGHT)
         maps[0][weights == 0] = BACKGROUND_LOGIT
         return maps[None]

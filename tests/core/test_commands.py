@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from scripts.core.commands import OptionError, read_options, run_command
-from scripts.core.errors import UserError
+from scripts.core.commands import read_options, run_command
+from scripts.core.errors import SettingError, UserError
 from scripts.evaluate.__main__ import COMMANDS as EVALUATE
 from scripts.evaluate.__main__ import main as evaluate
 from scripts.prepare.__main__ import COMMANDS as PREPARE
@@ -38,7 +38,7 @@ def job(
     """
     CALLS.append({"output_dir": output_dir, "count": count, "share": share, "files": files, "strict": strict})
     if count < 0:
-        raise OptionError(f"--count: expected at least 0, got {count}")
+        raise SettingError(f"--count: expected at least 0, got {count}")
     if count == 404:
         raise FileNotFoundError("no such thing")
     if count == 500:
@@ -122,8 +122,8 @@ def test_errors_of_the_user_are_one_line_and_faults_of_the_code_are_not_hidden(
     assert caplog.messages == ["error: --count: expected at least 0, got -1", "error: no such thing"]
     with pytest.raises(KeyError):
         run("job", "--output_dir", "x", "--count", "500")
-    assert issubclass(OptionError, UserError)
-    assert issubclass(OptionError, ValueError)
+    assert issubclass(SettingError, UserError)
+    assert issubclass(SettingError, ValueError)
 
 
 @pytest.mark.parametrize(("main", "commands"), [(evaluate, EVALUATE), (network, NETWORK), (prepare, PREPARE)])

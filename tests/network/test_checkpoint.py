@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.core.devices import DeviceError
+from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
 from scripts.network import CheckpointError, CompactNet, PaperNet, load_weights, ready_network, save_weights
 from scripts.network.checkpoint import without_old_name
@@ -176,7 +176,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, plain: bool) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_said() -> None:
-    with pytest.raises(DeviceError, match="found none; use --device cpu"):
+    with pytest.raises(SettingError, match="found none; use --device cpu"):
         ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
 
 

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from scripts.core.commands import OptionError
+from scripts.core.errors import SettingError
 from scripts.prepare import download as module
 from scripts.prepare.__main__ import main
 from scripts.prepare.download import TEMPLATE, DownloadError, IdcSource, Series, fetch_all, plan_lines
@@ -103,7 +103,7 @@ def test_some_patients_to_begin_with(tmp_path: Path) -> None:
     source = LocalSource(OFFERED)
     fetch_all(source, tmp_path, ["LIDC-IDRI-0001"], start=True)
     assert source.fetched == ["1.2.1", "1.2.1"]
-    with pytest.raises(OptionError, match=r"--patients: expected patients of the data set .* got LIDC-IDRI-9"):
+    with pytest.raises(SettingError, match=r"--patients: expected patients of the data set .* got LIDC-IDRI-9"):
         fetch_all(source, tmp_path, ["LIDC-IDRI-9"], start=True)
 
 

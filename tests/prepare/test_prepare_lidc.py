@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.core.commands import OptionError
+from scripts.core.errors import SettingError
 from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
@@ -527,7 +527,7 @@ def test_two_series_of_one_patient_and_copies_of_an_xml_are_kept_and_told(tmp_pa
     [({"folds": 1}, "--folds"), ({"selection": "lndb"}, "--selection"), ({"dicom_dir": "nowhere"}, "--dicom_dir")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(SettingError, match=message):
         lidc(**{"dicom_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), **options})
 
 

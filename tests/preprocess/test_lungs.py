@@ -11,19 +11,12 @@ from monai.data import MetaTensor
 from monai.transforms import Orientationd
 from scipy import ndimage
 
+from scripts.core.errors import SettingError
 from scripts.core.geometry import apply_affine
 from scripts.core.labels import Part, Parts, is_lung
 from scripts.phantom.chest import Chest
 from scripts.preprocess.lung_search import CELL_MM, CoarseScan, LungSearch, LungWeightsError, coarse_scan
-from scripts.preprocess.lungs import (
-    CUT_OUT_ROOM_MM,
-    NEVER_MM,
-    CropToLungsd,
-    Lungs,
-    RegionError,
-    _distance_mm,
-    find_lungs,
-)
+from scripts.preprocess.lungs import CUT_OUT_ROOM_MM, NEVER_MM, CropToLungsd, Lungs, _distance_mm, find_lungs
 from scripts.read.scan import ScanError
 from tests.parts import PartsByDensity, TrueParts
 
@@ -153,7 +146,7 @@ def test_all_of_the_body_on_request() -> None:
     assert lungs.kind == "body"
     assert _at(lungs, (100, 80, 2)) == _at(lungs, (60, 80, 60)) == 0
     assert _at(lungs, (2, 2, 60)) == NEVER_MM
-    with pytest.raises(RegionError, match="region: expected lungs or body, got 'all'"):
+    with pytest.raises(SettingError, match="region: expected lungs or body, got 'all'"):
         find_lungs(image, np.eye(4), BY_DENSITY, region="all")
 
 

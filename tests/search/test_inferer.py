@@ -12,13 +12,11 @@ from monai.inferers import Inferer, SimpleInferer
 from scipy import ndimage
 from torch import Tensor, nn
 
-from scripts.core.errors import UserError
+from scripts.core.errors import SettingError, UserError
 from scripts.search.inferer import (
     BACKGROUND_LOGIT,
     PRECISIONS,
-    PrecisionError,
     PrecisionInferer,
-    TileError,
     TileInferer,
     choose_precision,
     prepare_scan,
@@ -218,7 +216,7 @@ def test_an_overlap_is_rounded_up_to_whole_blocks() -> None:
 
 @pytest.mark.parametrize(("size", "overlap"), [(96, 0.6), (96, -0.5), (40, 0.0), (0, 0.1)])
 def test_tiles_that_cannot_be_stitched_are_refused(size: int, overlap: float) -> None:
-    with pytest.raises(TileError, match="tile_overlap"):
+    with pytest.raises(SettingError, match="tile_overlap"):
         TileInferer([size] * 3, overlap, 2)
 
 
@@ -232,7 +230,7 @@ def test_tiles_overlap_by_whole_blocks_and_no_less_than_asked(size: int, overlap
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32, 40), (1, 1, 16, 32, 32), (2, 1, 32, 32, 32)])
 def test_an_image_that_no_tile_fits_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(TileError, match="pad it"):
+    with pytest.raises(SettingError, match="pad it"):
         TileInferer(TILE, 0.5, 2)(torch.zeros(shape), Far())
 
 
@@ -311,7 +309,7 @@ def test_a_whole_scan_goes_to_the_inferer_with_its_lungs() -> None:
 
 
 def test_float16_is_not_trained_in() -> None:
-    with pytest.raises(PrecisionError, match="expected auto, float32 or bfloat16 in training, got 'float16'"):
+    with pytest.raises(SettingError, match="expected auto, float32 or bfloat16 in training, got 'float16'"):
         PrecisionInferer(SimpleInferer(), "float16", training=True)
 
 
@@ -324,5 +322,5 @@ def test_crops_whose_bfloat16_gradients_would_be_wrong_are_trained_in_float32(
     PrecisionInferer(SimpleInferer(), "auto", training=True)(crop, network)
     assert network.seen == [expected]
     if edge == 32:
-        with pytest.raises(PrecisionError, match="expected crops of 48 voxels or more on a CPU"):
+        with pytest.raises(SettingError, match="expected crops of 48 voxels or more on a CPU"):
             PrecisionInferer(SimpleInferer(), "bfloat16", training=True)(crop, network)

@@ -27,7 +27,7 @@ from tools.benchmark.ceilings import product_rate, published_tiles, seconds_of
 from tools.benchmark.page import PARTS, filled_page, scan_tables
 from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, median_search, search
 from tools.benchmark.stopwatch import Stage, Stopwatch, Timed
-from tools.network.describe import END, DescriptionError
+from tools.network.describe import END
 from tools.tables import table
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -284,7 +284,7 @@ def test_the_page_has_a_part_for_each_device(device: str, tmp_path: Path) -> Non
     assert f"{PARTS[device]}\n\nMEASURED\n\n{END}" in text
     assert text.split(PARTS[other])[1].split(END)[0] == PAGE.read_text().split(PARTS[other])[1].split(END)[0]
     (tmp_path / "page.md").write_text("text", encoding="utf-8")
-    with pytest.raises(DescriptionError, match="expected the lines"):
+    with pytest.raises(DataError, match="expected the lines"):
         filled_page(tmp_path / "page.md", device, "MEASURED")
 
 

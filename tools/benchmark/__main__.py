@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.core.commands import OptionError, run_function
-from scripts.core.errors import DataError
+from scripts.core.commands import run_function
+from scripts.core.errors import DataError, SettingError
 from scripts.core.files import write_bytes
 from scripts.infer.run import bundle_facts
 from scripts.phantom.command import phantom
@@ -69,7 +69,7 @@ def benchmark(
             marks.
     """
     if repeats < 1:
-        raise OptionError(f"--repeats: expected a whole number from 1, got {repeats}")
+        raise SettingError(f"--repeats: expected a whole number from 1, got {repeats}")
     files = [str(ROOT / path if path == INFERENCE else Path(path).resolve()) for path in config_file]
     given = {"device": device} if device else {}
     parser = graph(files, **given)

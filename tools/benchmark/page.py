@@ -29,7 +29,7 @@ def filled_page(path: Path, device: str, text: str) -> str:
 
     Raises:
         DataError: there is no such page, or no part of it for the device.
-        DescriptionError: a page without the marks.
+        DataError: a page without the marks.
     """
     if not path.is_file() or device not in PARTS:
         raise DataError(

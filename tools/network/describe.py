@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from scripts.core.errors import UserError
+from scripts.core.errors import DataError
 from scripts.network.config import network_in
 
 from .anatomy import COUNT_SIZE, GROUPS, NETWORKS, Anatomy, anatomy
@@ -20,10 +20,6 @@ BEGIN = "<!-- from here to the end mark: python -m tools.network describe --outp
 END = "<!-- end -->"
 
 
-class DescriptionError(UserError, ValueError):
-    """A page cannot be completed."""
-
-
 def describe(output_dir: str) -> None:
     """Write the tables and drawings of the networks.
 
@@ -32,7 +28,7 @@ def describe(output_dir: str) -> None:
             there is no such page, one without text is created).
 
     Raises:
-        DescriptionError: for a page without the marks.
+        DataError: for a page without the marks.
     """
     folder = Path(output_dir)
     page = folder / PAGE
@@ -72,10 +68,10 @@ def with_generated(text: str, generated: str, page: Path, mark: str = BEGIN) -> 
     """Return the page's text with the part between the marks replaced; ``mark`` is the first of them.
 
     Raises:
-        DescriptionError: a mark is missing, or they are in the wrong order.
+        DataError: a mark is missing, or they are in the wrong order.
     """
     before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DescriptionError(f"{page}: expected the lines {mark!r} and {END!r} in this order; add them")
+        raise DataError(f"{page}: expected the lines {mark!r} and {END!r} in this order; add them")
     return f"{before}{mark}\n\n{generated}\n\n{END}{after}"

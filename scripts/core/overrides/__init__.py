@@ -40,7 +40,7 @@ def check_run() -> None:
     Raises:
         OverrideError: there are unknown names, stray or repeated words, or values of another type than in the
             configuration.
-        DeviceError: a device does not exist.
+        SettingError: a device does not exist.
     """
     prepare_process()
     call = find_call()

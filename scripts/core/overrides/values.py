@@ -76,7 +76,7 @@ def set_value(call: Call, name: str, value: Any) -> None:
 
     Raises:
         OverrideError: the value is of another type or out of range.
-        DeviceError: the device does not exist.
+        SettingError: the device does not exist.
     """
     if call.given is None and isinstance(value, str) and is_syntax(value):
         return  # it comes from one of the workflow's files

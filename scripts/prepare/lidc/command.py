@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ...core.commands import OptionError
+from ...core.errors import SettingError
 from ...core.files import remove_abandoned, writable_folder
 from ...core.geometry import swap_lps_ras_affine
 from ...core.labels import IGNORED
@@ -45,17 +45,17 @@ def lidc(
         strict: stop with an error at the first thing that would be skipped.
 
     Raises:
-        OptionError: an option is out of range.
+        SettingError: an option is out of range.
         PrepareError: there is nothing to prepare, or, with strict, something would be skipped.
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
     if not source.is_dir():
-        raise OptionError(f"--dicom_dir {source}: expected a folder, found none; check the path")
+        raise SettingError(f"--dicom_dir {source}: expected a folder, found none; check the path")
     if folds < 2:
-        raise OptionError(f"--folds: expected a whole number of at least 2, got {folds}; choose another")
+        raise SettingError(f"--folds: expected a whole number of at least 2, got {folds}; choose another")
     if selection not in SELECTIONS:
-        raise OptionError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
+        raise SettingError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
     _refuse(download.notices, strict)
