@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import logging
 import sys
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -411,10 +411,5 @@ def _hosts(source: Path, output: Path) -> Iterator[dict[str, Any]]:
         yield item
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.development", make_development_datalist, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.development", make_development_datalist))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,10 +237,5 @@ def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> npt.NDAr
     return np.asarray(known & (ndimage.distance_transform_edt(grown, sampling=mm) > CLOSED_MM) | lung)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_function("python -m tools.real_nodules", real_nodules, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_function("python -m tools.real_nodules", real_nodules))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,6 @@ from tools.development import (
     PATCH_WEIGHT,
     SERIES_UIDS,
     UNREAD_FINDINGS_LPS_MM,
-    main,
     make_development_datalist,
     patch_items,
 )
@@ -304,15 +304,13 @@ def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Pa
         f"scans_1mm/{HELD_OUT_SCAN}.nii.gz",
     ],
 )
-def test_what_is_missing_is_named(
-    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: str
-) -> None:
+def test_what_is_missing_is_named(data_dir: Path, tmp_path: Path, missing: str) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data_dir, copy)
     (copy / missing).rename(tmp_path / "gone")
-    assert main(["--data_dir", str(copy), "--output_dir", str(tmp_path / "out")]) == 1
-    assert f"{copy / missing}" in caplog.text
-    assert "expected a file of the development data, found none; check --data_dir" in caplog.text
+    advice = "expected a file of the development data, found none; check --data_dir"
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(copy / missing))}.*: {advice}"):
+        make_development_datalist(str(copy), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "datalist.json").exists()
 
 
