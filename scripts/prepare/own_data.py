@@ -325,7 +325,8 @@ def _prepared(scans: Iterable[Scan], target: Path, *, from_masks: bool) -> tuple
             grid = read_grid(str(scan.image))
             labels = separated(labels_of(scan.mask)) if scan.mask else None
         except ScanError as error:
-            left_out.append(LeftOut("a file cannot be read", str(error), "copy or export it again"))
+            file, _, advice = str(error).partition(": ")
+            left_out.append(LeftOut("a file cannot be read", file, advice))
             continue
         if from_masks and labels is not None:
             nodules, specks = _nodules_of_mask(scan, labels)

@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.phantom.files import write_dicom_series
@@ -276,6 +277,10 @@ def test_a_scan_that_cannot_be_read_is_left_out(data: Path) -> None:
     (data / "masks" / "anna_1.mhd").write_text("nothing")
     assert run(data, "--masks", str(data / "masks")) == 0
     assert reasons(data / "out") == {"a file cannot be read": 2}
+    rows = [row for _, row in read_csv(data / "out" / "left_out.csv")]
+    names = {Path(row["subject"]).relative_to(data).as_posix() for row in rows}
+    assert names == {"images/broken.nii.gz", "masks/anna_1.mhd"}
+    assert all(row["advice"].startswith("expected ") for row in rows)
     assert set(items(data)) == {"anna_2", series_uid(data)}
 
 
