@@ -35,6 +35,8 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 FULL: dict[str, Callable[[], nn.Module]] = {"compact": CompactNet, "paper": PaperNet}
+# The paper's depth at a quarter of its width: its bfloat16 takes a minute on a processor that does not multiply it.
+DEEP = partial(PaperNet, (8, 16, 32, 32), (8, 16), lateral=16, dim=32, layers=6, heads=4, feed_forward=64, dropout=0.0)
 CHANNELS = {"compact": 13, "compact, a mask logit per cell": 6, "compact without encoder": 13}
 WITHOUT_QUERIES = ("compact without encoder", "encoder.level_embedding")  # nothing reads it there
 
@@ -114,11 +116,14 @@ def test_channels_last_and_another_item_in_the_batch_give_the_same_maps(full: nn
         torch.testing.assert_close(full(batch[1:]), maps[1:], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("name", "most", "mean"), [("compact", 0.15, 0.015), ("paper", 0.3, 0.04)])
-def test_bfloat16_stays_close_to_float32(name: str, most: float, mean: float) -> None:
+@pytest.mark.parametrize(
+    ("make", "most", "mean"),
+    [pytest.param(CompactNet, 0.15, 0.015, id="compact"), pytest.param(DEEP, 0.2, 0.03, id="paper, narrow")],
+)
+def test_bfloat16_stays_close_to_float32(make: Callable[[], nn.Module], most: float, mean: float) -> None:
     """bfloat16 keeps 8 bits. Where measured, values strayed by 0.09 of the maps' spread at most and 0.009 on average
-    for compact, and by 0.18 and 0.026 through the paper's six encoder layers."""
-    network = as_if_trained(build(FULL[name]))
+    for compact, and by 0.12 and 0.019 through the six encoder layers (0.18 and 0.021 at the paper's full width)."""
+    network = as_if_trained(build(make))
     image = noise(1, 1, 48, 64, 48)  # no shorter edge is searched in bfloat16 on a CPU
     with torch.no_grad():
         exact = network(image)
