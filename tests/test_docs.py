@@ -156,7 +156,7 @@ def test_the_method_gives_the_numbers_of_the_configurations() -> None:
         f"an opacity of {donors['opacity'][0]}–{donors['opacity'][1]}",
         f"{donors['cored']:.0%} of these keep",
         f"{donors['hollow']:.0%} of the nodules that are inserted with {CAVITATED_MM:.0f} mm or more hold a cavity",
-        f"at least {FAINTEST_HU:.0f} HU ({FAINTEST_HU_MM:.0f} HU·mm divided by the diameter below "
-        f"{FAINTEST_HU_MM / FAINTEST_HU:.0f} mm)",
+        f"at least {FAINTEST_HU:.0f} HU (below {FAINTEST_HU_MM / FAINTEST_HU:.0f} mm: {FAINTEST_HU_MM:.0f} HU·mm divided by "
+        "the diameter)",
     ]
     assert [words for words in statements if words not in page] == []

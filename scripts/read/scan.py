@@ -195,7 +195,7 @@ def make_volume(
 
 def thick_slice_note(thickness_mm: float) -> str:
     """Return the warning for slices thicker than 3 mm."""
-    return f"slices of {thickness_mm:.1f} mm (more than {THICK_SLICE_MM:g} mm): small nodules will be missed"
+    return f"slices of {thickness_mm:.1f} mm (more than {THICK_SLICE_MM:g} mm): small nodules may be missed"
 
 
 def tilt_degrees(affine: FloatArray) -> float:

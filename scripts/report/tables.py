@@ -21,7 +21,7 @@ from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult
 from ..core.text import DISCLAIMER
 
 SCHEMA_VERSION = "1.2.0"
-CAUTION = f"{DISCLAIMER} No finding does not mean no nodule."
+CAUTION = f"{DISCLAIMER} A report without findings does not exclude nodules."
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 NODULE_COLUMNS = (*LUNA16_COLUMNS, "label", "diameter_mm")

@@ -744,7 +744,7 @@ class TestPage:
         said = words(result, date="2026-01-02", smallest_tested_mm=4.5)
         for expected in (
             "Academic research, not a medical device, not for diagnosis.",
-            "No finding does not mean no nodule. The model was tested with nodules of 4.5 mm and more",
+            "A report without findings does not exclude nodules. The model was tested with nodules of 4.5 mm and more",
             "2 possible nodules",
             "At the operating threshold of 0.5. The most probable, number 1, measures 10.0\u00a0×\u00a09.0\u00a0mm",
             "in the right lung, upper third.",
@@ -805,7 +805,7 @@ class TestPage:
         assert 'min="0.010000"' in text
         assert 'id="finding-3"' not in HtmlReport(weaker_findings=0).render(make_result())
         alone = dataclasses.replace(NOTHING, candidates=make_result().candidates[2:])
-        assert "Highest probability below it0.01" in words(alone)
+        assert "Highest below the threshold0.01" in words(alone)
 
     def test_a_candidate_inside_an_outline_is_not_shown_twice(self) -> None:
         result = make_result()
