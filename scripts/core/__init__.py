@@ -1,5 +1,5 @@
 """The foundation of all other packages: frames, records, errors, files, command lines. Nothing here needs a network."""
 
-from .errors import UserError, prepare_process, reason_of, show_user_errors_plainly
+from .errors import reason_of, user_error_in
 
-__all__ = ["UserError", "prepare_process", "reason_of", "show_user_errors_plainly"]
+__all__ = ["reason_of", "user_error_in"]

@@ -45,6 +45,11 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def line_of(error: BaseException) -> str:
+    """Return the last line of an exception's message, or its type if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
+
+
 def is_command_line() -> bool:
     """Whether this process is ``python -m monai.bundle …`` rather than a program that uses the graphs."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -60,7 +65,7 @@ def prepare_process() -> None:
 def show_user_errors_plainly() -> None:
     """Make an uncaught :class:`UserError` end the program with only its message; other exceptions show as before.
 
-    This changes a global setting of the process, so it is called from the graphs' ``initialize``, never at import.
+    This changes a global setting of the process, so it is never called at import.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -19,6 +19,7 @@ from monai.transforms import Transform
 from scipy import ndimage
 from torch import Tensor
 
+from ..core.errors import SettingError
 from ..core.geometry import FloatArray, apply_affine, spacing_mm
 from ..core.records import Detection, centre_voxels
 
@@ -161,7 +162,7 @@ class DecodeCandidatesd(Transform):
         smallest_diameter_mm: float = 0.0,
     ) -> None:
         if peak_size < 1 or peak_size % 2 == 0:
-            raise ValueError(f"peak_size: expected an odd number of cells, got {peak_size}")
+            raise SettingError(f"peak_size: expected an odd number of cells, got {peak_size}")
         self.stride, self.threshold, self.peak_size, self.top_k = stride, threshold, peak_size, top_k
         self.nms_overlap, self.smallest_diameter_mm = nms_overlap, smallest_diameter_mm
 

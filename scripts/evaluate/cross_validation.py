@@ -101,7 +101,7 @@ def _run_folds(folder: Path, folds: Mapping[str, Path], settings: Mapping[str, s
         try:
             for future in as_completed(done):
                 future.result()
-        except UserError:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

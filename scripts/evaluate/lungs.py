@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.files import read_csv, writable_folder, write_csv
+from ..core.files import read_csv, replacing, writable_folder, write_csv
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, is_lung
 from ..core.records import LUNG_SIDES
@@ -47,11 +47,15 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
         only: only scans whose names begin with one of these words, separated by commas; default: all.
 
     Raises:
-        UserError: a scan is missing or cannot be read, or a file cannot be written.
+        UserError: no point is wanted, a scan is missing or cannot be read, or a file cannot be written.
     """
     folder = writable_folder(output_dir)
     search = LungSearch(checkpoint) if checkpoint else LungSearch()
     wanted = [point for _, point in read_csv(points, POINT_COLUMNS) if point["name"].startswith(tuple(only.split(",")))]
+    if not wanted:
+        raise UserError(
+            f"--only {only}: expected the beginning of a name in {points}, found no such point; correct it."
+        )
     rows: list[tuple[Any, ...]] = []
     found: dict[str, tuple[Lungs, npt.NDArray[np.float32]]] = {}
     for name in sorted({point["name"] for point in wanted}):
@@ -126,7 +130,8 @@ def _draw(path: Path, found: Mapping[str, tuple[Lungs, npt.NDArray[np.float32]]]
                 )
     FigureCanvasAgg(figure).draw()
     sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
-    sheet.quantize(COLOURS).save(path, optimize=True)
+    with replacing(path) as new:
+        sheet.quantize(COLOURS).save(new, "PNG", optimize=True)
 
 
 def _draw_plane(axes: Axes, lungs: Lungs, hu: npt.NDArray[np.float32], plane: tuple[Any, ...]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..core.errors import SettingError
 from ..core.records import ScanResult
 from ..read.reader import ScanError, find_scans
+from ..read.scan import to_hu
 from .run import scan_result, search_scan
 
 # In MONAI Label the detector gets only the image, so the distance is passed in the image's metadata.
@@ -165,7 +166,7 @@ class ScanFromArrayd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         (key,) = self.keys
         volume = data[key]
-        scan = torch.as_tensor(np.asarray(volume)).round().to(torch.int16).reshape(1, *volume.shape[-3:])
+        scan = torch.as_tensor(to_hu("image", np.asarray(volume))).reshape(1, *volume.shape[-3:])
         item = self.preprocessing({"image": MetaTensor(scan, affine=torch.as_tensor(np.asarray(volume.affine)))})
         item[key] = item.pop("image")
         item[KEPT] = {name: item.pop(name) for name in list(item) if name != key}

@@ -211,7 +211,7 @@ def _patient(image: str | list[str], name: str, key: str, pattern: str) -> str:
     if not isinstance(image, str):
         return f"dicom/{read_dicom(image[0], ['PatientID']).get('PatientID') or name}"
     found = re.search(pattern, name) if pattern else None
-    return f"pattern/{found[1]}" if found else f"file/{key}"
+    return f"pattern/{found[1]}" if found and found[1] else f"file/{key}"
 
 
 def _by_name(scans: Sequence[Scan]) -> dict[str, list[Scan]]:

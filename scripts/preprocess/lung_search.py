@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import UserError, line_of
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, Parts
 
@@ -184,5 +184,5 @@ def _load(network: nn.Module, checkpoint: str) -> None:
     except Exception as error:  # torch raises many types of exception for a damaged or foreign file
         raise LungWeightsError(
             f"lung_checkpoint {path}: expected the weights of the lung network (a state dict), got: "
-            f"{str(error).splitlines()[0]}; give models/lung_search.pt, or what train_lungs.json wrote"
+            f"{line_of(error)}; give models/lung_search.pt, or what train_lungs.json wrote"
         ) from error

@@ -79,6 +79,11 @@ class Lungs(SearchRegion):
         return Part(int(self.parts[i, j, k])), float(self.distance_mm[i, j, k])
 
 
+def _check_region(region: str) -> None:
+    if region not in ("lungs", "body"):
+        raise SettingError(f"region: expected lungs or body, got {region!r}")
+
+
 def find_lungs(
     image_hu: npt.NDArray[Any],
     affine_ras: FloatArray,
@@ -102,8 +107,7 @@ def find_lungs(
         ScanError: the scan shows a whole body without lungs, or the mask does not lie on the lungs.
         SettingError: the region is neither "lungs" nor "body".
     """
-    if region not in ("lungs", "body"):
-        raise SettingError(f"region: expected lungs or body, got {region!r}")
+    _check_region(region)
     scan = coarse_scan(image_hu, affine_ras)
     is_narrow = bool((scan.cell_mm * scan.hu.shape)[:2].max() < NARROW_MM)
     parts = np.full(scan.hu.shape, Part.BODY, dtype=np.uint8) if is_narrow else _settled(search(scan), scan)
@@ -302,6 +306,7 @@ class CropToLungsd(MapTransform):
         whole_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        _check_region(region)
         self.search, self.margin_mm, self.region = search, margin_mm, region
         self.lung_key, self.whole_key = lung_key, whole_key
 

@@ -21,6 +21,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, CTImageStorage, RLELossless
 
+from ..core.errors import line_of
 from .dicom_header import PIXEL_FORMAT, SliceHeader, lenient, read_dicom
 from .gdcm import decode_apart
 from .scan import DENSE_HU, ScanError, to_hu
@@ -100,10 +101,9 @@ def _naming(header: SliceHeader) -> Iterator[None]:
     except ScanError:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
         raise ScanError(
-            f"{header.path}: expected readable pixels, got a truncated or damaged file ({reason}); copy the series "
-            "again."
+            f"{header.path}: expected readable pixels, got a truncated or damaged file ({line_of(error)}); copy the "
+            "series again."
         ) from error
 
 

@@ -28,6 +28,7 @@ from .scan import Grid, ScanError, make_grid
 
 HEADER_BYTES = 1 << 20  # far more than the text of any header, including lists of data files
 MAX_RATIO = 1100  # one byte of zlib data can unpack to at most 1032
+GZIP_MARK = b"\x1f\x8b"
 PADDING_BYTES = 4096  # this many zeros may follow the voxels: a block of a disk or tape
 MM_PER_UNIT = {
     **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
@@ -152,16 +153,29 @@ class ImageHeader:
         limit = needed + PADDING_BYTES + 1
         with self.file.open("rb") as stream:
             stream.seek(*((self.skip, os.SEEK_SET) if self.skip >= 0 else (-needed, os.SEEK_END)))
-            if self.packed:
-                unpacker = zlib.decompressobj(47)
-                data = unpacker.decompress(stream.read(), limit)
-                if not unpacker.eof and len(data) < limit:
-                    raise ValueError("the compressed data end too early")
-            else:
-                data = stream.read(limit)
+            data = _unpacked(stream.read(), limit) if self.packed else stream.read(limit)
         if not needed <= len(data) < limit or any(data[needed:]):
             raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
         return data
+
+
+def _unpacked(packed: bytes, limit: int) -> bytes:
+    """Unpack at most ``limit`` bytes of zlib data or of one or more gzip members, as parallel packers write.
+
+    Raises:
+        ValueError: the data end too early.
+        zlib.error: they are damaged.
+    """
+    data = b""
+    while len(data) < limit:
+        unpacker = zlib.decompressobj(47)
+        data += unpacker.decompress(packed, limit - len(data))
+        if not unpacker.eof and len(data) < limit:
+            raise ValueError("the compressed data end too early")
+        packed = unpacker.unused_data
+        if not packed.startswith(GZIP_MARK):
+            break
+    return data
 
 
 def read_text_header(path: Path) -> ImageHeader:

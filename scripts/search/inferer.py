@@ -73,7 +73,8 @@ class PrecisionInferer(Inferer):
             bfloat16 gradients are wrong (:func:`breaks_bfloat16_gradients`).
 
     Raises:
-        SettingError: float16 in training; or, on a call, bfloat16 where its gradients are wrong.
+        SettingError: the precision is unknown, or float16 in training; or, on a call, float16 on a CPU, or bfloat16
+            where its gradients are wrong.
     """
 
     def __init__(self, inferer: Inferer, precision: str, training: bool = False) -> None:
@@ -83,6 +84,8 @@ class PrecisionInferer(Inferer):
                 "precision: expected auto, float32 or bfloat16 in training, got 'float16', in which small gradients "
                 "become zero; use bfloat16"
             )
+        if precision not in ("auto", *PRECISIONS):
+            raise SettingError(f"precision: expected one of {', '.join(['auto', *PRECISIONS])}, got {precision!r}")
         self.inferer, self.precision, self.training = inferer, precision, training
 
     @property
@@ -133,7 +136,7 @@ class TileInferer(Inferer):
         tile_size: ``[3]`` voxels, size of the largest tile.
         overlap: smallest share of ``tile_size`` that neighbouring tiles have in common, rounded up to whole blocks of 8
             voxels.
-        stride: input voxels per output cell.
+        stride: input voxels per output cell, a divisor of 8.
         reach_mm: what is farther from the lungs than this is not searched.
         at_once: number of tiles of one size that go through the network together.
 
@@ -142,8 +145,8 @@ class TileInferer(Inferer):
 
     Raises:
         SettingError: the tile size is not a multiple of :data:`..network.blocks.COARSEST_STRIDE` voxels, or the
-            overlap is more than half; or, on a call, there is not exactly one image, its size is not such a multiple or
-            is smaller than a tile, or nothing in it is near the lungs.
+            overlap is more than half, or the stride does not divide a block; or, on a call, there is not exactly one
+            image, its size is not such a multiple or is smaller than a tile, or nothing in it is near the lungs.
         MemoryError: on a call, the memory does not suffice for a single tile, and there is no CPU to fall back to.
 
     Example:
@@ -163,6 +166,10 @@ class TileInferer(Inferer):
             raise SettingError(
                 f"tile_size {list(tile_size)} with tile_overlap {overlap}: expected multiples of "
                 f"{COARSEST_STRIDE} voxels, and an overlap from 0 to 0.5; 160 with 0.05 is a good choice"
+            )
+        if BLOCK % stride:
+            raise SettingError(
+                f"stride {stride}: expected a divisor of {BLOCK}, the voxels of a block; choose another network"
             )
         self.stride, self.reach_mm, self.at_once = stride, reach_mm, at_once
         wished = [math.ceil((n * overlap - HALF_VOXEL) / BLOCK) for n in tile_size]

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.claims import BusyError, claims_on
-from ..core.errors import SettingError, UserError
+from ..core.errors import SettingError, UserError, line_of
 from ..core.files import replacing, writable_folder
 from ..core.text import parse_bool
 from ..network.checkpoint import save_weights, without_old_name
@@ -168,10 +168,9 @@ class TrainingState:
                 setattr(engine.state, name, state["progress"][name])
             self._random = state["random"]
         except Exception as error:  # damaged files and foreign states raise almost any type
-            reason = str(error).strip().splitlines()[0][:160]
             raise StateError(
-                f"{self.path}: expected the state of this training, got a file that does not fit it ({reason}); choose "
-                "another --output_dir, or use the network and settings it was started with."
+                f"{self.path}: expected the state of this training, got a file that does not fit it "
+                f"({line_of(error)}); choose another --output_dir, or use the network and settings it was started with."
             ) from error
         self._epochs_done = engine.state.epoch
         self._check_progress(engine)

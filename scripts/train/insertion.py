@@ -5,8 +5,7 @@ crop's grid in one step, and blended in with a soft edge where the host is lung 
 soft-tissue structure (chest wall, heart), the host is kept: the nodule then abuts it, as pleural nodules do.
 
 A nodule either replaces the host except for its vessels, or a share of its density is added to the host's, as in
-ground glass: a solid donor then becomes a faint nodule. An added nodule may be dense in its core (part-solid). A large
-one may hold a cavity.
+ground glass: a solid donor then becomes a faint nodule. An added nodule may be dense in its core (part-solid).
 """
 
 from __future__ import annotations
@@ -43,9 +42,6 @@ BASE_SHARE = 0.12  # at least this share of the shell around a donor that grew a
 BASE_AGREEMENT = 0.5  # mostly on one side: the mean of the unit vectors to it is longer than this
 WALL_VOXEL = 8  # how far from a site a wall is searched for
 CORE_DEPTH = (0.3, 0.8)  # depth at which the core of a part-solid nodule begins, as a share of the greatest depth
-CAVITY_DEPTH = (0.35, 0.75)  # the same for a cavity
-CAVITY_HU = (-1000.0, -850.0)
-CAVITATED_MM = 12.0  # least diameter of a nodule with a cavity
 
 Mask = npt.NDArray[np.bool_]
 HU = npt.NDArray[np.float32]
@@ -126,12 +122,11 @@ class InsertNodulesd(RandomizableTransform):
         added: share of the nodules whose density is added to the host's; the others replace the host.
         opacity: range of the share of its density that an added nodule keeps, drawn uniformly.
         cored: share of the added nodules that keep their full density in the core and are faint around it.
-        hollow: share of the nodules from 12 mm on that hold a cavity, which is part of their mask as readers draw it.
         bordering: share of the nodules that are centred beside pleura, fissure or vessel instead of amid parenchyma.
             Donors that grew at a wall always are, and are moved from their site to a wall within ``WALL_VOXEL``.
 
     Raises:
-        DataError: the mask of a donor is empty.
+        DataError: a donor lacks a key, or all weights are 0; or, on a call, the mask of a donor is empty.
     """
 
     def __init__(
@@ -145,15 +140,22 @@ class InsertNodulesd(RandomizableTransform):
         added: float = 0.0,
         opacity: tuple[float, float] = (1.0, 1.0),
         cored: float = 0.0,
-        hollow: float = 0.0,
         bordering: float = 0.0,
     ) -> None:
         super().__init__(prob=prob)
         self.donors = list(donors)
+        for donor in self.donors:
+            if missing := {"image", "mask", "diameter_mm"} - set(donor):
+                raise DataError(
+                    f"donor {donor.get('image', donor)}: expected image, mask and diameter_mm, found no "
+                    f"{' and no '.join(sorted(missing))}; correct the datalist."
+                )
         self.most, self.scale = most, scale
-        self.added, self.opacity, self.cored, self.hollow, self.bordering = added, opacity, cored, hollow, bordering
+        self.added, self.opacity, self.cored, self.bordering = added, opacity, cored, bordering
         sizes = [size_weight(float(donor["diameter_mm"]), size_power) for donor in self.donors]
         weights = np.array([float(d.get("weight", 1.0)) for d in self.donors]) * sizes
+        if len(weights) and not weights.sum() > 0:
+            raise DataError(f"donors: expected a weight above 0, got 0 for all {len(weights)}; correct the datalist.")
         self._chances = weights / weights.sum() if len(weights) else weights
         self._patches: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], FloatArray]] = {}
 
@@ -260,8 +262,6 @@ class InsertNodulesd(RandomizableTransform):
         if placed is None:
             return
         hu, soft, site = placed
-        if self.hollow and self.R.random() < self.hollow:
-            hu = self._with_cavity(hu, soft > 0.5)
         low = site.astype(int) - hu.shape[0] // 2
         here = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(low, hu.shape, image.shape, strict=True))
         there = tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))
@@ -290,19 +290,6 @@ class InsertNodulesd(RandomizableTransform):
         item["nodule"] = np.concatenate([item["nodule"], row])
         item["label"] = np.append(item["label"], NODULE if in_crop else IGNORED)
 
-    def _with_cavity(self, nodule_hu: HU, inside: Mask) -> HU:
-        """Return a nodule with air in its core; one that is too small stays as it is."""
-        if sphere_diameter_mm(float(inside.sum())) < CAVITATED_MM:
-            return nodule_hu
-        share = self._core(inside, CAVITY_DEPTH)
-        return np.asarray(nodule_hu + share * (self.R.uniform(*CAVITY_HU) - nodule_hu), dtype=np.float32)
-
-    def _core(self, inside: Mask, depths: tuple[float, float]) -> HU:
-        """Return a soft mask of the voxels below a random share of the greatest depth, ``[I, J, K]``."""
-        depth = ndimage.distance_transform_edt(inside)
-        core = (depth > self.R.uniform(*depths) * depth.max()).astype(np.float32)
-        return np.asarray(ndimage.gaussian_filter(core, EDGE_SIGMA_VOXEL))
-
     def _with_density_added(
         self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: Mask, lung_hu: float
     ) -> npt.NDArray[np.float32]:
@@ -317,7 +304,9 @@ class InsertNodulesd(RandomizableTransform):
         """Return the share of its density that a nodule keeps, ``[I, J, K]``: constant, or rising to 1 in the core."""
         opacity = np.full(inside.shape, self.R.uniform(*self.opacity), dtype=np.float32)
         if self.R.random() < self.cored:
-            opacity += self._core(inside, CORE_DEPTH) * (1.0 - opacity)
+            depth = ndimage.distance_transform_edt(inside)
+            core = (depth > self.R.uniform(*CORE_DEPTH) * depth.max()).astype(np.float32)
+            opacity += ndimage.gaussian_filter(core, EDGE_SIGMA_VOXEL) * (1.0 - opacity)
         return opacity
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

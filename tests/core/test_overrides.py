@@ -247,6 +247,10 @@ def test_training_is_checked_as_well(way: Any, train: Graph, tmp_path: Path) -> 
     assert "--train#trainer#ampp (did you mean train#trainer#amp" in message
 
 
+def test_a_share_of_training_is_a_share(train: Graph) -> None:
+    assert "added_share: expected a number from 0 to 1, got 60" in refusal(lambda: train.words("--added_share", "60"))
+
+
 def test_laid_over_files_count(tmp_path: Path) -> None:
     both = Graph(tmp_path, ["train", "evaluate"], ("datalists", "threshold", "max_epochs"))
     assert both.words("--threshold", "0.3")["threshold"] == 0.3
@@ -295,6 +299,7 @@ def test_without_a_workflow_nothing_is_checked() -> None:
         (("--threshold", "1.5"), "threshold: expected a number from 0 to 1, got 1.5"),
         (("--threshold", "0.0001"), "--threshold: expected at least candidate_threshold (0.0002)"),
         (("--top_k", "0"), "top_k: expected at least 1, got 0"),
+        (("--lung_margin_mm", "-20"), "lung_margin_mm: expected at least 0, got -20"),
         (("--hu_window", "[400, -1000]"), "hu_window: expected the lower HU first"),
         (("--top_k", "2.5"), "top_k: expected a whole number, such as 3, got '2.5'"),
         (("--tiles_at_once", "x"), "tiles_at_once: expected a whole number"),

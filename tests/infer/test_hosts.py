@@ -72,3 +72,17 @@ def test_a_volume_in_memory_is_rounded_and_keeps_its_place() -> None:
     assert item["ct"] is scan
     assert item["lung_distance_mm"] == "distance"
     assert set(item["kept"]) == {"lung_distance_mm", "scan"}
+
+
+def test_a_volume_in_memory_beyond_16_bits_is_clipped_and_one_with_gaps_refused() -> None:
+    given: list[Any] = []
+
+    def preprocess(item: dict[str, Any]) -> dict[str, Any]:
+        given.append(item["image"])
+        return {**item, "lung_distance_mm": "distance"}
+
+    search = ScanFromArrayd("ct", preprocess)
+    search({"ct": MetaTensor(torch.tensor([7e4, -7e4]).reshape(1, 1, 2), affine=torch.eye(4))})
+    assert given[0].ravel().tolist() == [32767, -32768]
+    with pytest.raises(ScanError, match="expected finite HU"):
+        search({"ct": MetaTensor(torch.tensor([0.0, float("nan")]).reshape(1, 1, 2), affine=torch.eye(4))})

@@ -188,6 +188,15 @@ def test_scans_of_one_patient_stay_together(how: str, data: Path) -> None:
     assert "Anna" not in (data / "out" / "datalist.json").read_text(encoding="utf-8")
 
 
+def test_names_without_the_patient_of_the_pattern_stay_apart(data: Path) -> None:
+    sides = set()
+    for seed in range(6):
+        assert run(data, "--patient_pattern", "^(bert)?_?", "--validation_fraction", "0.5", "--seed", str(seed)) == 0
+        training, _ = split(data)
+        sides.add(("anna_1" in training, "anna_2" in training))
+    assert sides & {(True, False), (False, True)}
+
+
 def test_series_of_one_dicom_patient_stay_together(data: Path) -> None:
     for number in range(3):
         write_dicom_series(data / "images" / "pacs" / f"more{number}", scan_hu(9), AFFINE, uid_seed=number)

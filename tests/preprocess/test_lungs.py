@@ -58,6 +58,9 @@ def test_other_weights_are_refused(tmp_path: Any) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(LungWeightsError, match="expected the weights of the lung network"):
         LungSearch(str(tmp_path / "other.pt"))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(LungWeightsError, match="got: EOFError; give"):
+        LungSearch(str(tmp_path / "empty.pt"))
 
 
 # --- where is searched

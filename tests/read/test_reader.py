@@ -1239,6 +1239,8 @@ def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
     plain = write_image(tmp_path / "plain.nii", chest()).read_bytes()
     (tmp_path / "not_packed.nii.gz").write_bytes(plain)
     (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
+    members = [gzip.compress(plain[start : start + 4096]) for start in range(0, len(plain), 4096)]
+    (tmp_path / "parallel.nii.gz").write_bytes(b"".join(members) + bytes(512))
     quaternion = nib.Nifti1Image(chest(), None)
     quaternion.set_qform(affine, 1)
     big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")

@@ -220,6 +220,12 @@ def test_tiles_that_cannot_be_stitched_are_refused(size: int, overlap: float) ->
         TileInferer([size] * 3, overlap, 2)
 
 
+@pytest.mark.parametrize("stride", [3, 16])
+def test_a_stride_that_divides_no_block_is_refused(stride: int) -> None:
+    with pytest.raises(SettingError, match=f"stride {stride}: expected a divisor of 8"):
+        TileInferer([64] * 3, 0.1, stride)
+
+
 @pytest.mark.parametrize(
     ("size", "overlap", "blocks"),
     [(96, 0.167, 2), (96, 0.25, 3), (96, 0.333, 4), (160, 0.1, 2), (64, 0.1, 1), (64, 0.0, 0), (16, 0.5, 1)],

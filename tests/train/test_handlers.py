@@ -249,12 +249,15 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
         (4, 5, "expected epochs of 5 steps, got a training with epochs of 3; use that"),
         (1, ITERATIONS, "expected a training of at most 1 epochs, got one after epoch 2; raise"),
         (4, ITERATIONS, "expected the state of this training, got a file .* --output_dir"),
+        (4, ITERATIONS, r"expected the state of this training, got an? .*EOFError.* --output_dir"),
     ],
 )
 def test_what_cannot_go_on_is_refused(tmp_path: Path, epochs: int, length: int, said: str) -> None:
     Run(tmp_path / "state.pt", 2).trainer.run()
     if "a file" in said:
         torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
+    if "EOFError" in said:
+        (tmp_path / "state.pt").write_bytes(b"")
     with pytest.raises(StateError, match=rf"state\.pt: {said}"):
         Run(tmp_path / "state.pt", epochs, length=length)
 

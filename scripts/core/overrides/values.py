@@ -18,7 +18,7 @@ from ..text import parse_bool
 from .call import SEPARATOR, Call, OverrideError, shown
 from .names import is_syntax
 
-PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint")
+PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "cache_dir", "image_dir", "checkpoint", "lung_checkpoint")
 PATH_LISTS = ("datalists",)
 WHOLE_NUMBERS = ("tiles_at_once", "cache_workers", "val_interval")  # their defaults are computed and show no type
 SHARES = (
@@ -30,6 +30,7 @@ SHARES = (
     "nodule_share",
     "false_share",
     "insertion_share",
+    "added_share",
     "average_decay",
 )
 _FROM_1 = (
@@ -54,6 +55,8 @@ _FROM_0 = (
     "weight_decay",
     "gradient_norm",
     "mask_margin_mm",
+    "lung_margin_mm",
+    "outside_lungs_mm",
     "smallest_diameter_mm",
 )
 LEAST = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
