@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 POINTER_MARKS = (b"version https://git-lfs", b"/annex/objects/")  # in files whose content is stored elsewhere
@@ -43,8 +42,3 @@ def unreadable(path: str | os.PathLike[str]) -> str:
     if start.startswith(POINTER_MARKS):
         return "a git-lfs or git-annex pointer, not the file itself"
     return ""
-
-
-def is_below(path: Path, folder: Path) -> bool:
-    """Whether a path is the folder itself or lies below it."""
-    return path == folder or folder in path.parents

@@ -9,7 +9,6 @@ FROC curve can reach).
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..core.records import Detection, centre_voxels
 
 # Channels of the network's output, as declared in metadata.json.
 NODULE_LOGIT, OFFSET_MM, LOG_DIAMETER, MASK_LOGITS = 0, slice(1, 4), 4, slice(5, None)
+CENTRE_MM, DIAMETER_MM = OFFSET_MM, LOG_DIAMETER  # columns of proposals: the same once they are decoded
 LARGEST_CUT = 16.0  # logit from about which a float32 probability is 1
 LOGIT_ROUNDING = 1e-3  # the cut on float32 logits lets doubtful cells pass; the float64 probability then decides
 LARGEST_DIAMETER_MM = 100.0  # lesions above 30 mm are called masses; this only keeps exp() of untrained maps finite
@@ -88,37 +88,6 @@ def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
     return kept
 
 
-@dataclass(frozen=True)
-class Proposals:
-    """What the peaks propose, one row for each plateau.
-
-    Attributes:
-        rows: ``[G, 5]`` float64: nodule logit, centre (3), diameter. One matrix: PyTorch rounds the last bit of a
-            probability differently for a vector without gaps.
-    """
-
-    rows: Tensor
-
-    @property
-    def logits(self) -> Tensor:
-        """Nodule logits, ``[G]``."""
-        return self.rows[:, 0]
-
-    @property
-    def centres_mm(self) -> Tensor:
-        """Centres, ``[G, 3]``, from the first voxel along the grid's axes i, j, k."""
-        return self.rows[:, 1:4]
-
-    @property
-    def diameters_mm(self) -> Tensor:
-        """Diameters, ``[G]``."""
-        return self.rows[:, 4]
-
-    def select(self, index: Tensor | list[int]) -> Proposals:
-        """Return some of the proposals, in the order of the index."""
-        return Proposals(self.rows[index])
-
-
 class DecodeCandidatesd(Transform):
     """Pick the peaks of one scan's maps.
 
@@ -168,22 +137,26 @@ class DecodeCandidatesd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         affine = np.asarray(data["image"].affine, dtype=np.float64)
-        proposals = self._proposals(torch.as_tensor(data["pred"]), spacing_mm(affine))
-        proposals = proposals.select(proposals.diameters_mm >= self.smallest_diameter_mm)
-        proposals = proposals.select(proposals.logits.argsort(descending=True, stable=True)[: self.top_k])
-        half_mm = proposals.diameters_mm[:, None] / 2.0
-        cubes = torch.cat([proposals.centres_mm - half_mm, proposals.centres_mm + half_mm], dim=1)
-        proposals = proposals.select(strongest_of_overlapping(cubes, self.nms_overlap))
-        world = apply_affine(affine, proposals.centres_mm.numpy() / spacing_mm(affine)).tolist()
-        diameters_mm, probabilities = proposals.diameters_mm.tolist(), torch.sigmoid(proposals.logits).tolist()
+        rows = self._proposals(torch.as_tensor(data["pred"]), spacing_mm(affine))
+        rows = rows[rows[:, DIAMETER_MM] >= self.smallest_diameter_mm]
+        rows = rows[rows[:, NODULE_LOGIT].argsort(descending=True, stable=True)[: self.top_k]]
+        half_mm = rows[:, DIAMETER_MM, None] / 2.0
+        cubes = torch.cat([rows[:, CENTRE_MM] - half_mm, rows[:, CENTRE_MM] + half_mm], dim=1)
+        rows = rows[strongest_of_overlapping(cubes, self.nms_overlap)]
+        world = apply_affine(affine, rows[:, CENTRE_MM].numpy() / spacing_mm(affine)).tolist()
+        diameters_mm, probabilities = rows[:, DIAMETER_MM].tolist(), torch.sigmoid(rows[:, NODULE_LOGIT]).tolist()
         found = [
             Detection((x, y, z), diameter_mm, probability)
             for (x, y, z), diameter_mm, probability in zip(world, diameters_mm, probabilities, strict=True)
         ]
         return {**data, "candidates": found}
 
-    def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Proposals:
-        """Return what the peaks of the maps propose; ``voxel_mm`` ``[3]``."""
+    def _proposals(self, pred: Tensor, voxel_mm: FloatArray) -> Tensor:
+        """Return what the peaks propose, a row for each plateau, float64: nodule logit, centre (3), diameter.
+
+        The centre is counted from the first voxel along i, j, k; ``voxel_mm`` ``[3]``. One matrix: PyTorch rounds the
+        last bit of a probability differently for a vector without gaps.
+        """
         logits = pred[NODULE_LOGIT]
         cut = float(torch.logit(torch.tensor(self.threshold)).clamp(max=LARGEST_CUT)) - LOGIT_ROUNDING
         is_peak = (logits == _largest_around(logits, self.peak_size)) & (logits >= cut)  # excludes flat background
@@ -196,7 +169,7 @@ class DecodeCandidatesd(Transform):
         counts = torch.bincount(group)
         means = torch.zeros(len(counts), rows.shape[1], dtype=rows.dtype).index_add(0, group, rows) / counts[:, None]
         diameters_mm = means[:, LOG_DIAMETER].exp().clamp(0.0, LARGEST_DIAMETER_MM)
-        return Proposals(torch.cat([means[:, :LOG_DIAMETER], diameters_mm[:, None]], dim=1))
+        return torch.cat([means[:, :LOG_DIAMETER], diameters_mm[:, None]], dim=1)
 
 
 class DropOutsideLungsd(Transform):

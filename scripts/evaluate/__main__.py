@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from ..core.commands import run_command
 
@@ -16,11 +16,7 @@ COMMANDS = {
     "calibrate": "calibrate:calibrate",
 }
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 on success, 1 on failure, 2 if the command line is wrong."""
-    return run_command(str(__package__), COMMANDS, arguments)
-
+main = partial(run_command, str(__package__), COMMANDS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ from ..core.files import read_csv, replacing, writable_folder, write_csv
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, is_lung
 from ..core.records import LUNG_SIDES
-from ..preprocess.lung_search import BUNDLE_ROOT, LungSearch, coarse_scan
+from ..preprocess.lung_search import BUNDLE_ROOT, RELEASED, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.reader import read_scan
 
@@ -36,7 +36,9 @@ SCANS_IN_ROW, INCHES, COLOURS = 2, 1.5, 160
 LUNG, BODY, AIRWAY = "#ff5a5a", "#e5c100", "#35c9e0"  # colours of the outlines
 
 
-def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = "", only: str = "") -> None:
+def score_lungs(
+    *, scan_dir: str, output_dir: str, points: str = POINTS, checkpoint: str = RELEASED, only: str = ""
+) -> None:
     """Score the lung search at points read by eye, and draw what it finds.
 
     Args:
@@ -50,7 +52,7 @@ def score_lungs(*, scan_dir: str, output_dir: str, points: str = POINTS, checkpo
         UserError: no point is wanted, a scan is missing or cannot be read, or a file cannot be written.
     """
     folder = writable_folder(output_dir)
-    search = LungSearch(checkpoint) if checkpoint else LungSearch()
+    search = LungSearch(checkpoint)
     wanted = [point for _, point in read_csv(points, POINT_COLUMNS) if point["name"].startswith(tuple(only.split(",")))]
     if not wanted:
         raise UserError(

@@ -21,6 +21,7 @@ from .system import Score, System
 
 UNDEFINED = "undefined: there is no nodule to find"
 CURVE_COLUMNS = ("system", "fold", "false_positives_per_scan", "sensitivity", "threshold")
+MOST_NAMED = 5  # scans in a line of the log
 ALL_SCANS = "all"  # value of the column "fold" for all scans together
 
 # Distinct in lightness and hue, also for colour-blind readers (Okabe and Ito).
@@ -115,27 +116,22 @@ def text_table(systems: Iterable[System]) -> str:
     )
 
 
-def scan_lists(system: System, most: int = 5) -> Iterator[str]:
-    """Yield a line on the scans without candidates and one on those not in the list; none if there are no such scans.
-
-    Args:
-        system: the system's results.
-        most: number of scans named in a line.
-    """
+def scan_lists(system: System) -> Iterator[str]:
+    """Yield a line on the scans without candidates and one on those not in the list; none if there are no such scans."""
     empty, unknown = system.scans_without_candidates, system.unknown_scans
     if empty:
-        yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty, most)}"
+        yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty)}"
     if unknown:
         total = sum(unknown.values())
         yield (
             f"{system.name}: {total} candidates of {len(unknown)} scans that are not in the list, not counted: "
-            f"{_first(list(unknown), most)}"
+            f"{_first(list(unknown))}"
         )
 
 
-def _first(uids: Sequence[str], most: int) -> str:
-    more = f" … and {len(uids) - most} more (froc.json)" if len(uids) > most else ""
-    return ", ".join(uids[:most]) + more
+def _first(uids: Sequence[str]) -> str:
+    more = f" … and {len(uids) - MOST_NAMED} more (froc.json)" if len(uids) > MOST_NAMED else ""
+    return ", ".join(uids[:MOST_NAMED]) + more
 
 
 def _cells(score: Score) -> tuple[str, ...]:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from .bootstrap import BAND_RATES, Confidence, Interval, confidence_of
-from .calibration import BINS, Calibration, Reliability, ReliabilityBin, calibration_of
+from .bootstrap import BAND_RATES, Confidence, confidence_of
+from .calibration import Calibration, Reliability, calibration_of
 from .cpm import ScanTruth, ScoredScan, match_scans
-from .luna16 import (
-    MAX_CANDIDATES,
-    RATES,
-    SIZE_CLASSES,
-    UNKNOWN_SCAN,
-    Candidates,
-    Counts,
-    Findings,
-    Froc,
-    Matches,
-    SizeReadings,
-    froc_of,
-    match,
-    size_class,
-)
-from .masks import MaskScores, NoduleOverlap, join_mask_scores, score_masks, summarise
+from .luna16 import RATES, SIZE_CLASSES, UNKNOWN_SCAN, Candidates, Findings, Froc, Matches, froc_of, match, size_class
+from .masks import MaskScores, join_mask_scores, score_masks, summarise
 from .overlap import MISSED, Overlap, compare_masks
-from .per_litre import LITRE_RATES, PerLitre, per_litre_of
+from .per_litre import LITRE_RATES, per_litre_of
 from .running import FrocMetric, MaskMetric
 
 __all__ = [
     "BAND_RATES",
-    "BINS",
     "LITRE_RATES",
-    "MAX_CANDIDATES",
     "MISSED",
     "RATES",
     "SIZE_CLASSES",
@@ -37,22 +21,16 @@ __all__ = [
     "Calibration",
     "Candidates",
     "Confidence",
-    "Counts",
     "Findings",
     "Froc",
     "FrocMetric",
-    "Interval",
     "MaskMetric",
     "MaskScores",
     "Matches",
-    "NoduleOverlap",
     "Overlap",
-    "PerLitre",
     "Reliability",
-    "ReliabilityBin",
     "ScanTruth",
     "ScoredScan",
-    "SizeReadings",
     "calibration_of",
     "compare_masks",
     "confidence_of",

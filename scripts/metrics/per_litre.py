@@ -33,16 +33,13 @@ class PerLitre:
     intervals: tuple[Interval, ...]
 
 
-def per_litre_of(
-    matches: Matches, litres: float, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> PerLitre:
+def per_litre_of(matches: Matches, litres: float, *, resamples: int = 1000, seed: int = 0) -> PerLitre:
     """Read the sensitivity at :data:`LITRE_RATES` from the curve, with intervals.
 
     Args:
         matches: the matches of all scans.
         litres: volume of lung in them, above 0.
         resamples: number of resamples of the nodules; 0 for no intervals.
-        level: share of the resamples between an interval's bounds, between 0 and 1.
         seed: seed of the random numbers.
     """
     readings = tuple(_readings(matches, litres).tolist())
@@ -51,7 +48,7 @@ def per_litre_of(
         return PerLitre(litres, readings, ())
     rng = np.random.default_rng(seed)
     drawn = [_readings(_with(matches, rng.integers(0, nodules, nodules)), litres) for _ in range(resamples)]
-    bounds = np.quantile(np.stack(drawn), [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
+    bounds = np.quantile(np.stack(drawn), [0.025, 0.975], axis=0)
     return PerLitre(litres, readings, tuple(Interval(*pair) for pair in bounds.T.tolist()))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.paths import is_below, kind_of, unreadable
+from ..core.paths import kind_of, unreadable
 from .dicom_header import SliceHeader, begins_as_dataset, read_headers
 from .dicom_series import Series, group_series, localizer_note
 from .scan import IMAGE_SUFFIXES, ScanError
@@ -24,7 +24,6 @@ DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})  # such a file is meant t
 SECTIONS = ("training", "validation", "test", "testing")  # sections read by default; others must be asked for
 
 RESULT_RECORD = "nodules.json"  # in the folder of each result
-RESULT_MARK_BYTES = 512  # schema and disclaimer stand at the beginning of the record
 
 _PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|tmp)$")  # suffixes of unfinished copies
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -32,15 +31,15 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 Entry = dict[str, Any]
 
 
-def find_scans(source: str | Path, *, series: str = "auto", section: str | None = None) -> list[Entry]:
+def find_scans(source: str | Path, *, series: str = "auto") -> list[Entry]:
     """List the scans of a file, folder or datalist.
 
     Args:
         source: an image file (.mhd, .mha, .nrrd, .nii, .nii.gz), a DICOM file or folder, a folder with scans at any
-            depth, or a datalist (.json: a list of items, or a dict of such lists).
+            depth, or a datalist (.json: a list of items, or a dict of such lists, of which those in :data:`SECTIONS` are
+            taken, one after the other).
         series: which DICOM series of a study: "auto" (the thinnest axial CT), "all" (each CT series), or a
             SeriesInstanceUID, in which case nothing else is listed.
-        section: the section of a datalist to take; by default those in :data:`SECTIONS`, one after the other.
 
     Returns:
         At least one MONAI datalist item: ``image`` (a path, or the paths of the slices sorted along their normal),
@@ -49,8 +48,7 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
         unchanged except for ``lung_mask``, which is resolved against the datalist's folder.
 
     Raises:
-        ScanError: the input does not exist or contains no scan, the datalist is malformed, or the section or series is
-            unknown.
+        ScanError: the input does not exist or contains no scan, the datalist is malformed, or the series is unknown.
     """
     path = Path(source)
     kind = kind_of(path)
@@ -58,11 +56,9 @@ def find_scans(source: str | Path, *, series: str = "auto", section: str | None 
     if kind not in ("file", "folder"):
         there = kind.replace("no such file or folder", "nothing there")
         raise ScanError(f"{path}: expected a scan, a folder or a datalist, found {there}; check the path.")
-    if section is not None and not is_list:
-        raise ScanError(f"{path}: expected a datalist (.json) for section '{section}', got none; omit the section.")
     seen: list[Series] = []
     if is_list:
-        items = _checked_items(path, section)
+        items = _checked_items(path)
         entries = [entry for item in items for entry in _item_entries(path.parent, item, series, seen)]
     else:
         entries = _entries_at(path, series, seen)
@@ -135,7 +131,7 @@ def _file_entries(
             damaged = [path for path in broken if path.parent in folders]
             # The same holds for a folder that cannot be read, inside a series' folder or beside its several folders.
             around = folders | ({folder.parent for folder in folders} if len(folders) > 1 else set())
-            damaged += [path for path in closed if any(is_below(path, folder) for folder in around)]
+            damaged += [path for path in closed if any(path.is_relative_to(folder) for folder in around)]
             reported.update(damaged)
             paths = list(dict.fromkeys(header.path for header in chosen.slices)) + [str(path) for path in damaged]
             where = str(min(folders)) if len(folders) == 1 else source
@@ -176,11 +172,7 @@ def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path
 
 def is_result(folder: Path) -> bool:
     """Whether a folder contains the result of a scan, recognised by the first bytes of its record."""
-    try:
-        with (folder / RESULT_RECORD).open("rb") as file:
-            first = file.read(RESULT_MARK_BYTES)
-    except OSError:
-        return False
+    first = _start(folder / RESULT_RECORD)
     return all(f'"{key}"'.encode() in first for key in ("schema_version", "disclaimer"))
 
 
@@ -278,25 +270,23 @@ def read_datalist(path: Path, error: type[UserError] = ScanError) -> Any:
         ) from cause
 
 
-def _checked_items(path: Path, section: str | None) -> list[Entry]:
-    """Return the items of a datalist's sections, or of the requested one, as dicts with a path or a list of paths.
+def _checked_items(path: Path) -> list[Entry]:
+    """Return the items of a datalist's sections, as dicts with a path or a list of paths.
 
     Raises:
-        ScanError: the datalist or an item is malformed, or has no such section.
+        ScanError: the datalist or an item is malformed, or has none of the sections.
     """
     content = read_datalist(path)
-    wanted = SECTIONS if section is None else (section,)
     sections = content if isinstance(content, dict) else {}
-    found = {name: items for name, items in sections.items() if name in wanted and isinstance(items, list)}
-    if isinstance(content, list) and section is None:
+    found = {name: items for name, items in sections.items() if name in SECTIONS and isinstance(items, list)}
+    if isinstance(content, list):
         found = {"": content}
     if not found:
-        options = " or ".join(f"'{name}'" for name in wanted)
+        options = " or ".join(f"'{name}'" for name in SECTIONS)
         there = [name for name, items in sections.items() if isinstance(items, list)] or list(sections)
         raise ScanError(
-            f"{path}: expected {'a list of items, or ' if section is None else ''}section "
-            f"{options} with a list of items, found {', '.join(there) or type(content).__name__}; correct the datalist "
-            "or the section."
+            f"{path}: expected a list of items, or section {options} with a list of items, found "
+            f"{', '.join(there) or type(content).__name__}; correct the datalist."
         )
     entries = []
     for name, items in found.items():

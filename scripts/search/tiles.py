@@ -204,11 +204,6 @@ def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Ma
     return np.asarray(counts.take(stops, axis) > counts.take(starts, axis))
 
 
-def volume(tiles: Sequence[Box]) -> int:
-    """Return the number of blocks of all tiles; a block in several tiles counts once for each."""
-    return sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
-
-
 def batches(tiles: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
     """Yield groups of at most ``at_once`` consecutive tiles of the same size."""
     for _, alike in itertools.groupby(tiles, key=lambda tile: [part.stop - part.start for part in tile]):

@@ -459,7 +459,6 @@ def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) ->
     assert second == {"image": paths, "fold": 1, "name": SERIES_UID, "source": str(tmp_path / "x/dicom"), "notes": ""}
     assert third["name"] == "scan-2"
     for name, options, names in (
-        ("list.json", {"section": "validation"}, ["scan"]),
         ("plain.json", {}, ["scan", SERIES_UID]),
         ("plain.json", {"series": SERIES_UID}, [SERIES_UID]),
     ):
@@ -467,16 +466,16 @@ def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "section", "words"),
+    ("content", "words"),
     [
-        *((content, None, "expected") for content in ("{", "3", "{}", '{"training": 1}', "[3]", "[]")),
-        *((content, None, "{'image': path") for content in ('[{"mask": "a"}]', '[{"image": []}]')),
-        ('{"training": [{"image": "a.nii"}]}', "testing", "section 'testing' with a list of items, found training"),
+        *((content, "expected") for content in ("{", "3", "{}", '{"training": 1}', "[3]", "[]")),
+        *((content, "{'image': path") for content in ('[{"mask": "a"}]', '[{"image": []}]')),
+        ('{"donors": [{"image": "a.nii"}]}', "'testing' with a list of items, found donors"),
     ],
 )
-def test_refused_datalist_of_another_shape(tmp_path: Path, content: str, section: str | None, words: str) -> None:
+def test_refused_datalist_of_another_shape(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "list.json").write_text(content)
-    told(lambda: find_scans(tmp_path / "list.json", section=section), "list.json", words)
+    told(lambda: find_scans(tmp_path / "list.json"), "list.json", words)
 
 
 # ---- handled: enhanced CT ----------------------------------------------------------------------------------------
@@ -1017,8 +1016,6 @@ def test_refused_input_that_does_not_exist_or_is_empty(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_text("no scan")
     told(lambda: find_scans(tmp_path / "nowhere"), "nowhere", "found nothing there")
     told(lambda: find_scans(tmp_path), "expected DICOM slices or ", "found none")
-    with pytest.raises(ScanError, match=r"expected a datalist .* for section 'training'"):
-        find_scans(tmp_path, section="training")
 
 
 # ---- refused when read, so that the other scans run -----------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,9 +14,14 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from scripts.core.geometry import apply_affine
-from scripts.search.tiles import STEP, Tiling, batches, blocks_near, plan_tiles, volume
+from scripts.search.tiles import STEP, Box, Tiling, batches, blocks_near, plan_tiles
 
 SHRINKING = Tiling((8, 8, 8), (1, 1, 1), (2, 2, 2))
+
+
+def volume(tiles: Sequence[Box]) -> int:
+    """Return the number of blocks of all tiles; a block in several tiles counts once for each."""
+    return sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
 
 
 @st.composite

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from scripts.core.commands import run_command
 
 # Command → "module:function" in this package; a module is imported only when its command is called.
 COMMANDS = {"describe": "describe:describe", "reach": "reach:reach"}
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
-    return run_command(str(__package__), COMMANDS, arguments)
-
+main = partial(run_command, str(__package__), COMMANDS)
 
 if __name__ == "__main__":
     sys.exit(main())
