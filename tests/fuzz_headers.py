@@ -30,7 +30,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, 
 
 from scripts.core.commands import run_function
 from scripts.core.errors import UserError
-from scripts.read.reader import find_scans, read_grid, read_scan
+from scripts.read.discovery import find_scans
+from scripts.read.reader import read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
 from tests.image_files import AXIAL, chest
 

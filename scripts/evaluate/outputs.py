@@ -117,7 +117,7 @@ def text_table(systems: Iterable[System]) -> str:
 
 
 def scan_lists(system: System) -> Iterator[str]:
-    """Yield a line on the scans without candidates and one on those not in the list; none if there are no such scans."""
+    """Yield a line on the scans without candidates and one on those not in the list, if there are such scans."""
     empty, unknown = system.scans_without_candidates, system.unknown_scans
     if empty:
         yield f"{system.name}: {len(empty)} scans without candidates: {_first(empty)}"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.errors import SettingError
 from ..core.records import ScanResult
-from ..read.reader import ScanError, find_scans
+from ..read.discovery import only_scan
 from ..read.scan import to_hu
 from .run import scan_result, search_scan
 
@@ -35,13 +35,13 @@ class ScanSearch:
     """The inference graph as a function of one scan.
 
     Args:
-        preprocessing: of one item of :func:`..read.reader.find_scans`.
+        preprocessing: of one item of :func:`..read.discovery.find_scans`.
         network: on ``device``; it is switched to evaluation mode.
         inferer: returns the maps of a whole scan; called with ``lung_distance_mm``.
         postprocessing: from maps to nodules.
         device: where the network is.
         model, settings: facts that are stored with each result.
-        series: which DICOM series of a study, see :func:`..read.reader.find_scans`.
+        series: which DICOM series of a study, see :func:`..read.discovery.find_scans`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ScanSearch:
             ScanError: there is no scan, there are several, or the scan must be refused. MONAI's ``Compose`` wraps what
                 the reader raises: its ``__cause__`` is the :class:`..core.errors.UserError`.
         """
-        item = self.preprocessing(_only_scan(os.fspath(source), self.series))
+        item = self.preprocessing(only_scan(os.fspath(source), series=self.series))
         with torch.no_grad():
             found = search_scan(item, self.network, self.inferer, self.device)
         item = self.postprocessing({**item, **found})
@@ -84,8 +84,8 @@ class PreprocessRequestd(Transform):
     """Preprocess the image that a request names; the other keys of the request are kept.
 
     Args:
-        preprocessing: of one item of :func:`..read.reader.find_scans`.
-        series: which DICOM series of a study, see :func:`..read.reader.find_scans`.
+        preprocessing: of one item of :func:`..read.discovery.find_scans`.
+        series: which DICOM series of a study, see :func:`..read.discovery.find_scans`.
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], series: str = "auto") -> None:
@@ -97,22 +97,9 @@ class PreprocessRequestd(Transform):
         Raises:
             ScanError: there is no scan, there are several, or the scan must be refused.
         """
-        item = self.preprocessing(_only_scan(str(data["image"]), self.series))
+        item = self.preprocessing(only_scan(str(data["image"]), series=self.series))
         item["image"].meta[DISTANCE] = item[DISTANCE]
         return {**data, **item}
-
-
-def _only_scan(source: str, series: str) -> dict[str, Any]:
-    """Return the item of the only scan of ``source``, see :func:`..read.reader.find_scans`.
-
-    Raises:
-        ScanError: there is no scan, or there are several.
-    """
-    scans = find_scans(source, series=series)
-    if len(scans) > 1:
-        names = ", ".join([scan["name"] for scan in scans[:3]] + ["…"] * (len(scans) > 3))
-        raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names}); name one of them.")
-    return scans[0]
 
 
 class LabelDetector:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..core.claims import BusyError
 from ..core.errors import SettingError, UserError
 from ..core.paths import printable
-from ..read.reader import find_scans
+from ..read.discovery import find_scans
 from ..report import Fingerprint, ResultWriter, input_digest
 from .log import RunLog
 
@@ -77,7 +77,7 @@ class ScanStream(IterableDataset):
     """The scans of an input, preprocessed one after another; refused and finished ones are logged and left out.
 
     Args:
-        source: what :func:`..read.reader.find_scans` takes: file, folder or datalist.
+        source: what :func:`..read.discovery.find_scans` takes: file, folder or datalist.
         series: which DICOM series of a study ("auto", "all" or a SeriesInstanceUID).
         transform: preprocessing of one item, which includes its ``input_digest`` (:func:`..report.input_digest`).
         log: records failures.

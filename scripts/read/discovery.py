@@ -36,8 +36,8 @@ def find_scans(source: str | Path, *, series: str = "auto") -> list[Entry]:
 
     Args:
         source: an image file (.mhd, .mha, .nrrd, .nii, .nii.gz), a DICOM file or folder, a folder with scans at any
-            depth, or a datalist (.json: a list of items, or a dict of such lists, of which those in :data:`SECTIONS` are
-            taken, one after the other).
+            depth, or a datalist (.json: a list of items, or a dict of such lists; those in :data:`SECTIONS` are taken,
+            one after the other).
         series: which DICOM series of a study: "auto" (the thinnest axial CT), "all" (each CT series), or a
             SeriesInstanceUID, in which case nothing else is listed.
 
@@ -70,6 +70,19 @@ def find_scans(source: str | Path, *, series: str = "auto") -> list[Entry]:
             f"{path}: expected DICOM slices or {', '.join(IMAGE_SUFFIXES)} files, found none; check the path."
         )
     return with_unique_names(entries)
+
+
+def only_scan(source: str | Path, *, series: str = "auto") -> Entry:
+    """Return the only scan of a file, folder or datalist, see :func:`find_scans`.
+
+    Raises:
+        ScanError: there is no scan, or there are several.
+    """
+    scans = find_scans(source, series=series)
+    if len(scans) > 1:
+        names = ", ".join([scan["name"] for scan in scans[:3]] + ["…"] * (len(scans) > 3))
+        raise ScanError(f"{source}: expected one scan, got {len(scans)} ({names}); name one of them.")
+    return scans[0]
 
 
 def is_image_file(path: str | Path) -> bool:

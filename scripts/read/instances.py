@@ -171,7 +171,7 @@ def instance_mask(labels: Labels, matches: Sequence[Match], grid: Grid) -> tuple
         :data:`LEAST_KEPT` inside the scan is left out, and its match has a reason instead.
     """
     most = max((match.row for match in matches), default=0) + 1
-    rows = np.zeros(int(labels.values.max(initial=0)) + 1, dtype=np.uint8 if most < 256 else np.uint16)
+    rows = np.zeros(int(labels.values.max(initial=0)) + 1, dtype=np.min_scalar_type(most))
     moved = on_grid(labels, grid)
     kept_mm3 = np.bincount(moved[moved > 0], minlength=len(rows)) * voxel_volume_mm3(grid.affine_ras)
     results = []

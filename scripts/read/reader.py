@@ -1,8 +1,8 @@
 """Reads scans: DICOM series, MetaImage, NRRD and NIfTI become int16 HU with a voxel-to-RAS affine.
 
 :class:`ScanReader` plugs into MONAI: ``LoadImaged(keys="image", reader=ScanReader())`` on the items of
-:func:`find_scans`; :class:`LabelReader` reads masks in the same way, without the checks for HU. Geometry always comes
-from the file; files that cannot be trusted are refused with a :class:`ScanError`.
+:func:`.discovery.find_scans`; :class:`LabelReader` reads masks in the same way, without the checks for HU. Geometry
+always comes from the file; files that cannot be trusted are refused with a :class:`ScanError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from monai.data import ImageReader
 from ..core.geometry import FloatArray
 from ..core.paths import kind_of
 from .dicom_series import read_series, series_grid
-from .discovery import IMAGE_SUFFIXES, find_scans, is_image_file, looks_like_dicom
+from .discovery import IMAGE_SUFFIXES, is_image_file, looks_like_dicom, only_scan
 from .nifti import read_nifti_header
 from .scan import Grid, ScanError, Volume, make_volume
 from .text_headers import ImageHeader, read_text_header
@@ -177,12 +177,9 @@ def _files_of_scan(image: Sequence[Any] | Any) -> tuple[tuple[str, ...], tuple[s
     if len(paths) > 1 or kind_of(first) != "folder":
         return paths, ()
     with _hiding(paths):
-        scans = find_scans(first)
-        if len(scans) > 1:
-            got = f"{len(scans)} ({', '.join(scan['name'] for scan in scans)})"
-            raise ScanError(f"{first}: expected one scan, got {got}; name one of them.")
-    files, notes = _files_of_scan(scans[0]["image"])
-    return files, (*scans[0]["notes"].splitlines(), *notes)
+        scan = only_scan(first)
+    files, notes = _files_of_scan(scan["image"])
+    return files, (*scan["notes"].splitlines(), *notes)
 
 
 def _existing(paths: Sequence[str]) -> str:

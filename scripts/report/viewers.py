@@ -39,7 +39,7 @@ class MaskNifti:
         Raises:
             OutputError: the file cannot be written.
         """
-        dtype = np.uint8 if result.mask.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16
+        dtype = np.min_scalar_type(result.mask.max(initial=0))
         mask = result.mask.astype(dtype)
         return write_nifti(folder / self.filename, mask, result.affine_ras, "lung nodules, instance labels")
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from scripts.infer import PreprocessRequestd, ScanFromArrayd, ScanSearch
-from scripts.read.reader import find_scans
+from scripts.read.discovery import find_scans
 from scripts.read.scan import ScanError
 from tests.dicom_files import write_series
 from tests.infer.test_run import Remarking, _searched, looks_like

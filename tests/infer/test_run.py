@@ -33,7 +33,8 @@ from scripts.infer import (
 )
 from scripts.phantom.files import write_image
 from scripts.read.dicom_header import read_identity
-from scripts.read.reader import ScanReader, find_scans, read_scan
+from scripts.read.discovery import find_scans
+from scripts.read.reader import ScanReader, read_scan
 from scripts.read.scan import ScanError
 from scripts.report import MaskNifti, NodulesJson, ResultWriter, RunIndex, input_digest
 from tests.dicom_files import write_series

@@ -40,16 +40,8 @@ from scipy.spatial.transform import Rotation
 from scripts.core.errors import user_error_in
 from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
 from scripts.read import scan as scan_module
-from scripts.read.reader import (
-    FILE_SEPARATOR,
-    LabelReader,
-    ScanError,
-    ScanReader,
-    find_scans,
-    read_grid,
-    read_labels,
-    read_scan,
-)
+from scripts.read.discovery import find_scans
+from scripts.read.reader import FILE_SEPARATOR, LabelReader, ScanError, ScanReader, read_grid, read_labels, read_scan
 from scripts.read.scan import published_reason
 from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers

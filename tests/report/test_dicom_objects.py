@@ -25,7 +25,8 @@ from scripts.core.geometry import FloatArray, apply_affine, swap_lps_ras, swap_l
 from scripts.core.records import Detection, Location, Nodule, ScanResult
 from scripts.decode.measurements import measure
 from scripts.phantom.files import write_dicom_series
-from scripts.read.reader import find_scans, read_scan
+from scripts.read.discovery import find_scans
+from scripts.read.reader import read_scan
 from scripts.report import DicomReport, DicomSegmentation, NodulesJson, ResultWriter
 from scripts.report.dicom.objects import frames
 from tests.dicom_files import STUDY_UID, set_raw, write_enhanced, write_series

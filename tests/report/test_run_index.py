@@ -14,7 +14,8 @@ from scripts.core.files import OutputError
 from scripts.core.records import Detection, ScanResult
 from scripts.infer import RunLog
 from scripts.phantom.chest import Chest
-from scripts.read.reader import find_scans, read_scan
+from scripts.read.discovery import find_scans
+from scripts.read.reader import read_scan
 from scripts.read.scan import ScanError
 from scripts.report import HtmlReport, NodulesJson, RunIndex
 from scripts.report.tables import scan_record

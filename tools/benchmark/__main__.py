@@ -24,7 +24,7 @@ from scripts.core.errors import DataError, SettingError
 from scripts.core.files import write_bytes
 from scripts.infer.run import bundle_facts
 from scripts.phantom.command import phantom
-from scripts.read.reader import find_scans
+from scripts.read.discovery import find_scans
 from scripts.search.inferer import choose_precision
 
 from ..network.anatomy import NETWORKS

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from collections.abc import Sequence
 
 from scripts.core.commands import run_command
 
 # Command → "module:function" in this package; a module is imported only when its command is called.
 COMMANDS = {"describe": "describe:describe", "reach": "reach:reach"}
 
-main = partial(run_command, str(__package__), COMMANDS)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 if it failed, 2 if the command line is wrong."""
+    return run_command(str(__package__), COMMANDS, arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main())

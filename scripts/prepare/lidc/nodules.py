@@ -273,7 +273,7 @@ def instance_mask(findings: Sequence[Finding], shape: tuple[int, ...]) -> npt.ND
 
     Where two overlap (one may lie inside the other), the smaller one wins.
     """
-    instances: npt.NDArray[Any] = np.zeros(shape, dtype=np.uint8 if len(findings) < 256 else np.uint16)
+    instances: npt.NDArray[Any] = np.zeros(shape, dtype=np.min_scalar_type(len(findings)))
     numbered = [(number, finding.masks) for number, finding in enumerate(findings, start=1) if finding.masks]
     for number, masks in sorted(numbered, key=lambda one: -np.count_nonzero(one[1].consensus())):
         instances[masks.box][masks.consensus()] = number
