@@ -19,6 +19,7 @@ from ..core.geometry import spacing_mm
 from ..core.paths import printable
 from ..core.records import LUNG_SIDES, Detection, Nodule, ScanResult
 from ..core.text import DISCLAIMER
+from .base import Writer
 
 SCHEMA_VERSION = "1.2.0"
 CAUTION = f"{DISCLAIMER} A report without findings does not exclude nodules."
@@ -35,11 +36,10 @@ _MM_DECIMALS = 3
 _PROBABILITY_DIGITS = 9
 
 
-class NodulesJson:
+class NodulesJson(Writer):
     """Write ``nodules.json``: nodules with their measurements, candidates, the scan's geometry, model and settings."""
 
     filename = "nodules.json"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list.
@@ -50,11 +50,10 @@ class NodulesJson:
         return write_bytes(folder / self.filename, _json_text(scan_record(result)).encode())
 
 
-class NodulesCsv:
+class NodulesCsv(Writer):
     """Write ``nodules.csv``: LUNA16's five columns (LPS mm), then label, diameter, measurements, type, side, level."""
 
     filename = "nodules.csv"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; without nodules there is only the header, and a missing measurement is an empty cell.

@@ -15,6 +15,7 @@ import numpy as np
 from ..core.files import write_bytes, write_json
 from ..core.nifti import write_nifti
 from ..core.records import Nodule, ScanResult
+from .base import Writer
 from .html.render import shown_probability
 from .tables import candidate_record
 
@@ -25,11 +26,10 @@ MARKUPS_SCHEMA = (
 )
 
 
-class MaskNifti:
+class MaskNifti(Writer):
     """Write ``mask.nii.gz``: instance labels (0 = background) on the scan's own grid, with the affine to RAS mm."""
 
     filename = "mask.nii.gz"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``: uint8, or uint16 above 255 nodules; a scan without nodules gives zeros.
@@ -44,11 +44,10 @@ class MaskNifti:
         return write_nifti(folder / self.filename, mask, result.affine_ras, "lung nodules, instance labels")
 
 
-class SlicerMarkups:
+class SlicerMarkups(Writer):
     """Write ``nodules.mrk.json``: each nodule's centre as a named point (LPS mm) that 3D Slicer opens."""
 
     filename = "nodules.mrk.json"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has an empty list of points.
@@ -79,11 +78,10 @@ class SlicerMarkups:
         return write_json(folder / self.filename, {"@schema": MARKUPS_SCHEMA, "markups": [points]}, indent=2)
 
 
-class SlicerLabels:
+class SlicerLabels(Writer):
     """Write ``mask.ctbl``: names and colours of the mask's labels, as a colour table of 3D Slicer."""
 
     filename = "mask.ctbl"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has only the background.
@@ -97,11 +95,10 @@ class SlicerLabels:
         return write_bytes(folder / self.filename, text.encode())
 
 
-class ItkSnapLabels:
+class ItkSnapLabels(Writer):
     """Write ``mask.label.txt``: names and colours of the mask's labels, as label descriptions of ITK-SNAP."""
 
     filename = "mask.label.txt"
-    optional = False
 
     def __call__(self, result: ScanResult, folder: Path) -> Path:
         """Write into ``folder``; a scan without nodules has only the background.

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ..core.claims import claims_on
 from ..core.files import (
@@ -31,25 +31,10 @@ from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..core.text import parse_bool
 from ..read.text_headers import data_files
-from .dicom.writers import DicomReport, DicomSegmentation
-from .html.page import HtmlReport
-from .tables import NodulesCsv, NodulesJson, PredictionTable, plain
-from .viewers import ItkSnapLabels, MaskNifti, SlicerLabels, SlicerMarkups
+from .base import Writer
+from .tables import NodulesJson, PredictionTable, plain
 
 logger = logging.getLogger(__name__)
-
-# An earlier result may contain their files even if this run writes fewer.
-_WRITERS: tuple[type[Writer], ...] = (
-    NodulesJson,
-    NodulesCsv,
-    MaskNifti,
-    SlicerMarkups,
-    SlicerLabels,
-    ItkSnapLabels,
-    HtmlReport,
-    DicomSegmentation,
-    DicomReport,
-)
 
 
 def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
@@ -119,22 +104,6 @@ def _differences(fingerprint: Fingerprint, folder: Path) -> list[str]:
     return fingerprint.differences(Fingerprint.of_record(read_record(folder / NodulesJson.filename)))
 
 
-class Writer(Protocol):
-    """Writes one file of a scan's result.
-
-    Attributes:
-        filename: the file's name in the folder of the result.
-        optional: whether a result may be complete without the file, because some scans have none.
-    """
-
-    filename: str
-    optional: bool
-
-    def __call__(self, result: ScanResult, folder: Path) -> Path | None:
-        """Write into ``folder`` and return the file's path; ``None`` if this scan has no such file."""
-        ...
-
-
 class ResultWriter:
     """Write each scan's result into ``<output_dir>/<name>/``, completely or not at all.
 
@@ -166,7 +135,7 @@ class ResultWriter:
         self.output_dir = writable_folder(output_dir)
         self.writers = tuple(writers)
         self.predictions = predictions
-        self._files = {writer.filename for writer in _WRITERS} | {writer.filename for writer in writers}
+        self._files = Writer.filenames | {writer.filename for writer in writers}
         self.claims = claims_on(self.output_dir)
         self.claims.sweep()
         remove_abandoned(self.output_dir)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from ...core.files import write_bytes
 from ...core.records import ScanResult
+from ..base import Writer
 from .source import SourceSeries, read_source
 
 logger = logging.getLogger(__name__)
 
 
-class _DicomWriter(ABC):
+class _DicomWriter(Writer, ABC):
     """Write one object for a scan that was read from DICOM."""
 
-    filename: str
     optional = True  # a scan that was not DICOM has none
 
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ...core.files import write_bytes
 from ...core.geometry import slice_axis, spacing_mm
 from ...core.records import LUNG_SIDES, Detection, Nodule, ScanResult, SearchRegion, centre_voxels
+from ..base import Writer
 from ..tables import published_source
 from .overview import lungs_picture, overview
 from .pictures import LUNG_WINDOW, Stack, close_ups
@@ -58,7 +59,7 @@ class PageEntry:
         return measured.long_axis_mm if measured else self.detection.diameter_mm
 
 
-class HtmlReport:
+class HtmlReport(Writer):
     """Write ``report.html``: a summary, a table, an overview, and close-ups to scroll through.
 
     Args:
@@ -68,7 +69,6 @@ class HtmlReport:
     """
 
     filename = "report.html"
-    optional = False
 
     def __init__(self, *, weaker_findings: int = 20, smallest_tested_mm: float = 3.0, date: str | None = None) -> None:
         self.weaker_findings, self.smallest_tested_mm, self.date = weaker_findings, smallest_tested_mm, date
