@@ -15,7 +15,7 @@ from tests.bundle import EVALUATE, INFERENCE, TRAIN, nodules, run
 
 # Small crops and a high learning rate: a minute or two on two cores instead of an hour.
 SHORT = {
-    **{"crop_size": 48, "batch_size": 4, "epoch_length": 50, "max_epochs": 3, "val_interval": 3, "num_workers": 0},
+    **{"crop_size": 48, "batch_size": 4, "epoch_length": 50, "max_epochs": 2, "val_interval": 2, "num_workers": 0},
     **{"nodule_share": 0.7, "learning_rate": 0.002, "warmup_iterations": 20, "average_decay": 0.9},
 }
 
