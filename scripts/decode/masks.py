@@ -183,7 +183,7 @@ def segment_given(
 
 
 class SegmentNodulesd(Transform):
-    """Graph component around :func:`segment_nodules`.
+    """Decide which candidates are nodules, and segment these (:func:`segment_nodules`).
 
     Reads ``candidates``, ``pred``, the affine of ``image`` and ``scan`` (``[1, I, J, K]``, HU); writes ``nodules`` and
     ``mask`` ``[I, J, K]``. Candidates below ``threshold`` are left out.

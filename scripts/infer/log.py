@@ -13,7 +13,7 @@ from ..core.errors import UserError, is_command_line, reason_of, user_error_in
 from ..core.paths import printable
 from ..core.records import ScanResult
 from ..read.scan import published_reason
-from ..report import RunIndex, summary
+from ..report import HtmlReport, RunIndex, summary
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class RunLog:
         self.folders[result.name] = folder
         if self.index is not None:
             self.index.add(result, folder)
-        logger.info("%s\n%s\nreport: %s", result.name, summary(result), folder / "report.html")
+        report = folder / HtmlReport.filename
+        logger.info("%s\n%s\nreport: %s", result.name, summary(result), report if report.is_file() else folder)
 
     def skipped(self, name: str, folder: Path) -> None:
         """Record a scan that is not searched because its result already exists in ``folder``."""
