@@ -8,6 +8,7 @@ a header that does not describe its data exactly is refused. Sources: MetaIO's d
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import os
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,7 @@ class ImageHeader:
                 data = bytearray(self._read_bytes())  # writable
                 values = np.frombuffer(data, self.dtype, math.prod(self.grid.shape), self.lead)
                 return apply_read_scaling(values.reshape(self.grid.shape, order="F"), *map(np.float64, self.scaling))
-            except (ValueError, OSError, zlib.error, MemoryError) as error:
+            except (ValueError, EOFError, OSError, zlib.error, MemoryError) as error:
                 fault = f"truncated or damaged: {error}"
         raise ScanError(
             f"{self.path}: expected an image with all its data, got a truncated or damaged file, or its data file is "
@@ -146,35 +147,35 @@ class ImageHeader:
         """Return the unpacked data, perhaps with some zeros at the end; unpack at most :data:`PADDING_BYTES` + 1 more.
 
         Raises:
-            ValueError: the file contains fewer bytes than needed, or more.
-            zlib.error: the packed data are damaged; they are read to the end, where the checksum is.
+            ValueError, EOFError: the file contains fewer bytes than needed, or more.
+            OSError, zlib.error: the packed data are damaged; they are read to the end, where the checksum is.
         """
         needed = self._needed_bytes
         limit = needed + PADDING_BYTES + 1
         with self.file.open("rb") as stream:
             stream.seek(*((self.skip, os.SEEK_SET) if self.skip >= 0 else (-needed, os.SEEK_END)))
-            data = _unpacked(stream.read(), limit) if self.packed else stream.read(limit)
+            data = _unpacked(stream, limit) if self.packed else stream.read(limit)
         if not needed <= len(data) < limit or any(data[needed:]):
             raise ValueError(f"the data are {len(data)} bytes, the header says {needed}")
         return data
 
 
-def _unpacked(packed: bytes, limit: int) -> bytes:
-    """Unpack at most ``limit`` bytes of zlib data or of one or more gzip members, as parallel packers write.
+def _unpacked(stream: BinaryIO, limit: int) -> bytes:
+    """Unpack at most ``limit`` bytes of zlib data, or of gzip data in one or more members, as parallel packers write.
 
     Raises:
-        ValueError: the data end too early.
-        zlib.error: they are damaged.
+        ValueError, EOFError: the data end too early.
+        OSError, zlib.error: they are damaged.
     """
-    data = b""
-    while len(data) < limit:
-        unpacker = zlib.decompressobj(47)
-        data += unpacker.decompress(packed, limit - len(data))
-        if not unpacker.eof and len(data) < limit:
-            raise ValueError("the compressed data end too early")
-        packed = unpacker.unused_data
-        if not packed.startswith(GZIP_MARK):
-            break
+    start = stream.tell()
+    is_gzip = stream.read(len(GZIP_MARK)) == GZIP_MARK
+    stream.seek(start)
+    if is_gzip:
+        return gzip.GzipFile(fileobj=stream).read(limit)
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(stream.read(), limit)
+    if not unpacker.eof and len(data) < limit:
+        raise ValueError("the compressed data end too early")
     return data
 
 

@@ -1149,7 +1149,7 @@ def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
     data[-200] ^= 0xFF
     path.write_bytes(data)
-    refused(path, "incorrect data check")
+    refused(path, "CRC check failed")
 
 
 @pytest.mark.parametrize("form", [".nii.gz", ".mha", ".nrrd"])
