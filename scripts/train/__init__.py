@@ -5,7 +5,7 @@ from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
-from .handlers import GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
+from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
 from .insertion import InsertNodulesd
 from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
@@ -18,6 +18,7 @@ __all__ = [
     "CellsToNetworkd",
     "ClassificationLoss",
     "CropDataset",
+    "EpochHandler",
     "EpochSampler",
     "GradientClip",
     "InsertNodulesd",

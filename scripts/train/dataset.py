@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
@@ -107,7 +106,8 @@ def _parenchyma_voxel(item: Mapping[str, Any], rng: np.random.Generator) -> npt.
 class EpochSampler(Sampler[int]):
     """Consecutive indices of an endless stream, ``length`` per epoch and rank; the ranks take turns.
 
-    A handler of the training engine: a resumed run continues where it stopped.
+    Call :meth:`set_epoch` with the 1-based epoch number before each epoch, so that a resumed run continues where it
+    stopped.
 
     Args:
         length: crops per epoch and rank.
@@ -117,10 +117,6 @@ class EpochSampler(Sampler[int]):
     def __init__(self, length: int, rank: int = 0, ranks: int = 1) -> None:
         self.length, self.rank, self.ranks = length, rank, ranks
         self.epoch = 1
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's epochs, which count from 1."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.set_epoch(e.state.epoch))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -1,4 +1,4 @@
-"""Handlers of the training engine: gradient clipping, weight averaging, invalid losses and logging."""
+"""Handlers of the training engine: epochs, gradient clipping, weight averaging, invalid losses and logging."""
 
 from __future__ import annotations
 
@@ -18,9 +18,24 @@ from torch.optim.swa_utils import AveragedModel
 from ..core.errors import SettingError, UserError
 from ..core.text import shown_duration
 from ..network import save_weights
+from .dataset import EpochSampler
 from .losses import NoduleLoss
 
 logger = logging.getLogger(__name__)
+
+
+class EpochHandler:
+    """Pass the number of each new epoch to the sampler, also after a resume.
+
+    Args:
+        sampler: see :class:`.dataset.EpochSampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.sampler.set_epoch(e.state.epoch))
 
 
 class GradientClip:

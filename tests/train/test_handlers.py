@@ -25,6 +25,7 @@ from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.processes import MACHINE
 from scripts.train import (
     ClassificationLoss,
+    EpochHandler,
     GradientClip,
     MaskLoss,
     NoduleLoss,
@@ -87,7 +88,7 @@ class Run:
             optimizer=optimizer,
             loss_function=torch.nn.MSELoss(),
             train_handlers=[
-                sampler,
+                EpochHandler(sampler),
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
                 WeightAverage(self.average, self.network),
                 *(handlers or []),
