@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
 from ..core.records import ScanResult
 
 
-class Writer:
+class Writer(ABC):
     """Writes one file of a scan's result.
 
     Attributes:
@@ -25,6 +26,6 @@ class Writer:
         if "filename" in vars(cls):
             Writer.filenames.add(cls.filename)
 
+    @abstractmethod
     def __call__(self, result: ScanResult, folder: Path) -> Path | None:
         """Write into ``folder`` and return the file's path; ``None`` if this scan has no such file."""
-        raise NotImplementedError

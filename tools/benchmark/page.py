@@ -28,8 +28,7 @@ def filled_page(path: Path, device: str, text: str) -> str:
     """Return the page with the measurements for one kind of device replaced.
 
     Raises:
-        DataError: there is no such page, or no part of it for the device.
-        DataError: a page without the marks.
+        DataError: there is no such page, no part of it for the device, or a mark is missing.
     """
     if not path.is_file() or device not in PARTS:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 from ...core.files import write_bytes
@@ -14,7 +14,7 @@ from .source import SourceSeries, read_source
 logger = logging.getLogger(__name__)
 
 
-class _DicomWriter(Writer, ABC):
+class _DicomWriter(Writer):
     """Write one object for a scan that was read from DICOM."""
 
     optional = True  # a scan that was not DICOM has none
