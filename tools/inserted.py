@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scripts.core.commands import run_function
 from scripts.core.files import write_figure
+from scripts.core.geometry import BoolArray
 from scripts.train.crops import RandomCropd
 from scripts.train.dataset import CropDataset
 from scripts.train.insertion import InsertNodulesd
@@ -84,7 +85,7 @@ def _pairs(
             yield _seen(hu, soft > 0.5), _seen(item["image"][0], inside)
 
 
-def _seen(hu: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def _seen(hu: npt.NDArray[np.float32], inside: BoolArray) -> npt.NDArray[np.float32]:
     """Return the mask and its surroundings, centred and scaled so that lung is 0."""
     near = ndimage.binary_dilation(inside, iterations=SEEN_MM)
     scaled = np.pad(np.where(near, (np.clip(hu, -1000.0, 300.0) - LUNG_HU) / RANGE_HU, 0.0), EDGE)

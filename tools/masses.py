@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from scripts.core.commands import run_function
-from scripts.core.geometry import spacing_mm
+from scripts.core.geometry import BoolArray, spacing_mm
 from scripts.core.labels import Part
 from scripts.core.records import SearchRegion
 from scripts.evaluate.lungs import KEPT_MM, in_ras_order
 from scripts.preprocess.lung_search import RELEASED, LungSearch, coarse_scan
-from scripts.preprocess.lungs import Mask, find_lungs
+from scripts.preprocess.lungs import find_lungs
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def masses(*, scan_dir: str, names: Sequence[str], checkpoint: str = RELEASED, d
         )
 
 
-def _places(lungs: SearchRegion, radius_mm: float) -> Iterator[tuple[str, tuple[int, ...], Mask]]:
+def _places(lungs: SearchRegion, radius_mm: float) -> Iterator[tuple[str, tuple[int, ...], BoolArray]]:
     """Yield name, centre and cells of each mass in a chest whose axes run to the right, front and head."""
     cell_mm = spacing_mm(lungs.affine_ras)
     axes = np.ogrid[tuple(slice(n) for n in lungs.parts.shape)]

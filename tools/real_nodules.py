@@ -24,6 +24,7 @@ from scipy import ndimage
 from scripts.core.commands import run_function
 from scripts.core.files import write_json
 from scripts.core.geometry import (
+    BoolArray,
     FloatArray,
     apply_affine,
     box_around,
@@ -224,7 +225,7 @@ def _readings_inside(
             yield replace(reading, regions=regions)
 
 
-def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> npt.NDArray[np.bool_]:
+def _lungs_in_crops(hu: npt.NDArray[np.float32], affine: FloatArray) -> BoolArray:
     """Return large components of lung-like tissue, closed, where the volume is known."""
     known = hu > UNKNOWN_BELOW_HU
     air = (hu > LUNG_LIKE_HU[0]) & (hu < LUNG_LIKE_HU[1])

@@ -290,9 +290,9 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
         )
 
 
-def output_error(path: Path, expected: str, error: OSError) -> OutputError:
-    """Return the error to raise for a file-system error; an :class:`OutputError` is returned unchanged."""
+def output_error(path: Path, expected: str, error: Exception) -> OutputError:
+    """Return the error to raise for an error of writing; an :class:`OutputError` is returned unchanged."""
     if isinstance(error, OutputError):
         return error
-    reason = error.strerror or str(error)
+    reason = getattr(error, "strerror", "") or " ".join(str(error).split())
     return OutputError(f"{path}: expected {expected}, got: {reason}. Free disk space or choose another output_dir.")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 Point = tuple[float, float, float]
 
 _LPS_RAS = np.array([-1.0, -1.0, 1.0])

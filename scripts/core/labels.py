@@ -7,6 +7,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from .geometry import BoolArray
+
 NODULE = 0  # label of a nodule in datalists (MONAI's own LUNA16 folds use it)
 IGNORED = 1  # an excluded finding: no loss is computed there; it counts neither as hit nor as false positive
 PADDING = -1  # an empty row, which fills up an item to a fixed number of rows
@@ -24,6 +26,6 @@ class Part(IntEnum):
     AIRWAY = 4  # lumen of trachea and main bronchi
 
 
-def is_lung(parts: Parts) -> npt.NDArray[np.bool_]:
+def is_lung(parts: Parts) -> BoolArray:
     """Return the cells of both lungs, bool."""
     return np.asarray((parts == Part.LEFT_LUNG) | (parts == Part.RIGHT_LUNG))

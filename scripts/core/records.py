@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .geometry import FloatArray, Point, apply_affine, swap_lps_ras, voxel_volume_mm3
+from .geometry import BoolArray, FloatArray, Point, apply_affine, swap_lps_ras, voxel_volume_mm3
 from .labels import Part, Parts, is_lung
 
 NoduleType = Literal["solid", "part-solid", "ground-glass"]
@@ -134,7 +134,7 @@ class SearchRegion:
             str(item["region"]), np.asarray(distance.as_tensor()[0]), np.asarray(parts.as_tensor()[0]), affine_ras
         )
 
-    def lung(self, side: Side) -> npt.NDArray[np.bool_]:
+    def lung(self, side: Side) -> BoolArray:
         """Return the cells of one lung: ``[I', J', K']`` bool."""
         return np.asarray(self.parts == {"left": Part.LEFT_LUNG, "right": Part.RIGHT_LUNG}[side])
 
@@ -143,7 +143,7 @@ class SearchRegion:
         return float(self.lung(side).sum() * voxel_volume_mm3(self.affine_ras) / 1e6)
 
     @property
-    def lungs(self) -> npt.NDArray[np.bool_]:
+    def lungs(self) -> BoolArray:
         """The cells of both lungs: ``[I', J', K']`` bool."""
         return is_lung(self.parts)
 

@@ -19,13 +19,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..core.errors import SettingError
-from ..core.geometry import FloatArray, apply_affine, box_around, box_between, spacing_mm
+from ..core.geometry import BoolArray, FloatArray, apply_affine, box_around, box_between, spacing_mm
 from ..core.records import Detection, Nodule
 from ..network.blocks import mask_on_voxels
 from .candidates import MASK_LOGITS
 from .measurements import measure
 
-Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 
 
@@ -54,7 +53,7 @@ def logits_at(
     return np.asarray(read.reshape(voxels.shape[:-1]))
 
 
-def piece_at(inside: Mask, centre: FloatArray, reach: FloatArray) -> Mask:
+def piece_at(inside: BoolArray, centre: FloatArray, reach: FloatArray) -> BoolArray:
     """Return the connected component at a fractional voxel, or the nearest one within ``reach``; it may be empty.
 
     Args:
@@ -94,7 +93,7 @@ def mask_at(
     *,
     settings: MaskSettings,
     taken: npt.NDArray[np.integer] | None = None,
-) -> tuple[Box, Mask]:
+) -> tuple[Box, BoolArray]:
     """Compute the mask of one detection on the scan's own grid.
 
     Args:

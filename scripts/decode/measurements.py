@@ -8,10 +8,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
-from ..core.geometry import FloatArray, slice_axis, sphere_diameter_mm, voxel_volume_mm3
+from ..core.geometry import BoolArray, FloatArray, slice_axis, sphere_diameter_mm, voxel_volume_mm3
 from ..core.records import Measurement, NoduleType
-
-Mask = npt.NDArray[np.bool_]
 
 SOLID_FROM_HU = -300.0  # see type_hint
 GROUND_GLASS_BELOW = 0.1  # share of solid voxels
@@ -42,7 +40,7 @@ def _axes_mm(points: FloatArray) -> tuple[float, float]:
     return float(apart[a, b]), float(pdist(across).max())
 
 
-def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
+def axial_axes_mm(inside: BoolArray, affine: FloatArray) -> tuple[float, float]:
     """Return the long and short axis of a mask on the axial slice where its long axis is largest.
 
     Args:
@@ -59,7 +57,7 @@ def axial_axes_mm(inside: Mask, affine: FloatArray) -> tuple[float, float]:
     return max(_axes_mm(_edge_points_mm(np.argwhere(one), steps_mm)) for one in slices if one.any())
 
 
-def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> NoduleType:
+def type_hint(inside: BoolArray, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> NoduleType:
     """Return the nodule type that the intensities inside a mask suggest; a hint, not a reading.
 
     A voxel of -300 HU or more counts as solid. Voxels at the mask's in-plane edge, where nodule and air mix, are left
@@ -85,7 +83,7 @@ def type_hint(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray)
     return "solid" if share >= SOLID_FROM else "part-solid"
 
 
-def measure(inside: Mask, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> Measurement | None:
+def measure(inside: BoolArray, image_hu: npt.NDArray[np.int16], affine: FloatArray) -> Measurement | None:
     """Measure one mask.
 
     Args:

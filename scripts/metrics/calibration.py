@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from ..core.geometry import FloatArray
-from .luna16 import BoolArray
+from ..core.geometry import BoolArray, FloatArray
 
 BINS = 10  # of equal width
 LARGEST_LOGIT = 30.0  # of probabilities of 0 and 1, whose logits are infinite

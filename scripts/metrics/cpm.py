@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.geometry import FloatArray
+from ..core.geometry import BoolArray, FloatArray
 from ..core.records import Detection
-from .luna16 import BoolArray, Candidates, Findings, Matches, inside_findings, match
+from .luna16 import Candidates, Findings, Matches, inside_findings, match
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..core.geometry import FloatArray
+from ..core.geometry import BoolArray, FloatArray
 
 IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan at which sensitivity is read
 MAX_CANDIDATES = 100  # per scan

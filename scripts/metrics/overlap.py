@@ -17,9 +17,7 @@ from monai.metrics import get_mask_edges
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from ..core.geometry import FloatArray
-
-Mask = npt.NDArray[np.bool_]
+from ..core.geometry import BoolArray, FloatArray
 
 SURFACE_TOLERANCE_MM = 1.0  # of the surface Dice
 _ROUNDING_MM = 1e-6  # so that a distance of exactly the tolerance counts as within it, despite rounding
@@ -48,7 +46,7 @@ class Overlap:
 MISSED = Overlap(dice=0.0, iou=0.0, hd95_mm=None, surface_dice_1mm=0.0, relative_volume_error=-1.0)
 
 
-def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -> Overlap:
+def compare_masks(predicted: BoolArray, reference: BoolArray, spacing_mm: npt.ArrayLike) -> Overlap:
     """Compare two masks.
 
     Args:
@@ -81,7 +79,7 @@ def compare_masks(predicted: Mask, reference: Mask, spacing_mm: npt.ArrayLike) -
     return Overlap(2 * both / (a + b), both / (a + b - both), hd95_mm, surface_dice, (a - b) / b)
 
 
-def _surface_agreement(predicted: Mask, reference: Mask, spacing_mm: FloatArray) -> tuple[float, float]:
+def _surface_agreement(predicted: BoolArray, reference: BoolArray, spacing_mm: FloatArray) -> tuple[float, float]:
     """Return the HD95 in mm and the surface Dice of two masks, neither of which is empty."""
     masks = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (predicted, reference))
     edges = get_mask_edges(*masks, crop=True, spacing=spacing_mm.tolist())

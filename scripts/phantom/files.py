@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
-from ..core.files import beside, replacing
+from ..core.files import beside, output_error, replacing
 from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras_affine
 from ..core.nifti import write_nifti
 
@@ -81,13 +81,16 @@ def write_image(path: Path, array: npt.NDArray[np.generic], affine_ras: npt.Arra
     volume.SetSpacing(steps_mm.tolist())
     volume.SetOrigin(affine_lps[:3, 3].tolist())
     volume.SetDirection((affine_lps[:3, :3] / steps_mm).ravel().tolist())
-    with beside(path) as folder:
-        folder.mkdir()
-        sitk.WriteImage(volume, str(folder / path.name), useCompression=path.suffix == ".nrrd")
-        if path.suffix == ".mhd":
-            path.unlink(missing_ok=True)  # so that an old header never lies beside new data
-            (folder / f"{path.stem}.raw").replace(path.with_suffix(".raw"))
-        (folder / path.name).replace(path)
+    try:
+        with beside(path) as folder:
+            folder.mkdir()
+            sitk.WriteImage(volume, str(folder / path.name), useCompression=path.suffix == ".nrrd")
+            if path.suffix == ".mhd":
+                path.unlink(missing_ok=True)  # so that an old header never lies beside new data
+                (folder / f"{path.stem}.raw").replace(path.with_suffix(".raw"))
+            (folder / path.name).replace(path)
+    except (OSError, RuntimeError) as error:  # the latter from ITK
+        raise output_error(path, "room in a writable folder", error) from error
     return path
 
 

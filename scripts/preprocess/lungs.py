@@ -29,7 +29,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..core.errors import SettingError
-from ..core.geometry import FloatArray, spacing_mm, voxel_volume_mm3
+from ..core.geometry import BoolArray, FloatArray, spacing_mm, voxel_volume_mm3
 from ..core.labels import Part, Parts, is_lung
 from ..core.records import SearchRegion
 from ..read.scan import Grid, ScanError
@@ -38,7 +38,6 @@ from .resampling import in_order_of
 
 logger = logging.getLogger(__name__)
 
-Mask = npt.NDArray[np.bool_]
 IN_PLANE = ndimage.generate_binary_structure(2, 1)[:, :, None]  # neighbours in an axial plane
 Region = Literal["lungs", "cut-out", "body"]
 
@@ -129,7 +128,9 @@ def find_lungs(
     return _region("cut-out" if is_cut_out else "lungs", parts, lungs, body, scan, shape)
 
 
-def _region(region: Region, parts: Parts, lungs: Mask, body: Mask, scan: CoarseScan, shape: np.ndarray) -> Lungs:
+def _region(
+    region: Region, parts: Parts, lungs: BoolArray, body: BoolArray, scan: CoarseScan, shape: np.ndarray
+) -> Lungs:
     """Compute the distances to the closed ``lungs`` (at least one cell), and their box in the scan's grid."""
     room_mm = CUT_OUT_ROOM_MM if region == "cut-out" else 0.0
     closed = lungs if region == "body" else _closed(lungs, scan.cell_mm)
@@ -174,7 +175,7 @@ def _settled(parts: Parts, scan: CoarseScan) -> Parts:
     return settled
 
 
-def _join(parts: Parts, cells: Mask) -> None:
+def _join(parts: Parts, cells: BoolArray) -> None:
     """Add cells to the nearest lung, in place."""
     lungs = np.argwhere(is_lung(parts))
     if len(lungs) and cells.any():
@@ -182,7 +183,7 @@ def _join(parts: Parts, cells: Mask) -> None:
         parts[cells] = parts[tuple(lungs[nearest].T)]
 
 
-def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+def _sized_pieces(mask: BoolArray) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
     """Label the connected components and count the cells of each; label 0, the background, counts 0 cells."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
@@ -190,13 +191,13 @@ def _sized_pieces(mask: Mask) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.i
     return labels, sizes
 
 
-def _share_of_sides(body: Mask) -> float:
+def _share_of_sides(body: BoolArray) -> float:
     """Return the share of the four lateral faces that lies in the body."""
     faces = (body[0], body[-1], body[:, 0], body[:, -1])
     return float(sum(face.sum() for face in faces) / sum(face.size for face in faces))
 
 
-def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
+def _closed(lungs: BoolArray, cell_mm: FloatArray) -> BoolArray:
     """Close the lungs morphologically with a ball whose radius is :data:`CLOSING_MM`."""
     room = np.ceil(CLOSING_MM / cell_mm).astype(int) + 1
     near = _distance_mm(np.pad(lungs, [(r, r) for r in room]), cell_mm) <= CLOSING_MM + ROUNDING_MM
@@ -204,7 +205,7 @@ def _closed(lungs: Mask, cell_mm: FloatArray) -> Mask:
     return np.asarray(closed[tuple(slice(r, -r) for r in room)] | lungs)
 
 
-def _distance_mm(inside: Mask, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
+def _distance_mm(inside: BoolArray, voxel_mm: FloatArray) -> npt.NDArray[np.float32]:
     """Return the distance of every voxel to the nearest one inside, mm; 0 inside. At least one voxel is inside."""
     image = sitk.GetImageFromArray(inside.astype(np.uint8))
     image.SetSpacing(voxel_mm[::-1].tolist())  # ITK's x is the last axis

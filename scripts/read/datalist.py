@@ -23,7 +23,7 @@ from ..core.labels import IGNORED, NODULE
 from ..core.paths import kind_of
 from .discovery import files_below, is_image_file, read_datalist, scan_stem, with_unique_names
 from .reader import ScanError, read_grid
-from .text_headers import data_files
+from .text_headers import files_of
 
 logger = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ def _marks(item: Mapping[str, Any]) -> Iterator[str]:
     yield os.path.realpath(image)
     if re.fullmatch(r"\d+(\.\d+){5,}", str(item.get("name", ""))):
         yield str(item["name"])
-    files = [file for file in (image.rglob("*") if image.is_dir() else data_files(image) or [image]) if file.is_file()]
+    files = [file for file in files_of(image) if file.is_file()]
     largest = max(files, key=lambda file: (file.stat().st_size, file.name), default=None)
     size = largest.stat().st_size if largest else 0
     if largest and size:

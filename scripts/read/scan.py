@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import UserError, reason_of, user_error_in
-from ..core.geometry import FloatArray, apply_affine, spacing_mm, swap_lps_ras
+from ..core.geometry import BoolArray, FloatArray, apply_affine, spacing_mm, swap_lps_ras
 from ..core.paths import printable
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")  # formats with one scan per file; not DICOM
@@ -89,7 +89,7 @@ class Grid:
         """Return the fractional voxel coordinates ``[..., 3]`` of points ``[..., 3]``."""
         return apply_affine(np.linalg.inv(self.affine_ras), swap_lps_ras(points_lps_mm))
 
-    def holds(self, points_lps_mm: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    def holds(self, points_lps_mm: npt.ArrayLike) -> BoolArray:
         """Return ``[...]`` bool: which points ``[..., 3]`` lie inside a voxel of the grid."""
         voxels = self.voxels(points_lps_mm)
         return np.asarray(((voxels >= -0.5) & (voxels <= np.array(self.shape) - 0.5)).all(axis=-1))

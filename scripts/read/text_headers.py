@@ -24,7 +24,7 @@ import numpy.typing as npt
 from nibabel.volumeutils import apply_read_scaling
 
 from ..core.geometry import FloatArray, swap_lps_ras_affine
-from ..core.paths import unreadable
+from ..core.paths import kind_of, unreadable
 from .scan import Grid, ScanError, make_grid
 
 HEADER_BYTES = 1 << 20  # far more than the text of any header, including lists of data files
@@ -199,6 +199,13 @@ def read_text_header(path: Path) -> ImageHeader:
             f"{path}: expected an image, got a header that cannot be read: truncated or damaged ({error}); copy it "
             "again or correct it."
         ) from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a scan: all below a folder; a file and the data files that its header names."""
+    if kind_of(path) == "folder":
+        return sorted(entry for entry in path.rglob("*") if not entry.is_dir())
+    return [path, *data_files(path)]
 
 
 def data_files(path: Path) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.files import write_figure
-from ..core.geometry import FloatArray, spacing_mm
+from ..core.geometry import BoolArray, FloatArray, spacing_mm
 from .html.pictures import LUNG_WINDOW
 
 
@@ -33,7 +33,7 @@ def draw_slices(
     affine_ras: FloatArray,
     centre: Sequence[float],
     views: Sequence[Slice],
-    outlines: Sequence[tuple[npt.NDArray[np.bool_], str, str]],
+    outlines: Sequence[tuple[BoolArray, str, str]],
     size_inches: tuple[float, float],
 ) -> Path:
     """Draw slices through one voxel side by side, in the lung window, with the head at the top.

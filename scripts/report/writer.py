@@ -27,10 +27,9 @@ from ..core.files import (
     stamp,
     writable_folder,
 )
-from ..core.paths import kind_of
 from ..core.records import ScanResult
 from ..core.text import parse_bool
-from ..read.text_headers import data_files
+from ..read.text_headers import files_of
 from .base import Writer
 from .tables import NodulesJson, PredictionTable, plain
 
@@ -49,15 +48,7 @@ def input_digest(files: Iterable[str | os.PathLike[str]]) -> str:
     Returns:
         64 hexadecimal digits (SHA-256).
     """
-    marks = sorted(mark for file in files for mark in _marks(Path(os.path.abspath(file))))
-    return digest_of(marks)
-
-
-def _marks(path: Path) -> list[tuple[str, int, int]]:
-    """Return path, size (bytes) and time (ns) of a file and the files it names, or of every file below a folder."""
-    if kind_of(path) == "folder":
-        return [mark for entry in path.rglob("*") if not entry.is_dir() for mark in _marks(entry)]
-    return [stamp(file) for file in (path, *data_files(path))]
+    return digest_of(sorted(stamp(part) for file in files for part in files_of(Path(os.path.abspath(file)))))
 
 
 class Fingerprint(NamedTuple):

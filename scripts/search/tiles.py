@@ -23,13 +23,12 @@ import numpy.typing as npt
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from ..core.geometry import FloatArray
+from ..core.geometry import BoolArray, FloatArray
 from ..network.blocks import COARSEST_STRIDE
 
 STEP = 2  # the length of a tile is a multiple of so many blocks: one cell of the coarsest level
 BLOCK = COARSEST_STRIDE // STEP  # voxels
 
-Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Place = tuple[int, ...]
 Box = tuple[slice, ...]
@@ -93,7 +92,7 @@ class Section:
     cuts: tuple[Cut, ...]
 
 
-def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
+def plan_tiles(wanted: BoolArray, tiling: Tiling) -> list[Box]:
     """Cover the wanted blocks with tiles.
 
     Args:
@@ -138,7 +137,7 @@ def plan_tiles(wanted: Mask, tiling: Tiling) -> list[Box]:
     return [] if whole is None else list(tiles(whole))
 
 
-def _section(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Section | None:
+def _section(wanted: BoolArray, tiling: Tiling, low: Place, high: Place) -> Section | None:
     """Return the section between ``low`` and ``high``; ``None`` if nothing is wanted there."""
     own = _ends(_projections(wanted[_box(low, high)]), 0)
     first, end = own[0].min(axis=0) + low, own[1].max(axis=0) + low
@@ -171,12 +170,12 @@ def _section(wanted: Mask, tiling: Tiling, low: Place, high: Place) -> Section |
     )
 
 
-def _projections(mask: Mask) -> list[Mask]:
+def _projections(mask: BoolArray) -> list[BoolArray]:
     """Return whether any block is true along each axis: ``[J, K]``, ``[I, K]`` and ``[I, J]``."""
     return [np.asarray(mask.any(axis=axis)) for axis in range(3)]
 
 
-def _ends(projections: Sequence[Mask], axis: int) -> tuple[Ints, Ints]:
+def _ends(projections: Sequence[BoolArray], axis: int) -> tuple[Ints, Ints]:
     """Return the first and one-past-last true block in each plane across an axis, ``[N, 3]`` each.
 
     A plane without a true block has :data:`NOWHERE` and its negative.
@@ -197,7 +196,7 @@ def _box(low: Sequence[int] | Ints, high: Sequence[int] | Ints) -> Box:
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def _any_between(mask: Mask, pieces: Sequence[tuple[int, int]], axis: int) -> Mask:
+def _any_between(mask: BoolArray, pieces: Sequence[tuple[int, int]], axis: int) -> BoolArray:
     """Reduce an axis to whether the mask is true anywhere between each pair of first and one-past-last index."""
     counts = np.cumsum(np.insert(mask.astype(np.int32), 0, 0, axis=axis), axis=axis)
     starts, stops = np.array(pieces).T
@@ -213,7 +212,7 @@ def batches(tiles: Sequence[Box], at_once: int) -> Iterator[list[Box]]:
 
 def blocks_near(
     lung_distance_mm: MetaTensor, reach_mm: float, affine: npt.ArrayLike, shape: Sequence[int], edge: int
-) -> Mask:
+) -> BoolArray:
     """Return which blocks contain a voxel that lies in the scan and within ``reach_mm`` of the lungs.
 
     Args:

@@ -15,7 +15,7 @@ from monai.transforms import RandomizableTransform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ..core.geometry import FloatArray, apply_affine, bounds_of, box_between
+from ..core.geometry import BoolArray, FloatArray, apply_affine, bounds_of, box_between
 from ..core.labels import IGNORED
 
 
@@ -120,7 +120,7 @@ class RandomCropd(RandomizableTransform):
 
     def _move_nodules(
         self, nodule: npt.ArrayLike, label: npt.ArrayLike, to_source: FloatArray, zoom: float
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], BoolArray]:
         """Return all rows in crop voxels, their labels, and which of them lie in the crop or extend into it."""
         moved = np.array(nodule, dtype=np.float32).reshape(-1, 4)
         moved[:, :3] = apply_affine(np.linalg.inv(to_source), moved[:, :3])

@@ -21,7 +21,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ..core.errors import DataError
-from ..core.geometry import FloatArray, spacing_mm, sphere_diameter_mm
+from ..core.geometry import BoolArray, FloatArray, spacing_mm, sphere_diameter_mm
 from ..core.labels import IGNORED, NODULE
 from .crops import crop_by_affine, extent_mm
 
@@ -43,7 +43,6 @@ BASE_AGREEMENT = 0.5  # mostly on one side: the mean of the unit vectors to it i
 WALL_VOXEL = 8  # how far from a site a wall is searched for
 CORE_DEPTH = (0.3, 0.8)  # depth at which the core of a part-solid nodule begins, as a share of the greatest depth
 
-Mask = npt.NDArray[np.bool_]
 HU = npt.NDArray[np.float32]
 
 
@@ -61,13 +60,13 @@ def size_weight(diameter_mm: float, power: float = 0.5) -> float:
     return float(repeats**power)
 
 
-def _largest_piece(inside: Mask) -> Mask:
+def _largest_piece(inside: BoolArray) -> BoolArray:
     """Return the largest connected component, as a wall may cut a nodule in two; an empty mask stays empty."""
     labels, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
     return inside if count < 2 else np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
 
 
-def _base(hu: HU, inside: Mask) -> FloatArray | None:
+def _base(hu: HU, inside: BoolArray) -> FloatArray | None:
     """Return the direction ``[3]`` from a nodule to the wall it grew at; ``None`` for a nodule surrounded by lung.
 
     Args:
@@ -208,7 +207,7 @@ class InsertNodulesd(RandomizableTransform):
         return np.asarray(ndimage.gaussian_filter(turned_hu, sigma_voxel)), soft
 
     def _placed(
-        self, smooth_hu: HU, amid: Mask, beside: Mask, occupied: FloatArray, voxel_mm: FloatArray
+        self, smooth_hu: HU, amid: BoolArray, beside: BoolArray, occupied: FloatArray, voxel_mm: FloatArray
     ) -> tuple[HU, HU, FloatArray] | None:
         """Draw a donor (HU and soft mask) and the site of its centre; ``None`` if no site is free.
 
@@ -237,7 +236,7 @@ class InsertNodulesd(RandomizableTransform):
         site = np.clip(site, 0, np.array(smooth_hu.shape) - 1)
         return (hu, soft, site) if _is_free(site, occupied, radius) else None
 
-    def _site(self, places: Mask, occupied: FloatArray, radius: float) -> FloatArray | None:
+    def _site(self, places: BoolArray, occupied: FloatArray, radius: float) -> FloatArray | None:
         """Draw a site from ``places`` that keeps its distance from the existing nodules; ``None`` if 50 draws fail."""
         free = np.flatnonzero(places)
         if not len(free):
@@ -248,7 +247,7 @@ class InsertNodulesd(RandomizableTransform):
                 return site
         return None
 
-    def _insert(self, item: dict[Hashable, Any], smooth_hu: HU, amid: Mask, beside: Mask) -> None:
+    def _insert(self, item: dict[Hashable, Any], smooth_hu: HU, amid: BoolArray, beside: BoolArray) -> None:
         """Insert one donor into the crop in ``item``, in place (its arrays are private to this call).
 
         Args:
@@ -291,7 +290,7 @@ class InsertNodulesd(RandomizableTransform):
         item["label"] = np.append(item["label"], NODULE if in_crop else IGNORED)
 
     def _with_density_added(
-        self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: Mask, lung_hu: float
+        self, host_hu: HU, nodule_hu: HU, alpha: HU, inside: BoolArray, lung_hu: float
     ) -> npt.NDArray[np.float32]:
         """Return the host plus a share of the nodule's density above that of lung; all arrays are ``[I, J, K]``."""
         density_hu = alpha * self._opacity(inside) * np.maximum(nodule_hu - lung_hu, 0.0)
@@ -300,7 +299,7 @@ class InsertNodulesd(RandomizableTransform):
         most_hu = np.maximum(host_hu, nodule_hu + ABOVE_DONOR_HU)
         return np.asarray(np.minimum(host_hu + density_hu, most_hu), dtype=np.float32)
 
-    def _opacity(self, inside: Mask) -> HU:
+    def _opacity(self, inside: BoolArray) -> HU:
         """Return the share of its density that a nodule keeps, ``[I, J, K]``: constant, or rising to 1 in the core."""
         opacity = np.full(inside.shape, self.R.uniform(*self.opacity), dtype=np.float32)
         if self.R.random() < self.cored:

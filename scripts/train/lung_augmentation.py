@@ -20,10 +20,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ..core.errors import DataError
-from ..core.geometry import FloatArray
+from ..core.geometry import BoolArray, FloatArray
 from ..core.labels import Part, Parts, is_lung
 from ..preprocess.lung_search import CELL_MM, HU_RANGE, coarse_scan, scaled
-from ..preprocess.lungs import Mask
 
 Cells = npt.NDArray[np.float32]
 
@@ -156,11 +155,11 @@ def _tissue(rng: np.random.RandomState, count: int) -> FloatArray:
     return np.asarray(rng.uniform(-10, 70) + rng.uniform(5, 40) * rng.standard_normal(count))
 
 
-def _one_side(rng: np.random.RandomState, parts: Parts) -> Mask:
+def _one_side(rng: np.random.RandomState, parts: Parts) -> BoolArray:
     return np.asarray(parts == (Part.LEFT_LUNG, Part.RIGHT_LUNG)[rng.randint(2)])
 
 
-def _up_to(mask: Mask, axis: int, share: float) -> Mask:
+def _up_to(mask: BoolArray, axis: int, share: float) -> BoolArray:
     """Return the part of a mask that lies in the first ``share`` of its extent along an axis."""
     where = np.flatnonzero(mask.any(axis=tuple(n for n in range(3) if n != axis)))
     part = mask.copy()
@@ -204,7 +203,7 @@ def sick(rng: np.random.RandomState, hu: Cells, parts: Parts) -> Cells:
     return hu
 
 
-def _ball(rng: np.random.RandomState, within: Mask, radius: float) -> Mask:
+def _ball(rng: np.random.RandomState, within: BoolArray, radius: float) -> BoolArray:
     """Return an ellipsoid around a random cell of a mask; the radius is in cells."""
     cells = np.argwhere(within)
     centre, stretch = cells[rng.randint(len(cells))], rng.uniform(0.7, 1.3, 3)

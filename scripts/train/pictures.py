@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from ..core.files import write_figure
-from ..core.geometry import FloatArray, apply_affine
+from ..core.geometry import BoolArray, FloatArray, apply_affine
 from ..core.labels import NODULE
 from ..core.records import Detection, centre_voxels
 from ..decode.candidates import MASK_LOGITS
@@ -57,7 +57,7 @@ class Scene:
         self.centres = centre_voxels(self.candidates, self.affine)
         self.mask_logits = None if item.get("maps") is None else item["maps"][MASK_LOGITS]
 
-    def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def near_a_finding(self, voxels: npt.NDArray[np.int64]) -> BoolArray:
         """Return ``[...]``: which voxels ``[..., 3]`` are near a likely candidate, where outlines are drawn."""
         near = np.zeros(voxels.shape[:-1], dtype=bool)
         for centre, candidate in zip(self.centres, self.candidates, strict=True):

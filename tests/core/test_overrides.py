@@ -17,6 +17,7 @@ from monai.bundle.scripts import create_workflow, run
 from scripts.core.errors import UserError, user_error_in
 from scripts.core.overrides.names import RECORDS
 from scripts.core.overrides.values import FIXED
+from scripts.network.blocks import COARSEST_STRIDE
 from tests.bundle import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -331,6 +332,13 @@ def test_training_has_one_grid(name: str, train: Graph) -> None:
     value = "4" if "stride" in name else "[2, 2, 2]"
     assert "; leave it out" in refusal(lambda: train.words(f"--{name}", value))
     assert train.words("--spacing_mm", "[1, 1, 1]")["max_epochs"] > 0
+
+
+def test_crops_can_be_halved_as_often_as_the_networks_do(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, ["train"], ("crop_size",))
+    said = f"crop_size: expected a multiple of {COARSEST_STRIDE}, got 50"
+    assert said in refusal(lambda: graph.words("--crop_size", "50"))
+    assert graph.words("--crop_size", str(3 * COARSEST_STRIDE))["crop_size"] == 3 * COARSEST_STRIDE
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE"])

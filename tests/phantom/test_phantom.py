@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from scripts.core.files import OutputError
 from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.phantom.anatomy import draw_patient, make_frame, trunk
 from scripts.phantom.chest import Chest, Style, draw_scan_affine, make_chest, scan_chest
@@ -314,6 +315,20 @@ def test_a_scan_that_is_replaced_is_never_half_there(
     if is_there:
         assert np.count_nonzero(read_scan(tmp_path / name).image_hu == 10) == 6 * 8 * 9
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mhd", "a.nrrd"])
+def test_a_disk_that_is_full_gives_one_message_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    resource = pytest.importorskip("resource")  # limits the size of a file, on POSIX
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).integers(-1000, 1000, (32, 32, 32), dtype=np.int16)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, former[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"{name}: expected room in a writable folder, got: .*Free disk space"):
+            write_image(tmp_path / name, noise, np.eye(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

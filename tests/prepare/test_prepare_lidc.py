@@ -23,7 +23,7 @@ from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
 from scripts.prepare.__main__ import main
-from scripts.prepare.datalists import PrepareError
+from scripts.prepare.datalists import LEFT_OUT_FILE, PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
 from scripts.prepare.lidc.nodules import MARK_MM, ReaderMasks, group_readings
@@ -274,8 +274,10 @@ def array_of(path: str | Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
-def skipped(output: Path) -> list[tuple[str, str]]:
-    return sorted((row["outcome"], row["reason"]) for _, row in read_csv(output / "skipped.csv"))
+def left_out(output: Path) -> list[str]:
+    """The reasons in the table, which is there only if anything was left out."""
+    path = output / LEFT_OUT_FILE
+    return sorted(row["reason"] for _, row in read_csv(path)) if path.exists() else []
 
 
 def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
@@ -346,7 +348,7 @@ def test_the_luna16_selection(tmp_path: Path) -> None:
         SERIES_UID + "1": [IGNORED] * 3,  # two readers are too few
         SERIES_UID + "2": [],
     }
-    assert ("left out", "slices thicker than the selection luna16 allows") in skipped(tmp_path / "out")
+    assert "slices thicker than the selection luna16 allows" in left_out(tmp_path / "out")
 
 
 def test_series_that_share_a_folder_become_files_of_their_own(tmp_path: Path) -> None:
@@ -397,7 +399,7 @@ def test_xml_and_dicom_objects_of_the_same_readings_give_the_same(tmp_path: Path
         item = prepared(tmp_path / form, output)[SERIES_UID]
         masks = array_of(item.pop("mask")), array_of(output / item["nodules"][0]["reader_masks"])
         found.append(([mask.tolist() for mask in masks], {k: v for k, v in item.items() if k != "image"}))
-        assert skipped(output) == []
+        assert left_out(output) == []
     assert found[0] == found[1]
     assert {name: found[1][1]["nodules"][0][name] for name in RATINGS} == GOOD_RATINGS
     assert np.array_equal(np.array(found[0][0][0], dtype=bool), box_mask(*BOX) | hollow_mask)
@@ -430,7 +432,7 @@ def test_segments_that_are_no_nodules_are_told(tmp_path: Path) -> None:
     with pytest.raises(LidcError, match="none that can be used"):
         prepared(tmp_path / "in", tmp_path / "out")
     reasons = ["segmentation without nodules", "series without readings"]
-    assert skipped(tmp_path / "out") == [("skipped", reason) for reason in reasons]
+    assert left_out(tmp_path / "out") == reasons
 
 
 # --- bad downloads ----------------------------------------------------------------------------------------------------
@@ -476,9 +478,9 @@ def contradiction(folder: Path) -> None:
 
 
 BAD: list[tuple[Callable[[Path], None], str, str]] = [
-    (no_xml, "series without readings", "P-9"),
+    (no_xml, "series without readings", OTHER_UID),
     (no_series, "XML without series", OTHER_UID),
-    (radiograph, "wrong modality: DX instead of CT", "P-9"),
+    (radiograph, "wrong modality: DX instead of CT", OTHER_UID),
     (radiograph_xml, "wrong modality: XML of a radiograph", "x.xml"),
     (damaged_xml, "damaged or foreign XML", "copy it again"),
     (damaged_dicom, "damaged DICOM file", "x.dcm"),
@@ -496,7 +498,7 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
 
 
 @pytest.mark.parametrize(("make", "reason", "detail"), BAD)
-def test_what_cannot_be_used_is_skipped_with_its_reason_and_an_error_when_strict(
+def test_what_cannot_be_used_is_left_out_with_its_reason_and_an_error_when_strict(
     make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -507,19 +509,19 @@ def test_what_cannot_be_used_is_skipped_with_its_reason_and_an_error_when_strict
     write_ct(tmp_path / "in/good")
     write_xml(tmp_path / "in/good", GOOD_SESSIONS)
     assert set(prepared(tmp_path / "in", tmp_path / "out")) == {SERIES_UID}
-    assert skipped(tmp_path / "out") == [("skipped", reason)]
-    assert detail in (tmp_path / "out/skipped.csv").read_text(encoding="utf-8")
+    assert left_out(tmp_path / "out") == [reason]
+    assert detail in (tmp_path / "out" / LEFT_OUT_FILE).read_text(encoding="utf-8")
     assert f"1 × {reason}" in caplog.text
 
 
-def test_two_series_of_one_patient_and_copies_of_an_xml_are_kept_and_told(tmp_path: Path) -> None:
+def test_two_series_of_one_patient_and_copies_of_an_xml_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     write_xml(tiny(tmp_path / "in") / "copy", [Session()] * 4, series_uid=SERIES_UID + "2")
-    prepared(tmp_path / "in", tmp_path / "out", strict=True)
-    assert skipped(tmp_path / "out") == [
-        ("kept", "several XML with the same readings"),
-        ("kept", "several series of one patient"),
-        ("kept", "several series of one patient"),
-    ]
+    assert set(prepared(tmp_path / "in", tmp_path / "out", strict=True)) == {SERIES_UID + n for n in "012"}
+    assert left_out(tmp_path / "out") == []
+    assert "patients with several series, all in the same fold: 1" in caplog.text
 
 
 @pytest.mark.parametrize(

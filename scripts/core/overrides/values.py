@@ -60,6 +60,7 @@ _FROM_0 = (
     "smallest_diameter_mm",
 )
 LEAST = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
+MULTIPLE_OF = {"crop_size": 16}  # the networks halve a crop four times
 # Settings with a single valid value (targets take one voxel for 1 mm), and how messages describe it.
 FIXED: dict[str, tuple[Any, str]] = {
     "spacing_mm": ([1.0, 1.0, 1.0], "[1.0, 1.0, 1.0], for which targets and weights are made"),
@@ -217,6 +218,8 @@ def _number(place: str, value: Any, typed: Any, *, is_whole: bool) -> Any:
         raise OverrideError(f"{place}: expected a number from 0 to 1, got {value}; correct it.")
     if value < LEAST.get(place, -math.inf):
         raise OverrideError(f"{place}: expected at least {LEAST[place]}, got {value}; correct it.")
+    if place in MULTIPLE_OF and value % MULTIPLE_OF[place]:
+        raise OverrideError(f"{place}: expected a multiple of {MULTIPLE_OF[place]}, got {value}; choose another.")
     return value
 
 

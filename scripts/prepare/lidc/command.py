@@ -18,11 +18,11 @@ from ...core.labels import IGNORED
 from ...read.datalist import count_nodules
 from ...read.dicom_series import read_series, series_grid
 from ...read.scan import Grid, ScanError, Volume
-from ..datalists import LeftOut, refuse_if_strict, write_folds
+from ..datalists import LEFT_OUT_FILE, LeftOut, account_for, refuse_if_strict, write_folds
 from .nodules import SliceTable, find_findings, group_readings
-from .outputs import fingerprint, fold_of, read_scan_record, write_scan, write_tables
+from .outputs import fingerprint, fold_of, read_scan_record, write_nodules, write_scan
 from .readings import NON_NODULE, SMALL_NODULE, LidcError, SeriesReadings, parse_xml
-from .scans import LEFT_OUT, SKIPPED, CtSeries, Download, Notice, find_download, xml_files
+from .scans import CtSeries, Download, find_download, xml_files
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ def lidc(
 
     Args:
         dicom_dir: the download, from TCIA (with XML) or the Imaging Data Commons (with SEG and SR); any folder layout.
-        output_dir: folder for scans/, nodules.csv, skipped.csv and dataset_fold0.json …
+        output_dir: folder for scans/, nodules.csv, left_out.csv and dataset_fold0.json …
         xml: an additional folder or zip archive of LIDC's XML files; none by default.
         folds: number of datalists; all scans of a patient are in the same fold.
         selection: all, or luna16 (at least 3 readers, slices of at most 2.5 mm).
-        strict: stop with an error at the first thing that would be skipped.
+        strict: stop with an error at the first thing that would be left out.
 
     Raises:
         SettingError: an option is out of range.
-        PrepareError: there is nothing to prepare, or, with strict, something would be skipped.
+        PrepareError: there is nothing to prepare, or, with strict, something would be left out.
         OutputError: the output folder cannot be written to.
     """
     source, output = Path(dicom_dir).resolve(), Path(output_dir).resolve()
@@ -58,15 +58,14 @@ def lidc(
         raise SettingError(f"--selection: expected one of {', '.join(SELECTIONS)}, got {selection}; choose one")
     remove_abandoned(writable_folder(output / "scans"))
     download = find_download(source, Path(xml).resolve() if xml else None)
-    _refuse(download.notices, strict)
+    refuse_if_strict(download.left_out, strict)
     records = _prepare_all(download, output, strict=strict)
     items, not_selected = _selected(records, selection)
-    notices = [*download.notices, *not_selected]
-    _report(notices)
-    write_tables(output, items, notices)
+    account_for([*download.left_out, *not_selected], output)
+    write_nodules(output / "nodules.csv", items)
     if not items:
         raise LidcError(
-            f"{source}: expected CT series with readings, got none that can be used; {output / 'skipped.csv'} says why"
+            f"{source}: expected CT series with readings, got none that can be used; {output / LEFT_OUT_FILE} says why"
         )
     for path in output.glob("dataset_fold*.json"):  # an earlier run may have made more folds
         if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
@@ -76,15 +75,10 @@ def lidc(
     logger.info("%s: %d scans, %d nodules, %d patients", output, len(items), count_nodules(items), len(patients))
 
 
-def _refuse(notices: Sequence[Notice], strict: bool) -> None:
-    """Raise :class:`PrepareError` if ``strict`` and anything is to be skipped."""
-    refuse_if_strict([LeftOut(one.reason, one.subject) for one in notices if one.outcome == SKIPPED], strict)
-
-
 def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict[str, Any]]:
     """Prepare each series that is not finished yet; return the records of all.
 
-    A series that cannot be used becomes a notice.
+    A series that cannot be used is left out.
 
     Raises:
         PrepareError: ``strict`` is set, and a series cannot be used.
@@ -97,8 +91,8 @@ def _prepare_all(download: Download, output: Path, *, strict: bool) -> list[dict
             records.append(read_scan_record(folder, mark) or prepare_series(series, download, folder, mark))
         except (LidcError, ScanError) as error:
             reason = "unusable scan" if isinstance(error, ScanError) else "readings do not fit the scan"
-            download.notices.append(series.notice(SKIPPED, reason, str(error)))
-            _refuse(download.notices, strict)
+            download.left_out.append(LeftOut(reason, f"{uid} {series.folder} {error}"))
+            refuse_if_strict(download.left_out, strict)
     return records
 
 
@@ -143,13 +137,13 @@ def _is_alone(series: CtSeries, download: Download) -> bool:
     return {one.path.parent for one in series.slices} == {folder} and set().union(*below) == {series.uid}
 
 
-def _selected(records: Sequence[dict[str, Any]], selection: str) -> tuple[list[dict[str, Any]], list[Notice]]:
-    """Return the datalist's items, and a notice for each scan that the selection leaves out.
+def _selected(records: Sequence[dict[str, Any]], selection: str) -> tuple[list[dict[str, Any]], list[LeftOut]]:
+    """Return the datalist's items, and the scans that the selection leaves out.
 
     With the selection "luna16", scans with slices thicker than 2.5 mm are left out, and nodules of fewer
     than three readers become excluded findings, as in the challenge's own list.
     """
-    items, notices = [], []
+    items, left_out = [], []
     for record in records:
         item = dict(record["item"])
         if selection == "luna16":
@@ -157,20 +151,11 @@ def _selected(records: Sequence[dict[str, Any]], selection: str) -> tuple[list[d
             pairs = zip(item["label"], readers, strict=True)
             item["label"] = [label if count >= LUNA16_READERS else IGNORED for label, count in pairs]
         if selection == "luna16" and record["slice_mm"] > LUNA16_SLICE_MM + 1e-3:
-            reason, detail = "slices thicker than the selection luna16 allows", f"{record['slice_mm']:g} mm"
-            notices.append(Notice(LEFT_OUT, reason, item["name"], item["patient"], item["image"], detail))
+            reason = "slices thicker than the selection luna16 allows"
+            left_out.append(LeftOut(reason, f"{item['name']} {item['image']} {record['slice_mm']:g} mm"))
         else:
             items.append(item)
-    return items, notices
-
-
-def _report(notices: Sequence[Notice]) -> None:
-    """Log the summary table: how many things were skipped, kept with a note, or left out, for each reason."""
-    groups: dict[tuple[str, str], list[Notice]] = {}
-    for notice in notices:
-        groups.setdefault((notice.outcome, notice.reason), []).append(notice)
-    for (outcome, reason), own in sorted(groups.items()):
-        logger.info("%-8s %5d × %s, first: %s", outcome, len(own), reason, own[0].subject)
+    return items, left_out
 
 
 def lidc_xml(path: str) -> None:

@@ -20,8 +20,16 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ...core.geometry import FloatArray, Point, apply_affine, spacing_mm, sphere_diameter_mm, voxel_volume_mm3
-from .readings import RATINGS, Frame, LidcError, Mark, Mask, Reading, Region, SeriesReadings
+from ...core.geometry import (
+    BoolArray,
+    FloatArray,
+    Point,
+    apply_affine,
+    spacing_mm,
+    sphere_diameter_mm,
+    voxel_volume_mm3,
+)
+from .readings import RATINGS, Frame, LidcError, Mark, Reading, Region, SeriesReadings
 
 MOST_READINGS = 4  # of one nodule: LIDC had four readers
 TIGHTEN, SMALLEST_MM = 0.9, 0.1  # factor on the distance in each repetition, and where the repetition ends
@@ -119,14 +127,14 @@ class ReaderMasks:
 
     corner: npt.NDArray[np.int64]
     readers: tuple[int, ...]
-    inside: Mask
+    inside: BoolArray
 
     @property
     def box(self) -> tuple[slice, ...]:
         """The box on the scan's grid."""
         return tuple(slice(a, a + n) for a, n in zip(self.corner, self.inside.shape[1:], strict=True))
 
-    def consensus(self) -> Mask:
+    def consensus(self) -> BoolArray:
         """Return the voxels that at least half of the nodule's readers included, ``[I, J, K]`` bool; may be empty."""
         return np.asarray(2 * np.count_nonzero(self.inside, axis=0) >= len(self.readers))
 

@@ -1,14 +1,13 @@
-"""Writes the folder of each scan, and the tables of all scans.
+"""Writes the folder of each scan, and the table of all nodules.
 
-The complete folder of a scan appears by a single rename; tables are replaced by a rename, too. A run that is killed and
-restarted ends with the same files.
+The complete folder of a scan appears by a single rename; the table is replaced by a rename, too. A run that is
+killed and restarted ends with the same files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...core.nifti import write_nifti
 from ...read.scan import Grid, Volume
 from .nodules import OUTLINED, Finding, ReaderMasks, instance_mask
 from .readings import RATINGS
-from .scans import CtSeries, Notice
+from .scans import CtSeries
 
 FORMAT = 2  # increased whenever the same input gives different files
 RECORD, MASK, IMAGE = "scan.json", "mask.nii.gz", "image.nii.gz"
@@ -131,11 +130,11 @@ def fold_of(patient: str, folds: int) -> int:
     return int(hashlib.sha256(patient.encode()).hexdigest(), 16) % folds
 
 
-def write_tables(output: Path, items: Sequence[Mapping[str, Any]], notices: Sequence[Notice]) -> None:
-    """Write ``nodules.csv``, with a row for each box of the datalists, and ``skipped.csv``, with one for each notice.
+def write_nodules(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with a row for each box of the datalists.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: it cannot be written.
     """
     rows = []
     for item in items:
@@ -143,5 +142,4 @@ def write_tables(output: Path, items: Sequence[Mapping[str, Any]], notices: Sequ
             values = dict(zip(("x_lps_mm", "y_lps_mm", "z_lps_mm"), details["centre_lps_mm"], strict=True))
             values |= {"series_uid": item["name"], "patient": item["patient"], "label": label, **details}
             rows.append([values.get(column) for column in NODULE_COLUMNS])
-    write_csv(output / "nodules.csv", [NODULE_COLUMNS, *rows])
-    write_csv(output / "skipped.csv", [[one.name for one in fields(Notice)], *map(astuple, notices)])
+    write_csv(path, [NODULE_COLUMNS, *rows])

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from matplotlib.path import Path
 from scipy import ndimage
 
+from ...core.geometry import BoolArray
 from ..datalists import PrepareError
 
 RATINGS = (
@@ -43,7 +44,6 @@ RATINGS = (
 SMALL_NODULE, NON_NODULE = "nodule < 3 mm", "non-nodule"
 
 Pixels = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 class LidcError(PrepareError):
@@ -81,7 +81,7 @@ class Region:
     sop_uid: str
     z_mm: float
     corner: Pixels
-    inside: Mask
+    inside: BoolArray
     border: Pixels
     frame: Frame | None = None
 
@@ -260,13 +260,13 @@ def region_of_outlines(sop_uid: str, z_mm: float, outlines: list[tuple[Pixels, b
     return Region(sop_uid, z_mm, *cut(inside, corner), border)
 
 
-def cut(inside: Mask, corner: Pixels) -> tuple[Pixels, Mask]:
+def cut(inside: BoolArray, corner: Pixels) -> tuple[Pixels, BoolArray]:
     """Crop a mask to its true pixels; return its new corner and the mask, ``[0, 0]`` if no pixel is true."""
     box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), (slice(0, 0), slice(0, 0)))
     return corner + [part.start for part in box], inside[box].copy()
 
 
-def _interior(points: Pixels, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
+def _interior(points: Pixels, shape: tuple[int, ...]) -> tuple[BoolArray, BoolArray]:
     """Return the pixels strictly inside a closed polygon, and those on its line: two ``[I, J]`` bool."""
     line, interior = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     line[tuple(points.T)] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import zipfile
 from collections import Counter
@@ -18,10 +19,11 @@ from ...core.files import digest_of, stamp
 from ...read.dicom_header import floats_of, lenient, read_dicom
 from ...read.discovery import files_below, slice_files
 from ...read.scan import ScanError
+from ..datalists import LeftOut
 from .readings import LidcError, SeriesReadings, parse_xml
 from .segmentation_objects import Ratings, SegmentKey, nodule_keys, read_objects, read_ratings
 
-SKIPPED, KEPT, LEFT_OUT = "skipped", "kept", "left out"  # left out: excluded by the user's selection
+logger = logging.getLogger(__name__)
 
 _UID = re.compile(r"[0-9][0-9.]*")
 _TAGS = (
@@ -34,32 +36,6 @@ _TAGS = (
     "ReferencedSeriesSequence",
     "SegmentSequence",
 )
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A line of the summary table.
-
-    Attributes:
-        outcome: :data:`SKIPPED`, :data:`KEPT` (used, but worth knowing) or :data:`LEFT_OUT`.
-        reason: why, in a few words; the same cause has the same wording, so that it can be counted.
-        series_uid: SeriesInstanceUID; "" if unknown.
-        patient: PatientID; "" if unknown.
-        source: file or folder.
-        detail: anything else.
-    """
-
-    outcome: str
-    reason: str
-    series_uid: str = ""
-    patient: str = ""
-    source: str = ""
-    detail: str = ""
-
-    @property
-    def subject(self) -> str:
-        """What the notice is about, for messages."""
-        return " ".join(filter(None, (self.series_uid, self.source, self.detail)))
 
 
 @dataclass(frozen=True)
@@ -109,10 +85,6 @@ class CtSeries:
         """The folder of its first file."""
         return self.slices[0].path.parent
 
-    def notice(self, outcome: str, reason: str, detail: str = "", source: str = "") -> Notice:
-        """Return a notice about the series; its source is the series' folder by default."""
-        return Notice(outcome, reason, self.uid, self.patient, source or str(self.folder), detail)
-
 
 @dataclass
 class Download:
@@ -120,19 +92,19 @@ class Download:
 
     Attributes:
         series: CT series to prepare, by UID.
-        notices: lines of the summary table.
+        left_out: what cannot be used.
         folders: UIDs of the DICOM series in each folder.
         damaged: DICOM files that cannot be read.
-        others: notices of series of other modalities, by UID.
+        others: series of other modalities, which are left out too, by UID.
         segmentations: for each CT series, its segmentation files and the nodules in each.
         ratings: ratings of segments.
     """
 
     series: dict[str, CtSeries] = field(default_factory=dict)
-    notices: list[Notice] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     folders: dict[Path, set[str]] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
-    others: dict[str, Notice] = field(default_factory=dict)
+    others: dict[str, LeftOut] = field(default_factory=dict)
     segmentations: dict[str, dict[Path, list[SegmentKey]]] = field(default_factory=dict)
     ratings: Ratings = field(default_factory=dict)
 
@@ -145,7 +117,7 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
         xml: an additional folder or zip archive of XML files; ``None`` for none.
 
     Returns:
-        The series that have readings; everything else is in a notice.
+        The series that have readings, and what was left out.
 
     Raises:
         LidcError: there is nothing at ``xml``, or its archive is damaged.
@@ -156,7 +128,7 @@ def find_download(dicom_dir: Path, xml: Path | None) -> Download:
         for path in tqdm(paths, desc="headers", unit="file", mininterval=1.0):
             _sort_file(path, download)
     _spread_damaged(download)
-    download.notices += [notice for _, notice in sorted(download.others.items())]
+    download.left_out += download.others.values()
     files = chain(xml_files(dicom_dir), xml_files(xml) if xml else ())
     from_xml = _xml_sources(tqdm(files, desc="XML", unit="file", mininterval=1.0), download)
     _pair(download, "XML", from_xml)
@@ -208,41 +180,41 @@ def _sort_file(path: Path, download: Download) -> None:
             if keys:
                 download.segmentations.setdefault(ct_uid, {})[path] = keys
             else:
-                download.notices.append(Notice(SKIPPED, "segmentation without nodules", source=str(path)))
+                download.left_out.append(LeftOut("segmentation without nodules", str(path)))
         elif modality == "SR":
             download.ratings.update(read_ratings(path))
         else:
             reason = f"wrong modality: {modality or 'none'} instead of CT"
-            download.others.setdefault(uid, Notice(SKIPPED, reason, uid, patient, str(path.parent)))
+            download.others.setdefault(uid, LeftOut(reason, f"{uid} {path.parent}"))
     except LidcError as error:
         reason = f"unusable {'segmentation' if modality == 'SEG' else 'report'}"
-        download.notices.append(Notice(SKIPPED, reason, source=str(path), detail=str(error)))
+        download.left_out.append(LeftOut(reason, f"{path} {error}"))
 
 
 def _spread_damaged(download: Download) -> None:
     """Add each damaged file to every series in its folder, as it may be a slice of any: these are refused later.
 
-    Otherwise a series could be read with a slice missing. A damaged file without a series beside it becomes a notice.
+    Otherwise a series could be read with a slice missing. A damaged file without a series beside it is left out.
     """
     for path in download.damaged:
         beside = [download.series[uid] for uid in download.folders.get(path.parent, ()) if uid in download.series]
         for series in beside:
             series.slices.append(Slice(path))
         if not beside:
-            download.notices.append(Notice(SKIPPED, "damaged DICOM file", source=str(path)))
+            download.left_out.append(LeftOut("damaged DICOM file", str(path)))
 
 
 def _xml_sources(files: Iterable[tuple[str, bytes]], download: Download) -> dict[str, list[Source]]:
-    """Return the readings in XML files by series; files that cannot be used become notices."""
+    """Return the readings in XML files by series; files that cannot be used are left out."""
     sources: dict[str, list[Source]] = {}
     for name, content in files:
         try:
             parsed = parse_xml(content, name)
         except LidcError as error:
-            download.notices.append(Notice(SKIPPED, "damaged or foreign XML", source=name, detail=str(error)))
+            download.left_out.append(LeftOut("damaged or foreign XML", f"{name} {error}"))
             continue
         if parsed is None:
-            download.notices.append(Notice(SKIPPED, "wrong modality: XML of a radiograph", source=name))
+            download.left_out.append(LeftOut("wrong modality: XML of a radiograph", name))
             continue
         digest = hashlib.sha256(content[max(content.find(b"<readingSession"), 0) :]).hexdigest()
         source = Source((name,), digest, partial(replace, parsed))
@@ -261,32 +233,27 @@ def _objects(uid: str, own: dict[Path, list[SegmentKey]], ratings: Ratings) -> S
 def _pair(download: Download, kind: str, sources: dict[str, list[Source]]) -> None:
     """Assign readings to series; several sources are accepted if they are identical (TCIA has copies of some XML).
 
-    Sources without a series, and series with different sources, become notices.
+    Sources without a series, and series with different sources, are left out.
     """
     for uid, candidates in sorted(sources.items()):
         first, series = candidates[0], download.series.get(uid)
         if series is None:
-            detail = str(len(first.files))
-            download.notices.append(Notice(SKIPPED, f"{kind} without series", uid, "", first.files[0], detail))
+            download.left_out.append(LeftOut(f"{kind} without series", f"{uid} {first.files[0]}"))
         elif len({one.digest for one in candidates}) > 1:
-            detail = ", ".join(one.files[0] for one in candidates)
-            download.notices.append(series.notice(SKIPPED, f"several {kind} that differ", detail))
+            files = ", ".join(one.files[0] for one in candidates)
+            download.left_out.append(LeftOut(f"several {kind} that differ", f"{uid} {files}"))
+            del download.series[uid]
         else:
             series.source = first
-            if len(candidates) > 1:
-                reason = f"several {kind} with the same readings"
-                download.notices.append(series.notice(KEPT, reason, str(len(candidates)), first.files[0]))
 
 
 def _leave_unread(download: Download) -> None:
-    """Drop series without readings, each with a notice, and add notices for patients with several series."""
-    reported = {notice.series_uid for notice in download.notices}
-    unread = [series for _, series in sorted(download.series.items()) if series.source is None]
-    download.notices += [one.notice(SKIPPED, "series without readings") for one in unread if one.uid not in reported]
-    for series in unread:
-        del download.series[series.uid]
+    """Leave out series without readings, and log how many patients have several of the others."""
+    for uid, series in sorted(download.series.items()):
+        if series.source is None:
+            download.left_out.append(LeftOut("series without readings", f"{uid} {series.folder}"))
+            del download.series[uid]
     counts = Counter(series.patient for series in download.series.values())
-    for series in sorted(download.series.values(), key=lambda series: (series.patient, series.uid)):
-        if counts[series.patient] > 1:
-            detail = f"{counts[series.patient]} series, in the same fold"
-            download.notices.append(series.notice(KEPT, "several series of one patient", detail))
+    several = sorted(patient for patient, count in counts.items() if count > 1)
+    if several:
+        logger.info("patients with several series, all in the same fold: %d, first: %s", len(several), several[0])

@@ -21,8 +21,9 @@ import numpy as np
 import pydicom
 from scipy import ndimage
 
+from ...core.geometry import BoolArray
 from ...read.dicom_header import lenient, read_dicom
-from .readings import Frame, LidcError, Mask, Reading, Region, SeriesReadings, cut
+from .readings import Frame, LidcError, Reading, Region, SeriesReadings, cut
 
 NODULE_CODES = frozenset({"27925004", "M-03010"})  # SNOMED CT and its older form SRT
 
@@ -154,7 +155,7 @@ def _is_nodule(segment: pydicom.Dataset) -> bool:
     return segment.SegmentedPropertyTypeCodeSequence[0].get("CodeValue") in NODULE_CODES
 
 
-def _regions(dataset: pydicom.Dataset, pixels: Mask, number: int) -> Iterator[Region]:
+def _regions(dataset: pydicom.Dataset, pixels: BoolArray, number: int) -> Iterator[Region]:
     """Yield the regions of one segment, one per frame; frames without a pixel inside are left out."""
     for groups, mask in zip(dataset.PerFrameFunctionalGroupsSequence, pixels, strict=True):
         if (
@@ -178,7 +179,7 @@ def _macro(dataset: pydicom.Dataset, groups: pydicom.Dataset, name: str) -> Any:
     return groups.get(name) or dataset.SharedFunctionalGroupsSequence[0].get(name)
 
 
-def region_of_pixels(sop_uid: str, z_mm: float, mask: Mask, frame: Frame | None = None) -> Region:
+def region_of_pixels(sop_uid: str, z_mm: float, mask: BoolArray, frame: Frame | None = None) -> Region:
     """Return a region from its pixels; its border consists of their outer neighbours along rows and columns.
 
     Args:

@@ -19,7 +19,7 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy import ndimage
 
-from ...core.geometry import FloatArray, apply_affine, bounds_of, box_around, box_between, spacing_mm
+from ...core.geometry import BoolArray, FloatArray, apply_affine, bounds_of, box_around, box_between, spacing_mm
 from ...core.records import Detection, ScanResult
 
 FloatImage = npt.NDArray[np.float32]
@@ -234,7 +234,7 @@ class _Block:
         ]
         return Stack(tuple(pictures), step_mm)
 
-    def _inside(self, grid: FloatArray, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    def _inside(self, grid: FloatArray, shape: Sequence[int]) -> BoolArray:
         """Return which points lie in the scan; each voxel extends half its width, so that a single slice is visible."""
         inside = np.ones(shape, dtype=bool)
         low, high = bounds_of(grid, (0, 0, 0), np.array(shape) - 1)
@@ -255,9 +255,7 @@ class _Block:
         )
         return np.asarray(values)
 
-    def _paths(
-        self, labelled: FloatImage, grid: FloatArray, inside: npt.NDArray[np.bool_], pixel_mm: float
-    ) -> list[str]:
+    def _paths(self, labelled: FloatImage, grid: FloatArray, inside: BoolArray, pixel_mm: float) -> list[str]:
         """Outline what is 1 in ``labelled``, with one path per picture; only the grid around it is sampled."""
         paths = [""] * len(inside)
         if labelled.any():

@@ -26,7 +26,7 @@ from ...core.errors import UserError
 from ...core.files import beside, digest_of, remove_abandoned, stamp, writable_folder
 from ...core.geometry import FloatArray, spacing_mm
 from ...read.datalist import FILES, checked_items
-from ...read.text_headers import data_files
+from ...read.text_headers import files_of
 from ..crops import crop_by_affine
 from .fingerprint import fingerprint
 
@@ -56,7 +56,7 @@ class ScanCache:
 
     def folder(self, item: Mapping[str, Any]) -> Path:
         """Return the folder of a datalist item's entry, whether or not it exists yet."""
-        stamps = {key: [stamp(f) for f in _files_of(Path(item[key]))] for key in FILES if item.get(key)}
+        stamps = {key: [stamp(f) for f in files_of(Path(item[key]))] for key in FILES if item.get(key)}
         return self.cache_dir / digest_of([self.made_by, stamps, item.get("box"), item.get("label")])[:24]
 
     def add(self, item: Mapping[str, Any]) -> Path:
@@ -176,13 +176,6 @@ class CachedToTensorsd(Transform):
             array = torch.from_numpy(np.array(item[key], dtype=np.float32))[None]
             item[key] = MetaTensor(array, affine=torch.from_numpy(np.array(item.pop(affine), dtype=np.float64)))
         return item
-
-
-def _files_of(path: Path) -> list[Path]:
-    """Return the files of a scan: all in a DICOM folder; a MetaImage or NRRD header and the data files it names."""
-    if path.is_dir():
-        return sorted(f for f in path.rglob("*") if f.is_file())
-    return [path, *data_files(path)]
 
 
 def _arrays(ready: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
