@@ -26,6 +26,7 @@ from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
 from scripts.evaluate.tables import Table, read_results
+from scripts.prepare.donors import weight_of
 from scripts.preprocess.lung_search import LungSearch
 from scripts.preprocess.lungs import find_lungs
 from scripts.read.instances import labels_of, things_of
@@ -40,7 +41,6 @@ PATCH_WEIGHT = 0.0  # a patch is cropped around its nodule, never as background,
 HELD_OUT_SCAN = "TCGA-DE-A4MA"  # default; never trained on, receives the held-out donors for validation
 HELD_OUT_SHARE = 0.1  # share of the donors' patients
 CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules are validated on in place
-FAINT_TEXTURE, FAINT_WEIGHT = 3.5, 3.0  # LIDC's texture below which a nodule is not solid; one donor in nine
 IGNORED_MARGIN_MM = 3.0  # added to the diameter of an ignored finding, which a network has measured
 AERATED_HU = -400  # below this, air in a patch counts as lung
 READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
@@ -139,13 +139,12 @@ def _donors(data_dir: Path, held_out: str) -> dict[str, list[Item]]:
     folder = data_dir / "lidc_nodules"
     donors: dict[str, list[Item]] = {"donors": [], "validation_donors": []}
     for row in table_rows(folder / "nodules.csv"):
-        is_faint = float(row["texture"] or 5.0) < FAINT_TEXTURE
         donors["validation_donors" if _is_held_out(row["name"].split("_")[0], held_out) else "donors"].append(
             {
                 "name": row["name"],
                 **_image_and_mask(folder, row["name"]),
                 "diameter_mm": float(row["diameter_mm"]),
-                "weight": FAINT_WEIGHT if is_faint else 1.0,
+                "weight": weight_of(float(row["texture"] or 0.0)),
             }
         )
     return donors

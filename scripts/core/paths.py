@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = BUNDLE_ROOT / "configs"
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 POINTER_MARKS = (b"version https://git-lfs", b"/annex/objects/")  # in files whose content is stored elsewhere

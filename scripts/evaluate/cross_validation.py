@@ -13,12 +13,12 @@ from pathlib import Path
 
 from ..core.errors import SettingError, UserError
 from ..core.files import read_record, writable_folder, write_bytes, write_json
+from ..core.paths import CONFIGS
 from .luna16 import luna16
 from .tables import SERIES_COLUMN
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, EVALUATE = (str(CONFIGS / f"{name}.json") for name in ("train", "evaluate"))
 # Files of each scored fold, in LUNA16's format.
 SCORED = ("predictions.csv", "annotations.csv", "annotations_excluded.csv", "seriesuids.csv")

@@ -20,8 +20,9 @@ from ..core.errors import UserError
 from ..core.files import read_csv, replacing, writable_folder, write_csv
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, is_lung
+from ..core.paths import BUNDLE_ROOT
 from ..core.records import LUNG_SIDES
-from ..preprocess.lung_search import BUNDLE_ROOT, RELEASED, LungSearch, coarse_scan
+from ..preprocess.lung_search import RELEASED, LungSearch, coarse_scan
 from ..preprocess.lungs import Lungs, find_lungs
 from ..read.reader import read_scan
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from monai.bundle import ConfigParser
 from torch import nn
 
-TRAIN, PAPER = (str(Path(__file__).resolve().parents[2] / "configs" / f"{name}.json") for name in ("train", "paper"))
+from ..core.paths import CONFIGS
+
+TRAIN, PAPER = (str(CONFIGS / f"{name}.json") for name in ("train", "paper"))
 
 
 def network_in(config_files: Sequence[str]) -> nn.Module:

@@ -13,6 +13,7 @@ COMMANDS = {
     "lidc_xml": "lidc.command:lidc_xml",
     "lidc_picture": "lidc.picture:lidc_picture",
     "datalist": "own_data:datalist",
+    "donors": "donors:donors",
     "download": "download:download",
     "luna16": "luna16:luna16",
     "preview": "preview:preview",

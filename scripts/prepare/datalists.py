@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import write_csv, write_json
+from ..core.files import read_record, write_csv, write_json
 from ..core.geometry import Point
 from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
-from ..read.datalist import LARGEST_NODULE_MM, SAME_PLACE_MM
+from ..read.datalist import FILES, LARGEST_NODULE_MM, SAME_PLACE_MM, load_datalist
 from ..read.scan import Grid
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,31 @@ def path_in_datalist(path: Path, folder: Path) -> str:
         return Path(os.path.relpath(target, folder.resolve())).as_posix()
     except ValueError:  # another drive of Windows
         return str(target)
+
+
+def read_lists(datalists: str | Sequence[str]) -> dict[Path, dict[str, list[dict[str, Any]]]]:
+    """Return the sections of datalists by path; their items are checked, and paths in them are complete.
+
+    Raises:
+        PrepareError: a file is not a datalist, or two have the same name, which their successors would share.
+        DatalistError: items cannot be used.
+    """
+    paths = [Path(path) for path in ([datalists] if isinstance(datalists, str) else datalists)]
+    twice = sorted(name for name, count in Counter(path.name for path in paths).items() if count > 1)
+    if twice:
+        raise PrepareError(
+            f"--datalists: expected different file names, got {', '.join(twice)} again; run them separately"
+        )
+    contents = {path: read_record(path) for path in paths}
+    for path, content in contents.items():
+        if not content:
+            raise PrepareError(f"{path}: expected a datalist (JSON with sections), got none; check --datalists")
+    return {path: {name: load_datalist(str(path), name) for name in content} for path, content in contents.items()}
+
+
+def moved_item(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return an item of another datalist with its paths as a datalist in ``folder`` names them."""
+    return {**item, **{key: path_in_datalist(Path(item[key]), folder) for key in FILES if item.get(key)}}
 
 
 def refuse_if_strict(left_out: Sequence[LeftOut], strict: bool) -> None:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from ..core.files import digest_of, read_record, stamp, writable_folder, write_csv, write_json
 from ..core.nifti import write_nifti
-from ..read.datalist import FILES, load_datalist, nodule_rows
+from ..read.datalist import nodule_rows
 from ..read.instances import Match, instance_mask, labels_of, match_rows
 from ..read.reader import ScanError, read_grid
-from .datalists import LeftOut, PrepareError, account_for, path_in_datalist, refuse_if_strict
+from .datalists import LeftOut, PrepareError, account_for, moved_item, read_lists, refuse_if_strict
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,7 @@ def luna16_masks(
         UserError: a datalist cannot be used, a folder cannot be written to, or, with strict, a nodule has no mask.
     """
     target = writable_folder(output_dir)
-    paths = [Path(path) for path in ([datalists] if isinstance(datalists, str) else datalists)]
-    names = [path.name for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise PrepareError(
-            f"--datalists: expected different file names, got {', '.join(twice)} again; run them separately"
-        )
-    lists = {path: _sections(path) for path in paths}
+    lists = read_lists(datalists)
     lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     folder = writable_folder(target / "masks")
@@ -89,19 +82,6 @@ def luna16_masks(
         "%d of %d nodules have a mask; %d of %d scans with nodules have a mask",
         *(sum(row[RESULT] == MATCHED for row in rows), len(rows), len(masks), len(has_nodules)),
     )
-
-
-def _sections(path: Path) -> dict[str, list[Item]]:
-    """Return all sections of a datalist, checked, with paths relative to the working directory or absolute.
-
-    Raises:
-        PrepareError: the file is not a datalist.
-        DatalistError: entries cannot be used.
-    """
-    content = read_record(path)
-    if not content:
-        raise PrepareError(f"{path}: expected a datalist (JSON with sections), got none; check --datalists")
-    return {section: load_datalist(str(path), section) for section in content}
 
 
 def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
@@ -177,7 +157,6 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
 
 
 def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:
-    """Return an item with the new mask, or none, and its paths relative to the new datalist's folder."""
-    files = {key: item[key] for key in FILES if item.get(key) and key != "mask"} | ({"mask": mask} if mask else {})
+    """Return an item with the new mask, or none, for a datalist in another folder."""
     new = {key: value for key, value in item.items() if key != "mask"}
-    return new | {key: path_in_datalist(Path(path), target) for key, path in files.items()}
+    return moved_item(new | ({"mask": mask} if mask else {}), target)

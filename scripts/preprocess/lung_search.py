@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError, line_of
 from ..core.geometry import FloatArray, spacing_mm
 from ..core.labels import Part, Parts
+from ..core.paths import BUNDLE_ROOT
 
 CELL_MM = 4.0  # fine enough to find a lung's border to within a few millimetres, in about 1 ms per slice
 HU_RANGE = (-1024.0, 400.0)  # is scaled to [-1, 1]: from room air to contrast medium and spongy bone
@@ -31,7 +32,6 @@ ROOM_CELLS = 8  # margin around the tissue
 FEWEST_CELLS = 32  # smallest size that the network sees: the coarsest level's norm needs more than one value
 # Layers of blocks averaged at once: they fit in the cache. A whole volume in float32 would take twice the memory.
 SLAB_BLOCKS = 4
-BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 RELEASED = str(BUNDLE_ROOT / "models" / "lung_search.pt")
 
 

@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import create_workflow
 
 from ..errors import UserError, is_command_line
+from ..paths import CONFIGS
 
 SEPARATOR = "::"  # between the levels of a name; MONAI also accepts "#"
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 class OverrideError(UserError, ValueError):

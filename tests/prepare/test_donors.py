@@ -1,0 +1,99 @@
+"""Nodules cut out of their scans: the same voxels at the same place, of training scans alone, ready to be inserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.core.errors import UserError
+from scripts.core.files import read_csv
+from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.prepare.datalists import LEFT_OUT_FILE
+from scripts.prepare.donors import FAINT_WEIGHT, MARGIN_MM, donors, weight_of
+from scripts.read.datalist import load_datalist
+from scripts.train import InsertNodulesd
+
+
+@pytest.fixture
+def lists(small_data: Path, tmp_path: Path) -> Path:
+    """The datalist of the miniature chests after the command."""
+    donors(datalists=str(small_data / "datalist.json"), output_dir=str(tmp_path / "with"))
+    return tmp_path / "with/datalist.json"
+
+
+def loaded(path: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: load_datalist(str(path), name) for name in ("training", "validation", "donors")}
+
+
+def test_each_nodule_of_the_training_scans_is_a_donor_where_it_was(small_data: Path, lists: Path) -> None:
+    sections = loaded(lists)
+    for name in ("training", "validation"):
+        former = load_datalist(str(small_data / "datalist.json"), name)
+        assert [item["box"] for item in sections[name]] == [item["box"] for item in former]
+    nodules = [(item, row) for item in sections["training"] for row in range(len(item["box"]))]
+    assert len(sections["donors"]) == len(nodules) > 0
+    for donor, (item, row) in zip(sections["donors"], nodules, strict=True):
+        scan, image, mask = (nib.Nifti1Image.from_filename(p) for p in (item["image"], donor["image"], donor["mask"]))
+        inside = np.argwhere(np.asarray(mask.dataobj) == 1)
+        centre_ras_mm = apply_affine(mask.affine, inside.mean(axis=0))
+        assert np.linalg.norm(swap_lps_ras(centre_ras_mm) - item["box"][row][:3]) < 1.0
+        volume_mm3 = len(inside) * voxel_volume_mm3(mask.affine)
+        assert sphere_diameter_mm(volume_mm3) == pytest.approx(donor["diameter_mm"], rel=0.25)
+        first = np.round(apply_affine(np.linalg.inv(scan.affine), image.affine[:3, 3])).astype(int)
+        part = tuple(slice(a, a + n) for a, n in zip(first, image.shape, strict=True))
+        np.testing.assert_array_equal(image.get_fdata(), scan.get_fdata()[part])
+        room_mm = (
+            np.minimum(inside.min(axis=0), np.array(image.shape) - 1 - inside.max(axis=0)) * image.header.get_zooms()
+        )
+        at_border = (first == 0) | (first + image.shape == scan.shape)
+        assert ((room_mm >= MARGIN_MM - 1e-3) | at_border).all()
+
+
+def test_a_second_run_in_the_same_folder_adds_nothing(lists: Path) -> None:
+    first = loaded(lists)
+    donors(datalists=str(lists), output_dir=str(lists.parent))
+    assert loaded(lists) == first
+
+
+def test_training_inserts_them(lists: Path) -> None:
+    insert = InsertNodulesd(load_datalist(str(lists), "donors"), prob=1.0, most=1, scale=(1.0, 1.0))
+    insert.set_random_state(0)
+    crop = {"image": np.full((1, 64, 64, 64), -850.0, np.float32), "nodule": np.zeros((0, 4), np.float32)}
+    made = insert({**crop, "label": np.zeros(0, np.int64)})
+    assert len(made["nodule"]) == 1
+    assert made["image"][made["mask"] > 0].mean() > -600.0
+
+
+def test_a_nodule_without_a_voxel_is_left_out_and_an_error_when_strict(small_data: Path, tmp_path: Path) -> None:
+    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
+    items = [item for item in content["training"] if item["box"]]
+    (tmp_path / "in").mkdir()
+    whole, bare = ({**item, **{key: str(small_data / item[key]) for key in ("image", "mask")}} for item in items[:2])
+    del bare["mask"]
+    (tmp_path / "in/bare.json").write_text(json.dumps({"training": [whole, bare]}), encoding="utf-8")
+    (tmp_path / "in/barest.json").write_text(json.dumps({"training": [bare]}), encoding="utf-8")
+    with pytest.raises(UserError, match="--strict: expected nothing to be left out"):
+        donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"), strict=True)
+    assert not (tmp_path / "out/bare.json").exists()
+    donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"))
+    rows = [row for _, row in read_csv(tmp_path / "out" / LEFT_OUT_FILE)]
+    assert [row["reason"] for row in rows] == ["a nodule has no voxel in a mask"] * len(bare["box"])
+    assert len(loaded(tmp_path / "out/bare.json")["donors"]) == len(whole["box"])
+    with pytest.raises(UserError, match="expected nodules with masks to train on, got none in 1 scans"):
+        donors(datalists=str(tmp_path / "in/barest.json"), output_dir=str(tmp_path / "out"))
+    assert not (tmp_path / "out/barest.json").exists()
+
+
+def test_ground_glass_and_part_solid_nodules_are_drawn_more_often() -> None:
+    assert [weight_of(texture) for texture in (1.0, 3.25, 3.5, 5.0, None)] == [
+        FAINT_WEIGHT,
+        FAINT_WEIGHT,
+        1.0,
+        1.0,
+        1.0,
+    ]
