@@ -2,27 +2,33 @@
 
 The whole chests determine which threshold gives how many false findings per scan. At these thresholds, nodules are
 counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. Cubes,
-patches and patches in thick slices have thresholds of their own, from their own false findings. Masks are compared for
-the nodules that every network found from the evaluation's own ``--threshold`` on.
+patches and patches in thick slices have thresholds of their own, from their own false findings. Findings in the rim of
+a patch do not count: there its faces cut vessels, whose ends look like nodules. Masks are compared for the nodules that
+every network found from the evaluation's own ``--threshold`` on.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 
 from scripts.core.commands import run_function
-from scripts.core.geometry import FloatArray
+from scripts.core.geometry import FloatArray, spacing_mm
 from scripts.evaluate.system import Reference
 from scripts.evaluate.tables import Table, read_findings, read_results, read_series_uids
 from scripts.metrics import Matches
 from scripts.read import load_datalist
+from scripts.read.reader import read_grid
+from scripts.read.scan import Grid
 
 from .tables import table
 
@@ -32,6 +38,7 @@ RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATE_OF_KINDS = 1.0
 RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches and thick
 CROPS = ("context", "patches")
+RIM_MM = 5.0  # of a patch; half a vessel is no wider
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
 KINDS = ("dense, 10 mm or more", "dense, below 10 mm", "faint, 10 mm or more", "faint, below 10 mm")
@@ -61,7 +68,11 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
     masks = [_masks(Path(folder)) for folder in evaluations]
     shared = sorted(set.intersection(*map(set, masks)))
     rows = [
-        [Path(folder).name, *_cells(Path(folder), np.array(kinds), chests), _dice([own[nodule] for nodule in shared])]
+        [
+            Path(folder).name,
+            *_cells(Path(folder), Path(datalist), np.array(kinds), chests),
+            _dice([own[nodule] for nodule in shared]),
+        ]
         for folder, own in zip(evaluations, masks, strict=True)
     ]
     text = table(heads, rows)
@@ -69,14 +80,15 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
     return text
 
 
-def _cells(folder: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
+def _cells(folder: Path, datalist: Path, kinds: np.ndarray, chests: str) -> Iterator[str]:
     whole = _matches(folder / "chests", chests)
     scores = np.concatenate([_matches(folder / name).nodule_scores for name in CROPS])
     thresholds = {rate: threshold_at(whole, rate) for rate in RATES}
     yield from (_share(scores, limit) for limit in thresholds.values())
     yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
     yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
-    for part in (_matches(folder / "cubes", chests), _matches(folder / "patches"), _matches(folder / "thick")):
+    patches = [_matches(folder / name, rim_of=load_datalist([str(datalist)], name)) for name in ("patches", "thick")]
+    for part in (_matches(folder / "cubes", chests), *patches):
         yield from (_share(part.nodule_scores, threshold_at(part, rate)) for rate in RATES_IN_CUBES)
 
 
@@ -84,11 +96,31 @@ def _share(scores: FloatArray, limit: float) -> str:
     return f"{(scores > limit).sum()} of {len(scores)}"
 
 
-def _matches(folder: Path, beginning: str = "") -> Matches:
-    """Match the candidates and nodules of an evaluation, or of those of its scans whose names begin so."""
+def _matches(folder: Path, beginning: str = "", rim_of: Sequence[Mapping[str, Any]] = ()) -> Matches:
+    """Match the candidates and nodules of an evaluation, or of those of its scans whose names begin so.
+
+    Candidates in the rim of the scans of the datalist items ``rim_of`` do not count.
+    """
     uids = [uid for uid in read_series_uids(folder / "seriesuids.csv")[0] if uid.startswith(beginning)]
     nodules, excluded = (read_findings(folder / f"{name}.csv") for name in ("annotations", "annotations_excluded"))
-    return Reference(uids, nodules, excluded, {}).match(read_results(folder / "predictions.csv"), uids)
+    found = read_results(folder / "predictions.csv")
+    if rim_of:
+        grids = {item["name"]: read_grid(item["image"]) for item in rim_of}
+        places = zip(found.series_uids, found.positions_lps_mm, strict=True)
+        inner = np.array([_depth_mm(grids[uid], place) >= RIM_MM for uid, place in places], dtype=bool)
+        found = replace(
+            found,
+            series_uids=tuple(itertools.compress(found.series_uids, inner)),
+            positions_lps_mm=found.positions_lps_mm[inner],
+            values=found.values[inner],
+        )
+    return Reference(uids, nodules, excluded, {}).match(found, uids)
+
+
+def _depth_mm(grid: Grid, place_lps_mm: FloatArray) -> float:
+    """Return the distance of a place from the nearest face of a scan, negative outside."""
+    voxel = grid.voxels(place_lps_mm)
+    return float((np.minimum(voxel + 0.5, np.array(grid.shape) - 0.5 - voxel) * spacing_mm(grid.affine_ras)).min())
 
 
 def threshold_at(matches: Matches, rate: float) -> float:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from scripts.network import CompactNet, save_weights
 from scripts.phantom.command import phantom
 from tests.bundle import EVALUATE, INFERENCE, TRAIN, nodules, run
 
@@ -28,23 +26,16 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(chests: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
-    """Score the two unseen scans."""
-    run("evaluating", TRAIN, EVALUATE, dataset_dir=chests, output_dir=output, checkpoint=checkpoint, resamples=0)
-    return dict(json.loads((output / "froc.json").read_text(encoding="utf-8"))["predictions"])
-
-
 def test_training_finds_nodules_in_scans_it_has_never_seen(chests: Path, tmp_path: Path) -> None:
-    save_weights(CompactNet(), tmp_path / "untrained.pt")
-    untrained = evaluate(chests, tmp_path / "untrained.pt", tmp_path / "before")
     run("training", TRAIN, dataset_dir=chests, output_dir=tmp_path / "run", **SHORT)
-    trained = evaluate(chests, tmp_path / "run" / "model.pt", tmp_path / "after")
+    weights, scores = tmp_path / "run" / "model.pt", tmp_path / "scores"
+    run("evaluating", TRAIN, EVALUATE, dataset_dir=chests, output_dir=scores, checkpoint=weights, resamples=0)
+    trained = json.loads((scores / "froc.json").read_text(encoding="utf-8"))["predictions"]
     assert (trained["scans"], trained["nodules"]) == (2, 13)
-    assert untrained["cpm"] < 0.1
-    assert trained["cpm"] > untrained["cpm"] + 0.3
+    assert trained["cpm"] > 0.3  # untrained: below 0.1
     assert trained["sensitivity_at"]["8"] > 0.5
     item = json.loads((chests / "datalist.json").read_text(encoding="utf-8"))["validation"][1]
-    scan, weights = chests / item["image"], tmp_path / "run" / "model.pt"
+    scan = chests / item["image"]
     run("inference", INFERENCE, input=scan, output_dir=tmp_path / "out", checkpoint=weights, threshold=0.3)
     found = np.array([n["centre_lps_mm"] for n in nodules(tmp_path / "out", item["name"])]).reshape(-1, 3)
     truth = np.array(item["box"])

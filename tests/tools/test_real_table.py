@@ -32,17 +32,19 @@ def _evaluation(folder: Path, nodules: list[tuple[str, float]], found: list[tupl
 
 @pytest.fixture
 def datalist(tmp_path: Path) -> str:
-    """Scans a and b with a faint nodule and c with a dense one, all at the origin."""
+    """Scans a and b with a faint nodule and c with a dense one, all at the origin, 20 mm from every face."""
     lists = {}
-    for section, names in {"context": ("a", "b"), "patches": ("c",)}.items():
+    around = np.eye(4)
+    around[:3, 3] = -20.0
+    for section, names in {"context": ("a", "b"), "patches": ("c",), "thick": ("c",)}.items():
         lists[section] = []
         for name in names:
-            hu, mask = np.full((6, 6, 6), -900, dtype=np.int16), np.zeros((6, 6, 6), dtype=np.uint8)
-            mask[2:4, 2:4, 2:4] = 1
+            hu, mask = np.full((41, 41, 41), -900, dtype=np.int16), np.zeros((41, 41, 41), dtype=np.uint8)
+            mask[18:22, 18:22, 18:22] = 1
             hu[mask > 0] = 0 if name == "c" else -600
             files = {key: str(tmp_path / f"{name}-{key}.nii.gz") for key in ("image", "mask")}
             for key, values in (("image", hu), ("mask", mask)):
-                write_nifti(Path(files[key]), values, np.eye(4))
+                write_nifti(Path(files[key]), values, around)
             lists[section].append({"name": name, **files, "box": [[0, 0, 0, 9, 9, 9]], "label": [NODULE]})
     return str(write_json(tmp_path / "datalist.json", lists))
 
@@ -51,8 +53,8 @@ def datalist(tmp_path: Path) -> str:
 def evaluation(tmp_path: Path) -> str:
     folder = tmp_path / "mine"
     _evaluation(folder / "context", [("a", 8.0), ("b", 20.0)], [("a", 1.0, 0.6), ("b", 1.0, 0.2)])
-    _evaluation(folder / "patches", [("c", 6.0)], [("c", 50.0, 0.9)])
-    _evaluation(folder / "thick", [("c", 6.0)], [("c", 50.0, 0.5), ("c", 1.0, 0.4)])
+    _evaluation(folder / "patches", [("c", 6.0)], [("c", 14.0, 0.9)])
+    _evaluation(folder / "thick", [("c", 6.0)], [("c", 16.0, 0.9), ("c", 15.0, 0.5), ("c", 1.0, 0.4)])
     chests = [("QIN-1", 10.0), ("QIN-2", 10.0), ("NLST-1", 10.0)]
     false = [("QIN-1", 90.0, 0.5), ("QIN-2", 90.0, 0.3), ("NLST-1", 90.0, 0.8)]
     _evaluation(folder / "chests", chests, [("QIN-1", 0.0, 0.7), *false])
