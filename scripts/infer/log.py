@@ -88,7 +88,7 @@ class RunLog:
             self.index.add_failure(name, published_reason(error), source)
         if user_error_in(error) is None:
             logger.error("%s: unexpected error", name, exc_info=error)
-        print(f"error: {name}: {self.failures[name]}", file=sys.stderr)
+        print(f"error: {_told(name, self.failures[name])}", file=sys.stderr)
 
     def close(self) -> None:
         """Wait until everything is written, write the page of the run and print a summary.
@@ -111,5 +111,10 @@ class RunLog:
             if is_command_line():
                 raise SystemExit(1)
             raise RefusedScansError(
-                "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no scan"
+                "; ".join(_told(name, reason) for name, reason in self.failures.items()) or "no scan"
             )
+
+
+def _told(name: str, reason: str) -> str:
+    """Return the reason, preceded by the name unless it begins with it, as for a path without a scan."""
+    return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"

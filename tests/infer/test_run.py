@@ -75,6 +75,13 @@ def test_one_failing_scan_of_three_is_left_out(
     assert capsys.readouterr().err.count("error: b: ") == 1
 
 
+def test_a_path_that_cannot_be_searched_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(ScanStream(str(tmp_path), "auto", name_of, RunLog())) == []
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}: expected DICOM slices")
+    assert error.count(str(tmp_path)) == 1
+
+
 def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
     log = RunLog()
     assert list(ScanStream(str(tmp_path / "nowhere"), "auto", name_of, log)) == []
