@@ -50,7 +50,7 @@ def doubts(
     if _is_air(volume, centre, diameter_mm):
         yield "contains only air"
     if mask is not None:
-        yield from _mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
+        yield from mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
 
 
 def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
@@ -64,9 +64,10 @@ def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bo
     return bool(values.size) and float(np.percentile(values, AIR_PERCENTILE)) < AIR_HU
 
 
-def _mask_doubts(
+def mask_doubts(
     inside: np.ndarray, affine_ras: FloatArray, centre_lps_mm: FloatArray, diameter_mm: float
 ) -> Iterator[str]:
+    """Yield in a few words why a mask ``[I, J, K]`` cannot be that of a nodule with this centre and diameter."""
     voxels = np.argwhere(inside)
     if not len(voxels):
         yield "missing in the mask"

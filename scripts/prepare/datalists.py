@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import read_record, write_csv, write_json
+from ..core.files import write_csv, write_json
 from ..core.geometry import Point
 from ..core.labels import IGNORED, NODULE
 from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
 from ..read.datalist import FILES, LARGEST_NODULE_MM, SAME_PLACE_MM, load_datalist
+from ..read.discovery import read_datalist
 from ..read.scan import Grid
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,9 @@ def read_lists(datalists: str | Sequence[str]) -> dict[Path, dict[str, list[dict
         raise PrepareError(
             f"--datalists: expected different file names, got {', '.join(twice)} again; run them separately"
         )
-    contents = {path: read_record(path) for path in paths}
+    contents = {path: read_datalist(path, PrepareError) for path in paths}
     for path, content in contents.items():
-        if not content:
+        if not content or not isinstance(content, dict):
             raise PrepareError(f"{path}: expected a datalist (JSON with sections), got none; check --datalists")
     return {path: {name: load_datalist(str(path), name) for name in content} for path, content in contents.items()}
 

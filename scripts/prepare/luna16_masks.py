@@ -59,6 +59,7 @@ def luna16_masks(
     target = writable_folder(output_dir)
     lists = read_lists(datalists)
     lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
+    donors = {path: sections.pop("donors", []) for path, sections in lists.items()}
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     folder = writable_folder(target / "masks")
     done = {
@@ -74,6 +75,7 @@ def luna16_masks(
             section: [_with_mask(item, masks.get(item["name"]), target) for item in items]
             for section, items in sections.items()
         }
+        new |= {"donors": [moved_item(donor, target) for donor in donors[path]]} if donors[path] else {}
         logger.info("%s", write_json(target / path.name, new))
     rows = [row for record in done.values() for row in record["rows"]]
     write_csv(target / "matches.csv", [MATCH_COLUMNS, *rows])

@@ -13,6 +13,7 @@ import pytest
 from scripts.core.errors import UserError
 from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
+from scripts.core.labels import IGNORED
 from scripts.prepare.datalists import LEFT_OUT_FILE
 from scripts.prepare.donors import FAINT_WEIGHT, MARGIN_MM, donors, weight_of
 from scripts.read.datalist import load_datalist
@@ -81,12 +82,53 @@ def test_a_nodule_without_a_voxel_is_left_out_and_an_error_when_strict(small_dat
         donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"), strict=True)
     assert not (tmp_path / "out/bare.json").exists()
     donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"))
-    rows = [row for _, row in read_csv(tmp_path / "out" / LEFT_OUT_FILE)]
-    assert [row["reason"] for row in rows] == ["a nodule has no voxel in a mask"] * len(bare["box"])
+    rows = [row for _, row in read_csv(tmp_path / "out/donors" / LEFT_OUT_FILE)]
+    assert [row["reason"] for row in rows] == ["the mask of a nodule is missing or elsewhere"] * len(bare["box"])
     assert len(loaded(tmp_path / "out/bare.json")["donors"]) == len(whole["box"])
     with pytest.raises(UserError, match="expected nodules with masks to train on, got none in 1 scans"):
         donors(datalists=str(tmp_path / "in/barest.json"), output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out/barest.json").exists()
+
+
+def test_the_mask_of_something_else_is_no_donor(small_data: Path, tmp_path: Path) -> None:
+    """Such as one in which the nodules have another order."""
+    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
+    (item,) = content["validation"]  # it has three nodules
+    files = {key: str(small_data / item[key]) for key in ("image", "mask")}
+    turned = {**item, **files, "box": [*item["box"][1:], item["box"][0]]}
+    (tmp_path / "turned.json").write_text(json.dumps({"training": [turned]}), encoding="utf-8")
+    with pytest.raises(UserError, match="expected nodules with masks"):
+        donors(datalists=str(tmp_path / "turned.json"), output_dir=str(tmp_path / "out"))
+
+
+def test_a_scan_with_other_labels_has_other_donors(small_data: Path, tmp_path: Path) -> None:
+    """An excluded finding of one list is a nodule of another, whatever their order, in one run or in two."""
+    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
+    (item,) = content["validation"]  # it has three nodules
+    item |= {key: str(small_data / item[key]) for key in ("image", "mask")}
+    fewer = [*item["label"][:-1], IGNORED]
+    for name, label in (("all", item["label"]), ("fewer", fewer)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"training": [{**item, "label": label}]}), encoding="utf-8")
+    donors(datalists=[str(tmp_path / "all.json"), str(tmp_path / "fewer.json")], output_dir=str(tmp_path / "out"))
+    donors(datalists=str(tmp_path / "fewer.json"), output_dir=str(tmp_path / "out"))
+    found = {name: loaded(tmp_path / f"out/{name}.json")["donors"] for name in ("all", "fewer")}
+    assert {name: len(own) for name, own in found.items()} == {"all": len(fewer), "fewer": len(fewer) - 1}
+    assert not {donor["image"] for donor in found["all"]} & {donor["image"] for donor in found["fewer"]}
+
+
+@pytest.mark.parametrize(
+    ("nodules", "weight"),
+    [([{"texture": 1}], FAINT_WEIGHT), ([{"texture": 5.0}], 1.0), ([], 1.0), ([None], 1.0), ({}, 1.0), ([{}], 1.0)],
+)
+def test_the_texture_is_taken_where_a_list_gives_it(
+    nodules: Any, weight: float, small_data: Path, tmp_path: Path
+) -> None:
+    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
+    item = next(item for item in content["training"] if item["box"])
+    item |= {key: str(small_data / item[key]) for key in ("image", "mask")}
+    (tmp_path / "one.json").write_text(json.dumps({"training": [{**item, "nodules": nodules}]}), encoding="utf-8")
+    donors(datalists=str(tmp_path / "one.json"), output_dir=str(tmp_path / "out"))
+    assert loaded(tmp_path / "out/one.json")["donors"][0]["weight"] == weight
 
 
 def test_ground_glass_and_part_solid_nodules_are_drawn_more_often() -> None:

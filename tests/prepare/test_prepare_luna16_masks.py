@@ -140,12 +140,24 @@ def test_what_cannot_be_matched_is_said(
     assert reason in caplog.text
 
 
+def test_donors_of_a_list_stay_donors(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(data, output) == 0
+    lists = [str(path) for path in sorted(output.glob("dataset_fold*.json"))]
+    assert main(["donors", "--datalists", *lists, "--output_dir", str(output)]) == 0
+    before = [load_datalist(path, "donors") for path in lists]
+    assert any(before)
+    again = ["--datalists", *lists, "--lidc", str(data / "lidc"), "--output_dir", str(output)]
+    assert main(["luna16_masks", *again]) == 0
+    assert [load_datalist(path, "donors") for path in lists] == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--lidc", "none"], "--lidc none: expected datalists of the command lidc, found none"),
         (["--lidc", "."], "expected datalists of the command lidc, found none"),
-        (["--datalists", "none.json"], "none.json: expected a datalist"),
+        (["--datalists", "none.json"], "none.json: expected JSON, got something else ([Errno 2]"),
         (["--datalists", "list.json"], "list.json: expected a datalist (JSON with sections), got none"),
         (["--datalists", "folds/dataset_fold0.json", "a/dataset_fold0.json"], "expected different file names"),
     ],

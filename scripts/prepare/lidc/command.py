@@ -64,9 +64,8 @@ def lidc(
     account_for([*download.left_out, *not_selected], output)
     write_nodules(output / "nodules.csv", items)
     if not items:
-        raise LidcError(
-            f"{source}: expected CT series with readings, got none that can be used; {output / LEFT_OUT_FILE} says why"
-        )
+        why = f"{output / LEFT_OUT_FILE} says why" if download.left_out or not_selected else "check the path"
+        raise LidcError(f"{source}: expected CT series with readings, got none that can be used; {why}")
     for path in output.glob("dataset_fold*.json"):  # an earlier run may have made more folds
         if path.stem not in {f"dataset_fold{fold}" for fold in range(folds)}:
             path.unlink()
