@@ -19,6 +19,7 @@ from ..read.datalist import nodule_rows
 from ..read.instances import Match, instance_mask, labels_of, match_rows
 from ..read.reader import ScanError, read_grid
 from .datalists import LeftOut, PrepareError, account_for, moved_item, read_lists, refuse_if_strict
+from .lidc.readings import RATINGS
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ MATCH_COLUMNS = (
     "mask_diameter_mm",
 )
 
-RESULT, MATCHED = MATCH_COLUMNS.index("result"), "matched"
+ROW, RESULT, VALUE = map(MATCH_COLUMNS.index, ("row", "result", "lidc_value"))
+MATCHED = "matched"
 
 Item = dict[str, Any]
 
@@ -58,12 +60,12 @@ def luna16_masks(
     """
     target = writable_folder(output_dir)
     lists = read_lists(datalists)
-    lidc_masks = _lidc_masks([lidc] if isinstance(lidc, str) else lidc)
+    series = _lidc_series([lidc] if isinstance(lidc, str) else lidc)
     donors = {path: sections.pop("donors", []) for path, sections in lists.items()}
     scans = {item["name"]: item for sections in lists.values() for items in sections.values() for item in items}
     folder = writable_folder(target / "masks")
     done = {
-        name: _mask_record(item, lidc_masks.get(name), folder)
+        name: _mask_record(item, series[name]["mask"] if name in series else None, folder)
         for name, item in tqdm(sorted(scans.items()), desc="masks", unit="scan", mininterval=1.0)
     }
     left_out = [LeftOut(*one) for record in done.values() for one in record["left_out"]]
@@ -72,7 +74,10 @@ def luna16_masks(
     masks = {name: folder / f"{name}.nii.gz" for name in has_nodules if _is_matched(done[name])}
     for path, sections in lists.items():
         new = {
-            section: [_with_mask(item, masks.get(item["name"]), target) for item in items]
+            section: [
+                moved_item(_with_mask(item, masks.get(item["name"])) | _readings(item, done, series), target)
+                for item in items
+            ]
             for section, items in sections.items()
         }
         new |= {"donors": [moved_item(donor, target) for donor in donors[path]]} if donors[path] else {}
@@ -86,13 +91,13 @@ def luna16_masks(
     )
 
 
-def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
-    """Return LIDC's masks by series UID, from its datalists; each fold lists all of them.
+def _lidc_series(places: Sequence[str]) -> dict[str, Item]:
+    """Return LIDC's items with a mask by series UID, from its datalists; each fold lists all of them.
 
     Raises:
         PrepareError: a place has no datalist.
     """
-    masks: dict[str, Path] = {}
+    series: dict[str, Item] = {}
     for place in map(Path, places):
         lists = sorted(place.glob("*.json")) if place.is_dir() else [place] if place.is_file() else []
         if not lists:
@@ -100,8 +105,8 @@ def _lidc_masks(places: Sequence[str]) -> dict[str, Path]:
         for path in lists:
             for entry in [entry for entries in read_record(path).values() for entry in entries]:
                 if entry.get("mask"):
-                    masks.setdefault(str(entry["name"]), path.parent / entry["mask"])
-    return masks
+                    series.setdefault(str(entry["name"]), {**entry, "mask": path.parent / entry["mask"]})
+    return series
 
 
 def _nodules(item: Mapping[str, Any]) -> list[tuple[int, tuple[float, float, float, float]]]:
@@ -158,7 +163,15 @@ def _judged(item: Item, nodules: Sequence[tuple[int, Sequence[float]]], matches:
     return {"rows": rows, "left_out": left_out}
 
 
-def _with_mask(item: Item, mask: Path | None, target: Path) -> Item:
-    """Return an item with the new mask, or none, for a datalist in another folder."""
-    new = {key: value for key, value in item.items() if key != "mask"}
-    return moved_item(new | ({"mask": mask} if mask else {}), target)
+def _with_mask(item: Item, mask: Path | None) -> Item:
+    """Return an item with the new mask, or none."""
+    return {key: value for key, value in item.items() if key != "mask"} | ({"mask": mask} if mask else {})
+
+
+def _readings(item: Item, done: Mapping[str, Item], series: Mapping[str, Item]) -> Item:
+    """Return as ``nodules`` what LIDC's readers said of each box, empty for what is not matched; or nothing."""
+    given = {one["mask_label"]: one for one in series.get(item["name"], {}).get("nodules", ())}
+    values = {row[ROW]: row[VALUE] for row in done[item["name"]]["rows"]}
+    found = [given.get(values.get(row), {}) for row in range(len(item.get("box", ())))]
+    kept = [{key: value for key, value in one.items() if key in (*RATINGS, "readers")} for one in found]
+    return {"nodules": kept} if any(kept) else {}

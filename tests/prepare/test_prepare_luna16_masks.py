@@ -38,7 +38,8 @@ def write_lidc(folder: Path, series: dict[str, np.ndarray]) -> Path:
         path = folder / "scans" / name / "mask.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, path)
-        items.append({"name": name, "image": "elsewhere", "mask": f"scans/{name}/mask.nii.gz"})
+        readings = [{"mask_label": value, "texture": 7.0 - value, "readers": value, "kind": "x"} for value in (1, 3)]
+        items.append({"name": name, "image": "there", "mask": f"scans/{name}/mask.nii.gz", "nodules": readings})
     (folder / "dataset_fold0.json").write_text(json.dumps({"training": items[1:], "validation": items[:1]}))
     (folder / "dataset_fold1.json").write_text(json.dumps({"training": items, "validation": []}))
     return folder
@@ -79,6 +80,8 @@ def test_one_list_for_both_tasks(data: Path, tmp_path: Path, caplog: pytest.LogC
     before = load_datalist(str(data / "folds" / "dataset_fold3.json"), "validation")
     (outlined, empty) = load_datalist(path, "validation")
     assert "mask" not in empty
+    assert "nodules" not in empty
+    assert outlined["nodules"] == [{"texture": 4.0, "readers": 3}]  # of the value 3
     assert [Path(outlined[key]).resolve() for key in ("image", "lung_mask")] == [
         Path(before[0][key]).resolve() for key in ("image", "lung_mask")
     ]
