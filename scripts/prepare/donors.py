@@ -23,6 +23,7 @@ from .datalists import LeftOut, PrepareError, account_for, moved_item, read_list
 
 logger = logging.getLogger(__name__)
 
+FOLDER = "donors"
 MARGIN_MM = 10.0  # kept around a nodule's mask; what a nodule touches decides where it is inserted
 FAINT_TEXTURE = 3.5  # LIDC's texture (1: ground glass, 5: solid) below which a nodule is not solid: one in nine
 FAINT_WEIGHT = 3.0  # such nodules are drawn this many times as often as others
@@ -45,7 +46,7 @@ def donors(*, datalists: str | Sequence[str], output_dir: str, strict: bool = Fa
     """
     target = writable_folder(output_dir)
     lists = read_lists(datalists)
-    folder = writable_folder(target / "donors")
+    folder = writable_folder(target / FOLDER)
     remove_abandoned(folder)
     training = {path: sections.get("training", []) for path, sections in lists.items()}
     scans = {_key(item): item for items in training.values() for item in items}  # folds have most of them in common
@@ -65,9 +66,10 @@ def donors(*, datalists: str | Sequence[str], output_dir: str, strict: bool = Fa
             f"{len(scans)} scans; add masks, such as with the command luna16_masks"
         )
     for path, sections in lists.items():
-        own = {donor["name"]: donor for item in training[path] for donor in cut[_key(item)]}
-        others = [donor for donor in sections.get("donors", []) if donor["name"] not in own]
-        sections["donors"] = [*others, *own.values()]
+        own = [donor for item in training[path] for donor in cut[_key(item)]]
+        former = {folder.resolve(), (path.parent / FOLDER).resolve()}  # of an earlier run; scans may have moved since
+        others = [one for one in sections.get("donors", []) if Path(one["image"]).parent.resolve() not in former]
+        sections["donors"] = [*others, *own]
         new = {section: [moved_item(item, target) for item in items] for section, items in sections.items()}
         logger.info("%s: %d donors", write_json(target / path.name, new), len(own))
 

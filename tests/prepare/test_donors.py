@@ -61,6 +61,16 @@ def test_a_second_run_in_the_same_folder_adds_nothing(lists: Path) -> None:
     assert loaded(lists) == first
 
 
+def test_a_scan_that_is_validated_on_since_is_no_donor_any_more(lists: Path) -> None:
+    content = json.loads(lists.read_text(encoding="utf-8"))
+    moved = content["training"].pop()
+    content["validation"].append(moved)
+    lists.write_text(json.dumps(content), encoding="utf-8")
+    donors(datalists=str(lists), output_dir=str(lists.parent))
+    assert len(loaded(lists)["donors"]) == sum(len(item["box"]) for item in content["training"]) > 0
+    assert not any(moved["mask"].split("/")[-1].split(".")[0] in one["name"] for one in loaded(lists)["donors"])
+
+
 def test_training_inserts_them(lists: Path) -> None:
     insert = InsertNodulesd(load_datalist(str(lists), "donors"), prob=1.0, most=1, scale=(1.0, 1.0))
     insert.set_random_state(0)

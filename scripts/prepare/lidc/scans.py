@@ -254,6 +254,5 @@ def _leave_unread(download: Download) -> None:
             download.left_out.append(LeftOut("series without readings", f"{uid} {series.folder}"))
             del download.series[uid]
     counts = Counter(series.patient for series in download.series.values())
-    several = sorted(patient for patient, count in counts.items() if count > 1)
-    if several:
-        logger.info("patients with several series, all in the same fold: %d, first: %s", len(several), several[0])
+    if several := sum(count > 1 for count in counts.values()):
+        logger.info("patients with several series, all in the same fold: %d", several)
