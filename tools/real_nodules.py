@@ -35,7 +35,8 @@ from scripts.core.geometry import (
 )
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
-from scripts.prepare.lidc.nodules import OUTLINED, Finding, SliceTable, find_findings, instance_mask
+from scripts.metrics.overlap import compare_masks
+from scripts.prepare.lidc.nodules import OUTLINED, Finding, ReaderMasks, SliceTable, find_findings, instance_mask
 from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, parse_xml
 from scripts.prepare.lidc.scans import xml_files
 
@@ -156,7 +157,18 @@ def _context_item(
         "label": [NODULE if f.readers >= LEAST_READERS else IGNORED for f in findings],
         "readers": [f.readers for f in findings],
         "texture": [f.ratings.get("texture") for f in findings],
+        "reader_dice": [reader_dice(f.masks) for f in findings if f.masks is not None],
     }
+
+
+def reader_dice(masks: ReaderMasks) -> float | None:
+    """Return the mean Dice of each reader's mask with the consensus of the other readers, ``None`` for one reader."""
+    dices: list[float] = []
+    for number, own in enumerate(masks.inside):
+        others = replace(masks, readers=masks.readers[1:], inside=np.delete(masks.inside, number, axis=0))
+        if len(masks.readers) > 1 and own.any():
+            dices.append(compare_masks(others.consensus(), own, (1.0, 1.0, 1.0)).dice or 0.0)
+    return round(float(np.mean(dices)), 4) if dices else None
 
 
 def findings_on_crops(

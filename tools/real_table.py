@@ -4,7 +4,8 @@ The whole chests determine which threshold gives how many false findings per sca
 counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. Cubes,
 patches and patches in thick slices have thresholds of their own, from their own false findings. Findings in the rim of
 a patch do not count: there its faces cut vessels, whose ends look like nodules. Masks are compared for the nodules that
-every network found from the evaluation's own ``--threshold`` on.
+every network found from the evaluation's own ``--threshold`` on. Of those in ``context``, one more column says how well
+a reader's mask agrees with the consensus of the nodule's other readers.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CROPS = ("context", "patches")
 RIM_MM = 5.0  # of a patch; findings at the ends of cut vessels lie at most 3 mm from its faces
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
+MASKS = ("Dice", "Dice in context", "Readers' Dice")
 KINDS = ("dense, 10 mm or more", "dense, below 10 mm", "faint, 10 mm or more", "faint, below 10 mm")
 
 
@@ -56,22 +58,26 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
     Returns:
         Nodules found at each rate of false findings per chest: of ``context`` and ``patches``, at one rate also by
         kind, then of the chests; of the cubes, the patches and the patches in thick slices at each rate per cube or
-        patch; mean Dice of the nodules that all rows found, all and below 10 mm, with the number of masks.
+        patch; mean Dice of the nodules that all rows found, all and below 10 mm, with the number of masks; the same of
+        ``context`` alone, and that of its readers.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
     """
     rates = [f"{rate:g}" for rate in RATES]
     parts = [f"in {part} at {rate:g}" for part in ("cubes", "patches", "thick") for rate in RATES_IN_CUBES]
-    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *parts, "Dice"]
+    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *parts, *MASKS]
     kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
     masks = [_masks(Path(folder)) for folder in evaluations]
     shared = sorted(set.intersection(*map(set, masks)))
+    readers = _readers(Path(datalist))
     rows = [
         [
             Path(folder).name,
             *_cells(Path(folder), Path(datalist), np.array(kinds), chests),
             _dice([own[nodule] for nodule in shared]),
+            _dice([own[nodule] for nodule in shared if nodule in readers]),
+            _dice([readers[nodule] for nodule in shared if nodule in readers]),
         ]
         for folder, own in zip(evaluations, masks, strict=True)
     ]
@@ -153,8 +159,20 @@ def _masks(folder: Path) -> dict[tuple[str, int], tuple[float, float]]:
     }
 
 
+def _readers(datalist: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return diameter (mm) and the readers' Dice of the nodules of ``context`` that several readers marked."""
+    return {
+        (item["name"], row + 1): (item["box"][row][3], dice)
+        for item in load_datalist([str(datalist)], "context")
+        for row, dice in enumerate(item.get("reader_dice", []))
+        if dice is not None
+    }
+
+
 def _dice(masks: Sequence[tuple[float, float]]) -> str:
     """Return the mean Dice of all and of small nodules, with their numbers."""
+    if not masks:
+        return "–"
     diameters_mm, dice = np.array(masks).T
     small = diameters_mm < SMALL_MM
     return f"{dice.mean():.3f} ({len(dice)}), {dice[small].mean():.3f} ({small.sum()})"

@@ -13,11 +13,12 @@ import pytest
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
+from scripts.prepare.lidc.nodules import ReaderMasks
 from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesReadings, region_of_outlines
 from tests.lidc_files import ring
 from tools import development
 from tools.development import chest_item
-from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops, thick_item
+from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findings_on_crops, reader_dice, thick_item
 
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
 FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
@@ -64,6 +65,14 @@ def test_readings_where_nothing_is_known_are_left_out() -> None:
         findings_on_crops(
             _series(_reading(1, beyond)), _crops(), AFFINE, swap_lps_ras(apply_affine(AFFINE, beyond))[None]
         )
+
+
+def test_each_reader_is_compared_with_the_consensus_of_the_others() -> None:
+    corner, inside = np.zeros(3, dtype=int), np.zeros((3, 4, 4, 4), dtype=bool)
+    inside[0, :2], inside[1, :2], inside[2, 1:3] = True, True, True
+    # the first two differ from the union of the others in one of three layers, the third shares one layer with them
+    assert reader_dice(ReaderMasks(corner, (1, 2, 3), inside)) == pytest.approx((0.8 + 0.8 + 0.5) / 3, abs=1e-4)
+    assert reader_dice(ReaderMasks(corner, (1,), inside[:1])) is None
 
 
 @pytest.mark.parametrize(("readers", "label"), [(1, IGNORED), (2, NODULE)])

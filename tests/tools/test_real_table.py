@@ -46,6 +46,7 @@ def datalist(tmp_path: Path) -> str:
             for key, values in (("image", hu), ("mask", mask)):
                 write_nifti(Path(files[key]), values, around)
             lists[section].append({"name": name, **files, "box": [[0, 0, 0, 9, 9, 9]], "label": [NODULE]})
+            lists[section][-1]["reader_dice"] = [None if name == "b" else 0.9]
     return str(write_json(tmp_path / "datalist.json", lists))
 
 
@@ -75,7 +76,8 @@ def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(eva
     assert row[10:15] == ["0 of 3", *["1 of 3"] * 4]
     assert row[15:19] == ["0 of 2", "0 of 2", "2 of 2", "2 of 2"]
     assert row[19:23] == ["0 of 1"] * 4
-    assert row[23:] == ["0 of 1", "0 of 1", "1 of 1", "1 of 1", "0.613 (3), 0.570 (2)"]
+    assert row[23:27] == ["0 of 1", "0 of 1", "1 of 1", "1 of 1"]
+    assert row[27:] == ["0.613 (3), 0.570 (2)", "0.580 (1), 0.580 (1)", "0.900 (1), 0.900 (1)"]  # one reader marked b
 
 
 def test_masks_are_compared_for_nodules_that_every_network_found(
@@ -87,7 +89,7 @@ def test_masks_are_compared_for_nodules_that_every_network_found(
     results["nodules"]["matched"].pop()  # the other network did not find b, of 20 mm
     (other / "context" / "masks.json").write_text(json.dumps(results))
     table = real_table(evaluations=[evaluation, str(other)], datalist=datalist).splitlines()
-    assert [line.split("|")[-2].strip() for line in table[2:]] == ["0.570 (2), 0.570 (2)"] * 2
+    assert [line.split("|")[-4].strip() for line in table[2:]] == ["0.570 (2), 0.570 (2)"] * 2
 
 
 def test_only_chests_with_the_given_beginning_count(evaluation: str, datalist: str) -> None:
