@@ -13,7 +13,6 @@ import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
 from .files import replacing
-from .geometry import spacing_mm
 
 # NIfTI xform code 1, "scanner anatomical": the affine maps to the scanner's own millimetres.
 _SCANNER = 1
@@ -42,7 +41,6 @@ def write_nifti(path: Path, array: npt.NDArray[Any], affine_ras: npt.ArrayLike, 
         image.header.set_qform(affine, code=_SCANNER, strip_shears=False)
     except HeaderDataError:  # a qform cannot represent shears
         image.header.set_qform(None, code=0)
-    image.header.set_zooms(spacing_mm(affine))
     with replacing(path) as new, new.open("wb") as raw:
         packed = gzip.GzipFile("", "wb", _COMPRESSION, cast(BinaryIO, raw), mtime=0)
         with packed if path.suffix == ".gz" else contextlib.nullcontext(raw) as file:

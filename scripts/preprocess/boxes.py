@@ -22,33 +22,27 @@ FARTHEST_MM = 5.0
 
 
 class BoxesToNodulesd(Transform):
-    """Replace ``box`` (``[[x, y, z, w, h, d], …]``, centre and size, LPS mm) by ``nodule`` in voxels of an image.
+    """Replace ``box`` (``[[x, y, z, w, h, d], …]``, centre and size, LPS mm) by ``nodule`` in voxels of ``image``.
 
     Writes ``nodule`` ``[N, 4]`` float32 (i, j, k of the centre in voxels of the image, diameter in mm) and ``label``
     ``[N]`` int64 (:data:`..core.labels.NODULE` or ``IGNORED``; without labels all are ``NODULE``). An item without
     boxes gives ``[0, 4]`` and ``[0]``. The diameter is the mean of the box's three sizes. If there is a ``mask``
     (``[1, I, J, K]``, on the image's grid), row n has the value n + 1 in it.
 
-    Args:
-        image_key: the key of the MetaTensor whose affine (voxel to RAS mm) is used.
-
     Raises:
         DataError: the numbers of labels and boxes differ, or the values of the mask do not correspond to the rows.
     """
 
-    def __init__(self, image_key: str = "image") -> None:
-        self.image_key = image_key
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         boxes = np.asarray(item.pop("box", []), dtype=np.float64).reshape(-1, 6)
-        to_voxel = np.linalg.inv(np.asarray(item[self.image_key].affine, dtype=np.float64))
+        to_voxel = np.linalg.inv(np.asarray(item["image"].affine, dtype=np.float64))
         centres = apply_affine(to_voxel, swap_lps_ras(boxes[:, :3]))
         item["nodule"] = np.concatenate([centres, boxes[:, 3:].mean(axis=1, keepdims=True)], axis=1).astype(np.float32)
         item["label"] = np.asarray(item.get("label", [NODULE] * len(boxes)), dtype=np.int64).reshape(-1)
         if len(item["label"]) != len(boxes):
             raise DataError(
-                f"{item.get('name', item[self.image_key].meta.get('filename_or_obj'))}: expected one label per box, "
+                f"{item.get('name', item['image'].meta.get('filename_or_obj'))}: expected one label per box, "
                 f"got {len(boxes)} boxes and {len(item['label'])} labels; correct the datalist"
             )
         if "mask" in item:

@@ -52,11 +52,6 @@ def test_rows_keep_the_order_of_the_boxes() -> None:
     assert item["label"].tolist() == [NODULE, IGNORED, NODULE]
 
 
-def test_another_image_may_decide() -> None:
-    data = {"image": _image(IDENTITY), "scan": _image(PERMUTED), "box": [[-8.5, -1.0, 9.0, 6, 6, 6]]}
-    np.testing.assert_allclose(BoxesToNodulesd("scan")(data)["nodule"][0, :3], [2, 3, 4], atol=1e-6)
-
-
 @pytest.mark.parametrize("data", [{"box": [], "label": []}, {"box": []}, {}], ids=["empty", "no label", "neither"])
 def test_no_boxes_give_no_rows(data: dict[str, list[float]]) -> None:
     item = BoxesToNodulesd()({"image": _image(OBLIQUE), **data})
