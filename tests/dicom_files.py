@@ -17,40 +17,28 @@ from scripts.read.dicom_header import lenient
 STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
 SERIES_UID = "1.2.826.0.1.3680043.8.498.2"
 RESCALE_INTERCEPT = -4096
-FRAME_GROUPS: dict[str, tuple[str, ...]] = {
-    "PlanePositionSequence": ("ImagePositionPatient",),
-    "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
-}
-
 RAW: dict[str, dict[bytes, bytes]] = {}  # SOPInstanceUID → placeholder → raw value
 
 Change = Callable[[Dataset, int], Any]
 
 
-def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.NDArray) -> Dataset:
-    """Return one CT slice.
-
-    Args:
-        pixels: ``[I, J]`` HU.
-        position_mm: centre of the first pixel, LPS.
-        axes_mm: ``[3, 2]``: step along i and along j, LPS.
-    """
-    spacing = np.linalg.norm(axes_mm, axis=0)
+def make_dataset(image_hu: npt.NDArray, affine_lps: npt.NDArray, k: int) -> Dataset:
+    """Return slice ``k`` of ``[I, J, K]`` HU as a CT slice; ``affine_lps`` as for :func:`write_series`."""
+    spacing = np.linalg.norm(affine_lps[:3, :2], axis=0)
     values = {
         **{"SOPClassUID": CTImageStorage, "SOPInstanceUID": generate_uid()},
         **{"StudyInstanceUID": STUDY_UID, "SeriesInstanceUID": SERIES_UID},
         **{"PatientName": "Secret^Name", "PatientID": "SECRET-ID"},
         **{"Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]},
         **{"Manufacturer": "Maker", "KVP": "120", "ConvolutionKernel": "SOFT"},
-        "ImagePositionPatient": [f"{x:.8g}" for x in np.asarray(position_mm)],
-        "ImageOrientationPatient": [f"{x:.8f}" for x in (axes_mm / spacing).T.ravel()],
+        "ImagePositionPatient": [f"{x:.8g}" for x in affine_lps[:3, 3] + k * affine_lps[:3, 2]],
+        "ImageOrientationPatient": [f"{x:.8f}" for x in (affine_lps[:3, :2] / spacing).T.ravel()],
         "PixelSpacing": [f"{spacing[1]:.8g}", f"{spacing[0]:.8g}"],
-        **{"Columns": pixels.shape[0], "Rows": pixels.shape[1]},
+        **{"Columns": image_hu.shape[0], "Rows": image_hu.shape[1]},
         **{"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0},
         **{"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
         **{"RescaleSlope": 1, "RescaleIntercept": RESCALE_INTERCEPT},
-        "PixelData": (pixels.T.astype(np.int32) - RESCALE_INTERCEPT).astype("<u2").tobytes(),
+        "PixelData": (image_hu[:, :, k].T.astype(np.int32) - RESCALE_INTERCEPT).astype("<u2").tobytes(),
     }
     dataset = with_values(Dataset(), **values)
     dataset.file_meta = FileMetaDataset()
@@ -59,10 +47,17 @@ def make_dataset(pixels: npt.NDArray, position_mm: npt.ArrayLike, axes_mm: npt.N
 
 
 def with_values(dataset: Dataset, **values: Any) -> Dataset:
-    """Set values of the dataset by keyword, and return it."""
+    """Set values of the dataset by keyword, delete those that are ``None``, and return it."""
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
+        if value is None:
+            delattr(dataset, keyword)
     return dataset
+
+
+def _sequence(**values: Any) -> list[Dataset]:
+    """Return a sequence of one item."""
+    return [with_values(Dataset(), **values)]
 
 
 def set_raw(dataset: Dataset, keyword: str, value: str | bytes) -> None:
@@ -78,11 +73,12 @@ def set_raw(dataset: Dataset, keyword: str, value: str | bytes) -> None:
     RAW.setdefault(str(dataset.SOPInstanceUID), {})[start + b"7" * len(raw)] = start + raw
 
 
-def save(dataset: Dataset, path: Path) -> Path:
-    """Write a dataset with matching file meta information."""
+def save(dataset: Dataset, path: Path, syntax: UID) -> Path:
+    """Write a dataset, compressed if the transfer syntax is, with matching file meta information."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    if syntax.is_encapsulated:
+        dataset.compress(syntax, generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = syntax
     with lenient:
         dataset.save_as(path, enforce_file_format=True)
     for placeholder, raw in RAW.pop(str(dataset.SOPInstanceUID), {}).items():
@@ -97,7 +93,7 @@ def write_series(
     image_hu: npt.NDArray,
     affine_lps: npt.NDArray,
     *,
-    change: Change | None = None,
+    change: Change = lambda _, k: None,
     series_uid: str = SERIES_UID,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> list[Path]:
@@ -116,15 +112,11 @@ def write_series(
     """
     paths = []
     for k in range(image_hu.shape[2]):
-        dataset = make_dataset(image_hu[:, :, k], affine_lps[:3, 3] + k * affine_lps[:3, 2], affine_lps[:3, :2])
+        dataset = make_dataset(image_hu, affine_lps, k)
         dataset.SeriesInstanceUID = series_uid
         dataset.InstanceNumber = 7  # the same for all, so that nothing can rely on it
-        if change is not None and change(dataset, k) is False:
-            continue
-        if syntax.is_encapsulated:
-            dataset.compress(syntax, generate_instance_uid=False)
-        dataset.file_meta.TransferSyntaxUID = syntax
-        paths.append(save(dataset, folder / f"{(k * 37 + 11) % 101:03d}_{series_uid[-1]}.dcm"))
+        if change(dataset, k) is not False:
+            paths.append(save(dataset, folder / f"{(k * 37 + 11) % 101:03d}_{series_uid[-1]}.dcm", syntax))
     return paths
 
 
@@ -133,7 +125,7 @@ def write_enhanced(
     image_hu: npt.NDArray,
     affine_lps: npt.NDArray,
     *,
-    change: Change | None = None,
+    change: Change = lambda _, k: None,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> Path:
     """Write ``[I, J, K]`` HU as one enhanced CT, with frames in an order other than that of their positions.
@@ -148,38 +140,34 @@ def write_enhanced(
     Returns:
         The file.
     """
-    order = [(k * 5 + 3) % image_hu.shape[2] for k in range(image_hu.shape[2])]
-    if len(set(order)) < len(order):
-        order = list(range(len(order)))[::-1]
-    whole = make_dataset(image_hu[:, :, 0], affine_lps[:3, 3], affine_lps[:3, :2])
-    pixels = [
-        make_dataset(image_hu[:, :, k], affine_lps[:3, 3] + k * affine_lps[:3, 2], affine_lps[:3, :2]) for k in order
-    ]
-    whole.SOPClassUID, whole.NumberOfFrames = EnhancedCTImageStorage, len(order)
-    whole.PixelData = b"".join(one.PixelData for one in pixels)
+    order = sorted(range(image_hu.shape[2]), key=lambda k: ((k * 5 + 3) % 7, -k))
+    slices = [make_dataset(image_hu, affine_lps, k) for k in order]
     groups = []
-    for k, one in zip(order, pixels, strict=True):
-        group = Dataset()
-        for sequence, keywords in FRAME_GROUPS.items():
-            item = Dataset()
-            for keyword in keywords:
-                item[keyword] = one[keyword]
-            setattr(group, sequence, [item])
-        content = {"StackID": "1", "InStackPositionNumber": k + 1, "TemporalPositionIndex": 1}
-        group.FrameContentSequence = [with_values(Dataset(), **content)]
-        group.CTImageFrameTypeSequence = [with_values(Dataset(), FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
-        if change is not None:
-            change(group, k)
+    for k, one in zip(order, slices, strict=True):
+        group = with_values(
+            Dataset(),
+            PlanePositionSequence=_sequence(ImagePositionPatient=one.ImagePositionPatient),
+            PlaneOrientationSequence=_sequence(ImageOrientationPatient=one.ImageOrientationPatient),
+            PixelValueTransformationSequence=_sequence(
+                RescaleSlope=one.RescaleSlope, RescaleIntercept=one.RescaleIntercept
+            ),
+            FrameContentSequence=_sequence(StackID="1", InStackPositionNumber=k + 1, TemporalPositionIndex=1),
+            CTImageFrameTypeSequence=_sequence(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]),
+        )
+        change(group, k)
         groups.append(group)
+    whole = make_dataset(image_hu, affine_lps, 0)
     thickness = str(round(float(affine_lps[2, 2]), 3))
-    measures = with_values(Dataset(), PixelSpacing=whole.PixelSpacing, SliceThickness=thickness)
-    whole.SharedFunctionalGroupsSequence = [with_values(Dataset(), PixelMeasuresSequence=[measures])]
-    whole.PerFrameFunctionalGroupsSequence = groups
-    for keyword in (*sum(FRAME_GROUPS.values(), ()), "PixelSpacing"):
-        del whole[keyword]
-    if change is not None:
-        change(whole, -1)
-    if syntax.is_encapsulated:
-        whole.compress(syntax, generate_instance_uid=False)
-    whole.file_meta.TransferSyntaxUID = syntax
-    return save(whole, path)
+    measures = _sequence(PixelSpacing=whole.PixelSpacing, SliceThickness=thickness)
+    of_frames = ("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
+    with_values(
+        whole,
+        **dict.fromkeys(of_frames),
+        SOPClassUID=EnhancedCTImageStorage,
+        NumberOfFrames=len(order),
+        PixelData=b"".join(one.PixelData for one in slices),
+        SharedFunctionalGroupsSequence=_sequence(PixelMeasuresSequence=measures),
+        PerFrameFunctionalGroupsSequence=groups,
+    )
+    change(whole, -1)
+    return save(whole, path, syntax)

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from scripts.core.commands import run_function
@@ -33,30 +33,11 @@ from scripts.core.errors import UserError
 from scripts.read.discovery import find_scans
 from scripts.read.reader import read_grid, read_scan
 from tests.dicom_files import write_enhanced, write_series
-from tests.image_files import AXIAL, chest
+from tests.image_files import AXIAL, chest, write_image
 
 SECONDS = 5  # for one case, on a busy machine
 MEMORY_BYTES = 8 << 30  # of address space, most of it PyTorch's libraries
 ABSURD = ("0", "-1", "1", "3", "1e12", "1000000000000", "99999999999999999999", "nan", "inf", "1,4", "", "x", "0.0001")
-
-
-def _itk(path: Path, *, compressed: bool = False) -> None:
-    image = sitk.GetImageFromArray(chest().T)
-    image.SetSpacing((0.7, 0.8, 1.5))
-    sitk.WriteImage(image, str(path), useCompression=compressed)
-
-
-def _nrrd_beside(folder: Path) -> None:
-    lines = (
-        *("NRRD0004", "type: short", "dimension: 3", "space: LPS", "sizes: 9 8 12", "encoding: raw", "endian: little"),
-        *("space directions: (0.7,0,0) (0,0.8,0) (0,0,1.5)", "space origin: (0,0,0)", "data file: a.raw"),
-    )
-    (folder / "a.nhdr").write_text("\n".join(lines) + "\n")
-    (folder / "a.raw").write_bytes(chest().tobytes(order="F"))
-
-
-def _nifti(path: Path, kind: type = nib.Nifti1Image) -> None:
-    nib.save(kind(chest(), np.diag([0.7, 0.8, 1.5, 1.0])), path)
 
 
 # How each kind of scan is written into an empty folder.
@@ -66,15 +47,15 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "deflated": lambda folder: write_series(folder, chest()[..., :4], AXIAL, syntax=DeflatedExplicitVRLittleEndian),
     "rle": lambda folder: write_series(folder, chest()[..., :4], AXIAL, syntax=RLELossless),
     "enhanced": lambda folder: write_enhanced(folder / "a.dcm", chest()[..., :4], AXIAL),
-    "nii": lambda folder: _nifti(folder / "a.nii"),
-    "nii.gz": lambda folder: _nifti(folder / "a.nii.gz"),
-    "nii2": lambda folder: _nifti(folder / "a.nii", nib.Nifti2Image),
-    "mha": lambda folder: _itk(folder / "a.mha"),
-    "mha packed": lambda folder: _itk(folder / "a.mha", compressed=True),
-    "mhd": lambda folder: _itk(folder / "a.mhd"),
-    "nrrd": lambda folder: _itk(folder / "a.nrrd"),
-    "nrrd packed": lambda folder: _itk(folder / "a.nrrd", compressed=True),
-    "nhdr": _nrrd_beside,
+    "nii": lambda folder: write_image(folder / "a.nii", chest()),
+    "nii.gz": lambda folder: write_image(folder / "a.nii.gz", chest()),
+    "nii2": lambda folder: nib.save(nib.Nifti2Image(chest(), np.diag([0.7, 0.8, 1.5, 1.0])), folder / "a.nii"),
+    "mha": lambda folder: write_image(folder / "a.mha", chest()),
+    "mha packed": lambda folder: write_image(folder / "a.mha", chest(), compressed=True),
+    "mhd": lambda folder: write_image(folder / "a.mhd", chest()),
+    "nrrd": lambda folder: write_image(folder / "a.nrrd", chest()),
+    "nrrd packed": lambda folder: write_image(folder / "a.nrrd", chest(), compressed=True),
+    "nhdr": lambda folder: write_image(folder / "a.nhdr", chest()),
 }
 # Relative frequency of each kind, 1 by default.
 CHANCES = {"dicom": 4, "implicit": 2, "enhanced": 3, "nii": 3, "rle": 0.1}
@@ -95,9 +76,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:
     result = bytearray(data)
-    for _ in range(rng.choice((1, 1, 4, 16))):
-        if result:
-            result[rng.randrange(min(_header_bytes(data), len(result)))] ^= 1 << rng.randrange(8)
+    for _ in range(rng.choice((1, 1, 4, 16)) if data else 0):
+        result[rng.randrange(min(_header_bytes(data), len(data)))] ^= 1 << rng.randrange(8)
     return bytes(result)
 
 
@@ -211,8 +191,13 @@ def run(seed: int, first: int, count: int) -> dict[str, int]:
         return collections.Counter(attempt(seed, number, Path(scratch)) for number in range(first, first + count))
 
 
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+# A process of its own for the cases, with a memory limit.
+new_process = partial(
+    ProcessPoolExecutor,
+    max_workers=1,
+    initializer=resource.setrlimit,
+    initargs=(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES)),
+)
 
 
 def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -> None:
@@ -228,7 +213,7 @@ def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -
         UserError: cases failed.
     """
     counts: collections.Counter[str] = collections.Counter()
-    slowest, bad, pool = 0.0, [], ProcessPoolExecutor(1, initializer=_limit_memory)
+    slowest, bad, pool = 0.0, [], new_process()
     with tempfile.TemporaryDirectory() as scratch:
         if keep:
             print(write_case(Path(keep), seed, first, Path(scratch)))
@@ -241,7 +226,7 @@ def main(*, count: int = 10000, seed: int = 0, first: int = 0, keep: str = "") -
                 traceback.print_exception(error)
                 bad.append(f"{number}: {error}")
                 if isinstance(error, BrokenProcessPool):
-                    pool = ProcessPoolExecutor(1, initializer=_limit_memory)
+                    pool = new_process()
                     shutil.rmtree(Path(scratch) / "case", ignore_errors=True)
             slowest = max(slowest, time.monotonic() - began)
     pool.shutdown()

@@ -10,7 +10,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
@@ -22,6 +21,7 @@ from scripts.read.datalist import (
     count_nodules,
     load_datalist,
 )
+from tests.image_files import chest, write_image
 
 SHAPE = (10, 20, 30)
 AFFINE_RAS = np.array([[-0.5, 0, 0, 40], [0, 0.5, 0, -60], [0, 0, 2.0, 100], [0, 0, 0, 1]])
@@ -46,6 +46,15 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
+def loaded(folder: Path, *items: Any) -> list[dict[str, Any]]:
+    """What is loaded from a datalist of these items for training."""
+    return load_datalist(write(folder / "list.json", training=list(items)), "training")
+
+
+NODULES = [{"box": [box(0, 0, 0)], "label": [NODULE]}]
+EMPTY = [{"box": [], "label": []}]
+
+
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     path = tmp_path / "scan.nii.gz"
@@ -55,13 +64,13 @@ def scan(tmp_path: Path) -> Path:
 
 def test_paths_start_at_their_datalist(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.nii.gz", "a/m/x.nii.gz", "a/l/1.mhd", "elsewhere.nii.gz")
-    masks = {"mask": "m/x.nii.gz", "lung_mask": "l/1.mhd"}
-    first = write(tmp_path / "a" / "list.json", training=[{"image": "x.nii.gz", **masks}])
+    paths = {"image": "x.nii.gz", "mask": "m/x.nii.gz", "lung_mask": "l/1.mhd"}
     null: dict[str, Any] = dict.fromkeys(("mask", "lung_mask", "label"))
     elsewhere = {"image": str(tmp_path / "elsewhere.nii.gz"), "box": []}
+    first = write(tmp_path / "a" / "list.json", training=[paths])
     second = write(tmp_path / "b" / "list.json", training=[elsewhere | null], other=[{}])
-    whole = {key: str(tmp_path / "a" / path) for key, path in masks.items()}
-    items = [{"name": "x", "image": str(tmp_path / "a/x.nii.gz"), **whole}, {"name": "elsewhere", **elsewhere}]
+    whole = {key: str(tmp_path / "a" / path) for key, path in paths.items()}
+    items = [{"name": "x", **whole}, {"name": "elsewhere", **elsewhere}]
     assert load_datalist([first, second], "training") == items
     assert load_datalist(first, "training") == items[:1]
     assert load_datalist([first, second], "validation") == []
@@ -133,25 +142,25 @@ def test_what_is_no_datalist_is_refused(tmp_path: Path, text: str, message: str)
     ],
 )
 def test_an_entry_that_cannot_be_used_is_named(scan: Path, item: Any, message: str) -> None:
-    path = write(scan.parent / "list.json", training=[item])
     with pytest.raises(DatalistError, match=r"^1 datalist entries cannot be used") as caught:
-        load_datalist(path, "training")
+        loaded(scan.parent, item)
     assert caught.match(message)
 
 
-@pytest.mark.parametrize("label", [NODULE, IGNORED, [NODULE], 0.0])
-def test_a_single_box_and_a_single_label_may_stand_without_brackets(scan: Path, label: Any) -> None:
-    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": box(*CENTRE_LPS_MM), "label": label}])
-    (item,) = load_datalist(path, "training")
-    assert item["box"] == [box(*CENTRE_LPS_MM)]
-    assert item["label"] == [label] if not isinstance(label, list) else label
-    assert count_nodules([item]) == (label != IGNORED)
-
-
-def test_an_ignored_finding_may_lie_on_a_nodule(scan: Path) -> None:
-    boxes, labels = [box(*CENTRE_LPS_MM)] * 3, [NODULE, IGNORED, IGNORED]
-    path = write(scan.parent / "list.json", training=[{"image": scan.name, "box": boxes, "label": labels}])
-    assert [item["label"] for item in load_datalist(path, "training")] == [labels]
+@pytest.mark.parametrize(
+    ("boxes", "label", "labels"),
+    [
+        *((box(*CENTRE_LPS_MM), label, [label]) for label in (NODULE, IGNORED, 0.0)),
+        (box(*CENTRE_LPS_MM), [NODULE], [NODULE]),
+        pytest.param([box(*CENTRE_LPS_MM)] * 3, *[[NODULE, IGNORED, IGNORED]] * 2, id="ignored findings on a nodule"),
+    ],
+)
+def test_a_single_box_and_a_single_label_may_stand_without_brackets(
+    scan: Path, boxes: list[Any], label: Any, labels: list[Any]
+) -> None:
+    (item,) = loaded(scan.parent, {"image": scan.name, "box": boxes, "label": label})
+    assert (item["box"], item["label"]) == ([box(*CENTRE_LPS_MM)] * len(labels), labels)
+    assert count_nodules([item]) == labels.count(NODULE)
 
 
 def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
@@ -159,46 +168,38 @@ def test_corners_that_could_be_sizes_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")
     corners = [[10.0, 20.0, 30.0, 16.0, 27.0, 35.0], [40.0, 11.0, 5.0, 47.0, 17.0, 12.0]]
     sizes = [[10.0, 20.0, 30.0, 6.0, 7.0, 5.0], [40.0, 11.0, 5.0, 7.0, 6.0, 7.0]]
-    bad, good = (
-        write(tmp_path / f"{boxes is sizes}.json", training=[{"image": "a.nii", "box": [one]} for one in boxes])
-        for boxes in (corners, sizes)
-    )
     with pytest.raises(DatalistError, match=r"2 boxes that read as corners .*, such as \[10\.0, 20\.0"):
-        load_datalist(bad, "training")
-    assert count_nodules(load_datalist(good, "training")) == 2
+        loaded(tmp_path, *({"image": "a.nii", "box": [one]} for one in corners))
+    assert count_nodules(loaded(tmp_path, *({"image": "a.nii", "box": [one]} for one in sizes))) == 2
 
 
-def _two_lists(tmp_path: Path, how: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lists that share a scan, by the same path, a link, a copy of another name, or the series UID."""
-    for name in ("a", "b"):
-        voxels = np.random.default_rng(ord(name)).integers(-900, 0, SHAPE[::-1]).astype(np.int16)
-        sitk.WriteImage(sitk.GetImageFromArray(voxels), tmp_path / f"{name}.mhd")
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        pytest.param("a.mhd", {}, id="path"),
+        pytest.param("link.mhd", {}, id="link"),
+        pytest.param("copy.mhd", {}, id="copy of another name"),
+        pytest.param("b.mhd", {"name": "1.2.840.113.5.6.7"}, id="series UID"),
+    ],
+)
+def test_a_scan_in_both_lists_is_refused(
+    tmp_path: Path, image: str, name: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for stem, seed in (("a", 0), ("b", 1), ("copy", 0)):
+        write_image(tmp_path / f"{stem}.mhd", chest(seed=seed))
     (tmp_path / "link.mhd").symlink_to("a.mhd")
-    (tmp_path / "copy.mhd").write_text((tmp_path / "a.mhd").read_text().replace("a.raw", "copy.raw"))
-    (tmp_path / "copy.raw").write_bytes((tmp_path / "a.raw").read_bytes())
-    same = {"path": "a.mhd", "link": "link.mhd", "copy": "copy.mhd"}.get(how, "b.mhd")
-    names = {"name": "1.2.840.113.5.6.7"} if how == "uid" else {}
-    training = [{"image": str(tmp_path / "a.mhd"), "box": [box(0, 0, 0)], "label": [NODULE], **names}]
-    return training, [{**training[0], "image": str(tmp_path / same)}]
-
-
-@pytest.mark.parametrize("how", ["path", "link", "copy", "uid", "no"])
-def test_a_scan_in_both_lists_is_refused(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
-    training, validation = _two_lists(tmp_path, how)
-    if how == "no":
-        check_training_lists(training, [], validation)
-        return
+    training, validation = ([{"image": str(tmp_path / one), **NODULES[0], **name}] for one in ("a.mhd", image))
+    different = [{"image": str(tmp_path / "b.mhd"), **NODULES[0]}]
     with pytest.raises(DatalistError, match=r"expected different scans, got 1 in both, such as .*a\.mhd and "):
         check_training_lists(training, [], validation)
-    other = [{**training[0], "image": str(tmp_path / "c.mhd"), "name": "c"}]
-    check_training_lists(other, training, validation)
+    check_training_lists(training, [], different)
+    check_training_lists([{**different[0], "image": str(tmp_path / "c.mhd")}], training, validation)
     assert "so it is not unseen" in caplog.text
 
 
-def test_every_fault_is_named_up_to_a_limit(scan: Path) -> None:
-    path = write(scan.parent / "list.json", training=[{"image": f"{n}.nii"} for n in range(SHOWN_FAULTS + 3)])
+def test_every_fault_is_named_up_to_a_limit(tmp_path: Path) -> None:
     with pytest.raises(DatalistError) as caught:
-        load_datalist(path, "training")
+        loaded(tmp_path, *({"image": f"{n}.nii"} for n in range(SHOWN_FAULTS + 3)))
     first, *lines, last = str(caught.value).splitlines()
     assert first.startswith(f"{SHOWN_FAULTS + 3} datalist entries")
     assert [f"{n}.nii" in line for n, line in enumerate(lines)] == [True] * SHOWN_FAULTS
@@ -208,15 +209,12 @@ def test_every_fault_is_named_up_to_a_limit(scan: Path) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_nodule_may_lie_up_to_the_outer_edge_of_the_border_voxels(scan: Path, axis: int, side: int) -> None:
-    def listed(beyond: float) -> str:
-        voxel = (np.array(SHAPE) - 1) / 2.0
-        voxel[axis] = SHAPE[axis] - 0.5 + beyond if side else -0.5 - beyond
-        centre = swap_lps_ras(apply_affine(AFFINE_RAS, voxel))
-        return write(scan.parent / "list.json", training=[{"image": scan.name, "box": [box(*centre)]}])
-
-    assert len(load_datalist(listed(-0.01), "training")) == 1
+    voxels = np.tile((np.array(SHAPE) - 1) / 2.0, (2, 1))
+    voxels[:, axis] = (SHAPE[axis] - 0.51, SHAPE[axis] - 0.49) if side else (-0.49, -0.51)
+    inside, outside = ([box(*centre)] for centre in swap_lps_ras(apply_affine(AFFINE_RAS, voxels)))
+    assert len(loaded(scan.parent, {"image": scan.name, "box": inside})) == 1
     with pytest.raises(DatalistError, match="expected a centre inside the scan"):
-        load_datalist(listed(0.01), "training")
+        loaded(scan.parent, {"image": scan.name, "box": outside})
 
 
 def test_nodules_are_counted_without_ignored_findings() -> None:
@@ -227,10 +225,6 @@ def test_nodules_are_counted_without_ignored_findings() -> None:
         {},
     ]
     assert count_nodules(items) == 2
-
-
-NODULES = [{"box": [box(0, 0, 0)], "label": [NODULE]}]
-EMPTY = [{"box": [], "label": []}]
 
 
 @pytest.mark.parametrize(

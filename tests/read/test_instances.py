@@ -8,15 +8,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 
-from scripts.core.geometry import apply_affine, swap_lps_ras
+from scripts.core.geometry import FloatArray, apply_affine, swap_lps_ras
 from scripts.core.nifti import write_nifti
-from scripts.read.instances import Labels, instance_mask, labels_of, match_rows, on_grid, separated, things_of
+from scripts.read.instances import Labels, Match, instance_mask, labels_of, match_rows, on_grid, separated, things_of
 from scripts.read.scan import Grid, ScanError
 from tests.luna16_files import SHAPE
 
-AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
-AFFINE[:3, 3] = (-30.0, -40.0, -120.0)
+AFFINE = from_matvec(np.diag([2.0, 2.0, 2.5]), (-30.0, -40.0, -120.0))
 
 
 def labels(*boxes: tuple[int, int, int, int]) -> Labels:
@@ -31,7 +31,9 @@ def place(voxel: tuple[float, float, float], diameter_mm: float = 6.0) -> tuple[
     return (*swap_lps_ras(apply_affine(AFFINE, voxel)).tolist(), diameter_mm)
 
 
-GRID = Grid(SHAPE, AFFINE)
+def painted(source: Labels, rows: list[Any], shape: tuple[int, ...], affine: FloatArray) -> tuple[Any, list[Match]]:
+    """Mask of the rows on a grid, and what became of each."""
+    return instance_mask(source, match_rows(source, rows), Grid(shape, affine))
 
 
 def test_things_are_measured_in_world_millimetres() -> None:
@@ -74,51 +76,36 @@ def test_which_object_belongs_to_a_row(objects: list[Any], rows: list[Any], foun
     assert [m.distance_mm for m in matches] == pytest.approx([one[2] for one in found], nan_ok=True)
 
 
-@pytest.mark.parametrize("flips", [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
 def test_one_grid_in_another_order_gives_the_same_voxels(
-    axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
+    axes: tuple[int, int, int], flips: tuple[int, int, int]
 ) -> None:
     source = labels((1, 2, 3, 5), (9, 7, 9, 1))
-    rows = [(0, place((8, 10, 2))), (1, place((3, 4, 6)))]
     wanted = np.where(source.values == 9, 1, np.where(source.values == 1, 2, 0))
-    image = nib.Nifti1Image(wanted.astype(np.uint8), AFFINE)
-    codes = np.column_stack([axes, [-1 if flip else 1 for flip in flips]]).astype(float)
-    turned = image.as_reoriented(codes)
-    mask, matches = instance_mask(source, match_rows(source, rows), Grid(turned.shape, turned.affine))
+    turned = nib.Nifti1Image(wanted.astype(np.uint8), AFFINE).as_reoriented(np.column_stack([axes, flips]))
+    mask, matches = painted(source, [(0, place((8, 10, 2))), (1, place((3, 4, 6)))], turned.shape, turned.affine)
     np.testing.assert_array_equal(mask, np.asarray(turned.dataobj))
     assert [m.reason for m in matches] == ["", ""]
 
 
-def test_a_finer_grid_keeps_the_volume() -> None:
-    source = labels((1, 2, 3, 5))
-    finer = AFFINE @ np.diag([0.5, 0.5, 0.5, 1.0])
-    finer[:3, 3] = AFFINE[:3, 3] - 0.25 * np.diag(AFFINE)[:3]
-    mask, _ = instance_mask(source, match_rows(source, [(4, place((3, 4, 6)))]), Grid((24, 28, 20), finer))
-    assert np.unique(mask).tolist() == [0, 5]
-    assert (mask > 0).sum() == 27 * 8
+def test_a_finer_grid_keeps_the_volume_and_a_row_beyond_255_gets_its_value() -> None:
+    finer = AFFINE @ from_matvec(np.eye(3) / 2, [-0.25] * 3)
+    mask, _ = painted(labels((1, 2, 3, 5)), [(299, place((3, 4, 6)))], (24, 28, 20), finer)
+    assert dict(zip(*np.unique(mask, return_counts=True), strict=True)) == {0: mask.size - 27 * 8, 300: 27 * 8}
 
 
 @pytest.mark.parametrize(("shift_mm", "lost"), [(0.0, False), (10.0, True), (1000.0, True)])
 def test_an_object_that_leaves_the_scan_is_no_outline(shift_mm: float, lost: bool) -> None:
-    source = labels((1, 2, 3, 5))
-    moved = AFFINE.copy()
-    moved[0, 3] += shift_mm
-    mask, (match,) = instance_mask(source, match_rows(source, [(0, place((3, 4, 6)))]), Grid(SHAPE, moved))
-    assert (match.thing is None) is lost
-    assert bool(mask.any()) is not lost
-    assert ("outside the scan" in match.reason) is lost
-
-
-def test_a_row_beyond_255_gets_its_value() -> None:
-    mask, _ = instance_mask(labels((1, 2, 3, 5)), match_rows(labels((1, 2, 3, 5)), [(299, place((3, 4, 6)))]), GRID)
-    assert mask.max() == 300
+    moved = from_matvec(np.eye(3), (shift_mm, 0, 0)) @ AFFINE
+    mask, (match,) = painted(labels((1, 2, 3, 5)), [(0, place((3, 4, 6)))], SHAPE, moved)
+    assert (match.thing is None, not mask.any(), "outside the scan" in match.reason) == (lost, lost, lost)
 
 
 def test_values_stay_as_they_are_on_another_grid() -> None:
     """Also those that 16 bits do not hold: noise falls apart into very many objects."""
     values = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) * 1000
-    np.testing.assert_array_equal(on_grid(Labels(values, AFFINE), GRID), values)
+    np.testing.assert_array_equal(on_grid(Labels(values, AFFINE), Grid(SHAPE, AFFINE)), values)
 
 
 @pytest.mark.parametrize(

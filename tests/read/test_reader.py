@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import shutil
-import socket
+import stat
 import time
 from collections.abc import Callable
 from itertools import product
@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from nibabel.affines import from_matvec
+from numpy.lib.recfunctions import structured_to_unstructured
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_file_meta_info
@@ -40,12 +42,12 @@ from scipy.spatial.transform import Rotation
 from scripts.core.errors import user_error_in
 from scripts.core.geometry import apply_affine, spacing_mm, swap_lps_ras, swap_lps_ras_affine
 from scripts.read import scan as scan_module
-from scripts.read.discovery import find_scans
+from scripts.read.discovery import find_scans, only_scan
 from scripts.read.reader import FILE_SEPARATOR, LabelReader, ScanError, ScanReader, read_grid, read_labels, read_scan
 from scripts.read.scan import published_reason
 from scripts.read.text_headers import read_text_header
 from tests import fuzz_headers
-from tests.dicom_files import SERIES_UID, STUDY_UID, set_raw, write_enhanced, write_series
+from tests.dicom_files import SERIES_UID, STUDY_UID, set_raw, with_values, write_enhanced, write_series
 from tests.image_files import AXIAL, SHAPE, chest, write_image
 from tests.real_data import real
 
@@ -58,49 +60,60 @@ def same_grid(image: Any) -> Any:
     return volume
 
 
-def read_one(source: Path, **options: Any) -> Any:
+def read_one(source: Path) -> Any:
     """Read the only scan of a source."""
-    (entry,) = find_scans(source, **options)
-    return same_grid(entry["image"])
+    return same_grid(only_scan(source)["image"])
 
 
-def told(read: Callable[[], Any], *words: str) -> str:
-    """The message of what is refused; it holds ``words``."""
+def told(read: Callable[[], Any], *words: str) -> ScanError:
+    """The error of what is refused; its message holds ``words``."""
     with pytest.raises(ScanError) as caught:
         read()
     assert [word for word in ("expected", *words) if word not in str(caught.value)] == []
-    return str(caught.value)
+    return caught.value
 
 
-def refused(source: Path, *words: str) -> str:
-    """The one error of the only scan of ``source``; it names the file and holds ``words``."""
-    (entry,) = find_scans(source)
-    return told(lambda: read_scan(entry["image"]), str(source), *words)
+def refused(source: Path, *words: str) -> ScanError:
+    """The error of the only scan of ``source``; it names the file and holds ``words``."""
+    return told(lambda: read_scan(only_scan(source)["image"]), str(source), *words)
 
 
-def refused_alike(image: Any, *words: str) -> None:
-    """Both refuse, with the same message where the fault is one of geometry."""
-    assert told(lambda: read_scan(image), *words) == told(lambda: read_grid(image), *words)
+def refused_alike(image: Any, *words: str) -> str:
+    """The message with which both refuse, where the fault is one of geometry."""
+    message = str(told(lambda: read_scan(image), *words))
+    assert str(told(lambda: read_grid(image), *words)) == message
+    return message
 
 
-def edited(path: Path, *changes: tuple[bytes, bytes]) -> Path:
-    """Replace words of a file."""
-    data = path.read_bytes()
-    for old, new in changes:
-        assert old in data
-        data = data.replace(old, new, 1)
-    path.write_bytes(data)
+def rewritten(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    """Change the bytes of a file; those of .nii.gz are unpacked for it."""
+    pack, unpack = (gzip.compress, gzip.decompress) if path.suffix == ".gz" else (bytes, bytes)
+    path.write_bytes(pack(change(unpack(path.read_bytes()))))
+    return path
+
+
+def edited(path: Path, old: bytes, new: bytes) -> Path:
+    """Replace the first of some words of a file."""
+    assert old in path.read_bytes()
+    return rewritten(path, lambda data: data.replace(old, new, 1))
+
+
+def cut(path: Path, share: float) -> Path:
+    """Keep the first ``share`` of a file."""
+    os.truncate(path, int(path.stat().st_size * share))
     return path
 
 
 def set_tags(only: int | None = None, **tags: Any) -> Callable:
     """A change that sets the same tags in every slice, or in one alone; ``None`` deletes a tag."""
+    return lambda dataset, k: with_values(dataset, **tags) if only in (None, k) else dataset
+
+
+def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
+    """A change that moves slice k by ``shift_mm(k)`` along an axis of the patient."""
 
     def change(dataset, k):
-        for keyword, value in tags.items() if only in (None, k) else ():
-            setattr(dataset, keyword, value)
-            if value is None:
-                delattr(dataset, keyword)
+        dataset.ImagePositionPatient[axis] += shift_mm(k)
 
     return change
 
@@ -108,13 +121,42 @@ def set_tags(only: int | None = None, **tags: Any) -> Callable:
 # MONAI tries each of its own readers when LoadImage is built, and one warns where a GPU codec is not installed.
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 
+TILTED = AXIAL + 0.5 * np.outer([0, 1, 0, 0], [0, 0, 1, 0])  # slices shifted by 0.5 mm along y
 FORMATS = ("dicom", ".mha", ".mhd", ".nrrd", ".nii", ".nii.gz")
 
 
+SYNTAXES = {
+    "dicom": ExplicitVRLittleEndian,
+    "implicit": ImplicitVRLittleEndian,
+    "deflated": DeflatedExplicitVRLittleEndian,
+    "RLE": RLELossless,
+    "JPEG": JPEGLosslessSV1,
+    "JPEG2000": JPEG2000Lossless,
+}
+
+
+def write_slices(folder: Path, form: str, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXIAL) -> list[Path]:
+    """A series in one of :data:`SYNTAXES`; with JPEG, ITK compresses it, at 1 mm."""
+    if not form.startswith("JPEG"):
+        return write_series(folder, image_hu, affine_lps, syntax=SYNTAXES[form])
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{k}.dcm" for k in range(image_hu.shape[2])]
+    tags = {"0008|0060": "CT", "0020|000d": STUDY_UID, "0020|000e": SERIES_UID}
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetCompressor(form)
+    for k, path in enumerate(paths):
+        image = sitk.GetImageFromArray(image_hu[:, :, k : k + 1].T)
+        image.SetOrigin((0, 0, k))
+        for tag, value in {**tags, "0008|0018": f"{SERIES_UID}.{k}"}.items():
+            image.SetMetaData(tag, value)
+        writer.Execute(image, str(path), True, -1)
+    return paths
+
+
 def write_any(folder: Path, form: str, image_hu: npt.NDArray, affine_lps: npt.NDArray = AXIAL) -> Path:
-    if form == "dicom":
-        write_series(folder / "series", image_hu, affine_lps)
-        return folder / "series"
+    if form in SYNTAXES:
+        return write_slices(folder / "series", form, image_hu, affine_lps)[0].parent
     return write_image(folder / f"scan{form}", image_hu, affine_lps)
 
 
@@ -139,62 +181,59 @@ def rotations(draw: st.DrawFn) -> npt.NDArray[np.float64]:
 def test_handled_any_direction_matrix_gives_the_same_world_position_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, axes, spacing, origin, marker
 ) -> None:
-    affine_lps = np.eye(4)
-    affine_lps[:3, :3], affine_lps[:3, 3] = axes * spacing, origin
+    affine_lps = from_matvec(axes * spacing, origin)
     image = chest()
     image[marker] = 3000
     expected_ras_mm = swap_lps_ras(apply_affine(affine_lps, marker))
     folder = tmp_path_factory.mktemp("any")
     for form in FORMATS:
         volume = read_one(write_any(folder / form.strip("."), form, image, affine_lps))
-        found = np.argwhere(volume.image_hu == 3000)
-        assert found.shape == (1, 3)
+        (found,) = np.argwhere(volume.image_hu == 3000)
         # NIfTI keeps the affine in float32: 1e-4 mm at 500 mm
-        np.testing.assert_allclose(apply_affine(volume.affine_ras, found[0]), expected_ras_mm, atol=2e-4)
+        np.testing.assert_allclose(apply_affine(volume.affine_ras, found), expected_ras_mm, atol=2e-4)
         if form != "dicom":  # there the slices are sorted along their normal: k may run the other way
             np.testing.assert_array_equal(volume.image_hu, image)
 
 
+TILT = "gantry tilt of 20.0°: slices are shifted against each other, positions account for it"
+
+
+@pytest.mark.parametrize(
+    ("shift_mm", "spacing", "facts", "notes"),
+    [
+        pytest.param(0, "0.7 × 0.8 × 1.5 mm", {}, (), id="upright"),
+        # table feed along z, slices shifted along y: a sheared affine
+        pytest.param(0.545955, "0.7 × 0.8 × 1.596 mm", {"Gantry tilt": "20.0°"}, (TILT,), id="gantry tilt"),
+    ],
+)
 @pytest.mark.parametrize("form", FORMATS)
-def test_handled_formats_hand_worked_case(tmp_path: Path, form: str) -> None:
-    volume = read_one(write_any(tmp_path, form, chest()))
+def test_handled_formats_hand_worked_case(
+    tmp_path: Path, form: str, shift_mm: float, spacing: str, facts: dict[str, str], notes: tuple[str, ...]
+) -> None:
+    affine_lps = from_matvec([[0.7, 0, 0], [0, 0.8, shift_mm], [0, 0, 1.5]], (-30, -40, -100))
+    volume = read_one(write_any(tmp_path, form, chest(), affine_lps))
     np.testing.assert_array_equal(volume.image_hu, chest(), strict=True)
-    expected = [[-0.7, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
+    expected = [[-0.7, 0, 0, 30], [0, -0.8, -shift_mm, 40], [0, 0, 1.5, -100], [0, 0, 0, 1]]
     np.testing.assert_allclose(volume.affine_ras, expected, atol=1e-6)
-    assert (volume.facts["Size"], volume.facts["Spacing"]) == ("9 × 8 × 12", "0.7 × 0.8 × 1.5 mm")
-    assert volume.notes == ()
+    shown = {name: text for name, text in volume.facts.items() if name in ("Size", "Spacing", "Gantry tilt")}
+    assert (shown, volume.notes) == ({"Size": "9 × 8 × 12", "Spacing": spacing, **facts}, notes)
 
 
 def test_handled_slices_in_any_order_and_a_folder_of_one_scan(tmp_path: Path) -> None:
-    image, folder = chest(), tmp_path / "series"
-    paths = [str(path) for path in write_series(folder, image, AXIAL)]
+    folder = tmp_path / "series"
+    paths = [str(path) for path in write_series(folder, chest(), AXIAL)]
     (folder / "report.txt").write_text("no slice")
-    write_image(tmp_path / "one/scan.nrrd", image)
-    (entry,) = find_scans(folder)
-    assert entry["image"] == paths  # by position, not by name
-    assert paths != sorted(paths)
+    write_image(tmp_path / "one/scan.nrrd", chest())
+    assert only_scan(folder)["image"] == paths != sorted(paths)  # by position, not by name
     for source, slices in ((paths[::-1], paths), (folder, paths), (str(folder), paths), (tmp_path / "one", [])):
         volume = same_grid(source)
-        np.testing.assert_array_equal(volume.image_hu, image)
+        np.testing.assert_array_equal(volume.image_hu, chest())
         np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-6)
         assert volume.source_files == tuple(slices)  # one for each k
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_handled_gantry_tilt_is_a_sheared_affine_and_said(tmp_path: Path, form: str) -> None:
-    tilted = AXIAL.copy()
-    tilted[1, 2] = 1.5 * np.tan(np.radians(20))  # table feed along z, slices shifted along y
-    volume = read_one(write_any(tmp_path, form, chest(), tilted))
-    np.testing.assert_allclose(volume.affine_ras, swap_lps_ras_affine(tilted), atol=1e-6)
-    assert "gantry tilt of 20.0°" in volume.notes[0]
-    assert volume.facts["Gantry tilt"] == "20.0°"
-
-
 def test_handled_positions_rounded_in_the_header(tmp_path: Path) -> None:
-    def rounded(dataset, k):
-        dataset.ImagePositionPatient[2] = round(-100 + 0.625 * k, 1)
-
-    write_series(tmp_path, chest(), AXIAL, change=rounded)
+    write_series(tmp_path, chest(), AXIAL, change=shifted(2, lambda k: round(0.625 * k, 1) - 1.5 * k))
     assert read_one(tmp_path).affine_ras[2, 2] == pytest.approx(6.9 / 11)  # -100 to -93.1
 
 
@@ -214,30 +253,6 @@ def test_handled_trailing_singleton_axis(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(read_one(path).image_hu, chest())
 
 
-@pytest.mark.parametrize(("unit", "factor"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
-def test_handled_units_of_nifti(tmp_path: Path, unit: str, factor: float) -> None:
-    image = nib.Nifti1Image(chest(), np.diag([1.5 / factor, 1.5 / factor, 1.5 / factor, 1]))
-    image.header.set_xyzt_units(unit)
-    nib.save(image, tmp_path / "scan.nii")
-    np.testing.assert_allclose(read_one(tmp_path / "scan.nii").affine_ras, np.diag([1.5, 1.5, 1.5, 1]), rtol=1e-6)
-
-
-def test_handled_nifti_forms_that_differ_or_are_not_there_are_said(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(chest(), np.eye(4))
-    image.set_qform(np.eye(4) + 40 * np.eye(4, k=3), 1)  # 40 mm to the side
-    nib.save(image, tmp_path / "scan.nii.gz")
-    volume = read_one(tmp_path / "scan.nii.gz")
-    assert "differ by up to 40 mm" in volume.notes[0]
-    np.testing.assert_allclose(volume.affine_ras, np.eye(4))
-    in_metres = nib.Nifti1Image(chest(), np.diag([1e-3, 1e-3, 1e-3, 1.0]))
-    in_metres.set_qform(in_metres.affine + 0.04 * np.eye(4, k=3), 1)
-    in_metres.header.set_xyzt_units("meter")
-    nib.save(in_metres, tmp_path / "metres.nii")
-    assert "differ by up to 40 mm" in read_one(tmp_path / "metres.nii").notes[0]
-    nib.save(nib.Nifti1Image(chest(), None), tmp_path / "scan.nii.gz")
-    assert "left and right are assumed" in read_one(tmp_path / "scan.nii.gz").notes[0]
-
-
 @pytest.mark.parametrize(
     ("form", "old", "new", "scale", "note"),
     [
@@ -251,7 +266,7 @@ def test_handled_nifti_forms_that_differ_or_are_not_there_are_said(tmp_path: Pat
 def test_handled_units_that_itk_ignores_and_what_a_header_leaves_open_is_said(
     tmp_path: Path, form: str, old: bytes, new: bytes, scale: float, note: str
 ) -> None:
-    volume = read_one(edited(write_image(tmp_path / f"scan{form}", chest()), (old, new)))
+    volume = read_one(edited(write_image(tmp_path / f"scan{form}", chest()), old, new))
     np.testing.assert_allclose(volume.affine_ras[:3], scale * swap_lps_ras_affine(AXIAL)[:3], rtol=1e-9)
     assert note in volume.notes[0]
 
@@ -262,22 +277,20 @@ def test_handled_units_that_itk_ignores_and_what_a_header_leaves_open_is_said(
 def test_handled_float_nifti_is_rounded_and_clipped(tmp_path: Path) -> None:
     image = chest().astype(np.float32)
     image[0, 0, :4] = [-1000.6, 40.4, 1e6, -1e6]
-    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "scan.nii")
-    volume = read_one(tmp_path / "scan.nii")
+    volume = read_one(write_image(tmp_path / "scan.nii", image))
     assert volume.image_hu[0, 0, :4].tolist() == [-1001, 40, 32767, -32768]
 
 
 def test_handled_mixed_rescale_slopes(tmp_path: Path) -> None:
     """Every second slice lies 0.75 HU higher at slope 0.25; ITK's series reader would cut that off, not round it."""
-    image = chest()
 
     def finer(dataset, k):
         if k % 2:
-            stored = (4 * (image[:, :, k].T.astype(np.int32) + 2048) + 3).astype("<u2")
-            dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelData = "0.25", "-2048", stored.tobytes()
+            stored = (4 * (chest()[:, :, k].T.astype(np.int32) + 2048) + 3).astype("<u2").tobytes()
+            with_values(dataset, RescaleSlope="0.25", RescaleIntercept="-2048", PixelData=stored)
 
-    write_series(tmp_path, image, AXIAL, change=finer)
-    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image + np.arange(12) % 2)
+    write_series(tmp_path, chest(), AXIAL, change=finer)
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest() + np.arange(12) % 2)
 
 
 @pytest.mark.parametrize("padding", [-2000, -3024, -32768, 0])
@@ -287,42 +300,11 @@ def test_handled_padding_outside_the_field_of_view(tmp_path: Path, padding: int)
     assert read_one(write_image(tmp_path / "scan.nii", image)).image_hu.min() == image.min()
 
 
-def write_jpeg(folder: Path, image_hu: npt.NDArray, compressor: str) -> list[Path]:
-    """A series at 1 mm that ITK compresses."""
-    folder.mkdir(exist_ok=True)
-    paths = []
-    for k in range(image_hu.shape[2]):
-        image = sitk.GetImageFromArray(image_hu[:, :, k : k + 1].T)
-        image.SetOrigin((0, 0, k))
-        tags = {"0008|0060": "CT", "0020|000d": STUDY_UID, "0020|000e": SERIES_UID, "0008|0018": f"{SERIES_UID}.{k}"}
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetUseCompression(True)
-        writer.SetCompressor(compressor)
-        paths.append(folder / f"{k}.dcm")
-        writer.SetFileName(str(paths[-1]))
-        writer.Execute(image)
-    return paths
-
-
-@pytest.mark.parametrize(
-    ("syntax", "compressor"),
-    [
-        *((syntax, "") for syntax in (RLELossless, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)),
-        (JPEGLosslessSV1, "JPEG"),
-        (JPEG2000Lossless, "JPEG2000"),
-    ],
-)
-def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID, compressor: str) -> None:
-    image = chest((32, 32, 4))
-    if compressor:
-        paths = write_jpeg(tmp_path, image, compressor)
-    else:
-        paths = write_series(tmp_path, image, AXIAL, syntax=syntax)
-    assert read_file_meta_info(paths[0]).TransferSyntaxUID == syntax
-    np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
+@pytest.mark.parametrize("form", SYNTAXES)
+def test_handled_dicom_transfer_syntax(tmp_path: Path, form: str) -> None:
+    paths = write_slices(tmp_path, form, chest((32, 32, 4)))
+    assert read_file_meta_info(paths[0]).TransferSyntaxUID == SYNTAXES[form]
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest((32, 32, 4)))
 
 
 # ---- handled: folders, studies, datalists ------------------------------------------------------------------------
@@ -331,130 +313,104 @@ def test_handled_dicom_transfer_syntax(tmp_path: Path, syntax: UID, compressor: 
 @pytest.mark.parametrize("ending", [".dcm", ""])
 def test_handled_other_files_beside_the_slices(tmp_path: Path, ending: str) -> None:
     paths = [path.rename(path.with_suffix(ending)) for path in write_series(tmp_path, chest(), AXIAL)]
-    for name in (
-        "reading.xml",
-        "notes.txt",
-        ".hidden.dcm",
-        "DICOMDIR",
-        "Thumbs.db",
-        "README",
-        "viewer1.exe",
-        "VERSION",
-    ):
-        (tmp_path / name).write_bytes(b"no slice")
-    (tmp_path / "LOCKFILE").touch()
+    texts = ("reading.xml", "notes.txt", ".hidden.dcm", "DICOMDIR", "Thumbs.db", "README", "viewer1.exe", "VERSION")
+    for name, content in {**dict.fromkeys(texts, b"no slice"), "LOCKFILE": b""}.items():
+        (tmp_path / name).write_bytes(content)
     shutil.copytree(tmp_path, tmp_path / ".cache")
-    (entry,) = find_scans(tmp_path)
-    assert entry == {"image": [str(p) for p in paths], "name": SERIES_UID, "source": str(tmp_path), "notes": ""}
+    expected = {"image": [str(p) for p in paths], "name": SERIES_UID, "source": str(tmp_path), "notes": ""}
+    assert find_scans(tmp_path) == [expected]
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """One study: thin axial (.5), thick axial (.4), coronal thin (.3), localizer (.6), few slices (.7), MR (.8)."""
-    coronal = np.array([[0.7, 0, 0, 0], [0, 0, 0.5, 0], [0, -0.7, 0, 0], [0, 0, 0, 1.0]])
-    write_series(tmp_path / "mixed", chest(), AXIAL, series_uid="1.2.5")
-    write_series(tmp_path / "mixed", chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
-    write_series(tmp_path / "mixed", chest(), coronal, series_uid="1.2.3")
-    localizer = set_tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    write_series(tmp_path / "b", chest((9, 8, 1)), AXIAL, series_uid="1.2.6", change=localizer)
-    write_series(tmp_path / "b", chest((9, 8, 3)), AXIAL @ np.diag([1, 1, 0.3, 1]), series_uid="1.2.7")
-    write_series(tmp_path / "c/d", chest(), AXIAL, series_uid="1.2.8", change=set_tags(Modality="MR"))
+    coronal = from_matvec([[0.7, 0, 0], [0, 0, 0.5], [0, -0.7, 0]])
+    localizer = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    for folder, uid, slices, affine_lps, tags in (
+        ("mixed", "1.2.5", 12, AXIAL, {}),
+        ("mixed", "1.2.4", 12, AXIAL @ np.diag([1, 1, 2, 1]), {}),
+        ("mixed", "1.2.3", 12, coronal, {}),
+        ("b", "1.2.6", 1, AXIAL, localizer),
+        ("b", "1.2.7", 3, AXIAL @ np.diag([1, 1, 0.3, 1]), {}),
+        ("c/d", "1.2.8", 12, AXIAL, {"Modality": "MR"}),
+    ):
+        image = chest((9, 8, slices))
+        write_series(tmp_path / folder, image, affine_lps, series_uid=uid, change=set_tags(**tags))
     return tmp_path
 
 
 def test_handled_study_with_several_series_takes_the_thinnest_axial_ct_and_says_why(study: Path) -> None:
-    (entry,) = find_scans(study)
-    assert entry["name"] == "1.2.5"
-    assert entry["source"] == str(study / "mixed")
+    entry = only_scan(study)
     volume = read_scan(entry["image"])
+    assert (entry["name"], entry["source"]) == ("1.2.5", str(study / "mixed"))
     np.testing.assert_array_equal(volume.image_hu, chest())  # two other series lie in the same folder
-    for words in (
+    words = (
         "1.2.5 (CT, 12 slices, 1.5 mm) of 6 in the study: thinnest axial CT",
         "1.2.4 (CT, 12 slices, 3 mm): axial CT, not thinner",
         "1.2.3 (CT, 12 slices, 0.5 mm): not axial",
         "1.2.6 (CT, 1 slice): localizer, fewer than 10 slices",
         "1.2.7 (CT, 3 slices, 0.45 mm): fewer than 10 slices",
         "1.2.8 (MR, 12 slices, 1.5 mm): modality MR, not CT",
-    ):
-        assert words in entry["notes"]
+    )
+    assert [phrase for phrase in words if phrase not in entry["notes"]] == []
     assert entry["notes"] in read_scan(study).notes
     assert "secret" not in f"{entry}{volume.facts}".lower()
 
 
 def test_handled_study_named_series_or_all_ct_series(study: Path) -> None:
-    (entry,) = find_scans(study, series="1.2.3")
+    entry = only_scan(study, series="1.2.3")
     assert (entry["name"], "named" in entry["notes"]) == ("1.2.3", True)
-    with pytest.raises(ScanError, match=r"expected series '9\.9', found 1\.2\.3 \(CT.*1\.2\.8 \(MR"):
-        find_scans(study, series="9.9")
+    told(lambda: find_scans(study, series="9.9"), "expected series '9.9', found 1.2.3 (CT", "1.2.8 (MR")
     assert sorted(e["name"] for e in find_scans(study, series="all")) == ["1.2.3", "1.2.4", "1.2.5", "1.2.7"]
-
-
-def test_handled_study_thickness_counts_not_only_distance(tmp_path: Path) -> None:
-    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.3", change=set_tags(SliceThickness="3"))
-    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 1.1, 1]), series_uid="1.2.4")
-    (entry,) = find_scans(tmp_path)
-    assert entry["name"] == "1.2.4"
 
 
 def test_handled_localizer_image_inside_the_series_is_left_out(tmp_path: Path) -> None:
     localizer = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
     write_series(tmp_path, chest(), AXIAL, change=set_tags(0, **localizer))
-    (entry,) = find_scans(tmp_path)
-    assert entry["notes"] == "1 localizer image(s) of the series ignored"
-    assert read_scan(entry["image"]).image_hu.shape == (9, 8, 11)
+    assert only_scan(tmp_path)["notes"] == "1 localizer image(s) of the series ignored"
+    assert read_one(tmp_path).image_hu.shape == (9, 8, 11)
 
 
-def test_handled_study_spread_over_folders(tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "a", chest(), AXIAL)
-    (tmp_path / "b").mkdir()
-    for path in paths[5:]:
-        shutil.move(path, tmp_path / "b" / path.name)
-    (entry,) = find_scans(tmp_path)
+def test_handled_study_spread_over_folders_which_a_gap_names(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", chest(), AXIAL, change=lambda _, k: k < 5)
+    slices = write_series(tmp_path / "a/b", chest(), AXIAL, change=lambda _, k: k >= 5)
+    entry = only_scan(tmp_path)
     assert entry["source"] == str(tmp_path)
     np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, chest())
+    slices[0].unlink()
+    refused_alike(only_scan(tmp_path)["image"], "between 058_2.dcm and b/031_2.dcm: slices are missing")
 
 
-def test_handled_folder_of_scans_and_equal_stems(tmp_path: Path) -> None:
-    write_image(tmp_path / "a/Scan.nii.gz", chest())
-    write_image(tmp_path / "b/scan.mha", chest())
-    write_image(tmp_path / "b/odd name (1)é.nrrd", chest())
-    write_image(tmp_path / "c/scan-2.mhd", chest())
-    for n in (1, 2):
-        write_series(
-            tmp_path / f"d{n}", chest(), AXIAL, series_uid=f"1.2.{n}", change=set_tags(StudyInstanceUID=f"1.{n}")
-        )
-    names = [entry["name"] for entry in find_scans(tmp_path)]
-    assert names == ["Scan", "odd_name_1", "scan-2", "scan-2-2", "1.2.1", "1.2.2"]
-
-
-def test_handled_linked_folders_without_going_in_circles(tmp_path: Path) -> None:
-    write_image(tmp_path / "real/scan.nii", chest())
+def test_handled_folder_of_scans_and_equal_stems_and_links_without_going_in_circles(tmp_path: Path) -> None:
+    for path in ("a/Scan.nii.gz", "b/scan.mha", "b/odd name (1)é.nrrd", "c/scan-2.mhd", "d/SCAN.nii"):
+        write_image(tmp_path / "real" / path, chest())
+    for uid in ("1.2.1", "1.2.2"):
+        write_series(tmp_path / f"real/d{uid}", chest(), AXIAL, series_uid=uid, change=set_tags(StudyInstanceUID=uid))
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans/link").symlink_to(tmp_path / "real")
     (tmp_path / "real/loop").symlink_to(tmp_path / "scans")
-    assert [entry["name"] for entry in find_scans(tmp_path / "scans")] == ["scan"]
+    names = ["Scan", "odd_name_1", "scan-2", "scan-2-2", "SCAN-3", "1.2.1", "1.2.2"]
+    assert [entry["name"] for entry in find_scans(tmp_path / "scans")] == names
 
 
 def test_handled_datalist_keeps_other_keys_and_resolves_paths(tmp_path: Path) -> None:
-    write_image(tmp_path / "x/scan.nii", chest())
+    scan = str(write_image(tmp_path / "x/scan.nii", chest()))
     paths = [str(path) for path in write_series(tmp_path / "x/dicom", chest(), AXIAL)]
     items = [
         {"image": "x/scan.nii", "box": [[1, 2, 3, 4, 5, 6]], "label": [0], "lung_mask": "lungs/1.mhd"},
         {"image": "x/dicom", "fold": 1, "lung_mask": None},
     ]
-    extra = {"labels": {"0": "nodule"}, "training": items, "validation": [str(tmp_path / "x/scan.nii")], "n": 3}
+    extra = {"labels": {"0": "nodule"}, "training": items, "validation": [scan], "n": 3}
     (tmp_path / "list.json").write_text(json.dumps(extra))
     (tmp_path / "plain.json").write_text(json.dumps(items))
-    first, second, third = find_scans(tmp_path / "list.json")
-    scan, lungs = str(tmp_path / "x/scan.nii"), str(tmp_path / "lungs/1.mhd")
-    assert first == {**items[0], "image": scan, "lung_mask": lungs, "name": "scan", "source": scan, "notes": ""}
-    assert second == {"image": paths, "fold": 1, "name": SERIES_UID, "source": str(tmp_path / "x/dicom"), "notes": ""}
-    assert third["name"] == "scan-2"
-    for name, options, names in (
-        ("plain.json", {}, ["scan", SERIES_UID]),
-        ("plain.json", {"series": SERIES_UID}, [SERIES_UID]),
-    ):
-        assert [entry["name"] for entry in find_scans(tmp_path / name, **options)] == names
+    whole = {"image": scan, "name": "scan", "source": scan, "notes": ""}
+    assert find_scans(tmp_path / "list.json") == [
+        {**items[0], **whole, "lung_mask": str(tmp_path / "lungs/1.mhd")},
+        {"image": paths, "fold": 1, "name": SERIES_UID, "source": str(tmp_path / "x/dicom"), "notes": ""},
+        {**whole, "name": "scan-2"},
+    ]
+    assert [entry["name"] for entry in find_scans(tmp_path / "plain.json")] == ["scan", SERIES_UID]
+    assert only_scan(tmp_path / "plain.json", series=SERIES_UID)["name"] == SERIES_UID
 
 
 @pytest.mark.parametrize(
@@ -475,16 +431,13 @@ def test_refused_datalist_of_another_shape(tmp_path: Path, content: str, words: 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless])
 def test_handled_enhanced_ct_is_read_as_its_slices_would_be(tmp_path: Path, syntax: UID) -> None:
-    tilted = AXIAL.copy()
-    tilted[1, 2] = 0.5
-    path = write_enhanced(tmp_path / "a/enhanced.dcm", chest(), tilted, syntax=syntax)
-    write_series(tmp_path / "b", chest(), tilted)
-    (entry,) = find_scans(path.parent)
-    assert (entry["image"], entry["name"]) == ([str(path)], SERIES_UID)
-    volume, single = same_grid(path), read_one(tmp_path / "b")
+    path = write_enhanced(tmp_path / "a/enhanced.dcm", chest(), TILTED, syntax=syntax)
+    write_series(tmp_path / "b", chest(), TILTED)
+    entry, volume, single = only_scan(path.parent), same_grid(path), read_one(tmp_path / "b")
     np.testing.assert_array_equal(volume.image_hu, single.image_hu)
     np.testing.assert_allclose(volume.affine_ras, single.affine_ras, atol=1e-9)
     assert (volume.notes, volume.facts["Slice thickness"]) == (single.notes, "1.5 mm")
+    assert (entry["image"], entry["name"]) == ([str(path)], SERIES_UID)
     assert volume.source_files == (str(path),) * 12  # one for each k
 
 
@@ -496,12 +449,9 @@ def test_handled_enhanced_ct_with_a_slope_of_its_own_in_each_frame_and_a_localiz
         if k == 7:
             group.PixelValueTransformationSequence[0].RescaleIntercept = -4100
 
-    image = chest()
-    write_enhanced(tmp_path / "enhanced.dcm", image, AXIAL, change=change)
-    image[:, :, 7] -= 4
-    (entry,) = find_scans(tmp_path)
-    assert entry["notes"] == "1 localizer image(s) of the series ignored"
-    np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image[:, :, :11])
+    write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, change=change)
+    assert only_scan(tmp_path)["notes"] == "1 localizer image(s) of the series ignored"
+    np.testing.assert_array_equal(read_one(tmp_path).image_hu, (chest() - 4 * (np.arange(12) == 7))[:, :, :11])
 
 
 MOVED = ("ImagePositionPatient", [-30, -40, -300])
@@ -524,15 +474,13 @@ def _second_half(sequence: str, keyword: str, value: Any) -> Callable:
     ids=["stacks", "times", "types", "not-hu", "gap", "count"],
 )
 def test_refused_enhanced_ct(tmp_path: Path, change: Callable, words: str) -> None:
-    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, change=change)
-    with pytest.raises(ScanError, match=words):
-        read_scan(path)
+    write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL, change=change)
+    refused(tmp_path, words)
 
 
 @pytest.mark.parametrize("share", [0.07, 0.5, 0.99])  # near 0.1 the message depends on the lengths of the UIDs
 def test_refused_enhanced_ct_that_is_cut(tmp_path: Path, share: float) -> None:
-    path = write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL)
-    cut(path, share)
+    cut(write_enhanced(tmp_path / "enhanced.dcm", chest(), AXIAL), share)
     refused(tmp_path, "enhanced.dcm", "truncated or damaged")
 
 
@@ -548,31 +496,32 @@ def test_refused_enhanced_ct_without_its_last_frame(tmp_path: Path) -> None:
 # ---- files that vanish -------------------------------------------------------------------------------------------
 
 
-def _vanish(path: Path, how: str) -> None:
-    data, links = (
-        path.read_bytes(),
-        {"link": "../nowhere", "loop": path.name, "folder link": ".git/annex/objects/x/MD5"},
-    )
-    content = {"empty": b"", "short": data[:100], "zeros": bytes(len(data)), "lfs": b"version https://git-lfs"}
-    content |= {"annex": b"/annex/objects/MD5-s1--0", "web page": b"<html>404</html>", "half": data[:-60]}
-    content |= {"no start": data[200:], "part": data[:300]}
-    path.unlink()
-    if how in links:
-        path.symlink_to(links[how])
-    else:
-        path.with_name(path.name + ".part" * (how == "part")).write_bytes(content[how])
+LINKS = {"link": "../nowhere", "loop": "{name}", "folder link": ".git/annex/objects/x/MD5"}
+# What is left of the bytes of a file.
+REMAINS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "short": lambda data: data[:100],
+    "zeros": lambda data: bytes(len(data)),
+    "lfs": lambda data: b"version https://git-lfs",
+    "annex": lambda data: b"/annex/objects/MD5-s1--0",
+    "web page": lambda data: b"<html>404</html>",
+    "half": lambda data: data[:-60],
+    "no start": lambda data: data[200:],
+    "part": lambda data: data[:300],
+}
 
 
 @pytest.mark.parametrize("ending", ["", ".dcm", ".1", ".img"])
-@pytest.mark.parametrize(
-    "how",
-    ["empty", "short", "zeros", "lfs", "annex", "web page", "half", "no start", "link", "loop", "folder link", "part"],
-)
+@pytest.mark.parametrize("how", [*REMAINS, *LINKS])
 def test_refused_series_whose_last_slices_cannot_be_read(tmp_path: Path, how: str, ending: str) -> None:
     for k, path in enumerate(write_series(tmp_path, chest(), AXIAL)):
-        path = path.rename(tmp_path / f"IM{k:04d}{ending}")
-        if k >= 10:
-            _vanish(path, how)
+        data = path.read_bytes()
+        path = path.rename(tmp_path / f"IM{k:04d}{ending}{'.part' if how == 'part' and k >= 10 else ''}")
+        if k >= 10 and how in LINKS:
+            path.unlink()
+            path.symlink_to(LINKS[how].format(name=path.name))
+        elif k >= 10:
+            path.write_bytes(REMAINS[how](data))
     refused(tmp_path, "IM0010")
 
 
@@ -585,52 +534,43 @@ def test_handled_slices_without_preamble(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
 
 
-def _closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
-    """Folders that cannot be listed; rights do not bind the user that runs tests in a container."""
-    scandir = os.scandir
+def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights do not bind the user that runs tests in a container, so listing fails here instead."""
+    closed, scandir = [tmp_path / "series/3", tmp_path / "mueller"], os.scandir
 
     def refuse(path: Any = ".") -> Any:
-        if Path(path) in folders:
+        if Path(path) in closed:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-
-
-def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "scan.nii", chest())
-    for folder in ("series/2", "series/3", "mueller"):
-        (tmp_path / folder).mkdir(parents=True)
-    for path in write_series(tmp_path / "series/1", chest(), AXIAL)[6:]:
-        path.rename(tmp_path / "series/2" / path.name)
-    _closed(monkeypatch, tmp_path / "series/3", tmp_path / "mueller")
-    entries = find_scans(tmp_path)
-    assert [entry["name"] for entry in entries] == ["scan", SERIES_UID, "closed"]
-    for entry, name in zip(entries[1:], ("series/3", "mueller"), strict=True):
-        told(lambda image=entry["image"]: read_scan(image), f"{name}: expected ")
-    _closed(monkeypatch, tmp_path)
+    write_series(tmp_path / "series/1", chest(), AXIAL, change=lambda _, k: k < 6)
+    write_series(tmp_path / "series/2", chest(), AXIAL, change=lambda _, k: k >= 6)
+    for folder in closed:
+        folder.mkdir()
+    scan, *others = find_scans(tmp_path)
+    assert [entry["name"] for entry in (scan, *others)] == ["scan", SERIES_UID, "closed"]
+    for entry, folder in zip(others, closed, strict=True):
+        told(lambda image=entry["image"]: read_scan(image), f"{folder}: expected ")
+    closed.append(tmp_path)
     told(lambda: find_scans(tmp_path), "expected a folder that can be read")
 
 
-def _make(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no file."""
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        monkeypatch.chdir(path.parent)  # the name of a socket is short
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
-def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str) -> None:
     write_series(tmp_path / "dicom", chest(), AXIAL)
     path = write_image(tmp_path / "data/scan.mhd", chest())
-    (tmp_path / "data/scan.raw").unlink()
+    path.with_suffix(".raw").unlink()
     for name in ("a.nii.gz", "b.mhd", "c.nrrd", "list.json", "dicom/pipe1", "data/scan.raw"):
-        _make(kind, tmp_path / name, monkeypatch)
+        NO_FILES[kind](tmp_path / name)
     found = {entry["name"]: entry["image"] for entry in find_scans(tmp_path)}
     assert set(found) == {"a", "b", "c", "scan", SERIES_UID}
     assert read_scan(found[SERIES_UID]).image_hu.shape == SHAPE
@@ -638,7 +578,7 @@ def test_refused_what_is_no_file_without_opening_it(tmp_path: Path, kind: str, m
         with pytest.raises(ScanError, match=r"a named pipe|a socket|a device|expected a mask in one file"):
             read(image)
     told(lambda: find_scans(tmp_path / "list.json"), "list.json: expected a scan")
-    _make(kind, tmp_path / "dicom/extra.dcm", monkeypatch)
+    NO_FILES[kind](tmp_path / "dicom/extra.dcm")
     refused(tmp_path / "dicom", "extra.dcm: expected a DICOM slice, found a")
 
 
@@ -650,44 +590,35 @@ NAMES = [b"M\xfcller", b"a\nb", b"x" * 250, "Mü\u202eller 日本".encode(), b"-
     [*((name, form) for name in NAMES for form in ("dicom", ".mha", ".mhd", ".nrrd", ".nii.gz")), (NAMES[0], "JPEG")],
 )
 def test_handled_any_file_name(tmp_path: Path, name: bytes, form: str) -> None:
-    image, folder = chest((32, 32, 4)), tmp_path / "source"
-    target = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
-    if form == "JPEG":
-        write_jpeg(folder, image, form)
-    else:
-        write_any(folder, form, image)
+    image = chest((32, 32, 4))
+    source = write_any(tmp_path / "source", form, image)
     if form.startswith("."):
-        (folder / f"scan{form}").rename(folder / (os.fsdecode(name[:240]) + form))
-    os.rename(folder / "series" if form == "dicom" else folder, target)
-    (entry,) = find_scans(target)
+        source = source.rename(source.with_name(os.fsdecode(name[:240]) + form)).parent
+    target = source.rename(tmp_path / os.fsdecode(name))
+    entry, message = only_scan(target), str(ScanError(f"{target}: x"))
     np.testing.assert_array_equal(read_scan(entry["image"]).image_hu, image)
-    message = str(ScanError(f"{target}: x"))
     assert (entry["name"] + message).encode()
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("form", [".MHA", ".Mhd", ".MHD", ".NRRD", ".Nhdr", ".NII", ".NII.GZ", ".Nii.gz"])
 def test_handled_endings_in_capitals(tmp_path: Path, form: str) -> None:
-    path = write_image(tmp_path / f"scan{form.lower().replace('.nhdr', '.nrrd')}", chest())
-    if form == ".Nhdr":
-        header, data = path.read_bytes().split(b"\n\n", 1)
-        path.write_bytes(header + b"\ndata file: voxels.raw.gz\n")
-        (tmp_path / "voxels.raw.gz").write_bytes(data)
-    path.rename(tmp_path / f"SCAN{form}")
-    assert [entry["name"] for entry in find_scans(tmp_path)] == ["SCAN"]
+    """The data file that a header names keeps its name."""
+    write_image(tmp_path / f"scan{form.lower()}", chest(), compressed=True).rename(tmp_path / f"SCAN{form}")
+    assert only_scan(tmp_path)["name"] == "SCAN"
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, chest())
 
 
 def test_refused_slices_copied_in_part_into_room_made_before(tmp_path: Path) -> None:
     """The file has its length, its end is zeros."""
-    paths = write_series(tmp_path / "a", chest((32, 32, 12)), AXIAL)
-    data = paths[4].read_bytes()
+    paths = write_series(tmp_path, chest((32, 32, 12)), AXIAL)
+    whole = paths[4].read_bytes()
     for size, rows in ((1200, 18), (2048, 32)):
-        paths[4].write_bytes(data[:-size] + bytes(size))
-        refused(tmp_path / "a", f"zeros in the last {rows} of 32 rows", paths[4].name)
-    paths[4].write_bytes(data)
-    paths[11].write_bytes(paths[11].read_bytes()[:-2048] + bytes(2048))
-    assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path / "a").notes[0]
+        rewritten(paths[4], lambda data, size=size: data[:-size] + bytes(size))
+        refused(tmp_path, f"zeros in the last {rows} of 32 rows", paths[4].name)
+    paths[4].write_bytes(whole)
+    rewritten(paths[11], lambda data: data[:-2048] + bytes(2048))
+    assert "1 slice(s) at the ends of the series are blank" in read_one(tmp_path).notes[0]
 
 
 # ---- MetaImage and NRRD as ITK reads them -----------------------------------------------------------------------
@@ -697,19 +628,17 @@ def _as_itk(path: Path) -> None:
     """Values and geometry are those that SimpleITK reads."""
     header, image = read_text_header(path), sitk.ReadImage(str(path))
     np.testing.assert_array_equal(header.read_values(), sitk.GetArrayFromImage(image).T)
-    affine_lps = np.eye(4)
-    affine_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine_lps[:3, 3] = image.GetOrigin()
+    affine_lps = from_matvec(np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing(), image.GetOrigin())
     np.testing.assert_allclose(header.grid.affine_ras, swap_lps_ras_affine(affine_lps), atol=1e-9)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", [".mha", ".mhd", ".nrrd", ".nhdr"])
-def test_handled_every_number_type_of_metaimage_and_nrrd(tmp_path: Path, form: str, packed: bool) -> None:
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_handled_every_number_type_of_metaimage_and_nrrd(tmp_path: Path, form: str, packed: bool, dtype: str) -> None:
     turned = np.array([[0, -0.8, 0, 1], [0.42, 0, 1.2, 2], [-0.56, 0, 0.9, 3], [0, 0, 0, 1]])
-    for dtype in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"):
-        values = np.random.default_rng(0).integers(0, 100, (6, 5, 4)).astype(dtype)
-        _as_itk(write_image(tmp_path / f"{dtype}{form}", values, turned, compressed=packed))
+    values = np.random.default_rng(0).integers(0, 100, (6, 5, 4)).astype(dtype)
+    _as_itk(write_image(tmp_path / f"a{form}", values, turned, compressed=packed))
 
 
 META = "NDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\nElementSpacing = .7 .8 1.5\n"
@@ -765,13 +694,9 @@ def test_refused_text_header_of_voxels_in_several_files_or_in_text(tmp_path: Pat
 @pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
 def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra: bytes) -> None:
     """Then the header says another size than the scan has; zeros up to a block of the disk are no data."""
-    path = write_image(tmp_path / f"scan{form}", chest())
-    pack, unpack = (gzip.compress, gzip.decompress) if form == ".nii.gz" else (bytes, bytes)
-    data = unpack(path.read_bytes())
-    path.write_bytes(pack(data + b"\0" * 100))
+    path = rewritten(write_image(tmp_path / f"scan{form}", chest()), lambda data: data + b"\0" * 100)
     np.testing.assert_array_equal(read_one(path).image_hu, chest())
-    path.write_bytes(pack(data + extra))
-    refused(path, "truncated or damaged")
+    refused(rewritten(path, lambda data: data[:-100] + extra), "truncated or damaged")
 
 
 # ---- voxel sizes that are not there ------------------------------------------------------------------------------
@@ -799,55 +724,102 @@ def test_refused_more_data_than_the_header_says(tmp_path: Path, form: str, extra
     ],
 )
 def test_refused_text_header_that_leaves_the_voxel_size_open(tmp_path: Path, form: str, old: bytes, new: bytes) -> None:
-    refused_alike(edited(write_image(tmp_path / f"scan{form}", chest()), (old, new)))
+    refused_alike(edited(write_image(tmp_path / f"scan{form}", chest()), old, new))
 
 
-def write_raw_nifti(path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2) -> Path:
-    """A NIfTI-1 file with header fields as they are given; ``codes`` of qform and sform."""
+def write_raw_nifti(
+    path: Path, *, codes: tuple[int, int], pixdim: Any, steps: Any, unit: int = 2, shift: float = 0.0
+) -> Path:
+    """A NIfTI-1 file with header fields as they are given.
+
+    Args:
+        path: of the file.
+        codes: of qform and sform.
+        pixdim: voxel sizes, in the unit.
+        steps: ``[3, 3]`` of the sform, in the unit.
+        unit: 1 for m, 2 for mm, 3 for µm, 0 for unknown.
+        shift: how far the qform lies aside of the sform, in the unit.
+    """
     header = nib.Nifti1Image(chest(), np.eye(4)).header
-    header["qform_code"], header["sform_code"], header["xyzt_units"] = *codes, unit
+    header["qform_code"], header["sform_code"], header["xyzt_units"], header["qoffset_x"] = *codes, unit, shift
     header["pixdim"][1:4], header["vox_offset"], header["magic"] = pixdim, 352, b"n+1"
-    header["srow_x"], header["srow_y"], header["srow_z"] = np.eye(3, 4) * np.reshape(steps, (3, 1))
+    header["srow_x"], header["srow_y"], header["srow_z"] = from_matvec(steps)[:3]
     path.write_bytes(header.binaryblock + bytes(4) + chest().tobytes(order="F"))
     return path
+
+
+SFORM: dict[str, Any] = {"codes": (0, 1), "pixdim": (1, 1, 1), "steps": np.eye(3)}
+BOTH: dict[str, Any] = {"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": np.diag([1.4, 1.4, 2.5])}
+OBLIQUE = [[1, 0, 0], [0, 1, 0.5], [0, 0, 2]]  # slices 2 mm apart, shifted by 0.5 mm
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"codes": (0, 1), "pixdim": (1.4, 1.4, 2.5), "steps": (1, 1, 1)}, "1 × 1 × 1 mm from the sform and 1.4 × 1.4"),
-        ({"codes": (1, 2), "pixdim": (1.4, 1.4, 2.5), "steps": (1.4, 1.4, 2.6)}, "from pixdim"),
-        ({"codes": (0, 0), "pixdim": (0, 0, 0), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
-        ({"codes": (1, 0), "pixdim": (1, 0, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
-        ({"codes": (0, 0), "pixdim": (1, np.nan, 1), "steps": (1, 1, 1)}, "expected voxel sizes above 0 in pixdim"),
-        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 1}, "0.05 to 30.0 mm"),
-        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 3}, "0.05 to 30.0 mm"),
-        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (1, 1, 1), "unit": 5}, "unit code 5"),
-        ({"codes": (0, 1), "pixdim": (1, 1, 1), "steps": (0, 1, 1)}, "three independent axes"),
+        (BOTH | {"codes": (0, 1), "steps": np.eye(3)}, "1 × 1 × 1 mm from the sform and 1.4 × 1.4"),
+        (BOTH | {"steps": np.diag([1.4, 1.4, 2.6])}, "from pixdim"),
+        (SFORM | {"codes": (0, 0), "pixdim": (0, 0, 0)}, "expected voxel sizes above 0 in pixdim"),
+        (SFORM | {"codes": (1, 0), "pixdim": (1, 0, 1)}, "expected voxel sizes above 0 in pixdim"),
+        (SFORM | {"codes": (0, 0), "pixdim": (1, np.nan, 1)}, "expected voxel sizes above 0 in pixdim"),
+        (SFORM | {"unit": 1}, "0.05 to 30.0 mm"),
+        (SFORM | {"unit": 3}, "0.05 to 30.0 mm"),
+        (SFORM | {"unit": 5}, "unit code 5"),
+        (SFORM | {"steps": np.diag([0, 1, 1])}, "three independent axes"),
+        (SFORM | {"steps": [[1, 0, 2], [0, 1, 0], [0, 0, 0]]}, "three independent axes"),
+        (SFORM | {"steps": np.diag([1, 1, np.nan])}, "three independent axes"),
+        (SFORM | {"steps": np.diag([1, 1, 100])}, "three independent axes"),
     ],
 )
 def test_refused_nifti_that_leaves_the_voxel_size_open(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
     refused_alike(write_raw_nifti(tmp_path / "scan.nii", **fields), words)
 
 
-def test_handled_nifti_whose_pixdim_is_unset_or_the_distance_of_tilted_slices(tmp_path: Path) -> None:
-    volume = read_scan(write_raw_nifti(tmp_path / "a.nii", codes=(0, 1), pixdim=(0, 0, 0), steps=(1.4, 1.4, 2.5)))
-    assert spacing_mm(volume.affine_ras) == pytest.approx([1.4, 1.4, 2.5])
-    assert "pixdim of the NIfTI header gives no voxel size" in volume.notes[0]
-    tilted = np.array([[1.0, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(chest(), tilted)
-    image.header["pixdim"][3] = 2.0
-    nib.save(image, tmp_path / "b.nii")
-    np.testing.assert_allclose(read_scan(tmp_path / "b.nii").affine_ras, tilted)
+APART = "sform and qform of the NIfTI header differ by up to 40 mm: the sform is used"
+IN_METRES = {"unit": 1, "pixdim": (1e-3, 1e-3, 1e-3), "steps": 1e-3 * np.eye(3)}
+IN_MICRONS = {"unit": 3, "pixdim": (1e3, 1e3, 1e3), "steps": 1e3 * np.eye(3)}
+NO_FORM = "the NIfTI header gives no orientation (sform and qform code 0): left and right are assumed"
+NO_SIZES = "pixdim of the NIfTI header gives no voxel size: that of the sform is used"
+
+
+@pytest.mark.parametrize(
+    ("fields", "affine_ras", "notes"),
+    [
+        pytest.param(SFORM, np.eye(4), (), id="mm"),
+        pytest.param(SFORM | {"unit": 0}, np.eye(4), (), id="unknown unit"),
+        pytest.param(SFORM | IN_METRES, np.eye(4), (), id="metres"),
+        pytest.param(SFORM | IN_MICRONS, np.eye(4), (), id="microns"),
+        pytest.param(SFORM | {"codes": (1, 1), "shift": 40}, np.eye(4), (APART,), id="forms apart"),
+        pytest.param(SFORM | IN_METRES | {"codes": (1, 1), "shift": 0.04}, np.eye(4), (APART,), id="apart, in metres"),
+        pytest.param(
+            BOTH | {"codes": (0, 0)},
+            from_matvec(np.diag([-1.4, 1.4, 2.5]), (5.6, -4.9, -13.75)),
+            (NO_FORM,),
+            id="no form",
+        ),
+        pytest.param(
+            BOTH | {"codes": (0, 1), "pixdim": (0, 0, 0)}, from_matvec(BOTH["steps"]), (NO_SIZES,), id="pixdim unset"
+        ),
+        pytest.param(
+            SFORM | {"pixdim": (1, 1, 2), "steps": OBLIQUE},
+            from_matvec(OBLIQUE),
+            ("gantry tilt of 14.0°: slices are shifted against each other, positions account for it",),
+            id="pixdim across slices",
+        ),
+    ],
+)
+def test_handled_nifti_units_forms_and_pixdim(
+    tmp_path: Path, fields: dict[str, Any], affine_ras: npt.NDArray, notes: tuple[str, ...]
+) -> None:
+    volume = read_one(write_raw_nifti(tmp_path / "scan.nii", **fields))
+    np.testing.assert_allclose(volume.affine_ras, affine_ras, rtol=1e-6)
+    assert volume.notes == notes
 
 
 @pytest.mark.parametrize("form", [".mhd", ".mha", ".nrrd", ".nii", ".nii.gz"])
 def test_refused_header_that_claims_a_million_million_voxels(tmp_path: Path, form: str) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest())
-    pack, unpack = (gzip.compress, gzip.decompress) if form == ".nii.gz" else (bytes, bytes)
     dims = [np.array(size, "<i2").tobytes() for size in (SHAPE, (32767, 32767, 1000))]
     old, new = dims if ".nii" in form else (b"9 8 12", b"10000 10000 10000")
-    path.write_bytes(pack(unpack(path.read_bytes()).replace(old, new, 1)))
+    path = rewritten(write_image(tmp_path / f"scan{form}", chest()), lambda data: data.replace(old, new, 1))
     began = time.monotonic()
     refused(path, "expected at most 4294967296 voxels")
     assert time.monotonic() - began < 1
@@ -880,45 +852,12 @@ def test_handled_any_packing_of_bits(
         mask = ((1 << stored) - 1) << (high + 1 - stored)
         words = (values << (high + 1 - stored)) & mask
         words |= rubbish.integers(0, 1 << allocated, words.shape) & ~mask & ((1 << allocated) - 1)
-        order = "<" if syntax.is_little_endian else ">"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, high
-        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), intercept
-        dataset.PixelData = words.astype(f"{order}u{allocated // 8}").tobytes()
-        dataset["PixelData"].VR = "OW"
+        bits = {"BitsAllocated": allocated, "BitsStored": stored, "HighBit": high, "PixelRepresentation": int(signed)}
+        pixels = words.astype(f"{'<' if syntax.is_little_endian else '>'}u{allocated // 8}").tobytes()
+        with_values(dataset, **bits, RescaleIntercept=intercept, PixelData=pixels)["PixelData"].VR = "OW"
 
     write_series(tmp_path, image, AXIAL, change=pack, syntax=syntax)
     np.testing.assert_array_equal(read_one(tmp_path).image_hu, image)
-
-
-@pytest.mark.parametrize(
-    ("tags", "words"),
-    [
-        ({"HighBit": 10, "BitsStored": 12}, "BitsAllocated, BitsStored and HighBit"),
-        ({"BitsStored": 17}, "BitsAllocated, BitsStored and HighBit"),
-        ({"HighBit": 16}, "BitsAllocated, BitsStored and HighBit"),
-        ({"BitsStored": None}, "found only some of them"),
-        ({"PixelRepresentation": None}, "found only some of them"),
-        ({"RescaleSlope": 0}, "one number each"),
-        ({"RescaleSlope": ["1", "2"]}, "one number each"),
-        ({"RescaleIntercept": None}, "one number each"),
-        ({"RescaleSlope": None, "RescaleIntercept": None}, "found none in some"),
-        ({"RescaleType": "MGML"}, "expected HU, got RescaleType MGML"),
-        ({"ModalityLUTSequence": []}, "Modality LUT"),
-        ({"PatientID": "ANNA"}, "one patient (PatientID), got 2"),
-        ({"PatientName": "Anna^Name"}, "one patient (PatientName), got 2"),
-        ({"FrameOfReferenceUID": "1.2.9"}, "one frame of reference, got 2"),
-    ],
-    ids=str,
-)
-def test_refused_slice_of_other_values_or_origin(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
-    def change(dataset, k):
-        dataset.FrameOfReferenceUID = "1.2.8"
-        set_tags(4, **tags)(dataset, k)
-
-    write_series(tmp_path, chest(), AXIAL, change=change)
-    message = refused(tmp_path, words)
-    assert "SECRET" not in message
-    assert "anna" not in message.lower()
 
 
 @pytest.mark.parametrize("tag", ["PatientID", "PatientName", "FrameOfReferenceUID"])
@@ -941,54 +880,52 @@ def test_handled_padding_above_bone_becomes_air(tmp_path: Path, value: int, limi
 # ---- the wrong series --------------------------------------------------------------------------------------------
 
 
+THIN = "1.2.5 (CT, 12 slices, 1.5 mm)"
+CHESTS = ("Thorax 1.0", "CHEST W IODINE CONTRAST", "Chest-Abdomen-Pelvis", "TAP venous", "Low dose lung 3D", "HRCT")
+
+
 @pytest.mark.parametrize(
-    ("tags", "reason"),
+    ("tags", "chosen", "note"),
     [
-        ({"BodyPartExamined": "HEAD"}, "of the head, not the chest"),
-        ({"SeriesDescription": "Schaedel 1.0"}, "of the schaedel, not the chest"),
-        ({"BodyPartExamined": "CHEST", "SeriesDescription": "Abdomen venous 1.0"}, "of the abdom, not the chest"),
-        ({"ProtocolName": "Brain"}, "of the brain, not the chest"),
-        ({"PhotometricInterpretation": "RGB"}, "in colour"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "in colour"),
-        ({"RescaleType": "MGML"}, "not HU"),
-        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "IODINE"]}, "not HU"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "VNC"]}, "not HU"),
-        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]}, "not HU"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "not HU"),
-        ({"SeriesDescription": "Chest Zeff 1.0"}, "not HU"),
-        ({"SeriesDescription": "Iodine map thorax"}, "not HU"),
-        ({"SeriesDescription": "Patient Protocol"}, "not HU"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "intensity projection"),
-        ({"SeriesDescription": "Thorax MIP 8/2"}, "intensity projection"),
+        *(({"SeriesDescription": name}, "1.2.5", f"{THIN} of 2 in the study: thinnest axial CT") for name in CHESTS),
+        ({"SliceThickness": "3.1"}, "1.2.4", "1.2.5 (CT, 12 slices, 3.1 mm): axial CT, not thinner"),
+        ({"BodyPartExamined": "HEAD"}, "1.2.4", f"{THIN}: of the head, not the chest"),
+        ({"SeriesDescription": "Schaedel 1.0"}, "1.2.4", f"{THIN}: of the schaedel, not the chest"),
+        (
+            {"BodyPartExamined": "CHEST", "SeriesDescription": "Abdomen venous 1.0"},
+            "1.2.4",
+            f"{THIN}: of the abdom, not the chest",
+        ),
+        ({"ProtocolName": "Brain"}, "1.2.4", f"{THIN}: of the brain, not the chest"),
+        ({"PhotometricInterpretation": "RGB"}, "1.2.4", f"{THIN}: in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "1.2.4", f"{THIN}: in colour"),
+        ({"RescaleType": "MGML"}, "1.2.4", f"{THIN}: not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "IODINE"]}, "1.2.4", f"{THIN}: not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "VNC"]}, "1.2.4", f"{THIN}: not HU"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]}, "1.2.4", f"{THIN}: not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "1.2.4", f"{THIN}: not HU"),
+        ({"SeriesDescription": "Chest Zeff 1.0"}, "1.2.4", f"{THIN}: not HU"),
+        ({"SeriesDescription": "Iodine map thorax"}, "1.2.4", f"{THIN}: not HU"),
+        ({"SeriesDescription": "Patient Protocol"}, "1.2.4", f"{THIN}: not HU"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "1.2.4", f"{THIN}: intensity projection"),
+        ({"SeriesDescription": "Thorax MIP 8/2"}, "1.2.4", f"{THIN}: intensity projection"),
     ],
     ids=str,
 )
-def test_handled_study_whose_thinnest_series_cannot_be_the_chest(
-    tmp_path: Path, tags: dict[str, Any], reason: str
+def test_handled_study_whose_thinnest_series_is_chosen_only_if_it_may_be_the_chest(
+    tmp_path: Path, tags: dict[str, Any], chosen: str, note: str
 ) -> None:
     good = set_tags(SeriesDescription="Thorax low dose 3.0 lung", BodyPartExamined="CHEST")
     write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4", change=good)
     write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(**tags))
-    (entry,) = find_scans(tmp_path)
-    assert entry["name"] == "1.2.4"
-    assert f"1.2.5 (CT, 12 slices, 1.5 mm): {reason}" in entry["notes"]
+    entry = only_scan(tmp_path)
+    assert (entry["name"], note in entry["notes"]) == (chosen, True)
     assert read_scan(entry["image"]).image_hu.shape == SHAPE
 
 
 def test_handled_lone_series_of_another_part_is_said(tmp_path: Path) -> None:
     write_series(tmp_path, chest(), AXIAL, change=set_tags(BodyPartExamined="HEAD"))
-    (entry,) = find_scans(tmp_path)
-    assert "of the head, not the chest" in entry["notes"]
-
-
-@pytest.mark.parametrize(
-    "words", ["Thorax 1.0", "CHEST W IODINE CONTRAST", "Chest-Abdomen-Pelvis", "TAP venous", "Low dose lung 3D", "HRCT"]
-)
-def test_handled_chest_by_any_name_stays_the_first_choice(tmp_path: Path, words: str) -> None:
-    write_series(tmp_path, chest(), AXIAL, series_uid="1.2.5", change=set_tags(SeriesDescription=words))
-    write_series(tmp_path, chest(), AXIAL @ np.diag([1, 1, 2, 1]), series_uid="1.2.4")
-    (entry,) = find_scans(tmp_path)
-    assert (entry["name"], "thinnest axial CT" in entry["notes"]) == ("1.2.5", True)
+    assert "of the head, not the chest" in only_scan(tmp_path)["notes"]
 
 
 # ---- damaged headers ---------------------------------------------------------------------------------------------
@@ -997,8 +934,8 @@ def test_handled_chest_by_any_name_stays_the_first_choice(tmp_path: Path, words:
 def test_damaged_headers_give_a_scan_or_a_message() -> None:
     """A few hundred of those that ``python -m tests.fuzz_headers`` tries."""
     counts = fuzz_headers.run(seed=3, first=0, count=300)
-    assert sum(counts.values()) == 300
-    assert sum(count for kind, count in counts.items() if kind.endswith("read")) > 30
+    read = sum(count for kind, count in counts.items() if kind.endswith("read"))
+    assert 30 < read < sum(counts.values()) == 300
 
 
 # ---- refused at once ---------------------------------------------------------------------------------------------
@@ -1038,15 +975,6 @@ def test_refused_datalist_items_whose_file_or_folder_is_no_scan(tmp_path: Path) 
         told(lambda image=entry["image"]: read_scan(image), match)
 
 
-def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
-    """A change that moves slice k by ``shift_mm(k)`` along an axis of the patient."""
-
-    def change(dataset, k):
-        dataset.ImagePositionPatient[axis] += shift_mm(k)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -1077,66 +1005,52 @@ def shifted(axis: int, shift_mm: Callable[[int], float]) -> Callable:
             "each of its 2 frames, got frames without positions; export the original series",
         ),
         (set_tags(4, PhotometricInterpretation="RGB"), "expected grey CT values"),
+        # of other values
+        (set_tags(4, HighBit=10, BitsStored=12), "BitsAllocated, BitsStored and HighBit"),
+        (set_tags(4, BitsStored=17), "BitsAllocated, BitsStored and HighBit"),
+        (set_tags(4, HighBit=16), "BitsAllocated, BitsStored and HighBit"),
+        (set_tags(4, BitsStored=None), "found only some of them"),
+        (set_tags(4, PixelRepresentation=None), "found only some of them"),
+        (set_tags(4, RescaleSlope=0), "one number each"),
+        (set_tags(4, RescaleSlope=["1", "2"]), "one number each"),
+        (set_tags(4, RescaleIntercept=None), "one number each"),
+        (set_tags(4, RescaleSlope=None, RescaleIntercept=None), "found none in some"),
+        (set_tags(4, RescaleType="MGML"), "expected HU, got RescaleType MGML"),
+        (set_tags(4, ModalityLUTSequence=[]), "Modality LUT"),
+        # of another origin
+        (set_tags(4, PatientID="ANNA"), "one patient (PatientID), got 2"),
+        (set_tags(4, PatientName="Anna^Name"), "one patient (PatientName), got 2"),
+        (lambda d, k: setattr(d, "FrameOfReferenceUID", f"1.2.{k // 11}"), "one frame of reference, got 2"),
     ],
 )
-def test_refused_series(tmp_path: Path, change: Callable, words: str) -> None:
+def test_refused_series_without_naming_the_patient(tmp_path: Path, change: Callable, words: str) -> None:
     write_series(tmp_path, chest(), AXIAL, change=change)
-    (entry,) = find_scans(tmp_path)
-    refused_alike(entry["image"], words)
+    message = refused_alike(only_scan(tmp_path)["image"], str(tmp_path), words)
+    assert [name for name in ("secret", "anna") if name in message.lower()] == []
 
 
 def test_refused_copies_in_two_folders_are_told_apart(tmp_path: Path) -> None:
     write_series(tmp_path / "study" / "first", chest(), AXIAL)
     shutil.copytree(tmp_path / "study" / "first", tmp_path / "study" / "again")
-    (entry,) = find_scans(tmp_path)
-    refused_alike(entry["image"], "got two at -100.00 mm (again/011_2.dcm, first/011_2.dcm)")
-    with pytest.raises(ScanError) as refusal:
-        read_scan(entry["image"])
-    assert "again" not in published_reason(refusal.value)  # a folder may have a patient's name
-
-
-def test_slices_of_several_folders_are_named_with_them(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, chest(), AXIAL, change=lambda _, k: k != 5)
-    for path in paths[1:]:
-        (tmp_path / path.stem).mkdir()
-        path.rename(tmp_path / path.stem / "slice")
-    (entry,) = find_scans(tmp_path)
-    refused_alike(entry["image"], "between 058_2/slice and 031_2/slice: slices are missing")
-
-
-def test_refused_mixed_series_in_one_list(tmp_path: Path) -> None:
-    paths = [path for uid in ("1.2.3", "1.2.4") for path in write_series(tmp_path, chest(), AXIAL, series_uid=uid)]
-    told(lambda: read_scan(paths), "expected one series, got 2: 1.2.3, 1.2.4")
-
-
-def cut(path: Path, share: float) -> None:
-    """Keep the first ``share`` of a file."""
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    error = refused(tmp_path, "got two at -100.00 mm (again/011_2.dcm, first/011_2.dcm)")
+    assert "again" not in published_reason(error)  # a folder may have a patient's name
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5, 0.7, 0.9, 0.999])
-@pytest.mark.parametrize("form", ["plain", "rle", "deflated", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("form", ["dicom", "RLE", "deflated", "JPEG", "JPEG2000"])
 @pytest.mark.parametrize("k", [0, 2])
 def test_refused_truncated_dicom(
     tmp_path: Path, share: float, form: str, k: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    image = chest((32, 32, 4))
-    syntaxes = {"plain": ExplicitVRLittleEndian, "rle": RLELossless, "deflated": DeflatedExplicitVRLittleEndian}
-    if form in syntaxes:
-        paths = write_series(tmp_path, image, AXIAL, syntax=syntaxes[form])
-    else:
-        paths = write_jpeg(tmp_path, image, form)
-    cut(paths[k], share)
-    refused(tmp_path, paths[k].name)
+    path = cut(write_slices(tmp_path, form, chest((32, 32, 4)))[k], share)
+    refused(tmp_path, path.name)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.05, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("form", [".mha", ".nrrd", ".nii", ".nii.gz"])
 def test_refused_truncated_file(tmp_path: Path, form: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
-    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)))
-    cut(path, share)
+    path = cut(write_image(tmp_path / f"scan{form}", chest((32, 32, 32))), share)
     refused(path, "truncated or damaged")
     if share < 0.01:
         refused_alike(path)
@@ -1145,11 +1059,10 @@ def test_refused_truncated_file(tmp_path: Path, form: str, share: float, capfd: 
 
 def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     """Stored, not deflated, so that the damage shows in the checksum alone."""
-    path = write_image(tmp_path / "scan.nii", chest())
-    data = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    data = bytearray(gzip.compress(write_image(tmp_path / "scan.nii", chest()).read_bytes(), compresslevel=0))
     data[-200] ^= 0xFF
-    path.write_bytes(data)
-    refused(path, "CRC check failed")
+    (tmp_path / "scan.nii").write_bytes(data)
+    refused(tmp_path / "scan.nii", "CRC check failed")
 
 
 @pytest.mark.parametrize("form", [".nii.gz", ".mha", ".nrrd"])
@@ -1167,14 +1080,12 @@ def test_refused_nii_gz_with_damaged_bytes(tmp_path: Path) -> None:
     ids=["2-D", "one-slice", "4-D", "vector", "nan", "infinity", "colour"],
 )
 def test_refused_what_is_no_volume_of_numbers(tmp_path: Path, image: npt.NDArray, words: str, form: str) -> None:
-    path = tmp_path / f"scan{form}"
+    path, is_colour = tmp_path / f"scan{form}", image.dtype.names is not None
     if form == ".nii.gz":
         nib.save(nib.Nifti1Image(image, np.eye(4)), path)
-    elif image.dtype.names:
-        colour = np.stack([image[name] for name in image.dtype.names], axis=-1)
-        sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(path))
     else:
-        sitk.WriteImage(sitk.GetImageFromArray(image.T, isVector=False), str(path))
+        numbers = structured_to_unstructured(image) if is_colour else image.T
+        sitk.WriteImage(sitk.GetImageFromArray(numbers, isVector=is_colour), str(path))
     refused(path, words)
 
 
@@ -1216,8 +1127,8 @@ def test_refused_intensities_that_cannot_be_hu(tmp_path: Path, image: npt.NDArra
 
 
 def test_refused_modality_named_by_a_metaimage(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "scan.mha", chest())
-    refused(edited(path, (b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR")), "modality CT, got MR")
+    path = edited(write_image(tmp_path / "scan.mha", chest()), b"NDims = 3", b"NDims = 3\nModality = MET_MOD_MR")
+    refused(path, "modality CT, got MR")
 
 
 # ---- the grid alone, from headers ------------------------------------------------------------------------------------
@@ -1226,39 +1137,39 @@ def test_refused_modality_named_by_a_metaimage(tmp_path: Path) -> None:
 def test_grid_of_nifti_whatever_its_name_and_version(tmp_path: Path) -> None:
     affine = swap_lps_ras_affine(AXIAL)
     plain = write_image(tmp_path / "plain.nii", chest()).read_bytes()
-    (tmp_path / "not_packed.nii.gz").write_bytes(plain)
-    (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
     members = [gzip.compress(plain[start : start + 4096]) for start in range(0, len(plain), 4096)]
-    (tmp_path / "parallel.nii.gz").write_bytes(b"".join(members) + bytes(512))
     quaternion = nib.Nifti1Image(chest(), None)
     quaternion.set_qform(affine, 1)
     big_endian = nib.Nifti1Image(chest(), np.eye(4)).header.as_byteswapped(">")
-    for name, image in (
-        ("second.nii.gz", nib.Nifti2Image(chest(), affine)),
-        ("big.nii", nib.Nifti1Image(chest(), affine, big_endian)),
-        ("quaternion.nii", quaternion),
-    ):
-        nib.save(image, tmp_path / name)
-    for path in tmp_path.iterdir():
-        np.testing.assert_allclose(same_grid(path).affine_ras, affine, atol=1e-5)
+    for name, data in {
+        "not_packed.nii.gz": plain,
+        "packed.nii": gzip.compress(plain),
+        "parallel.nii.gz": b"".join(members) + bytes(512),
+        "second.nii.gz": gzip.compress(nib.Nifti2Image(chest(), affine).to_bytes()),
+        "big.nii": nib.Nifti1Image(chest(), affine, big_endian).to_bytes(),
+        "quaternion.nii": quaternion.to_bytes(),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        np.testing.assert_allclose(same_grid(tmp_path / name).affine_ras, affine, atol=1e-5, err_msg=name)
 
 
-def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [".nii", ".nii.gz", ".mha", ".nrrd"])
+def test_grid_is_read_from_the_header_alone(tmp_path: Path, form: str) -> None:
     """Cut voxels are not missed here, nor are voxels that cannot be HU."""
-    for form in (".nii", ".nii.gz", ".mha", ".nrrd"):
-        path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)) + 2000)
-        cut(path, 0.6)
-        assert read_grid(path).shape == (32, 32, 32)
+    path = write_image(tmp_path / f"scan{form}", chest((32, 32, 32)) + 2000)
+    assert read_grid(cut(path, 0.6)).shape == (32, 32, 32)
 
 
-def test_refused_grid_of_nothing(tmp_path: Path) -> None:
+def test_refused_grid_of_nothing_or_of_several_scans(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "series", chest(), AXIAL)
-    paths[3].unlink()
+    other = write_series(tmp_path / "other", chest(), AXIAL, series_uid="1.2.4")
+    gone = paths[3].rename(tmp_path / "gone.dcm")
     (tmp_path / "empty").mkdir()
     for name in ("a.nii", "b.mha"):
         write_image(tmp_path / "two" / name, chest())
     for image, words in (
         (tmp_path / "two", ("expected one scan, got 2 (a, b)",)),
+        ([gone, *other], (f"expected one series, got 2: 1.2.4, {SERIES_UID}",)),
         (tmp_path / "missing.nii", ("missing.nii", "check the path")),
         ([tmp_path / "missing.dcm"], ("missing.dcm", "check the path")),
         ([], ("an empty list",)),
@@ -1266,16 +1177,6 @@ def test_refused_grid_of_nothing(tmp_path: Path) -> None:
         (paths, (paths[3].name, "no such file")),
     ):
         refused_alike(image, *words)
-
-
-@pytest.mark.parametrize("column", [(0, 0, 0), (2, 0, 0), (np.nan, 0, 0), (0, 0, 100)])
-def test_refused_grid_with_unusable_axes(tmp_path: Path, column: tuple[float, ...]) -> None:
-    affine = np.eye(4, dtype="<f4")
-    affine[:3, 2] = column
-    path = write_image(tmp_path / "scan.nii", chest())
-    data = path.read_bytes()
-    path.write_bytes(data[:280] + affine[:3].tobytes() + data[328:])  # srow_x, srow_y, srow_z of the NIfTI-1 header
-    refused_alike(path, "three independent axes")
 
 
 # ---- the MONAI side ----------------------------------------------------------------------------------------------
@@ -1287,9 +1188,7 @@ def load(entries: list[dict[str, Any]]) -> Any:
 
 
 def test_meta_survives_a_dataloader(tmp_path: Path) -> None:
-    tilted = AXIAL.copy()
-    tilted[:3, 2] = (0, 0.5, 4)
-    write_series(tmp_path / "a", chest(), tilted)
+    write_series(tmp_path / "a", chest(), TILTED @ np.diag([1, 1, 3, 1]))
     write_image(tmp_path / "b.nii.gz", chest())
     entries = find_scans(tmp_path)
     scans = [scan for batch in DataLoader(load(entries), batch_size=1) for scan in decollate_batch(batch)]
@@ -1298,21 +1197,26 @@ def test_meta_survives_a_dataloader(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.numpy(), volume.image_hu[None])
         for affine in (image.affine.numpy(), image.meta["original_affine"]):
             np.testing.assert_array_equal(affine, volume.affine_ras)
-        assert image.meta["spatial_shape"].tolist() == list(SHAPE)
-        assert image.meta["facts"] == volume.facts
-        assert image.meta["notes"].splitlines() == list(volume.notes)
-        assert tuple(filter(None, image.meta["source_files"].split(FILE_SEPARATOR))) == volume.source_files
+        expected = {
+            "spatial_shape": list(SHAPE),
+            "facts": volume.facts,
+            "notes": "\n".join(volume.notes),
+            "source_files": FILE_SEPARATOR.join(volume.source_files),
+            "filename_or_obj": str(np.ravel(entry["image"])[0]),
+        }
+        seen = {**image.meta, "spatial_shape": image.meta["spatial_shape"].tolist()}
+        assert {key: seen[key] for key in expected} == expected
         assert (scan["name"], scan["notes"]) == (entry["name"], entry["notes"])
-        assert image.meta["filename_or_obj"] == str(np.ravel(entry["image"])[0])
-    assert len(scans[1]["image"].meta["notes"].splitlines()) == 2  # tilted and thick
-    assert scans[0]["image"].meta["source_files"] == ""  # no DICOM
+    file, series = (scan["image"].meta for scan in scans)
+    assert len(series["notes"].splitlines()) == 2  # tilted and thick
+    assert file["source_files"] == ""  # no DICOM
 
 
 def test_refused_scan_is_not_read_by_another_reader_of_monai(tmp_path: Path) -> None:
     """LoadImage swallows what ``read`` raises and tries NibabelReader; ``get_data`` is outside that net."""
-    (entry,) = find_scans(write_image(tmp_path / "scan.nii", chest() + 2000))
+    scans = load(find_scans(write_image(tmp_path / "scan.nii", chest() + 2000)))
     with pytest.raises(RuntimeError) as caught:
-        load([entry])[0]
+        scans[0]
     assert "lung or air" in str(user_error_in(caught.value))
 
 
@@ -1331,12 +1235,11 @@ LABELS = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 7
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-@pytest.mark.parametrize("form", FORMATS[1:])
+@pytest.mark.parametrize("form", [".mha", ".mhd", ".nrrd", ".nii", ".nii.gz"])
 def test_a_mask_is_whole_numbers_on_the_grid_of_its_file_in_every_format(tmp_path: Path, form: str, dtype: Any) -> None:
     path = write_image(tmp_path / f"mask{form}", LABELS.astype(dtype))
     labels, affine_ras = read_labels(path)
-    assert labels.dtype == np.int16
-    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_array_equal(labels, LABELS, strict=True)
     np.testing.assert_allclose(affine_ras, swap_lps_ras_affine(AXIAL), atol=1e-5)
     np.testing.assert_array_equal(affine_ras, read_grid(path).affine_ras)
 
@@ -1344,11 +1247,8 @@ def test_a_mask_is_whole_numbers_on_the_grid_of_its_file_in_every_format(tmp_pat
 @pytest.mark.parametrize("form", ["nii", "mhd"])
 @pytest.mark.parametrize("value", [0.5, 40000.0, np.nan])
 def test_refused_mask_of_other_than_whole_numbers(tmp_path: Path, form: str, value: float) -> None:
-    values = LABELS.astype(np.float32)
-    values[1, 2, 3] = value
-    path = write_image(tmp_path / f"mask.{form}", values)
-    with pytest.raises(ScanError, match=rf"mask\.{form}: expected a mask of whole numbers .* export the segmentation"):
-        read_labels(path)
+    path = write_image(tmp_path / f"mask.{form}", np.where(LABELS == 6, value, LABELS).astype(np.float32))
+    told(lambda: read_labels(path), f"mask.{form}: expected a mask of whole numbers", "export the segmentation")
 
 
 def test_refused_mask_that_is_no_image_file(tmp_path: Path) -> None:
@@ -1367,8 +1267,7 @@ READERS = {"image": ScanReader(), "mask": LabelReader()}
 
 def test_a_mask_is_loaded_and_turned_with_its_scan(tmp_path: Path) -> None:
     """Image and mask in different formats, one of them turned over: the same voxels in the end."""
-    turned = AXIAL.copy()
-    turned[0] = -AXIAL[0]
+    turned = np.diag([-1, 1, 1, 1]) @ AXIAL
     write_image(tmp_path / "scan.nii", chest(), turned)
     item = {"image": str(tmp_path / "scan.nii"), "mask": str(write_image(tmp_path / "mask.mhd", LABELS, turned))}
     loading = Compose([LoadImaged(key, reader=reader, ensure_channel_first=True) for key, reader in READERS.items()])
