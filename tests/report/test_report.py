@@ -15,7 +15,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
 from scripts.core.geometry import apply_affine, voxel_volume_mm3
 from scripts.core.labels import Part
@@ -51,7 +49,7 @@ from scripts.report.html.page import AxialSlices, pictures_per_view, weaker_cand
 from scripts.report.html.pictures import AXIAL, CORONAL, LUNG_WINDOW, Picture, Stack, Window, close_ups, data_uri
 from scripts.report.html.render import shown_probability
 from scripts.report.slices import Slice, draw_slices
-from scripts.report.tables import SCHEMA_VERSION, scan_record, source_name
+from scripts.report.tables import SCHEMA_VERSION, nodule_record, scan_record, source_name
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-1.json").read_text(encoding="utf-8"))
 
@@ -59,11 +57,6 @@ SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/schema/nodules-
 AFFINE_RAS = np.array([[-0.8, 0, 0, 30], [0, -0.9, 0, 25], [0, 0, 2.0, -40], [0, 0, 0, 1.0]])
 SHAPE = (70, 60, 40)
 SHEAR = np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-
-
-def world_mm(shape: tuple[int, ...], affine_ras: np.ndarray) -> np.ndarray:
-    """RAS position of every voxel, ``[I, J, K, 3]``."""
-    return apply_affine(affine_ras, np.moveaxis(np.indices(shape), 0, -1))
 
 
 def make_result(
@@ -77,13 +70,12 @@ def make_result(
     name: str = "scan_1",
 ) -> ScanResult:
     """Air-filled scan with a smooth gradient and one dense sphere (centre RAS mm, diameter mm) per nodule."""
-    world = world_mm(shape, affine_ras)
-    image_hu = -900.0 + 2.0 * world[..., 0] + world[..., 1]
+    world_mm = apply_affine(affine_ras, np.moveaxis(np.indices(shape), 0, -1))
+    image_hu = -900.0 + 2.0 * world_mm[..., 0] + world_mm[..., 1]
     mask = np.zeros(shape, np.uint16)
     nodules = []
     for label, (centre_ras_mm, diameter_mm) in enumerate(spheres, start=1):
-        distance_mm = np.linalg.norm(world - centre_ras_mm, axis=-1)
-        inside = distance_mm <= diameter_mm / 2
+        inside = np.linalg.norm(world_mm - centre_ras_mm, axis=-1) <= diameter_mm / 2
         image_hu[inside] = 40.0
         mask[inside] = label
         volume_mm3 = float(inside.sum()) * voxel_volume_mm3(affine_ras)
@@ -120,13 +112,11 @@ def without_nodules(result: ScanResult) -> ScanResult:
 
 def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> ScanResult:
     """The same scan with its array axes permuted, then flipped; every voxel keeps its world position."""
-    to_old = np.zeros((4, 4))
-    to_old[3, 3] = 1.0
+    to_old = np.diag([0.0, 0.0, 0.0, 1.0])
     for new_axis, (old_axis, flip) in enumerate(zip(order, flips, strict=True)):
         to_old[old_axis, new_axis] = -1.0 if flip else 1.0
         to_old[old_axis, 3] = result.image_hu.shape[old_axis] - 1 if flip else 0.0
     axes = tuple(axis for axis, flip in enumerate(flips) if flip)
-    affine_ras = result.affine_ras @ to_old
     nodules = tuple(
         dataclasses.replace(nodule, centre_voxel=tuple(apply_affine(np.linalg.inv(to_old), nodule.centre_voxel)))
         for nodule in result.nodules
@@ -135,23 +125,27 @@ def stored_as(result: ScanResult, order: tuple[int, int, int], flips: tuple[bool
         result,
         image_hu=np.flip(result.image_hu.transpose(order), axes),
         mask=np.flip(result.mask.transpose(order), axes),
-        affine_ras=affine_ras,
+        affine_ras=result.affine_ras @ to_old,
         nodules=nodules,
     )
 
 
-def add(table: PredictionTable, result: ScanResult) -> None:
-    """Store a result and take it into the table."""
-    (table.path.parent / result.name).mkdir(exist_ok=True)
-    NodulesJson()(result, table.path.parent / result.name)
-    table.update()
+@pytest.fixture
+def table(tmp_path: Path) -> PredictionTable:
+    return PredictionTable(tmp_path / "predictions.csv")
+
+
+def add(table: PredictionTable, *results: ScanResult) -> None:
+    """Store results, and take each into the table."""
+    for result in results:
+        (table.path.parent / result.name).mkdir(exist_ok=True)
+        NodulesJson()(result, table.path.parent / result.name)
+        table.update()
 
 
 def strict_json(path: Path) -> dict:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    """The record in a file, which has no NaN and no infinity."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
@@ -178,7 +172,8 @@ class TestNodulesJson:
     def test_every_field_of_a_hand_made_nodule(self, tmp_path: Path) -> None:
         result = make_result()
         record = strict_json(NodulesJson()(result, tmp_path))
-        assert record["nodules"][0] == {
+        (first, _), disclaimer = record.pop("nodules"), record.pop("disclaimer")
+        assert first == {
             "label": 1,
             "centre_lps_mm": [-8.0, 5.0, 1.0],
             "centre_ras_mm": [8.0, -5.0, 1.0],
@@ -193,14 +188,7 @@ class TestNodulesJson:
             "type_hint": "solid",
             "location": {"side": "right", "level": "middle"},
         }
-        assert record["candidates"] == [
-            {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
-            {"centre_lps_mm": [12.0, -9.0, 14.0], "diameter_mm": 6.0, "probability": 0.475},
-            {"centre_lps_mm": [-1.0, -2.0, 3.0], "diameter_mm": 4.0, "probability": 0.0123456789},
-        ]
-        assert len(record.pop("nodules")) == 2
-        assert "not for diagnosis" in record.pop("disclaimer")
-        del record["candidates"]
+        assert "not for diagnosis" in disclaimer
         assert record == {
             "schema_version": SCHEMA_VERSION,
             "name": "scan_1",
@@ -222,14 +210,19 @@ class TestNodulesJson:
                 "candidates": 3,
             },
             "notes": ["Slices are thick."],
+            "candidates": [
+                {"centre_lps_mm": [-8.0, 5.0, 1.0], "diameter_mm": 10.0, "probability": 0.95},
+                {"centre_lps_mm": [12.0, -9.0, 14.0], "diameter_mm": 6.0, "probability": 0.475},
+                {"centre_lps_mm": [-1.0, -2.0, 3.0], "diameter_mm": 4.0, "probability": 0.0123456789},
+            ],
         }
 
     def test_what_is_not_known_is_null(self) -> None:
-        (nodule,) = UNMEASURED.nodules
-        result = dataclasses.replace(UNMEASURED, nodules=(dataclasses.replace(nodule, location=None),))
-        record = scan_record(result)["nodules"][0]
-        names = ("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu")
-        assert [record[name] for name in (*names, "type_hint", "location")] == [None] * 7
+        record = nodule_record(dataclasses.replace(UNMEASURED.nodules[0], location=None))
+        assert [name for name, value in record.items() if value is None] == [
+            *("volume_mm3", "effective_diameter_mm", "long_axis_mm", "short_axis_mm", "mean_hu"),
+            *("type_hint", "location"),
+        ]
 
     @pytest.mark.parametrize(
         "result",
@@ -248,29 +241,29 @@ class TestNodulesJson:
         record = strict_json(path)
         jsonschema.validate(record, SCHEMA)
         assert record == scan_record(result)
-        lists = [items for items in (result.notes, result.nodules, result.candidates) if items]
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) == 2 + len(record) + sum(len(items) + 1 for items in lists)
+        items = sum(len(items) + 1 for items in (result.notes, result.nodules, result.candidates) if items)
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 2 + len(record) + items
 
-    def test_the_schema_notices_what_is_missing_or_wrong(self) -> None:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})),
+            *(("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)),
+        ],
+    )
+    def test_the_schema_notices_what_is_wrong(self, name: str, value: object) -> None:
+        record = scan_record(make_result())
+        record["nodules"][0][name] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(record, SCHEMA)
+
+    def test_the_schema_is_that_of_the_major_version_and_requires_every_field(self) -> None:
         jsonschema.Draft202012Validator.check_schema(SCHEMA)
-        whole = scan_record(make_result())
-        nodule = whole["nodules"][0]
-        wrong = [("probability", 1.2), ("type_hint", "hard"), ("label", 0), ("location", {"side": "up"})]
-        wrong += [("volume_mm3", 0.0), ("centre_lps_mm", [1.0, 2.0]), ("diameter_mm", None)]
-        broken = [({**nodule, name: value}, ".") for name, value in wrong]
-        broken += [({key: nodule[key] for key in nodule if key != name}, f"'{name}' is a required") for name in nodule]
-        records = [({**whole, "nodules": [one]}, said) for one, said in broken]
-        records += [({key: whole[key] for key in whole if key != name}, f"'{name}' is a required") for name in whole]
-        for record, said in records:
-            with pytest.raises(jsonschema.ValidationError, match=said):
-                jsonschema.validate(record, SCHEMA)
-
-    def test_the_schema_is_that_of_the_major_version(self) -> None:
         assert f"-{SCHEMA_VERSION.split('.')[0]}" in str(SCHEMA["$id"])
-        assert set(SCHEMA["properties"]) == set(scan_record(make_result()))
-        described = SCHEMA["$defs"]["nodule"]["properties"] | SCHEMA["$defs"]["candidate"]["properties"]
-        assert set(described) == set(scan_record(make_result())["nodules"][0])
+        whole, parts = scan_record(make_result()), [SCHEMA["$defs"][name] for name in ("nodule", "candidate")]
+        assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == set(whole)
+        assert {name for part in parts for name in part["properties"]} == set(whole["nodules"][0])
+        assert all(set(part["properties"]) == set(part["required"]) for part in parts)
 
     @pytest.mark.parametrize(
         ("source", "name"),
@@ -282,37 +275,35 @@ class TestNodulesJson:
 
 class TestTables:
     def test_csv_starts_with_luna16_columns(self, tmp_path: Path) -> None:
-        rows = list(csv.reader(NodulesCsv()(make_result(), tmp_path).read_text().splitlines()))
-        assert rows[0][:7] == ["seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"]
-        assert rows[1][:7] == ["scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"]
-        assert rows[2][:7] == ["scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"]
-        assert rows[0][-3:] == ["type_hint", "side", "level"]
-        assert [row[-3:] for row in rows[1:]] == [["solid", "right", "middle"], ["solid", "left", "middle"]]
-        assert {len(row) for row in rows} == {15}
-        assert len(NodulesCsv()(NOTHING, tmp_path).read_text().splitlines()) == 1
+        text = NodulesCsv()(make_result(), tmp_path).read_text()
+        assert [[*row[:7], len(row), *row[-3:]] for row in csv.reader(text.splitlines())] == [
+            [
+                *("seriesuid", "coordX", "coordY", "coordZ", "probability", "label", "diameter_mm"),
+                *(15, "type_hint", "side", "level"),
+            ],
+            [*("scan_1", "-8.0", "5.0", "1.0", "0.95", "1", "10.0"), 15, *("solid", "right", "middle")],
+            [*("scan_1", "12.0", "-9.0", "14.0", "0.475", "2", "6.0"), 15, *("solid", "left", "middle")],
+        ]
+        assert csv_rows(NodulesCsv()(NOTHING, tmp_path)) == []
         (bare,) = csv_rows(NodulesCsv()(UNMEASURED, tmp_path))
         assert (bare["volume_mm3"], bare["diameter_mm"]) == ("", "0.01")
 
-    def test_predictions_hold_every_candidate_of_every_scan(self, tmp_path: Path) -> None:
-        table = PredictionTable(tmp_path / "run" / "predictions.csv")
+    def test_predictions_hold_every_candidate_of_every_scan(self, table: PredictionTable) -> None:
         assert table.path.read_text() == "seriesuid,coordX,coordY,coordZ,probability\n"
-        for result in (make_result(name="c"), without_nodules(make_result(name="b")), make_result(name="a")):
-            add(table, result)
+        add(table, make_result(name="c"), without_nodules(make_result(name="b")), make_result(name="a"))
         rows = csv_rows(table.path)
         assert [row["seriesuid"] for row in rows] == ["a"] * 3 + ["c"] * 3
         assert list(rows[2].values()) == ["a", "-1.0", "-2.0", "3.0", "0.0123456789"]
 
-    def test_rounding_keeps_what_float32_tells_apart(self, tmp_path: Path) -> None:
+    def test_rounding_keeps_what_float32_tells_apart(self, table: PredictionTable) -> None:
         one = np.float32(0.9999)
         probabilities = [float(one), float(np.nextafter(one, np.float32(1)))]
         candidates = tuple(Detection((0.0, 0.0, 0.0), 5.0, probability) for probability in probabilities)
-        table = PredictionTable(tmp_path / "predictions.csv")
         add(table, dataclasses.replace(make_result(), candidates=candidates))
         assert [np.float32(row["probability"]) for row in csv_rows(table.path)] == probabilities
         assert "-0.0" not in table.path.read_text()
 
-    def test_a_full_disk_leaves_whole_scans_only(self, tmp_path: Path) -> None:
-        table = PredictionTable(tmp_path / "predictions.csv")
+    def test_a_full_disk_leaves_whole_scans_only(self, table: PredictionTable, tmp_path: Path) -> None:
         add(table, make_result(name="a"))
         before = table.path.read_bytes()
         shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -322,31 +313,27 @@ class TestTables:
         table.update()
         assert len(csv_rows(table.path)) == 6
 
-    def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, tmp_path: Path) -> None:
-        table = PredictionTable(tmp_path / "predictions.csv")
-        for name in ("c", "a", "gone"):
-            add(table, make_result(name=name))
+    def test_a_new_run_keeps_the_rows_of_results_that_stand_there(self, table: PredictionTable, tmp_path: Path) -> None:
+        add(table, *(make_result(name=name) for name in ("c", "a", "gone")))
         shutil.rmtree(tmp_path / "gone")
-        again = PredictionTable(tmp_path / "predictions.csv")
+        again = PredictionTable(table.path)
         assert [row["seriesuid"] for row in csv_rows(again.path)] == ["a"] * 3 + ["c"] * 3
-        add(again, make_result(name="d"))
-        add(again, dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1]))
-        assert [row["seriesuid"] for row in csv_rows(again.path)] == ["a", *["c"] * 3, *["d"] * 3]
+        changed = dataclasses.replace(make_result(name="a"), candidates=make_result().candidates[:1])
+        add(again, make_result(name="d"), changed)
         (tmp_path / "c").rename(tmp_path / ".c")  # as if another machine had written it, and it were not seen here yet
         add(again, make_result(name="e"))
         assert [row["seriesuid"] for row in csv_rows(again.path)] == ["a", *["c"] * 3, *["d"] * 3, *["e"] * 3]
 
     def test_a_run_that_goes_on_ends_with_the_table_of_one_that_never_stopped(self, tmp_path: Path) -> None:
-        tables = [PredictionTable(tmp_path / folder / "predictions.csv") for folder in ("once", "stopped")]
-        for name in "abc":
-            add(tables[0], make_result(name=name))
-        add(tables[1], make_result(name="a"))
-        half = tables[1].path.read_text()[:-10]  # killed while it wrote
-        for name in "abc":
-            tables[1].path.write_text(half)
-            add(PredictionTable(tables[1].path), make_result(name=name))
-        assert tables[0].path.read_text() == tables[1].path.read_text()
-        assert len(csv_rows(tables[0].path)) == 9
+        once, stopped = (PredictionTable(tmp_path / folder / "predictions.csv") for folder in ("once", "stopped"))
+        results = [make_result(name=name) for name in "abc"]
+        add(once, *results)
+        add(stopped, results[0])
+        half = stopped.path.read_text()[:-10]  # killed while it wrote
+        for result in results:
+            stopped.path.write_text(half)
+            add(PredictionTable(stopped.path), result)
+        assert once.path.read_text() == stopped.path.read_text()
 
     def test_a_damaged_or_older_record_adds_no_row(self, tmp_path: Path) -> None:
         for name, text in zip("abcde", ("{", "[]", "{}", '{"candidates": 3}', '{"candidates": [1]}'), strict=True):
@@ -361,36 +348,32 @@ class TestTables:
         assert (tmp_path / "predictions.csv").read_text() == "my,own\n1,2\n"
 
     def test_terminal_table_is_aligned(self) -> None:
-        lines = summary(make_result()).splitlines()
-        assert lines[0] == "scan_1: 2 nodules"
-        assert lines[2].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
-        assert len({len(line) for line in lines[1:4]}) == 1
-        assert summary(NOTHING) == "scan_1: no nodules"
+        title, *lines = summary(make_result()).splitlines()
+        assert (title, summary(NOTHING)) == ("scan_1: 2 nodules", "scan_1: no nodules")
+        assert lines[1].split()[:6] == ["1", "0.950", "-8.0", "5.0", "1.0", "10.0"]
+        assert len({len(line) for line in lines}) == 1
 
 
 class TestMask:
-    @pytest.mark.parametrize("turn", [np.eye(4), np.diag([-1.0, 1, 1, 1]), np.eye(4)[[2, 0, 1, 3]]])
-    def test_geometry_and_labels_survive(self, tmp_path: Path, turn: np.ndarray) -> None:
-        result = dataclasses.replace(make_result(), affine_ras=turn @ AFFINE_RAS)
-        image = nib.load(MaskNifti()(result, tmp_path))
-        np.testing.assert_array_equal(np.asarray(image.dataobj), result.mask)
-        for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
-            assert code == 1
-            np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
-        np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
-        assert image.header.get_xyzt_units()[0] == "mm"
-
-    @pytest.mark.parametrize(("labels", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
-    def test_wide_enough_for_every_label_and_the_same_bytes_again(
-        self, tmp_path: Path, labels: int, dtype: type
-    ) -> None:
+    @pytest.mark.parametrize(
+        ("turn", "labels", "dtype"),
+        [
+            (np.eye(4), 0, np.uint8),
+            (np.diag([-1.0, 1, 1, 1]), 255, np.uint8),
+            (np.eye(4)[[2, 0, 1, 3]], 256, np.uint16),
+        ],
+        ids=["no nodule", "mirrored, 255 nodules", "turned, 256 nodules"],
+    )
+    def test_geometry_and_every_label_survive(self, tmp_path: Path, turn: np.ndarray, labels: int, dtype: type) -> None:
         mask = np.zeros(SHAPE, np.uint16)
         mask.flat[:labels] = np.arange(1, labels + 1)
-        path = MaskNifti()(dataclasses.replace(make_result(), mask=mask), tmp_path)
-        content, image = path.read_bytes(), nib.load(path)
-        assert image.get_data_dtype() == dtype
-        np.testing.assert_array_equal(np.asarray(image.dataobj), mask)
-        assert MaskNifti()(dataclasses.replace(make_result(), mask=mask), tmp_path).read_bytes() == content
+        result = dataclasses.replace(make_result(), mask=mask, affine_ras=turn @ AFFINE_RAS)
+        image = nib.load(MaskNifti()(result, tmp_path))
+        np.testing.assert_array_equal(np.asarray(image.dataobj), mask.astype(dtype), strict=True)
+        for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+            assert (code, image.header.get_xyzt_units()[0]) == (1, "mm")
+            np.testing.assert_allclose(affine, result.affine_ras, atol=1e-4)
+        np.testing.assert_allclose(image.header.get_zooms(), [0.8, 0.9, 2.0], atol=1e-6)
 
 
 class TestViewers:
@@ -442,19 +425,19 @@ class TestViewers:
         self, writer: Writer, first: str, lines: list[str], tmp_path: Path
     ) -> None:
         for result, expected in ((make_result(), lines), (NOTHING, lines[:1])):
-            path = writer(result, tmp_path)
-            assert path is not None
-            text = path.read_text().splitlines()
+            writer(result, tmp_path)
+            text = (tmp_path / writer.filename).read_text().splitlines()
             assert text[0] == first
             assert [line for line in text if not line.startswith("#")] == expected
 
     def test_an_eleventh_nodule_takes_the_first_colour_again(self, tmp_path: Path) -> None:
-        nodule = make_result().nodules[0]
-        nodules = tuple(dataclasses.replace(nodule, label=label) for label in range(1, 13))
+        nodules = tuple(dataclasses.replace(make_result().nodules[0], label=label) for label in range(1, 13))
         lines = SlicerLabels()(dataclasses.replace(make_result(), nodules=nodules), tmp_path).read_text().splitlines()
-        colours = [line.split()[2:5] for line in lines[2:]]
-        assert colours[10:] == colours[:2]
-        assert len({tuple(colour) for colour in colours}) == 10
+        colours = [tuple(line.split()[2:5]) for line in lines[2:]]
+        assert (len(set(colours)), colours[10:]) == (10, colours[:2])
+
+
+CENTRED = np.array([[-1.0, 0, 0, 35], [0, -1, 0, 30], [0, 0, 1, -20], [0, 0, 0, 1]])  # 1 mm, LPS axes
 
 
 def stacks(
@@ -463,6 +446,15 @@ def stacks(
     """Close-ups of a nodule, ``mm`` wide."""
     nodule = result.nodules[number]
     return list(close_ups(result, nodule.detection, window, mm, label=nodule.label, pictures=pictures))
+
+
+def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:
+    """Lungs that fill a box of voxels, on a grid twice as coarse as the scan's."""
+    inside = np.zeros(np.array(result.image_hu.shape) // 2, dtype=bool)
+    inside[tuple(slice(a // 2, b // 2) for a, b in zip(low, high, strict=True))] = True
+    to_scan = np.array([[2, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1]])
+    parts = np.where(inside, np.uint8(Part.RIGHT_LUNG), np.uint8(Part.BODY))
+    return SearchRegion("lungs", np.where(inside, np.float32(0), np.float32(3)), parts, result.affine_ras @ to_scan)
 
 
 class TestPictures:
@@ -498,17 +490,14 @@ class TestPictures:
     def test_radiological_display(self, towards: tuple[int, int, int]) -> None:
         """A bright ball 12 mm to the right, front or head lies at the left, top or both of the pictures."""
         ball_ras_mm = 12.0 * np.array(towards)
-        result = make_result((((0.0, 0.0, 0.0), 4.0), (tuple(ball_ras_mm), 8.0)), affine_ras=_centred_affine())
-        for stack in stacks(result, mm=40, window=Window(-600, 200)):
-            picture = stack.middle
-            expected_mm = np.array(
-                [20 - ball_ras_mm[picture.view.column_axis], 20 - ball_ras_mm[picture.view.row_axis]]
-            )
-            if (expected_mm == 20).all():
-                continue
-            columns_mm, rows_mm = _bright_mm(picture)
-            far = np.hypot(columns_mm - 20, rows_mm - 20) > 5
-            np.testing.assert_allclose([columns_mm[far].mean(), rows_mm[far].mean()], expected_mm, atol=0.3)
+        result = make_result((((0.0, 0.0, 0.0), 4.0), (tuple(ball_ras_mm), 8.0)), affine_ras=CENTRED)
+        beside = [one.middle for one in stacks(result, mm=40, window=Window(-600, 200)) if one.middle.other_outlines]
+        assert len(beside) == 2  # in the third the ball is before the nodule
+        for picture in beside:
+            expected_mm = 20 - ball_ras_mm[[picture.view.column_axis, picture.view.row_axis]]
+            bright_mm = _bright_mm(picture)
+            far_mm = bright_mm[:, np.linalg.norm(bright_mm - 20, axis=0) > 5]
+            np.testing.assert_allclose(far_mm.mean(axis=1), expected_mm, atol=0.3)
             assert _outline_box(picture.other_outlines)[:2] == pytest.approx(expected_mm - 4, abs=0.6)
 
     @pytest.mark.parametrize(
@@ -517,51 +506,42 @@ class TestPictures:
     def test_a_stack_goes_through_the_body(self, number: int, towards: tuple[int, int, int], first: str) -> None:
         """A ball 6 mm towards the side at which the stack begins is cut in the middle six steps before the middle."""
         ball_ras_mm = tuple((6.0 * np.array(towards)).tolist())
-        result = make_result((((0.0, 0.0, 0.0), 3.0), (ball_ras_mm, 5.0)), affine_ras=_centred_affine())
+        result = make_result((((0.0, 0.0, 0.0), 3.0), (ball_ras_mm, 5.0)), affine_ras=CENTRED)
         stack = stacks(result, mm=30, pictures=21)[number]
-        assert stack.middle.view.first == first
-        assert (len(stack.pictures), stack.step_mm) == (21, 1.0)
-        others = [bool(picture.other_outlines) for picture in stack.pictures]
-        assert others == [abs(n - 4) <= 2 for n in range(21)]
-        own = [bool(picture.outline) for picture in stack.pictures]
-        assert own == [abs(n - 10) <= 1 for n in range(21)]
-        brightness = [int(_centre(picture)) for picture in stack.pictures]
-        assert brightness[4] > 200 > brightness[7]
+        assert (stack.middle.view.first, len(stack.pictures), stack.step_mm) == (first, 21, 1.0)
+        assert [bool(picture.other_outlines) for picture in stack.pictures] == [abs(n - 4) <= 2 for n in range(21)]
+        assert [bool(picture.outline) for picture in stack.pictures] == [abs(n - 10) <= 1 for n in range(21)]
+        assert stack.pictures[4].grey[35:37, 35:37].mean() > 200 > stack.pictures[7].grey[35:37, 35:37].mean()
 
     def test_a_stack_reaches_beyond_a_large_nodule(self) -> None:
-        result = make_result((((0.0, 0.0, 0.0), 40.0),), affine_ras=_centred_affine(), shape=(90, 90, 90))
+        result = make_result((((0.0, 0.0, 0.0), 40.0),), affine_ras=CENTRED, shape=(90, 90, 90))
         for stack in stacks(result, mm=60, pictures=11):
             assert stack.step_mm * 5 >= 20 + 3
-            assert not stack.pictures[0].outline
-            assert stack.middle.outline
+            assert (stack.pictures[0].outline, bool(stack.middle.outline)) == ("", True)
 
     @pytest.mark.parametrize(("diameter_mm", "width_mm", "pixels"), [(20, 60, 144), (50, 150, 216)])
     def test_outline_has_the_nodules_size_and_the_view_grows_with_it(
         self, diameter_mm: float, width_mm: float, pixels: int
     ) -> None:
-        result = make_result((((0.0, 0.0, 0.0), diameter_mm),), affine_ras=_centred_affine(), shape=(70, 60, 60))
+        result = make_result((((0.0, 0.0, 0.0), diameter_mm),), affine_ras=CENTRED, shape=(70, 60, 60))
         for stack in stacks(result, mm=60):
             picture = stack.middle
             assert (picture.width_mm, picture.grey.shape) == (width_mm, (pixels, pixels))
             assert len(data_uri(stack.pictures)) < 30_000
             if diameter_mm == 20:  # the other reaches beyond the scan
-                assert _outline_box(picture.outline) == pytest.approx((20, 20, 40, 40), abs=0.8)
+                assert _outline_box(picture.outline) == pytest.approx([20, 20, 40, 40], abs=0.8)
                 assert picture.outline.endswith("Z")
 
     def test_nodule_at_the_border_keeps_black_outside(self) -> None:
-        corner_ras_mm = tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist())
-        result = make_result(((corner_ras_mm, 12.0),))
-        axial = stacks(result, mm=30, window=Window(-1000, 4000))[0].middle  # 72 pixels of 12 / 0.8 mm wide
+        result = make_result(((tuple(apply_affine(AFFINE_RAS, (0, 0, 0)).tolist()), 12.0),))
+        axial = stacks(result, mm=30, window=Window(-1000, 4000))[0].middle  # pixels of 30 / 72 mm, 36 mm wide
         assert axial.grey.shape == (86, 86)
-        half = 43
-        assert (axial.grey[: half - 2] == 0).all()
-        assert (axial.grey[:, : half - 2] == 0).all()
-        assert (axial.grey[half:, half:] > 0).all()
+        assert (axial.grey[:41].max(), axial.grey[:, :41].max()) == (0, 0)
+        assert axial.grey[43:, 43:].min() > 0
         assert axial.outline
 
     def test_centre_outside_the_grid_gives_black(self) -> None:
-        result = make_result((((500.0, 0.0, 0.0), 5.0),))
-        for stack in stacks(result, mm=30, pictures=3):
+        for stack in stacks(make_result((((500.0, 0.0, 0.0), 5.0),)), mm=30, pictures=3):
             assert not any(picture.grey.any() or picture.outline for picture in stack.pictures)
 
     @pytest.mark.parametrize("slices", [1, 3])
@@ -583,45 +563,32 @@ class TestPictures:
 
 class TestOverview:
     BALL_MM = (-10.0, 8.0, 20.0)
+    BALL = make_result(((BALL_MM, 14.0),), affine_ras=CENTRED, shape=(80, 80, 80))
+    BONE_HU = np.where(np.arange(80)[:, None] < 8, np.int16(1000), BALL.image_hu)  # a plate as wide as the picture
+    LUNGS = dataclasses.replace(BALL, region=lung_box(BALL, (10, 10, 10), (70, 70, 70)))
 
-    def ball(self) -> ScanResult:
-        return make_result(((self.BALL_MM, 14.0),), affine_ras=_centred_affine(), shape=(80, 80, 80))
-
-    @pytest.mark.parametrize("lungs", [False, True])
-    def test_marks_lie_where_the_nodule_is(self, lungs: bool) -> None:
-        result = self.ball()
-        if lungs:
-            result = dataclasses.replace(result, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
+    @pytest.mark.parametrize(
+        "result",
+        [
+            BALL,
+            LUNGS,
+            dataclasses.replace(LUNGS, image_hu=BONE_HU),
+            dataclasses.replace(BALL, region=lung_box(BALL, (55, 10, 10), (75, 60, 40))),
+        ],
+        ids=["whole scan", "lungs", "lungs behind bone", "nodule outside the lungs"],
+    )
+    def test_marks_lie_where_the_nodule_is_on_a_small_picture(self, result: ScanResult) -> None:
         whole = overview(result)
-        assert whole.picture.view is CORONAL
-        assert whole.of_lungs is lungs
-        columns_mm, rows_mm = _bright_mm(whole.picture)
-        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], whole.position_mm(self.BALL_MM), atol=0.7)
-        if lungs:  # a sum is bright where the ball is thick
-            assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
-        else:  # all of 80 × 80 voxels of 1 mm: the ball lies in column 45 from the right and row 39 from the head
-            assert whole.position_mm(self.BALL_MM) == pytest.approx((45.5, 39.5))
-
-    def test_bone_around_the_lungs_does_not_cover_them(self) -> None:
-        result = self.ball()
-        image_hu = result.image_hu.copy()
-        image_hu[:, :8] = 1000  # a plate of bone before the lungs, as wide as the picture
-        result = dataclasses.replace(result, image_hu=image_hu, region=lung_box(result, (10, 10, 10), (70, 70, 70)))
-        columns_mm, _ = _bright_mm(overview(result).picture)
-        assert np.ptp(columns_mm) == pytest.approx(14.0, abs=2.0)
-
-    def test_a_nodule_outside_the_lungs_is_on_the_picture(self) -> None:
-        result = self.ball()
-        result = dataclasses.replace(result, region=lung_box(result, (55, 10, 10), (75, 60, 40)))
-        whole = overview(result)
-        x_mm, y_mm = whole.position_mm(self.BALL_MM)
-        assert 6.5 <= x_mm <= whole.picture.width_mm - 6.5
-        assert 6.5 <= y_mm <= whole.picture.height_mm - 6.5
-        columns_mm, rows_mm = _bright_mm(whole.picture)
-        np.testing.assert_allclose([columns_mm.mean(), rows_mm.mean()], [x_mm, y_mm], atol=0.7)
-
-    def test_it_is_small(self) -> None:
-        assert len(data_uri([overview(self.ball()).picture])) < 60_000
+        position_mm, bright_mm = np.array(whole.position_mm(self.BALL_MM)), _bright_mm(whole.picture)
+        assert (whole.picture.view, whole.of_lungs) == (CORONAL, result.region is not None)
+        assert len(data_uri([whole.picture])) < 60_000
+        np.testing.assert_allclose(bright_mm.mean(axis=1), position_mm, atol=0.7)
+        size_mm = np.array([whole.picture.width_mm, whole.picture.height_mm])
+        assert np.minimum(position_mm, size_mm - position_mm).min() >= 6.5
+        if not whole.of_lungs:  # all of 80 × 80 voxels of 1 mm: the ball lies in column 45 from the right, row 39
+            assert position_mm == pytest.approx((45.5, 39.5))
+        elif result.region is self.LUNGS.region:  # a sum would be bright only where the ball is thick
+            assert np.ptp(bright_mm[0]) == pytest.approx(14.0, abs=2.0)
 
 
 class TestSlices:
@@ -633,76 +600,41 @@ class TestSlices:
         affine_ras = np.diag([-1.0, -1.0, 1.0 if is_feet_first else -1.0, 1.0])
         views = [Slice(0, half_width_mm), Slice(1, half_width_mm)]
         draw_slices(tmp_path / "a.png", image_hu, affine_ras, (10, 10, 9.5), views, [], (2, 1))
-        grey = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
-        for columns in (30, 150):  # in each of the two pictures
-            upper, lower = grey[20:40, columns].mean(), grey[-40:-20, columns].mean()
-            assert (upper > 200 and lower < 50) if is_feet_first else (upper < 50 and lower > 200)
+        grey = np.asarray(Image.open(tmp_path / "a.png").convert("L"))[:, [30, 150]]  # in each of the two pictures
+        dark, bright = (grey[-40:-20], grey[20:40]) if is_feet_first else (grey[20:40], grey[-40:-20])
+        assert dark.mean(axis=0).max() < 50 < 200 < bright.mean(axis=0).min()
 
 
-def lung_box(result: ScanResult, low: tuple[int, int, int], high: tuple[int, int, int]) -> SearchRegion:
-    """Lungs that fill a box of voxels, on a grid twice as coarse as the scan's."""
-    shape = np.array(result.image_hu.shape) // 2
-    inside = np.zeros(shape, dtype=bool)
-    inside[tuple(slice(a // 2, b // 2) for a, b in zip(low, high, strict=True))] = True
-    to_scan = np.diag([2.0, 2.0, 2.0, 1.0])
-    to_scan[:3, 3] = 0.5
-    parts = np.where(inside, np.uint8(Part.RIGHT_LUNG), np.uint8(Part.BODY))
-    return SearchRegion("lungs", np.where(inside, np.float32(0), np.float32(3)), parts, result.affine_ras @ to_scan)
-
-
-def _bright_mm(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
-    """Where a picture is nearly white: mm from its left and upper border."""
+def _bright_mm(picture: Picture) -> np.ndarray:
+    """Where a picture is nearly white: ``[2, N]`` mm from its left and upper border."""
     rows, columns = np.nonzero(picture.grey > 200)
-    pixel_mm = picture.width_mm / picture.grey.shape[1]
-    return (columns + 0.5) * pixel_mm, (rows + 0.5) * pixel_mm
+    return (np.array([columns, rows]) + 0.5) * picture.width_mm / picture.grey.shape[1]
 
 
-def _centre(picture: Picture) -> float:
-    middle = picture.grey.shape[0] // 2
-    return float(picture.grey[middle - 1 : middle + 1, middle - 1 : middle + 1].mean())
+def _outline_box(path: str) -> list[float]:
+    """Left, top, right, bottom of an SVG path, mm; zeros if it is empty."""
+    points = np.array(re.findall(r"-?\d+\.\d+", path) or ["0", "0"], dtype=float).reshape(-1, 2)
+    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
 
 
-def _centred_affine() -> np.ndarray:
-    """1 mm, LPS axes, RAS origin at voxel (35, 30, 20)."""
-    return np.array([[-1.0, 0, 0, 35], [0, -1, 0, 30], [0, 0, 1, -20], [0, 0, 0, 1]])
+SCRIPT_OR_STYLE = r"(?s)<(script|style)>.*?</\1>"
+VOID_TAGS = frozenset({"meta", "img", "input", "br", "link", "hr"})
 
 
-def _outline_box(path: str) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of an SVG path, mm."""
-    if not path:
-        return 0.0, 0.0, 0.0, 0.0
-    points = np.array(re.findall(r"-?\d+\.\d+", path), dtype=float).reshape(-1, 2)
-    left, top = points.min(axis=0).tolist()
-    right, bottom = points.max(axis=0).tolist()
-    return left, top, right, bottom
-
-
-class _Balanced(HTMLParser):
-    """Fails where a tag is left open, or closed twice."""
-
-    VOID = frozenset({"meta", "img", "input", "br", "link", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open += [tag] if tag not in self.VOID else []
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """``<path/>`` of SVG."""
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+def open_tags(text: str) -> list[str]:
+    """The tags that a page leaves open; fails where another is closed than the last one that was opened."""
+    opened: list[str] = []
+    for slash, tag, whole in re.findall(r"<(/?)(\w+)[^>]*?(/?)>", re.sub(SCRIPT_OR_STYLE, "", text)):
+        if slash:
+            assert opened.pop() == tag
+        elif not whole and tag not in VOID_TAGS:
+            opened.append(tag)
+    return opened
 
 
 def words(result: ScanResult, **settings: Any) -> str:
     """What a reader of the page reads."""
-    text = HtmlReport(**settings).render(result)
-    return unescape(re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", "", text, flags=re.DOTALL))
+    return unescape(re.sub("<[^>]*>", "", re.sub(SCRIPT_OR_STYLE, "", HtmlReport(**settings).render(result))))
 
 
 def images(text: str) -> list[str]:
@@ -718,17 +650,16 @@ def with_region(low: tuple[int, int, int], high: tuple[int, int, int], **changes
 class TestPage:
     def test_parses_and_every_picture_has_a_text(self) -> None:
         text = HtmlReport().render(make_result())
-        _Balanced(text)
+        assert open_tags(text) == []
         assert len(images(text)) == text.count("<img") == 1 + 3 * 3  # overview, two nodules, a weaker candidate
         identifiers = re.findall(r'\bid="([^"]*)"', text)
         assert len(set(identifiers)) == len(identifiers)
-        links = re.findall(r'\bhref="([^"]*)"', text)
-        assert {link.removeprefix("#") for link in links} <= set(identifiers)
+        assert set(re.findall(r'\bhref="#?([^"]*)"', text)) <= set(identifiers)
 
     def test_asks_nothing_of_the_network_and_runs_its_own_script_only(self) -> None:
         text = re.sub(r'src="data:image/webp;base64,[^"]+"', "", HtmlReport().render(make_result()))
-        assert not re.search(r"https?:|//[a-z]|@import|url\(|\b(src|srcset|action|data)=", text)
-        assert not re.search(r"<(link|iframe|object|embed|base)\b", text)
+        fetches = r"https?:|//[a-z]|@import|url\(|\b(src|srcset|action|data)=|<(link|iframe|object|embed|base)\b"
+        assert not re.search(fetches, text)
         (script,) = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}';"
@@ -742,7 +673,7 @@ class TestPage:
         facts = {"Modality": "CT", "Spacing": "0.81 mm"}
         result = dataclasses.replace(result, nodules=(*result.nodules[1:], first), seconds=34.4, facts=facts)
         said = words(result, date="2026-01-02", smallest_tested_mm=4.5)
-        for expected in (
+        expected = (
             "Academic research, not a medical device, not for diagnosis.",
             "A report without findings does not exclude nodules. The model was tested with nodules of 4.5 mm and more",
             "2 possible nodules",
@@ -758,31 +689,25 @@ class TestPage:
             "34 s from reading to report",
             "compact",
             "counted from 0 to 39 along the scan's own array axis k; slice 0 is nearest the feet",
-        ):
-            assert expected in said
+        )
+        assert [text for text in expected if text not in said] == []
         assert re.findall(r"(?:Size|Spacing)[^\n]*", said) == ["Size70 × 60 × 40", "Spacing0.81 mm"]  # the file's own
-        assert "Jane" not in said
-        assert "Patient" not in said
+        assert not re.search("Jane|Patient", said)
         assert said.index("Nodule 1") < said.index("Nodule 2")  # by falling probability
 
     def test_a_single_nodule_without_an_outline_is_singular_and_estimated(self) -> None:
         said = words(UNMEASURED, weaker_findings=0)
-        assert "1 possible nodule\n" in said
-        assert (
-            "At the operating threshold of 0.5. It measures about 0.0\u00a0mm in the right lung, middle third." in said
-        )
-        assert "Type hint\n–" in said.replace("Type hint–", "Type hint\n–")
-        text = HtmlReport(weaker_findings=0).render(UNMEASURED)
-        assert text.count('class="outline guess"') == 3
+        size = "At the operating threshold of 0.5. It measures about 0.0\u00a0mm in the right lung, middle third."
+        assert [text for text in ("1 possible nodule\n", size) if text not in said] == []
+        assert re.search("Type hint\n?–", said)
+        assert HtmlReport(weaker_findings=0).render(UNMEASURED).count('class="outline guess"') == 3
 
     @pytest.mark.parametrize("field", ["facts", "notes", "model", "settings", "source", "identity", "name"])
     def test_what_comes_from_files_is_escaped(self, field: str) -> None:
         evil = "<script>alert(1)<b>&\"'"
         values = {"notes": (evil,), "source": evil.replace("/", ""), "name": evil}
-        result = dataclasses.replace(make_result(), **{field: values.get(field, {evil: evil})})
-        text = HtmlReport().render(result)
-        assert text.count("<script") == 1
-        assert "<b>&" not in text
+        text = HtmlReport().render(dataclasses.replace(make_result(), **{field: values.get(field, {evil: evil})}))
+        assert (text.count("<script"), text.count("<b>&")) == (1, 0)
         assert "&lt;script&gt;alert(1)&lt;b&gt;&amp;" in text
 
     def test_the_patient_is_named_when_asked_for_in_any_script(self, tmp_path: Path) -> None:
@@ -794,14 +719,11 @@ class TestPage:
         said = words(NOTHING)
         assert "No candidate reached the operating threshold of 0.5. This does not mean that there is no" in said
         assert "No candidate reached the operating threshold of 0.5 in this scan." in said
-        (picture,) = images(HtmlReport().render(NOTHING))
-        assert "no nodule marked" in picture
+        assert ["no nodule marked" in picture for picture in images(HtmlReport().render(NOTHING))] == [True]
 
     def test_weaker_candidates_wait_below_the_threshold(self) -> None:
         text = HtmlReport().render(make_result())
-        (row,) = re.findall(r'<tr data-finding="3"[^>]*>', text)
-        assert 'data-probability="0.012346"' in row
-        assert " hidden" in row
+        assert re.search(r'<tr data-finding="3"(?=[^>]* hidden)[^>]* data-probability="0.012346"', text)
         assert 'min="0.010000"' in text
         assert 'id="finding-3"' not in HtmlReport(weaker_findings=0).render(make_result())
         alone = dataclasses.replace(NOTHING, candidates=make_result().candidates[2:])
@@ -836,9 +758,7 @@ class TestPage:
 
     def test_lungs_are_drawn_and_measured(self) -> None:
         result = with_region((10, 10, 10), (60, 50, 30))  # 40 × 36 × 40 mm
-        said = words(result)
-        assert "0.06 l right, 0.00 l left" in said
-        assert "which is unusual" in said
+        assert re.search(r"(?s)which is unusual.*0\.06 l right, 0\.00 l left", words(result))
         picture = lungs_picture(result, LUNG_WINDOW)
         assert picture is not None
         left, top, right, bottom = _outline_box(picture.outline)
@@ -859,7 +779,7 @@ class TestPage:
         ids=["constant image", "huge nodule at the border"],
     )
     def test_odd_scans_have_a_page(self, result: ScanResult) -> None:
-        _Balanced(HtmlReport().render(result))
+        assert open_tags(HtmlReport().render(result)) == []
 
     @pytest.mark.parametrize(
         ("order", "flips", "axis", "number", "first"),
@@ -874,7 +794,7 @@ class TestPage:
     ) -> None:
         result = stored_as(make_result((((8.0, -5.0, 0.4), 10.0),)), order, flips)
         slices = AxialSlices.of(result)
-        assert (slices.axis, slices.count, slices.first) == (axis, 40, first)
+        assert slices == AxialSlices(axis, 40, first)
         assert slices.number(result.nodules[0].centre_voxel) == number
 
     @pytest.mark.parametrize(
@@ -884,22 +804,7 @@ class TestPage:
         assert shown_probability(probability) == shown
 
 
-def fingerprint(result: ScanResult) -> Fingerprint:
-    return Fingerprint.of_result(result)
-
-
-class _Fails:
-    """A writer that leaves a piece behind and then meets ``error``."""
-
-    filename = "piece.txt"
-    optional = False
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __call__(self, result: ScanResult, folder: Path) -> Path:
-        (folder / "piece.txt").write_text("half")
-        raise self.error
+SAME = Fingerprint.of_result(make_result())
 
 
 class TestResultWriter:
@@ -908,8 +813,7 @@ class TestResultWriter:
         for array in (result.image_hu, result.mask, result.affine_ras):
             array.setflags(write=False)
         writers = [NodulesJson(), NodulesCsv(), MaskNifti(), HtmlReport()]
-        write = ResultWriter(tmp_path / "out", writers, PredictionTable(tmp_path / "out" / "predictions.csv"))
-        folder = write(result)
+        folder = ResultWriter(tmp_path / "out", writers, PredictionTable(tmp_path / "out" / "predictions.csv"))(result)
         assert folder == tmp_path / "out" / "1.3.6-a_B"
         assert _names(folder) == ["mask.nii.gz", "nodules.csv", "nodules.json", "report.html"]
         assert _names(tmp_path / "out") == ["1.3.6-a_B", "predictions.csv"]
@@ -919,19 +823,23 @@ class TestResultWriter:
         ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])(make_result())
         (tmp_path / "scan_1" / ".DS_Store").touch()
         ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(dataclasses.replace(NOTHING, settings={}))
-        assert _names(tmp_path / "scan_1") == ["nodules.json"]
+        assert (_names(tmp_path), _names(tmp_path / "scan_1")) == (["scan_1"], ["nodules.json"])
         assert strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"] == []
-        assert _names(tmp_path) == ["scan_1"]
 
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("broken")])
-    def test_a_failing_writer_leaves_the_former_result(self, tmp_path: Path, error: Exception) -> None:
+    def test_a_failing_writer_leaves_the_former_result(
+        self, tmp_path: Path, table: PredictionTable, error: Exception
+    ) -> None:
+        class Fails(NodulesCsv):
+            def __call__(self, result: ScanResult, folder: Path) -> Path:
+                super().__call__(result, folder)
+                raise error
+
         before = ResultWriter(tmp_path, [NodulesJson()])(make_result()) / "nodules.json"
-        table = PredictionTable(tmp_path / "predictions.csv")
         contents = before.read_bytes(), table.path.read_bytes()
-        write = ResultWriter(tmp_path, [NodulesJson(), _Fails(error)], table)
         expected = OutputError if isinstance(error, OSError) else RuntimeError
         with pytest.raises(expected, match=r"scan_1.*No space left on device|broken"):
-            write(NOTHING)
+            ResultWriter(tmp_path, [NodulesJson(), Fails()], table)(NOTHING)
         assert (before.read_bytes(), table.path.read_bytes()) == contents
         assert _names(tmp_path) == ["predictions.csv", "scan_1"]
 
@@ -939,15 +847,13 @@ class TestResultWriter:
         ResultWriter(tmp_path, [NodulesJson()])(make_result()).rename(tmp_path / ".scan_1.former")
         (tmp_path / f".scan_1.{MACHINE}.{2**22 + 1}.partial").mkdir()
         write = ResultWriter(tmp_path, [NodulesJson()])
-        write.refuse_another("scan_1", fingerprint(make_result()))
-        assert write.is_complete("scan_1", fingerprint(make_result()))
+        write.refuse_another("scan_1", SAME)
+        assert write.is_complete("scan_1", SAME)
         assert _names(tmp_path) == ["scan_1"]
 
     def test_a_failing_second_rename_puts_the_former_result_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write = ResultWriter(tmp_path, [NodulesJson()])
-        write(make_result())
         rename = Path.rename
 
         def refuse_partial(self: Path, target: Path) -> Path:
@@ -955,39 +861,37 @@ class TestResultWriter:
                 raise OSError(errno.EIO, "Input/output error")
             return rename(self, target)
 
+        write = ResultWriter(tmp_path, [NodulesJson()])
+        before = (write(make_result()) / "nodules.json").read_bytes()
         monkeypatch.setattr(Path, "rename", refuse_partial)
         with pytest.raises(OutputError, match="Input/output error"):
             write(NOTHING)
         assert _names(tmp_path) == ["scan_1"]
-        assert len(strict_json(tmp_path / "scan_1" / "nodules.json")["nodules"]) == 2
+        assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == before
 
     @pytest.mark.parametrize("room", [0, 3000, 12000])
-    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path: Path, room: int) -> None:
-        table = PredictionTable(tmp_path / "predictions.csv")
+    def test_a_full_disk_leaves_nothing_half_written(self, tmp_path: Path, table: PredictionTable, room: int) -> None:
         before = table.path.read_bytes()
         write = ResultWriter(tmp_path, [SlicerMarkups(), NodulesJson(), MaskNifti(), HtmlReport()], table)
         with room_for(room), pytest.raises(OutputError, match=r"expected room .*Free disk space"):
             write(make_result())
-        assert _names(tmp_path) == ["predictions.csv"]
-        assert table.path.read_bytes() == before
+        assert (_names(tmp_path), table.path.read_bytes()) == (["predictions.csv"], before)
         assert len(_names(write(make_result()))) == 4
 
     def test_a_result_of_the_same_scan_and_settings_is_complete_when_all_files_are_there(self, tmp_path: Path) -> None:
         class Optional(NodulesCsv):
             filename, optional = "some.csv", True
 
-        mine = fingerprint(make_result())
         write = ResultWriter(tmp_path, [NodulesJson(), NodulesCsv()])
-        assert not write.is_complete("scan_1", mine)
+        assert not write.is_complete("scan_1", SAME)
         folder = write(make_result())
-        assert write.is_complete("scan_1", mine)
-        assert not write.is_complete("scan_1", mine._replace(settings={}))
-        assert not write.is_complete("scan_2", mine)
+        asked = [("scan_1", SAME), ("scan_1", SAME._replace(settings={})), ("scan_2", SAME)]
+        assert [write.is_complete(*one) for one in asked] == [True, False, False]
         (folder / "nodules.csv").unlink()
-        assert not write.is_complete("scan_1", mine)
-        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).is_complete("scan_1", mine)
+        assert not write.is_complete("scan_1", SAME)
+        assert ResultWriter(tmp_path, [NodulesJson(), Optional()]).is_complete("scan_1", SAME)
         write(make_result())
-        assert write.is_complete("scan_1", mine)
+        assert write.is_complete("scan_1", SAME)
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -1001,12 +905,10 @@ class TestResultWriter:
         write = ResultWriter(tmp_path, [NodulesJson()])
         content = (write(make_result()) / "nodules.json").read_bytes()
         other = dataclasses.replace(make_result(), **changed)
-        for attempt in (lambda: write.refuse_another("scan_1", fingerprint(other)), lambda: write(other)):
+        for attempt in (lambda: write.refuse_another("scan_1", Fingerprint.of_result(other)), lambda: write(other)):
             with pytest.raises(OutputError, match=f"scan_1: expected nothing or .*{said}.*--overwrite true"):
                 attempt()
         assert (tmp_path / "scan_1" / "nodules.json").read_bytes() == content
-        ResultWriter(tmp_path, [NodulesJson()], overwrite=True)(other)
-        assert write.is_complete("scan_1", fingerprint(other))
 
     @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"input_digest": "", "bundle": {}, "settings": {}}'])
     def test_a_result_that_does_not_say_what_it_was_made_from_is_refused(self, tmp_path: Path, text: str) -> None:
@@ -1016,18 +918,22 @@ class TestResultWriter:
             ResultWriter(tmp_path, [NodulesJson()]).refuse_another("scan_1", Fingerprint("", {}, {}))
         assert (tmp_path / "scan_1" / "nodules.json").read_text() == text
 
-    @pytest.mark.parametrize("is_folder", [True, False])
-    def test_somebodys_files_are_never_deleted(self, tmp_path: Path, is_folder: bool) -> None:
-        mine = tmp_path / "scan_1" / "thesis.docx" if is_folder else tmp_path / "scan_1"
-        mine.parent.mkdir(exist_ok=True)
-        mine.write_text("years of work")
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("scan_1/thesis.docx", r"scan_1.*thesis\.docx.*choose another output_dir"),
+            ("scan_1", "scan_1: .* got a file"),
+        ],
+        ids=["in a folder", "a file"],
+    )
+    def test_somebodys_files_are_never_deleted(self, tmp_path: Path, path: str, said: str) -> None:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("years of work")
         write = ResultWriter(tmp_path, [NodulesJson()], overwrite=True)
-        said = r"scan_1.*thesis\.docx.*choose another output_dir" if is_folder else "scan_1: .* got a file"
-        made_from = fingerprint(make_result())
-        for attempt in (lambda: write(make_result()), lambda: write.refuse_another("scan_1", made_from)):
+        for attempt in (lambda: write(make_result()), lambda: write.refuse_another("scan_1", SAME)):
             with pytest.raises(OutputError, match=said):
                 attempt()
-        assert mine.read_text() == "years of work"
+        assert (tmp_path / path).read_text() == "years of work"
         assert _names(tmp_path) == ["scan_1"]
 
     @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a b", "ä", "a\n", ".hidden", "C:\\x", "a\x00"])
@@ -1039,16 +945,22 @@ class TestResultWriter:
 
     def test_what_cannot_be_used_is_refused_at_once(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(OutputError, match=r"file.*expected a folder that can be written to.*output_dir"):
-            ResultWriter(tmp_path / "file" / "out", [NodulesJson()])
-        with pytest.raises(OutputError, match="file"):
-            PredictionTable(tmp_path / "file" / "predictions.csv")
-        with pytest.raises(ValueError, match="at least one writer"):
-            ResultWriter(tmp_path, [])
-        with pytest.raises(ValueError, match="one writer per file"):
-            ResultWriter(tmp_path, [NodulesJson(), NodulesJson()])(make_result())
-        with pytest.raises(SettingError, match="overwrite: expected true or false, got 'yes'"):
-            ResultWriter(tmp_path, [NodulesJson()], overwrite="yes")  # type: ignore[arg-type]
+        for attempt, error, said in (
+            (
+                lambda: ResultWriter(tmp_path / "file" / "out", [NodulesJson()]),
+                OutputError,
+                r"file.*expected a folder that can be written to.*output_dir",
+            ),
+            (lambda: PredictionTable(tmp_path / "file" / "predictions.csv"), OutputError, "file"),
+            (lambda: ResultWriter(tmp_path, []), ValueError, "at least one writer"),
+            (
+                lambda: ResultWriter(tmp_path, [NodulesJson(), NodulesJson()])(make_result()),
+                ValueError,
+                "one writer per file",
+            ),
+        ):
+            with pytest.raises(error, match=said):
+                attempt()
         assert ResultWriter(tmp_path, [NodulesJson()], overwrite="False").overwrite is False  # type: ignore[arg-type]
         assert _names(tmp_path) == ["file"]
 
@@ -1069,34 +981,26 @@ class TestInputDigest:
         for same in ([first, second], [str(second), str(first)], [tmp_path], ["b.nii", "a.nii"]):
             assert input_digest(same) == digest
         others = {digest, input_digest([first]), input_digest([])}
-        os.utime(second, ns=(0, 7))
-        others.add(input_digest([first, second]))
-        second.write_bytes(b"longer")
-        os.utime(second, ns=(0, 7))
-        others.add(input_digest([first, second]))
-        second.rename(tmp_path / "c.nii")
-        others.add(input_digest([first, tmp_path / "c.nii"]))
+        for content in (b"two", b"longer"):  # at another time, then of another size
+            second.write_bytes(content)
+            os.utime(second, ns=(0, 7))
+            others.add(input_digest([first, second]))
+        others.add(input_digest([first, second.rename(tmp_path / "c.nii")]))
         others.add(input_digest([first, second]))  # not there
         assert len(others) == 7
 
+    META = "NDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = other.raw\n"
+    NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 2\nencoding: raw\nendian: little\nspacings: 1 1 1\n"
+
     @pytest.mark.parametrize(
-        ("header", "text"),
-        [
-            ("a.mhd", "ElementDataFile = other.raw"),
-            ("a.MHD", "ElementDataFile = other.raw"),
-            ("a.nhdr", "data file: other.raw"),
-        ],
+        ("header", "text"), [("a.mhd", META), ("a.MHD", META), ("a.nhdr", NRRD + "data file: other.raw\n")]
     )
     def test_the_data_that_a_header_names_count(self, tmp_path: Path, header: str, text: str) -> None:
-        meta = "NDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n"
-        nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 2\nencoding: raw\nendian: little\nspacings: 1 1 1\n"
-        path = tmp_path / header
-        path.write_text((nrrd if header == "a.nhdr" else meta) + text + "\n")
-        digests = {input_digest([path])}
-        (tmp_path / "other.raw").write_bytes(b"voxels")
-        digests.add(input_digest([path]))
-        os.utime(tmp_path / "other.raw", ns=(0, 7))
-        digests.add(input_digest([path]))
+        (tmp_path / header).write_text(text)
+        digests = {input_digest([tmp_path / header])}
+        for content in (b"voxels", b"other voxels"):
+            (tmp_path / "other.raw").write_bytes(content)
+            digests.add(input_digest([tmp_path / header]))
         assert len(digests) == 3
 
     def test_what_is_out_of_reach_has_a_digest(self, tmp_path: Path) -> None:
