@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import jinja2
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from highdicom import sr
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 
 from tests.dicom_files import STUDY_UID, with_values, write_series
 
@@ -158,37 +161,35 @@ _CODES = {
 }
 
 
-def write_objects(folder: Path, ct: Sequence[Path], masks: Sequence[npt.NDArray[np.bool_]], **options: Any) -> None:
+def write_objects(
+    folder: Path, ct: Sequence[Path], masks: Sequence[npt.NDArray[np.bool_]], *, nodule: bool = True
+) -> None:
     """Write one DICOM Segmentation and one Structured Report per reading, as in the Imaging Data Commons.
 
     Args:
         folder: receives the files.
         ct: files of the series.
         masks: one per reading, ``[I, J, K]``; all are rated :data:`GOOD_RATINGS`.
-        options: ``nodule=False`` labels the segments as something else.
+        nodule: whether the segments are labelled as nodules, otherwise as something else.
     """
-    import highdicom as hd
-
     folder.mkdir(parents=True, exist_ok=True)
     slices = [pydicom.dcmread(path) for path in ct]
+    kind = codes.SCT.Nodule if nodule else codes.SCT.Lung
     for number, mask in enumerate(masks, start=1):
         nodule_uid = hd.UID()
-        seg = _segmentation(slices, mask, number, nodule_uid, **options)
+        seg = _segmentation(slices, mask, number, nodule_uid, kind)
         seg.save_as(folder / f"seg{number}.dcm")
         _report(slices, seg, number, nodule_uid).save_as(folder / f"sr{number}.dcm")
 
 
 def _segmentation(
-    slices: list[Dataset], mask: npt.NDArray[np.bool_], number: int, nodule_uid: str, *, nodule: bool = True
-) -> Any:
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
+    slices: list[Dataset], mask: npt.NDArray[np.bool_], number: int, nodule_uid: str, kind: Any
+) -> hd.seg.Segmentation:
     segment = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label=f"Nodule 1 - Annotation {number}",
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=codes.SCT.Nodule if nodule else codes.SCT.Lung,
+        segmented_property_type=kind,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
         tracking_uid=nodule_uid,
         tracking_id="Nodule 1",
@@ -209,11 +210,7 @@ def _segmentation(
     )
 
 
-def _report(slices: list[Dataset], seg: Any, number: int, nodule_uid: str) -> Any:
-    import highdicom as hd
-    from highdicom import sr
-    from pydicom.sr.codedict import codes
-
+def _report(slices: list[Dataset], seg: Dataset, number: int, nodule_uid: str) -> Dataset:
     group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=nodule_uid, identifier="Nodule 1"),
         referenced_segment=sr.ReferencedSegment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -53,26 +54,20 @@ def write_csv(path: Path, rows: Iterable[Row]) -> Path:
     return files.write_csv(path, [COLUMNS, *rows])
 
 
-def write_tree(folder: Path, subsets: Iterable[int] = range(10), *, scans: int = 2, lungs: bool = True) -> Path:
-    """Write subsets of ``scans`` scans; the first of each has a nodule at voxel (4, 5, 6), the last has none.
+def write_tree(folder: Path, subsets: Iterable[int] = range(10)) -> Path:
+    """Write subsets of two scans with lung masks; the first of each has a nodule at voxel (4, 5, 6).
 
-    Scan 1 of each subset is flipped and has two excluded findings, one of them without a diameter.
+    The second of each is flipped and has two excluded findings, one of them without a diameter.
     """
-    subsets = list(subsets)
-    for subset in subsets:
-        for number in range(scans):
-            name, flipped = uid(subset, number), number == 1
-            write_mhd(folder / f"subset{subset}" / f"{name}.mhd", scan_hu(subset * 10 + number), flipped=flipped)
-            if lungs:
-                lung = np.full(SHAPE, 3, np.uint8)
-                write_mhd(folder / "seg-lungs-LUNA16" / f"{name}.mhd", lung, flipped=flipped, compressed=True)
-    nodules = [(uid(s, 0), *centre_lps_mm((4, 5, 6)), 6.5) for s in range(10)]
-    excluded = []
-    if scans > 1:
-        excluded = [(uid(s, 1), *centre_lps_mm((5, 5, 5), flipped=True), -1.0) for s in range(10)]
-        excluded += [(uid(s, 1), *centre_lps_mm((2, 8, 3), flipped=True), 4.0) for s in range(10)]
-    write_csv(folder / "annotations.csv", nodules)
+    for subset, number in product(subsets, (0, 1)):
+        name, flipped = uid(subset, number), number == 1
+        write_mhd(folder / f"subset{subset}" / f"{name}.mhd", scan_hu(subset * 10 + number), flipped=flipped)
+        lung = np.full(SHAPE, 3, np.uint8)
+        write_mhd(folder / "seg-lungs-LUNA16" / f"{name}.mhd", lung, flipped=flipped, compressed=True)
+    write_csv(folder / "annotations.csv", [(uid(s, 0), *centre_lps_mm((4, 5, 6)), 6.5) for s in range(10)])
+    others = [((5, 5, 5), -1.0), ((2, 8, 3), 4.0)]
+    excluded = [(uid(s, 1), *centre_lps_mm(voxel, flipped=True), size) for voxel, size in others for s in range(10)]
     write_csv(folder / "evaluationScript" / "annotations" / "annotations_excluded.csv", excluded)
-    listed = "".join(f"{uid(s, n)}{os.linesep}" for s in range(10) for n in range(scans))
+    listed = "".join(f"{uid(s, n)}{os.linesep}" for s in range(10) for n in (0, 1))
     (folder / "evaluationScript" / "annotations" / "seriesuids.csv").write_text(listed, encoding="utf-8")
     return folder

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from scripts.core.errors import UserError
-from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm, swap_lps_ras, voxel_volume_mm3
 from scripts.core.labels import IGNORED
-from scripts.prepare.datalists import LEFT_OUT_FILE
 from scripts.prepare.donors import FAINT_WEIGHT, MARGIN_MM, donors, weight_of
 from scripts.read.datalist import load_datalist
 from scripts.train import InsertNodulesd
+from tests.luna16_files import reasons
 
 
 @pytest.fixture
@@ -28,13 +27,26 @@ def lists(small_data: Path, tmp_path: Path) -> Path:
 
 
 def loaded(path: Path) -> dict[str, list[dict[str, Any]]]:
-    return {name: load_datalist(str(path), name) for name in ("training", "validation", "donors")}
+    names = json.loads(path.read_text(encoding="utf-8"))
+    return {name: load_datalist(str(path), name) for name in names}
+
+
+@pytest.fixture
+def items(small_data: Path) -> list[dict[str, Any]]:
+    """Those of the miniature chests that have nodules, with complete paths; the last one has three."""
+    found = loaded(small_data / "datalist.json")
+    return [item for name in ("training", "validation") for item in found[name] if item["box"]]
+
+
+def of_items(folder: Path, name: str, *items: dict[str, Any]) -> str:
+    """Write a datalist that trains on some items; return its path."""
+    (folder / name).write_text(json.dumps({"training": items}), encoding="utf-8")
+    return str(folder / name)
 
 
 def test_each_nodule_of_the_training_scans_is_a_donor_where_it_was(small_data: Path, lists: Path) -> None:
     sections = loaded(lists)
-    for name in ("training", "validation"):
-        former = load_datalist(str(small_data / "datalist.json"), name)
+    for name, former in loaded(small_data / "datalist.json").items():
         assert [item["box"] for item in sections[name]] == [item["box"] for item in former]
     nodules = [(item, row) for item in sections["training"] for row in range(len(item["box"]))]
     assert len(sections["donors"]) == len(nodules) > 0
@@ -43,8 +55,8 @@ def test_each_nodule_of_the_training_scans_is_a_donor_where_it_was(small_data: P
         inside = np.argwhere(np.asarray(mask.dataobj) == 1)
         centre_ras_mm = apply_affine(mask.affine, inside.mean(axis=0))
         assert np.linalg.norm(swap_lps_ras(centre_ras_mm) - item["box"][row][:3]) < 1.0
-        volume_mm3 = len(inside) * voxel_volume_mm3(mask.affine)
-        assert sphere_diameter_mm(volume_mm3) == pytest.approx(donor["diameter_mm"], rel=0.25)
+        diameter_mm = sphere_diameter_mm(len(inside) * voxel_volume_mm3(mask.affine))
+        assert diameter_mm == pytest.approx(donor["diameter_mm"], rel=0.25)
         first = np.round(apply_affine(np.linalg.inv(scan.affine), image.affine[:3, 3])).astype(int)
         part = tuple(slice(a, a + n) for a, n in zip(first, image.shape, strict=True))
         np.testing.assert_array_equal(image.get_fdata(), scan.get_fdata()[part])
@@ -55,20 +67,17 @@ def test_each_nodule_of_the_training_scans_is_a_donor_where_it_was(small_data: P
         assert ((room_mm >= MARGIN_MM - 1e-3) | at_border).all()
 
 
-def test_a_second_run_in_the_same_folder_adds_nothing(lists: Path) -> None:
+def test_a_second_run_in_the_same_folder_replaces_the_donors(lists: Path) -> None:
+    """Those of a scan that is validated on since are none any more."""
     first = loaded(lists)
     donors(datalists=str(lists), output_dir=str(lists.parent))
     assert loaded(lists) == first
-
-
-def test_a_scan_that_is_validated_on_since_is_no_donor_any_more(lists: Path) -> None:
     content = json.loads(lists.read_text(encoding="utf-8"))
     moved = content["training"].pop()
     content["validation"].append(moved)
     lists.write_text(json.dumps(content), encoding="utf-8")
     donors(datalists=str(lists), output_dir=str(lists.parent))
-    assert len(loaded(lists)["donors"]) == sum(len(item["box"]) for item in content["training"]) > 0
-    assert not any(moved["mask"].split("/")[-1].split(".")[0] in one["name"] for one in loaded(lists)["donors"])
+    assert loaded(lists)["donors"] == [one for one in first["donors"] if not one["name"].startswith(moved["name"])]
 
 
 def test_training_inserts_them(lists: Path) -> None:
@@ -80,50 +89,38 @@ def test_training_inserts_them(lists: Path) -> None:
     assert made["image"][made["mask"] > 0].mean() > -600.0
 
 
-def test_a_nodule_without_a_voxel_is_left_out_and_an_error_when_strict(small_data: Path, tmp_path: Path) -> None:
-    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
-    items = [item for item in content["training"] if item["box"]]
-    (tmp_path / "in").mkdir()
-    whole, bare = ({**item, **{key: str(small_data / item[key]) for key in ("image", "mask")}} for item in items[:2])
-    del bare["mask"]
-    (tmp_path / "in/bare.json").write_text(json.dumps({"training": [whole, bare]}), encoding="utf-8")
-    (tmp_path / "in/barest.json").write_text(json.dumps({"training": [bare]}), encoding="utf-8")
+def test_a_nodule_without_a_voxel_is_left_out_and_an_error_when_strict(
+    items: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole, bare = items[0], {key: value for key, value in items[1].items() if key != "mask"}
+    mixed, barest = of_items(tmp_path, "mixed.json", whole, bare), of_items(tmp_path, "barest.json", bare)
+    output = tmp_path / "out"
     with pytest.raises(UserError, match="--strict: expected nothing to be left out"):
-        donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"), strict=True)
-    assert not (tmp_path / "out/bare.json").exists()
-    donors(datalists=str(tmp_path / "in/bare.json"), output_dir=str(tmp_path / "out"))
-    rows = [row for _, row in read_csv(tmp_path / "out/donors" / LEFT_OUT_FILE)]
-    assert [row["reason"] for row in rows] == ["the mask of a nodule is missing or elsewhere"] * len(bare["box"])
-    assert len(loaded(tmp_path / "out/bare.json")["donors"]) == len(whole["box"])
+        donors(datalists=mixed, output_dir=str(output), strict=True)
     with pytest.raises(UserError, match="expected nodules with masks to train on, got none in 1 scans"):
-        donors(datalists=str(tmp_path / "in/barest.json"), output_dir=str(tmp_path / "out"))
-    assert not (tmp_path / "out/barest.json").exists()
+        donors(datalists=barest, output_dir=str(output))
+    assert not list(output.glob("*.json"))
+    donors(datalists=mixed, output_dir=str(output))
+    assert reasons(output / "donors") == {"the mask of a nodule is missing or elsewhere": len(bare["box"])}
+    assert len(loaded(output / "mixed.json")["donors"]) == len(whole["box"])
 
 
-def test_the_mask_of_something_else_is_no_donor(small_data: Path, tmp_path: Path) -> None:
+def test_the_mask_of_something_else_is_no_donor(items: list[dict[str, Any]], tmp_path: Path) -> None:
     """Such as one in which the nodules have another order."""
-    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
-    (item,) = content["validation"]  # it has three nodules
-    files = {key: str(small_data / item[key]) for key in ("image", "mask")}
-    turned = {**item, **files, "box": [*item["box"][1:], item["box"][0]]}
-    (tmp_path / "turned.json").write_text(json.dumps({"training": [turned]}), encoding="utf-8")
+    turned = items[-1] | {"box": [*items[-1]["box"][1:], items[-1]["box"][0]]}
     with pytest.raises(UserError, match="expected nodules with masks"):
-        donors(datalists=str(tmp_path / "turned.json"), output_dir=str(tmp_path / "out"))
+        donors(datalists=of_items(tmp_path, "turned.json", turned), output_dir=str(tmp_path / "out"))
 
 
-def test_a_scan_with_other_labels_has_other_donors(small_data: Path, tmp_path: Path) -> None:
+def test_a_scan_with_other_labels_has_other_donors(items: list[dict[str, Any]], tmp_path: Path) -> None:
     """An excluded finding of one list is a nodule of another, whatever their order, in one run or in two."""
-    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
-    (item,) = content["validation"]  # it has three nodules
-    item |= {key: str(small_data / item[key]) for key in ("image", "mask")}
-    fewer = [*item["label"][:-1], IGNORED]
-    for name, label in (("all", item["label"]), ("fewer", fewer)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"training": [{**item, "label": label}]}), encoding="utf-8")
-    donors(datalists=[str(tmp_path / "all.json"), str(tmp_path / "fewer.json")], output_dir=str(tmp_path / "out"))
-    donors(datalists=str(tmp_path / "fewer.json"), output_dir=str(tmp_path / "out"))
-    found = {name: loaded(tmp_path / f"out/{name}.json")["donors"] for name in ("all", "fewer")}
-    assert {name: len(own) for name, own in found.items()} == {"all": len(fewer), "fewer": len(fewer) - 1}
-    assert not {donor["image"] for donor in found["all"]} & {donor["image"] for donor in found["fewer"]}
+    item, fewer = items[-1], items[-1] | {"label": [*items[-1]["label"][:-1], IGNORED]}
+    lists = [of_items(tmp_path, "all.json", item), of_items(tmp_path, "fewer.json", fewer)]
+    donors(datalists=lists, output_dir=str(tmp_path / "out"))
+    donors(datalists=lists[1], output_dir=str(tmp_path / "out"))
+    images = [{one["image"] for one in loaded(tmp_path / "out" / Path(path).name)["donors"]} for path in lists]
+    assert [len(own) for own in images] == [len(item["box"]), len(item["box"]) - 1]
+    assert not images[0] & images[1]
 
 
 @pytest.mark.parametrize(
@@ -131,21 +128,12 @@ def test_a_scan_with_other_labels_has_other_donors(small_data: Path, tmp_path: P
     [([{"texture": 1}], FAINT_WEIGHT), ([{"texture": 5.0}], 1.0), ([], 1.0), ([None], 1.0), ({}, 1.0), ([{}], 1.0)],
 )
 def test_the_texture_is_taken_where_a_list_gives_it(
-    nodules: Any, weight: float, small_data: Path, tmp_path: Path
+    nodules: Any, weight: float, items: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    content = json.loads((small_data / "datalist.json").read_text(encoding="utf-8"))
-    item = next(item for item in content["training"] if item["box"])
-    item |= {key: str(small_data / item[key]) for key in ("image", "mask")}
-    (tmp_path / "one.json").write_text(json.dumps({"training": [{**item, "nodules": nodules}]}), encoding="utf-8")
-    donors(datalists=str(tmp_path / "one.json"), output_dir=str(tmp_path / "out"))
+    donors(datalists=of_items(tmp_path, "one.json", items[0] | {"nodules": nodules}), output_dir=str(tmp_path / "out"))
     assert loaded(tmp_path / "out/one.json")["donors"][0]["weight"] == weight
 
 
 def test_ground_glass_and_part_solid_nodules_are_drawn_more_often() -> None:
-    assert [weight_of(texture) for texture in (1.0, 3.25, 3.5, 5.0, None)] == [
-        FAINT_WEIGHT,
-        FAINT_WEIGHT,
-        1.0,
-        1.0,
-        1.0,
-    ]
+    weights = {1.0: FAINT_WEIGHT, 3.25: FAINT_WEIGHT, 3.5: 1.0, 5.0: 1.0, None: 1.0}
+    assert {texture: weight_of(texture) for texture in weights} == weights

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from scripts.core.errors import SettingError
+from scripts.core.errors import UserError
 from scripts.prepare import download as module
 from scripts.prepare.__main__ import main
 from scripts.prepare.download import TEMPLATE, DownloadError, IdcSource, Series, fetch_all, plan_lines
@@ -21,8 +21,8 @@ CONTENT = b"DICM" * 100
 
 
 def series(number: int, modality: str = "CT", files: int = 3) -> Series:
-    patient = f"LIDC-IDRI-{number:04d}"
-    return Series(patient, modality, f"1.2.{number}", files, files * len(CONTENT), "CC BY 3.0", "10.7937/x")
+    size = files * len(CONTENT)
+    return Series(f"LIDC-IDRI-{number:04d}", modality, f"1.2.{number}", files, size, "CC BY 3.0", "10.7937/x")
 
 
 class LocalSource(IdcSource):
@@ -75,9 +75,7 @@ def test_everything_arrives_and_is_not_asked_for_again(tmp_path: Path, caplog: p
     fetch_all(LocalSource(OFFERED), tmp_path, [], start=True)
     assert len(contents(tmp_path)) == 10
     assert "4 series transferred, all of them complete" in caplog.text
-    again = LocalSource(OFFERED)
-    fetch_all(again, tmp_path, [], start=True)
-    assert again.fetched == []
+    fetch_all(LocalSource(OFFERED, error="asked again"), tmp_path, [], start=True)
     assert "nothing to transfer" in caplog.text
 
 
@@ -103,15 +101,23 @@ def test_some_patients_to_begin_with(tmp_path: Path) -> None:
     source = LocalSource(OFFERED)
     fetch_all(source, tmp_path, ["LIDC-IDRI-0001"], start=True)
     assert source.fetched == ["1.2.1", "1.2.1"]
-    with pytest.raises(SettingError, match=r"--patients: expected patients of the data set .* got LIDC-IDRI-9"):
-        fetch_all(source, tmp_path, ["LIDC-IDRI-9"], start=True)
 
 
-def test_too_little_disk_is_noticed_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("patients", "message"),
+    [
+        (["LIDC-IDRI-9"], r"--patients: expected patients of the data set .* got LIDC-IDRI-9"),
+        ([], r"expected 0\.0 GB of free disk, got 0\.0 GB; free some"),
+    ],
+    ids=["unknown patient", "too little disk"],
+)
+def test_what_cannot_be_downloaded_is_noticed_before_the_start(
+    patients: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_free_bytes", lambda _: 1100)
     source = LocalSource([series(1)])
-    with pytest.raises(DownloadError, match=r"expected 0\.0 GB of free disk, got 0\.0 GB; free some"):
-        fetch_all(source, tmp_path, [], start=True)
+    with pytest.raises(UserError, match=message):
+        fetch_all(source, tmp_path, patients, start=True)
     assert source.fetched == []
 
 
@@ -135,8 +141,8 @@ def test_series_that_do_not_arrive_whole_are_counted(fault: dict[str, Any], mess
 def test_luna16_s_archives_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", "--dataset", "luna16"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"subset{n}.zip" in shown for n in range(10))
-    assert sum(int(line.split()[1]) for line in shown.splitlines() if line.startswith("subset")) == 888
+    scans = {line.split()[0]: int(line.split()[1]) for line in shown.splitlines() if line.startswith("subset")}
+    assert (list(scans), sum(scans.values())) == ([f"subset{n}.zip" for n in range(10)], 888)
     assert "CC BY 4.0" in shown
 
 
@@ -145,19 +151,15 @@ def test_luna16_s_archives_are_listed(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--dataset", "lidc"], "--output_dir: expected a folder for LIDC-IDRI, got nothing"),
         (["--dataset", "luna"], "--dataset: expected lidc or luna16, got luna"),
+        (["--dataset", "lidc", "--output_dir", "new"], "python -m pip install idc-index"),
     ],
 )
-def test_bad_options_are_refused(words: list[str], message: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["download", *words]) == 1
-    assert message in caplog.text
-
-
-def test_a_missing_client_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_bad_options_and_a_missing_client_are_named(
+    words: list[str], message: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
-    assert main(["download", "--dataset", "lidc", "--output_dir", str(tmp_path)]) == 1
-    assert "python -m pip install idc-index" in caplog.text
+    assert main(["download", *words]) == 1
+    assert message in caplog.text
 
 
 def test_the_client_is_told_where_a_series_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +168,9 @@ def test_the_client_is_told_where_a_series_folder_is(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "idc_index", client)
     IdcSource().fetch([one], tmp_path)
     options = client.IDCClient.return_value.download_from_selection.call_args.kwargs
-    assert options["seriesInstanceUID"] == [one.uid]
     named = TEMPLATE.replace("%PatientID", one.patient).replace("%Modality", one.modality)
-    assert Path(options["downloadDir"]) / named.replace("%SeriesInstanceUID", one.uid) == one.folder(tmp_path)
+    filled = Path(options["downloadDir"]) / named.replace("%SeriesInstanceUID", one.uid)
+    assert (options["seriesInstanceUID"], filled) == ([one.uid], one.folder(tmp_path))
 
 
 def test_the_index_in_the_package(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -177,8 +179,8 @@ def test_the_index_in_the_package(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     caplog.set_level("INFO")
     offered = IdcSource().series()
     counts = {kind: sum(one.modality == kind for one in offered) for kind in ("CT", "SEG", "SR")}
-    assert counts["CT"] == 1018
-    assert counts["SEG"] == counts["SR"] > 6000
+    assert (counts["CT"], counts["SEG"]) == (1018, counts["SR"])
+    assert counts["SR"] > 6000
     assert {one.licence for one in offered} == {"CC BY 3.0"}
     assert 1.2e11 < sum(one.size for one in offered) < 1.4e11
     assert main(["download", "--dataset", "lidc", "--output_dir", str(tmp_path), "--patients", "LIDC-IDRI-0001"]) == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,7 +23,7 @@ from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, sphere_diameter_mm
 from scripts.core.labels import IGNORED, NODULE
 from scripts.prepare.__main__ import main
-from scripts.prepare.datalists import LEFT_OUT_FILE, PrepareError
+from scripts.prepare.datalists import PrepareError
 from scripts.prepare.lidc import outputs
 from scripts.prepare.lidc.command import lidc, lidc_xml
 from scripts.prepare.lidc.nodules import MARK_MM, ReaderMasks, group_readings
@@ -34,7 +34,7 @@ from scripts.prepare.lidc.readings import (
     RATINGS,
     SMALL_NODULE,
     LidcError,
-    SeriesReadings,
+    Region,
     parse_xml,
     region_of_outlines,
 )
@@ -57,21 +57,19 @@ from tests.lidc_files import (
     write_xml,
     xml_text,
 )
+from tests.luna16_files import reasons
 from tests.real_data import real
 
 OTHER_UID = SERIES_UID + "99"
 BOX = ((6, 5, 2), (9, 7, 3))  # voxels of a nodule, first and last: 4 × 3 × 2
 
 
-def parsed(sessions: list[Session], **options: Any) -> SeriesReadings:
-    readings = parse_xml(xml_text(sessions, **options).encode(), "a.xml")
-    assert readings is not None
-    return readings
-
-
 def inside(*outlines: tuple[Ring, bool]) -> set[tuple[int, int]]:
     """Pixels (column, row) that the outlines of one slice enclose."""
-    region = region_of_outlines("1", 0.0, [(np.array(points), flag) for points, flag in outlines])
+    return pixels_of(region_of_outlines("1", 0.0, [(np.array(points), flag) for points, flag in outlines]))
+
+
+def pixels_of(region: Region) -> set[tuple[int, int]]:
     return {(int(i), int(j)) for i, j in np.argwhere(region.inside) + region.corner}
 
 
@@ -113,14 +111,12 @@ def test_what_outlines_enclose(outlines: list[tuple[Ring, bool]], enclosed: set[
 
 def test_the_hollow_of_a_bent_nodule_stays_outside() -> None:
     # A "C" whose ends nearly meet: the outlines of its two arms run through the same pixels of column 7 and 8.
-    letter = [*ring((0, 0), (10, 12))]
-    assert (5, 6) in inside((letter, True))
-    bent = [(i, 0) for i in range(11)] + [(10, j) for j in range(1, 7)]  # top, right side down to the arms' gap
-    bent += [(9, 6), (8, 6), (7, 5), (6, 4), (5, 4), (4, 5), (4, 6), (4, 7), (5, 8), (6, 8), (7, 7), (8, 6), (9, 6)]
-    bent += [(10, j) for j in range(6, 13)] + [(i, 12) for i in range(9, -1, -1)] + [(0, j) for j in range(11, 0, -1)]
-    found = inside((bent, True))
-    assert (5, 6) not in found
-    assert {(2, 6), (5, 2), (5, 10)} <= found
+    gap = [(10, j) for j in range(1, 7)], [(10, j) for j in range(6, 13)]  # right side down to the arms' gap, and on
+    hollow = [(9, 6), (8, 6), (7, 5), (6, 4), (5, 4), (4, 5), (4, 6), (4, 7), (5, 8), (6, 8), (7, 7), (8, 6), (9, 6)]
+    top, left = [(i, 0) for i in range(11)], [(0, j) for j in range(11, 0, -1)]
+    bent = [*top, *gap[0], *hollow, *gap[1], *((i, 12) for i in range(9, -1, -1)), *left]
+    assert (5, 6) in inside((ring((0, 0), (10, 12)), True))
+    assert {(5, 6), (2, 6), (5, 2), (5, 10)} & inside((bent, True)) == {(2, 6), (5, 2), (5, 10)}
 
 
 @given(st.integers(0, 30), st.booleans(), st.tuples(st.integers(-5, 20), st.integers(-5, 20)))
@@ -138,40 +134,34 @@ def test_pixels_give_the_outline_they_came_from(columns: int, rows: int) -> None
     mask = np.zeros((12, 12), dtype=bool)
     mask[3 : 3 + columns, 2 : 2 + rows] = True
     region = region_of_pixels("1", 0.0, mask)
-    assert {(i, j) for i, j in np.argwhere(region.inside) + region.corner} == {(i, j) for i, j in np.argwhere(mask)}
-    around = set(ring((2, 1), (3 + columns, 2 + rows)))
-    corners = {(2, 1), (2, 2 + rows), (3 + columns, 1), (3 + columns, 2 + rows)}
-    assert set(map(tuple, region.border.tolist())) == around - corners
+    assert pixels_of(region) == rectangle((3, 2), (2 + columns, 1 + rows))
+    corners = set(product((2, 3 + columns), (1, 2 + rows)))
+    assert set(map(tuple, region.border.tolist())) == set(ring((2, 1), (3 + columns, 2 + rows))) - corners
 
 
 # --- XML --------------------------------------------------------------------------------------------------------------
 
 
 def test_an_xml_gives_readings_and_marks_of_each_reader() -> None:
-    small = Outlines([(4, [(7, 8)], True)], ratings=None)
-    found = parsed([Session([Outlines(outlined(*BOX)), small]), Session(others=[(3, 2, 1)])])
-    assert found.series_uid == SERIES_UID
-    (reading,) = found.readings
-    assert (reading.reader, reading.name, reading.ratings) == (1, "Nodule 001", GOOD_RATINGS)
-    assert [(region.sop_uid, region.z_mm) for region in reading.regions] == [
-        (sop_uid(SERIES_UID, 2), -36.0),
-        (sop_uid(SERIES_UID, 3), -34.0),
+    """Ratings of zero are none; an outline without ratings is a nodule, a point without any is a small one."""
+    point = [(4, [(7, 8)], True)]
+    unrated = [Outlines(outlined(*BOX), ratings=None), Outlines(point, ratings=dict.fromkeys(RATINGS, 0))]
+    first = Session([Outlines(outlined(*BOX)), Outlines(point, ratings=None)])
+    found = parse_xml(xml_text([first, Session(others=[(3, 2, 1)]), Session(unrated)]).encode(), "a.xml")
+    assert found is not None
+    assert [(reading.reader, reading.name, reading.ratings) for reading in found.readings] == [
+        (1, "Nodule 001", GOOD_RATINGS),
+        (3, "Nodule 001", {}),
     ]
+    assert (found.series_uid, [(region.sop_uid, region.z_mm) for region in found.readings[0].regions]) == (
+        SERIES_UID,
+        [(sop_uid(SERIES_UID, 2), -36.0), (sop_uid(SERIES_UID, 3), -34.0)],
+    )
     assert [(m.reader, m.kind, m.pixel, m.z_mm) for m in found.marks] == [
         (1, SMALL_NODULE, (7, 8), -32.0),
         (2, NON_NODULE, (3, 2), -38.0),
+        (3, SMALL_NODULE, (7, 8), -32.0),
     ]
-
-
-def test_ratings_of_zero_are_none_and_an_outline_without_ratings_is_a_nodule() -> None:
-    zeros = Outlines([(4, [(7, 8)], True)], ratings=dict.fromkeys(RATINGS, 0))
-    found = parsed([Session([Outlines(outlined(*BOX), ratings=None), zeros])])
-    assert [reading.ratings for reading in found.readings] == [{}]
-    assert [mark.kind for mark in found.marks] == [SMALL_NODULE]
-
-
-def test_the_reading_of_a_radiograph_is_none_of_a_ct() -> None:
-    assert parse_xml(b'<IdriReadMessage xmlns="http://www.nih.gov/idri"/>', "a.xml") is None
 
 
 BOMB = (
@@ -228,16 +218,37 @@ def test_which_readings_are_one_nodule(places_mm: list[list[float]], groups: lis
 
 
 @pytest.mark.parametrize(
-    ("readers", "expected"), [(1, [1, 1, 1, 1]), (2, [1, 1, 1, 0]), (3, [1, 1, 0, 0]), (4, [1, 1, 1, 0])]
+    ("readers", "agreed"),
+    [
+        (["1111"], "1111"),
+        (["1100", "1010"], "1110"),
+        (["1110", "1100", "0001"], "1100"),
+        (["1100", "1100", "1010", "0010"], "1110"),
+    ],
 )
-def test_the_consensus_is_what_at_least_half_of_the_readers_marked(readers: int, expected: list[int]) -> None:
-    rows = {1: ["1111"], 2: ["1100", "1010"], 3: ["1110", "1100", "0001"], 4: ["1100", "1100", "1010", "0010"]}[readers]
-    masks = np.array([[int(v) for v in row] for row in rows], dtype=bool).reshape(readers, 4, 1, 1)
-    found = ReaderMasks(np.zeros(3, dtype=np.int64), tuple(range(1, readers + 1)), masks).consensus()
-    assert found.ravel().tolist() == [bool(v) for v in expected]
+def test_the_consensus_is_what_at_least_half_of_the_readers_marked(readers: list[str], agreed: str) -> None:
+    masks = np.array([[voxel == "1" for voxel in row] for row in readers])[:, :, np.newaxis, np.newaxis]
+    found = ReaderMasks(np.zeros(3, dtype=np.int64), tuple(range(1, len(readers) + 1)), masks).consensus()
+    assert found.ravel().tolist() == [voxel == "1" for voxel in agreed]
 
 
 # --- whole downloads --------------------------------------------------------------------------------------------------
+
+
+def drawn(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[Session]:
+    """One reader's outlines of a box."""
+    return [Session([Outlines(outlined(first, last))])]
+
+
+GOOD_SESSIONS = drawn(*BOX)
+
+
+def read_scan(
+    folder: Path, sessions: Sequence[Session] = GOOD_SESSIONS, uid: str = SERIES_UID, patient: str = "P-1", **tags: Any
+) -> None:
+    """A CT series and the XML of its readings in one folder."""
+    write_ct(folder, series_uid=uid, patient=patient, **tags)
+    write_xml(folder, sessions, f"{uid}.xml", series_uid=uid)
 
 
 def tiny(folder: Path) -> Path:
@@ -251,39 +262,33 @@ def tiny(folder: Path) -> Path:
         Session([Outlines([(6, [(19, 15)], True)], ratings=None)], others=[(7, 6, 2)]),
         Session(),
     ]
-    for name, patient, sessions in (("a", "P-1", four), ("b", "P-2", two), ("c", "P-2", [Session()] * 4)):
-        uid = SERIES_UID + str("abc".index(name))
-        write_ct(folder / patient / f"study-{name}" / "3", series_uid=uid, patient=patient)
-        write_xml(folder / patient / f"study-{name}" / "3", sessions, series_uid=uid)
+    for number, (patient, sessions) in enumerate((("P-1", four), ("P-2", two), ("P-2", [Session()] * 4))):
+        read_scan(folder / patient / f"study-{number}" / "3", sessions, f"{SERIES_UID}{number}", patient)
     return folder
 
 
-def items_of(output: Path, fold: int = 0) -> dict[str, dict[str, Any]]:
-    """All items of a fold's datalist by series, loaded as a training does."""
-    path = str(output / f"dataset_fold{fold}.json")
+def prepared(source: Path, output: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    """Run the command; return the items of its first datalist by series, loaded as a training does."""
+    lidc(str(source), str(output), **{"folds": 2, **options})
+    path = str(output / "dataset_fold0.json")
     return {item["name"]: item for part in ("training", "validation") for item in load_datalist(path, part)}
 
 
-def prepared(source: Path, output: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    """Items of a run of the command by series."""
-    lidc(str(source), str(output), **{"folds": 2, **options})
-    return items_of(output)
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Items of the tiny download, nothing left out, though there is a copy of the third scan's XML."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_xml(tiny(folder / "in") / "copy", [Session()] * 4, series_uid=SERIES_UID + "2")
+    return prepared(folder / "in", folder / "out", strict=True)
 
 
 def array_of(path: str | Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
-def left_out(output: Path) -> list[str]:
-    """The reasons in the table, which is there only if anything was left out."""
-    path = output / LEFT_OUT_FILE
-    return sorted(row["reason"] for _, row in read_csv(path)) if path.exists() else []
-
-
-def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
-    items = prepared(tiny(tmp_path / "in"), tmp_path / "out")
+def test_a_download_becomes_masks_and_datalists(items: dict[str, dict[str, Any]]) -> None:
     assert set(items) == {SERIES_UID + n for n in "012"}
-    first = items[SERIES_UID + "0"]
+    first, output = items[SERIES_UID + "0"], Path(items[SERIES_UID + "0"]["mask"]).parents[2]
     # Two of four readers have 4 × 3 × 2 voxels, two 6 × 3 × 2: half of them agree on the larger box.
     assert np.array_equal(array_of(first["mask"]), box_mask((6, 5, 2), (11, 7, 3)).astype(np.uint8))
     affine = nib.Nifti1Image.from_filename(first["mask"]).affine
@@ -292,46 +297,47 @@ def test_a_download_becomes_masks_and_datalists(tmp_path: Path) -> None:
     assert (first["box"], first["label"]) == ([[-5.75, 8.0, -35.0, diameter, diameter, diameter]], [NODULE])
     (details,) = first["nodules"]
     expected = {"mask_label": 1, "readers": 4, "volume_mm3": 18.0, "malignancy": 3.5, "subtlety": 5.0}
-    assert {key: details[key] for key in expected} == expected
-    bits = nib.Nifti1Image.from_filename(tmp_path / "out" / details["reader_masks"])
+    assert details == details | expected
+    bits = nib.Nifti1Image.from_filename(output / details["reader_masks"])
     assert np.asarray(bits.dataobj)[:, 0, 0].tolist() == [15, 15, 15, 15, 12, 12]  # readers 3 and 4 alone at the end
     assert np.allclose(bits.affine[:3, 3], [10 - 3, -5 - 2.5, -40 + 4])
-    rows = [row for _, row in read_csv(tmp_path / "out/nodules.csv")]
-    assert Counter(row["series_uid"] for row in rows) == {n: len(i["box"]) for n, i in items.items() if i["box"]}
-    assert (rows[0]["malignancy"], rows[-1]["malignancy"]) == ("3.5", "")
+    rows = [(row["series_uid"][-1], row["malignancy"]) for _, row in read_csv(output / "nodules.csv")]
+    assert rows == [("0", "3.5"), ("1", "3.0"), ("1", ""), ("1", "")]
 
 
-def test_marks_are_neither_nodules_nor_background(tmp_path: Path) -> None:
-    items = prepared(tiny(tmp_path / "in"), tmp_path / "out")
+def test_marks_are_neither_nodules_nor_background(items: dict[str, dict[str, Any]]) -> None:
     second = items[SERIES_UID + "1"]
-    kinds = [(details["kind"], details["readers"]) for details in second["nodules"]]
     # Two readers' points 0.5 mm apart are one finding; a non-nodule within the nodule says nothing about another place.
+    kinds = [(details["kind"], details["readers"]) for details in second["nodules"]]
     assert kinds == [("nodule >= 3 mm", 2), (SMALL_NODULE, 2), (NON_NODULE, 1)]
     assert second["label"] == [NODULE, IGNORED, IGNORED]
-    assert [box[3] for box in second["box"][1:]] == [MARK_MM, MARK_MM]
-    assert second["box"][1][:3] == [-1.0, 12.5, -28.0]
-    assert array_of(second["mask"]).max() == 1
+    assert second["box"][1] == [-1.0, 12.5, -28.0, MARK_MM, MARK_MM, MARK_MM]
+    assert (second["box"][2][3], array_of(second["mask"]).max()) == (MARK_MM, 1)
     assert items[SERIES_UID + "2"]["box"] == []
 
 
 def test_a_nodule_within_another_keeps_its_voxels(tmp_path: Path) -> None:
     core, mass = ((11, 8, 4), (12, 9, 4)), ((4, 3, 1), (19, 15, 7))  # more than a slice step apart on all sides
-    write_ct(tmp_path / "in")
-    write_xml(tmp_path / "in", [Session([Outlines(outlined(*core))]), Session([Outlines(outlined(*mass))])])
+    read_scan(tmp_path / "in", [*drawn(*core), *drawn(*mass)])
     item = prepared(tmp_path / "in", tmp_path / "out")[SERIES_UID]
     assert [details["readers"] for details in item["nodules"]] == [1, 1]
     assert sorted(np.bincount(array_of(item["mask"]).ravel())[1:].tolist()) == [4, 16 * 13 * 7 - 4]
     assert max(details["volume_mm3"] for details in item["nodules"]) == 16 * 13 * 7 * 0.5
 
 
-def test_patients_do_not_cross_folds_and_folds_do_not_depend_on_the_others(tmp_path: Path) -> None:
-    source = tiny(tmp_path / "in")
+def test_patients_do_not_cross_folds_and_folds_do_not_depend_on_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source, folds = tiny(tmp_path / "in"), {patient: fold_of(patient, 3) for patient in ("P-1", "P-2")}
     before = prepared(source, tmp_path / "out", folds=3)
+    assert "patients with several series, all in the same fold: 1" in caplog.text
     for fold in range(3):
         parts = json.loads((tmp_path / "out" / f"dataset_fold{fold}.json").read_text())
-        validated, trained = ({item["patient"] for item in parts[part]} for part in ("validation", "training"))
-        assert validated == {patient for patient in ("P-1", "P-2") if fold_of(patient, 3) == fold}
-        assert not validated & trained
+        assert {part: {item["patient"] for item in items} for part, items in parts.items()} == {
+            "validation": {patient for patient, own in folds.items() if own == fold},
+            "training": {patient for patient, own in folds.items() if own != fold},
+        }
     shutil.rmtree(source / "P-1")
     after = prepared(source, tmp_path / "out")
     assert after == {name: item for name, item in before.items() if item["patient"] == "P-2"}
@@ -340,41 +346,34 @@ def test_patients_do_not_cross_folds_and_folds_do_not_depend_on_the_others(tmp_p
 
 def test_the_luna16_selection(tmp_path: Path) -> None:
     source = tiny(tmp_path / "in")
-    write_ct(source / "thick", series_uid=SERIES_UID + "7", patient="P-3", SliceThickness="3")
-    write_xml(source / "thick", [Session([Outlines(outlined(*BOX))])] * 4, series_uid=SERIES_UID + "7")
+    read_scan(source / "thick", GOOD_SESSIONS * 4, SERIES_UID + "7", "P-3", SliceThickness="3")
     items = prepared(source, tmp_path / "out", selection="luna16")
     assert {name: item["label"] for name, item in items.items()} == {
         SERIES_UID + "0": [NODULE],
         SERIES_UID + "1": [IGNORED] * 3,  # two readers are too few
         SERIES_UID + "2": [],
     }
-    assert "slices thicker than the selection luna16 allows" in left_out(tmp_path / "out")
+    assert reasons(tmp_path / "out") == {"slices thicker than the selection luna16 allows": 1}
 
 
-def test_series_that_share_a_folder_become_files_of_their_own(tmp_path: Path) -> None:
-    (tmp_path / "flat").mkdir()
-    for uid, patient in ((SERIES_UID, "P-1"), (OTHER_UID, "P-2")):
-        for path in write_ct(tmp_path / "parts", series_uid=uid, patient=patient):
-            path.rename(tmp_path / "flat" / f"{uid[-1]}-{path.name}")
-        write_xml(tmp_path / "flat", [Session([Outlines(outlined(*BOX))])], f"{uid}.xml", series_uid=uid)
-    for item in prepared(tmp_path / "flat", tmp_path / "out").values():
-        assert item["image"].endswith("image.nii.gz")
-        assert set(np.unique(array_of(item["image"]))) == {-1000, -800}
-        assert array_of(item["mask"]).sum() == 4 * 3 * 2
-
-
-def test_a_series_around_the_folder_of_another_becomes_a_file_of_its_own(tmp_path: Path) -> None:
-    for uid, patient, folder in ((SERIES_UID, "P-1", "in"), (OTHER_UID, "P-2", "in/more")):
-        write_ct(tmp_path / folder, series_uid=uid, patient=patient)
-        write_xml(tmp_path / folder, [Session([Outlines(outlined(*BOX))])], f"{uid}.xml", series_uid=uid)
+def test_a_series_in_or_around_the_folder_of_another_becomes_a_file_of_its_own(tmp_path: Path) -> None:
+    folders = {"1": "around", "2": "around/alone", "3": "flat", "4": "flat"}
+    for number, folder in folders.items():
+        read_scan(tmp_path / "in" / folder, GOOD_SESSIONS, SERIES_UID + number, f"P-{number}")
     items = prepared(tmp_path / "in", tmp_path / "out")
-    assert Path(items[SERIES_UID]["image"]).name == "image.nii.gz"
-    assert Path(items[OTHER_UID]["image"]) == tmp_path / "in/more"
+    for number, folder in folders.items():
+        item = items[SERIES_UID + number]
+        assert array_of(item["mask"]).sum() == 4 * 3 * 2
+        if folder == "around/alone":
+            assert Path(item["image"]) == tmp_path / "in" / folder
+        else:
+            assert item["image"].endswith(f"{SERIES_UID}{number}/image.nii.gz")
+            assert set(np.unique(array_of(item["image"]))) == {-1000, -800}
 
 
 def test_xml_files_may_lie_elsewhere_even_in_an_archive(tmp_path: Path) -> None:
     write_ct(tmp_path / "in")
-    write_xml(tmp_path / "xml/tcia/157", [Session([Outlines(outlined(*BOX))])])
+    write_xml(tmp_path / "xml/tcia/157", GOOD_SESSIONS)
     shutil.make_archive(str(tmp_path / "xml"), "zip", tmp_path / "xml")
     for xml in ("xml", "xml.zip"):
         items = prepared(tmp_path / "in", tmp_path / f"out-{xml}", xml=str(tmp_path / xml))
@@ -389,20 +388,17 @@ def test_xml_and_dicom_objects_of_the_same_readings_give_the_same(tmp_path: Path
     hollow = [*outlined(*other), (3, ring((6, 6), (7, 7)), False)]  # an exclusion of 2 × 2 pixels in one slice
     hollow_mask = box_mask(*other)
     hollow_mask[6:8, 6:8, 3] = False
-    write_ct(tmp_path / "xml")
-    write_xml(tmp_path / "xml", [Session([Outlines(outlined(*BOX))]), Session([Outlines(hollow)])])
-    ct = write_ct(tmp_path / "dicom" / "CT")
+    read_scan(tmp_path / "xml", [*GOOD_SESSIONS, Session([Outlines(hollow)])])
+    ct = write_ct(tmp_path / "dicom" / "CT", patient="P-1")
     write_objects(tmp_path / "dicom" / "objects", ct, [box_mask(*BOX), hollow_mask])
     found = []
     for form in ("xml", "dicom"):
-        output = tmp_path / f"out-{form}"
-        item = prepared(tmp_path / form, output)[SERIES_UID]
-        masks = array_of(item.pop("mask")), array_of(output / item["nodules"][0]["reader_masks"])
-        found.append(([mask.tolist() for mask in masks], {k: v for k, v in item.items() if k != "image"}))
-        assert left_out(output) == []
+        item = prepared(tmp_path / form, tmp_path / f"out-{form}", strict=True)[SERIES_UID]
+        masks = array_of(item.pop("mask")), array_of(tmp_path / f"out-{form}" / item["nodules"][0]["reader_masks"])
+        found.append(([mask.tolist() for mask in masks], item | {"image": ""}))
     assert found[0] == found[1]
-    assert {name: found[1][1]["nodules"][0][name] for name in RATINGS} == GOOD_RATINGS
     assert np.array_equal(np.array(found[0][0][0], dtype=bool), box_mask(*BOX) | hollow_mask)
+    assert found[1][1]["nodules"][0].items() >= GOOD_RATINGS.items()
 
 
 def test_xml_counts_more_than_dicom_objects_of_the_same_series(tmp_path: Path) -> None:
@@ -431,20 +427,10 @@ def test_segments_that_are_no_nodules_are_told(tmp_path: Path) -> None:
     write_objects(tmp_path / "in/objects", write_ct(tmp_path / "in/CT"), [box_mask(*BOX)], nodule=False)
     with pytest.raises(LidcError, match="none that can be used"):
         prepared(tmp_path / "in", tmp_path / "out")
-    reasons = ["segmentation without nodules", "series without readings"]
-    assert left_out(tmp_path / "out") == reasons
+    assert reasons(tmp_path / "out") == {"segmentation without nodules": 1, "series without readings": 1}
 
 
 # --- bad downloads ----------------------------------------------------------------------------------------------------
-
-
-def drawn(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[Session]:
-    """One reader's outlines of a box."""
-    return [Session([Outlines(outlined(first, last))])]
-
-
-GOOD_SESSIONS = drawn(*BOX)
-OTHER_CT = {"series_uid": OTHER_UID, "patient": "P-9"}
 
 
 def file(folder: Path, name: str, content: bytes) -> None:
@@ -452,76 +438,59 @@ def file(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
 
 
-no_xml = partial(write_ct, **OTHER_CT)
-no_series = partial(write_xml, sessions=GOOD_SESSIONS, series_uid=OTHER_UID)
-radiograph = partial(write_ct, **OTHER_CT, Modality="DX")
+other_scan = partial(read_scan, uid=OTHER_UID, patient="P-9")
 radiograph_xml = partial(file, name="x.xml", content=b'<IdriReadMessage xmlns="http://www.nih.gov/idri"/>')
 damaged_xml = partial(file, name="x.xml", content=GOOD[:200].encode())
 damaged_dicom = partial(file, name="x.dcm", content=b"\0" * 128 + b"DICM" + b"\1" * 50)
+other_xml = partial(write_xml, sessions=GOOD_SESSIONS, name="second.xml", series_uid=OTHER_UID)
 
 
-def damaged_beside(folder: Path) -> None:
-    damaged_dicom(folder)
-    with_xml(folder)
-
-
-def with_xml(
-    folder: Path, sessions: list[Session] | None = None, missing: tuple[int, ...] = (), **options: Any
-) -> None:
-    write_ct(folder, series_uid=OTHER_UID, patient="P-9", missing=missing)
-    write_xml(folder, sessions or GOOD_SESSIONS, series_uid=OTHER_UID, **options)
-
-
-def contradiction(folder: Path) -> None:
-    with_xml(folder)
-    write_xml(folder, [Session()], "second.xml", series_uid=OTHER_UID)
-
-
-BAD: list[tuple[Callable[[Path], None], str, str]] = [
-    (no_xml, "series without readings", OTHER_UID),
-    (no_series, "XML without series", OTHER_UID),
-    (radiograph, "wrong modality: DX instead of CT", OTHER_UID),
-    (radiograph_xml, "wrong modality: XML of a radiograph", "x.xml"),
-    (damaged_xml, "damaged or foreign XML", "copy it again"),
-    (damaged_dicom, "damaged DICOM file", "x.dcm"),
-    (damaged_beside, "unusable scan", "x.dcm"),
-    (partial(with_xml, sessions=drawn((21, 5, 2), (23, 7, 2))), "readings do not fit the scan", "column 24, row 4"),
-    (partial(with_xml, missing=(5,)), "unusable scan", "slices are missing"),
-    (
-        partial(with_xml, sessions=drawn((6, 5, 6), (9, 7, 7)), missing=(7,)),
-        "readings do not fit the scan",
-        "slices are missing",
-    ),
-    (partial(with_xml, z_shift_mm=1.0), "readings do not fit the scan", "z = -35 mm"),
-    (contradiction, "several XML that differ", "second.xml"),
-]
-
-
-@pytest.mark.parametrize(("make", "reason", "detail"), BAD)
+@pytest.mark.parametrize(
+    ("makers", "reason", "detail"),
+    [
+        ([partial(write_ct, series_uid=OTHER_UID)], "series without readings", OTHER_UID),
+        ([other_xml], "XML without series", OTHER_UID),
+        ([partial(write_ct, series_uid=OTHER_UID, Modality="DX")], "wrong modality: DX instead of CT", OTHER_UID),
+        ([radiograph_xml], "wrong modality: XML of a radiograph", "x.xml"),
+        ([damaged_xml], "damaged or foreign XML", "copy it again"),
+        ([damaged_dicom], "damaged DICOM file", "x.dcm"),
+        ([damaged_dicom, other_scan], "unusable scan", "x.dcm"),
+        (
+            [partial(other_scan, sessions=drawn((21, 5, 2), (23, 7, 2)))],
+            "readings do not fit the scan",
+            "column 24, row 4",
+        ),
+        ([partial(other_scan, missing=(5,))], "unusable scan", "slices are missing"),
+        (
+            [partial(other_scan, sessions=drawn((6, 5, 6), (9, 7, 7)), missing=(7,))],
+            "readings do not fit the scan",
+            "slices are missing",
+        ),
+        (
+            [partial(write_ct, series_uid=OTHER_UID), partial(other_xml, z_shift_mm=1.0)],
+            "readings do not fit the scan",
+            "z = -35 mm",
+        ),
+        ([other_scan, partial(other_xml, sessions=[Session()])], "several XML that differ", "second.xml"),
+    ],
+)
 def test_what_cannot_be_used_is_left_out_with_its_reason_and_an_error_when_strict(
-    make: Callable[[Path], None], reason: str, detail: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    makers: Iterable[Callable[[Path], object]],
+    reason: str,
+    detail: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
-    make(tmp_path / "in/bad")
+    for make in makers:
+        make(tmp_path / "in/bad")
     with pytest.raises(PrepareError, match=f"(?s)--strict.*{reason}"):
         prepared(tmp_path / "in", tmp_path / "strict", strict=True)
     assert contents(tmp_path / "strict") == {}
-    write_ct(tmp_path / "in/good")
-    write_xml(tmp_path / "in/good", GOOD_SESSIONS)
+    read_scan(tmp_path / "in/good")
     assert set(prepared(tmp_path / "in", tmp_path / "out")) == {SERIES_UID}
-    assert left_out(tmp_path / "out") == [reason]
-    assert detail in (tmp_path / "out" / LEFT_OUT_FILE).read_text(encoding="utf-8")
+    assert reasons(tmp_path / "out") == {reason: 1}
+    assert detail in (tmp_path / "out/left_out.csv").read_text(encoding="utf-8")
     assert f"1 × {reason}" in caplog.text
-
-
-def test_two_series_of_one_patient_and_copies_of_an_xml_are_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    write_xml(tiny(tmp_path / "in") / "copy", [Session()] * 4, series_uid=SERIES_UID + "2")
-    assert set(prepared(tmp_path / "in", tmp_path / "out", strict=True)) == {SERIES_UID + n for n in "012"}
-    assert left_out(tmp_path / "out") == []
-    assert "patients with several series, all in the same fold: 1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -556,7 +525,7 @@ def test_only_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("scripts.prepare.lidc.command.write_scan", made)
     prepared(source, tmp_path / "out")
     assert (made.call_count, contents(tmp_path / "out")) == (0, expected)
-    write_xml(source / "P-1/study-a/3", GOOD_SESSIONS, series_uid=SERIES_UID + "0")
+    write_xml(source / "P-1/study-0/3", GOOD_SESSIONS, f"{SERIES_UID}0.xml", series_uid=SERIES_UID + "0")
     items = prepared(source, tmp_path / "out")
     assert [call.args[0].name for call in made.call_args_list] == [SERIES_UID + "0"]
     assert items[SERIES_UID + "0"]["nodules"][0]["readers"] == 1
@@ -565,14 +534,13 @@ def test_only_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.Mon
 # --- pictures and counts ----------------------------------------------------------------------------------------------
 
 
-def test_a_prepared_nodule_is_drawn(tmp_path: Path) -> None:
-    mask = prepared(tiny(tmp_path / "in"), tmp_path / "out")[SERIES_UID + "0"]["mask"]
-    lidc_picture(str(tmp_path / "out"), str(tmp_path / "a.png"), reference=mask)
-    assert (tmp_path / "a.png").stat().st_size > 1000
-    with pytest.raises(LidcError, match="mask value 5"):
-        lidc_picture(str(tmp_path / "out"), str(tmp_path / "a.png"), nodule=5)
-    with pytest.raises(LidcError, match="run the command lidc first"):
-        lidc_picture(str(tmp_path / "in"), str(tmp_path / "a.png"))
+def test_a_prepared_nodule_is_drawn(items: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    mask, picture = items[SERIES_UID + "0"]["mask"], tmp_path / "a.png"
+    lidc_picture(str(Path(mask).parents[2]), str(picture), reference=mask)
+    assert picture.stat().st_size > 1000
+    for folder, message in ((Path(mask).parents[2], "mask value 5"), (tmp_path, "run the command lidc first")):
+        with pytest.raises(LidcError, match=message):
+            lidc_picture(str(folder), str(picture), nodule=5)
 
 
 def test_counts_of_xml_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -581,8 +549,8 @@ def test_counts_of_xml_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         write_xml(tmp_path, [*GOOD_SESSIONS, Session(others=[(1, 1, 1)])], name)
     radiograph_xml(tmp_path / "more")
     lidc_xml(str(tmp_path))
-    for words in ("3 XML files: 2 of CT, 1 of radiographs", "1 CT series; 1 further", "1 readings", "1 marks of non-"):
-        assert words in caplog.text
+    words = ["3 XML files: 2 of CT, 1 of radiographs", "1 CT series; 1 further", "1 readings", "1 marks of non-"]
+    assert [one for one in words if one not in caplog.text] == []
     damaged_xml(tmp_path / "damaged")
     with pytest.raises(LidcError, match=r"x\.xml"):
         lidc_xml(str(tmp_path))

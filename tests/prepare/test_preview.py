@@ -23,8 +23,7 @@ from scripts.report.html.pictures import outline_lines, outline_path
 from tests.real_data import real
 
 SHAPE = (100, 90, 60)
-AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
-AFFINE[:3, 3] = (-150.0, -120.0, 20.0)
+AFFINE = np.array([[3.0, 0, 0, -150], [0, 3.0, 0, -120], [0, 0, 3.0, 20], [0, 0, 0, 1.0]])
 NODULE_VOXEL, DIAMETER_MM = (30, 40, 30), 18.0
 
 
@@ -179,20 +178,14 @@ def test_bad_input_is_refused(
     assert not (data / "page.png").exists()
 
 
-def test_a_page_without_masks_says_so(data: Path) -> None:
+def test_a_page_says_that_masks_are_missing_and_draws_a_box_as_long_as_it_is_along_each_axis(data: Path) -> None:
     (sight,) = look_at({"name": "a" * 40, "image": str(data / "scan.nii.gz"), **rows(NODULE_VOXEL)}, [0])
-    page = draw_page([sight], "title")
+    page = draw_page([replace(sight, size_lps_mm=(10.0, 20.0, 30.0))], "title")
     assert page.get_suptitle() == "title"
-    assert page.axes[0].get_title(loc="left") == f"…{'a' * 29}  #1  18.0 mm\nno mask"
+    assert page.axes[0].get_title(loc="left") == f"…{'a' * 29}  #1  20.0 mm\nno mask"
     assert sight.pictures[0].width_mm == preview.FIELD_OF_VIEW_MM
-
-
-def test_a_box_is_drawn_as_long_as_it_is_along_each_axis(data: Path) -> None:
-    (sight,) = look_at({"name": "a", "image": str(data / "scan.nii.gz"), **rows(NODULE_VOXEL)}, [0])
-    axial, coronal = draw_page([replace(sight, size_lps_mm=(10.0, 20.0, 30.0))], "title").axes[:2]
-    for axes, along in ((axial, (10.0, 20.0)), (coronal, (10.0, 30.0))):  # x and y; x and z
-        (box,) = axes.patches
-        assert (box.get_width(), box.get_height()) == along
+    boxes = [box for axes in page.axes[:2] for box in axes.patches]
+    assert [(box.get_width(), box.get_height()) for box in boxes] == [(10.0, 20.0), (10.0, 30.0)]  # x and y; x and z
 
 
 # --- real nodules -----------------------------------------------------------------------------------------------------
