@@ -7,8 +7,10 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -24,6 +26,7 @@ from tests.real_data import real
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+PRINTED = re.findall(r"^```text\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL)
 
 Evaluate = Callable[..., dict[str, Any]]
 
@@ -36,24 +39,26 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def arguments(folder: Path, *more: str, results: Sequence[str] = ("results.csv",), resamples: int = 10) -> list[str]:
-    return [
-        *("luna16", "--results", *(str(folder / name) for name in results)),
-        *("--annotations", str(folder / "annotations.csv"), "--series_uids", str(folder / "seriesuids.csv")),
-        *("--excluded", str(folder / "annotations_excluded.csv"), "--output_dir", str(folder / "out")),
-        *("--resamples", str(resamples), *more),
-    ]
+def arguments(folder: Path, *more: str, results: Sequence[str] = ("results.csv",), **changes: Any) -> list[str]:
+    """Of the command on the tables of a folder; an option that is ``None`` is left out."""
+    tables = {"annotations": "annotations.csv", "series_uids": "seriesuids.csv", "excluded": "annotations_excluded.csv"}
+    options = {option: folder / name for option, name in tables.items()}
+    options |= {"output_dir": folder / "out", "resamples": 10, **changes}
+    words = [(f"--{option}", str(value)) for option, value in options.items() if value is not None]
+    return ["luna16", "--results", *(str(folder / name) for name in results), *chain(*words), *more]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "froc.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 @pytest.fixture
 def evaluate(files: Path) -> Evaluate:
     """Run the command on the example's tables, and read what it has written."""
 
-    def run(*more: str, results: Sequence[str] = ("results.csv",)) -> dict[str, Any]:
-        assert main(arguments(files, *more, results=results)) == 0
-        record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
-        assert isinstance(record, dict)
-        return record
+    def run(*more: str, **changes: Any) -> dict[str, Any]:
+        assert main(arguments(files, *more, **changes)) == 0
+        return record_of(files / "out")
 
     return run
 
@@ -64,47 +69,43 @@ def evaluate(files: Path) -> Evaluate:
 def test_the_readings_are_those_of_the_challenge(tmp_path: Path) -> None:
     lists = real("luna16")
     expected = json.loads((lists / "froc_cases/expected.json").read_text(encoding="utf-8"))
-    cases = [str(lists / f"froc_cases/{name}.csv") for name in expected]
-    tables = {"annotations": "annotations", "excluded": "annotations_excluded", "series_uids": "seriesuids"}
-    options = [part for option, name in tables.items() for part in (f"--{option}", str(lists / f"{name}.csv"))]
+    cases = [f"froc_cases/{name}.csv" for name in expected]
     began = time.process_time()
-    assert main(["luna16", "--results", *cases, *options, "--output_dir", str(tmp_path)]) == 0
+    assert main(arguments(lists, results=cases, output_dir=tmp_path, resamples=None)) == 0
     assert time.process_time() - began < 10.0 * len(cases)
-    record = json.loads((tmp_path / "froc.json").read_text(encoding="utf-8"))
+    record = record_of(tmp_path)
     assert list(record) == list(expected)
     for name, wanted in expected.items():
-        counts = {key for key in wanted if key not in ("sensitivity_at", "cpm")}
-        assert {key: record[name][key] for key in counts} == {key: wanted[key] for key in counts}
-        assert record[name]["sensitivity_at"] == pytest.approx(wanted["sensitivity_at"], abs=1e-6)
-        assert record[name]["cpm"] == pytest.approx(wanted["cpm"], abs=1e-6)
         low, high = record[name]["interval"]["cpm"]
         assert low < record[name]["cpm"] < high
+        for reading in ("sensitivity_at", "cpm"):
+            assert record[name].pop(reading) == pytest.approx(wanted.pop(reading), abs=1e-6)
+        assert {count: record[name][count] for count in wanted} == wanted
 
 
 # --- the docs ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_docs(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(files, resamples=0)) == 0
-    record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]
+def test_the_example_of_the_docs(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    record = evaluate(resamples=0)["results"]
     assert record["cpm"] == pytest.approx(13 / 21)
-    assert record["interval"] is None  # without resamples
     assert list(record["sensitivity_at"].values()) == pytest.approx([1 / 3, *[2 / 3] * 6])
-    counts = {"true_positives": 2, "false_negatives": 1, "false_positives": 3, "nodules": 3, "scans": 4}
-    counts |= {"ignored_on_excluded": 1, "ignored_double": 1, "candidates_scored": 7}
-    counts |= {"scans_without_candidates": 1, "candidates_of_unknown_scans": 1, "candidates_over_limit": 0}
-    assert {key: record[key] for key in counts} == counts
-    assert record["listed"] == {"scans_without_candidates": ["d"], "candidates_of_unknown_scans": {"e": 1}}
-    documented = re.findall(r"^```text\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL)[0]
-    assert capsys.readouterr().out == documented
+    expected = {
+        **{"true_positives": 2, "false_negatives": 1, "false_positives": 3, "nodules": 3, "scans": 4},
+        **{"ignored_on_excluded": 1, "ignored_double": 1, "candidates_scored": 7},
+        **{"scans_without_candidates": 1, "candidates_of_unknown_scans": 1, "candidates_over_limit": 0},
+        "listed": {"scans_without_candidates": ["d"], "candidates_of_unknown_scans": {"e": 1}},
+        "interval": None,  # without resamples
+    }
+    assert {key: record[key] for key in expected} == expected
+    assert capsys.readouterr().out == PRINTED[0]
 
 
 def test_the_picture_of_the_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands as the docs give them, elsewhere; the table below them is what they print."""
     for line in re.findall(r"^python -m scripts\.evaluate (.*outputs/example.*)$", DOCS, flags=re.MULTILINE):
         assert main(line.replace("outputs/example", str(tmp_path)).split()) == 0
-    documented = re.findall(r"^```text\n(.*?)```$", DOCS, flags=re.MULTILINE | re.DOTALL)[1]
-    assert capsys.readouterr().out == documented
+    assert capsys.readouterr().out == PRINTED[1]
     drawn, shown = (matplotlib.image.imread(p) for p in (tmp_path / "scores/froc.png", ROOT / "docs/images/froc.png"))
     assert drawn.shape == shown.shape
 
@@ -116,20 +117,16 @@ def test_several_systems_in_any_spelling_of_a_list(files: Path, evaluate: Evalua
     rows = (files / "results.csv").read_text(encoding="utf-8").splitlines()
     (files / "other.csv").write_text("\n".join([rows[0], *rows[3:]]), encoding="utf-8")
     record = evaluate(results=("results.csv", "other.csv"))
-    assert list(record) == ["results", "other"]
-    assert record["other"]["true_positives"] == 1
+    assert {name: system["true_positives"] for name, system in record.items()} == {"results": 2, "other": 1}
     assert evaluate("--results", str(files / "other.csv")) == record
     both = f"['{files / 'results.csv'}', '{files / 'other.csv'}']"
     assert main(["luna16", "--results", both, *arguments(files)[3:]]) == 0
-    assert json.loads((files / "out/froc.json").read_text(encoding="utf-8")) == record
-    curves = [row for _, row in read_csv(files / "out/froc.csv")]
-    points = [
-        (float(r["false_positives_per_scan"]), float(r["sensitivity"])) for r in curves if r["system"] == "results"
-    ]
-    np.testing.assert_allclose(
-        points, [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)], atol=1e-8
-    )
-    assert [r["threshold"] for r in curves[:3]] == ["", "0.9", "0.8"]
+    assert record_of(files / "out") == record
+    curve = [row for _, row in read_csv(files / "out/froc.csv") if row["system"] == "results"]
+    points = [(float(row["false_positives_per_scan"]), float(row["sensitivity"])) for row in curve]
+    expected = [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)]
+    np.testing.assert_allclose(points, expected, atol=1e-8)
+    assert [row["threshold"] for row in curve[:3]] == ["", "0.9", "0.8"]
     assert not list((files / "out").glob("*partial*"))
 
 
@@ -203,26 +200,26 @@ def fold_csv(files: Path) -> list[str]:
 
 
 def fold_datalists(files: Path) -> list[str]:
-    for n, (ours, theirs) in enumerate((("ad", "bc"), ("bc", "ad"))):
-        items = [
-            [
-                {"image": f"sub.set/{uid}{ending}", "box": []} | ({"name": uid, "image": "dicom"} if n else {})
-                for uid in part
-            ]
-            for part, ending in ((ours, ".nii.gz"), (theirs, ".mhd"))
-        ]
-        (files / f"fold{n}.json").write_text(
-            json.dumps({"validation": items[0], "training": items[1]}), encoding="utf-8"
-        )
+    """The scans of the first are told by their files, those of the second by their names."""
+    first = {
+        "validation": [{"image": f"sub.set/{uid}.nii.gz", "box": []} for uid in "ad"],
+        "training": [{"image": f"sub.set/{uid}.mhd", "box": []} for uid in "bc"],
+    }
+    second = {
+        "validation": [{"image": "dicom", "box": [], "name": uid} for uid in "bc"],
+        "training": [{"image": "dicom", "box": [], "name": uid} for uid in "ad"],
+    }
+    for n, lists in enumerate((first, second)):
+        (files / f"fold{n}.json").write_text(json.dumps(lists), encoding="utf-8")
     return [str(files / "fold0.json"), str(files / "fold1.json")]
 
 
 def fold_folder(files: Path) -> list[str]:
-    for n, part in enumerate(("ad", "bc")):
-        (files / f"scans/subset{n}").mkdir(parents=True)
-        for uid in part:
-            (files / f"scans/subset{n}/{uid}.mhd").touch()
-            (files / f"scans/subset{n}/{uid}.raw").touch()
+    for name in ("subset0/a", "subset0/d", "subset1/b", "subset1/c"):
+        for ending in (".mhd", ".raw"):
+            path = files / "scans" / f"{name}{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     return [str(files / "scans")]
 
 
@@ -232,13 +229,12 @@ def test_each_fold_and_all_together(
 ) -> None:
     whole = evaluate()["results"]
     record = evaluate("--folds", *form(files))["results"]
-    first, second = record.pop("folds").values()
+    folds = record.pop("folds")
     assert record == whole
     counts = ("scans", "nodules", "true_positives", "false_positives", "scans_without_candidates")
-    assert [first[c] for c in counts] == [2, 2, 2, 1, 1]
-    assert [second[c] for c in counts] == [2, 1, 0, 2, 0]
-    assert (first["cpm"], second["cpm"]) == (1.0, 0.0)  # both found before the false one
-    assert first["candidates_of_unknown_scans"] == 0
+    read = [[fold[name] for name in (*counts, "candidates_of_unknown_scans", "cpm")] for fold in folds.values()]
+    # In the first both nodules are found before the false finding.
+    assert read == [[2, 2, 2, 1, 1, 0, 1.0], [2, 1, 0, 2, 0, 0, 0.0]]
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4
 
 
@@ -247,8 +243,8 @@ def test_scans_that_folds_and_list_do_not_share_are_counted(
 ) -> None:
     (files / "folds.csv").write_text("seriesuid,fold\na,0\nx,0\nb,1\n", encoding="utf-8")
     record = evaluate("--folds", str(files / "folds.csv"))["results"]
-    assert record["scans"] == 4
-    assert {name: fold["scans"] for name, fold in record["folds"].items()} == {"0": 1, "1": 1}
+    scans = {name: one["scans"] for name, one in {"all": record, **record["folds"]}.items()}
+    assert scans == {"all": 4, "0": 1, "1": 1}
     assert "1 series of the folds are not in" in caplog.text
     assert "2 scans of" in caplog.text
 
@@ -264,32 +260,19 @@ def test_scans_that_folds_and_list_do_not_share_are_counted(
         ("f.json", "[", "a datalist with a list 'validation'"),
         ("f.json", '{"validation": [3]}', "a datalist with a list 'validation'"),
         ("f.json", '{"validation": []}', "expected scans in every fold, got none in f; give --folds a CSV"),
+        ("folder", None, "expected scans in every fold, got none in subset"),
+        ("folder/subset", None, "expected scans in every fold, got none in it"),
+        ("none.json", None, "none.json: expected a datalist"),
+        ("none.csv", None, "none.csv: expected a readable CSV file"),
     ],
 )
 def test_folds_that_cannot_be_used(
-    name: str, text: str, message: str, files: Path, caplog: pytest.LogCaptureFixture
+    name: str, text: str | None, message: str, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (files / name).write_text(text, encoding="utf-8")
+    (files / "folder/subset").mkdir(parents=True)
+    if text is not None:
+        (files / name).write_text(text, encoding="utf-8")
     assert main(arguments(files, "--folds", str(files / name))) == 1
-    assert message in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("subset", "expected scans in every fold, got none in subset"),
-        ("", "expected scans in every fold, got none in it"),
-        ("none.json", "none.json: expected a datalist"),
-        ("none.csv", "none.csv: expected a readable CSV file"),
-    ],
-)
-def test_folds_that_are_not_there(name: str, message: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = files / "empty"
-    folder.mkdir()
-    if name == "subset":
-        (folder / name).mkdir()
-    path = folder if name in ("", "subset") else folder / name
-    assert main(arguments(files, "--folds", str(path))) == 1
     assert message in caplog.text
 
 
@@ -339,62 +322,57 @@ def test_a_table_that_cannot_be_used_is_refused_and_former_scores_stay(
     assert {p.name: p.read_bytes() for p in (files / "out").iterdir()} == before
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", ",".join(LUNA16_COLUMNS) + "\n"])
-def test_no_candidates_is_0_and_said(
-    text: str, files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
-) -> None:
-    (files / "results.csv").write_text(text, encoding="utf-8")
-    record = evaluate()["results"]
-    assert record["cpm"] == 0.0
-    assert set(record["sensitivity_at"].values()) == {0.0}
-    assert (record["false_negatives"], record["scans_without_candidates"]) == (3, 4)
-    assert "no candidates, so every sensitivity and the CPM are 0" in caplog.text
-
-
-def test_no_nodules_is_undefined_and_said(
-    files: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (files / "annotations.csv").write_text(",".join(FINDING_COLUMNS) + "\n", encoding="utf-8")
-    record = evaluate("--folds", *fold_csv(files))["results"]
-    assert record["cpm"] is None
-    assert set(record["sensitivity_at"].values()) == {None}
-    assert "undefined" in record["note"]
-    assert record["false_positives"] == 6
-    assert "undefined" in capsys.readouterr().out
-    assert "there is no nodule to find" in caplog.text
-
-
-def test_without_excluded_findings_their_candidates_are_false_and_it_is_said(
-    files: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain = arguments(files)
-    place = plain.index("--excluded")
-    assert main(plain[:place] + plain[place + 2 :]) == 0
-    record = json.loads((files / "out/froc.json").read_text(encoding="utf-8"))["results"]
-    assert (record["false_positives"], record["ignored_on_excluded"]) == (4, 0)
-    assert "no --excluded" in caplog.text
-
-
-def test_an_output_that_cannot_be_written_is_refused(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (files / "out").write_text("in the way", encoding="utf-8")
-    assert main(arguments(files)) == 1
-    assert "expected a folder that can be written to" in caplog.text
+NOTHING_FOUND = {"cpm": 0.0, "sensitivities": {0.0}, "false_negatives": 3, "scans_without_candidates": 4}
+NOTHING_TO_FIND = {"cpm": None, "sensitivities": {None}, "false_positives": 6}
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("edit", "changes", "expected", "said", "printed"),
     [
-        (["--pool", "--results", "{files}/results.csv"], "--pool: expected every series in one results file, got"),
-        (["--resamples", "-1"], "whole numbers of at least 0, got -1"),
+        *(
+            (edited("results", lambda _, text=text: text), {}, NOTHING_FOUND, "every sensitivity and the CPM are 0", "")
+            for text in ("", "\n\n", ",".join(LUNA16_COLUMNS) + "\n")
+        ),
+        (
+            edited("annotations", lambda _: ",".join(FINDING_COLUMNS) + "\n"),
+            *({}, NOTHING_TO_FIND, "there is no nodule to find", "undefined"),
+        ),
+        # Candidates on excluded findings are false without them.
+        (lambda files: None, {"excluded": None}, {"false_positives": 4, "ignored_on_excluded": 0}, "no --excluded", ""),
+    ],
+)
+def test_no_candidates_no_nodules_and_no_excluded_findings_are_scored_and_said(
+    edit: Edit,
+    changes: dict[str, Any],
+    expected: dict[str, Any],
+    said: str,
+    printed: str,
+    files: Path,
+    evaluate: Evaluate,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edit(files)
+    record = evaluate("--folds", *fold_csv(files), **changes)["results"]
+    record["sensitivities"] = set(record["sensitivity_at"].values())
+    assert {key: record[key] for key in expected} == expected
+    assert ("undefined" in record.get("note", "")) == bool(printed)
+    assert said in caplog.text
+    assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "message"),
+    [
+        ("--pool --results {files}/results.csv", {}, "--pool: expected every series in one results file, got"),
+        ("", {"resamples": -1}, "whole numbers of at least 0, got -1"),
+        ("--output_dir {files}/results.csv", {"output_dir": None}, "expected a folder that can be written to"),
     ],
 )
 def test_options_that_cannot_be_followed_are_refused(
-    more: list[str], message: str, files: Path, caplog: pytest.LogCaptureFixture
+    more: str, changes: dict[str, Any], message: str, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = arguments(files, *(word.format(files=files) for word in more))
-    if "--resamples" in more:
-        del words[words.index("--resamples") : words.index("--resamples") + 2]
-    assert main(words) == 1
+    assert main(arguments(files, *more.format(files=files).split(), **changes)) == 1
     assert message in caplog.text
 
 
@@ -423,24 +401,20 @@ def test_a_wrong_cross_validation_is_refused_before_it_starts(
 def test_a_fold_that_fails_ends_the_cross_validation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[list[str]] = []
-
-    def fails_at_the_third(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        calls.append(words)
-        return subprocess.CompletedProcess(words, int(len(calls) == 3))
-
-    monkeypatch.setattr(subprocess, "run", fails_at_the_third)
-    lists = [tmp_path / f"fold{n}.json" for n in range(2)]
+    run = Mock(side_effect=[subprocess.CompletedProcess([], status) for status in (0, 0, 1)])
+    monkeypatch.setattr(subprocess, "run", run)
+    lists = [str(tmp_path / f"fold{n}.json") for n in range(2)]
     for path in lists:
-        path.write_text("{}")
+        Path(path).write_text("{}")
     options = ["--output_dir", str(tmp_path / "out"), "--settings", "max_epochs=3"]
-    assert main(["cross_validate", "--datalists", *map(str, lists), *options]) == 1
+    assert main(["cross_validate", "--datalists", *lists, *options]) == 1
     assert f"{lists[1]}: expected the training of this fold to succeed, got exit status 1" in caplog.text
-    assert [words[4] for words in calls] == ["training", "evaluating", "training"]
-    for words in calls:
+    commands = [call.args[0] for call in run.call_args_list]
+    assert [words[4] for words in commands] == ["training", "evaluating", "training"]
+    for words in commands:
         named = dict(zip(words[5::2], words[6::2], strict=True))
         assert named["--max_epochs"] == "3"
-        assert named["--datalists"] in (str([str(path)]) for path in lists)
+        assert named["--datalists"] in (str([path]) for path in lists)
 
 
 # --- in the graph -----------------------------------------------------------------------------------------------------
@@ -452,21 +426,17 @@ def test_what_the_graph_scored_gives_the_same_numbers_again(tmp_path: Path) -> N
     for n in range(20):
         centres = rng.uniform(-100, 100, (n % 4, 3))
         kinds = np.arange(n % 4) < 2
-        found = [Detection(tuple((c + rng.normal(0, 2, 3)).tolist()), 5.0, float(rng.random())) for c in centres]
-        found += [Detection(tuple(rng.uniform(-100, 100, 3).tolist()), 5.0, float(rng.random())) for _ in range(n % 3)]
-        metric.update([ScoredScan(tuple(found), ScanTruth(centres, rng.uniform(4, 20, n % 4), kinds, f"scan {n}"))])
+        places = [*(centre + rng.normal(0, 2, 3) for centre in centres), *rng.uniform(-100, 100, (n % 3, 3))]
+        found = tuple(Detection(tuple(place.tolist()), 5.0, float(rng.random())) for place in places)
+        metric.update([ScoredScan(found, ScanTruth(centres, rng.uniform(4, 20, n % 4), kinds, f"scan {n}"))])
+    graph, command = tmp_path / "graph", tmp_path / "command"
     with pytest.raises(ValueError, match="has been computed"):
-        SaveEvaluation(metric, str(tmp_path / "none")).write()
+        SaveEvaluation(metric, str(graph)).write()
     cpm = metric.compute()
-    SaveEvaluation(metric, str(tmp_path / "graph"), resamples=50).write()
-    tables = {"results": "predictions", "annotations": "annotations", "excluded": "annotations_excluded"}
-    tables["series_uids"] = "seriesuids"
-    options = [part for option, name in tables.items() for part in (f"--{option}", str(tmp_path / f"graph/{name}.csv"))]
-    assert main(["luna16", *options, "--output_dir", str(tmp_path / "command"), "--resamples", "50"]) == 0
-    record, again = (
-        json.loads((tmp_path / f"{f}/froc.json").read_text(encoding="utf-8")) for f in ("graph", "command")
-    )
-    assert record == again
-    assert record["predictions"]["cpm"] == pytest.approx(cpm, abs=1e-9)
+    SaveEvaluation(metric, str(graph), resamples=50).write()
+    assert main(arguments(graph, results=["predictions.csv"], output_dir=command, resamples=50)) == 0
+    record = record_of(graph)
+    assert record == record_of(command)
     assert 0.0 < cpm < 1.0
+    assert record["predictions"]["cpm"] == pytest.approx(cpm, abs=1e-9)
     assert record["predictions"]["scans_without_candidates"] > 0

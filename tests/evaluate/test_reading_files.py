@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-READINGS = Path(__file__).resolve().parents[2] / "docs" / "readings"
+from tests.bundle import ROOT
+
+READINGS = ROOT / "docs" / "readings"
 POSITION = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
 KINDS = {"lung", "lesion_in_lung", "consolidation", "trachea", "bowel", "soft_tissue", "outside"}
 NEEDED_KINDS = {"lung", "trachea", "bowel", "soft_tissue", "outside"}  # in every scan
@@ -18,19 +19,14 @@ MIN_POINTS = 40  # in each scan
 
 
 def rows_of(name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a CSV file of readings that has these columns in this order."""
+    """Rows of a CSV file of readings that has these columns in this order, and positions in all rows."""
     with (READINGS / name).open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         assert tuple(reader.fieldnames or ()) == columns
         rows = list(reader)
     assert all(len(row) == len(columns) and None not in row.values() for row in rows)
+    assert all(math.isfinite(float(row[axis])) for row in rows for axis in POSITION)
     return rows
-
-
-def place_of(row: dict[str, str]) -> tuple[str, float, float, float]:
-    """Scan and position, LPS mm."""
-    x, y, z = (float(row[axis]) for axis in POSITION)
-    return row["name"], x, y, z
 
 
 def test_points_of_the_lung_search_are_whole() -> None:
@@ -40,8 +36,7 @@ def test_points_of_the_lung_search_are_whole() -> None:
     assert min(points.values()) >= MIN_POINTS
     assert {row["kind"] for row in rows} <= KINDS
     assert all({row["kind"] for row in rows if row["name"] == name} >= NEEDED_KINDS for name in points)
-    assert all(math.isfinite(value) for row in rows for value in place_of(row)[1:])
-    assert len({place_of(row) for row in rows}) == len(rows)
+    assert len({(row["name"], *(float(row[axis]) for axis in POSITION)) for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +58,5 @@ def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: d
     rows = rows_of(name, ("name", *POSITION, "diameter_mm", "probability", "verdict"))
     assert Counter(row["verdict"] for row in rows) == verdicts
     assert all(float(row["diameter_mm"]) > 0 and least <= float(row["probability"]) <= 1 for row in rows)
-    assert all(math.isfinite(value) for row in rows for value in place_of(row)[1:])
     page = (READINGS / "README.md").read_text(encoding="utf-8")
     assert all(f"`{verdict}` ({count})" in page for verdict, count in verdicts.items())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose
 
 from scripts.core.labels import IGNORED, NODULE
 from scripts.train import RandomCropd
@@ -29,35 +29,27 @@ class FakeScans(CachedScans):
         self.items = items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rows = np.array(self.items[index].get("nodule", []), dtype=np.float32).reshape(-1, 4)
-        label = np.array(self.items[index].get("label", [NODULE] * len(rows)), dtype=np.int64)
+        item = self.items[index]
+        rows = np.array(item.get("nodule", []), dtype=np.float32).reshape(-1, 4)
         image = np.full((30, 31, 32), -800 - index, dtype=np.int16)
-        lung = self.items[index].get("lung", np.ones(image.shape, dtype=np.uint8))
         affine = np.eye(4)
         affine[:3, 3] = ORIGIN_RAS_MM
-        item = {"image": image, "lung": lung, "nodule": rows, "label": label, "affine": affine}
-        return {**item, "mask": np.zeros_like(lung)} if self.items[index].get("mask") else item
+        return {
+            **{"image": image, "lung": item.get("lung", np.ones(image.shape, dtype=np.uint8)), "affine": affine},
+            **{"nodule": rows, "label": np.array(item.get("label", [NODULE] * len(rows)), dtype=np.int64)},
+        }
 
 
-class Keep(Transform):
-    """Passes on what it got."""
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(data)
-
-
-def _crops(items: list[dict[str, Any]], seed: int = 0, nodule_share: float = 0.0) -> CropDataset:
-    crop = RandomCropd(9, jitter=0.3, turns=True, rotate_degrees=15.0, scale=(0.8, 1.25))
-    return _dataset(items, Compose([crop]), seed=seed, nodule_share=nodule_share)
-
-
-def _choices(items: list[dict[str, Any]], nodule_share: float) -> CropDataset:
-    return _dataset(items, Compose([Keep()]), seed=0, nodule_share=nodule_share)
-
-
-def _dataset(items: list[dict[str, Any]], transform: Compose, **settings: Any) -> CropDataset:
+def _crops(items: list[dict[str, Any]], *transforms: Any, seed: int = 0, **shares: float) -> CropDataset:
+    """Without a transform these are whole scans, each with the centre that was chosen for its crop."""
     with mock.patch("scripts.train.dataset.CachedScans", FakeScans):
-        return CropDataset(items, ScanCache(dict, ""), transform, **settings)
+        return CropDataset(
+            items, ScanCache(dict, ""), Compose(transforms), seed=seed, **{"nodule_share": 0.0, **shares}
+        )
+
+
+def _centres(crops: CropDataset, count: int) -> Counter[tuple[float, ...]]:
+    return Counter(tuple(crops[n]["centre"].tolist()) for n in range(count))
 
 
 TWO_SCANS: list[dict[str, Any]] = [{"nodule": [[10, 11, 12, 6], [20, 20, 20, 25]]}, {"nodule": [[15, 15, 15, 8]]}]
@@ -69,54 +61,44 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def test_the_same_index_gives_the_same_crop_in_any_order() -> None:
-    forwards, backwards, other = (_crops(TWO_SCANS, seed=seed, nodule_share=0.5) for seed in (0, 0, 1))
+    crop = RandomCropd(9, jitter=0.3, turns=True, rotate_degrees=15.0, scale=(0.8, 1.25))
+    forwards, backwards, other = (_crops(TWO_SCANS, crop, seed=seed, nodule_share=0.5) for seed in (0, 0, 1))
     first = [forwards[n] for n in range(12)]
     second = [backwards[n] for n in reversed(range(12))][::-1]
-    assert all(_same(a, b) for a, b in zip(first, second, strict=True))
-    assert _same(forwards[3], first[3])
+    np.testing.assert_equal([*second, forwards[3]], [*first, first[3]])
     assert sum(_same(other[n], first[n]) for n in range(12)) < 6  # crops without a nodule may be alike here
     assert len({tuple(item["nodule"].ravel()) for item in first}) > 6  # the crops differ
 
 
 def test_scans_are_drawn_by_their_weight_and_nodules_by_their_size() -> None:
-    crops = _choices([{"weight": 1.0}, {"weight": 0.0}, {"weight": 3.0}, {}], nodule_share=0.0)
+    crops = _crops([{"weight": 1.0}, {"weight": 0.0}, {"weight": 3.0}, {}])
     drawn = np.bincount([-800 - crops[n]["image"][0, 0, 0] for n in range(1000)], minlength=4)
     np.testing.assert_allclose(drawn, [200, 0, 600, 200], atol=50)  # 3 to 4 standard deviations
     assert drawn[1] == 0
     ignored = {"nodule": [[5, 5, 5, 40]], "label": [IGNORED]}  # never a centre
-    around = _choices([*TWO_SCANS, ignored], 1.0)
-    places = [tuple(around[n]["centre"].tolist()) for n in range(900)]
-    counts = [places.count(place) for place in ((10, 11, 12), (20, 20, 20), (15, 15, 15))]
-    assert sum(counts) == 900
-    np.testing.assert_allclose(counts, [194, 512, 194], atol=45)  # weights 1, √7, 1
+    counts = _centres(_crops([*TWO_SCANS, ignored], nodule_share=1.0), 900)
+    # Weights 1, √7, 1.
+    assert counts == pytest.approx({(10, 11, 12): 194, (20, 20, 20): 512, (15, 15, 15): 194}, abs=45)
 
 
-def test_nodule_share_is_the_share_of_crops_around_a_nodule() -> None:
-    crops = _choices([{"nodule": [[15.5, 15.5, 15.5, 8]]}], nodule_share=0.25)
-    around = [bool(np.all(crops[n]["centre"] == 15.5)) for n in range(800)]
-    assert sum(around) == pytest.approx(200, abs=50)
-
-
-def test_false_share_is_the_share_of_crops_around_a_false_finding() -> None:
-    """Also where nodules are; their share is that of the other crops. Positions are LPS mm."""
+def test_shares_are_those_of_crops_around_a_false_finding_and_of_the_others_around_a_nodule() -> None:
+    """Positions of false findings are LPS mm."""
     items = [{"nodule": [[15.5, 15.5, 15.5, 8]]}, {"false_findings": [[6.0, -23.0, 35.0], [5.0, -22.0, 34.0]]}]
-    crops = _dataset(items, Compose([Keep()]), seed=0, nodule_share=1.0, false_share=0.25)
-    places = [tuple(crops[n]["centre"].tolist()) for n in range(800)]
-    counts = [places.count(place) for place in ((4.0, 3.0, 5.0), (5.0, 2.0, 4.0), (15.5, 15.5, 15.5))]
-    assert sum(counts) == 800
-    np.testing.assert_allclose(counts, [100, 100, 600], atol=40)
+    false, nodule = [(4.0, 3.0, 5.0), (5.0, 2.0, 4.0)], (15.5, 15.5, 15.5)
+    both = _centres(_crops(items, nodule_share=1.0, false_share=0.25), 800)
+    assert both == pytest.approx({**dict.fromkeys(false, 100), nodule: 600}, abs=40)
+    assert _centres(_crops(items[:1], nodule_share=0.25), 800)[nodule] == pytest.approx(200, abs=50)
 
 
 @pytest.mark.parametrize("rows", [{}, {"nodule": [[5, 5, 5, 6]], "label": [IGNORED]}], ids=["none", "ignored"])
 def test_without_nodules_every_crop_is_around_parenchyma_in_the_lung(rows: dict[str, Any]) -> None:
     lung = np.zeros((30, 31, 32), dtype=np.uint8)
-    without = _choices([{"lung": lung.copy(), **rows}], nodule_share=1.0)[0]["centre"]
+    without = _crops([{"lung": lung.copy(), **rows}], nodule_share=1.0)[0]["centre"]
     assert np.all((without >= 0) & (without < lung.shape))  # somewhere
     lung[4:12, 6:20, 8:20] = 1
-    crops = _choices([{"lung": lung, **rows}], nodule_share=1.0)
-    centres = [tuple(crops[n]["centre"].tolist()) for n in range(40)]
+    centres = _centres(_crops([{"lung": lung, **rows}], nodule_share=1.0), 40)
     assert all(lung[centre] for centre in centres)  # 200 draws miss it once in ten thousand
-    assert len(set(centres)) > 30
+    assert len(centres) > 30
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.core.labels import IGNORED, NODULE, PADDING
@@ -67,16 +69,16 @@ class Run:
         self,
         path: Path,
         epochs: int,
-        handlers: list[Any] | None = None,
+        handlers: Sequence[Any] = (),
         *,
-        rate: float = 0.05,
         planned: int = 4,
         length: int = ITERATIONS,
+        **settings: float,
     ) -> None:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.2))
         self.average = averaged(self.network, decay=0.9)
-        self.optimizer = optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate)
+        self.optimizer = optimizer = torch.optim.AdamW(self.network.parameters(), **{"lr": 0.05, **settings})
         scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=planned * length)
         self.stream, sampler = Stream(), EpochSampler(2 * length)
         objects = {"network": self.network, "average": self.average, "optimizer": optimizer, "scheduler": scheduler}
@@ -91,97 +93,85 @@ class Run:
                 EpochHandler(sampler),
                 LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
                 WeightAverage(self.average, self.network),
-                *(handlers or []),
+                *handlers,
                 TrainingState(str(path), objects),
             ],
         )
 
-    def weights(self) -> np.ndarray:
-        """All of the network, then of its average."""
-        parameters = [*self.network.parameters(), *self.average.parameters()]
-        return torch.cat([p.detach().flatten() for p in parameters]).numpy().copy()
+    def run(self) -> Run:
+        self.trainer.run()
+        return self
 
-
-class PowerCut:
-    """Ends the program in the middle of an epoch."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def attach(self, engine: Engine) -> None:
+    def run_until_a_power_cut(self, iteration: int) -> Run:
         def cut(_: Engine) -> None:
             raise KeyboardInterrupt
 
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), cut)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), cut)
+        with pytest.raises(KeyboardInterrupt):
+            self.trainer.run()
+        return self
+
+    def weights(self) -> np.ndarray:
+        """All of the network, then of its average."""
+        return _weights(self.network, self.average)
+
+
+def _weights(*networks: torch.nn.Module) -> np.ndarray:
+    return torch.cat([parameters_to_vector(network.parameters()) for network in networks]).detach().numpy()
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = Run(tmp_path / "whole.pt", 4)
-    whole.trainer.run()
-    killed = Run(tmp_path / "run" / "state.pt", 4, [PowerCut(2 * ITERATIONS + 2)])
-    with pytest.raises(KeyboardInterrupt):
-        killed.trainer.run()
+    whole = Run(tmp_path / "whole.pt", 4).run()
+    killed = Run(tmp_path / "run" / "state.pt", 4).run_until_a_power_cut(2 * ITERATIONS + 2)
     resumed = Run(tmp_path / "run" / "state.pt", 4)
     assert (resumed.trainer.state.epoch, resumed.trainer.state.iteration) == (2, 2 * ITERATIONS)
-    resumed.trainer.run()
+    resumed.run()
     np.testing.assert_array_equal(resumed.weights(), whole.weights())
     assert not np.allclose(resumed.weights(), killed.weights())
     assert whole.stream.seen == list(range(8 * ITERATIONS))
-    assert int(resumed.average.n_averaged) == int(whole.average.n_averaged) == 4 * ITERATIONS
     assert resumed.stream.seen == list(range(4 * ITERATIONS, 8 * ITERATIONS))
-    assert resumed.trainer.state.iteration == 4 * ITERATIONS
+    steps = [int(resumed.average.n_averaged), int(whole.average.n_averaged), resumed.trainer.state.iteration]
+    assert steps == [4 * ITERATIONS] * 3
 
 
 def test_a_complete_training_ends_at_once_and_goes_on_when_it_gets_more_epochs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "state.pt"
-    first = Run(path, 2)
-    first.trainer.run()
-    again = Run(path, 2)
-    with caplog.at_level(logging.INFO):
-        again.trainer.run()
+    first, again = Run(path, 2).run(), Run(path, 2).run()
     assert f"{path}: this training is complete after epoch 2; raise max_epochs to continue" in caplog.text
     assert again.stream.seen == []
     np.testing.assert_array_equal(again.weights(), first.weights())
-    longer = Run(path, 4)
-    longer.trainer.run()
-    whole = Run(tmp_path / "whole.pt", 4)  # seeds the random generators
-    whole.trainer.run()
+    longer, whole = Run(path, 4).run(), Run(tmp_path / "whole.pt", 4).run()
     np.testing.assert_array_equal(longer.weights(), whole.weights())
 
 
-def test_state_is_plain_data_written_whole(tmp_path: Path) -> None:
-    run = Run(tmp_path / "state.pt", 1)
-    run.trainer.run()
-    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]  # no partial file stays
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert set(state) == {"network", "average", "optimizer", "scheduler", "progress", "random"}
-    progress = {"epoch": 1, "iteration": ITERATIONS, "best_validation": None, "stale_validations": None}
-    assert state["progress"] == progress
-
-
-def test_an_interrupted_write_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path / "state.pt", 1)
-    run.trainer.run()
-
+def test_state_is_plain_data_and_an_interrupted_write_keeps_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def half(_: Any, path: Path) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    resumed = Run(tmp_path / "state.pt", 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", half)
-        with pytest.raises(OSError, match="disk full"):
-            resumed.trainer.run()
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["epoch"] == 1
+    path = tmp_path / "state.pt"
+    Run(path, 1).run()
+    assert list(tmp_path.iterdir()) == [path]  # no partial file stays
+    state = torch.load(path, weights_only=True)
+    assert set(state) == {"network", "average", "optimizer", "scheduler", "progress", "random"}
+    progress = {"epoch": 1, "iteration": ITERATIONS, "best_validation": None, "stale_validations": None}
+    assert state["progress"] == progress
+    resumed = Run(path, 2)
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        resumed.run()
+    assert torch.load(path, weights_only=True)["progress"] == progress
 
 
 def _one_step(max_norm: float) -> np.ndarray:
     """What one step of plain gradient descent with a rate of 1 subtracts from the weights."""
     torch.manual_seed(0)
     network = torch.nn.Linear(4, 1)
-    before = torch.cat([p.detach().flatten() for p in network.parameters()]).numpy().copy()
+    before = _weights(network)
     SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
@@ -192,7 +182,7 @@ def _one_step(max_norm: float) -> np.ndarray:
         train_handlers=[GradientClip(network, max_norm)],
         decollate=False,
     ).run()
-    return before - torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
+    return before - _weights(network)
 
 
 def test_gradients_are_clipped_to_their_norm_and_keep_their_direction() -> None:
@@ -207,26 +197,23 @@ def _rates(run: Run) -> list[float]:
     """The learning rate of each step of a run."""
     rates: list[float] = []
     run.trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: rates.append(run.optimizer.param_groups[0]["lr"]))
-    run.trainer.run()
+    run.run()
     return rates
 
 
 def test_a_schedule_that_was_made_longer_goes_on_along_the_longer_curve(tmp_path: Path) -> None:
     """From its second step on; the first one still has the rate that was due."""
     whole = _rates(Run(tmp_path / "whole.pt", 8, planned=8))
-    Run(tmp_path / "state.pt", 4).trainer.run()
+    Run(tmp_path / "state.pt", 4).run()
     longer = _rates(Run(tmp_path / "state.pt", 8, planned=8))
-    assert len(longer) == 4 * ITERATIONS
     assert longer[1:] == pytest.approx(whole[4 * ITERATIONS + 1 :])
     assert longer[-1] < 0.2 * longer[1]
 
 
 def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None:
     whole = _rates(Run(tmp_path / "whole.pt", 4))
-    Run(tmp_path / "state.pt", 2).trainer.run()
-    lower = Run(tmp_path / "state.pt", 4, rate=0.005)
-    lower.optimizer.param_groups[0]["weight_decay"] = 0.5
-    TrainingState(str(tmp_path / "state.pt"), {"optimizer": lower.optimizer})._restore(lower.trainer)
+    Run(tmp_path / "state.pt", 2).run()
+    lower = Run(tmp_path / "state.pt", 4, lr=0.005, weight_decay=0.5)
     assert lower.optimizer.param_groups[0]["weight_decay"] == 0.5
     assert _rates(lower) == pytest.approx([rate / 10 for rate in whole[2 * ITERATIONS :]])
 
@@ -234,32 +221,39 @@ def test_settings_that_were_changed_count_after_a_resume(tmp_path: Path) -> None
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     """They would go on from each other's states; the claim of one that has ended is none."""
     owner = {"machine": MACHINE, "process": os.getppid(), "token": "t", "about": "training"}
-    claim = tmp_path / ".state.pt.claim"
+    claim, path = tmp_path / ".state.pt.claim", tmp_path / "state.pt"
     claim.write_text(json.dumps(owner))
     with pytest.raises(StateError, match=r"state\.pt: expected a folder of this training alone.*--output_dir"):
-        Run(tmp_path / "state.pt", 1)
+        Run(path, 1)
     claim.write_text(json.dumps(owner | {"process": 2**22 + 1}))
-    Run(tmp_path / "state.pt", 1).trainer.run()
-    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    Run(path, 1).run()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    ("epochs", "length", "said"),
+    ("epochs", "length", "change", "said"),
     [
-        (4, 5, "expected epochs of 5 steps, got a training with epochs of 3; use that"),
-        (1, ITERATIONS, "expected a training of at most 1 epochs, got one after epoch 2; raise"),
-        (4, ITERATIONS, "expected the state of this training, got a file .* --output_dir"),
-        (4, ITERATIONS, r"expected the state of this training, got an? .*EOFError.* --output_dir"),
+        (4, 5, lambda path: None, "expected epochs of 5 steps, got a training with epochs of 3; use that"),
+        (1, ITERATIONS, lambda path: None, "expected a training of at most 1 epochs, got one after epoch 2; raise"),
+        (
+            *(4, ITERATIONS, lambda path: torch.save({"network": {"other": torch.zeros(3)}}, path)),
+            "expected the state of this training, got a file .* --output_dir",
+        ),
+        (
+            *(4, ITERATIONS, lambda path: path.write_bytes(b"")),
+            "expected the state of this training, got a file .*EOFError.* --output_dir",
+        ),
     ],
+    ids=["epoch length", "fewer epochs", "another network", "empty file"],
 )
-def test_what_cannot_go_on_is_refused(tmp_path: Path, epochs: int, length: int, said: str) -> None:
-    Run(tmp_path / "state.pt", 2).trainer.run()
-    if "a file" in said:
-        torch.save({"network": {"other": torch.zeros(3)}}, tmp_path / "state.pt")
-    if "EOFError" in said:
-        (tmp_path / "state.pt").write_bytes(b"")
+def test_what_cannot_go_on_is_refused(
+    tmp_path: Path, epochs: int, length: int, change: Callable[[Path], object], said: str
+) -> None:
+    path = tmp_path / "state.pt"
+    Run(path, 2).run()
+    change(path)
     with pytest.raises(StateError, match=rf"state\.pt: {said}"):
-        Run(tmp_path / "state.pt", epochs, length=length)
+        Run(path, epochs, length=length)
 
 
 # --- averaged weights
@@ -284,8 +278,7 @@ def test_the_average_has_the_buffers_of_the_network() -> None:
     average = averaged(network, decay=0.99)
     network(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
     average.update_parameters(network)
-    torch.testing.assert_close(average.module.running_mean, network.running_mean)
-    assert int(average.module.num_batches_tracked) == 1
+    torch.testing.assert_close(dict(average.module.named_buffers()), dict(network.named_buffers()))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
@@ -297,40 +290,32 @@ def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
 # --- broken losses
 
 
-def _poison(run: Run, iteration: int) -> None:
-    """Make the loss NaN in one iteration, as a division by zero in it would."""
-
-    def poison(engine: Engine) -> None:
-        engine.state.batch["label"] *= float("nan")  # type: ignore[index, call-overload]
-
-    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), poison)
+def _break_loss(run: Run) -> None:
+    run.trainer.state.batch["label"] *= float("nan")
 
 
-def test_a_broken_loss_ends_the_training_before_it_reaches_the_weights(tmp_path: Path) -> None:
-    sound = Run(tmp_path / "sound.pt", 1, [PowerCut(ITERATIONS - 1)])
-    with pytest.raises(KeyboardInterrupt):
-        sound.trainer.run()
-    run = Run(tmp_path / "state.pt", 1)
-    _poison(run, ITERATIONS)
-    StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt")).attach(run.trainer)
-    with pytest.raises(BrokenLossError, match=rf"iteration {ITERATIONS} \(epoch 1\): expected a finite loss, got nan"):
-        run.trainer.run()
-    kept = torch.load(tmp_path / "out" / "stopped.pt", weights_only=True)
-    for name, value in sound.network.state_dict().items():
-        assert torch.equal(kept[name], value)
-        assert torch.equal(run.network.state_dict()[name], value)
-    assert not (tmp_path / "state.pt").exists()
-
-
-def test_a_broken_gradient_of_a_sound_loss_ends_it_too(tmp_path: Path) -> None:
-    run = Run(tmp_path / "state.pt", 1)
-    before = run.network[0].weight.detach().clone()
+def _break_gradient_of_a_sound_loss(run: Run) -> None:
     run.network[0].weight.register_hook(lambda gradient: gradient * float("inf"))
-    for handler in (GradientClip(run.network, 1.0), StopOnBadLoss(run.network, str(tmp_path / "stopped.pt"))):
+
+
+@pytest.mark.parametrize(
+    ("breaking", "said"),
+    [(_break_loss, "loss, got nan"), (_break_gradient_of_a_sound_loss, "gradient norm, got (nan|inf)")],
+)
+def test_a_broken_loss_or_gradient_ends_the_training_before_it_reaches_the_weights(
+    tmp_path: Path, breaking: Callable[[Run], None], said: str
+) -> None:
+    sound = Run(tmp_path / "sound.pt", 1).run_until_a_power_cut(ITERATIONS - 1)
+    run = Run(tmp_path / "state.pt", 1)
+    for handler in (GradientClip(run.network, 1e9), StopOnBadLoss(run.network, str(tmp_path / "out" / "stopped.pt"))):
         handler.attach(run.trainer)
-    with pytest.raises(BrokenLossError, match=r"iteration 1 .*: expected a finite gradient norm, got (nan|inf)"):
-        run.trainer.run()
-    torch.testing.assert_close(run.network[0].weight.detach(), before, rtol=0, atol=0)
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=ITERATIONS), lambda _: breaking(run))
+    with pytest.raises(BrokenLossError, match=rf"iteration {ITERATIONS} \(epoch 1\): expected a finite {said}"):
+        run.run()
+    kept = torch.load(tmp_path / "out" / "stopped.pt", weights_only=True)
+    for state in (kept, run.network.state_dict()):
+        torch.testing.assert_close(dict(state), dict(sound.network.state_dict()), rtol=0, atol=0)
+    assert not (tmp_path / "state.pt").exists()
 
 
 # --- validation
@@ -339,13 +324,13 @@ def test_a_broken_gradient_of_a_sound_loss_ends_it_too(tmp_path: Path) -> None:
 class FakeValidator:
     """Gives one score after the other; ``None`` for a validation without scans, which has no metric."""
 
-    def __init__(self, scores: list[float | None]) -> None:
-        self.scores, self.epochs = list(scores), []  # type: ignore[var-annotated]
-        self.state = type("State", (), {"metrics": {}})()
+    def __init__(self, scores: Sequence[float | None]) -> None:
+        self.scores, self.state = scores, SimpleNamespace(metrics={})
+        self.epochs: list[int] = []
 
     def run(self, epoch: int) -> None:
+        score = self.scores[len(self.epochs)]
         self.epochs.append(epoch)
-        score = self.scores[len(self.epochs) - 1]
         self.state.metrics = {} if score is None else {"score": score}
 
 
@@ -382,28 +367,25 @@ def test_the_best_weights_are_kept(
     engine.run([0], max_epochs=epochs)
     assert validator.epochs == validated
     assert engine.state.epoch == validated[-1]
-    assert int(torch.load(path, weights_only=True)["weight"]) == kept
-    assert int(torch.load(tmp_path / "model_final.pt", weights_only=True)["weight"]) == validated[-1]
+    weights = [int(torch.load(tmp_path / name, weights_only=True)["weight"]) for name in ("model.pt", "model_final.pt")]
+    assert weights == [kept, validated[-1]]
     best = [score for score in scores if score is not None and not np.isnan(score)]
     assert engine.state.best_validation == (max(best) if best else None)
 
 
 def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
-    def run(scores: list[float], epochs: int) -> Run:
-        run = Run(tmp_path / "state.pt", epochs)
-        validation = Validation(
-            FakeValidator(scores), 1, run.network, str(tmp_path / "model.pt"), metric="score", patience=0
-        )  # type: ignore[arg-type]
-        run = Run(tmp_path / "state.pt", epochs, [validation])
-        run.trainer.run()
-        return run
+    path = tmp_path / "model.pt"
 
-    first = run([0.7, 0.9], 2)
-    kept = (tmp_path / "model.pt").read_bytes()
-    second = run([0.8, 0.6], 4)
-    assert second.trainer.state.best_validation == first.trainer.state.best_validation == 0.9
-    assert second.trainer.state.stale_validations == 2
-    assert (tmp_path / "model.pt").read_bytes() == kept
+    def run(scores: list[float], epochs: int) -> Any:
+        network = torch.nn.Linear(1, 1)  # with new weights
+        validation = Validation(FakeValidator(scores), 1, network, str(path), metric="score", patience=0)  # type: ignore[arg-type]
+        return Run(tmp_path / "state.pt", epochs, [validation]).run().trainer.state
+
+    run([0.7, 0.9], 2)
+    kept = path.read_bytes()
+    state = run([0.8, 0.6], 4)
+    assert (state.best_validation, state.stale_validations) == (0.9, 2)
+    assert path.read_bytes() == kept
 
 
 # --- the log

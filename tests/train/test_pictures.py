@@ -68,25 +68,23 @@ def test_marks_lie_at_their_places_right_on_the_left() -> None:
     overview, close_up = draw_scenes([scene]).axes[:2]
     rings = {ring.get_edgecolor(): ring.center for ring in overview.patches}
     assert rings == {to_rgba(TRUE): pytest.approx((40, 20)), to_rgba(FOUND): pytest.approx((42, 20))}
-    (left, right), (bottom, top) = overview.get_xlim(), overview.get_ylim()
-    assert left > right  # i grows to the patient's right, which is on the left
-    assert bottom < top
+    assert overview.xaxis_inverted()  # i grows to the patient's right, which is on the left
+    assert not overview.yaxis_inverted()
     (ring,) = close_up.patches
-    assert ring.center == pytest.approx((32, 30))  # the close-up begins 32 voxels left of the nodule, at 8
-    assert ring.radius == pytest.approx(5 + 1.5)
+    # The close-up begins 32 voxels left of the nodule, at 8; rings are 1.5 mm wider.
+    assert (*ring.center, ring.radius) == pytest.approx((32, 30, 5 + 1.5))
 
 
 @pytest.mark.parametrize(("probability", "lines"), [(0.8, 1), (0.1, 0)])
 def test_the_predicted_outline_is_drawn_where_something_was_found(probability: float, lines: int) -> None:
+    """A ball of 6 voxels; the picture begins at voxel 8 along i."""
     maps = outlined_maps((40, 30, 20), 6)
     scene = Scene(item([[40, 30, 20, 12]], [candidate((40, 30, 20), 12, probability)], maps=maps[:6]), 2, 1)
     close_up = draw_scenes([scene]).axes[1]
     paths = [path for collection in close_up.collections for path in collection.get_paths() if len(path.vertices)]
     assert len(paths) == lines
-    if lines:
-        points = paths[0].vertices + np.array([8, 0])  # back to voxels of the scan
-        radii = np.linalg.norm(points - [40, 30], axis=1)
-        assert 5.0 < radii.min() <= radii.max() < 7.0
+    for path in paths:
+        assert np.linalg.norm(path.vertices - [40 - 8, 30], axis=1) == pytest.approx(6.0, abs=1.0)
 
 
 def test_a_picture_per_validation_of_the_first_scans(tmp_path: Path) -> None:
@@ -100,7 +98,8 @@ def test_a_picture_per_validation_of_the_first_scans(tmp_path: Path) -> None:
     evaluator.run([item([[40, 30, 20, 10]], []), item([], [candidate((5, 5, 5), 4, 0.3)]), item([], [])], max_epochs=1)
     (path,) = (tmp_path / "pictures").iterdir()
     assert path.name == "epoch_0001.png"
+    size = (15 * 90, round(6.6 * 90))  # two rows
     with Image.open(path) as image:
-        assert image.size == (15 * 90, round(6.6 * 90))  # two rows
+        assert image.size == size
     writer.add_image.assert_called_once_with("predictions", ANY, 1, dataformats="HWC")
-    assert writer.add_image.call_args.args[1].shape == (round(6.6 * 90), 15 * 90, 3)
+    assert writer.add_image.call_args.args[1].shape == (*size[::-1], 3)

@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
+from scripts.core.geometry import FloatArray
 from scripts.core.labels import IGNORED, NODULE, PADDING
 from scripts.core.records import Detection
 from scripts.decode.masks import SegmentNodulesd
@@ -60,6 +61,11 @@ def reference(numbers: dict[int, tuple[Span, Span, Span]]) -> npt.NDArray[np.uin
     return fine[::-1, :, 18::-2]  # i = 23 - x, k = (18 - z) / 2
 
 
+def stored(labels: npt.NDArray[np.uint8], affine: FloatArray = SCAN) -> MetaTensor:
+    """A reference mask as it is read from its file."""
+    return MetaTensor(torch.from_numpy(labels.copy())[None], affine=torch.from_numpy(affine))
+
+
 def detections() -> list[Detection]:
     """Of rows 2 and 1, of row 4 below the threshold, and one where nothing is."""
     return [
@@ -80,7 +86,7 @@ def scan(name: str = "a", **changes: Any) -> dict[str, Any]:
         "candidates": detections(),
         "nodule": torch.tensor(ROWS),
         "label": torch.tensor(LABELS),
-        "reference": MetaTensor(torch.from_numpy(reference(REFERENCE).copy())[None], affine=torch.from_numpy(SCAN)),
+        "reference": stored(reference(REFERENCE)),
         **changes,
     }
     outlined = SegmentNodulesd(threshold=0.5, **SETTINGS)(item)
@@ -94,8 +100,10 @@ def scored(**changes: Any) -> MaskScores:
     return scores
 
 
-def dices(nodules: Any) -> dict[int, float]:
-    return {nodule.label: nodule.overlap.dice for nodule in nodules}
+def dices(scores: MaskScores) -> dict[str, dict[int, float]]:
+    """By setting and label."""
+    settings = {"matched": scores.matched, "every_nodule": scores.every_nodule, "oracle": scores.oracle or ()}
+    return {setting: {one.label: one.overlap.dice for one in nodules} for setting, nodules in settings.items()}
 
 
 def test_one_scan_by_hand() -> None:
@@ -105,17 +113,15 @@ def test_one_scan_by_hand() -> None:
     out = ScoreMasksd(**SETTINGS)(item)
     name, scores = out["mask_scores"]
     assert set(out) - set(item) == {"mask_scores"}
-    assert all(np.array_equal(np.asarray(item[key]), value, equal_nan=True) for key, value in before.items())
-    assert dices(scores.matched) == {2: pytest.approx(0.8)}
-    assert dices(scores.every_nodule) == {2: pytest.approx(0.8), 4: 0.0}
-    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+    np.testing.assert_equal({key: np.asarray(item[key]) for key in before}, before)
+    partly = pytest.approx(0.8)
+    assert dices(scores) == {"matched": {2: partly}, "every_nodule": {2: partly, 4: 0.0}, "oracle": {2: partly, 4: 1.0}}
     assert scores.without_reference == 1
-    (found,) = scores.matched
+    (found,), missed = scores.matched, scores.every_nodule[1]
     assert (found.scan, found.diameter_mm, found.probability) == (name, 5.0, 0.9)
     assert found.overlap.hd95_mm == pytest.approx(2.0)  # one slice of 2 mm
     assert found.overlap.relative_volume_error == pytest.approx(-1 / 3)
-    assert scores.every_nodule[1].overlap == MISSED
-    assert scores.every_nodule[1].probability is None
+    assert (missed.overlap, missed.probability) == (MISSED, None)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
@@ -128,8 +134,7 @@ def test_the_reference_may_store_its_axes_otherwise(order: tuple[int, ...], flip
     for axis in flips:
         to_scan[:3, 3] += to_scan[:3, axis] * (labels.shape[axis] - 1)
         to_scan[:3, axis] *= -1
-    stored = MetaTensor(torch.from_numpy(labels.copy())[None], affine=torch.from_numpy(SCAN @ to_scan))
-    assert scored(reference=stored) == scored()
+    assert scored(reference=stored(labels, SCAN @ to_scan)) == scored()
 
 
 @pytest.mark.parametrize(
@@ -138,27 +143,28 @@ def test_the_reference_may_store_its_axes_otherwise(order: tuple[int, ...], flip
 def test_a_reference_of_another_grid_is_refused(shape: tuple[int, int, int], shift_mm: float) -> None:
     affine = SCAN.copy()
     affine[2, 3] += shift_mm
-    other = MetaTensor(torch.zeros(1, *shape, dtype=torch.uint8), affine=torch.from_numpy(affine))
     with pytest.raises(ValueError, match=r"reference mask: expected the grid of its scan .*\(24, 20, 10\)"):
-        scored(reference=other)
+        scored(reference=stored(np.zeros(shape, dtype=np.uint8), affine))
 
 
-def test_without_a_reference_mask_every_nodule_is_counted_as_such() -> None:
-    for changes in ({"reference": None}, {"reference": scan()["reference"] * 0}):
-        scores = scored(**changes)
-        assert (scores.matched, scores.every_nodule, scores.oracle) == ((), (), ())
-        assert scores.without_reference == 3
+NO_ROW, NO_NODULE, ALL_ROWS = slice(0, 0), slice(0, 5, 4), slice(None)  # the second: an ignored finding and padding
 
 
-@pytest.mark.parametrize("rows", [0, 2])
-def test_a_scan_without_nodules_has_no_scores(rows: int) -> None:
-    """No row at all, or an ignored finding and padding."""
-    keep = slice(0, 5, 4) if rows else slice(0, 0)
-    nothing = {"nodule": torch.tensor(ROWS)[keep], "label": torch.tensor(LABELS)[keep]}
-    assert len(nothing["label"]) == rows
-    for changes in ({}, {"reference": None}, {"candidates": []}):
-        scores = scored(**nothing, **changes)
-        assert (scores.matched, scores.every_nodule, scores.oracle, scores.without_reference) == ((), (), (), 0)
+@pytest.mark.parametrize(
+    ("rows", "changes", "without_reference"),
+    [
+        *((rows, {}, 0) for rows in (NO_ROW, NO_NODULE)),
+        *((rows, {"reference": None}, 0) for rows in (NO_ROW, NO_NODULE)),
+        *((rows, {"candidates": []}, 0) for rows in (NO_ROW, NO_NODULE)),
+        (ALL_ROWS, {"reference": None}, 3),
+        (ALL_ROWS, {"reference": stored(reference({}))}, 3),
+    ],
+)
+def test_without_nodules_or_masks_of_them_nothing_is_scored(
+    rows: slice, changes: dict[str, Any], without_reference: int
+) -> None:
+    scores = scored(nodule=torch.tensor(ROWS)[rows], label=torch.tensor(LABELS)[rows], **changes)
+    assert scores == MaskScores((), (), (), without_reference)
 
 
 # --- over a run -------------------------------------------------------------------------------------------------------
@@ -178,9 +184,8 @@ def test_the_metric_is_the_mean_dice_of_all_nodules_with_misses_as_0() -> None:
     assert value_of(("a", found))[0] == pytest.approx((0.8 + 0.0) / 2)
     value, scores = value_of(("b", missed), ("a", found), ("c", nothing), ("a", found))
     assert value == pytest.approx(0.8 / 4)
-    assert scores.without_reference == 2
-    assert len(scores.matched) == 1
-    assert dices(scores.oracle) == {2: pytest.approx(0.8), 4: 1.0}
+    assert (len(scores.matched), scores.without_reference) == (1, 2)
+    assert dices(scores)["oracle"] == {2: pytest.approx(0.8), 4: 1.0}
     for seen in ([("a", nothing)], [("a", scored(reference=None))], []):
         assert math.isnan(value_of(*seen)[0])
 
@@ -197,8 +202,7 @@ def test_an_evaluation_leaves_the_scores_of_its_outlines(tmp_path: Path, masks: 
     SaveEvaluation(froc, str(tmp_path), metric if masks else None, resamples=0).attach(engine)
     engine.run([scan("b", candidates=[]), scan("a")])
     assert engine.state.metrics["val_dice"] == pytest.approx(0.2)
-    assert (tmp_path / "froc.json").exists()
-    assert (tmp_path / "masks.json").exists() is masks
+    assert [(tmp_path / name).exists() for name in ("froc.json", "masks.json")] == [True, masks]
     if masks:
         record = json.loads((tmp_path / "masks.json").read_text(encoding="utf-8"))
         assert record["without_reference"] == 2
