@@ -94,9 +94,8 @@ def test_gradients_of_sampling_are_right_for_values_and_positions() -> None:
 
 
 def test_cell_centres_are_fractions_in_the_order_of_flattened_maps() -> None:
-    centres = cell_centres(torch.zeros(1, 8, 1, 2, 4))
     expected = [[0.5, j, k] for j in (0.25, 0.75) for k in (0.125, 0.375, 0.625, 0.875)]
-    assert centres.tolist() == expected
+    assert cell_centres(torch.zeros(1, 8, 1, 2, 4)).tolist() == expected
 
 
 @pytest.mark.parametrize(("dim", "heads", "points"), [(6, 2, 3), (6, 3, 1), (4, 1, 2)])
@@ -122,8 +121,7 @@ def test_fresh_attention_looks_along_one_ray_per_head() -> None:
     torch.testing.assert_close(offsets[0, :, 0].norm(dim=-1), torch.tensor([1.0, 2.0, 3.0]).expand(4, 3))
     rays = offsets[0, :, 0, 0]
     torch.testing.assert_close(offsets[0, :, 0, 2], 3.0 * rays)
-    between = rays @ rays.T
-    assert (between - torch.eye(4)).max() < 0.5, "two heads look the same way"
+    assert (rays @ rays.T - torch.eye(4)).max() < 0.5, "two heads look the same way"
 
 
 def test_fresh_attention_weighs_all_points_equally() -> None:
@@ -148,11 +146,10 @@ def test_positions_stay_precise_in_bfloat16() -> None:
 
 
 def test_encoder_keeps_shapes_and_without_layers_the_maps_and_tells_its_levels_apart() -> None:
-    maps = [random(2, 8, *shape).float() for shape in SHAPES]
-    assert all(torch.equal(before, after) for before, after in zip(maps, encoder(layers=0)(maps), strict=True))
-    module = encoder()
+    maps, module = [random(2, 8, *shape).float() for shape in SHAPES], encoder()
+    torch.testing.assert_close(encoder(layers=0)(maps), maps, rtol=0, atol=0)
     before = module(maps)
-    assert [tuple(features.shape) for features in before] == [(2, 8, *shape) for shape in SHAPES]
+    assert [features.shape for features in before] == [features.shape for features in maps]
     with torch.no_grad():
         module.level_embedding[1] += 1.0
     after = module(maps)

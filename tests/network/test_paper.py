@@ -89,9 +89,7 @@ def test_auxiliary_maps_follow_the_main_ones_in_training_only() -> None:
         main = network(image)
         network.training = True  # itself alone: its parts stay in evaluation
         both = network(image)
-    assert network.out_channels == 6
-    assert main.shape == (2, 6, 8, 16, 24)
-    assert both.shape == (2, 12, 8, 16, 24)
+    assert (main.shape, both.shape) == ((2, 6, 8, 16, 24), (2, 12, 8, 16, 24))
     assert torch.equal(both[:, :6], main)
     assert (both[:, 6:] - main).abs().max() > 0.1
 

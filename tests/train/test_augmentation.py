@@ -6,6 +6,7 @@ places. The latter are taken from the training graph, so that what is tested is 
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from pathlib import Path
@@ -20,7 +21,7 @@ from monai.transforms import Compose
 
 from scripts.core.labels import IGNORED, NODULE
 from scripts.train import RandomCropd
-from scripts.train.targets import POSITIVE, CellTargets, cell_targets
+from scripts.train.targets import POSITIVE, cell_targets
 
 TRAIN = Path(__file__).resolve().parents[2] / "configs" / "train.json"
 
@@ -66,28 +67,23 @@ def scan(seed: int) -> dict[str, Any]:
 
 
 def cropped(item: dict[str, Any], *, turns: bool, seed: int = 0) -> dict[str, Any]:
+    """A crop, and its targets (zero where they mean nothing)."""
     crop = RandomCropd(EDGE, jitter=0.0, turns=turns, rotate_degrees=0.0, scale=(1.0, 1.0))
     crop.set_random_state(seed)
-    return crop(item)
+    out = crop(item)
+    nodule, label = torch.as_tensor(out["nodule"])[None], torch.as_tensor(out["label"])[None]
+    cells = cell_targets(nodule, label == NODULE, label >= 0, (EDGE // STRIDE,) * 3, stride=STRIDE, positives=7)
+    positive = cells.state == POSITIVE
+    size, offset = cells.log_diameter * positive, cells.offset_mm * positive[:, None]
+    return {**out, "state": cells.state.numpy(), "size": size.numpy(), "offset": offset.numpy()}
 
 
 @pytest.fixture(scope="module")
 def seed_of_turn() -> dict[Turn, int]:
     """A random state for each of the 48 turns; recognised by the image alone."""
-    item = scan(0)
-    plain = cropped(item, turns=False)["image"]
+    plain = cropped(scan(0), turns=False)["image"]
     by_image = {turned(plain, turn).tobytes(): turn for turn in TURNS}
-    assert len(by_image) == 48
-    seeds: dict[Turn, int] = {}
-    for seed in range(1000):
-        seeds.setdefault(by_image[cropped(item, turns=True, seed=seed)["image"].tobytes()], seed)
-    return seeds
-
-
-def targets_of(item: dict[str, Any]) -> CellTargets:
-    nodule, label = torch.as_tensor(item["nodule"])[None], torch.as_tensor(item["label"])[None]
-    cells = (EDGE // STRIDE,) * 3
-    return cell_targets(nodule, label == NODULE, label >= 0, cells, stride=STRIDE, positives=7)
+    return {by_image[cropped(scan(0), turns=True, seed=seed)["image"].tobytes()]: seed for seed in range(500)}
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
@@ -95,21 +91,13 @@ def test_turn_then_target_is_target_then_turn(turn: Turn, seed_of_turn: dict[Tur
     order, signs = turn
     positives = 0
     for seed in range(5):
-        item = scan(seed)
-        plain, moved = cropped(item, turns=False), cropped(item, turns=True, seed=seed_of_turn[turn])
+        plain = cropped(scan(seed), turns=False)
+        moved = cropped(scan(seed), turns=True, seed=seed_of_turn[turn])
         np.testing.assert_array_equal(moved["label"], plain["label"])
-        for name in ("image", "mask", "lung"):
-            np.testing.assert_array_equal(moved[name], turned(plain[name], turn))
-        wanted, found = targets_of(plain), targets_of(moved)
-        state = turned(wanted.state.numpy(), turn)
-        np.testing.assert_array_equal(found.state.numpy(), state)
-        positive = state == POSITIVE
-        size = turned(wanted.log_diameter.numpy(), turn)
-        np.testing.assert_array_equal(found.log_diameter.numpy()[positive], size[positive])
-        offset = turned(wanted.offset_mm.numpy(), turn)[:, order] * np.reshape(signs, (3, 1, 1, 1))
-        channels = np.broadcast_to(positive[:, None], offset.shape)
-        np.testing.assert_array_equal(found.offset_mm.numpy()[channels], offset[channels])
-        positives += int(positive.sum())
+        plain["offset"] = plain["offset"][:, order] * np.reshape(signs, (3, 1, 1, 1))
+        for name in ("image", "mask", "lung", "state", "size", "offset"):
+            np.testing.assert_array_equal(moved[name], turned(plain[name], turn), err_msg=name)
+        positives += (plain["state"] == POSITIVE).sum()
     assert positives > 20
 
 
@@ -119,11 +107,10 @@ def test_turn_then_target_is_target_then_turn(turn: Turn, seed_of_turn: dict[Tur
 @pytest.mark.parametrize("scale", [1.0, 1.25])
 def test_the_size_of_the_files_voxels_turns_and_grows_with_the_crop(scale: float) -> None:
     crop = RandomCropd(EDGE, jitter=0.0, turns=True, rotate_degrees=0.0, scale=(scale, scale))
+    slices = np.broadcast_to(np.arange(SOURCE[2]), SOURCE)  # change along k alone, where the file's voxels are longest
     seen = set()
     for seed in range(20):
         crop.set_random_state(seed)
-        slices = np.zeros(SOURCE)
-        slices[:] = np.arange(SOURCE[2])  # change along k alone, where the file's voxels are longest
         out = crop({**scan(0), "image": slices, "voxel_mm": np.array([0.7, 0.8, 3.0])})
         longest = int(np.argmax([np.abs(np.diff(out["image"][0], axis=axis)).mean() for axis in range(3)]))
         seen.add(longest)
@@ -157,10 +144,11 @@ def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most()
 
 SIZE = 24  # of the crops here
 LUNG_HU, TISSUE_HU = -850.0, 50.0
-STRONG_NOISE, BLUR, THICK, SHARPEN, NOISE, SCALE, SHIFT = INTENSITY = (
-    *("RandGaussianNoised", "RandGaussianSmoothd", "RandGaussianSmoothd+", "RandGaussianSharpend"),
-    *("RandGaussianNoised+", "RandScaleIntensityd", "RandShiftIntensityd"),
-)
+INTENSITY = {  # the random steps of the graph, in their order
+    **{"strong noise": "RandGaussianNoised", "blur": "RandGaussianSmoothd", "thick slices": "RandGaussianSmoothd"},
+    **{"sharpen": "RandGaussianSharpend", "noise": "RandGaussianNoised"},
+    **{"scale": "RandScaleIntensityd", "shift": "RandShiftIntensityd"},
+}
 SEEDS = range(6)
 
 
@@ -171,27 +159,15 @@ def graph() -> ConfigParser:
     return parser
 
 
-def step_names(parser: ConfigParser) -> list[str]:
-    """Of each step its class; a second one of a class gets a plus, and so on."""
-    names: list[str] = []
-    for step in parser["augmentation#transforms"]:
-        name = step["_target_"] if isinstance(step, dict) else step
-        names.append(name + "+" * sum(other.rstrip("+") == name for other in names))
-    return names
-
-
 @functools.cache
 def intensity(name: str | None) -> Compose:
-    """What the training graph does to the HU of a crop, with chance 1 for one transform and 0 for the others.
-
-    A transform is named by its class; ``name+`` is the second of that class.
-    """
+    """What the training graph does to the HU of a crop, with chance 1 for one step and 0 for the other random ones."""
     parser, key = graph(), "augmentation#transforms"
-    steps = range(len(parser[key]))
-    for n, own in enumerate(step_names(parser)):
-        if "prob" in parser[f"{key}#{n}"]:
-            parser[f"{key}#{n}#prob"] = float(own == name)
-    return Compose([parser.get_parsed_content(f"{key}#{n}") for n in steps])
+    random = [step for step in parser[key] if step["_target_"].startswith("Rand")]
+    assert [step["_target_"] for step in random] == list(INTENSITY.values())  # there are no others
+    for own, step in zip(INTENSITY, random, strict=True):
+        step["prob"] = float(own == name)
+    return Compose([parser.get_parsed_content(f"{key}#{n}") for n in range(len(parser[key]))])
 
 
 def change(name: str | None, item: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -203,36 +179,28 @@ def changed(name: str | None, image: npt.NDArray[np.float32], seed: int = 0) -> 
     return np.asarray(change(name, {"image": image[None].copy()}, seed)["image"][0], dtype=np.float64)
 
 
-def noisy_lung() -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).normal(LUNG_HU, 60.0, (SIZE,) * 3).astype(np.float32)
-
-
 @pytest.mark.parametrize("name", INTENSITY)
 def test_intensity_changes_the_image_and_nothing_else(name: str) -> None:
-    assert [step for step in step_names(graph()) if step.startswith("Rand")] == list(INTENSITY)  # there are no others
     item = {
-        "image": noisy_lung()[None],
+        "image": np.random.default_rng(0).normal(LUNG_HU, 60.0, (1, SIZE, SIZE, SIZE)).astype(np.float32),
         "mask": np.random.default_rng(1).integers(0, 3, (1, SIZE, SIZE, SIZE)).astype(np.uint8),
         "nodule": np.array([[3.0, 4.0, 5.0, 6.0], [9.0, 8.0, 7.0, 4.0]], dtype=np.float32),
         "label": np.array([NODULE, IGNORED]),
     }
-    before = {key: value.copy() for key, value in item.items()}
+    before = copy.deepcopy(item)
     out = change(name, item)
-    assert set(out) == set(item)
-    for key, value in before.items():
-        np.testing.assert_array_equal(item[key], value)
-        assert np.array_equal(out[key], value) == (key != "image")
+    np.testing.assert_equal(item, before)
+    assert {key: np.array_equal(out[key], item[key]) for key in out} == {key: key != "image" for key in item}
     assert (out["image"].shape, np.asarray(out["image"]).dtype) == (before["image"].shape, np.float32)
     assert np.isfinite(np.asarray(out["image"])).all()
     np.testing.assert_array_equal(change(None, item)["image"], before["image"])
 
 
 @pytest.mark.parametrize("hu", [-1000.0, LUNG_HU, TISSUE_HU])
-@pytest.mark.parametrize("name", [BLUR, THICK, SHARPEN])
+@pytest.mark.parametrize("name", ["blur", "thick slices", "sharpen"])
 def test_blur_and_sharpening_keep_hu_levels_up_to_the_border(name: str, hu: float) -> None:
     for seed in SEEDS:
-        image = changed(name, np.full((SIZE,) * 3, hu, dtype=np.float32), seed)
-        np.testing.assert_allclose(image, hu, rtol=5e-4)
+        np.testing.assert_allclose(changed(name, np.full((SIZE,) * 3, hu, dtype=np.float32), seed), hu, rtol=5e-4)
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -241,7 +209,7 @@ def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) ->
     edge = np.full((SIZE,) * 3, LUNG_HU, dtype=np.float32)
     np.moveaxis(edge, axis, 0)[SIZE // 2 :] = TISSUE_HU
     for seed in SEEDS:
-        after = [np.moveaxis(changed(name, edge, seed), axis, 0) for name in (BLUR, THICK, SHARPEN)]
+        after = [np.moveaxis(changed(name, edge, seed), axis, 0) for name in ("blur", "thick slices", "sharpen")]
         blurred, thick, sharp = (np.diff(image, axis=0).max() / (TISSUE_HU - LUNG_HU) for image in after)
         assert blurred < 0.95
         assert thick < 0.6 if axis == 2 else thick > 0.75

@@ -107,36 +107,34 @@ def gradient(wanted: Target, loss: NoduleLoss | None = None, pred: Tensor | None
         (math.log(3), 1.0, 2.0, math.log(4 / 3) / 16),
         (-math.log(3), 1.0, 1.0, math.log(4) * 3 / 4),
         (math.log(3), 0.0, 0.0, math.log(4)),
+        (-1000.0, 0.0, 2.0, 0.0),
+        (-1000.0, 1.0, 2.0, 1000.0),
+        (1000.0, 0.0, 2.0, 1000.0),
+        (1000.0, 1.0, 2.0, 0.0),
     ],
 )
-def test_focal_terms_by_hand(logit: float, wanted: float, gamma: float, expected: float) -> None:
-    assert focal_terms(torch.tensor([logit]), torch.tensor([wanted]), gamma).item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("wanted", [0.0, 1.0])
-@pytest.mark.parametrize("logit", [-1000.0, 1000.0])
-def test_focal_terms_and_gradients_stay_finite(logit: float, wanted: float) -> None:
+def test_focal_terms_by_hand_and_their_gradients_are_finite(
+    logit: float, wanted: float, gamma: float, expected: float
+) -> None:
     logits = torch.tensor([logit], requires_grad=True)
-    terms = focal_terms(logits, torch.tensor([wanted]), 2.0)
-    (slope,) = torch.autograd.grad(terms.sum(), logits)
-    assert slope.isfinite().all()
-    assert terms.item() == pytest.approx(0.0 if (logit > 0) == (wanted > 0.5) else 1000.0)
+    terms = focal_terms(logits, torch.tensor([wanted]), gamma)
+    assert terms.item() == pytest.approx(expected)
+    assert torch.autograd.grad(terms.sum(), logits)[0].isfinite().all()
 
 
 def test_all_parts_of_one_case_by_hand() -> None:
-    """Zero maps: 7 cells found, the 14 hardest others kept; offsets 0 and six of 2 mm; a mask of probability 1/2."""
+    """Zero maps: 7 cells found (each counts 3 times), the 14 hardest others kept; offsets 0 and six of 2 mm; a mask of
+    probability 1/2."""
     loss = loss_of(
-        classification={"negatives_per_positive": 2, "fewest_negatives": 3},
+        classification={"positive_weight": 3.0, "negatives_per_positive": 2, "fewest_negatives": 3},
         regression={"offset_weight": 2.0, "size_weight": 3.0},
         mask={"weight": 5.0, "margin": 100, "background_boxes": 0},
     )
-    wanted = target((*FOUND[:3], math.e))
-    value = loss(zeros(), wanted).item()
+    value = loss(zeros(), target((*FOUND[:3], math.e))).item()
     voxels, inside = 16 * 14 * 18, 8  # a ball of radius e/2 around the corner of eight voxels: 0.87 in, 1.66 out
-    assert int((wanted["mask"] > 0).sum()) == inside
     dice = 1 - (2 * 0.5 * inside + 1) / (0.5 * voxels + inside + 1)
     assert loss.parts == {
-        "class": pytest.approx((7 + 14) * math.log(2) / 4 / 7),
+        "class": pytest.approx((3 * 7 + 14) * math.log(2) / 4 / 7),
         "offset": pytest.approx(6 * (2.0 - 0.5) / (3 * 7)),
         "size": pytest.approx(0.5),
         "mask": pytest.approx(0.5 * math.log(2) + 0.5 * dice),
@@ -151,11 +149,9 @@ def test_batch_without_nodules_is_finite_and_teaches_background(rows: int, boxes
     """Without a box either: every parameter still gets a gradient of zero, which distributed training needs."""
     wanted = batch(*[target(padding=rows)] * items)
     pred, loss = zeros(items), loss_of(mask={"background_boxes": boxes})
-    slope, found = gradient(wanted, loss, pred), loss.parts
-    kept = min(items * math.prod(SHAPE), 1000)
-    assert found["class"] == pytest.approx(kept * math.log(2) / 4 / 7)
-    assert found["offset"] == found["size"] == 0.0
-    assert found["mask"] == pytest.approx(math.log(2) if boxes else 0.0)
+    slope, kept = gradient(wanted, loss, pred), min(items * math.prod(SHAPE), 1000)
+    expected = {"class": kept * math.log(2) / 4 / 7, "offset": 0.0, "size": 0.0, "mask": boxes * math.log(2)}
+    assert loss.parts == pytest.approx(expected, rel=1e-6, abs=0.0)
     assert slope.isfinite().all()
     assert (slope[:, 0] >= 0).all()
     assert (slope[:, 0] > 0).any()
@@ -198,22 +194,21 @@ def test_worse_maps_cost_more_and_only_their_part(channels: slice, part: str) ->
 
 def test_gradient_pulls_each_map_towards_what_is_wanted() -> None:
     wanted = target(FOUND)
-    cells, slope = cells_of(wanted), gradient(wanted)
-    positive = cells.state[0] == POSITIVE
-    assert (slope[0, 0][positive] < 0).all()
-    assert (slope[0, 0][cells.state[0] == BACKGROUND] > 0).all()
-    assert (slope[0, 0][cells.state[0] == IGNORE] == 0).all()
+    cells, slope = cells_of(wanted), gradient(wanted)[0]
+    positive, background = (cells.state == POSITIVE).float(), (cells.state == BACKGROUND).float()
     assert (cells.state == IGNORE).any()
-    assert torch.equal(slope[0, 1:4][:, positive].sign(), -cells.offset_mm[0][:, positive].sign())
-    assert (slope[0, 4][positive] < 0).all()
-    assert (slope[0, 1:5][:, ~positive] == 0).all()
+    pull = torch.cat([positive - background, cells.offset_mm[0] * positive, positive])
+    assert torch.equal(slope[:5].sign(), -pull.sign())
     mask = space_to_depth(wanted["mask"], 2)[0] > 0
-    assert (slope[0, 5:][mask] < 0).all()
-    assert (slope[0, 5:][~mask] >= 0).all()
+    assert (slope[5:][mask] < 0).all()
+    assert (slope[5:][~mask] >= 0).all()
+
+
+def test_an_ignored_finding_is_neither_a_hit_nor_a_false_finding() -> None:
     ignored = target(FOUND, label=IGNORED)
-    slope = gradient(ignored, loss_of(mask={"background_boxes": 0}))  # neither hit nor false finding
-    assert (slope[0, 0][cells_of(ignored).state[0] == IGNORE] == 0).all()
-    assert (slope[0, 1:] == 0).all()
+    slope = gradient(ignored, loss_of(mask={"background_boxes": 0}))[0]
+    assert (slope[0][cells_of(ignored).state[0] == IGNORE] == 0).all()
+    assert (slope[1:] == 0).all()
 
 
 @pytest.mark.parametrize(("per_positive", "fewest", "kept"), [(10, 0, 70), (1, 30, 30), (0, 5, 5), (10**6, 0, None)])
@@ -228,39 +223,23 @@ def test_only_the_hardest_background_cells_count(per_positive: int, fewest: int,
     assert kept is None or logits[used].min() > logits[background & ~used].max()
 
 
-def test_positive_weight_weighs_found_cells_only() -> None:
-    wanted = target(FOUND)
-    one, three = (gradient(wanted, loss_of(classification={"positive_weight": w}))[:, 0] for w in (1.0, 3.0))
-    positive = cells_of(wanted).state == POSITIVE
-    torch.testing.assert_close(three[positive], 3.0 * one[positive])
-    torch.testing.assert_close(three[~positive], one[~positive])
-
-
-def test_item_without_mask_teaches_no_mask() -> None:
-    """Nor do random boxes: they might lie on the nodule."""
+@pytest.mark.parametrize("number", [0, 2], ids=["nobody", "a neighbour"])
+def test_a_nodule_whose_mask_is_not_its_own_teaches_no_mask(number: int) -> None:
+    """Nor do random boxes of its item: they might lie on the nodule."""
     wanted = batch(target(FOUND), target(FOUND))
-    wanted["mask"][1] = 0
+    wanted["mask"][1] *= number
     slope = gradient(wanted)
     assert (slope[0, 5:] != 0).any()
     assert (slope[1, 5:] == 0).all()
     assert (slope[1, :5] != 0).any(), "the nodule itself is still learnt"
 
 
-def test_neighbours_mask_is_not_a_nodules_own() -> None:
-    wanted = target(FOUND)
-    wanted["mask"][wanted["mask"] == 1] = 2
-    slope = gradient(wanted)
-    assert (slope[:, 5:] == 0).all()
-    assert (slope[:, :5] != 0).any(), "the nodule itself is still learnt"
-
-
 def test_mask_is_compared_within_the_margin_only() -> None:
     """Radius 3 and margin 2 around voxel (8.5, 6.5, 6.5): voxels 3 … 14, 1 … 12, 1 … 12."""
     slope = gradient(target(FOUND), loss_of(mask={"margin": 2, "background_boxes": 0}))
-    voxels = torch.zeros(1, 1, 16, 14, 18)
-    voxels[:, :, 3:15, 1:13, 1:13] = 1.0
-    used = space_to_depth(voxels, 2)
-    assert torch.equal(slope[:, 5:] != 0, used > 0)
+    used = torch.zeros(1, 1, 16, 14, 18)
+    used[:, :, 3:15, 1:13, 1:13] = 1.0
+    assert torch.equal(slope[:, 5:] != 0, space_to_depth(used, 2) > 0)
 
 
 @pytest.mark.parametrize(

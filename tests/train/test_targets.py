@@ -41,6 +41,12 @@ def cross(i: int, j: int, k: int) -> set[tuple[int, ...]]:
     }
 
 
+def maps_of(answer: CellTargets) -> Tensor:
+    """State, log diameter and offset ``[B, 5, I, J, K]``, zero where they mean nothing."""
+    positive = (answer.state == POSITIVE)[:, None]
+    return torch.cat([answer.state[:, None], positive * answer.log_diameter[:, None], positive * answer.offset_mm], 1)
+
+
 def test_cell_positions_are_the_centres_of_the_voxels_a_cell_covers() -> None:
     positions = cell_positions((2, 3, 4), 2, torch.device("cpu"))
     assert positions.shape == (3, 2, 3, 4)
@@ -49,16 +55,16 @@ def test_cell_positions_are_the_centres_of_the_voxels_a_cell_covers() -> None:
     assert cell_positions((1, 2, 1), 1, torch.device("cpu"))[:, 0, 1, 0].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_seven_cells_nearest_a_nodule_answer() -> None:
-    """At the centre of cell (2, 1, 3), which lies at voxel (4.5, 2.5, 6.5); diameter e mm, or one below 1 mm."""
-    answer = targets([(4.5, 2.5, 6.5, math.e)])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_seven_cells_nearest_a_nodule_answer(stride: int) -> None:
+    """At the centre of cell (2, 1, 3), with diameter e cells, or one below 1 mm."""
+    i, j, k = (stride * n + (stride - 1) / 2 for n in (2, 1, 3))
+    answer = targets([(i, j, k, math.e * stride)], stride=stride)
     assert cells(answer.state, POSITIVE) == cross(2, 1, 3)
-    assert answer.offset_mm[0, :, 2, 1, 3].tolist() == [0.0, 0.0, 0.0]
-    assert answer.offset_mm[0, :, 1, 1, 3].tolist() == [2.0, 0.0, 0.0]
-    assert answer.offset_mm[0, :, 2, 2, 3].tolist() == [0.0, -2.0, 0.0]
-    assert answer.offset_mm[0, :, 2, 1, 4].tolist() == [0.0, 0.0, -2.0]
-    assert answer.log_diameter[0, 2, 1, 3].item() == pytest.approx(1.0)
-    assert targets([(4.5, 2.5, 6.5, 0.2)]).log_diameter[0, 2, 1, 3].item() == 0.0
+    found = [answer.offset_mm[0, :, *cell].tolist() for cell in ((2, 1, 3), (1, 1, 3), (2, 2, 3), (2, 1, 4))]
+    assert found == [[0.0, 0.0, 0.0], [stride, 0.0, 0.0], [0.0, -stride, 0.0], [0.0, 0.0, -stride]]
+    assert answer.log_diameter[0, 2, 1, 3].item() == pytest.approx(1.0 + math.log(stride))
+    assert targets([(i, j, k, 0.2)], stride=stride).log_diameter[0, 2, 1, 3].item() == 0.0
 
 
 @pytest.mark.parametrize(("positives", "expected"), [(1, 1), (2, 7), (7, 7), (8, 19), (19, 19), (20, 27), (10**6, 210)])
@@ -87,37 +93,30 @@ def test_cells_that_two_nodules_want_go_to_the_nearer() -> None:
     """Nodules on the cells (2, 2, 2) and (2, 2, 3) both want both; each gets its own, also within a third one."""
     answer = targets([(4.5, 4.5, 4.5, 3.0), (4.5, 4.5, 6.5, 5.0), (4.5, 4.5, 10.5, 17.0)])
     assert cells(answer.state, POSITIVE) == cross(2, 2, 2) | cross(2, 2, 3) | cross(2, 2, 5)
-    for k, diameter in ((1, 3.0), (2, 3.0), (3, 5.0), (4, 5.0)):
-        assert answer.log_diameter[0, 2, 2, k].item() == pytest.approx(math.log(diameter))
+    assert answer.log_diameter[0, 2, 2, 1:5].exp().tolist() == pytest.approx([3.0, 3.0, 5.0, 5.0])
     assert answer.offset_mm[0, 2, 2, 2, 1:5].tolist() == [2.0, 0.0, 0.0, -2.0]
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_without_nodules_everything_is_background(padding: int) -> None:
     answer = targets([], padding=padding)
-    assert answer.state.shape == (1, *SHAPE)
+    assert torch.equal(answer.state, torch.full((1, *SHAPE), BACKGROUND, dtype=torch.int8))
     assert answer.state.dtype == torch.int8
-    assert (answer.state == BACKGROUND).all()
     assert answer.offset_mm.shape == (1, 3, *SHAPE)
     assert answer.log_diameter.isfinite().all()
 
 
 def test_ignored_finding_takes_no_cell_from_a_nodule() -> None:
-    answer = targets([(4.5, 4.5, 6.5, 3.0)], ignored=[(4.5, 4.5, 6.5, 3.0), (4.5, 4.5, 8.5, 4.0)])
-    alone = targets([(4.5, 4.5, 6.5, 3.0)])
-    positive = alone.state == POSITIVE
-    assert torch.equal(answer.state == POSITIVE, positive)
-    assert torch.equal(answer.log_diameter[positive], alone.log_diameter[positive])
+    answer = maps_of(targets([(4.5, 4.5, 6.5, 3.0)], ignored=[(4.5, 4.5, 6.5, 3.0), (4.5, 4.5, 8.5, 4.0)]))
+    alone = maps_of(targets([(4.5, 4.5, 6.5, 3.0)]))
+    assert torch.equal(answer[:, 0] == POSITIVE, alone[:, 0] == POSITIVE)
+    assert torch.equal(answer[:, 1:], alone[:, 1:])
 
 
 @given(rows, rows, st.integers(1, 3))
 def test_padding_rows_change_nothing(nodules: list[Row], ignored: list[Row], padding: int) -> None:
-    plain, padded = targets(nodules, ignored), targets(nodules, ignored, padding=padding)
-    positive = plain.state == POSITIVE
-    assert torch.equal(plain.state, padded.state)
-    assert torch.equal(plain.log_diameter[positive], padded.log_diameter[positive])
-    where = positive[:, None].expand(-1, 3, -1, -1, -1)
-    assert torch.equal(plain.offset_mm[where], padded.offset_mm[where])
+    padded = targets(nodules, ignored, padding=padding)
+    assert torch.equal(maps_of(padded), maps_of(targets(nodules, ignored)))
 
 
 @given(rows, rows, st.sets(st.integers(0, 2)))
@@ -128,15 +127,9 @@ def test_flipping_the_nodules_flips_the_targets(nodules: list[Row], ignored: lis
         i, j, k = (2 * n - 1 if axis in axes else 0 for axis, n in enumerate(SHAPE))
         return [(abs(i - a), abs(j - b), abs(k - c), d) for a, b, c, d in found]  # all coordinates lie in [0, n - 1]
 
-    plain, flipped = targets(nodules, ignored), targets(flip(nodules), flip(ignored))
-    assert torch.equal(flipped.state, plain.state.flip([axis + 1 for axis in axes]))
-    sign = torch.tensor([-1.0 if axis in axes else 1.0 for axis in range(3)])[:, None, None, None]
-    offset = sign * plain.offset_mm.flip([axis + 2 for axis in axes])
-    size = plain.log_diameter.flip([axis + 1 for axis in axes])
-    positive = flipped.state == POSITIVE
-    assert torch.equal(size[positive], flipped.log_diameter[positive])
-    where = positive[:, None].expand(-1, 3, -1, -1, -1)
-    assert torch.equal(offset[where], flipped.offset_mm[where])
+    plain, flipped = maps_of(targets(nodules, ignored)), maps_of(targets(flip(nodules), flip(ignored)))
+    sign = torch.tensor([1.0, 1.0, *(-1.0 if axis in axes else 1.0 for axis in range(3))])[:, None, None, None]
+    assert torch.equal(flipped, sign * plain.flip([axis + 2 for axis in axes]))
 
 
 @given(rows.filter(bool))
@@ -145,19 +138,10 @@ def test_positive_cells_decode_to_centres_and_diameters_of_nodules(nodules: list
     answer = targets(nodules)
     decoded = cell_positions(SHAPE, 2, torch.device("cpu")) + answer.offset_mm[0]
     expected = {(*row[:3], round(row[3], 4)) for row in nodules}
-    for i, j, k in cells(answer.state, POSITIVE):
-        centre = tuple(decoded[:, i, j, k].tolist())
-        assert (*centre, round(answer.log_diameter[0, i, j, k].exp().item(), 4)) in expected
+    for cell in cells(answer.state, POSITIVE):
+        assert (*decoded[:, *cell].tolist(), round(answer.log_diameter[0, *cell].exp().item(), 4)) in expected
     first, last = targets(nodules[:1]), targets(nodules[-1:])
     assert tuple(int((c + 0.5) / 2) for c in nodules[0][:3]) in cells(first.state, POSITIVE)
     nodule, there = torch.tensor([nodules[:1], nodules[-1:]]), torch.ones(2, 1, dtype=torch.bool)
     both = cell_targets(nodule, there, there, SHAPE, stride=2, positives=7)
     assert torch.equal(both.state, torch.cat([first.state, last.state]))
-
-
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_stride_scales_positions(stride: int) -> None:
-    centre = [stride * n + (stride - 1) / 2 for n in (2, 1, 3)]
-    answer = targets([(*centre, 3.0 * stride)], stride=stride)  # type: ignore[list-item]
-    assert cells(answer.state, POSITIVE) == cross(2, 1, 3)
-    assert answer.offset_mm[0, :, 1, 1, 3].tolist() == [stride, 0.0, 0.0]
