@@ -13,13 +13,14 @@ from monai.handlers import from_engine
 from scripts.core.records import Detection
 from scripts.metrics import Froc, FrocMetric, ScanTruth, ScoredScan, froc_of, match_scans
 
-NOTHING = ScanTruth(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
 
-
-def truth(*findings: tuple[float, float, bool]) -> ScanTruth:
+def truth(*findings: tuple[float, float, bool], name: str = "") -> ScanTruth:
     """Findings (x mm, diameter mm, is a nodule) on the x axis."""
-    centres = np.array([[x, 0.0, 0.0] for x, _, _ in findings]).reshape(-1, 3)
-    return ScanTruth(centres, np.array([d for _, d, _ in findings]), np.array([n for _, _, n in findings], dtype=bool))
+    x_mm, diameters_mm, is_nodule = np.array(findings, dtype=np.float64).reshape(-1, 3).T
+    return ScanTruth(x_mm[:, None] * [1.0, 0.0, 0.0], diameters_mm, is_nodule == 1.0, name)
+
+
+NOTHING = truth()
 
 
 def at(x_mm: float, probability: float) -> Detection:
@@ -53,13 +54,14 @@ def test_a_curve_by_hand() -> None:
     curve = froc(detections, truths)
     expected = [(0, 0), (0, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 2 / 3), (2 / 4, 2 / 3), (3 / 4, 2 / 3)]
     np.testing.assert_allclose(np.column_stack([curve.false_positives_per_scan, curve.sensitivity]), expected)
-    assert curve.readings == pytest.approx((1 / 3, *[2 / 3] * 6))
-    assert curve.cpm == pytest.approx(13 / 21)
+    assert (*curve.readings, curve.cpm) == pytest.approx((1 / 3, *[2 / 3] * 6, 13 / 21))
     assert (curve.counts.nodules, curve.counts.scans) == (3, 4)
+
+
+def test_a_hit_is_nearer_than_the_radius_in_space() -> None:
     nodule = ScanTruth(np.array([[10.0, -20.0, 30.0]]), np.array([10.0]), np.array([True]))
     for centre, cpm in (((12.8, -22.8, 32.8), 1.0), ((13.0, -23.0, 33.0), 0.0)):  # 4.85 and 5.2 mm away
         assert froc([[Detection(centre, 5.0, 0.9)]], [nodule]).cpm == cpm
-    assert froc([], []).cpm is None
 
 
 # --- as an ignite metric ----------------------------------------------------------------------------------------------
@@ -86,23 +88,17 @@ def test_the_metric_without_nodules_is_undefined_and_says_so(caplog: pytest.LogC
     metric = FrocMetric()
     for seen in ([scored([at(0.0, 0.9)], NOTHING)], []):
         metric.reset()
-        assert metric.froc is None
         metric.update(seen)
-        assert math.isnan(metric.compute())
+        assert (metric.froc, math.isnan(metric.compute())) == (None, True)
         assert f"CPM of {len(seen)} scans is undefined" in caplog.text
 
 
-def named(name: str, *findings: tuple[float, float, bool]) -> ScanTruth:
-    plain = truth(*findings)
-    return ScanTruth(plain.centres_ras_mm, plain.diameters_mm, plain.is_nodule, name)
-
-
 def test_a_scan_seen_twice_counts_once_and_two_of_one_name_are_refused() -> None:
-    one, two = named("b", (0.0, 10.0, True)), named("a", (50.0, 6.0, True))
+    one, two = truth((0.0, 10.0, True), name="b"), truth((50.0, 6.0, True), name="a")
     metric = FrocMetric()
     metric.update([scored([at(0.0, 0.9)], one), scored([at(9.0, 0.5)], two), scored([at(0.0, 0.9)], one)])
     assert metric.compute() == froc([[at(0.0, 0.9)], [at(9.0, 0.5)]], [one, two]).cpm
     assert [scan.truth.name for scan in metric.scans] == ["a", "b"]
-    metric.update([scored([], named("a", (1.0, 10.0, True)))])
+    metric.update([scored([], truth((1.0, 10.0, True), name="a"))])
     with pytest.raises(ValueError, match="one scan named 'a', got two"):
         metric.compute()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, box_utils
+from monai.data import MetaTensor
 
 from scripts.core.errors import DataError
 from scripts.core.labels import IGNORED, NODULE, PADDING
@@ -38,26 +38,24 @@ def test_centre_in_lps_becomes_a_voxel(
     affine: np.ndarray, centre_lps_mm: tuple[float, ...], voxel: tuple[float, ...]
 ) -> None:
     item = BoxesToNodulesd()({"image": _image(affine), "box": [[*centre_lps_mm, 3.0, 6.0, 9.0]], "label": [0]})
-    assert "box" not in item
-    assert item["nodule"].dtype == np.float32
+    assert item.keys() == {"image", "nodule", "label"}
+    assert (item["nodule"].dtype, item["label"].dtype) == (np.float32, np.int64)
     np.testing.assert_allclose(item["nodule"], [[*voxel, 6.0]], atol=1e-5)  # the mean of the three sizes
-    assert item["label"].dtype == np.int64
-    assert item["label"].tolist() == [NODULE]
 
 
-def test_rows_keep_the_order_of_the_boxes() -> None:
-    boxes = [[-1.0, -1.0, 1.0, 4, 4, 4], [-2.0, -2.0, 2.0, 5, 5, 5], [-3.0, -3.0, 3.0, 6, 6, 6]]
-    item = BoxesToNodulesd()({"image": _image(IDENTITY), "box": boxes, "label": [NODULE, IGNORED, NODULE]})
-    np.testing.assert_allclose(item["nodule"], [[1, 1, 1, 4], [2, 2, 2, 5], [3, 3, 3, 6]])
-    assert item["label"].tolist() == [NODULE, IGNORED, NODULE]
+def test_rows_keep_the_order_of_the_boxes_and_the_input_stays() -> None:
+    boxes, labels = ((-1.0, -1.0, 1.0, 4, 4, 4), (-2.0, -2.0, 2.0, 5, 5, 5)), (NODULE, IGNORED)
+    data = {"image": _image(IDENTITY), "box": boxes, "label": labels}
+    item = BoxesToNodulesd()(data)
+    np.testing.assert_allclose(item["nodule"], [[1, 1, 1, 4], [2, 2, 2, 5]])
+    assert item["label"].tolist() == [NODULE, IGNORED]
+    assert (data["box"], data["label"]) == (boxes, labels)
 
 
 @pytest.mark.parametrize("data", [{"box": [], "label": []}, {"box": []}, {}], ids=["empty", "no label", "neither"])
 def test_no_boxes_give_no_rows(data: dict[str, list[float]]) -> None:
     item = BoxesToNodulesd()({"image": _image(OBLIQUE), **data})
-    assert item["nodule"].shape == (0, 4)
-    assert item["nodule"].dtype == np.float32
-    assert item["label"].shape == (0,)
+    assert (item["nodule"].shape, item["nodule"].dtype, item["label"].shape) == ((0, 4), np.float32, (0,))
 
 
 def test_boxes_without_labels_are_nodules() -> None:
@@ -72,29 +70,12 @@ def test_labels_and_boxes_must_be_as_many(name: dict[str, str], said: str) -> No
         BoxesToNodulesd()(data)
 
 
-def test_input_stays_as_it_is() -> None:
-    data = {"image": _image(IDENTITY), "box": [[-1.0, -2.0, 3.0, 4.0, 4.0, 4.0]], "label": [0]}
-    BoxesToNodulesd()(data)
-    assert data["box"] == [[-1.0, -2.0, 3.0, 4.0, 4.0, 4.0]]
-    assert data["label"] == [0]
-
-
-def test_boxes_are_monais_own_centre_and_size() -> None:
-    """MONAI's LUNA16 folds give the mode "cccwhd": the corners lie half a size from the centre."""
-    corners = box_utils.convert_box_mode(torch.tensor([[-3.0, -4.0, 5.0, 2.0, 4.0, 6.0]]), "cccwhd", "xyzxyz")
-    assert corners.tolist() == [[-4.0, -6.0, 2.0, -2.0, -2.0, 8.0]]
-    item = BoxesToNodulesd()({"image": _image(IDENTITY), "box": [[-3.0, -4.0, 5.0, 2.0, 4.0, 6.0]]})
-    np.testing.assert_allclose(item["nodule"], [[3, 4, 5, 4]])
-
-
 def test_padding_fills_up_to_the_rows() -> None:
     data = {"nodule": np.array([[1, 2, 3, 4]], dtype=np.float32), "label": np.array([IGNORED]), "other": 5}
     item = PadNodulesd(3)(data)
     assert item["nodule"].tolist() == [[1, 2, 3, 4], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert item["label"].tolist() == [IGNORED, PADDING, PADDING]
-    assert item["label"].dtype == torch.int64
-    assert item["other"] == 5
-    assert len(data["label"]) == 1
+    assert (item["label"].tolist(), item["label"].dtype) == ([IGNORED, PADDING, PADDING], torch.int64)
+    assert (item["other"], len(data["label"])) == (5, 1)
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -114,12 +95,11 @@ def test_padding_refuses_more_than_its_rows() -> None:
 
 def _with_mask(*spots: tuple[int, int]) -> dict[str, Any]:
     """Two boxes of 4 mm around voxels 3.5 and 11.5 of 2 mm, and cubes of these (value, first voxel along i)."""
-    affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    values = torch.zeros(1, 16, 6, 6)
+    affine, values = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])), torch.zeros(1, 16, 6, 6)
+    image = MetaTensor(values.clone(), affine=affine)
     for value, first in spots:
         values[0, first : first + 2, 2:4, 2:4] = value
-    image = MetaTensor(torch.zeros(1, 16, 6, 6), affine=torch.from_numpy(affine))
-    mask = MetaTensor(values, affine=torch.from_numpy(affine), meta={"filename_or_obj": "mask.nii.gz"})
+    mask = MetaTensor(values, affine=affine, meta={"filename_or_obj": "mask.nii.gz"})
     boxes = [[-x, -5.0, 5.0, 4.0, 4.0, 4.0] for x in (7.0, 23.0)]
     return {"image": image, "mask": mask, "box": boxes, "label": [NODULE, IGNORED]}
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged, Spacingd
+from nibabel.affines import from_matvec
 
 from scripts.preprocess import ScaleHud, ToSpacingd
 
 SPACINGS = [(0.7, 0.7, 2.5), (1.0, 1.0, 1.0), (1.6, 0.9, 1.0004), (0.5, 3.0, 0.8)]
+TO_1_MM = ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])
 
 
 def _scan(affine: np.ndarray, shape: tuple[int, int, int] = (23, 31, 17)) -> MetaTensor:
@@ -21,16 +23,17 @@ def _scan(affine: np.ndarray, shape: tuple[int, int, int] = (23, 31, 17)) -> Met
 
 def _affine(spacing_mm: tuple[float, float, float], degrees: float = 0.0) -> np.ndarray:
     angle = np.deg2rad(degrees)
-    affine = np.eye(4)
-    affine[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    affine[:3, :3] *= spacing_mm
-    affine[:3, 3] = (-120.3, 40.0, -711.25)
-    return affine
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    return from_matvec(turn * spacing_mm, (-120.3, 40.0, -711.25))
 
 
-def _plain(image: MetaTensor, pixdim: tuple[float, float, float]) -> MetaTensor:
-    transform = Spacingd("image", pixdim=pixdim, mode="bilinear", padding_mode="border", dtype=np.float64)
-    return transform({"image": image})["image"]
+def _assert_as_by_monai(image: MetaTensor, pixdim: tuple[float, float, float], atol_hu: float) -> None:
+    found = ToSpacingd("image", pixdim, ["bilinear"])({"image": image})["image"]
+    plain = Spacingd("image", pixdim=pixdim, mode="bilinear", padding_mode="border", dtype=np.float64)
+    expected = plain({"image": image})["image"]
+    assert found.dtype == torch.int16
+    np.testing.assert_allclose(np.asarray(found.affine), np.asarray(expected.affine), atol=1e-6)
+    torch.testing.assert_close(found.as_tensor().double(), expected.as_tensor().double(), rtol=0, atol=atol_hu)
 
 
 @pytest.mark.parametrize("pixdim", [(1.0, 1.0, 1.0), (1.3, 0.6, 2.0)])
@@ -41,11 +44,7 @@ def test_the_same_as_monais_to_whole_hu(
 ) -> None:
     image = _scan(_affine(spacing, degrees))
     before = image.clone()
-    found, expected = ToSpacingd("image", pixdim, ["bilinear"])({"image": image})["image"], _plain(image, pixdim)
-    assert found.dtype == torch.int16
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(np.asarray(found.affine), np.asarray(expected.affine), atol=1e-6)
-    torch.testing.assert_close(found.as_tensor().double(), expected.as_tensor().double(), rtol=0, atol=0.51)
+    _assert_as_by_monai(image, pixdim, atol_hu=0.51)
     assert torch.equal(image.as_tensor(), before.as_tensor())
 
 
@@ -53,35 +52,25 @@ def test_a_view_is_read_as_its_copy() -> None:
     image = _scan(_affine((0.8, 0.8, 2.0)), (30, 31, 32))
     part = image[:, 3:20, 4:25, 5:9]
     assert not part.is_contiguous()
-    found = ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])({"image": part})["image"]
-    again = ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])({"image": part.contiguous()})["image"]
+    found, again = (TO_1_MM({"image": one})["image"] for one in (part, part.contiguous()))
     assert torch.equal(found.as_tensor(), again.as_tensor())
 
 
 def test_a_tilted_gantry_is_resampled_too() -> None:
     affine = _affine((0.8, 0.8, 2.0))
     affine[1, 2] = 0.7  # each slice is shifted against the last
-    image = _scan(affine)
-    found, expected = (
-        ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])({"image": image})["image"],
-        _plain(image, (1.0, 1.0, 1.0)),
-    )
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(np.asarray(found.affine), np.asarray(expected.affine), atol=1e-6)
-    torch.testing.assert_close(found.as_tensor().double(), expected.as_tensor().double(), rtol=0, atol=0.7)
+    _assert_as_by_monai(_scan(affine), (1.0, 1.0, 1.0), atol_hu=0.7)
 
 
 def test_one_slice_along_an_axis_is_repeated() -> None:
-    found = ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])({"image": _scan(_affine((1.0, 1.0, 3.0)), (5, 6, 1))})[
-        "image"
-    ]
-    assert found.shape == (1, 5, 6, 1)
+    scan = _scan(_affine((1.0, 1.0, 3.0)), (5, 6, 1))
+    assert TO_1_MM({"image": scan})["image"].shape == (1, 5, 6, 1)
 
 
 def test_what_is_known_of_the_scan_stays() -> None:
     image = _scan(_affine((0.8, 0.8, 2.0)))
     image.meta["notes"] = "thick"
-    assert ToSpacingd("image", (1.0, 1.0, 1.0), ["bilinear"])({"image": image})["image"].meta["notes"] == "thick"
+    assert TO_1_MM({"image": image})["image"].meta["notes"] == "thick"
 
 
 @pytest.mark.parametrize("window", [(-1200.0, 600.0), (-1000.0, 400.0)])
@@ -89,9 +78,7 @@ def test_intensities_are_scaled_as_by_monai(window: tuple[float, float]) -> None
     image = MetaTensor(_scan(np.eye(4)).float() * 2)
     before = image.clone()
     found = ScaleHud("image", window)({"image": image})["image"]
-    low, high = window
-    expected = ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True)({"image": image})
-    torch.testing.assert_close(found, expected["image"], rtol=0, atol=1e-6)
+    expected = ScaleIntensityRanged("image", *window, b_min=-1.0, b_max=1.0, clip=True)({"image": image})["image"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert torch.equal(image, before)
-    assert found.min() == -1.0
-    assert found.max() == 1.0
+    assert (found.min(), found.max()) == (-1.0, 1.0)
