@@ -100,9 +100,8 @@ def test_the_worked_example_of_the_docs() -> None:
     expected[:3, 3] = 180, 170, -300
     np.testing.assert_array_equal(affine, expected)
     np.testing.assert_allclose(apply_affine(affine, [100, 200, 40]), [110, 30, -200], rtol=0, atol=1e-10)
-    reversed_i = affine.copy()
-    reversed_i[:, 0] = 0.7, 0, 0, 0
-    reversed_i[0, 3] = 180 - 0.7 * 511
+    reversed_i = np.diag([0.7, -0.7, 2.5, 1.0])
+    reversed_i[:3, 3] = 180 - 0.7 * 511, 170, -300
     np.testing.assert_allclose(apply_affine(reversed_i, [411, 200, 40]), [110, 30, -200], rtol=0, atol=1e-10)
 
 

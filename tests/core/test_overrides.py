@@ -18,11 +18,11 @@ from scripts.core.errors import UserError, user_error_in
 from scripts.core.overrides.names import RECORDS
 from scripts.core.overrides.values import FIXED
 from scripts.network.blocks import COARSEST_STRIDE
-from tests.bundle import ROOT
+from tests.bundle import ROOT, options
 
 CONFIGS = ROOT / "configs"
 INFERENCE = ("input", "dataset_dir", "output_dir", "checkpoint", "series", "threshold", "overwrite", "hu_window")
-TRAIN = ("datalists", "dataset_dir", "output_dir", "image_dir", "max_epochs", "skip_broken", "train#trainer#amp")
+TRAIN = ("datalists", "dataset_dir", "output_dir", "image_dir", "max_epochs", "skip_broken", "crop_size", "spacing_mm")
 
 
 class Graph:
@@ -31,13 +31,17 @@ class Graph:
     seen: dict[str, Any]
 
     def __init__(self, folder: Path, graphs: list[str], names: tuple[str, ...]) -> None:
-        values = {name: f"@{name}" for name in names if name.split("#")[0] != "train"}
+        values = {name: f"@{name}" for name in names}
         keep = {"_target_": f"{__name__}.keep", "_requires_": "@scripts_path", "values": values}
-        overlay = folder / f"{graphs[-1]}_overlay.json"
-        overlay.write_text(
-            json.dumps({"initialize": ["@scripts_path"], "run": ["@kept"], "kept": keep}), encoding="utf-8"
-        )
-        self.files = [*(str(CONFIGS / f"{graph}.json") for graph in graphs), str(overlay)]
+        overlay = {"initialize": ["@scripts_path"], "run": ["@kept"], "kept": keep}
+        self.folder = folder
+        self.files = [str(CONFIGS / f"{graph}.json") for graph in graphs]
+        self.files.append(self.written(f"{graphs[-1]}_overlay.json", json.dumps(overlay)))
+
+    def written(self, name: str, text: str) -> str:
+        """The path of a new file beside the graph's."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return str(self.folder / name)
 
     def words(self, *words: str) -> dict[str, Any]:
         """The values after a command line, by the very functions that read the command line."""
@@ -103,8 +107,7 @@ LIKE_PYTHON = (
 def test_a_path_is_text_as_typed(text: str, inference: Graph) -> None:
     """And so is a series."""
     seen = inference.words("--input", text, f"--output_dir={text}", "--checkpoint", text, "--series", text)
-    assert [seen[name] for name in ("input", "dataset_dir", "output_dir", "checkpoint")] == [text] * 4
-    assert seen["series"] == text
+    assert [seen[name] for name in ("input", "dataset_dir", "output_dir", "checkpoint", "series")] == [text] * 5
 
 
 def test_a_path_that_looks_like_an_expression_is_the_file_when_it_is_there(
@@ -195,61 +198,39 @@ UNKNOWN: dict[str, Any] = {  # value, and what is offered
 }
 
 
-def _by_words(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    graph.words(*(word for name, value in overrides.items() for word in (f"--{name}", str(value))))
+def _yaml(values: dict[str, Any]) -> str:
+    return "".join(f'"{name}": {json.dumps(value)}\n' for name, value in values.items())
 
 
-def _by_json(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    (folder / "args.json").write_text(json.dumps(overrides))
-    graph.words("--args_file", str(folder / "args.json"))
-
-
-def _by_yaml(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    (folder / "args.yaml").write_text("".join(f'"{name}": {json.dumps(v)}\n' for name, v in overrides.items()))
-    graph.words("--args_file", str(folder / "args.yaml"))
-
-
-def _by_python(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    graph.called(**overrides)
-
-
-def _by_workflow(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    graph.workflow(**overrides)
-
-
-def _by_create_workflow(graph: Graph, overrides: dict[str, Any], folder: Path) -> None:
-    create_workflow(config_file=graph.files, workflow_type="infer", **overrides).run()
-
-
-WAYS = (_by_words, _by_json, _by_yaml, _by_python, _by_workflow, _by_create_workflow)
+WAYS: dict[str, Callable[[Graph, dict[str, Any]], object]] = {
+    "words": lambda graph, given: graph.words(*options(given)),
+    "JSON": lambda graph, given: graph.words("--args_file", graph.written("args.json", json.dumps(given))),
+    "YAML": lambda graph, given: graph.words("--args_file", graph.written("args.yaml", _yaml(given))),
+    "Python": lambda graph, given: graph.called(**given),
+    "workflow": lambda graph, given: graph.workflow(**given),
+    "create_workflow": lambda graph, given: create_workflow(
+        config_file=graph.files, workflow_type="infer", **given
+    ).run(),
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_known_names_pass(way: Any, inference: Graph, tmp_path: Path) -> None:
-    way(inference, KNOWN, tmp_path)
-    assert Graph.seen["threshold"] == 0.3
-    assert Graph.seen["hu_window"] == [-1000, 400]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_unknown_names_are_refused_with_the_nearest_one(way: Any, inference: Graph, tmp_path: Path) -> None:
+def test_known_names_pass_and_unknown_ones_are_refused_with_the_nearest(way: str, inference: Graph) -> None:
+    WAYS[way](inference, KNOWN)
+    assert (Graph.seen["threshold"], Graph.seen["hu_window"]) == (0.3, [-1000, 400])
     given = {name: value for name, (value, _) in UNKNOWN.items()}
-    message = refusal(lambda: way(inference, {"threshold": 0.3, **given}, tmp_path))
-    for name, (_, nearest) in UNKNOWN.items():
-        assert f"--{name} (did you mean {nearest}" in message
+    message = refusal(lambda: WAYS[way](inference, {"threshold": 0.3, **given}))
+    hints = [f"--{name} (did you mean {nearest}" for name, (_, nearest) in UNKNOWN.items()]
+    assert [hint for hint in hints if hint not in message] == []
     assert "--threshold" not in message
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_training_is_checked_as_well(way: Any, train: Graph, tmp_path: Path) -> None:
-    way(train, {"train#trainer#amp": True, "max_epochs": 3}, tmp_path)
+def test_training_is_checked_as_well(way: str, train: Graph) -> None:
+    WAYS[way](train, {"train#trainer#amp": True, "max_epochs": 3})
     assert Graph.seen["max_epochs"] == 3
-    message = refusal(lambda: way(train, {"train#trainer#ampp": True}, tmp_path))
+    message = refusal(lambda: WAYS[way](train, {"train#trainer#ampp": True}))
     assert "--train#trainer#ampp (did you mean train#trainer#amp" in message
-
-
-def test_a_share_of_training_is_a_share(train: Graph) -> None:
-    assert "added_share: expected a number from 0 to 1, got 60" in refusal(lambda: train.words("--added_share", "60"))
 
 
 def test_laid_over_files_count(tmp_path: Path) -> None:
@@ -263,15 +244,14 @@ def test_names_of_a_file_elsewhere_are_no_overrides(tmp_path: Path) -> None:
     """From Python the files are not known: what is a component, is run or is referred to may come from one."""
     graph = Graph(tmp_path, ["train"], ("learning_rate",))
     mine = {"my_rate": 0.5, "learning_rate": "@my_rate", "mine": {"_target_": "dict"}, "my_run": ["$print()"]}
-    (tmp_path / "mine.json").write_text(json.dumps(mine))
-    graph.files.append(str(tmp_path / "mine.json"))
+    graph.files.append(graph.written("mine.json", json.dumps(mine)))
     assert graph.workflow()["learning_rate"] == 0.5
     assert "--my_rat " in refusal(lambda: graph.workflow(my_rat=0.4))
 
 
-def test_arguments_of_the_command_line_stand_before_those_of_a_file(inference: Graph, tmp_path: Path) -> None:
-    (tmp_path / "args.json").write_text(json.dumps({"input": "a#b", "threshold": 0.3, "series": "1.5"}))
-    seen = inference.words("--args_file", str(tmp_path / "args.json"), "--threshold", "0.4")
+def test_arguments_of_the_command_line_stand_before_those_of_a_file(inference: Graph) -> None:
+    file = inference.written("args.json", json.dumps({"input": "a#b", "threshold": 0.3, "series": "1.5"}))
+    seen = inference.words("--args_file", file, "--threshold", "0.4")
     assert (seen["input"], seen["threshold"], seen["series"]) == ("a#b", 0.4, "1.5")
 
 
@@ -327,31 +307,48 @@ def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], said: s
     assert said in refusal(lambda: graph.words(*words))
 
 
-@pytest.mark.parametrize("name", ["stride", "spacing_mm", "loss#stride", "scan_to_grid#transforms#0#spacing_mm"])
-def test_training_has_one_grid(name: str, train: Graph) -> None:
-    value = "4" if "stride" in name else "[2, 2, 2]"
-    assert "; leave it out" in refusal(lambda: train.words(f"--{name}", value))
-    assert train.words("--spacing_mm", "[1, 1, 1]")["max_epochs"] > 0
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        # Training has one grid.
+        *((f"--{name} 4", "; leave it out") for name in ("stride", "loss#stride")),
+        *((f"--{name} [2,2,2]", "; leave it out") for name in ("spacing_mm", "scan_to_grid#transforms#0#spacing_mm")),
+        ("--added_share 60", "added_share: expected a number from 0 to 1, got 60"),
+        # Crops can be halved as often as the networks do.
+        ("--crop_size 50", f"crop_size: expected a multiple of {COARSEST_STRIDE}, got 50"),
+    ],
+)
+def test_values_that_training_cannot_use_are_refused(words: str, said: str, train: Graph) -> None:
+    assert said in refusal(lambda: train.words(*words.split()))
 
 
-def test_crops_can_be_halved_as_often_as_the_networks_do(tmp_path: Path) -> None:
-    graph = Graph(tmp_path, ["train"], ("crop_size",))
-    said = f"crop_size: expected a multiple of {COARSEST_STRIDE}, got 50"
-    assert said in refusal(lambda: graph.words("--crop_size", "50"))
-    assert graph.words("--crop_size", str(3 * COARSEST_STRIDE))["crop_size"] == 3 * COARSEST_STRIDE
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--threshold .3", "threshold", 0.3),
+        ("--threshold 1", "threshold", 1),
+        ("--threshold 0x1", "threshold", 1),
+        ("--threshold 3e-1", "threshold", 0.3),
+        ("--threshold=$0.5/2", "threshold", 0.25),
+        *((f"--overwrite{text}", "overwrite", True) for text in ("", "=true", "=True", "=TRUE")),
+    ],
+)
+def test_numbers_are_numbers_and_switches_are_switched(words: str, name: str, value: float, inference: Graph) -> None:
+    seen = inference.words(*words.split())[name]
+    assert (seen, isinstance(seen, bool)) == (value, isinstance(value, bool))
 
 
-@pytest.mark.parametrize("text", ["true", "True", "TRUE"])
-def test_switches_are_switched(text: str, inference: Graph, train: Graph) -> None:
-    assert inference.words("--overwrite", text)["overwrite"] is True
-    assert inference.words("--overwrite")["overwrite"] is True
-    assert train.words("--skip_broken", text)["skip_broken"] is True
-    assert train.words("--skip_broken", "false")["skip_broken"] is False
-
-
-@pytest.mark.parametrize(("text", "value"), [(".3", 0.3), ("1", 1), ("0x1", 1), ("3e-1", 0.3), ("$0.5 / 2", 0.25)])
-def test_numbers_are_numbers(text: str, value: float, inference: Graph) -> None:
-    assert inference.words("--threshold", text)["threshold"] == value
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        *((f"--skip_broken {text}", "skip_broken", True) for text in ("true", "True", "TRUE")),
+        ("--skip_broken false", "skip_broken", False),
+        (f"--crop_size {3 * COARSEST_STRIDE}", "crop_size", 3 * COARSEST_STRIDE),
+        ("--spacing_mm [1,1,1]", "spacing_mm", [1, 1, 1]),  # the network's, so that nothing changes
+    ],
+)
+def test_training_takes_what_it_can_use(words: str, name: str, value: object, train: Graph) -> None:
+    assert train.words(*words.split())[name] == value
 
 
 # --- the record of what ran -------------------------------------------------------------------------------------------
@@ -376,10 +373,9 @@ def test_every_setting_is_recorded_from_where_it_counts() -> None:
     """A knob with one place is recorded from there; one with several cannot be set for one of them alone."""
     parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8")))
     for name, content in parser.get("settings").items():
-        if name in ("device", "network", *FIXED):
-            continue
-        where = content[1:]
-        assert where in parser
-        key = name.replace("window_", "tile_")  # nodules.json keeps the names of 0.5
-        assert parser.get(where) == f"@{key}" or where == key
+        if name not in ("device", "network", *FIXED):
+            where = content[1:]
+            assert where in parser
+            key = name.replace("window_", "tile_")  # nodules.json keeps the names of 0.5
+            assert parser.get(where) == f"@{key}" or where == key
     assert all(record in parser for record in RECORDS)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.data.box_utils import non_max_suppression
 
+from scripts.core.geometry import apply_affine
 from scripts.core.records import Detection
 from scripts.decode.candidates import (
     LARGEST_DIAMETER_MM,
@@ -90,8 +91,7 @@ def test_centre_diameter_and_probability_are_exact(name: str) -> None:
     pred = empty_maps()
     propose(pred, (3, 2, 9), centre_voxel, diameter_mm=7.5, logit=math.log(4.0), steps_mm=steps_mm)
     (found,) = decode(pred, affine)
-    expected = [affine[row, 3] + sum(affine[row, axis] * centre_voxel[axis] for axis in range(3)) for row in range(3)]
-    assert found.centre_ras_mm == pytest.approx(expected, abs=1e-5)
+    assert found.centre_ras_mm == pytest.approx(affine[:3, :3] @ centre_voxel + affine[:3, 3], abs=1e-5)
     assert found.diameter_mm == pytest.approx(7.5, rel=1e-6)
     assert found.probability == pytest.approx(0.8, rel=1e-6)
 
@@ -101,8 +101,7 @@ def test_a_cell_without_offset_stands_for_the_middle_of_its_voxels(stride: int) 
     pred = empty_maps()
     pred[0, 2, 4, 7] = 5.0
     (found,) = decode(pred, stride=stride)
-    middles = [np.mean([cell * stride + voxel for voxel in range(stride)]) for cell in (2, 4, 7)]
-    assert found.centre_ras_mm == pytest.approx(middles, abs=1e-9)
+    assert found.centre_ras_mm == pytest.approx([n * stride + (stride - 1) / 2 for n in (2, 4, 7)], abs=1e-9)
 
 
 @given(
@@ -175,24 +174,26 @@ def test_a_peak_is_the_largest_around_and_a_shoulder_no_plateau(peak_size: int, 
     assert sorted(d.centre_ras_mm[2] for d in decode(pred, peak_size=peak_size)) == pytest.approx(places, abs=1e-9)
 
 
-@pytest.mark.parametrize(("apart_mm", "expected"), [(8.0, 1), (8.4, 2)])
-def test_suppression_starts_at_the_overlap_given(apart_mm: float, expected: int) -> None:
-    # Cubes of 10 mm, 8 mm apart share 2 of 18 parts: 0.11; 8.4 mm apart 1.6 of 18.4: 0.087.
-    pred = empty_maps()
-    propose(pred, (2, 3, 5), (4.0, 6.0, 10.0), diameter_mm=10.0, logit=1.0)
-    propose(pred, (6, 3, 5), (4.0 + apart_mm, 6.0, 10.0), diameter_mm=10.0, logit=2.0)
-    found = decode(pred, nms_overlap=0.1)
+@pytest.mark.parametrize(
+    ("apart_mm", "slice_mm", "expected"),
+    [
+        # Cubes of 10 mm, 8 mm apart share 2 of 18 parts: 0.11; 8.4 mm apart 1.6 of 18.4: 0.087.
+        (8.0, 1.0, 1),
+        (8.4, 1.0, 2),
+        (4.0, 1.0, 1),
+        (20.0, 5.0, 2),  # four voxels apart too
+    ],
+)
+def test_suppression_starts_at_the_overlap_given_in_millimetres(
+    apart_mm: float, slice_mm: float, expected: int
+) -> None:
+    pred, steps_mm = empty_maps(), (1.0, 1.0, slice_mm)
+    places = [(8.5, 6.5, 4.0), (8.5, 6.5, 4.0 + apart_mm / slice_mm)]
+    propose(pred, (4, 3, 2), places[0], diameter_mm=10.0, logit=1.0, steps_mm=steps_mm)
+    propose(pred, (4, 3, 6), places[1], diameter_mm=10.0, logit=2.0, steps_mm=steps_mm)
+    found = decode(pred, np.diag([*steps_mm, 1.0]), nms_overlap=0.1)
     assert len(found) == expected
-    assert found[0].centre_ras_mm[0] == pytest.approx(4.0 + apart_mm, abs=1e-5)  # the stronger one stays
-
-
-def test_suppression_measures_in_millimetres() -> None:
-    pred = empty_maps()
-    steps_mm = (1.0, 1.0, 5.0)
-    for cell_k, logit in ((3, 1.0), (5, 2.0)):  # four voxels apart along k: 20 mm
-        propose(pred, (4, 3, cell_k), (8.5, 6.5, 2 * cell_k + 0.5), diameter_mm=10.0, logit=logit, steps_mm=steps_mm)
-    assert len(decode(pred)) == 1
-    assert len(decode(pred, np.diag([*steps_mm, 1.0]))) == 2
+    assert found[0].centre_ras_mm[2] == pytest.approx(4.0 * slice_mm + apart_mm, abs=1e-5)  # the stronger one stays
 
 
 def test_a_candidate_too_small_to_report_suppresses_none() -> None:
@@ -206,38 +207,37 @@ def test_a_candidate_too_small_to_report_suppresses_none() -> None:
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
-def test_candidates_come_by_falling_probability_and_top_k_keeps_the_best() -> None:
+@pytest.mark.parametrize("top_k", [0, 1, 2, 4, 100])
+def test_candidates_come_by_falling_probability_and_top_k_keeps_the_best(top_k: int) -> None:
     pred = empty_maps()
-    logits = {(1, 1, 1): 1.0, (1, 4, 10): 5.0, (7, 1, 5): 3.0, (4, 3, 7): 2.0}
-    for cell, logit in logits.items():
-        pred[0][cell] = logit
+    assert decode(pred, top_k=top_k) == []
+    pred[0, [1, 1, 7, 4], [1, 4, 1, 3], [1, 10, 5, 7]] = torch.tensor([1.0, 5.0, 3.0, 2.0])
     expected = [1 / (1 + math.exp(-logit)) for logit in (5.0, 3.0, 2.0, 1.0)]
-    for top_k in (1, 2, 4, 100):
-        assert [d.probability for d in decode(pred, top_k=top_k)] == pytest.approx(expected[:top_k])
-    assert decode(pred, top_k=0) == []
+    assert [d.probability for d in decode(pred, top_k=top_k)] == pytest.approx(expected[:top_k])
 
 
-def test_a_probability_equal_to_the_threshold_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("logit", "threshold", "expected"),
+    [
+        (0.0, 0.5, [0.5]),
+        (0.0, math.nextafter(0.5, 1.0), []),
+        (-1000.0, 0.0, [0.0]),
+        (10.0, 1.0, []),
+        (1000.0, 1.0, [1.0]),
+    ],
+)
+def test_a_probability_equal_to_the_threshold_is_kept(logit: float, threshold: float, expected: list[float]) -> None:
+    """Threshold 0 keeps every peak, 1 only certainty."""
     pred = empty_maps()
-    pred[0, 3, 2, 5] = 0.0
-    assert len(decode(pred, threshold=0.5)) == 1
-    assert decode(pred, threshold=math.nextafter(0.5, 1.0)) == []
+    pred[0] = -1000.0
+    pred[0, 3, 2, 5] = logit
+    assert [d.probability for d in decode(pred, threshold=threshold)] == expected
 
 
 def test_every_candidate_reaches_the_threshold() -> None:
     pred = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1))
     exact = sorted((d.probability for d in decode(pred, threshold=0.0)), reverse=True)
     assert [d.probability for d in decode(pred, threshold=exact[10])] == exact[:11]
-
-
-def test_threshold_zero_keeps_every_peak_and_one_only_certainty() -> None:
-    pred = empty_maps()
-    pred[0] = -1000.0
-    assert [d.probability for d in decode(pred, threshold=0.0)] == [0.0]
-    pred[0, 3, 2, 5] = 10.0
-    assert decode(pred, threshold=1.0) == []
-    pred[0, 3, 2, 5] = 1000.0
-    assert [d.probability for d in decode(pred, threshold=1.0)] == [1.0]
 
 
 @pytest.mark.parametrize("peak_size", [1, 3, 5, 7])
@@ -262,10 +262,6 @@ def test_suppression_is_monais(count: int, overlap: float) -> None:
     assert count < 2 or 1 < len(expected) < count
 
 
-def test_no_peak_gives_an_empty_list() -> None:
-    assert decode(empty_maps()) == []
-
-
 @pytest.mark.parametrize("peak_size", [0, 2, 4, -1])
 def test_an_even_peak_size_is_refused(peak_size: int) -> None:
     with pytest.raises(ValueError, match=f"odd number of cells, got {peak_size}"):
@@ -278,34 +274,34 @@ COARSE = affine_of(TURN @ np.diag([3.0, 3.0, 5.0]))
 COARSE_SHAPE = (10, 8, 6)
 
 
-def distance_map(value: float | None = None) -> MetaTensor:
-    """Distance grows by 3 mm per voxel along i, beginning with 0 at i = 2; or the same everywhere."""
-    distance = 3.0 * (torch.arange(10.0) - 2.0).clamp(min=0.0)
-    mm = distance[:, None, None].expand(COARSE_SHAPE) if value is None else torch.full(COARSE_SHAPE, value)
-    return MetaTensor(mm[None].clone(), affine=COARSE)
+GROWING = 3.0 * np.arange(-2.0, 8.0).clip(min=0.0)  # by 3 mm per voxel along i, beginning with 0 at i = 2
 
 
-def at_voxel(voxel: tuple[float, float, float], diameter_mm: float = 4.0) -> Detection:
-    x, y, z = (COARSE[:3, :3] @ np.array(voxel) + COARSE[:3, 3]).tolist()
+def at_voxel(*voxel: float, diameter_mm: float = 4.0) -> Detection:
+    x, y, z = apply_affine(COARSE, voxel).tolist()
     return Detection((x, y, z), diameter_mm, 0.9)
 
 
-def kept(candidates: list[Detection], distance_mm: MetaTensor, margin_mm: float = 5.0) -> tuple[list[Detection], int]:
-    out = DropOutsideLungsd(margin_mm)({"candidates": candidates, "lung_distance_mm": distance_mm})
+def kept(
+    candidates: list[Detection], margin_mm: float = 5.0, distance_mm: np.ndarray = GROWING
+) -> tuple[list[Detection], int]:
+    mm = torch.tensor(distance_mm, dtype=torch.float32)[None, :, None, None].expand(1, *COARSE_SHAPE)
+    item = {"candidates": candidates, "lung_distance_mm": MetaTensor(mm.clone(), affine=COARSE)}
+    out = DropOutsideLungsd(margin_mm)(item)
     return out["candidates"], out["outside_lungs"]
 
 
 def test_candidates_are_kept_up_to_the_margin_whatever_their_size() -> None:
-    inside, near = at_voxel((1.0, 4.0, 3.0)), at_voxel((4.0, 4.0, 3.0))  # 6 mm away
-    too_far = at_voxel((4.0, 4.0, 3.0), diameter_mm=30.0)
-    assert kept([inside, near], distance_map(), margin_mm=6.0) == ([inside, near], 0)
-    assert kept([inside, too_far], distance_map(), margin_mm=5.9) == ([inside], 1)
+    inside, near = at_voxel(1.0, 4.0, 3.0), at_voxel(4.0, 4.0, 3.0)  # 6 mm away
+    too_far = at_voxel(4.0, 4.0, 3.0, diameter_mm=30.0)
+    assert kept([inside, near], margin_mm=6.0) == ([inside, near], 0)
+    assert kept([inside, too_far], margin_mm=5.9) == ([inside], 1)
 
 
-def test_order_and_count_hold_for_many_and_for_none() -> None:
-    candidates = [at_voxel((float(i), 1.0, 2.0)) for i in (9, 0, 8, 1, 7, 3)]  # 3: 3 mm away
-    assert kept(candidates, distance_map()) == ([candidates[1], candidates[3], candidates[5]], 3)
-    assert kept([], distance_map()) == ([], 0)
+def test_order_and_count_hold_for_many_and_for_none_and_beyond_the_border_the_border_counts() -> None:
+    candidates = [at_voxel(float(i), 1.0, 2.0) for i in (9, 0, 8, 1, 10, -1, 7, 3)]  # 3: 3 mm away
+    assert kept(candidates) == ([candidates[n] for n in (1, 3, 5, 7)], 4)
+    assert kept([]) == ([], 0)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -314,10 +310,5 @@ def test_a_candidate_in_the_padding_is_dropped(axis: int, side: int) -> None:
     # The scan ends half a voxel beyond the outermost centres; one voxel more is allowed.
     places = np.array([[4.0, 4.0, 3.0]] * 2)
     places[:, axis] = (-0.5 if side < 0 else COARSE_SHAPE[axis] - 0.5) + side * np.array([0.99, 1.01])
-    candidates = [at_voxel(tuple(place)) for place in places.tolist()]
-    assert kept(candidates, distance_map(0.0)) == ([candidates[0]], 1)
-
-
-def test_a_candidate_just_beyond_the_border_is_judged_there() -> None:
-    low, high = at_voxel((-1.0, 4.0, 3.0)), at_voxel((10.0, 4.0, 3.0))
-    assert kept([low, high], distance_map()) == ([low], 1)
+    candidates = [at_voxel(*place) for place in places.tolist()]
+    assert kept(candidates, distance_mm=np.zeros(10)) == ([candidates[0]], 1)

@@ -55,8 +55,8 @@ def ellipsoid(steps_mm: Array, axes_mm: Array, shift: Array, turn: Array | None 
     return np.asarray(np.square(own / (axes_mm / 2.0)).sum(axis=-1) < 1.0)
 
 
-def measured(inside: npt.NDArray[np.bool_], steps_mm: Array) -> Measurement:
-    found = measure(inside, np.zeros(inside.shape, dtype=np.int16), affine_of(steps_mm))
+def measured(inside: npt.NDArray[np.bool_], steps_mm: Array, image_hu: npt.ArrayLike = 0) -> Measurement:
+    found = measure(inside, np.broadcast_to(np.int16(image_hu), inside.shape), affine_of(steps_mm))
     assert found is not None
     return found
 
@@ -149,14 +149,10 @@ def test_how_the_array_is_stored_does_not_change_the_measurement(
     steps_mm = np.diag([0.7, 0.9, 2.0])
     inside = ellipsoid(steps_mm, np.array([16.0, 9.0, 12.0]), np.array([0.2, -0.3, 0.1]))
     image_hu = np.random.default_rng(0).integers(-1000, 400, inside.shape).astype(np.int16)
-    expected = measure(inside, image_hu, affine_of(steps_mm))
-    assert expected is not None
     way = tuple(slice(None, None, sign) for sign in flips)
-    stored = measure(
-        inside.transpose(order)[way], image_hu.transpose(order)[way], affine_of(steps_mm[:, order] * np.array(flips))
-    )
-    assert stored is not None
-    assert vars(stored) == pytest.approx(vars(expected))
+    stored_inside, stored_hu = inside.transpose(order)[way], image_hu.transpose(order)[way]
+    stored = measured(stored_inside, steps_mm[:, order] * np.array(flips), stored_hu)
+    assert vars(stored) == pytest.approx(vars(measured(inside, steps_mm, image_hu)))
 
 
 # --- small masks, by hand ---------------------------------------------------------------------------------------------
@@ -188,32 +184,29 @@ def test_few_voxels_in_a_line(voxels: list[tuple[int, int, int]], axes_mm: tuple
     assert (found.long_axis_mm, found.short_axis_mm) == pytest.approx(axes_mm)
 
 
-def test_a_rectangle_is_measured_from_edge_to_edge() -> None:
-    # 4 × 2 pixels of 1 mm. Farthest middles of edges: (-0.5, 0) and (3.5, 1), 4 along and 1 across. Perpendicular to
-    # (4, 1) the edges reach from (3, -0.5) to (0, 1.5): 11 / √17.
-    inside = mask_of(*[(i, j, 4) for i in range(4) for j in range(2)])
-    assert axial_axes_mm(inside, np.eye(4)) == pytest.approx((math.sqrt(17.0), 11.0 / math.sqrt(17.0)))
-
-
-def test_a_gap_does_not_shorten_the_axes() -> None:
-    ring = [(i, j, 4) for i in range(5) for j in range(5) if not (1 <= i <= 3 and 1 <= j <= 4)]
-    filled = [(i, j, 4) for i in range(5) for j in range(5)]
-    assert axial_axes_mm(mask_of(*ring), np.eye(4)) == pytest.approx(axial_axes_mm(mask_of(*filled), np.eye(4)))
+SQUARE = [(i, j, 4) for i in range(5) for j in range(5)]
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "axes_mm"),
+    ("voxels", "axes_mm"),
     [
+        # 4 × 2 pixels of 1 mm. Farthest middles of edges: (-0.5, 0) and (3.5, 1), 4 along and 1 across. Perpendicular
+        # to (4, 1) the edges reach from (3, -0.5) to (0, 1.5): 11 / √17.
+        ([(i, j, 4) for i in range(4) for j in range(2)], (math.sqrt(17.0), 11.0 / math.sqrt(17.0))),
+        # (-0.5, 0) and (4.5, 4), 5 along and 4 across, and as much perpendicular to it
+        (SQUARE, (math.sqrt(41.0), math.sqrt(41.0))),
+        ([(i, j, 4) for i, j, _ in SQUARE if not (1 <= i <= 3 and j >= 1)], (math.sqrt(41.0), math.sqrt(41.0))),
         # wider, but shorter than the row on another slice
-        ([(i, j, 3) for i in range(4) for j in range(4)], [(i, 2, 5) for i in range(7)], (7.0, 1.0)),
+        ([*[(i, j, 3) for i in range(4) for j in range(4)], *[(i, 2, 5) for i in range(7)]], (7.0, 1.0)),
         # of equally long ones the wider counts
-        ([(i, 2, 3) for i in range(5)], [*[(i, 2, 5) for i in range(5)], (2, 1, 5), (2, 3, 5)], (5.0, 3.0)),
+        ([*[(i, 2, k) for i in range(5) for k in (3, 5)], (2, 1, 5), (2, 3, 5)], (5.0, 3.0)),
     ],
+    ids=["from edge to edge", "square", "a gap does not shorten", "longest slice", "of equally long ones the wider"],
 )
-def test_both_axes_come_from_the_slice_where_the_long_one_is_largest(
-    first: list[tuple[int, int, int]], second: list[tuple[int, int, int]], axes_mm: tuple[float, float]
+def test_axes_reach_from_edge_to_edge_on_the_slice_where_the_long_one_is_largest(
+    voxels: list[tuple[int, int, int]], axes_mm: tuple[float, float]
 ) -> None:
-    inside = mask_of(*first, *second)
+    inside = mask_of(*voxels)
     assert axial_axes_mm(inside, np.eye(4)) == pytest.approx(axes_mm)
     assert axial_axes_mm(inside[:, :, ::-1], np.eye(4)) == pytest.approx(axes_mm)
 
@@ -228,16 +221,10 @@ def test_on_a_sheared_grid_slices_are_measured_in_their_plane_and_the_volume_by_
 def test_the_mean_is_that_of_the_outline_alone() -> None:
     image_hu = np.full((7, 8, 9), -1000, dtype=np.int16)
     image_hu[3, 4, 5], image_hu[3, 4, 6] = 32767, 32766  # their sum does not fit the image's type
-    found = measure(mask_of((3, 4, 5), (3, 4, 6)), image_hu, np.eye(4))
-    assert found is not None
-    assert found.mean_hu == 32766.5
+    assert measured(mask_of((3, 4, 5), (3, 4, 6)), np.eye(3), image_hu).mean_hu == 32766.5
 
 
 # --- type hint --------------------------------------------------------------------------------------------------------
-
-
-def hint_at(inside: npt.NDArray[np.bool_], image_hu: npt.NDArray[np.int16]) -> str:
-    return type_hint(inside, image_hu, np.diag([0.7, 0.7, 2.0, 1.0]))
 
 
 @pytest.mark.parametrize(
@@ -253,13 +240,12 @@ def test_the_type_is_judged_by_the_share_of_solid_voxels_without_the_rim(
     inside = np.zeros(image_hu.shape, dtype=bool)
     inside[2:8, 2:14, 2] = True
     image_hu[3:7, 3:13, 2] = np.where(np.arange(40) < solid, -300, -301).reshape(4, 10)
-    assert hint_at(inside, image_hu) == expected
+    assert measured(inside, np.diag([0.7, 0.7, 2.0]), image_hu).type_hint == expected
 
 
-def test_an_outline_that_is_all_rim_is_judged_whole() -> None:
-    inside = mask_of((3, 4, 5), (3, 5, 5))
-    for value, expected in ((-300, "solid"), (-301, "ground-glass")):
-        assert hint_at(inside, np.full(inside.shape, value, dtype=np.int16)) == expected
+@pytest.mark.parametrize(("hu", "expected"), [(-300, "solid"), (-301, "ground-glass")])
+def test_an_outline_that_is_all_rim_is_judged_whole(hu: int, expected: str) -> None:
+    assert measured(mask_of((3, 4, 5), (3, 5, 5)), np.diag([0.7, 0.7, 2.0]), hu).type_hint == expected
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])

@@ -56,33 +56,21 @@ def test_a_request_names_one_scan_and_keeps_its_other_keys(tmp_path: Path) -> No
         PreprocessRequestd(preprocess, series="9.9")({"image": tmp_path})
 
 
-def test_a_volume_in_memory_is_rounded_and_keeps_its_place() -> None:
-    volume = MetaTensor(torch.tensor([-700.6, -700.4, 40.6, 3.0]).reshape(1, 2, 2), affine=2 * torch.eye(4))
+def test_a_volume_in_memory_is_rounded_clipped_to_16_bits_and_in_its_place_and_one_with_gaps_refused() -> None:
     given: list[Any] = []
 
     def preprocess(item: dict[str, Any]) -> dict[str, Any]:
         given.append(item["image"])
         return {**item, "lung_distance_mm": "distance", "scan": item["image"]}
 
-    item = ScanFromArrayd("ct", preprocess)({"ct": volume})
+    search = ScanFromArrayd("ct", preprocess)
+    values = torch.tensor([-700.6, -700.4, 40.6, 7e4, -7e4, 3.0])
+    item = search({"ct": MetaTensor(values.reshape(1, 3, 2), affine=2 * torch.eye(4))})
     (scan,) = given
-    assert (scan.dtype, scan.shape) == (torch.int16, (1, 1, 2, 2))
-    np.testing.assert_array_equal(scan.as_tensor().ravel(), [-701, -700, 41, 3])
+    assert (scan.dtype, scan.shape) == (torch.int16, (1, 1, 3, 2))
+    np.testing.assert_array_equal(scan.as_tensor().ravel(), [-701, -700, 41, 32767, -32768, 3])
     np.testing.assert_array_equal(scan.affine, 2 * np.eye(4))
     assert item["ct"] is scan
-    assert item["lung_distance_mm"] == "distance"
-    assert set(item["kept"]) == {"lung_distance_mm", "scan"}
-
-
-def test_a_volume_in_memory_beyond_16_bits_is_clipped_and_one_with_gaps_refused() -> None:
-    given: list[Any] = []
-
-    def preprocess(item: dict[str, Any]) -> dict[str, Any]:
-        given.append(item["image"])
-        return {**item, "lung_distance_mm": "distance"}
-
-    search = ScanFromArrayd("ct", preprocess)
-    search({"ct": MetaTensor(torch.tensor([7e4, -7e4]).reshape(1, 1, 2), affine=torch.eye(4))})
-    assert given[0].ravel().tolist() == [32767, -32768]
+    assert (item["lung_distance_mm"], set(item["kept"])) == ("distance", {"lung_distance_mm", "scan"})
     with pytest.raises(ScanError, match="expected finite HU"):
         search({"ct": MetaTensor(torch.tensor([0.0, float("nan")]).reshape(1, 1, 2), affine=torch.eye(4))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -75,17 +76,15 @@ def test_one_failing_scan_of_three_is_left_out(
     assert capsys.readouterr().err.count("error: b: ") == 1
 
 
-def test_a_path_that_cannot_be_searched_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(ScanStream(str(tmp_path), "auto", name_of, RunLog())) == []
+@pytest.mark.parametrize(("name", "said"), [("", "expected DICOM slices"), ("nowhere", "found nothing there")])
+def test_a_path_that_cannot_be_searched_is_a_failure_that_is_told_once(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, path = RunLog(), tmp_path / name
+    assert list(ScanStream(str(path), "auto", name_of, log)) == []
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}: expected DICOM slices")
-    assert error.count(str(tmp_path)) == 1
-
-
-def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
-    log = RunLog()
-    assert list(ScanStream(str(tmp_path / "nowhere"), "auto", name_of, log)) == []
-    assert "found nothing there" in log.failures[str(tmp_path / "nowhere")]
+    assert (error.startswith(f"error: {path}: "), error.count(str(tmp_path))) == (True, 1)
+    assert said in log.failures[str(path)]
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -111,8 +110,7 @@ def test_who_was_examined_is_known_when_asked_for(show: bool, identity: dict[str
     item = _searched(tmp_path / "scan")
     writer = ResultWriter(tmp_path / "out", [NodulesJson()])
     result = WriteResultd(writer, RunLog(), {}, {}, show_identity=show).result(item)
-    assert result.identity == identity
-    assert result.source_files == read_scan(tmp_path / "scan").source_files
+    assert (result.identity, result.source_files) == (identity, read_scan(tmp_path / "scan").source_files)
     assert len(result.source_files) == 12
 
 
@@ -140,21 +138,19 @@ def test_identity_is_shown_as_people_write_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_scans_come_in_order_and_none_is_read_before_the_last_is_taken(ahead: bool, tmp_path: Path) -> None:
     """One ahead at most, in another thread: what is prepared is counted each time that the consumer takes an item."""
-    prepared: list[str] = []
-    threads: set[str] = set()
+    prepared: list[tuple[str, str]] = []
 
     def read(item: dict[str, Any]) -> str:
-        prepared.append(name_of(item))
-        threads.add(threading.current_thread().name[:4])
-        return prepared[-1]
+        prepared.append((name_of(item), threading.current_thread().name[:4]))
+        return name_of(item)
 
+    thread = "read" if ahead else threading.current_thread().name[:4]
     taken = []
     for name in ScanStream(looks_like(tmp_path, "abcd"), "auto", read, RunLog(), ahead=ahead):
         taken.append(name)
         time.sleep(0.05)
-        assert prepared == list("abcd"[: len(taken) + ahead])
+        assert prepared == [(one, thread) for one in "abcd"[: len(taken) + ahead]]
     assert taken == list("abcd")
-    assert threads == {"read" if ahead else threading.current_thread().name[:4]}
 
 
 def test_several_workers_are_threads_and_search_each_scan_once(tmp_path: Path) -> None:
@@ -207,10 +203,8 @@ def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(tmp_path: P
 
     log, finished = RunLog(), Finished(ResultWriter(tmp_path / "out", [NodulesJson()]), {}, {})
     (item,) = ScanStream(looks_like(tmp_path), "auto", lambda item: item, log, finished=finished)
-    assert item["name"] == "b"
+    assert (item["name"], log.found, list(log.failures)) == ("b", ["a"], ["c"])
     assert item["input_digest"] == asked["b"] == input_digest([tmp_path / "b.nii"])
-    assert log.found == ["a"]
-    assert list(log.failures) == ["c"]
     (tmp_path / "list.json").write_text(json.dumps([{"image": "a.nii", "lung_mask": "b.nii"}]))
     (item,) = ScanStream(str(tmp_path / "list.json"), "auto", lambda item: item, RunLog())
     assert item["input_digest"] == input_digest([tmp_path / "a.nii", tmp_path / "b.nii"])
@@ -219,18 +213,15 @@ def test_finished_scans_are_left_out_and_a_foreign_result_is_refused(tmp_path: P
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def _item(name: str) -> dict[str, Any]:
-    volume = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4, dtype=torch.float64))
-    return {"name": name, "source": name, "image": volume, "lung_distance_mm": volume, "scan": object()}
-
-
 def _search(
     inferer: Callable[..., Any], postprocessing: Callable[..., Any], log: RunLog, names: str = "abc"
 ) -> ScanEvaluator:
+    volume = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4, dtype=torch.float64))
+    items = [{"name": n, "source": n, "image": volume, "lung_distance_mm": volume, "scan": object()} for n in names]
     evaluator = ScanEvaluator(
         log=log,
         device=torch.device("cpu"),
-        val_data_loader=DataLoader([_item(name) for name in names], batch_size=1, collate_fn=itemgetter(0)),
+        val_data_loader=DataLoader(items, batch_size=1, collate_fn=itemgetter(0)),
         network=nn.Identity(),
         inferer=inferer,
         postprocessing=postprocessing,
@@ -240,41 +231,35 @@ def _search(
 
 
 class Remarking(Inferer):
-    """Remarks the number of its call."""
+    """Remarks the number of its call, and fails in one of them, if any."""
 
-    def __init__(self) -> None:
+    def __init__(self, failing_call: int = 0) -> None:
         super().__init__()
         self.remarks: tuple[str, ...] = ()
-        self.calls = 0
+        self.calls, self.failing_call = 0, failing_call
 
     def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
         assert inputs.shape == (1, 1, 4, 4, 4)
         assert given["lung_distance_mm"].shape == (1, 4, 4, 4)
         self.calls += 1
         self.remarks = (f"call {self.calls}",)
+        if self.calls == self.failing_call:
+            raise RuntimeError("no memory")
         return inputs.as_tensor() + self.calls
 
 
 def test_maps_and_remarks_join_the_item_and_nothing_else_is_touched() -> None:
     seen: list[dict[str, Any]] = []
     evaluator = _search(Remarking(), lambda item: seen.append(item) or {"name": item["name"]}, RunLog())  # type: ignore[func-returns-value]
-    assert [item["name"] for item in seen] == list("abc")
-    assert [float(item["pred"].mean()) for item in seen] == [1.0, 2.0, 3.0]
-    assert all(item["pred"].shape == item["image"].shape == (1, 4, 4, 4) for item in seen)
-    assert [item["remarks"] for item in seen] == [("call 1",), ("call 2",), ("call 3",)]
+    for number, (name, item) in enumerate(zip("abc", seen, strict=True), start=1):
+        assert (item["name"], item["remarks"], float(item["pred"].mean())) == (name, (f"call {number}",), number)
+        assert item["pred"].shape == item["image"].shape == (1, 4, 4, 4)
     assert evaluator.state.batch == {}  # the scan is let go
 
 
 @pytest.mark.parametrize("where", ["network", "postprocessing"])
 def test_a_failing_search_leaves_one_scan_out(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     done: list[str] = []
-
-    class Failing(Remarking):
-        def __call__(self, inputs: Tensor, network: Any, *_: Any, **given: Any) -> Tensor:
-            found = super().__call__(inputs, network, **given)
-            if where == "network" and self.calls == 2:
-                raise RuntimeError("no memory")
-            return found
 
     def write(item: dict[str, Any]) -> dict[str, Any]:
         if where == "postprocessing" and item["name"] == "b":
@@ -283,9 +268,8 @@ def test_a_failing_search_leaves_one_scan_out(where: str, capsys: pytest.Capture
         return {"name": item["name"]}
 
     log = RunLog()
-    _search(Failing(), write, log)
-    assert done == ["a", "c"]
-    assert list(log.failures) == ["b"]
+    _search(Remarking(2 if where == "network" else 0), write, log)
+    assert (done, list(log.failures)) == (["a", "c"], ["b"])
     assert capsys.readouterr().err.startswith("error: b: ")
 
 
@@ -320,8 +304,7 @@ def test_results_are_written_in_order_and_the_end_waits_for_them(behind: bool, t
         log.close()
     assert [name for name, _ in written] == list("abc")
     assert all(thread.startswith("write") is behind for _, thread in written)
-    assert list(log.folders) == ["a", "c"]
-    assert log.failures == {"b": "b: no room"}
+    assert (list(log.folders), log.failures) == (["a", "c"], {"b": "b: no room"})
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -356,12 +339,10 @@ def test_a_run_ends_well_or_as_a_failure(
         log.skipped(name, Path(name))
     for name in failed:
         log.failed(name, ScanError("broken"))
-    if failed or not searched + found:
-        with pytest.raises(ends) as ended:
-            log.close()
-        assert getattr(ended.value, "code", 1) == 1
-    else:
+    is_failure = bool(failed) or not searched + found
+    with pytest.raises(ends) if is_failure else contextlib.nullcontext() as ended:
         log.close()
+    assert not is_failure or getattr(ended.value, "code", 1) == 1
     assert capsys.readouterr().out == f"{said}\n"
 
 
@@ -376,15 +357,7 @@ def test_the_page_of_the_run_names_what_failed(tmp_path: Path, capsys: pytest.Ca
     assert "Jane" not in page
 
 
-def test_time_runs_from_the_begin_of_a_scan() -> None:
-    log = RunLog()
-    assert log.seconds_since_begun("a") is None
-    log.begun("a")
-    first = log.seconds_since_begun("a") or 0.0
-    assert 0.0 < first <= (log.seconds_since_begun("a") or 0.0) < 60.0
-
-
-def test_a_run_lasts_from_the_begin_of_its_first_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_runs_from_the_begin_of_a_scan_and_for_a_run_of_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now, lasted = [100.0], list[float | None]()
     monkeypatch.setattr("scripts.infer.log.time", SimpleNamespace(monotonic=lambda: now[0]))
     log = RunLog(SimpleNamespace(write=lasted.append))  # type: ignore[arg-type]
@@ -396,6 +369,7 @@ def test_a_run_lasts_from_the_begin_of_its_first_scan(monkeypatch: pytest.Monkey
     now[0] = 110.0
     log.close()
     assert lasted == [None, 7.0]
+    assert [log.seconds_since_begun(name) for name in "abc"] == [None, 7.0, 2.0]
 
 
 def test_bundle_facts_name_version_and_weights(tmp_path: Path, bundle_root: str) -> None:
@@ -405,5 +379,4 @@ def test_bundle_facts_name_version_and_weights(tmp_path: Path, bundle_root: str)
     assert facts["version"] == json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
     assert facts["weights"] == "model.pt (sha256 9a129038d9a0)"
     both = bundle_facts(bundle_root, str(tmp_path / "none.pt"), str(tmp_path / "model.pt"))
-    assert both["weights"] == "none.pt (sha256 none)"
-    assert both["lung_weights"] == facts["weights"]
+    assert both == {**facts, "weights": "none.pt (sha256 none)", "lung_weights": facts["weights"]}
