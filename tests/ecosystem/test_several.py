@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.core.files import write_json
 from scripts.evaluate import cross_validation
 from scripts.evaluate.__main__ import main as evaluate
 from tests.bundle import typed
@@ -45,12 +46,9 @@ def test_two_ranks_leave_what_one_process_leaves(program: Program, elsewhere: Pa
     assert sum(counts) == 3
     first, second = files(elsewhere / "found1"), files(elsewhere / "found2")
     assert {"predictions.csv", "phantom_0000/nodules.json"} <= set(first)
-    assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name]] == []
-    rows = [
-        re.findall(r"phantom_\d+|broken", (elsewhere / name / "index.html").read_text())
-        for name in ("found1", "found2")
-    ]
+    assert first == second
+    pages = [(elsewhere / name / "index.html").read_text() for name in ("found1", "found2")]
+    rows = [re.findall(r"phantom_\d+|broken", page) for page in pages]
     assert rows[0] == rows[1]
 
 
@@ -84,11 +82,9 @@ class Processes:
 def test_folds_share_the_devices_and_a_scored_fold_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lists = [tmp_path / f"fold{number}.json" for number in range(4)]
-    for path in lists:
-        path.write_text("{}")
+    lists = [str(write_json(tmp_path / f"fold{number}.json", {})) for number in range(4)]
     devices = ("--devices", "cuda:0", "cuda:1")
-    words = ["cross_validate", "--datalists", *map(str, lists), "--output_dir", str(tmp_path / "runs"), *devices]
+    words = ["cross_validate", "--datalists", *lists, "--output_dir", str(tmp_path / "runs"), *devices]
     pooled: list[list[str]] = []
     monkeypatch.setattr(cross_validation, "luna16", lambda **given: pooled.append(given["results"]))
     first, second = Processes(failing="fold3", meet=True), Processes()

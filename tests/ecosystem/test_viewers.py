@@ -54,34 +54,29 @@ def opened(small_chest: Chest, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_itk_lays_the_mask_on_the_scan(opened: Path) -> None:
+def test_itk_lays_the_mask_on_the_scan_and_each_point_of_slicer_in_the_label_of_its_nodule(opened: Path) -> None:
     scan, mask = (sitk.ReadImage(str(opened / name)) for name in ("scan.nii.gz", "mask.nii.gz"))
-    assert mask.GetSize() == scan.GetSize()
+    assert (mask.GetSize(), mask.GetNumberOfComponentsPerPixel()) == (scan.GetSize(), 1)
     for read in ("GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, read)(), getattr(scan, read)(), atol=1e-4)
-    assert mask.GetNumberOfComponentsPerPixel() == 1
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, np.asarray(nib.load(opened / "mask.nii.gz").dataobj))
-
-
-def test_each_point_of_slicer_lies_in_the_label_of_its_nodule(opened: Path) -> None:
     (points,) = json.loads((opened / "nodules.mrk.json").read_text(encoding="utf-8"))["markups"]
     assert points["coordinateSystem"] == "LPS"  # ITK's own frame
-    mask = sitk.ReadImage(str(opened / "mask.nii.gz"))
     labels = [mask[mask.TransformPhysicalPointToIndex(point["position"])] for point in points["controlPoints"]]
-    assert labels == list(range(1, len(labels) + 1))
-    assert len(labels) == 2
+    assert labels == [1, 2]
 
 
-def test_every_label_has_a_name_in_both_tables(opened: Path) -> None:
-    """Slicer: number, name, colour with opacity. ITK-SNAP: number, colour, alpha, two flags, name in quotes."""
-    labels = set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(opened / "mask.nii.gz")))).tolist())
-    formats = {
-        "mask.ctbl": r"^(\d+) +\S+( +\d{1,3}){4}$",
-        "mask.label.txt": r'^ *(\d+)( +\d{1,3}){3} +[\d.]+ +[01] +[01] +"[^"]+"$',
-    }
-    for name, line in formats.items():
-        text = (opened / name).read_text(encoding="utf-8")
-        assert {int(match[1]) for match in re.finditer(line, text, re.MULTILINE)} == labels, name
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("mask.ctbl", r"^(\d+) +\S+( +\d{1,3}){4}$"),  # Slicer: number, name, colour with opacity
+        # ITK-SNAP: number, colour, alpha, two flags, name in quotes
+        ("mask.label.txt", r'^ *(\d+)( +\d{1,3}){3} +[\d.]+ +[01] +[01] +"[^"]+"$'),
+    ],
+)
+def test_every_label_has_a_name_in_both_tables(name: str, line: str, opened: Path) -> None:
+    text = (opened / name).read_text(encoding="utf-8")
+    assert [match[1] for match in re.finditer(line, text, re.MULTILINE)] == ["0", "1", "2"]
 
 
 @needs("node_modules/dcmjs", "dcmjs")

@@ -17,6 +17,11 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason=MISSING)
 
 VISIBLE = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0).length"
 TEXT = "return document.querySelector(arguments[0]).textContent"
+# Which picture is shown by the style and by the drawing, and where it lies.
+SHOWN = """
+  return [getComputedStyle(document.querySelector('.stack')).getPropertyValue('--shown'),
+    [...document.querySelectorAll('.stack [data-picture]')].findIndex(g => !g.hasAttribute('hidden')),
+    document.querySelector('.scroller').getAttribute('aria-valuetext')]"""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_chest: Chest) -> Path
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quiet(browser: Browser) -> Iterator[None]:
+    """Nothing goes wrong in the browser."""
+    yield
+    assert browser.console() == []
+
+
 @pytest.fixture
 def report(browser: Browser, folder: Path) -> Browser:
     browser.size(1280, 900)
@@ -48,19 +60,16 @@ def report(browser: Browser, folder: Path) -> Browser:
     return browser
 
 
-def test_a_report_opens_at_its_operating_threshold(report: Browser) -> None:
-    assert report.run(VISIBLE, "#table tbody tr") == 2
-    assert report.run(VISIBLE, "a.mark circle") == 2
-    assert report.run(VISIBLE, "article") == 2
+def _findings(report: Browser) -> list[int]:
+    """Findings in the table, in the drawing of the body, and as close-ups."""
+    return [report.run(VISIBLE, selector) for selector in ("#table tbody tr", "a.mark circle", "article")]
+
+
+def test_a_report_opens_at_its_operating_threshold_which_hides_and_shows(report: Browser) -> None:
+    assert _findings(report) == [2] * 3
     assert report.run(TEXT, "#count") == "2 of 4 findings shown, at the operating threshold."
-    assert report.console() == []
-
-
-def test_the_threshold_hides_and_shows(report: Browser) -> None:
     report.press("#threshold", ARROW_LEFT * 11)  # 0.39
-    assert report.run(VISIBLE, "#table tbody tr") == 3
-    assert report.run(VISIBLE, "a.mark circle") == 3
-    assert report.run(VISIBLE, "article") == 3
+    assert _findings(report) == [3] * 3
     below = "3 of 4 findings shown; 1 below the operating threshold of 0.5 and not outlined."
     assert report.run(TEXT, "#count") == below
     report.press("#threshold", ARROW_RIGHT * 51)  # 0.90
@@ -71,19 +80,14 @@ def test_the_threshold_hides_and_shows(report: Browser) -> None:
     assert "0.99 or more. This does not mean that there is no nodule." in report.run(TEXT, "#none-shown")
     report.click("#reset")
     assert report.run(VISIBLE, "#table tbody tr") == 2
-    assert report.console() == []
 
 
 def test_pictures_are_scrolled_by_keyboard(report: Browser) -> None:
-    shown = "return getComputedStyle(document.querySelector('.stack')).getPropertyValue('--shown')"
-    seen = "return [...document.querySelectorAll('.stack [data-picture]')].findIndex(g => !g.hasAttribute('hidden'))"
-    place = "return document.querySelector('.scroller').getAttribute('aria-valuetext')"
-    assert (report.run(shown), report.run(place)) == ("10", "centre")
+    assert report.run(SHOWN) == ["10", 10, "centre"]
     report.press(".scroller", ARROW_RIGHT * 3)
-    assert (report.run(shown), report.run(seen), report.run(place)) == ("13", 13, "3 mm towards feet")
+    assert report.run(SHOWN) == ["13", 13, "3 mm towards feet"]
     report.press(".scroller", HOME)
-    assert (report.run(shown), report.run(seen), report.run(place)) == ("0", 0, "10 mm towards head")
-    assert report.console() == []
+    assert report.run(SHOWN) == ["0", 0, "10 mm towards head"]
 
 
 def test_another_picture_is_another_image(report: Browser) -> None:
@@ -105,22 +109,22 @@ def test_a_mark_leads_to_its_close_up(report: Browser) -> None:
     assert report.run("return document.querySelector(':target').tagName") == "ARTICLE"
 
 
+def _paper(report: Browser, scheme: str, media: str = "screen") -> str:
+    """The colour of the page where the system prefers a scheme."""
+    report.prefer(scheme, media=media)
+    return str(report.run("return getComputedStyle(document.body).backgroundColor"))
+
+
 def test_the_theme_follows_the_system_and_the_button(report: Browser) -> None:
-    paper = "return getComputedStyle(document.body).backgroundColor"
-    light = report.run(paper)
-    report.prefer("dark")
-    dark = report.run(paper)
+    light, dark = _paper(report, "light"), _paper(report, "dark")
     assert dark != light
     report.click(".theme")
-    assert report.run(paper) == light
+    assert (_paper(report, "light"), _paper(report, "dark")) == (light, light)
     report.click(".theme")
-    report.prefer("light")
-    assert report.run(paper) == dark
-    report.prefer("dark", media="print")
-    assert report.run(paper) == "rgb(255, 255, 255)"
-    report.prefer("light")
+    assert _paper(report, "dark", media="print") == "rgb(255, 255, 255)"
+    assert (_paper(report, "light"), _paper(report, "dark")) == (dark, dark)
     report.click(".theme")
-    assert report.run(paper) == light
+    assert (_paper(report, "light"), _paper(report, "dark")) == (light, dark)
 
 
 @pytest.mark.parametrize("page", ["report.html", "none.html", "index.html"])
@@ -129,13 +133,11 @@ def test_no_page_is_wider_than_its_window(page: str, width: int, browser: Browse
     browser.size(width, 844, mobile=width < 500)
     browser.open(folder / page)
     assert browser.run("return document.documentElement.scrollWidth") == width
-    assert browser.console() == []
 
 
 def test_what_a_page_says_of_itself_is_in_view(report: Browser) -> None:
     report.run("window.scrollTo(0, document.body.scrollHeight)")
-    top = report.run("return document.querySelector('.bar').getBoundingClientRect().top")
-    assert top == 0
+    assert report.run("return document.querySelector('.bar').getBoundingClientRect().top") == 0
     assert "Not for diagnosis." in report.run(TEXT, ".bar")
 
 
@@ -151,7 +153,6 @@ def test_a_report_without_findings_has_nothing_to_move(browser: Browser, folder:
     assert browser.run(TEXT, "h1") == "No nodule found"
     assert browser.run(VISIBLE, "#none-shown") == 1
     assert browser.run(VISIBLE, "input") == 0
-    assert browser.console() == []
 
 
 def test_markup_in_a_reason_does_nothing(browser: Browser, folder: Path) -> None:
@@ -160,7 +161,6 @@ def test_markup_in_a_reason_does_nothing(browser: Browser, folder: Path) -> None
     assert "<script>window.wrong" in browser.run(TEXT, ".refused")
     browser.click(".list a")
     assert browser.run("return location.pathname").endswith("/report.html")
-    assert browser.console() == []
 
 
 def test_no_other_script_can_run(report: Browser) -> None:

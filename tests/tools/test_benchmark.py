@@ -28,9 +28,8 @@ from tools.benchmark.page import PARTS, filled_page, scan_tables
 from tools.benchmark.search import FILES, NETWORK, ROOT, STAGES, TILES, Searched, median_search, search
 from tools.benchmark.stopwatch import Stage, Stopwatch, Timed
 from tools.network.describe import END
-from tools.tables import table
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, NETWORKS_PAGE = (ROOT / "docs" / name for name in ("performance.md", "network.md"))
 INFERENCE = str(ROOT / "configs" / "inference.json")
 TINY = {
     "_target_": "scripts.network.CompactNet",
@@ -56,36 +55,27 @@ def scan(small_data: Path) -> str:
     return str(small_data / "images" / "phantom_0003.nii.gz")
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that only moves when told to, while four threads are busy."""
-    now = [100.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("time.process_time", lambda: 4.0 * now[0])
-
-    def wait(seconds: float) -> None:
-        now[0] += seconds
-
-    return wait
-
-
 # --- stopwatch --------------------------------------------------------------------------------------------------------
 
 
-def test_each_moment_belongs_to_the_innermost_stage(clock: Callable[[float], None]) -> None:
+def test_each_moment_belongs_to_the_innermost_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is open inside a stage, as errors leave it, ends with that stage."""
+    now = [100.0]  # moves only when told to, while four threads are busy
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: 4.0 * now[0])
     watch = Stopwatch("cpu")
-    clock(5.0)  # before anything is open
+    now[0] += 5.0  # before anything is open
     with watch.stage("whole"):
-        clock(1.0)
+        now[0] += 1.0
         for _ in range(2):
             with watch.stage("part"):
-                clock(0.25)
-        clock(2.0)
+                now[0] += 0.25
+        now[0] += 2.0
         watch.begin("never ended")
-        clock(0.125)
+        now[0] += 0.125
+    now[0] += 8.0  # nothing is open any more
     with watch.stage("next"):
-        clock(4.0)
+        now[0] += 4.0
     seconds = {name: one.seconds for name, one in watch.stages.items()}
     assert seconds == {"whole": 3.0, "part": 0.5, "never ended": 0.125, "next": 4.0}
     assert {name: one.cpu_seconds for name, one in watch.stages.items()} == {n: 4.0 * s for n, s in seconds.items()}
@@ -163,24 +153,17 @@ def test_the_first_search_warms_up_and_the_others_give_medians(monkeypatch: pyte
 # --- the graph --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def searched(tiny: str, scan: str) -> Searched:
-    return search([INFERENCE, tiny], input=scan, device="cpu", precision="float32")
-
-
-def test_every_component_of_the_graph_is_a_stage(searched: Searched) -> None:
+def test_every_component_of_the_graph_is_a_stage_and_the_scan_is_described_as_it_is(tiny: str, scan: str) -> None:
+    searched = search([INFERENCE, tiny], input=scan, device="cpu", precision="float32")
     graph = json.loads(Path(INFERENCE).read_text(encoding="utf-8"))
     steps = [one for part in ("preprocessing", "postprocessing") for one in graph[part]["transforms"]]
     components = [graph[one[1:]] if isinstance(one, str) else one for one in steps]
     classes = [one["_target_"].split(".")[-1] for one in components]
-    named = {STAGES.get(name, name) for name in classes}
-    named = named - {"scan_to_grid"} | {"find lungs, crop", "orient", "resample"}  # what it is made of
+    named = {STAGES.get(name, name) for name in classes} - {"scan_to_grid"}
+    named |= {"find lungs, crop", "orient", "resample"}  # what it is made of
     files = {name for name in searched.stages if name.startswith("write ")}
     assert named | files | {"engine", FILES, NETWORK, TILES} == set(searched.stages)
     assert len(files) == len(graph["writer"]["writers"])
-
-
-def test_the_scan_is_described_as_it_is(searched: Searched) -> None:
     assert searched.lungs_found
     assert searched.litres * 1e6 < searched.tile_voxels <= searched.tiles * 32**3  # at 1 mm
     body_litres = math.prod(searched.shape) * math.prod(searched.spacing_mm) / 1e6
@@ -213,25 +196,18 @@ def test_the_whole_command(tiny: str, scan: str, tmp_path: Path, monkeypatch: py
     text = page.read_text(encoding="utf-8")
     assert "no GPU was at hand" in text
     tables = tables_of(text.split(PARTS["cpu"])[1].split(END)[0])
-    stages = tables["Stage"]
-    assert sum(float(row[1]) for row in stages[:-1]) == pytest.approx(float(stages[-1][1]), abs=0.02)
-    assert sum(float(row[3][:-1]) for row in stages[:-1]) == pytest.approx(100.0, abs=1.5)
-    networks = {row[0]: row for row in tables["Network"]}
-    assert list(networks) == ["paper, float32", "this network, float32"]
-    page = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
-    assert re.findall(r"\| \*\*all\*\* \|.*\| \*\*([\d.]+)\*\* \|$", page, re.MULTILINE) == [
-        networks["paper, float32"][2]
-    ]
+    *stages, whole = tables["Stage"]
+    assert sum(float(row[1]) for row in stages) == pytest.approx(float(whole[1]), abs=0.02)
+    assert sum(float(row[3][:-1]) for row in stages) == pytest.approx(100.0, abs=1.5)
+    paper, own = tables["Network"]
+    assert (paper[0], own[0]) == ("paper, float32", "this network, float32")
+    counted = re.findall(r"\| \*\*all\*\* \|.*\| \*\*([\d.]+)\*\* \|$", NETWORKS_PAGE.read_text(), re.MULTILINE)
+    assert counted == [paper[2]]
     ratios = {row[0].split(":")[0]: row[1:] for row in tables["What"]}
     assert ratios["paper, float32"][1] == "1.0"
-    published, network = float(ratios["paper, float32"][0]), float(ratios["this search, float32, network"][0])
-    assert float(ratios["this search, float32, network"][1]) == pytest.approx(published / network, rel=0.05, abs=0.06)
-    assert tables["scans"] == [
-        ["1", "12.0", "12.00"],
-        ["2", "14.0", "7.00"],
-        ["4", "18.0", "4.50"],
-        ["8", "26.0", "3.25"],
-    ]
+    seconds, faster = map(float, ratios["this search, float32, network"])
+    assert faster == pytest.approx(float(ratios["paper, float32"][0]) / seconds, rel=0.05, abs=0.06)
+    assert [" ".join(row) for row in tables["scans"]] == ["1 12.0 12.00", "2 14.0 7.00", "4 18.0 4.50", "8 26.0 3.25"]
 
 
 def tables_of(text: str) -> dict[str, list[list[str]]]:
@@ -293,7 +269,3 @@ def test_the_commands_of_the_page_are_understood() -> None:
     assert len(commands) >= 3
     for words in commands:
         read_options("", benchmark, shlex.split(words))  # ends the program where it does not understand
-
-
-def test_tables_are_markdown() -> None:
-    assert table(["a", "b"], [["x", "1.25"]]) == "| a |    b |\n| - | ---: |\n| x | 1.25 |"

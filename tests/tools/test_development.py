@@ -13,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from scripts.core.files import write_csv
@@ -39,13 +40,22 @@ EDGE = 40
 HOST_AFFINE = np.array([[1, 0, 0, -60.0], [0, 1, 0, -80.0], [0, 0, 1, -130.0], [0, 0, 0, 1]])
 HOST_VOXEL = (20, 18, 22)  # of the host's nodule
 HELD_OUT_EDGE = 64  # both of its unread findings lie inside
-HELD_OUT_AFFINE = np.eye(4)
-HELD_OUT_AFFINE[:3, 3] = (
-    np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]], axis=0) - HELD_OUT_EDGE / 2
+UNREAD_RAS_MM = {  # the middle of the unread findings of a scan
+    name: np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[name]], axis=0)
+    for name in (OTHER_HOST, HELD_OUT_SCAN)
+}
+HELD_OUT_AFFINE = from_matvec(np.eye(3), UNREAD_RAS_MM[HELD_OUT_SCAN] - HELD_OUT_EDGE / 2)
+SCANS = (
+    (HOST, EDGE, HOST_AFFINE),
+    (OTHER_HOST, EDGE, from_matvec(8.0 * np.eye(3), UNREAD_RAS_MM[OTHER_HOST] - 8.0 * EDGE / 2)),
+    (HELD_OUT_SCAN, HELD_OUT_EDGE, HELD_OUT_AFFINE),
 )
 DONOR_COLUMNS = ("name", "seriesuid", "diameter_mm", "texture")
+PATCH_COLUMNS = ("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm")
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 PATIENTS = [f"LIDC-IDRI-{number:04d}" for number in range(1, 31)]
+BALL = np.square(np.indices((13, 13, 13)) - 6.0).sum(axis=0) < 4.2**2  # a nodule of 8.4 mm in the middle of its patch
+Lists = dict[str, list[dict[str, Any]]]
 
 
 def _save(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
@@ -53,63 +63,41 @@ def _save(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 
 
-def _ball(edge: int, radius: float) -> np.ndarray:
-    grid = np.indices((edge, edge, edge)) - (edge - 1) / 2
-    return np.square(grid).sum(axis=0) < radius**2
-
-
-def _write_nodule(folder: Path, name: str, affine: np.ndarray) -> None:
-    """A patch with a nodule of 8.4 mm in its middle, and its mask."""
-    inside = _ball(13, 4.2)
-    _save(folder / "image" / f"{name}.nii.gz", np.where(inside, 30, -800).astype(np.int16), affine)
-    _save(folder / "mask" / f"{name}.nii.gz", inside.astype(np.uint8), affine)
-
-
-def _write_donors(folder: Path, host_lps_mm: np.ndarray) -> None:
-    """Two nodules of each patient; the only one of the host lies where the host's own nodule does."""
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # flipped against the host
-    affine[:3, 3] = swap_lps_ras(host_lps_mm) - affine[:3, :3] @ np.full(3, 6.0)
-    donors = [(patient, number) for patient in PATIENTS for number in (1, 2) if (patient, number) != (HOST, 2)]
-    for patient, number in donors:
-        _write_nodule(folder, f"{patient}_R_{number}", affine)
-    rows = [(f"{patient}_R_{number}", f"2.25.{patient[-4:]}", 8.4, 1) for patient, number in donors]
-    write_csv(folder / "nodules.csv", [DONOR_COLUMNS, *rows])
-
-
-def _write_patches(folder: Path) -> None:
-    """One patch of each patient, every fifth without its series, and one of which nobody knows whose it is."""
-    known = {n: "" if n % 5 == 0 else f"2.25.{patient[-4:]}" for n, patient in enumerate(PATIENTS)}
-    rows = [(f"{n}_nod1", uid, 6.0, 6.0, 6.0, 8.4) for n, uid in {**known, LAST_PATIENT_IN_ORDER + 1: ""}.items()]
+def _write_nodules(table: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]], affine: np.ndarray) -> None:
+    """Write a table, and beside it for each of its rows a patch with a nodule and its mask."""
     for name, *_ in rows:
-        _write_nodule(folder, name, np.eye(4))
-    write_csv(folder / "patches.csv", [("name", "seriesuid", "i", "j", "k", "equivalent_diameter_mm"), *rows])
+        _save(table.parent / "image" / f"{name}.nii.gz", np.where(BALL, 30, -800).astype(np.int16), affine)
+        _save(table.parent / "mask" / f"{name}.nii.gz", BALL.astype(np.uint8), affine)
+    write_csv(table, [columns, *rows])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def host_without_unread_findings() -> Iterator[None]:
-    """Those of the real host lie outside the one made here."""
+def small() -> Iterator[None]:
+    """Unread findings of the real host lie outside the one made here; few insertions show what many would."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(UNREAD_FINDINGS_LPS_MM, HOST)
+        patch.setattr(development, "VALIDATION_NODULES", 3)
         yield
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scans, sixty nodules of thirty patients, and LUNA16's lists, as small as they can be."""
+    """Three scans, nodules and patches of thirty patients, and LUNA16's lists, as small as they can be.
+
+    Each patient has two nodules, but the host's only one lies where the host's own nodule does. Each has one patch,
+    every fifth without its series; of one patch more nobody knows whose it is.
+    """
     folder = tmp_path_factory.mktemp("data")
-    other_affine = np.diag([8.0, 8.0, 8.0, 1.0])  # this scan's unread findings lie inside it
-    unread = np.mean([swap_lps_ras(row[:3]) for row in UNREAD_FINDINGS_LPS_MM[OTHER_HOST]], axis=0)
-    other_affine[:3, 3] = unread - 8.0 * EDGE / 2
-    scans = (
-        (HOST, EDGE, HOST_AFFINE),
-        (OTHER_HOST, EDGE, other_affine),
-        (HELD_OUT_SCAN, HELD_OUT_EDGE, HELD_OUT_AFFINE),
-    )
-    for name, edge, affine in scans:
+    for name, edge, affine in SCANS:
         _save(folder / "scans_1mm" / f"{name}.nii.gz", np.full((edge,) * 3, -850, dtype=np.int16), affine)
     centre, uid = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL)), SERIES_UIDS[HOST]
-    _write_donors(folder / "lidc_nodules", centre)
-    _write_patches(folder / "lidc_patches")
+    flipped = from_matvec(np.diag([-1.0, -1.0, 1.0]), swap_lps_ras(centre) + np.array([6.0, 6.0, -6.0]))
+    donors = [(f"{one}_R_{n}", f"2.25.{one[-4:]}", 8.4, 1) for one in PATIENTS for n in (1, 2) if (one, n) != (HOST, 2)]
+    _write_nodules(folder / "lidc_nodules" / "nodules.csv", DONOR_COLUMNS, donors, flipped)
+    series = {n: "" if n % 5 == 0 else f"2.25.{patient[-4:]}" for n, patient in enumerate(PATIENTS)}
+    series[LAST_PATIENT_IN_ORDER + 1] = ""
+    patches = [(f"{n}_nod1", series_uid, 6.0, 6.0, 6.0, 8.4) for n, series_uid in series.items()]
+    _write_nodules(folder / "lidc_patches" / "patches.csv", PATCH_COLUMNS, patches, np.eye(4))
     (folder / "luna16").mkdir()
     nodules = [("1.2.3", *centre, 20.0), (uid, *centre + 12, 6.0), (uid, *centre, 8.5)]
     excluded = [(uid, *centre + 1, -1), (uid, *centre - 14, -1), (uid, *centre - 16, 4.0), ("9.9", *centre, -1)]
@@ -118,38 +106,25 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _made(data_dir: Path, output_dir: Path, **options: str) -> Lists:
+    path = make_development_datalist(str(data_dir), str(output_dir), **options)
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
 @pytest.fixture(scope="module")
-def output_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command writes, with fewer insertions than it makes of real data."""
-    output = tmp_path_factory.mktemp("output") / "new"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(development, "VALIDATION_NODULES", 3)
-        path = make_development_datalist(str(data_dir), str(output))
-    assert path == str(output / "datalist.json")
-    return output
-
-
-@pytest.fixture
-def lists(output_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The datalist."""
-    return dict(json.loads((output_dir / "datalist.json").read_text(encoding="utf-8")))
-
-
-PLACES = dict.fromkeys(("image", "mask", "lung_mask"))
-Lists = dict[str, list[dict[str, Any]]]
+def lists(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Lists:
+    """The datalist that the command writes."""
+    return _made(data_dir, tmp_path_factory.mktemp("output") / "new")
 
 
 def test_sections_hold_what_they_should(lists: Lists) -> None:
     assert set(lists) == {"training", "validation", "donors", "validation_donors"}
-    assert [item["name"] for item in lists["training"][:2]] == [OTHER_HOST, HOST]
-    assert all(item["name"].startswith("patch-") for item in lists["training"][2:])
-    copies = -(-len(lists["validation_donors"]) // 3)
-    assert copies >= 2
+    training, copies = lists["training"], -(-len(lists["validation_donors"]) // 3)
+    assert [(item["name"], item["weight"]) for item in training[:2]] == [(OTHER_HOST, HOST_WEIGHT), (HOST, HOST_WEIGHT)]
+    assert {(item["name"][:6], item["weight"]) for item in training[2:]} == {("patch-", PATCH_WEIGHT)}
     names = [f"{HELD_OUT_SCAN}-inserted-{seed}" for seed in range(copies)]
     assert [item["name"] for item in lists["validation"]] == names
     assert len(lists["donors"]) + len(lists["validation_donors"]) == 2 * len(PATIENTS) - 1
-    assert {item["weight"] for item in lists["training"][:2]} == {HOST_WEIGHT}
-    assert {item["weight"] for item in lists["training"][2:]} == {PATCH_WEIGHT}
     assert {item["diameter_mm"] for item in lists["donors"]} == {8.4}
 
 
@@ -159,8 +134,7 @@ def _patients(donors: list[dict[str, Any]]) -> set[str]:
 
 def test_patients_are_split_and_never_shared(lists: Lists) -> None:
     training, validation = _patients(lists["donors"]), _patients(lists["validation_donors"])
-    assert not training & validation
-    assert training | validation == set(PATIENTS)
+    assert sorted([*training, *validation]) == PATIENTS
     assert 1 <= len(validation) <= 8  # a tenth of thirty, as the hash falls
     assert {PATIENTS[int(item["name"][len("patch-") :].split("_")[0])] for item in lists["training"][2:]} == training
     np.testing.assert_allclose(lists["training"][2]["box"][0], [-6.0, -6.0, 6.0, 8.4, 8.4, 8.4])
@@ -171,8 +145,7 @@ def test_a_patch_is_continued_by_mirror_images_of_which_none_is_to_be_found(list
     patch = lists["training"][2]
     image, mask, lung = (nibabel.Nifti1Image.from_filename(patch[key]) for key in ("image", "mask", "lung_mask"))
     hu, inside = np.asarray(image.dataobj), np.asarray(mask.dataobj)
-    assert hu.shape == inside.shape == (39, 39, 39)
-    assert patch["label"] == [NODULE] + [IGNORED] * 26
+    assert (hu.shape, inside.shape, patch["label"]) == ((39,) * 3, (39,) * 3, [NODULE] + [IGNORED] * 26)
     centres = apply_affine(np.linalg.inv(image.affine), swap_lps_ras(np.array(patch["box"])[:, :3]))
     voxels = centres.round().astype(int)
     assert sorted({*map(tuple, voxels.tolist())}) == list(itertools.product((6, 19, 32), repeat=3))
@@ -198,13 +171,6 @@ def test_the_split_depends_on_the_patient_alone(lists: Lists, data_dir: Path, tm
     assert patches[0] - patches[1] == {f"patch-{PATIENTS.index(patient)}_nod1"}
 
 
-def test_every_file_is_there(lists: Lists, output_dir: Path) -> None:
-    for section in lists:
-        for item in load_datalist(str(output_dir / "datalist.json"), section):
-            assert all(Path(item[key]).is_file() for key in ("image", "mask") if key in item)
-    assert not list(output_dir.glob(".*"))  # no partial file stays
-
-
 def test_hosts_have_their_nodules_with_masks_and_ignored_findings(lists: Lists) -> None:
     host = lists["training"][1]
     centre = swap_lps_ras(apply_affine(HOST_AFFINE, HOST_VOXEL))
@@ -219,10 +185,8 @@ def test_hosts_have_their_nodules_with_masks_and_ignored_findings(lists: Lists) 
     mask = nibabel.Nifti1Image.from_filename(host["mask"])  # names the row of the nodule that it knows
     np.testing.assert_allclose(mask.affine, HOST_AFFINE)
     values = np.asarray(mask.dataobj)
-    assert values.shape == (EDGE,) * 3
-    assert set(np.unique(values)) == {0, 2}  # the second row
+    np.testing.assert_array_equal(np.unique(values[values > 0], return_counts=True), [[2], [BALL.sum()]])  # second row
     np.testing.assert_allclose(np.argwhere(values == 2).mean(axis=0), HOST_VOXEL, atol=0.05)
-    assert (values == 2).sum() == _ball(13, 4.2).sum()
     other = lists["training"][0]  # unread findings are never background
     assert other["box"][0] == [-81.2, -190.2, -193.0, 28.0, 28.0, 28.0]
     assert len(other["box"]) == len(UNREAD_FINDINGS_LPS_MM[OTHER_HOST])
@@ -231,7 +195,6 @@ def test_hosts_have_their_nodules_with_masks_and_ignored_findings(lists: Lists) 
 
 
 def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
-    counts = []
     unread = [[*row, row[3], row[3]] for row in UNREAD_FINDINGS_LPS_MM[HELD_OUT_SCAN]]
     for item in lists["validation"]:
         image = nibabel.Nifti1Image.from_filename(item["image"])
@@ -247,13 +210,11 @@ def test_validation_boxes_are_where_the_masks_are(lists: Lists) -> None:
             where = np.argwhere(own)
             if where.min() == 0 or where.max() == HELD_OUT_EDGE - 1:
                 continue  # cut by the scan's border: the box is that of the whole nodule
-            centre = swap_lps_ras(apply_affine(HELD_OUT_AFFINE, np.argwhere(own).mean(axis=0)))
-            np.testing.assert_allclose(box[:3], centre, atol=2e-3)
-            np.testing.assert_allclose(box[3:], sphere_diameter_mm(own.sum()), atol=2e-3)
+            centre = swap_lps_ras(apply_affine(HELD_OUT_AFFINE, where.mean(axis=0)))
+            np.testing.assert_allclose(box, [*centre, *[sphere_diameter_mm(own.sum())] * 3], atol=2e-3)
             assert values[ndimage.binary_erosion(own)].mean() > -50
         assert np.all(values[~ndimage.binary_dilation(mask > 0, iterations=5)] == -850)
-        counts.append(len(inserted))
-    assert max(counts) >= 2
+    assert max(item["label"].count(NODULE) for item in lists["validation"]) >= 2
     assert lists["validation"][0]["box"] != lists["validation"][1]["box"]
 
 
@@ -270,22 +231,20 @@ def test_insertions_keep_to_closed_lungs(small_chest: Chest, data_dir: Path, tmp
         assert outside_mm[tuple(np.rint(voxel).astype(int))] <= 2
 
 
-def test_the_same_data_give_the_same_datalist(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(development, "VALIDATION_NODULES", 3)
-        again = json.loads(Path(make_development_datalist(str(data_dir), str(tmp_path))).read_text(encoding="utf-8"))
+def test_the_same_data_give_the_same_datalist_of_whole_files(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
+    again, places = _made(data_dir, tmp_path), dict.fromkeys(("image", "mask", "lung_mask"))
     for section in lists:
-        for first, second in zip(lists[section], again[section], strict=True):
-            assert {**first, **PLACES} == {**second, **PLACES}
+        assert [{**item, **places} for item in again[section]] == [{**item, **places} for item in lists[section]]
+        items = load_datalist(str(tmp_path / "datalist.json"), section)
+        assert [item for item in items if not all(Path(item[key]).is_file() for key in places if key in item)] == []
+    assert not list(tmp_path.glob(".*"))  # no partial file stays
 
 
 def test_another_lung_can_be_held_out(lists: Lists, data_dir: Path, tmp_path: Path) -> None:
-    path = make_development_datalist(str(data_dir), str(tmp_path), held_out=HOST)
-    other = json.loads(Path(path).read_text(encoding="utf-8"))
+    other = _made(data_dir, tmp_path, held_out=HOST)
     assert [item["name"] for item in other["training"][:2]] == [OTHER_HOST, HELD_OUT_SCAN]
-    assert [item["name"] for item in other["validation"]] == [f"{HOST}-inserted-0"]
-    own = lists["training"][1]["box"]
-    labels = other["validation"][0]["label"]
+    assert {item["name"].split("-inserted-")[0] for item in other["validation"]} == {HOST}
+    own, labels = lists["training"][1]["box"], other["validation"][0]["label"]
     assert labels[: len(own)] == [IGNORED] * len(own)  # its own nodules: each copy has them
     assert NODULE in labels[len(own) :]
 

@@ -1,12 +1,12 @@
 """Findings keep the verdict of what was read at their place; what nobody read is drawn; the rest is counted."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scripts.core.files import read_csv, write_csv
 from scripts.core.nifti import write_nifti
 from tools import readings as module
 from tools.readings import COLUMNS, by_probability, by_threshold, poisson_interval, readings
@@ -22,11 +22,14 @@ def _row(probability: float, verdict: str) -> dict[str, str]:
     return dict(zip(COLUMNS, ["one", "0", "0", "0", "5", f"{probability}", verdict], strict=True))
 
 
+def _cells(markdown: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[2:]]
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results of a scan of 40 mm with findings (x LPS mm, probability) near what was read, and elsewhere."""
-    with (tmp_path / "findings_1.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("name", *COLUMNS[1:5], "verdict"), *READ])
+    write_csv(tmp_path / "findings_1.csv", [("name", *COLUMNS[1:5], "verdict"), *READ])
     monkeypatch.setattr(module, "READINGS", tmp_path)
     folder = tmp_path / "results" / "one"
     folder.mkdir(parents=True)
@@ -43,16 +46,14 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_finding_has_the_verdict_of_what_was_read_within_its_radius(results: Path) -> None:
-    rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(results / "out"))
-    (results / "out" / "unread-2.png").touch()  # of a run with more to read
-    rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(results / "out"))
+    output = results / "out"
+    output.mkdir()
+    (output / "unread-2.png").touch()  # of a run with more to read
+    rows = readings(results=[str(results / "results")], images=str(results), output_dir=str(output))
     assert [row["verdict"] for row in rows] == ["nodule", "false, in the lungs", "unread", "unread"]
-    with (results / "out" / "findings.csv").open(encoding="utf-8") as file:
-        assert list(csv.DictReader(file)) == rows
-    assert sorted(path.name for path in (results / "out").iterdir()) == [
-        *("counts.md", "findings.csv", "reliability.png", "unread-1.png")
-    ]
-    assert "| 0.5 " in (results / "out" / "counts.md").read_text()
+    assert [row for _, row in read_csv(output / "findings.csv")] == rows
+    assert {path.name for path in output.iterdir()} == {"counts.md", "findings.csv", "reliability.png", "unread-1.png"}
+    assert "| 0.5 " in (output / "counts.md").read_text()
 
 
 def test_results_that_are_not_there_are_missed(tmp_path: Path) -> None:
@@ -63,15 +64,12 @@ def test_results_that_are_not_there_are_missed(tmp_path: Path) -> None:
 def test_counts_by_threshold_and_probability() -> None:
     rows = [_row(0.1, "nodule"), _row(0.3, "nodule"), _row(0.299, "doubt"), _row(1.0, "nodule")]
     rows += [_row(0.9, "false, in the lungs"), _row(0.95, "unread"), _row(0.6, "false, outside the lungs")]
-    first, *_, last = by_threshold(rows, scans=2).splitlines()[2:]
-    assert [cell.strip() for cell in first.strip("|").split("|")] == ["0.1", "3", "1", "2", "1.00 (0.12–3.61)"]
-    assert [cell.strip() for cell in last.strip("|").split("|")][:4] == ["0.9", "1", "0", "1"]
-    counts = [[cell.strip() for cell in line.strip("|").split("|")] for line in by_probability(rows).splitlines()[2:]]
-    assert counts[0] == ["0.1–0.3", "1", "1", "0"]
-    assert counts[1] == ["0.3–0.5", "1", "0", "0"]
-    assert counts[-1] == ["0.9–1", "1", "0", "1"]
+    first, *_, last = _cells(by_threshold(rows, scans=2))
+    assert (first, last[:4]) == (["0.1", "3", "1", "2", "1.00 (0.12–3.61)"], ["0.9", "1", "0", "1"])
+    first, second, *_, last = _cells(by_probability(rows))
+    assert (first, second) == (["0.1–0.3", "1", "1", "0"], ["0.3–0.5", "1", "0", "0"])
+    assert last == ["0.9–1", "1", "0", "1"]
 
 
 def test_intervals_are_those_of_the_poisson_tables() -> None:
-    assert poisson_interval(0) == pytest.approx((0.0, 3.689), abs=1e-3)
-    assert poisson_interval(6) == pytest.approx((2.202, 13.059), abs=1e-3)
+    assert [*poisson_interval(0), *poisson_interval(6)] == pytest.approx([0.0, 3.689, 2.202, 13.059], abs=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from scripts.core.files import write_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.core.labels import IGNORED, NODULE
 from scripts.core.nifti import write_nifti
 from scripts.prepare.lidc.nodules import ReaderMasks
-from scripts.prepare.lidc.readings import LidcError, Reading, Region, SeriesReadings, region_of_outlines
+from scripts.prepare.lidc.readings import LidcError, Reading, SeriesReadings, region_of_outlines
 from tests.lidc_files import ring
 from tools import development
 from tools.development import chest_item
@@ -23,15 +23,15 @@ from tools.real_nodules import _context_item, _lungs_in_crops, cube_items, findi
 AFFINE = np.array([[-0.7, 0, 0, 80.0], [0, -0.7, 0, 90.0], [0, 0, 2.5, -200.0], [0, 0, 0, 1.0]])
 FIRST = (136, 152)  # column and row of voxel (0, 0) of the crops in the scan's slices
 SHAPE = (40, 36, 12)
-CENTRE = np.array([20, 15, 5])
+CENTRE, BEYOND = np.array([20, 15, 5]), np.array([33, 15, 5])
+CENTRE_LPS_MM, BEYOND_LPS_MM = (swap_lps_ras(apply_affine(AFFINE, voxel)) for voxel in (CENTRE, BEYOND))
 
 
 def _reading(reader: int, centre: np.ndarray) -> Reading:
-    regions: list[Region] = []
-    for k in (-1, 0, 1):
-        column, row = FIRST[0] + int(centre[0]), FIRST[1] + int(centre[1])
-        outline = np.array(ring((column - 4, row - 4), (column + 4, row + 4)))  # just outside of the nodule
-        regions.append(region_of_outlines("", -200.0 + 2.5 * (float(centre[2]) + k), [(outline, True)]))
+    column, row = np.add(FIRST, centre[:2]).tolist()
+    outline = np.array(ring((column - 4, row - 4), (column + 4, row + 4)))  # just outside of the nodule
+    heights_mm = [-200.0 + 2.5 * (float(centre[2]) + k) for k in (-1, 0, 1)]
+    regions = [region_of_outlines("", z_mm, [(outline, True)]) for z_mm in heights_mm]
     return Reading(reader, "n", tuple(regions), {"texture": 5})
 
 
@@ -50,21 +50,17 @@ def _crops() -> np.ndarray:
 @pytest.mark.parametrize("error_mm", [0.0, 0.6])
 def test_readings_come_to_lie_on_the_nodule(error_mm: float) -> None:
     """Also when the centre that is known for it is a pixel off."""
-    known = swap_lps_ras(apply_affine(AFFINE, CENTRE)) + np.array([error_mm, -error_mm, 0.0])
-    found = findings_on_crops(_series(_reading(1, CENTRE), _reading(2, CENTRE)), _crops(), AFFINE, known[None])
-    assert [f.readers for f in found] == [2]
-    np.testing.assert_allclose(found[0].centre_lps_mm, swap_lps_ras(apply_affine(AFFINE, CENTRE)), atol=1e-6)
+    known = CENTRE_LPS_MM + np.array([error_mm, -error_mm, 0.0])
+    (found,) = findings_on_crops(_series(_reading(1, CENTRE), _reading(2, CENTRE)), _crops(), AFFINE, known[None])
+    assert found.readers == 2
+    np.testing.assert_allclose(found.centre_lps_mm, CENTRE_LPS_MM, atol=1e-6)
 
 
 def test_readings_where_nothing_is_known_are_left_out() -> None:
-    beyond = np.array([33, 15, 5])
-    known = swap_lps_ras(apply_affine(AFFINE, CENTRE))[None]
-    series = _series(_reading(1, CENTRE), _reading(2, CENTRE), _reading(1, beyond))
-    assert len(findings_on_crops(series, _crops(), AFFINE, known)) == 1
+    series = _series(_reading(1, CENTRE), _reading(2, CENTRE), _reading(1, BEYOND))
+    assert len(findings_on_crops(series, _crops(), AFFINE, CENTRE_LPS_MM[None])) == 1
     with pytest.raises(LidcError, match=r"1\.2\.3: expected outlines that fit lidc_context, got none"):
-        findings_on_crops(
-            _series(_reading(1, beyond)), _crops(), AFFINE, swap_lps_ras(apply_affine(AFFINE, beyond))[None]
-        )
+        findings_on_crops(_series(_reading(1, BEYOND)), _crops(), AFFINE, BEYOND_LPS_MM[None])
 
 
 def test_each_reader_is_compared_with_the_consensus_of_the_others() -> None:
@@ -77,11 +73,9 @@ def test_each_reader_is_compared_with_the_consensus_of_the_others() -> None:
 
 @pytest.mark.parametrize(("readers", "label"), [(1, IGNORED), (2, NODULE)])
 def test_what_one_reader_alone_marked_is_ignored(readers: int, label: int, tmp_path: Path) -> None:
-    nibabel.save(nibabel.Nifti1Image(_crops(), AFFINE), tmp_path / "crops.nii.gz")
-    image = nibabel.Nifti1Image.from_filename(tmp_path / "crops.nii.gz")
+    image = nibabel.Nifti1Image.from_filename(write_nifti(tmp_path / "crops.nii.gz", _crops(), AFFINE))
     series = _series(*(_reading(reader + 1, CENTRE) for reader in range(readers)))
-    known = swap_lps_ras(apply_affine(AFFINE, CENTRE))[None]
-    item = _context_item("LIDC-IDRI-0001", image, series, known, tmp_path)
+    item = _context_item("LIDC-IDRI-0001", image, series, CENTRE_LPS_MM[None], tmp_path)
     assert (item["label"], item["readers"], item["texture"]) == ([label], [readers], [5.0])
 
 
@@ -100,8 +94,8 @@ def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask[2:5, 2:5, 2:4] = 1
     for folder, volume in (("chests", np.full(mask.shape, -850, np.int16)), ("chests/lesion_masks", mask)):
         (tmp_path / folder).mkdir(exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / folder / "one.nii.gz")
-    readings = tmp_path / "findings_1.csv"
+        write_nifti(tmp_path / folder / "one.nii.gz", volume, affine)
+    columns = ("name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "verdict")
     rows = [
         ("one", -20, -20, 20, 6, "nodule"),  # inside the listed lesion
         ("one", -30, -30, 20, 5, "nodule"),
@@ -109,10 +103,7 @@ def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("one", -10, -30, 20, 5, "false, in the lungs"),
         ("two", -5, -30, 20, 5, "nodule"),
     ]
-    with readings.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "verdict"])
-        writer.writerows(rows)
+    write_csv(tmp_path / "findings_1.csv", [columns, *rows])
     monkeypatch.setattr(development, "READINGS", tmp_path)
     return tmp_path
 
@@ -122,12 +113,11 @@ def test_a_chest_lists_what_is_known_and_what_was_read(chest: Path, margin_mm: f
     row = {"name": "one", "known_lesions_lps_mm_diameter_mm": "-20 -20 20 6 -90 -90 90 5"}
     item = json.loads(json.dumps(chest_item(row, chest, chest / "out", margin_mm)))
     assert item["label"] == [IGNORED, NODULE, NODULE, IGNORED]  # not listed, listed, read as nodule, doubt
-    np.testing.assert_allclose(
-        np.array(item["box"])[:, :3], [[-3, -3, 5], [-20, -20, 20], [-30, -30, 20], [-30, -10, 20]]
-    )
-    np.testing.assert_allclose(np.array(item["box"])[2:, 3:], [[5.0] * 3, [5.0 + margin_mm] * 3])
+    centres, sizes = np.hsplit(np.array(item["box"]), 2)
+    np.testing.assert_allclose(centres, [[-3, -3, 5], [-20, -20, 20], [-30, -30, 20], [-30, -10, 20]])
+    np.testing.assert_allclose(sizes[2:], [[5.0] * 3, [5.0 + margin_mm] * 3])
     mask = np.asarray(nibabel.Nifti1Image.from_filename(item["mask"]).dataobj)
-    assert {value: int((mask == value).sum()) for value in (1, 2)} == {1: 18, 2: 75}
+    assert np.bincount(mask.ravel())[1:].tolist() == [18, 75]
 
 
 def test_cubes_keep_their_place_and_the_findings_inside(tmp_path: Path) -> None:
@@ -139,9 +129,8 @@ def test_cubes_keep_their_place_and_the_findings_inside(tmp_path: Path) -> None:
     chest = {"name": "one", "image": str(tmp_path / "chest.nii.gz"), "box": boxes, "label": [NODULE, IGNORED, NODULE]}
 
     first, second = cube_items(chest, tmp_path / "cubes")
-    assert (first["name"], second["name"]) == ("one-0", "one-2")
-    assert (first["box"], first["label"]) == (boxes[:2], [NODULE, IGNORED])
-    assert (second["box"], second["label"]) == (boxes[2:], [NODULE])
+    assert (first["name"], first["box"], first["label"]) == ("one-0", boxes[:2], [NODULE, IGNORED])
+    assert (second["name"], second["box"], second["label"]) == ("one-2", boxes[2:], [NODULE])
     cube = nibabel.Nifti1Image.from_filename(first["image"])
     assert cube.shape == (71, 60, 51)  # cut by the chest's border on three sides
     np.testing.assert_array_equal(np.asarray(cube.dataobj), hu[:71, :, 15:66])
@@ -154,7 +143,6 @@ def test_thick_slices_are_means_at_the_place_of_their_voxels(tmp_path: Path) -> 
     path = write_nifti(tmp_path / "a.nii.gz", ramp, AFFINE)
     item = thick_item({"name": "a", "image": str(path), "box": [[0.0] * 6], "label": [NODULE]}, tmp_path / "thick")
     thick = nibabel.Nifti1Image.from_filename(item["image"])
-    assert thick.shape == (4, 4, 3)
+    assert (thick.shape, item["box"], item["label"]) == ((4, 4, 3), [[0.0] * 6], [NODULE])
     places = apply_affine(np.linalg.inv(AFFINE) @ thick.affine, np.array([[2, 2, k] for k in range(3)]))
     np.testing.assert_allclose(np.asarray(thick.dataobj)[2, 2], 10 * places[:, 2])
-    assert (item["box"], item["label"]) == ([[0.0] * 6], [NODULE])
