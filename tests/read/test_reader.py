@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import shutil
-import stat
+import socket
 import time
 from collections.abc import Callable
 from itertools import product
@@ -557,9 +558,14 @@ def test_refused_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.
     told(lambda: find_scans(tmp_path), "expected a folder that can be read")
 
 
+def _write_socket(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:  # the name of a socket is short
+        server.bind(path.name)
+
+
 NO_FILES: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
-    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "socket": _write_socket,
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
 
