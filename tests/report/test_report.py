@@ -22,6 +22,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 from PIL import Image
 
 from scripts.core.files import OutputError
@@ -589,6 +590,16 @@ class TestOverview:
             assert position_mm == pytest.approx((45.5, 39.5))
         elif result.region is self.LUNGS.region:  # a sum would be bright only where the ball is thick
             assert np.ptp(bright_mm[0]) == pytest.approx(14.0, abs=2.0)
+
+    @pytest.mark.parametrize("towards", [-1.0, 1.0])
+    def test_a_nodule_far_from_the_lungs_is_in_the_picture(self, towards: float) -> None:
+        """Farther than the margin around the lungs, on either side of them."""
+        ball_mm = (50.0 * towards, 0.0, 50.0 * towards)
+        affine_ras = from_matvec(np.diag([-2.0, -2.0, 2.0]), [80.0, 80.0, -80.0])
+        result = make_result(((ball_mm, 14.0),), affine_ras=affine_ras, shape=(80, 80, 80))
+        whole = overview(dataclasses.replace(result, region=lung_box(result, (30, 30, 30), (50, 50, 50))))
+        position_mm = np.array(whole.position_mm(ball_mm))
+        np.testing.assert_allclose(_bright_mm(whole.picture).mean(axis=1), position_mm, atol=1.0)
 
 
 class TestSlices:
