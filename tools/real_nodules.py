@@ -157,18 +157,20 @@ def _context_item(
         "label": [NODULE if f.readers >= LEAST_READERS else IGNORED for f in findings],
         "readers": [f.readers for f in findings],
         "texture": [f.ratings.get("texture") for f in findings],
-        "reader_dice": [reader_dice(f.masks) for f in findings if f.masks is not None],
+        "reader_dice": [None if f.masks is None else reader_dice(f.masks) for f in findings],
     }
 
 
 def reader_dice(masks: ReaderMasks) -> float | None:
     """Return the mean Dice of each reader's mask with the consensus of the other readers, ``None`` for one reader."""
+    if len(masks.readers) < 2:
+        return None
     dices: list[float] = []
-    for number, own in enumerate(masks.inside):
-        others = replace(masks, readers=masks.readers[1:], inside=np.delete(masks.inside, number, axis=0))
-        if len(masks.readers) > 1 and own.any():
-            dices.append(compare_masks(others.consensus(), own, (1.0, 1.0, 1.0)).dice or 0.0)
-    return round(float(np.mean(dices)), 4) if dices else None
+    for number, (reader, own) in enumerate(zip(masks.readers, masks.inside, strict=True)):
+        others = tuple(other for other in masks.readers if other != reader)
+        rest = replace(masks, readers=others, inside=np.delete(masks.inside, number, axis=0))
+        dices.append(compare_masks(rest.consensus(), own, (1.0, 1.0, 1.0)).dice or 0.0)
+    return round(float(np.mean(dices)), 4)
 
 
 def findings_on_crops(
