@@ -49,13 +49,13 @@ LUNG_LIKE_HU = (-985.0, -500.0)
 SMALLEST_LUNG_MM3 = 3000.0  # least volume of lung in a crop; bowel gas and airways are smaller
 CLOSED_MM = 12.0  # closes gaps of vessels and nodules up to this far from lung, as in the search for whole lungs
 LEAST_READERS = 2  # of a nodule to be found; what fewer readers marked is neither true nor false
-THICK_VOXELS = 3  # voxels of 1 mm averaged into a slice: most chests have slices of 3 mm
+THICK_MM, THICKER_MM = 3.0, 5.0  # of simulated slices: those of most chests, and those of many hospitals
 CUBE_MM = 100.0  # edge of a cube cut out of a chest around a nodule
 SEARCHED_PIXELS = 1  # the nodules' centres give a crop's position in its slice to within one pixel
 
 
 def real_nodules(data_dir: str, output_dir: str) -> str:
-    """Write ``<output_dir>/datalist.json`` with the sections context, patches, thick, chests and cubes.
+    """Write ``<output_dir>/datalist.json``: context, patches, chests, cubes; patches and chests in thick slices.
 
     Args:
         data_dir: the development data, see this module's docstring.
@@ -74,8 +74,10 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
     lists = {
         "context": list(_context_items(source, output)),
         "patches": patches,
-        "thick": [thick_item(patch, output / "thick") for patch in patches],
+        "thick": [thick_item(patch, THICK_MM, output / "thick") for patch in patches],
+        "thicker": [thick_item(patch, THICKER_MM, output / "thicker") for patch in patches],
         "chests": chests,
+        "thicker_chests": [thick_item(chest, THICKER_MM, output / "thicker_chests") for chest in chests],
         "cubes": [cube for chest in chests for cube in cube_items(chest, output / "cubes")],
     }
     path = write_json(output / "datalist.json", lists)
@@ -84,17 +86,17 @@ def real_nodules(data_dir: str, output_dir: str) -> str:
     return str(path)
 
 
-def thick_item(patch: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Average a patch over :data:`THICK_VOXELS` along its last axis, as thick slices do; without its mask."""
+def thick_item(item: Mapping[str, Any], slice_mm: float, output: Path) -> dict[str, Any]:
+    """Average a scan over as many slices as make about ``slice_mm``, as a scanner does; without its mask."""
     output.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image.from_filename(patch["image"])
+    image = nibabel.Nifti1Image.from_filename(item["image"])
     hu = np.asarray(image.dataobj)
-    slices = hu[..., : hu.shape[2] // THICK_VOXELS * THICK_VOXELS].reshape(*hu.shape[:2], -1, THICK_VOXELS)
-    affine = image.affine @ np.diag([1.0, 1.0, THICK_VOXELS, 1.0])
-    affine[:3, 3] = apply_affine(image.affine, [0.0, 0.0, (THICK_VOXELS - 1) / 2.0])
-    name = f"{patch['name']}-thick"
-    path = write_nifti(output / f"{name}.nii.gz", slices.mean(axis=3).round().astype(np.int16), affine)
-    return {"name": name, "image": str(path), "box": patch["box"], "label": patch["label"]}
+    together = max(1, round(slice_mm / spacing_mm(image.affine)[2]))
+    slices = hu[..., : hu.shape[2] // together * together].reshape(*hu.shape[:2], -1, together)
+    affine = image.affine @ np.diag([1.0, 1.0, together, 1.0])
+    affine[:3, 3] = apply_affine(image.affine, [0.0, 0.0, (together - 1) / 2.0])
+    path = write_nifti(output / f"{item['name']}.nii.gz", slices.mean(axis=3).round().astype(np.int16), affine)
+    return {"name": item["name"], "image": str(path), "box": item["box"], "label": item["label"]}
 
 
 def cube_items(chest: Mapping[str, Any], output: Path) -> Iterator[dict[str, Any]]:

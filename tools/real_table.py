@@ -2,10 +2,10 @@
 
 The whole chests determine which threshold gives how many false findings per scan. At these thresholds, nodules are
 counted in the chests and in the crops of LIDC-IDRI, and at one false finding per scan also by density and size. Cubes,
-patches and patches in thick slices have thresholds of their own, from their own false findings. Findings in the rim of
-a patch do not count: there its faces cut vessels, whose ends look like nodules. Masks are compared for the nodules that
-every network found from the evaluation's own ``--threshold`` on. Of those in ``context``, one more column says how well
-a reader's mask agrees with the consensus of the nodule's other readers.
+patches, and patches and chests in thick slices have thresholds of their own, from their own false findings. Findings in
+the rim of a patch do not count: there its faces cut vessels, whose ends look like nodules. Masks are compared for the
+nodules that every network found from the evaluation's own ``--threshold`` on. Of those in ``context``, one more column
+says how well a reader's mask agrees with the consensus of the nodule's other readers.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATE_OF_KINDS = 1.0
-RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches and thick
+RATES_IN_CUBES = (0.0625, 0.25, 1.0, 4.0)  # also in patches
 CROPS = ("context", "patches")
+PATCHES = ("patches", "thick", "thicker")
 RIM_MM = 5.0  # of a patch; findings at the ends of cut vessels lie at most 3 mm from its faces
 SMALL_MM = 10.0
 DENSE_HU = -450.0  # mean inside the reference mask; below it a nodule is faint
@@ -50,23 +51,23 @@ def real_table(evaluations: Sequence[str], datalist: str, chests: str = "") -> s
     """Log the rows as a Markdown table and return it.
 
     Args:
-        evaluations: a folder for each network, with the evaluations of the sections in ``context``, ``patches``,
-            ``thick``, ``chests`` and ``cubes``.
+        evaluations: a folder for each network, with the evaluation of each section in a folder of the section's name.
         datalist: of :mod:`.real_nodules`; its masks distinguish dense nodules from faint ones.
         chests: only chests and cubes whose names begin with this count, for networks that were trained on the others.
 
     Returns:
         Nodules found at each rate of false findings per chest: of ``context`` and ``patches``, at one rate also by
-        kind, then of the chests; of the cubes, the patches and the patches in thick slices at each rate per cube or
-        patch; mean Dice of the nodules that all rows found, all and below 10 mm, with the number of masks; the same of
-        ``context`` alone, and that of its readers.
+        kind, then of the chests, as they are and in thick slices; of the cubes and of the patches, as they are and in
+        slices of two thicknesses, at each rate per cube or patch; mean Dice of the nodules that all rows found, all
+        and below 10 mm, with the number of masks; the same of ``context`` alone, and that of its readers.
 
     Raises:
         FileNotFoundError, TableError: an evaluation without its tables.
     """
     rates = [f"{rate:g}" for rate in RATES]
-    parts = [f"in {part} at {rate:g}" for part in ("cubes", "patches", "thick") for rate in RATES_IN_CUBES]
-    heads = ["Weights", *rates, *KINDS, *(f"in chests at {rate}" for rate in rates), *parts, *MASKS]
+    chest_parts = [f"in {part} at {rate}" for part in ("chests", "thicker chests") for rate in rates]
+    parts = [f"in {part} at {rate:g}" for part in ("cubes", *PATCHES) for rate in RATES_IN_CUBES]
+    heads = ["Weights", *rates, *KINDS, *chest_parts, *parts, *MASKS]
     kinds = [kind for name in CROPS for kind in _kinds(Path(evaluations[0]) / name, Path(datalist), name)]
     masks = [_masks(Path(folder)) for folder in evaluations]
     shared = sorted(set.intersection(*map(set, masks)))
@@ -92,8 +93,9 @@ def _cells(folder: Path, datalist: Path, kinds: np.ndarray, chests: str) -> Iter
     thresholds = {rate: threshold_at(whole, rate) for rate in RATES}
     yield from (_share(scores, limit) for limit in thresholds.values())
     yield from (_share(scores[kinds == kind], thresholds[RATE_OF_KINDS]) for kind in range(len(KINDS)))
-    yield from (_share(whole.nodule_scores, limit) for limit in thresholds.values())
-    patches = [_matches(folder / name, rim_of=load_datalist([str(datalist)], name)) for name in ("patches", "thick")]
+    for part in (whole, _matches(folder / "thicker_chests", chests)):
+        yield from (_share(part.nodule_scores, threshold_at(part, rate)) for rate in RATES)
+    patches = [_matches(folder / name, rim_of=load_datalist([str(datalist)], name)) for name in PATCHES]
     for part in (_matches(folder / "cubes", chests), *patches):
         yield from (_share(part.nodule_scores, threshold_at(part, rate)) for rate in RATES_IN_CUBES)
 

@@ -11,6 +11,7 @@ from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
 from .lung_training import PartsLoss, parts_list
 from .pictures import PredictionPictures
+from .thick_slices import RandThickSlicesd
 
 __all__ = [
     "CachedScans",
@@ -28,6 +29,7 @@ __all__ = [
     "PartsLoss",
     "PredictionPictures",
     "RandChestd",
+    "RandThickSlicesd",
     "RandomCropd",
     "RegressionLoss",
     "ScanCache",

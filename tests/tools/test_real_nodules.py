@@ -141,8 +141,11 @@ def test_thick_slices_are_means_at_the_place_of_their_voxels(tmp_path: Path) -> 
     """A ramp along the last axis stays the same function of the position; what does not fill a slice is dropped."""
     ramp = np.tile(np.arange(11, dtype=np.int16) * 10, (4, 4, 1))
     path = write_nifti(tmp_path / "a.nii.gz", ramp, AFFINE)
-    item = thick_item({"name": "a", "image": str(path), "box": [[0.0] * 6], "label": [NODULE]}, tmp_path / "thick")
+    scan = {"name": "a", "image": str(path), "box": [[0.0] * 6], "label": [NODULE]}
+    item = thick_item(scan, 8.0, tmp_path / "thick")  # three slices of 2.5 mm
     thick = nibabel.Nifti1Image.from_filename(item["image"])
     assert (thick.shape, item["box"], item["label"]) == ((4, 4, 3), [[0.0] * 6], [NODULE])
     places = apply_affine(np.linalg.inv(AFFINE) @ thick.affine, np.array([[2, 2, k] for k in range(3)]))
     np.testing.assert_allclose(np.asarray(thick.dataobj)[2, 2], 10 * places[:, 2])
+    as_it_is = thick_item(scan, 3.0, tmp_path / "thin")
+    np.testing.assert_array_equal(nibabel.Nifti1Image.from_filename(as_it_is["image"]).dataobj, ramp)

@@ -50,7 +50,7 @@ def _item(folder: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def datalist(tmp_path: Path) -> str:
-    sections = {"context": ("a", "b"), "patches": ("c",), "thick": ("c",)}
+    sections = {"context": ("a", "b"), "patches": ("c",), "thick": ("c",), "thicker": ("c",)}
     lists = {section: [_item(tmp_path, name) for name in names] for section, names in sections.items()}
     return str(write_json(tmp_path / "datalist.json", lists))
 
@@ -61,9 +61,11 @@ def evaluation(tmp_path: Path) -> str:
     _evaluation(folder / "context", [("a", 8.0), ("b", 20.0)], [("a", 1.0, 0.6), ("b", 1.0, 0.2)])
     _evaluation(folder / "patches", [("c", 6.0)], [("c", 14.0, 0.9)])
     _evaluation(folder / "thick", [("c", 6.0)], [("c", 16.0, 0.9), ("c", 15.0, 0.5), ("c", 1.0, 0.4)])
+    _evaluation(folder / "thicker", [("c", 6.0)], [("c", 1.0, 0.4)])
     chests = [("QIN-1", 10.0), ("QIN-2", 10.0), ("NLST-1", 10.0)]
     false = [("QIN-1", 90.0, 0.5), ("QIN-2", 90.0, 0.3), ("NLST-1", 90.0, 0.8)]
     _evaluation(folder / "chests", chests, [("QIN-1", 0.0, 0.7), *false])
+    _evaluation(folder / "thicker_chests", chests, [("NLST-1", 0.0, 0.2), ("NLST-1", 90.0, 0.9)])
     _evaluation(folder / "cubes", chests[:2], [("QIN-1", 0.0, 0.7), ("QIN-1", 40.0, 0.8), ("QIN-2", 0.0, 0.3)])
     return str(folder)
 
@@ -80,9 +82,11 @@ def test_thresholds_come_from_the_chests_and_what_is_missed_counts_as_missed(eva
         *("mine", "0 of 3", "1 of 3", "2 of 3", "2 of 3", "2 of 3"),
         *("0 of 0", "0 of 1", "1 of 1", "1 of 1"),  # b is faint and large, a faint and small
         *("0 of 3", "1 of 3", "1 of 3", "1 of 3", "1 of 3"),
+        *("0 of 3", "1 of 3", "1 of 3", "1 of 3", "1 of 3"),
         *("0 of 2", "0 of 2", "2 of 2", "2 of 2"),
         *("0 of 1", "0 of 1", "0 of 1", "0 of 1"),
         *("0 of 1", "0 of 1", "1 of 1", "1 of 1"),
+        *("1 of 1", "1 of 1", "1 of 1", "1 of 1"),
         *("0.613 (3), 0.570 (2)", "0.580 (1), 0.580 (1)", "0.900 (1), 0.900 (1)"),
     ]
 

@@ -20,8 +20,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from scripts.core.labels import IGNORED, NODULE
-from scripts.train import RandomCropd
+from scripts.train import RandomCropd, RandThickSlicesd
 from scripts.train.targets import POSITIVE, cell_targets
+from scripts.train.thick_slices import through_slices
 
 TRAIN = Path(__file__).resolve().parents[2] / "configs" / "train.json"
 
@@ -145,8 +146,8 @@ def test_without_turns_a_crop_is_never_mirrored_and_turns_by_its_angle_at_most()
 SIZE = 24  # of the crops here
 LUNG_HU, TISSUE_HU = -850.0, 50.0
 INTENSITY = {  # the random steps of the graph, in their order
-    **{"strong noise": "RandGaussianNoised", "blur": "RandGaussianSmoothd", "thick slices": "RandGaussianSmoothd"},
-    **{"sharpen": "RandGaussianSharpend", "noise": "RandGaussianNoised"},
+    **{"strong noise": "RandGaussianNoised", "blur": "RandGaussianSmoothd", "sharpen": "RandGaussianSharpend"},
+    **{"thick slices": "scripts.train.RandThickSlicesd", "noise": "RandGaussianNoised"},
     **{"scale": "RandScaleIntensityd", "shift": "RandShiftIntensityd"},
 }
 SEEDS = range(6)
@@ -163,7 +164,7 @@ def graph() -> ConfigParser:
 def intensity(name: str | None) -> Compose:
     """What the training graph does to the HU of a crop, with chance 1 for one step and 0 for the other random ones."""
     parser, key = graph(), "augmentation#transforms"
-    random = [step for step in parser[key] if step["_target_"].startswith("Rand")]
+    random = [step for step in parser[key] if "Rand" in step["_target_"]]
     assert [step["_target_"] for step in random] == list(INTENSITY.values())  # there are no others
     for own, step in zip(INTENSITY, random, strict=True):
         step["prob"] = float(own == name)
@@ -176,7 +177,8 @@ def change(name: str | None, item: dict[str, Any], seed: int = 0) -> dict[str, A
 
 def changed(name: str | None, image: npt.NDArray[np.float32], seed: int = 0) -> npt.NDArray[np.float64]:
     """``[S, S, S]`` after one transform."""
-    return np.asarray(change(name, {"image": image[None].copy()}, seed)["image"][0], dtype=np.float64)
+    item = {"image": image[None].copy(), "nodule": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64)}
+    return np.asarray(change(name, item, seed)["image"][0], dtype=np.float64)
 
 
 @pytest.mark.parametrize("name", INTENSITY)
@@ -215,6 +217,40 @@ def test_sharpening_raises_and_blur_lowers_the_contrast_of_an_edge(axis: int) ->
         assert thick < 0.6 if axis == 2 else thick > 0.75
         assert sharp > 1.05
         assert np.diff(after[2], axis=0)[[0, -1]] == pytest.approx(0.0, abs=0.1)  # far from the edge nothing happens
+
+
+@pytest.mark.parametrize("thickness", [2, 3, 5])
+def test_thick_slices_are_averaged_and_interpolated(thickness: int) -> None:
+    """As if the slices had been written to a file and read again."""
+    hu = np.random.default_rng(0).normal(LUNG_HU, 60.0, (1, 2, 2, 6 * thickness)).astype(np.float32)
+    slices = hu.reshape(1, 2, 2, 6, thickness).mean(axis=4)
+    centres = np.arange(6) * thickness + (thickness - 1) / 2
+    expected = np.apply_along_axis(lambda line: np.interp(np.arange(hu.shape[3]), centres, line), 3, slices)
+    matrix = through_slices(hu.shape[3], thickness, first=(thickness - 1) / 2)
+    np.testing.assert_allclose(hu @ matrix.T, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("thickness", [2.0, 3.3, 6.5])
+@pytest.mark.parametrize("first", [-0.5, 0.2, 0.5])
+def test_thick_slices_of_any_thickness_keep_a_slope(thickness: float, first: float) -> None:
+    """Where whole slices lie; at both ends the last slice goes on."""
+    line = np.arange(60.0)
+    after = through_slices(60, thickness, first * thickness) @ line
+    inner = slice(10, 50)
+    np.testing.assert_allclose(after[inner], line[inner], atol=0.25)  # whole voxels do not fill a slice evenly
+    assert after.min() >= 0.0
+    assert after.max() <= 59.0
+
+
+def test_a_nodule_thinner_than_its_slice_is_ignored() -> None:
+    item = {
+        "image": np.zeros((1, 8, 8, 8), np.float32),
+        "nodule": np.array([[4, 4, 4, 3.1], [4, 4, 4, 3.3], [4, 4, 4, 20]], np.float32),
+        "label": np.array([NODULE, NODULE, IGNORED]),
+    }
+    out = RandThickSlicesd(prob=1.0, thickness_mm=(4.0, 4.0))(item)
+    assert out["label"].tolist() == [IGNORED, NODULE, IGNORED]
+    assert RandThickSlicesd(prob=0.0, thickness_mm=(4.0, 4.0))(item)["label"].tolist() == [NODULE, NODULE, IGNORED]
 
 
 def test_hu_become_what_the_network_reads() -> None:
