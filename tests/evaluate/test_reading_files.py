@@ -52,6 +52,7 @@ def test_points_of_the_lung_search_are_whole() -> None:
         ("findings_0.5.0.csv", {"nodule": 26, "doubt": 22, "false, in the lungs": 18}, 0.1),
         ("findings_0.6.0.csv", {"nodule": 25, "doubt": 18, "false, in the lungs": 23}, 0.1),
         ("findings_0.7.0.csv", {"nodule": 25, "doubt": 18, "false, in the lungs": 17}, 0.1),
+        ("findings_0.8.0.csv", {"nodule": 24, "doubt": 14, "false, in the lungs": 17}, 0.1),
     ],
 )
 def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: dict[str, int], least: float) -> None:
