@@ -3,7 +3,7 @@
 The data folder contains ``scans_1mm/`` (whole lungs, 1 mm, NIfTI), ``lidc_nodules/`` (nodule patches with masks and
 ``nodules.csv``), ``lidc_patches/`` (nodules with their surroundings, 1 mm, masks and ``patches.csv``), ``luna16/``
 (``annotations.csv``, ``annotations_excluded.csv``) and optionally ``chests/`` (whole chests, ``chests.csv``,
-``lesion_masks/``). The readings of findings in the chests are in ``docs/readings/`` of this project.
+``lesion_masks/``). The readings of findings in the chests are in ``docs/readings/read_findings.csv``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HELD_OUT_SHARE = 0.1  # share of the donors' patients
 CONTEXT_PATIENTS = ("LIDC-IDRI-0055", "LIDC-IDRI-0144")  # their nodules are validated on in place
 IGNORED_MARGIN_MM = 3.0  # added to the diameter of an ignored finding, which a network has measured
 AERATED_HU = -400  # below this, air in a patch counts as lung
-READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings"
+READINGS = Path(__file__).resolve().parents[1] / "docs" / "readings" / "read_findings.csv"
 LEAST_FALSE, MOST_FALSE = 0.25, 30  # uncalibrated probability of a false finding to train on; most in a lung
 FALSE_MARGIN_MM = 4.0  # around a nodule or doubtful finding
 VALIDATION_NODULES = 12  # most per copy of the held-out scan; there are enough copies for all held-out donors
@@ -233,7 +233,7 @@ def chest_item(row: Mapping[str, str], data_dir: Path, output: Path, margin_mm: 
     if lesions.is_file():
         item["mask"] = str((output / f"{name}.nii.gz").resolve())
         boxes, labels = _known_lesions(row, lesions, Path(item["mask"]))
-    for reading in [reading for file in sorted(READINGS.glob("findings_*.csv")) for reading in table_rows(file)]:
+    for reading in table_rows(READINGS):
         place = [float(reading[f"{axis}_lps_mm"]) for axis in "xyz"]
         near = any(np.linalg.norm(np.subtract(place, box[:3])) < box[3] / 2 for box in boxes)
         if reading["name"] == name and reading["verdict"] in ("nodule", "doubt") and not near:

@@ -1,7 +1,7 @@
 """Look up what findings in whole chests were read as, draw those that nobody has read, and count the others.
 
-A finding has the verdict of the nearest one in ``docs/readings/findings_*.csv`` that lies within its radius, at least
-4 mm; without one it is ``unread``. Whoever reads an unread finding in the pictures adds it to a file there, and runs
+A finding has the verdict of the nearest one in ``docs/readings/read_findings.csv`` that lies within its radius, at
+least 4 mm; without one it is ``unread``. Whoever reads an unread finding in the pictures adds it to that file, and runs
 the command again.
 """
 
@@ -61,7 +61,7 @@ def readings(results: Sequence[str], images: str, output_dir: str) -> list[Row]:
     records = sorted(path for folder in results for path in Path(folder).glob("*/nodules.json"))
     if not records:
         raise FileNotFoundError(f"{', '.join(results)}: expected results of an inference, found none; check the path")
-    known = [row for file in sorted(READINGS.glob("findings_*.csv")) for row in table_rows(file)]
+    known = table_rows(READINGS)
     output, pictures, rows = writable_folder(Path(output_dir)), [], []
     for path in records:
         found = list(_findings(path, known))

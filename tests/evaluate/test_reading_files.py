@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.bundle import ROOT
+from tools.readings import LEAST_RADIUS_MM
 
 READINGS = ROOT / "docs" / "readings"
 POSITION = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
@@ -40,24 +41,35 @@ def test_points_of_the_lung_search_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "verdicts", "least"),
+    ("name", "further", "verdicts"),
     [
         (
-            "findings_0.3.0.csv",
-            {"nodule": 24, "doubt": 15, "false, in the lungs": 13, "false, outside the lungs": 41},
-            0.5,
+            "read_findings.csv",
+            (),
+            {"nodule": 27, "doubt": 55, "false, in the lungs": 93, "false, outside the lungs": 41},
         ),
-        ("findings_further.csv", {"nodule": 2, "doubt": 35, "false, in the lungs": 68}, 0.1),
-        ("findings_0.4.0.csv", {"nodule": 26, "doubt": 19, "false, in the lungs": 15}, 0.1),
-        ("findings_0.5.0.csv", {"nodule": 26, "doubt": 22, "false, in the lungs": 18}, 0.1),
-        ("findings_0.6.0.csv", {"nodule": 25, "doubt": 18, "false, in the lungs": 23}, 0.1),
-        ("findings_0.7.0.csv", {"nodule": 25, "doubt": 18, "false, in the lungs": 17}, 0.1),
-        ("findings_0.8.0.csv", {"nodule": 24, "doubt": 14, "false, in the lungs": 17}, 0.1),
+        ("released_findings.csv", ("probability",), {"nodule": 24, "doubt": 14, "false, in the lungs": 17}),
     ],
 )
-def test_findings_carry_the_verdicts_that_the_page_counts(name: str, verdicts: dict[str, int], least: float) -> None:
-    rows = rows_of(name, ("name", *POSITION, "diameter_mm", "probability", "verdict"))
+def test_findings_carry_the_verdicts_that_the_page_counts(
+    name: str, further: tuple[str, ...], verdicts: dict[str, int]
+) -> None:
+    rows = rows_of(name, ("name", *POSITION, "diameter_mm", *further, "verdict"))
     assert Counter(row["verdict"] for row in rows) == verdicts
-    assert all(float(row["diameter_mm"]) > 0 and least <= float(row["probability"]) <= 1 for row in rows)
+    assert all(float(row["diameter_mm"]) > 0 and 0.1 <= float(row.get("probability", "0.1")) <= 1 for row in rows)
     page = (READINGS / "README.md").read_text(encoding="utf-8")
     assert all(f"`{verdict}` ({count})" in page for verdict, count in verdicts.items())
+
+
+def test_released_findings_have_the_verdict_of_what_was_read() -> None:
+    read = rows_of("read_findings.csv", ("name", *POSITION, "diameter_mm", "verdict"))
+    for found in rows_of("released_findings.csv", ("name", *POSITION, "diameter_mm", "probability", "verdict")):
+        apart_mm = {
+            math.dist([float(row[axis]) for axis in POSITION], [float(found[axis]) for axis in POSITION]): row
+            for row in read
+            if row["name"] == found["name"]
+        }
+        nearest = min(
+            mm for mm, row in apart_mm.items() if mm < max(float(row["diameter_mm"]) / 2, LEAST_RADIUS_MM)
+        )
+        assert apart_mm[nearest]["verdict"] == found["verdict"]

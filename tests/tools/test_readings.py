@@ -29,8 +29,8 @@ def _cells(markdown: str) -> list[list[str]]:
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results of a scan of 40 mm with findings (x LPS mm, probability) near what was read, and elsewhere."""
-    write_csv(tmp_path / "findings_1.csv", [("name", *COLUMNS[1:5], "verdict"), *READ])
-    monkeypatch.setattr(module, "READINGS", tmp_path)
+    write_csv(tmp_path / "read_findings.csv", [("name", *COLUMNS[1:5], "verdict"), *READ])
+    monkeypatch.setattr(module, "READINGS", tmp_path / "read_findings.csv")
     folder = tmp_path / "results" / "one"
     folder.mkdir(parents=True)
     found = [(23.9, 0.95), (35.9, 0.5), (24.0, 0.3), (7.0, 0.2)]

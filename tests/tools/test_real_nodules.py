@@ -103,8 +103,8 @@ def chest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("one", -10, -30, 20, 5, "false, in the lungs"),
         ("two", -5, -30, 20, 5, "nodule"),
     ]
-    write_csv(tmp_path / "findings_1.csv", [columns, *rows])
-    monkeypatch.setattr(development, "READINGS", tmp_path)
+    write_csv(tmp_path / "read_findings.csv", [columns, *rows])
+    monkeypatch.setattr(development, "READINGS", tmp_path / "read_findings.csv")
     return tmp_path
 
 
