@@ -69,7 +69,5 @@ def test_released_findings_have_the_verdict_of_what_was_read() -> None:
             for row in read
             if row["name"] == found["name"]
         }
-        nearest = min(
-            mm for mm, row in apart_mm.items() if mm < max(float(row["diameter_mm"]) / 2, LEAST_RADIUS_MM)
-        )
+        nearest = min(mm for mm, row in apart_mm.items() if mm < max(float(row["diameter_mm"]) / 2, LEAST_RADIUS_MM))
         assert apart_mm[nearest]["verdict"] == found["verdict"]
