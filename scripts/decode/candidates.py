@@ -66,7 +66,7 @@ def _plateaus(cells: Tensor, shape: torch.Size, peak_size: int) -> Tensor:
     return torch.from_numpy(labels[tuple(cells.T.numpy())]).long() - 1
 
 
-def strongest_of_overlapping(boxes: Tensor, overlap: float) -> list[int]:
+def nms(boxes: Tensor, overlap: float) -> list[int]:
     """Apply non-maximum suppression; equals MONAI's, but computes all overlaps at once instead of box by box.
 
     Args:
@@ -142,7 +142,7 @@ class DecodeCandidatesd(Transform):
         rows = rows[rows[:, NODULE_LOGIT].argsort(descending=True, stable=True)[: self.top_k]]
         half_mm = rows[:, DIAMETER_MM, None] / 2.0
         cubes = torch.cat([rows[:, CENTRE_MM] - half_mm, rows[:, CENTRE_MM] + half_mm], dim=1)
-        rows = rows[strongest_of_overlapping(cubes, self.nms_overlap)]
+        rows = rows[nms(cubes, self.nms_overlap)]
         world = apply_affine(affine, rows[:, CENTRE_MM].numpy() / spacing_mm(affine)).tolist()
         diameters_mm, probabilities = rows[:, DIAMETER_MM].tolist(), torch.sigmoid(rows[:, NODULE_LOGIT]).tolist()
         found = [

@@ -53,7 +53,7 @@ def logits_at(
     return np.asarray(read.reshape(voxels.shape[:-1]))
 
 
-def piece_at(inside: BoolArray, centre: FloatArray, reach: FloatArray) -> BoolArray:
+def component_at(inside: BoolArray, centre: FloatArray, reach: FloatArray) -> BoolArray:
     """Return the connected component at a fractional voxel, or the nearest one within ``reach``; it may be empty.
 
     Args:
@@ -117,7 +117,7 @@ def mask_at(
     inside = logits > cut
     if taken is not None:
         inside &= taken[box] == 0
-    return box, piece_at(inside, centre, reach_mm / spacing_mm(scan_affine))
+    return box, component_at(inside, centre, reach_mm / spacing_mm(scan_affine))
 
 
 def segment_nodules(

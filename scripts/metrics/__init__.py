@@ -5,7 +5,7 @@ from __future__ import annotations
 from .bootstrap import BAND_RATES, Confidence, confidence_of
 from .calibration import Calibration, Reliability, calibration_of
 from .cpm import ScanTruth, ScoredScan, match_scans
-from .luna16 import RATES, SIZE_CLASSES, UNKNOWN_SCAN, Candidates, Findings, Froc, Matches, froc_of, match, size_class
+from .froc import RATES, SIZE_CLASSES, UNKNOWN_SCAN, Candidates, Findings, Froc, Matches, froc_of, match, size_class
 from .masks import MaskScores, join_mask_scores, score_masks, summarise
 from .overlap import MISSED, Overlap, compare_masks
 from .per_litre import LITRE_RATES, per_litre_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.geometry import FloatArray
-from .luna16 import RATES, IntArray, Matches, curve
+from .froc import RATES, IntArray, Matches, curve
 
 # Where the confidence band of a plot is read: from 1/8 to 8 false positives per scan, in steps of 1/32 octave.
 BAND_RATES = tuple(float(2.0**exponent) for exponent in np.linspace(-3.0, 3.0, 193))

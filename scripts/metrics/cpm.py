@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.geometry import BoolArray, FloatArray
 from ..core.records import Detection
-from .luna16 import Candidates, Findings, Matches, inside_findings, match
+from .froc import Candidates, Findings, Matches, inside_findings, match
 
 
 @dataclass(frozen=True)

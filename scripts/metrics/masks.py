@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..core.records import Nodule
 from .cpm import ScanTruth, ScoredScan
-from .luna16 import SIZE_CLASSES, known_diameters_mm, size_class
+from .froc import SIZE_CLASSES, known_diameters_mm, size_class
 from .overlap import MISSED, Overlap, compare_masks
 
 LabelArray = npt.NDArray[np.integer]

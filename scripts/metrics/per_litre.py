@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.geometry import FloatArray
 from .bootstrap import Interval
-from .luna16 import Matches, curve
+from .froc import Matches, curve
 
 LITRE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # false findings per litre; a pair of lungs holds 4 to 6 litres
 

@@ -17,7 +17,7 @@ from ignite.metrics import Metric
 
 from ..core.errors import DataError
 from .cpm import ScanTruth, ScoredScan, match_scans
-from .luna16 import Froc, Matches, froc_of
+from .froc import Froc, Matches, froc_of
 from .masks import MaskScores, join_mask_scores
 
 logger = logging.getLogger(__name__)

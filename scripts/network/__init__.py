@@ -1,7 +1,7 @@
 """The networks: shared blocks, deformable attention, one class per network, and loading and saving weights."""
 
 from .blocks import mask_on_voxels
-from .checkpoint import CheckpointError, load_weights, ready_network, save_weights
+from .checkpoint import CheckpointError, load_network, load_weights, save_weights
 from .compact import CompactNet
 from .paper import PaperNet
 
@@ -9,8 +9,8 @@ __all__ = [
     "CheckpointError",
     "CompactNet",
     "PaperNet",
+    "load_network",
     "load_weights",
     "mask_on_voxels",
-    "ready_network",
     "save_weights",
 ]

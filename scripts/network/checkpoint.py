@@ -56,8 +56,8 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint cannot be read or does not belong to the network."""
 
 
-def ready_network(
-    network: nn.Module, device: torch.device | str, checkpoint: str = "", *, fold: bool = False
+def load_network(
+    network: nn.Module, device: torch.device | str, checkpoint: str = "", *, fuse: bool = False
 ) -> nn.Module:
     """Load weights, and move the network to a device in the memory format for fast convolutions.
 
@@ -65,10 +65,10 @@ def ready_network(
         network: the network as its configuration builds it.
         device: the device to run it on.
         checkpoint: path of a state dict (plain tensors); empty for none.
-        fold: return a copy for evaluation only, see :func:`folded`.
+        fuse: return a copy for evaluation only, see :func:`fuse_batch_norms`.
 
     Returns:
-        The same network (or its folded copy) on the device, in channels-last memory format.
+        The same network (or its fused copy) on the device, in channels-last memory format.
 
     Raises:
         CheckpointError: the file does not exist, is not a state dict of plain tensors, or belongs to another network.
@@ -77,12 +77,12 @@ def ready_network(
     device = checked_device(device)
     if checkpoint:
         load_weights(network, checkpoint)
-    if fold:
-        network = folded(network)
+    if fuse:
+        network = fuse_batch_norms(network)
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def folded(network: nn.Module) -> nn.Module:
+def fuse_batch_norms(network: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode that computes the same function in less time.
 
     Each batch norm is fused into the convolution before it, and the convolutions become :class:`OneDnnConv3d`. The
@@ -101,7 +101,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Load a state dict into ``network``, which is unchanged if this fails; errors as in :func:`ready_network`."""
+    """Load a state dict into ``network``, which is unchanged if this fails; errors as in :func:`load_network`."""
     state, own = without_old_name(_read_state(checkpoint)), network.state_dict()
     wrong = [n for n in own if n not in state or not _fits(state[n], own[n])]
     extra = [n for n in state if n not in own]

@@ -32,7 +32,7 @@ def lungs_of(volume: Volume) -> Lungs | None:
     return lungs if lungs.kind == "lungs" else None
 
 
-def doubts(
+def failed_checks(
     volume: Volume, lungs: Lungs | None, box_lps_mm: Sequence[float], mask: Values | None, value: int
 ) -> Iterator[str]:
     """Yield the sanity checks that a box ``[x, y, z, w, h, d]`` fails, in a few words each.
@@ -50,7 +50,7 @@ def doubts(
     if _is_air(volume, centre, diameter_mm):
         yield "contains only air"
     if mask is not None:
-        yield from mask_doubts(mask == value, volume.affine_ras, centre, diameter_mm)
+        yield from failed_mask_checks(mask == value, volume.affine_ras, centre, diameter_mm)
 
 
 def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bool:
@@ -64,7 +64,7 @@ def _is_air(volume: Volume, centre_lps_mm: FloatArray, diameter_mm: float) -> bo
     return bool(values.size) and float(np.percentile(values, AIR_PERCENTILE)) < AIR_HU
 
 
-def mask_doubts(
+def failed_mask_checks(
     inside: np.ndarray, affine_ras: FloatArray, centre_lps_mm: FloatArray, diameter_mm: float
 ) -> Iterator[str]:
     """Yield in a few words why a mask ``[I, J, K]`` cannot be that of a nodule with this centre and diameter."""

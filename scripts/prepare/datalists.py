@@ -15,7 +15,7 @@ from ..core.errors import UserError
 from ..core.files import write_csv, write_json
 from ..core.geometry import Point
 from ..core.labels import IGNORED, NODULE
-from ..metrics.luna16 import UNKNOWN_DIAMETER_MM
+from ..metrics.froc import UNKNOWN_DIAMETER_MM
 from ..read.datalist import FILES, LARGEST_NODULE_MM, SAME_PLACE_MM, load_datalist
 from ..read.discovery import read_datalist
 from ..read.scan import Grid

@@ -18,7 +18,7 @@ from ..core.nifti import write_nifti
 from ..read.datalist import nodule_rows
 from ..read.instances import labels_of, on_grid
 from ..read.reader import ScanError, read_scan
-from .checks import mask_doubts
+from .checks import failed_mask_checks
 from .datalists import LeftOut, PrepareError, account_for, moved_item, read_lists, refuse_if_strict
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def cut_out(item: Mapping[str, Any], name: str, folder: Path, left_out: list[Lef
     for row in rows:
         donor, inside = f"{name}_{row}", mask == row + 1
         box, diameter_mm = item["box"][row], sum(item["box"][row][3:]) / 3.0
-        if doubt := next(mask_doubts(inside, affine, np.asarray(box[:3]), diameter_mm), ""):
+        if failed := next(failed_mask_checks(inside, affine, np.asarray(box[:3]), diameter_mm), ""):
             advice = "correct the mask; until then the nodule is trained on, but not inserted"
-            left_out.append(LeftOut("the mask of a nodule is missing or elsewhere", f"{donor}: {doubt}", advice))
+            left_out.append(LeftOut("the mask of a nodule is missing or elsewhere", f"{donor}: {failed}", advice))
             continue
         (extent,) = ndimage.find_objects(inside.astype(np.uint8))
         part = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(extent, margin, strict=True))

@@ -24,7 +24,7 @@ from ..read.discovery import SECTIONS
 from ..read.instances import labels_of, on_grid
 from ..read.reader import ScanError, read_scan
 from ..report.html.pictures import Picture, Window, close_ups, outline_lines
-from .checks import ALARMING_SHARE, doubts, lungs_of
+from .checks import ALARMING_SHARE, failed_checks, lungs_of
 from .datalists import PrepareError
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ FIELD_OF_VIEW_MM, SCALE_MM = 60.0, 10.0
 COLUMNS, ROWS = 3, 5  # nodules on a page; each is a pair of pictures
 INCHES, TITLE_INCHES, HEAD_INCHES = 1.8, 0.4, 0.8  # edge of a picture; height of the title above it, of the page's head
 BACKGROUND, TEXT, FAINT = "#12161c", "#e8ecf1", "#8b97a6"
-OUTLINE, OTHERS, BOX, DOUBT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
-LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "suspect": DOUBT}
+OUTLINE, OTHERS, BOX, SUSPECT = "#ffb000", "#b98a2c", "#4cc9f0", "#ff6b6b"
+LEGEND = {"box of the datalist": BOX, "outline": OUTLINE, "of others": OTHERS, "suspect": SUSPECT}
 
 Item = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Sight:
         size_lps_mm: size of its box along x, y, z.
         pictures: axial and coronal plane through the centre of the box.
         has_mask: whether the scan has a mask.
-        doubts: the sanity checks that the box fails; empty for none.
+        failed_checks: the sanity checks that the box fails; empty for none.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Sight:
     size_lps_mm: tuple[float, float, float]
     pictures: tuple[Picture, Picture]
     has_mask: bool
-    doubts: tuple[str, ...]
+    failed_checks: tuple[str, ...]
 
 
 def preview(
@@ -154,7 +154,7 @@ def look_at(item: Item, rows: Sequence[int]) -> Iterator[Sight]:
         nodule = Detection((x, y, z), float(np.mean(box[3:])), 1.0)
         axial, coronal, _ = close_ups(scan, nodule, WINDOW, FIELD_OF_VIEW_MM, label=row + 1)
         pictures = axial.middle, coronal.middle
-        found = tuple(doubts(volume, lungs, box, mask, row + 1))
+        found = tuple(failed_checks(volume, lungs, box, mask, row + 1))
         yield Sight(scan.name, row, (box[3], box[4], box[5]), pictures, mask is not None, found)
 
 
@@ -181,7 +181,7 @@ def draw_page(sights: Sequence[Sight], title: str) -> Figure:
     for axes in grid.flat[2 * len(sights) :]:
         axes.set_axis_off()
     for sight, (left, right) in zip(sights, grid.reshape(-1, 2), strict=False):
-        left.set_title(_name(sight), loc="left", color=DOUBT if sight.doubts else TEXT, fontsize=7.5)
+        left.set_title(_name(sight), loc="left", color=SUSPECT if sight.failed_checks else TEXT, fontsize=7.5)
         for axes, picture in zip((left, right), sight.pictures, strict=True):
             _draw(axes, picture, sight)
     return figure
@@ -191,7 +191,7 @@ def _name(sight: Sight) -> str:
     """Return the two lines above the pictures: scan, number and size; failed sanity checks, or a missing mask."""
     name = sight.name if len(sight.name) <= 30 else f"…{sight.name[-29:]}"
     extra = "" if sight.has_mask else "no mask"
-    return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.doubts) or extra}"
+    return f"{name}  #{sight.row + 1}  {np.mean(sight.size_lps_mm):.1f} mm\n{'; '.join(sight.failed_checks) or extra}"
 
 
 def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
@@ -206,7 +206,7 @@ def _draw(axes: Axes, picture: Picture, sight: Sight) -> None:
     axes.add_patch(Rectangle(corner, *across, fill=False, edgecolor=BOX, linewidth=0.9, linestyle=(0, (4, 2))))
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set_edgecolor(DOUBT if sight.doubts else "#2b323c")
+        spine.set_edgecolor(SUSPECT if sight.failed_checks else "#2b323c")
     _letters(axes, picture)
 
 
@@ -224,11 +224,11 @@ def _letters(axes: Axes, picture: Picture) -> None:
 
 def _report(sights: Sequence[Sight]) -> None:
     """Log the suspect boxes and their number, and a warning if there are too many."""
-    doubtful = [sight for sight in sights if sight.doubts]
-    for sight in doubtful:
-        logger.warning("suspect box: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.doubts))
-    logger.info("%d of %d boxes shown are suspect", len(doubtful), len(sights))
-    if len(doubtful) > ALARMING_SHARE * len(sights):
+    suspect = [sight for sight in sights if sight.failed_checks]
+    for sight in suspect:
+        logger.warning("suspect box: %s, nodule %d: %s", sight.name, sight.row + 1, "; ".join(sight.failed_checks))
+    logger.info("%d of %d boxes shown are suspect", len(suspect), len(sights))
+    if len(suspect) > ALARMING_SHARE * len(sights):
         logger.warning(
             "so many suspect boxes suggest a wrong frame: positions must be in LPS mm (x to the left, y to the back)"
         )

@@ -5,7 +5,7 @@ from .cache import CachedScans, CachedToTensorsd, ScanCache, fill_cache, workers
 from .checkpoints import TrainingState, Validation
 from .crops import RandomCropd
 from .dataset import CropDataset, EpochSampler
-from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, averaged, trainable
+from .handlers import EpochHandler, GradientClip, StepLog, StopOnBadLoss, WeightAverage, ema, trainable
 from .insertion import InsertNodulesd
 from .losses import ClassificationLoss, MaskLoss, NoduleLoss, RegressionLoss
 from .lung_augmentation import CellsToNetworkd, RandChestd, ToCellsd
@@ -40,7 +40,7 @@ __all__ = [
     "TrainingState",
     "Validation",
     "WeightAverage",
-    "averaged",
+    "ema",
     "fill_cache",
     "parts_list",
     "prepare_training_batch",

@@ -59,7 +59,7 @@ class GradientClip:
         engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
 
 
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
+def ema(network: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of a network for an exponential moving average (EMA) of the network's weights.
 
     Early in training the decay is smaller, ``(1 + n) / (10 + n)`` after n steps, so that in a short training the
@@ -112,7 +112,7 @@ def trainable(network: nn.Module, frozen: Sequence[str]) -> list[nn.Parameter]:
 
 
 class WeightAverage:
-    """Update the averaged weights after each step; see :func:`averaged`.
+    """Update the averaged weights after each step; see :func:`ema`.
 
     If the network's weights are replaced between two runs of the engine (as in a round of federated learning), the
     average restarts from the new weights.

@@ -20,7 +20,7 @@ from ..core.labels import NODULE
 from ..core.records import Detection, centre_voxels
 from ..decode.candidates import MASK_LOGITS
 from ..decode.masks import logits_at
-from ..metrics.luna16 import inside_findings
+from ..metrics.froc import inside_findings
 
 CLOSE_UPS = 4  # per scan: its largest nodules, then its strongest false findings
 HALF_WIDTH_MM = 32.0  # of a close-up: shows a nodule of 30 mm with its surroundings

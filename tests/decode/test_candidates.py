@@ -16,13 +16,7 @@ from monai.data.box_utils import non_max_suppression
 
 from scripts.core.geometry import apply_affine
 from scripts.core.records import Detection
-from scripts.decode.candidates import (
-    LARGEST_DIAMETER_MM,
-    DecodeCandidatesd,
-    DropOutsideLungsd,
-    _largest_around,
-    strongest_of_overlapping,
-)
+from scripts.decode.candidates import LARGEST_DIAMETER_MM, DecodeCandidatesd, DropOutsideLungsd, _largest_around, nms
 
 SHAPE = (9, 6, 12)  # cells; no two sizes equal, so that swapped axes show
 SETTINGS: dict[str, Any] = {"stride": 2, "threshold": 0.3, "peak_size": 3, "top_k": 100, "nms_overlap": 0.1}
@@ -258,7 +252,7 @@ def test_suppression_is_monais(count: int, overlap: float) -> None:
     boxes = torch.cat([low, low + 10.0 * torch.rand(count, 3, generator=generator)], dim=1)
     scores = torch.linspace(1.0, 0.0, count)
     expected = non_max_suppression(boxes, scores, overlap).tolist() if count else []
-    assert strongest_of_overlapping(boxes, overlap) == expected
+    assert nms(boxes, overlap) == expected
     assert count < 2 or 1 < len(expected) < count
 
 

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 
 from scripts.core.geometry import apply_affine, voxel_volume_mm3
 from scripts.core.records import Detection, Nodule
-from scripts.decode.masks import MaskSettings, SegmentNodulesd, logits_at, piece_at, segment_given, segment_nodules
+from scripts.decode.masks import MaskSettings, SegmentNodulesd, component_at, logits_at, segment_given, segment_nodules
 from scripts.network.blocks import mask_on_voxels
 
 Array = npt.NDArray[np.float64]
@@ -291,10 +291,10 @@ def test_the_piece_at_the_centre_is_the_nearest_within_reach() -> None:
     inside = np.zeros((9, 9, 9), dtype=bool)
     inside[1, 4, 4] = inside[7:9, 4, 4] = True
     reach = np.array([4.0, 4.0, 4.0])
-    assert np.argwhere(piece_at(inside, np.array([1.2, 4.0, 4.0]), reach)).tolist() == [[1, 4, 4]]
-    assert np.argwhere(piece_at(inside, np.array([4.5, 4.0, 4.0]), reach)).tolist() == [[7, 4, 4], [8, 4, 4]]
-    assert not piece_at(inside, np.array([4.0, 4.0, 4.0]), np.array([2.9, 9.0, 9.0])).any()  # 3 voxels either way
-    assert not piece_at(np.zeros_like(inside), np.array([4.0, 4.0, 4.0]), reach).any()
+    assert np.argwhere(component_at(inside, np.array([1.2, 4.0, 4.0]), reach)).tolist() == [[1, 4, 4]]
+    assert np.argwhere(component_at(inside, np.array([4.5, 4.0, 4.0]), reach)).tolist() == [[7, 4, 4], [8, 4, 4]]
+    assert not component_at(inside, np.array([4.0, 4.0, 4.0]), np.array([2.9, 9.0, 9.0])).any()  # 3 voxels either way
+    assert not component_at(np.zeros_like(inside), np.array([4.0, 4.0, 4.0]), reach).any()
     assert inside.sum() == 3
 
 

@@ -28,7 +28,7 @@ from monai.transforms import (
 
 from scripts.decode.candidates import DecodeCandidatesd, DropOutsideLungsd
 from scripts.decode.masks import SegmentNodulesd
-from scripts.network import ready_network
+from scripts.network import load_network
 from scripts.network.blocks import COARSEST_STRIDE
 from scripts.phantom.chest import Chest, make_chest, scan_chest
 from scripts.phantom.files import write_image
@@ -106,7 +106,7 @@ def plain(scan: Path) -> dict[str, Any]:
     parser = ConfigParser()
     parser.read_config(INFERENCE)
     parser["bundle_root"] = str(ROOT)
-    network = ready_network(parser.get_parsed_content("network_def"), "cpu", str(ROOT / "models" / "model.pt")).eval()
+    network = load_network(parser.get_parsed_content("network_def"), "cpu", str(ROOT / "models" / "model.pt")).eval()
     item = _plain_preprocessing()({"image": str(scan)})
     item["pred"] = _plain_maps(item, network)
     settings = {name: parser.get_parsed_content(name) for name in ("stride", "peak_size", "top_k", "nms_overlap")}

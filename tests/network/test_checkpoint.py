@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scripts.core.errors import SettingError
 from scripts.core.files import OutputError
-from scripts.network import CheckpointError, CompactNet, PaperNet, load_weights, ready_network, save_weights
+from scripts.network import CheckpointError, CompactNet, PaperNet, load_network, load_weights, save_weights
 from scripts.network.checkpoint import without_old_name
 from tests.networks import TOLERANCE, as_if_trained, noise
 
@@ -52,17 +52,17 @@ def same(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
 
-def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: Path) -> None:
+def test_load_network_is_the_same_one_with_weights_in_channels_last(tmp_path: Path) -> None:
     """Those of older versions have a tensor that belongs to no layer."""
     trained, fresh = small_network(seed=1), small_network(seed=2)
     trained(torch.randn(2, 1, 5, 6, 7))  # moves the running statistics of the batch norm, which belong to the weights
     old = {"preset_name": torch.zeros(7, dtype=torch.uint8), **trained.state_dict()}
-    assert ready_network(fresh, "cpu", saved(tmp_path, old)) is fresh
+    assert load_network(fresh, "cpu", saved(tmp_path, old)) is fresh
     same(fresh, trained.state_dict())
     assert list(without_old_name({f"module.{name}": value for name, value in old.items()})) == [
         f"module.{name}" for name in trained.state_dict()
     ]
-    wide = ready_network(nn.Conv3d(4, 4, 3), torch.device("cpu")).weight
+    wide = load_network(nn.Conv3d(4, 4, 3), torch.device("cpu")).weight
     assert isinstance(wide, Tensor)
     assert wide.is_contiguous(memory_format=torch.channels_last_3d)
 
@@ -71,7 +71,7 @@ def test_ready_network_is_the_same_one_with_weights_in_channels_last(tmp_path: P
 def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], nn.Module]) -> None:
     network = as_if_trained(build())
     before = copy.deepcopy(network.state_dict())
-    ready = ready_network(network, "cpu", fold=True)
+    ready = load_network(network, "cpu", fuse=True)
     assert sum(isinstance(module, nn.BatchNorm3d) for module in network.modules()) > 10
     assert not any(isinstance(module, nn.BatchNorm3d) for module in ready.modules())
     image = noise(1, 1, 32, 48, 32)
@@ -87,7 +87,7 @@ def test_folded_networks_compute_the_same_with_fewer_layers(build: Callable[[], 
 @pytest.mark.parametrize("padding", [0, 1, "same"])
 def test_folded_convolutions_keep_to_the_precision_that_is_asked_for(padding: int | str) -> None:
     plain = nn.Sequential(nn.Conv3d(2, 3, 3, padding=padding))
-    ready, image = ready_network(plain, "cpu", fold=True), noise(1, 2, 5, 6, 7)
+    ready, image = load_network(plain, "cpu", fuse=True), noise(1, 2, 5, 6, 7)
     with torch.no_grad():
         torch.testing.assert_close(ready(image), plain(image), rtol=0, atol=TOLERANCE)
         assert torch.equal(ready.double()(image.double()), plain.double()(image.double()))
@@ -183,7 +183,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, plain: bool) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_said() -> None:
     with pytest.raises(SettingError, match="found none; use --device cpu"):
-        ready_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
+        load_network(torch.nn.Conv3d(1, 1, 1), "cuda:0")
 
 
 def test_released_weights_are_the_networks_tensors_alone() -> None:
@@ -199,7 +199,7 @@ def test_saved_weights_are_a_plain_state_dict_that_loads(tmp_path: Path) -> None
     trained, fresh = small_network(seed=1), small_network(seed=2)
     path = tmp_path / "new" / "model.pt"
     for _ in range(2):
-        save_weights(ready_network(trained, "cpu"), path)
+        save_weights(load_network(trained, "cpu"), path)
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
     assert list(torch.load(path, weights_only=True)) == list(OWN)
     load_weights(fresh, str(path))

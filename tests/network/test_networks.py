@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.network import CompactNet, PaperNet, ready_network
+from scripts.network import CompactNet, PaperNet, load_network
 from scripts.network.blocks import COARSEST_STRIDE, PRIOR_PROBABILITY
 from tests.networks import TOLERANCE, as_if_trained, noise
 
@@ -108,7 +108,7 @@ def test_nodules_are_rare_before_training(name: str) -> None:
 
 def test_channels_last_gives_the_same_maps(full: nn.Module) -> None:
     batch = noise(2, 1, 16, 32, 48)
-    ready = ready_network(copy.deepcopy(full), "cpu")
+    ready = load_network(copy.deepcopy(full), "cpu")
     with torch.no_grad():
         maps = full(batch)
         assert torch.equal(maps, full(batch.clone()))

@@ -16,7 +16,7 @@ from scripts.core.files import read_csv
 from scripts.core.geometry import apply_affine, swap_lps_ras
 from scripts.prepare import preview
 from scripts.prepare.__main__ import main
-from scripts.prepare.checks import doubts, lungs_of
+from scripts.prepare.checks import failed_checks, lungs_of
 from scripts.prepare.preview import BOX, COLUMNS, ROWS, choose, draw_page, look_at
 from scripts.read.reader import Volume, read_scan
 from scripts.report.html.pictures import outline_lines, outline_path
@@ -90,7 +90,7 @@ def test_the_outline_lies_in_the_middle_of_both_pictures(data: Path) -> None:
     item = {"name": "a", "image": str(data / "scan.nii.gz"), "mask": str(data / "mask.nii.gz"), **rows(NODULE_VOXEL)}
     (sight,) = look_at(item, [0])
     assert sight.has_mask
-    assert sight.doubts == ()
+    assert sight.failed_checks == ()
     for picture in sight.pictures:
         (line,) = outline_lines(picture.outline)
         np.testing.assert_allclose(line.mean(axis=0), [picture.width_mm / 2] * 2, atol=1.5)
@@ -128,12 +128,12 @@ def test_many_nodules_make_several_pages(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("voxel", "doubt"), [((50, 45, 30), ""), ((72, 45, 30), "contains only air"), ((92, 80, 30), "outside the lungs")]
+    ("voxel", "failed"), [((50, 45, 30), ""), ((72, 45, 30), "contains only air"), ((92, 80, 30), "outside the lungs")]
 )
-def test_what_no_nodule_can_be_is_suspect(voxel: tuple[int, int, int], doubt: str) -> None:
+def test_what_no_nodule_can_be_is_suspect(voxel: tuple[int, int, int], failed: str) -> None:
     volume = Volume(chest_hu(), AFFINE, {}, ())
-    found = list(doubts(volume, lungs_of(volume), box_at(voxel), None, 1))
-    assert (doubt in found) if doubt else found == []
+    found = list(failed_checks(volume, lungs_of(volume), box_at(voxel), None, 1))
+    assert (failed in found) if failed else found == []
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_no_nodule_can_be_is_suspect(voxel: tuple[int, int, int], doubt: st
 )
 def test_a_mask_elsewhere_or_without_the_nodule_is_suspect(shift: int, value: int, found: list[str]) -> None:
     mask = np.roll(ball(NODULE_VOXEL).astype(np.uint16), shift, axis=2)
-    assert list(doubts(Volume(chest_hu(), AFFINE, {}, ()), None, box_at(NODULE_VOXEL), mask, value)) == found
+    assert list(failed_checks(Volume(chest_hu(), AFFINE, {}, ()), None, box_at(NODULE_VOXEL), mask, value)) == found
 
 
 def test_a_list_in_another_frame_is_noticed(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -197,5 +197,5 @@ def test_no_real_nodule_is_suspect() -> None:
         volume = read_scan(nodules / "image" / f"{row['name']}.nii.gz")
         box = [*(float(row[f"coord{axis}"]) for axis in "XYZ"), *[float(row["diameter_mm"])] * 3]
         mask = np.asarray(nib.load(nodules / "mask" / f"{row['name']}.nii.gz").dataobj)
-        found += [(row["name"], doubt) for doubt in doubts(volume, None, box, mask, 1)]
+        found += [(row["name"], failed) for failed in failed_checks(volume, None, box, mask, 1)]
     assert found == []

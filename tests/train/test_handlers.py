@@ -38,7 +38,7 @@ from scripts.train import (
     TrainingState,
     Validation,
     WeightAverage,
-    averaged,
+    ema,
     prepare_training_batch,
 )
 from scripts.train.checkpoints import StateError
@@ -77,7 +77,7 @@ class Run:
     ) -> None:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.2))
-        self.average = averaged(self.network, decay=0.9)
+        self.average = ema(self.network, decay=0.9)
         self.optimizer = optimizer = torch.optim.AdamW(self.network.parameters(), **{"lr": 0.05, **settings})
         scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=planned * length)
         self.stream, sampler = Stream(), EpochSampler(2 * length)
@@ -263,7 +263,7 @@ def test_the_average_forgets_its_beginning_first_and_then_by_its_decay() -> None
     """Weights 0, 1, 1, 1 …: after step n the average keeps min(decay, (1 + n) / (10 + n)) of what it was."""
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(network.weight)
-    average = averaged(network, decay=0.2)
+    average = ema(network, decay=0.2)
     seen = []
     for value in (0.0, 1.0, 1.0, 1.0):
         torch.nn.init.constant_(network.weight, value)
@@ -275,7 +275,7 @@ def test_the_average_forgets_its_beginning_first_and_then_by_its_decay() -> None
 
 def test_the_average_has_the_buffers_of_the_network() -> None:
     network = torch.nn.BatchNorm1d(2)
-    average = averaged(network, decay=0.99)
+    average = ema(network, decay=0.99)
     network(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
     average.update_parameters(network)
     torch.testing.assert_close(dict(average.module.named_buffers()), dict(network.named_buffers()))
@@ -284,7 +284,7 @@ def test_the_average_has_the_buffers_of_the_network() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="average_decay: expected a number from 0 to below 1"):
-        averaged(torch.nn.Linear(1, 1), decay)
+        ema(torch.nn.Linear(1, 1), decay)
 
 
 # --- broken losses

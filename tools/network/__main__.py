@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from scripts.core.commands import run_command
 
 # Command → "module:function" in this package; a module is imported only when its command is called.
-COMMANDS = {"describe": "describe:describe", "reach": "reach:reach"}
+COMMANDS = {"describe": "describe:describe", "attention_span": "attention_span:attention_span"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

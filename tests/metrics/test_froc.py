@@ -24,7 +24,7 @@ from scripts.metrics import (
     match,
     size_class,
 )
-from scripts.metrics.luna16 import Counts, SizeReadings, curve
+from scripts.metrics.froc import Counts, SizeReadings, curve
 
 Row = tuple[int, float, float]  # scan, x mm, score or diameter mm
 

@@ -16,7 +16,7 @@ from scripts.network import CompactNet
 from scripts.network.checkpoint import save_weights
 from scripts.network.deformable_attention import DeformableAttention
 from tools.network.__main__ import main
-from tools.network.reach import reach_of, tiles_of
+from tools.network.attention_span import spans_of, tiles_of
 
 TILES = [torch.randn(1, 1, 64, 48, 32, generator=torch.Generator().manual_seed(0))]
 
@@ -39,7 +39,7 @@ def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_tile_from_the_last_
     fine = [(i + 0.5) / 6 for i in range(6)] * (8 * 4) + [(i + 0.5) / 3 for i in range(3)] * (4 * 2)
     stays = [sum(one + step < 1 for one in fine) / len(fine) for step in (1 / 6, 1 / 3)]
     inside_mm = (8.0 * stays[0] + 16.0 * stays[1]) / sum(stays)
-    for found in reach_of(_looking_along((0.0, 1.0, 0.0)), TILES):
+    for found in spans_of(_looking_along((0.0, 1.0, 0.0)), TILES):
         seen = (found.inside, found.inside_mm, found.all_mm)
         assert seen == pytest.approx((sum(stays) / 2, inside_mm, (8.0 + 16.0) / 2))
 
@@ -50,7 +50,7 @@ def test_one_cell_along_an_axis_is_its_stride_and_leaves_the_tile_from_the_last_
 def test_points_on_the_query_are_inside_and_far_ones_outside(
     cells: float, inside: float, inside_mm: float, all_mm: float
 ) -> None:
-    for found in reach_of(_looking_along((0.0, 0.0, cells)), TILES):
+    for found in spans_of(_looking_along((0.0, 0.0, cells)), TILES):
         seen = (*found.weight, found.inside, found.inside_mm, found.all_mm)
         assert seen == pytest.approx((0.5, 0.5, inside, inside_mm, all_mm), nan_ok=True)
 
@@ -59,20 +59,20 @@ def test_weights_count() -> None:
     network = CompactNet()
     for layer in _attentions(network):
         layer.weights.bias.data.view(layer.heads, 2, layer.points)[:, 0] += math.log(3.0)
-    assert reach_of(network, TILES)[0].weight == pytest.approx((0.75, 0.25))
+    assert spans_of(network, TILES)[0].weight == pytest.approx((0.75, 0.25))
 
 
 def test_looking_leaves_the_network_as_it_was() -> None:
     network = CompactNet().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    reach_of(network, TILES)
+    spans_of(network, TILES)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer._forward_pre_hooks for layer in _attentions(network))
 
 
 def test_a_network_without_attention_is_refused() -> None:
     with pytest.raises(UserError, match="expected layers of deformable attention, found none"):
-        reach_of(CompactNet(layers=0), TILES)
+        spans_of(CompactNet(layers=0), TILES)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def image(small_data: Path) -> str:
 def test_the_command_prints_each_layer(image: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_weights(CompactNet(), tmp_path / "model.pt")
     with caplog.at_level("INFO"):
-        assert main(["reach", "--image", image, "--checkpoint", str(tmp_path / "model.pt")]) == 0
+        assert main(["attention_span", "--image", image, "--checkpoint", str(tmp_path / "model.pt")]) == 0
     assert len(re.findall(r"^\| \d +\| +0\.50 / 0\.50 \| +0\.\d\d \| +\d+ mm \| +\d+ mm \|$", caplog.text, re.M)) == 3
 
 

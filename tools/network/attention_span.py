@@ -1,4 +1,4 @@
-"""The command ``reach``: how far the attention of trained weights looks, and how much of that is inside the tile."""
+"""The command ``attention_span``: how far trained weights look, and how much of that is inside the tile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_TILES = 8
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionSpan:
     """Where one attention layer looks; means are weighted by the attention weight of each point.
 
     Attributes:
@@ -42,7 +42,7 @@ class Reach:
     all_mm: float
 
 
-def reach(
+def attention_span(
     *, image: str, checkpoint: str = "models/model.pt", tile_size: int = 64, config_file: Sequence[str] = (TRAIN,)
 ) -> None:
     """Print how far each layer of attention looks in tiles of a scan.
@@ -66,7 +66,7 @@ def reach(
             f"{one.inside_mm:.0f} mm",
             f"{one.all_mm:.0f} mm",
         ]
-        for number, one in enumerate(reach_of(network, list(tiles_of(image, tile_size))), start=1)
+        for number, one in enumerate(spans_of(network, list(tiles_of(image, tile_size))), start=1)
     ]
     head = ["Layer", "Weight on the levels, fine to coarse", "Inside the tile", "Mean distance, inside", "all"]
     logger.info("%s, tiles of %d mm:\n%s", checkpoint, tile_size, table(head, rows))
@@ -86,8 +86,8 @@ def tiles_of(image: str, size: int) -> Iterator[Tensor]:
         yield volume[(slice(None), *tile)][None]
 
 
-def reach_of(network: nn.Module, tiles: list[Tensor]) -> list[Reach]:
-    """Return the reach of each attention layer, first layer first, over tiles ``[B, 1, I, J, K]`` of 1 mm voxels.
+def spans_of(network: nn.Module, tiles: list[Tensor]) -> list[AttentionSpan]:
+    """Return the span of each attention layer, first layer first, over tiles ``[B, 1, I, J, K]`` of 1 mm voxels.
 
     Raises:
         UserError: the network has no attention.
@@ -118,9 +118,11 @@ def reach_of(network: nn.Module, tiles: list[Tensor]) -> list[Reach]:
         for tile in tiles:
             tile_mm = torch.tensor(tile.shape[2:], dtype=torch.float32)
             network(tile)
-    reaches = []
+    spans = []
     for total in sums:
         inside, inside_mm, weight, all_mm = total.sum(1)
         levels = tuple((total[2] / weight).tolist())
-        reaches.append(Reach(levels, *torch.stack([inside / weight, inside_mm / inside, all_mm / weight]).tolist()))
-    return reaches
+        spans.append(
+            AttentionSpan(levels, *torch.stack([inside / weight, inside_mm / inside, all_mm / weight]).tolist())
+        )
+    return spans
