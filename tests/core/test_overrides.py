@@ -180,7 +180,7 @@ KNOWN: dict[str, Any] = {
     "network_def#layers": 2,
     "network_def::heads": 2,
     "evaluator#amp": True,
-    "network#fold": False,
+    "network#fuse": False,
     "dataloader#num_workers": 2,
     "evaluator#_disabled_": False,
     "run_name": "x",
