@@ -1,7 +1,7 @@
 """Look up what findings in whole chests were read as, draw those that nobody has read, and count the others.
 
-A finding has the verdict of the nearest one in ``docs/readings/read_findings.csv`` that lies within its radius, at
-least 4 mm; without one it is ``unread``. Whoever reads an unread finding in the pictures adds it to that file, and runs
+A finding has the verdict of the nearest one in ``docs/readings/read_findings.csv`` within whose radius, at least 4 mm,
+it lies; without one it is ``unread``. Whoever reads an unread finding in the pictures adds it to that file, and runs
 the command again.
 """
 
@@ -86,16 +86,20 @@ def readings(results: Sequence[str], images: str, output_dir: str) -> list[Row]:
 def _findings(path: Path, known: Sequence[Row]) -> Iterator[Row]:
     """Yield the nodules of a result with their verdicts."""
     name = path.parent.name
-    read = [row for row in known if row["name"] == name]
-    places = np.array([[float(row[column]) for column in COLUMNS[1:5]] for row in read]).reshape(-1, 4)
     for nodule in read_record(path)["nodules"]:
-        apart_mm = np.linalg.norm(places[:, :3] - nodule["centre_lps_mm"], axis=1)
-        apart_mm[apart_mm >= np.maximum(places[:, 3] / 2.0, LEAST_RADIUS_MM)] = np.inf
-        is_read = bool(np.isfinite(apart_mm).any())
         numbers = [*nodule["centre_lps_mm"], nodule["diameter_mm"], nodule["probability"]]
         texts = [f"{number:.{digits}f}" for number, digits in zip(numbers, (1, 1, 1, 1, 3), strict=True)]
-        verdict = read[int(apart_mm.argmin())]["verdict"] if is_read else UNREAD
+        verdict = verdict_of(name, nodule["centre_lps_mm"], known)
         yield dict(zip(COLUMNS, [name, *texts, verdict], strict=True))
+
+
+def verdict_of(name: str, centre_lps_mm: Sequence[float], known: Sequence[Row]) -> str:
+    """Return the verdict of what was read nearest to a place in a scan, :data:`UNREAD` if that is too far away."""
+    read = [row for row in known if row["name"] == name]
+    places = np.array([[float(row[column]) for column in COLUMNS[1:5]] for row in read]).reshape(-1, 4)
+    apart_mm = np.linalg.norm(places[:, :3] - centre_lps_mm, axis=1)
+    apart_mm[apart_mm >= np.maximum(places[:, 3] / 2.0, LEAST_RADIUS_MM)] = np.inf
+    return read[int(apart_mm.argmin())]["verdict"] if np.isfinite(apart_mm).any() else UNREAD
 
 
 def by_threshold(rows: Sequence[Row], scans: int) -> str:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.bundle import ROOT
-from tools.readings import LEAST_RADIUS_MM
+from tools.readings import verdict_of
 
 READINGS = ROOT / "docs" / "readings"
 POSITION = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
@@ -64,10 +64,4 @@ def test_findings_carry_the_verdicts_that_the_page_counts(
 def test_released_findings_have_the_verdict_of_what_was_read() -> None:
     read = rows_of("read_findings.csv", ("name", *POSITION, "diameter_mm", "verdict"))
     for found in rows_of("released_findings.csv", ("name", *POSITION, "diameter_mm", "probability", "verdict")):
-        apart_mm = {
-            math.dist([float(row[axis]) for axis in POSITION], [float(found[axis]) for axis in POSITION]): row
-            for row in read
-            if row["name"] == found["name"]
-        }
-        nearest = min(mm for mm, row in apart_mm.items() if mm < max(float(row["diameter_mm"]) / 2, LEAST_RADIUS_MM))
-        assert apart_mm[nearest]["verdict"] == found["verdict"]
+        assert verdict_of(found["name"], [float(found[axis]) for axis in POSITION], read) == found["verdict"]
